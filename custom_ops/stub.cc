@@ -1,0 +1,1 @@
+extern "C" void* RegisterCustomOps(void*, const void*) { return nullptr; }
