@@ -1,0 +1,1 @@
+"""Calibration in PyTorch: from a float transformer to a quantized state. Never imports onnx."""

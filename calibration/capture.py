@@ -1,0 +1,90 @@
+"""Recording layer inputs while the float pipeline samples, at its own timesteps.
+
+Both halves of guidance run in one batch, so conditional and unconditional rows are both recorded.
+Rows are drawn evenly over all calls of a layer: every timestep and every prompt contributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fp4dit_onnx.errors import UsageError
+
+__all__ = ["InputRecorder", "record_inputs"]
+
+
+class InputRecorder:
+    """Forward hooks that keep a bounded sample of the input rows of named linears.
+
+    Args:
+        network: the float transformer.
+        layers: names of the linears to watch.
+        rows_per_call: rows kept of each forward call of a layer.
+        seed: of the row choice.
+    """
+
+    def __init__(
+        self, network: torch.nn.Module, layers: Sequence[str], rows_per_call: int, seed: int
+    ) -> None:
+        self._rows: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
+        self._random = np.random.default_rng(seed)
+        self._rows_per_call = rows_per_call
+        self._handles = [
+            network.get_submodule(name).register_forward_pre_hook(self._hook(name))
+            for name in layers
+        ]
+
+    def _hook(self, name: str) -> Callable[[torch.nn.Module, tuple[Any, ...]], None]:
+        def keep(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+            rows = args[0].detach().reshape(-1, args[0].shape[-1])  # [..., K] -> [rows, K]
+            count = min(self._rows_per_call, rows.shape[0])
+            pick = self._random.choice(rows.shape[0], count, replace=False)
+            self._rows[name].append(rows[torch.from_numpy(np.sort(pick))].float().clone())
+
+        return keep
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+
+    def rows(self, name: str) -> torch.Tensor:
+        """Recorded rows of layer `name`, float32 [R, K], in order of time.
+
+        Raises:
+            UsageError: the layer was never called, or saw NaN or infinity.
+        """
+        if not self._rows[name]:
+            raise UsageError(f"layer {name} was never run while sampling: exclude it with a rule")
+        rows = torch.cat(self._rows[name])
+        if not bool(torch.isfinite(rows).all()):
+            raise UsageError(
+                f"layer {name}: the float model's own activations hold NaN or infinity; check the "
+                "checkpoint and the sampling settings"
+            )
+        return rows
+
+
+def record_inputs(
+    network: torch.nn.Module,
+    layers: Sequence[str],
+    sample: Callable[[], None],
+    *,
+    rows_per_call: int,
+    seed: int,
+) -> Mapping[str, torch.Tensor]:
+    """Input rows of each layer over the calls that `sample` makes.
+
+    Returns:
+        name -> float32 [R, K].
+    """
+    recorder = InputRecorder(network, layers, rows_per_call, seed)
+    try:
+        sample()
+    finally:
+        recorder.close()
+    return {name: recorder.rows(name) for name in layers}

@@ -1,0 +1,101 @@
+"""The float pipeline in torch: loading it, and running its sampler over prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from fp4dit_onnx.checkpoint import Checkpoint
+from fp4dit_onnx.errors import CheckpointError
+from fp4dit_onnx.models import Family
+from fp4dit_onnx.runtime.pipeline import Sampling, initial_latents
+
+__all__ = ["BATCH", "load_pipeline", "network_calls", "sample_latents"]
+
+BATCH = 8
+"""Prompts that are sampled together."""
+
+
+def load_pipeline(checkpoint: Checkpoint) -> Any:
+    """The diffusers pipeline of a checkpoint in float32, from local files alone.
+
+    Raises:
+        CheckpointError: diffusers or transformers cannot build it.
+    """
+    pipeline_class = getattr(diffusers, checkpoint.pipeline_class)
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        pipeline = pipeline_class.from_pretrained(
+            checkpoint.folder,
+            variant=checkpoint.variant,
+            local_files_only=True,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{checkpoint.folder}: diffusers cannot load it as {checkpoint.pipeline_class}: {error}"
+        ) from error
+    pipeline.to(torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    for component in pipeline.components.values():
+        if isinstance(component, torch.nn.Module):
+            component.eval().requires_grad_(requires_grad=False)
+    return pipeline
+
+
+def network_calls(prompts: int, steps: int) -> int:
+    """Calls of the transformer while `prompts` prompts are sampled."""
+    return math.ceil(prompts / BATCH) * steps
+
+
+@torch.no_grad()
+def sample_latents(
+    pipeline: Any,
+    family: Family,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    on_call: Callable[[], None] = lambda: None,
+) -> torch.Tensor:
+    """Final latents [P, C, H, W] of prompt i from the noise of seed i, through the whole sampler.
+
+    Args:
+        pipeline: as `load_pipeline` returns it; its transformer may be a simulation.
+        family: for the options of the pipeline's call.
+        prompts: P texts.
+        seeds: P seeds of the initial noise.
+        sampling: steps, guidance, size and text length.
+        on_call: called after each call of the transformer.
+    """
+    network = pipeline.transformer
+    size = network.config.sample_size
+    shape = (network.config.in_channels, size, size)
+    handle = network.register_forward_hook(lambda *_: on_call())
+    parts = []
+    try:
+        for start in range(0, len(prompts), BATCH):
+            chosen = slice(start, start + BATCH)
+            noise = [torch.from_numpy(initial_latents(seed, shape)) for seed in seeds[chosen]]
+            parts.append(
+                pipeline(
+                    prompt=list(prompts[chosen]),
+                    latents=torch.stack(noise),
+                    num_inference_steps=sampling.steps,
+                    guidance_scale=sampling.guidance,
+                    height=sampling.height,
+                    width=sampling.width,
+                    max_sequence_length=sampling.max_sequence_length,
+                    output_type="latent",
+                    **family.pipeline_options,
+                ).images
+            )
+    finally:
+        handle.remove()
+    return torch.cat(parts)

@@ -1,0 +1,222 @@
+"""The deployed folder: its layout, its manifest, and how it is written in one step.
+
+    model_index.json  scheduler/  tokenizer/  quantization.json
+    transformer/model.onnx (+ model.onnx.data)  text_encoder/model.onnx  vae_decoder/model.onnx
+
+The manifest, quantization.json, holds ``format_version``, ``recipe``, ``sampling``, ``layers``,
+``skipped``, ``passes``, ``versions``, ``source`` and ``files`` (bytes and sha256 of every other file).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from fp4dit_onnx.bundle_writing import new_bundle
+from fp4dit_onnx.errors import BundleError
+
+__all__ = ["FORMAT_VERSION", "MANIFEST", "Bundle", "new_bundle", "write_manifest"]
+
+FORMAT_VERSION = 1
+MANIFEST = "quantization.json"
+
+REQUIRED_FILES = (
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "tokenizer/tokenizer.json",
+    "transformer/model.onnx",
+    "text_encoder/model.onnx",
+    "vae_decoder/model.onnx",
+)
+MANIFEST_KEYS: dict[str, type] = {
+    "recipe": dict,
+    "sampling": dict,
+    "layers": list,
+    "skipped": list,
+    "passes": list,
+    "versions": dict,
+    "files": dict,
+}
+"""Entries that every manifest has, and their JSON type."""
+
+_EXPORT_AGAIN = "export the bundle again, or copy it whole"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: every file of the manifest is there with its size.
+
+    Attributes:
+        folder: the bundle's folder.
+        manifest: the content of quantization.json.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Bundle:
+        """Open a bundle and check layout, version, presence and sizes (not the hashes).
+
+        Raises:
+            BundleError: no bundle, of another version, or incomplete.
+        """
+        root = Path(folder)
+        _check_is_bundle(root)
+        bundle = cls(root, _read_manifest(root / MANIFEST))
+        for name in REQUIRED_FILES:
+            if not (root / name).is_file():
+                raise BundleError(f"{root / name} not found: every bundle has it; {_EXPORT_AGAIN}")
+        bundle.check_files(deep=False)
+        return bundle
+
+    @property
+    def transformer(self) -> Path:
+        """The quantized transformer."""
+        return self.folder / "transformer" / "model.onnx"
+
+    @property
+    def text_encoder(self) -> Path:
+        """The text encoder, float32."""
+        return self.folder / "text_encoder" / "model.onnx"
+
+    @property
+    def vae_decoder(self) -> Path:
+        """The decoder from latents to pixels, float32."""
+        return self.folder / "vae_decoder" / "model.onnx"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer in one file."""
+        return self.folder / "tokenizer" / "tokenizer.json"
+
+    @property
+    def scheduler(self) -> Path:
+        """The scheduler's settings."""
+        return self.folder / "scheduler" / "scheduler_config.json"
+
+    @property
+    def model_index(self) -> Path:
+        """The list of components."""
+        return self.folder / "model_index.json"
+
+    def check_files(self, *, deep: bool) -> None:
+        """Compare the files with the manifest: sizes, and with `deep` the sha256 too.
+
+        Raises:
+            BundleError: a file is absent or differs; names the first one.
+        """
+        for name, entry in self.manifest["files"].items():
+            path = self.folder / name
+            if not path.is_file():
+                raise BundleError(f"{path} not found: {MANIFEST} lists it; {_EXPORT_AGAIN}")
+            size = path.stat().st_size
+            if size != entry["bytes"]:
+                raise BundleError(
+                    f"{path} has {size} bytes, {MANIFEST} says {entry['bytes']}; {_EXPORT_AGAIN}"
+                )
+            if deep and (found := _sha256(path)) != entry["sha256"]:
+                raise BundleError(
+                    f"{path} has sha256 {found[:12]}..., {MANIFEST} says "
+                    f"{entry['sha256'][:12]}...; {_EXPORT_AGAIN}"
+                )
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Write quantization.json into `folder`, adding "format_version" and "files".
+
+    Numbers that JSON lacks (infinity, NaN) are written as null.
+
+    Args:
+        folder: holds every other file of the bundle already.
+        manifest: the remaining entries.
+
+    Returns:
+        The manifest as written.
+    """
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
+    files = {
+        p.relative_to(folder).as_posix(): {"sha256": _sha256(p), "bytes": p.stat().st_size}
+        for p in paths
+    }
+    content = {"format_version": FORMAT_VERSION, **manifest, "files": files}
+    finite: dict[str, Any] = {key: _finite(value) for key, value in content.items()}
+    text = json.dumps(finite, indent=1, allow_nan=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return finite
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_is_bundle(root: Path) -> None:
+    expected = "expected a folder made by 'fp4dit-onnx export'"
+    if not root.exists():
+        raise BundleError(f"{root} not found: {expected}; check the path")
+    if not root.is_dir():
+        raise BundleError(f"{root} is a file: {expected}")
+    if (root / MANIFEST).is_file():
+        return
+    if (root / "model_index.json").is_file():
+        raise BundleError(
+            f"{root} is an unquantized pipeline (no {MANIFEST}): {expected}; "
+            f"run  fp4dit-onnx export {root} -o DIR"
+        )
+    raise BundleError(f"{root} has no {MANIFEST}: {expected}")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BundleError(f"{path} is not JSON ({error}); {_EXPORT_AGAIN}") from None
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"{path} has format_version {version!r}: this program reads {FORMAT_VERSION}; "
+            "export the bundle again, or install the version that made it"
+        )
+    for key, kind in MANIFEST_KEYS.items():
+        if not isinstance(manifest.get(key), kind):
+            found = type(manifest[key]).__name__ if key in manifest else "nothing"
+            raise BundleError(
+                f"{path}: entry {key!r} is {found}, expected a {kind.__name__}; {_EXPORT_AGAIN}"
+            )
+    for name, entry in manifest["files"].items():
+        _check_entry(path, name, entry)
+    return dict(manifest)
+
+
+def _check_entry(path: Path, name: str, entry: object) -> None:
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name:
+        raise BundleError(f"{path}: file {name!r} lies outside the bundle; {_EXPORT_AGAIN}")
+    well_formed = (
+        isinstance(entry, dict)
+        and isinstance(entry.get("bytes"), int)
+        and isinstance(entry.get("sha256"), str)
+    )
+    if not well_formed:
+        raise BundleError(
+            f"{path}: file {name!r} has no 'bytes' and 'sha256'; {_EXPORT_AGAIN}"
+        )

@@ -1,0 +1,143 @@
+"""Writes a bundle beside its place and renames it, so that nothing half-written is ever found there."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fp4dit_onnx.errors import UsageError
+
+__all__ = ["new_bundle"]
+
+
+@contextmanager
+def new_bundle(
+    output: Path, overwrite: bool = False, *, source: Path | None = None
+) -> Iterator[Path]:
+    """Yield a temporary folder beside `output`; on success it takes the place of `output`.
+
+    On any exception, KeyboardInterrupt included, the temporary folder is removed and `output` stays
+    as it was. What a killed process left beside `output` is cleared first.
+
+    Args:
+        output: the bundle to be.
+        overwrite: replace an older bundle there.
+        source: the checkpoint that is read; `output` may not contain, equal or lie in it.
+
+    Raises:
+        UsageError: `output` is a file, is not empty, or overlaps `source`.
+    """
+    output = Path(os.path.realpath(output))
+    _recover(output)
+    check_output(output, overwrite, source=source)
+    created = _make_parents(output.parent)
+    partial = output.parent / f".{output.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        partial.mkdir()
+        yield partial
+        _swap(partial, output)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        for parent in created:
+            with suppress(OSError):
+                parent.rmdir()
+        raise
+
+
+def check_output(output: Path, overwrite: bool, *, source: Path | None = None) -> None:
+    """Raise UsageError where a bundle may not be written to `output`."""
+    target = output.resolve()
+    if source is not None:
+        origin = source.resolve()
+        if target == origin or target in origin.parents or origin in target.parents:
+            raise UsageError(
+                f"output {output} overlaps the source {source}: expected a folder apart from it; "
+                "choose another with --output"
+            )
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise UsageError(f"output {output} is a file: expected a new folder; choose another name")
+    held = sorted(p.name for p in output.iterdir())
+    if not held:
+        return
+    found = ", ".join(held[:3]) + (", ..." if len(held) > 3 else "")
+    if "quantization.json" not in held:
+        raise UsageError(
+            f"output {output} is not empty and holds no bundle (found {found}): expected a new or "
+            "empty folder, or a bundle to replace with --overwrite; choose another, or empty it"
+        )
+    if not overwrite:
+        raise UsageError(
+            f"output {output} is not empty (found {found}): expected a new or empty folder; "
+            "replace the bundle with --overwrite, or choose another folder"
+        )
+
+
+def _make_parents(folder: Path) -> list[Path]:
+    """Create `folder`; returns the folders made, deepest first."""
+    missing = []
+    probe = folder
+    while not probe.exists():
+        missing.append(probe)
+        probe = probe.parent
+    if not probe.is_dir():
+        raise UsageError(f"{probe} is a file: a folder is expected there to hold the output")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"cannot create {folder} ({error.strerror}): choose an output that can be written"
+        ) from error
+    return missing
+
+
+def _swap(partial: Path, output: Path) -> None:
+    """Rename `partial` to `output`; an older folder there is set aside first and removed after."""
+    if not output.exists():
+        partial.rename(output)
+        return
+    old = output.parent / f".{output.name}.old-{os.getpid()}-{secrets.token_hex(4)}"
+    output.rename(old)
+    try:
+        partial.rename(output)
+    except BaseException:
+        old.rename(output)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover(output: Path) -> None:
+    """Clear what processes that are gone left beside `output`.
+
+    A process killed between the two renames of `_swap` left the older bundle aside: it is put back.
+    """
+    if not output.parent.is_dir():
+        return
+    pattern = re.compile(re.escape(f".{output.name}.") + r"(partial|old)-(\d+)-[0-9a-f]{8}")
+    for path in sorted(output.parent.iterdir()):
+        match = pattern.fullmatch(path.name)
+        if match is None or _is_running(int(match[2])):
+            continue
+        if match[1] == "old" and not output.exists():
+            path.rename(output)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    """Whether process `pid` may be alive; always True where that cannot be asked harmlessly."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

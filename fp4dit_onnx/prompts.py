@@ -1,0 +1,46 @@
+"""Prompts to calibrate and evaluate with."""
+
+from __future__ import annotations
+
+import importlib.resources
+from pathlib import Path
+
+from fp4dit_onnx.errors import UsageError
+
+__all__ = ["demo_prompts", "general_prompts", "read_prompts"]
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a UTF-8 text file that are not blank, in order.
+
+    Raises:
+        UsageError: no such file, not UTF-8, or without a line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"prompts file {path}: {error.strerror}; give a text file") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"prompts file {path}: byte {error.start} is not UTF-8; save the file as UTF-8 text"
+        ) from error
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise UsageError(f"prompts file {path} is empty: expected one prompt a line")
+    return prompts
+
+
+def _packaged(*parts: str) -> list[str]:
+    path = importlib.resources.files("fp4dit_onnx").joinpath(*parts)
+    with importlib.resources.as_file(path) as file:
+        return read_prompts(file)
+
+
+def demo_prompts(purpose: str) -> list[str]:
+    """Prompts of the embedded demo pipeline for ``calibration`` or ``evaluation``."""
+    return _packaged("demo", "prompts", f"{purpose}.txt")
+
+
+def general_prompts() -> list[str]:
+    """Prompts to calibrate with where the user gives none."""
+    return _packaged("prompts", "general.txt")

@@ -1,0 +1,213 @@
+"""What to quantize and how, as data: bits, formats and rules become one specification a layer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.formats import FloatFormat, format_by_name
+
+__all__ = ["DEFAULT_GROUP_SIZE", "FORMS", "LayerSpec", "Recipe", "Rule", "make_recipe", "parse_bits"]
+
+DEFAULT_GROUP_SIZE = 128
+FLOAT = "none"
+"""In a rule: the layer stays in float, or its activations do."""
+PAPER = "paper"
+
+FORMS = ("fused", "qdq")
+"""``fused`` computes on integers; ``qdq`` shows each quantize and dequantize beside plain MatMuls."""
+
+WEIGHT_FORMATS = {4: "e2m1", 6: "e2m3", 8: "int8"}
+ACTIVATION_FORMATS = {4: "e2m1", 6: "e2m3", 8: "e3m4", 16: FLOAT, 32: FLOAT}
+"""FP4DiT section "activations": E2M3 for A6, E3M4 for A8. A16 and A32 leave activations in float."""
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """How one linear layer is quantized.
+
+    Attributes:
+        weight: weight format name.
+        activation: activation format name, or None for float activations.
+        group_size: input channels that share one weight scale.
+    """
+
+    weight: str
+    activation: str | None
+    group_size: int
+
+    @property
+    def weight_format(self) -> FloatFormat:
+        """The weight format."""
+        return format_by_name(self.weight)
+
+    @property
+    def activation_format(self) -> FloatFormat | None:
+        """The activation format, None for float activations."""
+        return format_by_name(self.activation) if self.activation else None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Layers whose name matches `pattern` (shell wildcards) get these formats.
+
+    Attributes:
+        pattern: matched against the layer's torch name, ``*`` also across dots.
+        weight: weight format, or ``none`` to keep the layer in float.
+        activation: activation format, ``none`` for float, or None for the recipe's own.
+        required: a user's rule must match a layer; the paper's need not.
+        reason: why the layer stays in float, if it does.
+    """
+
+    pattern: str
+    weight: str
+    activation: str | None = None
+    required: bool = True
+    reason: str = "kept in float by rule"
+
+    @classmethod
+    def parse(cls, text: str) -> Rule:
+        """The rule written ``PATTERN=WEIGHT`` or ``PATTERN=WEIGHT/ACTIVATION``.
+
+        Raises:
+            UsageError: the text is no rule, or names an unknown format.
+        """
+        pattern, equals, formats = text.rpartition("=")
+        if not equals or not pattern or not formats:
+            raise UsageError(
+                f"layer rule {text!r}: expected PATTERN=FORMAT, for example "
+                "'*.ff.net.0.proj=e3m0', '*.attn2.*=e2m1/e3m4' or 'proj_out=none'"
+            )
+        weight, _, activation = formats.partition("/")
+        for name in (weight, activation or FLOAT):
+            if name != FLOAT:
+                format_by_name(name)
+        return cls(pattern, weight, activation or None)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The whole request: first matching rule decides a layer.
+
+    Attributes:
+        bits: what the user asked for, such as ``w4a6``.
+        method: name of the rounding method.
+        activation: default activation format, or None for float.
+        group_size: input channels per weight scale.
+        rules: in order; the last one matches everything.
+    """
+
+    bits: str
+    method: str
+    activation: str | None
+    group_size: int
+    rules: tuple[Rule, ...]
+
+    def assign(
+        self, layers: Sequence[str]
+    ) -> tuple[dict[str, LayerSpec], tuple[tuple[str, str], ...]]:
+        """A specification for each layer, and (name, reason) of those that stay in float.
+
+        Raises:
+            UsageError: a user's rule matches no layer.
+        """
+        for rule in self.rules:
+            if rule.required and not any(fnmatchcase(name, rule.pattern) for name in layers):
+                raise UsageError(
+                    f"layer rule {rule.pattern!r} matches none of the {len(layers)} linear layers; "
+                    f"their names look like {', '.join(layers[:3])}"
+                )
+        specs: dict[str, LayerSpec] = {}
+        skipped: list[tuple[str, str]] = []
+        for name in layers:
+            rule = next(r for r in self.rules if fnmatchcase(name, r.pattern))
+            if rule.weight == FLOAT:
+                skipped.append((name, rule.reason))
+                continue
+            activation = self.activation if rule.activation is None else rule.activation
+            specs[name] = LayerSpec(
+                rule.weight, None if activation == FLOAT else activation, self.group_size
+            )
+        return specs, tuple(skipped)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the manifest."""
+        return asdict(self)
+
+
+def parse_bits(bits: str) -> tuple[int, int]:
+    """Weight and activation bits of a string such as ``w4a6``.
+
+    Raises:
+        UsageError: not of that form, or a width that no default format has.
+    """
+    match = re.fullmatch(r"w(\d+)a(\d+)", bits.lower())
+    found = (int(match[1]), int(match[2])) if match else (0, 0)
+    if found[0] not in WEIGHT_FORMATS or found[1] not in ACTIVATION_FORMATS:
+        weights = "|".join(map(str, WEIGHT_FORMATS))
+        activations = "|".join(map(str, ACTIVATION_FORMATS))
+        raise UsageError(
+            f"unknown bits {bits!r}: expected w<{weights}>a<{activations}>, for example w4a6"
+        )
+    return found
+
+
+def make_recipe(
+    bits: str,
+    *,
+    method: str,
+    paper_rules: Iterable[tuple[str, str]],
+    skip: Iterable[tuple[str, str]] = (),
+    weight_format: str | None = None,
+    activation_format: str | None = None,
+    group_size: int = DEFAULT_GROUP_SIZE,
+    rules: Iterable[str] = (),
+) -> Recipe:
+    """The recipe of a request: the user's rules, then what the family keeps in float, then the default.
+
+    Args:
+        bits: such as ``w4a6``.
+        method: rounding method name.
+        paper_rules: FP4DiT's weight formats for the family, used at 4 bits without `weight_format`.
+        skip: (pattern, reason) of layers that stay in float.
+        weight_format: one format for all weights, or ``paper``.
+        activation_format: in place of the default for the bits.
+        group_size: input channels per weight scale, a positive multiple of 8.
+        rules: the user's, as `Rule.parse` reads them.
+
+    Raises:
+        UsageError: any of these is unknown or contradicts another.
+    """
+    weight_bits, activation_bits = parse_bits(bits)
+    if group_size < 8 or group_size % 8:
+        raise UsageError(f"group size {group_size}: expected a positive multiple of 8, such as 128")
+    activation = activation_format or ACTIVATION_FORMATS[activation_bits]
+    if activation != FLOAT:
+        _check_bits("activation", format_by_name(activation), activation_bits)
+    tail: tuple[Rule, ...]
+    if weight_format in (None, PAPER) and weight_bits == 4:
+        tail = tuple(Rule(p, f, required=False) for p, f in paper_rules)
+    else:
+        chosen = weight_format if weight_format not in (None, PAPER) else WEIGHT_FORMATS[weight_bits]
+        _check_bits("weight", format_by_name(str(chosen)), weight_bits)
+        tail = (Rule("*", str(chosen), required=False),)
+    kept = tuple(Rule(p, FLOAT, required=False, reason=why) for p, why in skip)
+    return Recipe(
+        bits=bits.lower(),
+        method=method,
+        activation=None if activation == FLOAT else activation,
+        group_size=group_size,
+        rules=(*(Rule.parse(text) for text in rules), *kept, *tail),
+    )
+
+
+def _check_bits(role: str, fmt: FloatFormat, bits: int) -> None:
+    if fmt.bits != bits:
+        raise UsageError(
+            f"{role} format {fmt.name} has {fmt.bits} bits, but the bits asked for give {bits}: "
+            "change one of them"
+        )

@@ -1,0 +1,129 @@
+"""The quantized state: the one object from which both the simulation and the ONNX weights are made.
+
+On disk it is a safetensors file with ``<layer>.codes`` and ``<layer>.scale`` for each layer and one
+JSON metadata entry that holds specifications and provenance.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.formats import FloatArray
+from fp4dit_onnx.numerics import decode, dequantize, group_count, unpack
+from fp4dit_onnx.recipe import LayerSpec
+
+__all__ = ["QuantizedLayer", "QuantizedState", "load_state", "packed_shape", "save_state"]
+
+STATE_VERSION = 1
+_METADATA = "fp4dit_onnx"
+
+
+def packed_shape(n: int, k: int, spec: LayerSpec) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Shapes of the packed codes [N, B] and of the scales [N, G] of a weight [n, k]."""
+    return (n, -(-k * spec.weight_format.storage_bits // 8)), (n, group_count(k, spec.group_size))
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """One quantized linear.
+
+    Attributes:
+        name: torch name of the module.
+        spec: formats and group size.
+        k: input channels.
+        codes: packed, uint8 [N, B].
+        scale: float16 or float32 [N, G], the value of one grid integer.
+    """
+
+    name: str
+    spec: LayerSpec
+    k: int
+    codes: npt.NDArray[np.uint8]
+    scale: npt.NDArray[np.floating]
+
+    def __post_init__(self) -> None:
+        n = self.codes.shape[0]
+        found = (self.codes.shape, self.scale.shape)
+        if found != packed_shape(n, self.k, self.spec):
+            raise UsageError(
+                f"layer {self.name}: codes {found[0]} and scales {found[1]} do not fit K={self.k}, "
+                f"{self.spec}: expected {packed_shape(n, self.k, self.spec)}"
+            )
+
+    @property
+    def n(self) -> int:
+        """Output channels."""
+        return int(self.codes.shape[0])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes and scales."""
+        return int(self.codes.nbytes + self.scale.nbytes)
+
+    def integers(self) -> FloatArray:
+        """Grid integers of the weight, float32 [N, K]."""
+        fmt = self.spec.weight_format
+        return decode(unpack(self.codes, self.k, fmt.storage_bits), fmt)
+
+    def weight(self) -> FloatArray:
+        """The dequantized weight, float32 [N, K]."""
+        return dequantize(self.integers(), self.scale.astype(np.float32), self.spec.group_size)
+
+
+@dataclass(frozen=True)
+class QuantizedState:
+    """All quantized layers, keyed by torch name, and how they were made."""
+
+    layers: Mapping[str, QuantizedLayer]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save_state(state: QuantizedState, path: Path) -> None:
+    """Write `state` as a safetensors file."""
+    tensors: dict[str, npt.NDArray[Any]] = {}
+    layers = {}
+    for name, layer in state.layers.items():
+        tensors[f"{name}.codes"], tensors[f"{name}.scale"] = layer.codes, layer.scale
+        layers[name] = {"k": layer.k, **asdict(layer.spec)}
+    header = {"version": STATE_VERSION, "layers": layers, "provenance": dict(state.provenance)}
+    metadata = {_METADATA: json.dumps(header, sort_keys=True)}
+    safetensors.numpy.save_file(tensors, path, metadata=metadata)
+
+
+def load_state(path: Path) -> QuantizedState:
+    """Read what `save_state` wrote.
+
+    Raises:
+        UsageError: no such file, damaged, not a quantized state, or of another version.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            header = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+            if header.get("version") != STATE_VERSION:
+                raise UsageError(
+                    f"{path}: state version {header.get('version')}, expected {STATE_VERSION}: "
+                    "write it again with this version of fp4dit-onnx"
+                )
+            layers = {
+                name: QuantizedLayer(
+                    name,
+                    LayerSpec(row["weight"], row["activation"], row["group_size"]),
+                    row["k"],
+                    file.get_tensor(f"{name}.codes"),
+                    file.get_tensor(f"{name}.scale"),
+                )
+                for name, row in header["layers"].items()
+            }
+    except (OSError, safetensors.SafetensorError, json.JSONDecodeError, KeyError) as error:
+        raise UsageError(f"{path}: no readable quantized state ({error})") from error
+    return QuantizedState(layers, header["provenance"])

@@ -1,0 +1,54 @@
+"""What a pass is: a callable from a graph, changed in place, to a report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import onnx_graphsurgeon as gs
+
+__all__ = ["Pass", "PassReport", "Skip"]
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A place that a pass looked at and left alone.
+
+    Attributes:
+        name: of the node or layer.
+        reason: why, with the value at fault.
+    """
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """What a pass did.
+
+    Attributes:
+        name: of the pass.
+        rewritten: places changed.
+        skipped: places that looked alike and were left, each with its reason.
+    """
+
+    name: str
+    rewritten: int
+    skipped: tuple[Skip, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the manifest."""
+        skipped = [{"name": s.name, "reason": s.reason} for s in self.skipped]
+        return {"name": self.name, "rewritten": self.rewritten, "skipped": skipped}
+
+
+class Pass(Protocol):
+    """A graph pass; running it a second time rewrites nothing."""
+
+    @property
+    def name(self) -> str:
+        """Shown in reports."""
+
+    def __call__(self, graph: gs.Graph) -> PassReport:
+        """Change `graph` in place."""

@@ -1,0 +1,39 @@
+"""Remove Squeeze nodes over an axis that is not 1, which torch.onnx emits for torch's no-op squeeze."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from fp4dit_onnx.passes.base import PassReport, Skip
+from fp4dit_onnx.passes.match import constant_ints, replace_tensor
+
+__all__ = ["MendSqueeze"]
+
+
+@dataclass(frozen=True)
+class MendSqueeze:
+    """``Squeeze(x, axes)`` whose every axis has a known size other than 1 is ``x``.
+
+    In torch squeezing such an axis does nothing; in ONNX it is an error.
+    """
+
+    name: str = "mend_squeeze"
+
+    def __call__(self, graph: gs.Graph) -> PassReport:
+        """See the class."""
+        rewritten, skipped = 0, []
+        for node in graph.nodes:
+            if node.op != "Squeeze" or len(node.inputs) < 2:
+                continue
+            axes, shape = constant_ints(node.inputs[1]), node.inputs[0].shape
+            sizes = [shape[a] for a in axes] if axes and shape else []
+            if sizes and all(isinstance(s, int) and s != 1 for s in sizes):
+                replace_tensor(graph, node.outputs[0], node.inputs[0])
+                node.outputs.clear()
+                rewritten += 1
+            else:
+                skipped.append(Skip(node.name, f"axes {axes} of sizes {sizes} may be squeezed"))
+        graph.cleanup().toposort()
+        return PassReport(self.name, rewritten, tuple(skipped))
