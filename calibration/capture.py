@@ -14,7 +14,7 @@ import torch
 
 from fp4dit_onnx.errors import UsageError
 
-__all__ = ["InputRecorder", "record_inputs"]
+__all__ = ["CallRecorder", "InputRecorder", "record_inputs"]
 
 
 class InputRecorder:
@@ -67,6 +67,31 @@ class InputRecorder:
                 "checkpoint and the sampling settings"
             )
         return rows
+
+
+class CallRecorder:
+    """Keeps the arguments of some calls of a network.
+
+    Args:
+        network: the float transformer.
+        which: indices of the calls to keep.
+    """
+
+    def __init__(self, network: torch.nn.Module, which: Sequence[int]) -> None:
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self._which, self._seen = frozenset(which), 0
+        self._handle = network.register_forward_pre_hook(self._keep, with_kwargs=True)
+
+    def _keep(
+        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        if self._seen in self._which:
+            self.calls.append((args, kwargs))
+        self._seen += 1
+
+    def close(self) -> None:
+        """Remove the hook."""
+        self._handle.remove()
 
 
 def record_inputs(

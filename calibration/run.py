@@ -8,17 +8,19 @@ from typing import Any
 
 import torch
 
-from fp4dit_onnx.calibration.capture import record_inputs
+from fp4dit_onnx.calibration.capture import CallRecorder, record_inputs
 from fp4dit_onnx.calibration.methods import quantize_layer
-from fp4dit_onnx.calibration.simulate import SimulatedLinear
+from fp4dit_onnx.calibration.simulate import SimulatedLinear, simulated
 from fp4dit_onnx.methods import Method
 from fp4dit_onnx.progress import Reporter
 from fp4dit_onnx.recipe import LayerSpec
 from fp4dit_onnx.state import QuantizedLayer, QuantizedState
 
-__all__ = ["LayerError", "calibrate", "sqnr_db"]
+__all__ = ["Calibration", "LayerError", "calibrate", "sqnr_db"]
 
 ROWS_PER_CALL = 4
+MEASURED_CALLS = 4
+"""Calls of the network, spread over the trajectory, on which the whole simulation is measured."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,22 @@ class LayerError:
 
     weight: float
     output: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The result of a calibration.
+
+    Attributes:
+        state: the quantized layers.
+        errors: of each layer, by name.
+        model_sqnr_db: of the whole network's output, simulation against float, on calls of the
+            float sampler's trajectory.
+    """
+
+    state: QuantizedState
+    errors: Mapping[str, LayerError]
+    model_sqnr_db: float
 
 
 def sqnr_db(signal: torch.Tensor, approximation: torch.Tensor) -> float:
@@ -59,7 +77,7 @@ def calibrate(
     seed: int,
     provenance: Mapping[str, Any],
     reporter: Reporter,
-) -> tuple[QuantizedState, dict[str, LayerError]]:
+) -> Calibration:
     """Quantize the linears of a float transformer.
 
     Args:
@@ -73,9 +91,10 @@ def calibrate(
         provenance: goes into the state as it is.
         reporter: progress.
 
-    Returns:
-        The state and each layer's error.
+    Raises:
+        UsageError: a weight or an activation is not finite, or a layer was never run.
     """
+    recorder = CallRecorder(network, [calls * i // MEASURED_CALLS for i in range(MEASURED_CALLS)])
     with reporter.stage("recording layer inputs", calls) as advance:
         inputs = record_inputs(
             network,
@@ -84,6 +103,7 @@ def calibrate(
             rows_per_call=ROWS_PER_CALL,
             seed=seed,
         )
+    recorder.close()
     layers: dict[str, QuantizedLayer] = {}
     errors: dict[str, LayerError] = {}
     with reporter.stage("quantizing layers", len(specs)) as advance:
@@ -93,4 +113,14 @@ def calibrate(
             layers[name] = quantize_layer(name, linear.weight.float(), inputs[name], spec, method)
             errors[name] = _measure(linear, layers[name], inputs[name])
             advance(1)
-    return QuantizedState(layers, provenance), errors
+    state = QuantizedState(layers, provenance)
+    return Calibration(state, errors, _model_sqnr(network, state, recorder))
+
+
+def _model_sqnr(network: torch.nn.Module, state: QuantizedState, recorder: CallRecorder) -> float:
+    def outputs() -> torch.Tensor:
+        return torch.cat([network(*a, **k)[0].flatten() for a, k in recorder.calls])
+
+    signal = outputs()
+    with simulated(network, state):
+        return sqnr_db(signal, outputs())

@@ -4,7 +4,7 @@
     transformer/model.onnx (+ model.onnx.data)  text_encoder/model.onnx  vae_decoder/model.onnx
 
 The manifest, quantization.json, holds ``format_version``, ``recipe``, ``sampling``, ``layers``,
-``skipped``, ``passes``, ``versions``, ``source`` and ``files`` (bytes and sha256 of every other file).
+``skipped``, ``passes``, ``versions``, ``source`` and ``files``: bytes and sha256 of the others.
 """
 
 from __future__ import annotations
@@ -217,6 +217,4 @@ def _check_entry(path: Path, name: str, entry: object) -> None:
         and isinstance(entry.get("sha256"), str)
     )
     if not well_formed:
-        raise BundleError(
-            f"{path}: file {name!r} has no 'bytes' and 'sha256'; {_EXPORT_AGAIN}"
-        )
+        raise BundleError(f"{path}: file {name!r} has no 'bytes' and 'sha256'; {_EXPORT_AGAIN}")

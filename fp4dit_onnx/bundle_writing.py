@@ -1,4 +1,4 @@
-"""Writes a bundle beside its place and renames it, so that nothing half-written is ever found there."""
+"""Writes a bundle beside its place and renames it: nothing half-written is ever found there."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def new_bundle(
 ) -> Iterator[Path]:
     """Yield a temporary folder beside `output`; on success it takes the place of `output`.
 
-    On any exception, KeyboardInterrupt included, the temporary folder is removed and `output` stays
-    as it was. What a killed process left beside `output` is cleared first.
+    On any exception, KeyboardInterrupt included, the temporary folder is removed and `output`
+    stays as it was. What a killed process left beside `output` is cleared first.
 
     Args:
         output: the bundle to be.
@@ -115,7 +115,7 @@ def _swap(partial: Path, output: Path) -> None:
 def _recover(output: Path) -> None:
     """Clear what processes that are gone left beside `output`.
 
-    A process killed between the two renames of `_swap` left the older bundle aside: it is put back.
+    A process killed between the two renames of `_swap` left the older bundle aside: put back.
     """
     if not output.parent.is_dir():
         return

@@ -24,7 +24,7 @@ from fp4dit_onnx.errors import CheckpointError, MissingExtraError, UsageError
 from fp4dit_onnx.ops import IR_VERSION, OPSET
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor, nn
 
 __all__ = [
     "TEXT_ENCODERS",
@@ -55,7 +55,7 @@ class _Interface:
         dynamic: input name -> axis -> name of the dimension.
     """
 
-    inputs: Mapping[str, torch.Tensor]
+    inputs: Mapping[str, Tensor]
     output: str
     dynamic: Mapping[str, Mapping[int, str]]
 
@@ -83,9 +83,10 @@ def export_text_encoder(pipeline_folder: Path, out_folder: Path) -> None:
             super().__init__()
             self.encoder = encoder
 
-        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
             output = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
-            return output.last_hidden_state
+            states: Tensor = output.last_hidden_state
+            return states
 
     ids = torch.arange(2 * 7).reshape(2, 7) % 5  # any ids will do: [2, 7]
     mask = torch.ones(2, 7, dtype=torch.int64)
@@ -123,8 +124,9 @@ def export_vae_decoder(pipeline_folder: Path, out_folder: Path) -> None:
             super().__init__()
             self.vae = vae
 
-        def forward(self, latent_sample: torch.Tensor) -> torch.Tensor:
-            return self.vae.decode(latent_sample, return_dict=False)[0]
+        def forward(self, latent_sample: Tensor) -> Tensor:
+            sample: Tensor = self.vae.decode(latent_sample, return_dict=False)[0]
+            return sample
 
     interface = _Interface(
         inputs={"latent_sample": torch.zeros(2, vae.config.latent_channels, 6, 10)},
@@ -187,7 +189,7 @@ def _load(folder: Path, part: str, package: str, supported: tuple[str, ...]) -> 
     return model.eval().requires_grad_(requires_grad=False)
 
 
-def _export(module: torch.nn.Module, interface: _Interface, out_folder: Path) -> None:
+def _export(module: nn.Module, interface: _Interface, out_folder: Path) -> None:
     """Write `module` to ``out_folder/model.onnx`` and check it."""
     torch = _module("torch")
     _module("onnxscript")

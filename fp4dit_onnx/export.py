@@ -29,7 +29,7 @@ from fp4dit_onnx.runtime.pipeline import Sampling
 from fp4dit_onnx.state import QuantizedState, save_state
 
 if TYPE_CHECKING:
-    from fp4dit_onnx.calibration.run import LayerError
+    from fp4dit_onnx.calibration.run import Calibration
     from fp4dit_onnx.passes.base import PassReport
 
 __all__ = ["ExportRequest", "ExportResult", "Plan", "export", "plan"]
@@ -235,14 +235,15 @@ def _write_bundle(
     with report.stage("loading the model", 1) as advance:
         pipeline = load_pipeline(checkpoint)
         advance(1)
-    state, errors = _calibrate(request, planned, pipeline, report)
+    result = _calibrate(request, planned, pipeline, report)
+    state = result.state
     model, reports = _quantized_graph(request, planned, pipeline.transformer, state, report)
     rows = [
         {
             **row,
             "bytes": state.layers[row["name"]].nbytes,
-            "weight_sqnr_db": errors[row["name"]].weight,
-            "output_sqnr_db": errors[row["name"]].output,
+            "weight_sqnr_db": result.errors[row["name"]].weight,
+            "output_sqnr_db": result.errors[row["name"]].output,
         }
         for row in planned.layers
     ]
@@ -259,12 +260,13 @@ def _write_bundle(
         if request.state is not None:
             save_state(state, request.state)
         advance(1)
-    return write_manifest(folder, _manifest(planned, rows, reports))
+    manifest = _manifest(planned, rows, reports)
+    return write_manifest(folder, {**manifest, "model_sqnr_db": result.model_sqnr_db})
 
 
 def _calibrate(
     request: ExportRequest, planned: Plan, pipeline: Any, report: Reporter
-) -> tuple[QuantizedState, dict[str, LayerError]]:
+) -> Calibration:
     from fp4dit_onnx.calibration.run import calibrate
     from fp4dit_onnx.calibration.sampling import network_calls, sample_latents
 

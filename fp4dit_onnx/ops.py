@@ -67,7 +67,7 @@ _QUANTIZE = """
     per_ln2 = Constant <value_float = 1.4426950408889634> ()
     steps = Constant <value_floats = {steps}> ()
     last = Constant <value_ints = [-1]> ()
-    nan = Div (zero, zero)
+    nan = Constant <value_float = 0.0> ()
     magnitude = Abs (x)
     is_finite = LessOrEqual (magnitude, huge)
     is_not_finite = Not (is_finite)
@@ -182,6 +182,9 @@ def function(op: str) -> onnx.FunctionProto:
     """The ONNX function that defines operator `op`."""
     header = f'<opset_import: ["": {OPSET}, "{DOMAIN}": {VERSION}], domain: "{DOMAIN}">'
     proto = onnx.parser.parse_function(header + _text(op))
+    for node in proto.node:
+        if list(node.output) == ["nan"]:  # the text form has no way to write it
+            node.attribute[0].f = np.nan
     proto.doc_string = f"fp4dit-onnx {op}, version {VERSION}: runs as a kernel with the library"
     return proto
 

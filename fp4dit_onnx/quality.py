@@ -1,7 +1,7 @@
 """How close the pictures of bundles are to those of the float model.
 
-Every variant draws the same prompts from the same noise (`runtime.initial_latents`), and each of its
-pictures is compared with the float model's by the metrics of `METRICS`.
+Every variant draws the same prompts from the same noise (`runtime.initial_latents`), and each of
+its pictures is compared with the float model's by the metrics of `METRICS`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FLOAT = "float"
 def psnr(a: Pixels, b: Pixels) -> float:
     """Peak signal-to-noise ratio of two pictures, in dB.
 
-    Equal pictures count as if one sample differed by one grey level, the closest that two different
+    Equal pictures count as if one sample differed by one grey level, the closest that different
     pictures can be (89 dB at 64 x 64 in colour): means stay finite.
 
     Args:
@@ -161,9 +161,9 @@ def float_images(
             "expected a deterministic scheduler; change it to DDIMScheduler or "
             "DPMSolverMultistepScheduler"
         )
-    latents = sample_latents(pipeline, family, prompts, seeds, sampling)  # [P, C, H, W]
     pictures = []
-    with torch.no_grad():
+    with quiet(), torch.no_grad():
+        latents = sample_latents(pipeline, family, prompts, seeds, sampling)  # [P, C, H, W]
         for row in latents.split(1):  # [1, C, H, W]
             scaled = row / pipeline.vae.config.scaling_factor
             decoded = pipeline.vae.decode(scaled, return_dict=False)[0]

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+import numpy as np
+
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.formats import FloatFormat, format_by_name
 
@@ -132,6 +134,7 @@ class Recipe:
             specs[name] = LayerSpec(
                 rule.weight, None if activation == FLOAT else activation, self.group_size
             )
+            _check_product(name, specs[name])
         return specs, tuple(skipped)
 
     def to_json(self) -> dict[str, Any]:
@@ -203,6 +206,24 @@ def make_recipe(
         group_size=group_size,
         rules=(*(Rule.parse(text) for text in rules), *kept, *tail),
     )
+
+
+def _check_product(name: str, spec: LayerSpec) -> None:
+    """Integer activations need integer weights, and sums of a group's products below 2^31."""
+    weight, activation = spec.weight_format, spec.activation_format
+    if activation is None or activation.integer_type == np.float32:
+        return
+    if weight.integer_type == np.float32:
+        raise UsageError(
+            f"layer {name}: weights in {weight.name} need float or equally wide activations, found "
+            f"{activation.name}: choose another weight format, such as int8, or a16"
+        )
+    largest = weight.max_integer * activation.max_integer * spec.group_size
+    if largest >= 2.0**31:
+        raise UsageError(
+            f"layer {name}: a group of {spec.group_size} products of {weight.name} and "
+            f"{activation.name} can reach {largest:.0f}, expected less than 2^31: use smaller groups"
+        )
 
 
 def _check_bits(role: str, fmt: FloatFormat, bits: int) -> None:

@@ -1,7 +1,7 @@
 """Reads what safetensors files hold, without their weights: names, shapes, types, places.
 
-A safetensors file is 8 bytes of header length (little-endian), the header in JSON, and the tensors'
-bytes. A component may be split into shards, which an index file lists by tensor name.
+A safetensors file is 8 bytes of header length (little-endian), the header in JSON, and the
+tensors' bytes. A component may be split into shards, which an index file lists by tensor name.
 """
 
 from __future__ import annotations
@@ -216,8 +216,8 @@ def _read_shards(index: Path) -> dict[str, TensorInfo]:
     for tensor, shard in weight_map.items():
         if tensor not in headers[shard]:
             raise CheckpointError(
-                f"{index.parent / shard} lacks tensor {tensor!r}, which {index.name} places there; "
-                "index and shards must come from one save: download the folder again"
+                f"{index.parent / shard} lacks tensor {tensor!r}, which {index.name} places "
+                "there; index and shards must come from one save: download the folder again"
             )
     return {tensor: headers[shard][tensor] for tensor, shard in weight_map.items()}
 

@@ -1,0 +1,69 @@
+#include "cpu_features.h"
+
+#include <cstdint>
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define FP4DIT_X86_64
+#if defined(_MSC_VER)
+#include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
+#endif
+
+namespace fp4dit {
+
+bool CpuHasBaseline() { return true; }
+
+#if defined(FP4DIT_X86_64)
+namespace {
+
+struct Registers {
+  uint32_t eax, ebx, ecx, edx;
+};
+
+Registers Cpuid(uint32_t leaf, uint32_t subleaf) {
+#if defined(_MSC_VER)
+  int r[4];
+  __cpuidex(r, static_cast<int>(leaf), static_cast<int>(subleaf));
+  return {static_cast<uint32_t>(r[0]), static_cast<uint32_t>(r[1]), static_cast<uint32_t>(r[2]),
+          static_cast<uint32_t>(r[3])};
+#else
+  Registers r = {0, 0, 0, 0};
+  __get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx);  // zeros if there is no leaf
+  return r;
+#endif
+}
+
+// The register states that the operating system saves. Only legal if cpuid reports OSXSAVE.
+uint64_t SavedStates() {
+#if defined(_MSC_VER)
+  return _xgetbv(0);
+#else
+  uint32_t low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (static_cast<uint64_t>(high) << 32) | low;
+#endif
+}
+
+bool Bit(uint32_t word, int bit) { return ((word >> bit) & 1u) != 0; }
+
+}  // namespace
+
+bool CpuHasAvx2() {
+  const Registers basic = Cpuid(1, 0);
+  const bool fma = Bit(basic.ecx, 12);
+  const bool os_saves = Bit(basic.ecx, 27);
+  const bool avx = Bit(basic.ecx, 28);
+  if (!fma || !os_saves || !avx) return false;
+  constexpr uint64_t kXmmAndYmm = 6;
+  return (SavedStates() & kXmmAndYmm) == kXmmAndYmm && Bit(Cpuid(7, 0).ebx, 5);
+}
+
+#else
+
+bool CpuHasAvx2() { return false; }
+
+#endif
+
+}  // namespace fp4dit

@@ -1,0 +1,97 @@
+// The plain interface of the kernels: one table of function pointers an instruction set.
+//
+// The oath: a kernel does not allocate, starts no threads, keeps no state, throws nothing and does
+// not branch on the format. The caller validates, packs, and schedules; pointers are never null and
+// sizes never zero unless said so.
+//
+// A file of kernels includes intrinsics, <cstdint>, <cstddef>, this header and linear_tile-inl.h,
+// and keeps everything but its table in an anonymous namespace: a shared inline function would be
+// merged by the linker, and the baseline might then run another file's instructions.
+
+#ifndef FP4DIT_KERNELS_KERNELS_H_
+#define FP4DIT_KERNELS_KERNELS_H_
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fp4dit {
+
+// How FpLinear multiplies.
+//   kInt8   int8 x int8 -> int32, exact: |q| <= 128, |weight| <= 127
+//   kInt16  int16 x int16 -> int32, exact: max_act * max_weight * group_size < 2^31; the
+//           activations may also be int8
+//   kFloat  float32 fma chain over ascending k
+enum DotKind : int { kDotInt8, kDotInt16, kDotFloat, kDotKinds };
+
+// The element types of grid integers, which index entries of the table.
+enum IntegerType : int { kInt8Type, kInt16Type, kFloatType, kIntegerTypes };
+
+// How packed weights are held: as 4-bit codes, or as the narrowest type that holds the grid exactly
+// (every grid integer has at most 8 significant bits, so bfloat16 holds the widest formats).
+enum WeightStorage : int { kNibbles, kBytes, kShorts, kBfloats, kWeightStorages };
+
+// Most rows of one LinearTile, and most inputs that a kernel decodes at once: bounds of its stack.
+constexpr size_t kMaxTileRows = 64;
+constexpr size_t kChunk = 256;
+
+// Packed weights: a panel holds `panel_width` output channels (missing ones are zeros). Inside it
+// come the groups in ascending order, each padded with zeros to a multiple of `k_unit` inputs and
+// cut into blocks of `k_unit`. A block has its elements channel by channel: element
+// n * k_unit + i is channel n, input i. As 4-bit codes, byte j of a block holds element j in the
+// low nibble and element j + half a block in the high one.
+struct PanelLayout {
+  size_t panel_width;
+  size_t k_unit;  // divides kChunk
+};
+
+// `rows` rows of activations times one panel of weights.
+struct LinearTile {
+  const void* q;             // [rows, k]
+  IntegerType q_type;        // the dot kind's own type, or int8 for kDotInt16
+  const float* scale;        // of row r: scale[r * scale_stride]
+  size_t scale_stride;       // 0 or 1
+  const uint8_t* panel;      // see PanelLayout
+  const float* group_scale;  // [groups, panel_width]
+  const float* bias;         // [panel_width]
+  const int8_t* table;       // [16] grid integers of the codes, for kNibbles
+  WeightStorage storage;
+  int32_t max_weight;  // largest |grid integer|, for the bounds of integer accumulators
+  float* y;            // [rows, columns], rows y_stride apart
+  size_t y_stride;
+  size_t columns;  // 1 to panel_width
+  size_t rows;     // 1 to kMaxTileRows
+  size_t k;
+  size_t group_size;  // 1 to k
+};
+
+struct LinearKernel {
+  PanelLayout layout;
+  void (*run)(const LinearTile& tile);
+};
+
+// What quantizing needs of a format.
+struct QuantizeGrid {
+  float max_integer;
+  int32_t mantissa_bits;
+};
+
+// One row: q [k] grid integers of the table entry's type, and the row's scale. See
+// numerics.quantize.
+using QuantizeRow = void (*)(const float* x, size_t k, const QuantizeGrid& grid, void* q,
+                             float* scale);
+// A run of integers under one scale: y[i] = q[i] * scale.
+using DequantizeRun = void (*)(const void* q, size_t count, float scale, float* y);
+
+// A null entry means: not here, use the next lower instruction set's.
+struct Kernels {
+  LinearKernel linear[kDotKinds];
+  QuantizeRow quantize[kIntegerTypes];
+  DequantizeRun dequantize[kIntegerTypes];
+};
+
+// A row whose largest magnitude is below this, 2^-100, counts as zero.
+constexpr float kSmallestAmax = 7.888609052210118e-31f;
+
+}  // namespace fp4dit
+
+#endif  // FP4DIT_KERNELS_KERNELS_H_

@@ -1,0 +1,93 @@
+#include "kernels/registry.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "cpu_features.h"
+
+namespace fp4dit {
+
+#define FP4DIT_ISA(name, table, predicate) extern const Kernels table;
+#include "kernels/kernels.inc"
+#undef FP4DIT_ISA
+
+namespace {
+
+constexpr Isa kIsas[] = {
+#define FP4DIT_ISA(name, table, predicate) {#name, &table, predicate},
+#include "kernels/kernels.inc"
+#undef FP4DIT_ISA
+};
+constexpr size_t kIsaCount = sizeof(kIsas) / sizeof(kIsas[0]);
+
+struct Names {
+  char text[128];
+  Names() : text{} {
+    for (const Isa& isa : kIsas) {
+      if (!isa.is_supported()) continue;
+      const size_t used = std::strlen(text);
+      std::snprintf(text + used, sizeof(text) - used, "%s%s", used == 0 ? "" : ",", isa.name);
+    }
+  }
+};
+
+// The first supported instruction set from `isa` on whose entry is there; the last one has all.
+template <typename HasEntry>
+size_t FirstWith(size_t isa, HasEntry has_entry) {
+  while (isa + 1 < kIsaCount && !(kIsas[isa].is_supported() && has_entry(*kIsas[isa].kernels))) {
+    ++isa;
+  }
+  return isa;
+}
+
+}  // namespace
+
+const Isa* AllIsas(size_t* count) {
+  *count = kIsaCount;
+  return kIsas;
+}
+
+const char* SupportedIsas() {
+  static const Names names;
+  return names.text;
+}
+
+ChosenLinear ChooseLinear(size_t isa, DotKind kind) {
+  isa = FirstWith(isa, [kind](const Kernels& k) { return k.linear[kind].run != nullptr; });
+  return {&kIsas[isa].kernels->linear[kind], isa};
+}
+
+Chosen<QuantizeRow> ChooseQuantize(size_t isa, IntegerType type) {
+  isa = FirstWith(isa, [type](const Kernels& k) { return k.quantize[type] != nullptr; });
+  return {kIsas[isa].kernels->quantize[type], isa};
+}
+
+Chosen<DequantizeRun> ChooseDequantize(size_t isa, IntegerType type) {
+  isa = FirstWith(isa, [type](const Kernels& k) { return k.dequantize[type] != nullptr; });
+  return {kIsas[isa].kernels->dequantize[type], isa};
+}
+
+Selection Select(const char* requested) {
+  Selection result = {kIsaCount, ""};
+  const bool any = requested == nullptr || requested[0] == '\0';
+  for (size_t i = 0; i < kIsaCount; ++i) {
+    if (!any && std::strcmp(kIsas[i].name, requested) != 0) continue;
+    if (!kIsas[i].is_supported()) continue;
+    result.isa = i;
+    return result;
+  }
+  result.isa = kIsaCount - 1;
+  std::snprintf(result.error, sizeof(result.error),
+                "the environment's FP4DIT_ISA is '%.64s', which this machine or build does not "
+                "have: expected one of %s, or unset it",
+                requested, SupportedIsas());
+  return result;
+}
+
+const Selection& Selected() {
+  static const Selection selection = Select(std::getenv("FP4DIT_ISA"));
+  return selection;
+}
+
+}  // namespace fp4dit

@@ -1,0 +1,53 @@
+// Which kernels there are, which run here, and which were chosen.
+
+#ifndef FP4DIT_KERNELS_REGISTRY_H_
+#define FP4DIT_KERNELS_REGISTRY_H_
+
+#include <cstddef>
+
+#include "kernels/kernels.h"
+
+namespace fp4dit {
+
+struct Isa {
+  const char* name;
+  const Kernels* kernels;
+  bool (*is_supported)();
+};
+
+// All instruction sets of this build, best first; the last one runs everywhere.
+const Isa* AllIsas(size_t* count);
+
+// The names of those that this machine runs, comma separated.
+const char* SupportedIsas();
+
+// A kernel and the instruction set that it came from (an index into AllIsas).
+struct ChosenLinear {
+  const LinearKernel* kernel;
+  size_t isa;
+};
+template <typename Function>
+struct Chosen {
+  Function run;
+  size_t isa;
+};
+
+// The best supported kernels from instruction set `isa` downwards.
+ChosenLinear ChooseLinear(size_t isa, DotKind kind);
+Chosen<QuantizeRow> ChooseQuantize(size_t isa, IntegerType type);
+Chosen<DequantizeRun> ChooseDequantize(size_t isa, IntegerType type);
+
+// The instruction set of this process, chosen once: the best one supported, or the one that the
+// environment's FP4DIT_ISA names.
+struct Selection {
+  size_t isa;
+  char error[256];  // empty, or why FP4DIT_ISA cannot be followed
+};
+const Selection& Selected();
+
+// What `requested` (null or empty: the best) selects.
+Selection Select(const char* requested);
+
+}  // namespace fp4dit
+
+#endif  // FP4DIT_KERNELS_REGISTRY_H_

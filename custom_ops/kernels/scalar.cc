@@ -1,0 +1,169 @@
+// The kernels in plain C++: what every machine runs, and what the others are compared with.
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/kernels.h"
+#include "kernels/linear_tile-inl.h"
+
+namespace fp4dit {
+namespace {
+
+float BfloatToFloat(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, sizeof(value));
+  return value;
+}
+
+// Grid integer `index` of a block of `half` * 2 elements.
+float Element(const LinearTile& tile, const uint8_t* block, size_t index, size_t half) {
+  uint16_t wide;
+  switch (tile.storage) {
+    case kNibbles:
+      return tile.table[index < half ? block[index] & 15 : block[index - half] >> 4];
+    case kBytes:
+      return static_cast<int8_t>(block[index]);
+    case kShorts:
+      std::memcpy(&wide, block + 2 * index, sizeof(wide));
+      return static_cast<int16_t>(wide);
+    default:
+      std::memcpy(&wide, block + 2 * index, sizeof(wide));
+      return BfloatToFloat(wide);
+  }
+}
+
+// Unsigned, so that activations outside their format wrap, as they do in vector registers.
+uint32_t MultiplyAdd(int32_t a, int32_t b, uint32_t c) {
+  return static_cast<uint32_t>(a) * static_cast<uint32_t>(b) + c;
+}
+float MultiplyAdd(float a, float b, float c) { return std::fma(a, b, c); }
+
+float ToFloat(uint32_t sum) { return static_cast<float>(static_cast<int32_t>(sum)); }
+float ToFloat(float sum) { return sum; }
+
+template <typename Act>
+Act Activation(const LinearTile& tile, size_t index) {
+  if (tile.q_type == kInt8Type) return static_cast<const int8_t*>(tile.q)[index];
+  return static_cast<const Act*>(tile.q)[index];
+}
+
+template <typename Act, typename Operand_, typename Accumulator_>
+struct ScalarDot {
+  using Operand = Operand_;
+  using Accumulator = Accumulator_;
+  static constexpr size_t kPanel = 8;
+  static constexpr size_t kUnit = 2;
+  static constexpr size_t kRows = 1;
+  static constexpr size_t kExtra = 0;
+
+  static size_t Decode(const LinearTile& tile, const uint8_t* packed, size_t blocks,
+                       Operand* operand) {
+    constexpr size_t kBlock = kPanel * kUnit;
+    const size_t bytes = tile.storage == kNibbles ? kBlock / 2
+                         : tile.storage == kBytes ? kBlock
+                                                  : 2 * kBlock;
+    for (size_t b = 0; b < blocks; ++b) {
+      for (size_t i = 0; i < kBlock; ++i) {
+        operand[b * kBlock + i] =
+            static_cast<Operand>(Element(tile, packed + b * bytes, i, kBlock / 2));
+      }
+    }
+    return blocks * bytes;
+  }
+
+  template <size_t R>
+  static void Rows(const DotRows<ScalarDot>& rows) {
+    const size_t start = rows.row * rows.tile->k + rows.k;
+    for (size_t n = 0; n < kPanel; ++n) {
+      Accumulator& stored = rows.accumulator[rows.row * kPanel + n];
+      Accumulator sum = rows.first ? Accumulator{} : stored;
+      for (size_t i = 0; i < rows.count; ++i) {
+        const size_t block = i / kUnit * kUnit;
+        sum = MultiplyAdd(Activation<Act>(*rows.tile, start + i),
+                          rows.operand[block * kPanel + n * kUnit + i % kUnit], sum);
+      }
+      stored = sum;
+      float& total = rows.sum[rows.row * kPanel + n];
+      if (rows.last) total = std::fma(rows.group_scale[n], ToFloat(sum), total);
+    }
+  }
+
+  static void Finish(const LinearTile& tile, const float* sum) {
+    for (size_t r = 0; r < tile.rows; ++r) {
+      for (size_t n = 0; n < tile.columns; ++n) {
+        tile.y[r * tile.y_stride + n] =
+            std::fma(tile.scale[r * tile.scale_stride], sum[r * kPanel + n], tile.bias[n]);
+      }
+    }
+  }
+};
+
+template <typename Dot>
+constexpr LinearKernel kLinear = {{Dot::kPanel, Dot::kUnit}, RunLinearTile<Dot>};
+
+uint32_t Bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+float FromBits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+// The nearest grid integer of `t`. In the binade [2^b, 2^(b+1)) the grid is a multiple of
+// 2^max(0, b - mantissa_bits), so scaling by that power of two leaves rounding to an integer, ties
+// to even: with the implicit one in the significand, that is numerics.round_to_grid's rule too.
+float RoundToGrid(float t, const QuantizeGrid& grid) {
+  const float magnitude = std::fabs(t);
+  const int32_t binade = static_cast<int32_t>(Bits(magnitude) >> 23) - 127 - grid.mantissa_bits;
+  const uint32_t exponent = binade > 0 ? static_cast<uint32_t>(binade) : 0;
+  const float significand = magnitude * FromBits((127 - exponent) << 23);
+  // Adding 2^23 rounds to an integer: the significand is below 2^8.
+  constexpr float kRounder = 8388608.0f;
+  const float rounded = ((significand + kRounder) - kRounder) * FromBits((127 + exponent) << 23);
+  return std::copysign(rounded < grid.max_integer ? rounded : grid.max_integer, t);
+}
+
+template <typename Integer>
+void Quantize(const float* x, size_t k, const QuantizeGrid& grid, void* result, float* scale) {
+  Integer* q = static_cast<Integer*>(result);
+  uint32_t largest = 0;  // the bits of magnitudes are ordered as the magnitudes are, NaN above all
+  for (size_t i = 0; i < k; ++i) {
+    const uint32_t magnitude = Bits(x[i]) & 0x7fffffffu;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  const float amax = FromBits(largest);
+  const bool finite = largest < 0x7f800000u;
+  if (!finite || amax < kSmallestAmax) {
+    for (size_t i = 0; i < k; ++i) q[i] = 0;
+    *scale = finite ? 0.0f : FromBits(0x7fc00000u);
+    return;
+  }
+  const float factor = grid.max_integer / amax;
+  for (size_t i = 0; i < k; ++i) q[i] = static_cast<Integer>(RoundToGrid(x[i] * factor, grid));
+  *scale = amax / grid.max_integer;
+}
+
+template <typename Integer>
+void Dequantize(const void* integers, size_t count, float scale, float* y) {
+  const Integer* q = static_cast<const Integer*>(integers);
+  for (size_t i = 0; i < count; ++i) y[i] = static_cast<float>(q[i]) * scale;
+}
+
+}  // namespace
+
+extern const Kernels kScalarKernels;
+const Kernels kScalarKernels = {
+    {kLinear<ScalarDot<int8_t, int8_t, uint32_t>>, kLinear<ScalarDot<int16_t, int16_t, uint32_t>>,
+     kLinear<ScalarDot<float, float, float>>},
+    {Quantize<int8_t>, Quantize<int16_t>, Quantize<float>},
+    {Dequantize<int8_t>, Dequantize<int16_t>, Dequantize<float>},
+};
+
+}  // namespace fp4dit

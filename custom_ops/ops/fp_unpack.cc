@@ -1,0 +1,86 @@
+#include "ops/fp_unpack.h"
+
+#include "counters.h"
+#include "kernels/registry.h"
+#include "packed_weights.h"
+#include "parallel.h"
+
+namespace fp4dit {
+namespace {
+
+// Elements worth handing to another thread.
+constexpr size_t kPieceElements = 1 << 15;
+
+size_t RowBytes(const Format& format, size_t k) {
+  return format.storage_bits == 4 ? k / 2 + k % 2 : k;
+}
+
+}  // namespace
+
+OrtStatus* CheckCodes(const Node& node, const Tensor& codes, const Format& format, size_t k) {
+  if (codes.type != ort::kUint8) {
+    return node.Fail("input 'codes' is %s, wanted uint8", TypeName(codes.type));
+  }
+  const size_t bytes = RowBytes(format, k);
+  if (codes.rank != 2 || codes.Last() != bytes) {
+    return node.Fail("input 'codes' has shape %s, wanted [N, %zu] for K = %zu codes of format %s",
+                     ShapeText(codes).text, bytes, k, format.name);
+  }
+  const size_t bad = FindBadCode(format, codes.As<uint8_t>(), codes.count);
+  if (bad == codes.count) return nullptr;
+  return node.Fail("input 'codes' has %d at [%zu, %zu], but format %s has %zu codes",
+                   codes.As<uint8_t>()[bad], bad / bytes, bad % bytes, format.name,
+                   format.code_count());
+}
+
+OrtStatus* FpUnpack::Create(const Node& node) {
+  node_ = node;
+  FP4DIT_RETURN_IF_ERROR(node.CheckInputCount(1));
+  FP4DIT_RETURN_IF_ERROR(node.ReadFormat("format", false, &format_));
+  FP4DIT_RETURN_IF_ERROR(node.CheckGrid(*format_));
+  FP4DIT_RETURN_IF_ERROR(node.ReadSize("K", &k_));
+  for (size_t i = 0; i < format_->code_count(); ++i) grid_[i] = format_->GridInteger(i);
+  return nullptr;
+}
+
+void FpUnpack::UnpackRow(const uint8_t* codes, float* q) const {
+  if (format_->storage_bits == 8) {
+    for (size_t i = 0; i < k_; ++i) q[i] = grid_[codes[i]];
+    return;
+  }
+  for (size_t i = 0; i + 1 < k_; i += 2) {
+    q[i] = grid_[codes[i / 2] & 15];
+    q[i + 1] = grid_[codes[i / 2] >> 4];
+  }
+  if (k_ % 2 == 1) q[k_ - 1] = grid_[codes[k_ / 2] & 15];
+}
+
+OrtStatus* FpUnpack::Compute(OrtKernelContext* context) const {
+  Tensor codes;
+  FP4DIT_RETURN_IF_ERROR(ReadInput(node_, context, 0, "codes", &codes));
+  FP4DIT_RETURN_IF_ERROR(CheckCodes(node_, codes, *format_, k_));
+  const int64_t dims[2] = {codes.dims[0], static_cast<int64_t>(k_)};
+  void* q = nullptr;
+  FP4DIT_RETURN_IF_ERROR(MakeOutput(node_, context, 0, dims, 2, &q));
+  size_t isa_count = 0;
+  AllIsas(&isa_count);
+  Count(kCountUnpack, kFloatType, isa_count - 1);
+  const size_t bytes = RowBytes(*format_, k_);
+  const auto rows = [&](size_t begin, size_t end) {
+    for (size_t r = begin; r < end; ++r) {
+      UnpackRow(codes.As<uint8_t>() + r * bytes, static_cast<float*>(q) + r * k_);
+    }
+  };
+  return ParallelFor(node_.api, context, codes.Dim(0), kPieceElements / k_ + 1, rows);
+}
+
+void FpUnpack::InferShapes(const ShapeInference& inference) {
+  SymbolicShape shape = inference.Input(0);
+  const int64_t k = inference.IntAttribute("K");
+  if (shape.rank != 2 || k < 1) return;
+  shape.dims[1] = k;
+  shape.symbols[1] = "";
+  inference.SetOutput(0, ort::kFloat, shape);
+}
+
+}  // namespace fp4dit

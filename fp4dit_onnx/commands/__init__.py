@@ -1,0 +1,1 @@
+"""The commands of fp4dit-onnx, a module each: `run` is the command, its docstring the help."""

@@ -1,0 +1,34 @@
+"""``fp4dit-onnx doctor``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fp4dit_onnx.commands.output import print_json, print_line, print_table
+from fp4dit_onnx.doctor import Finding, diagnose
+
+__all__ = ["run"]
+
+
+def run(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Check the installation; name the cause and the cure of what is broken."""
+    diagnosis = diagnose()
+    if json:
+        print_json(diagnosis.to_json())
+    else:
+        rows = [(_word(f), f.name, f.found) for f in diagnosis.findings]
+        print_table("Installation", ("", "what", "found"), rows)
+        for finding in diagnosis.findings:
+            if not finding.ok:
+                print_line(f"{finding.name}: {finding.cause}")
+                print_line(f"    cure: {finding.cure}")
+    if not diagnosis.ok:
+        raise typer.Exit(1)
+
+
+def _word(finding: Finding) -> str:
+    if finding.ok:
+        return "ok"
+    return "BROKEN" if finding.needed else "absent"

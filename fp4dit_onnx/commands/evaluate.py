@@ -1,0 +1,112 @@
+"""``fp4dit-onnx evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fp4dit_onnx.bundle import Bundle
+from fp4dit_onnx.checkpoint import demo_folder
+from fp4dit_onnx.commands.output import print_json, print_line, print_table, reporter
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.prompts import demo_prompts, general_prompts, read_prompts
+
+if TYPE_CHECKING:
+    from fp4dit_onnx.quality import Evaluation
+
+__all__ = ["run"]
+
+
+def run(
+    bundles: Annotated[list[Path], typer.Argument(help="Folders made by export.")],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="The float pipeline; by default the embedded demo pipeline."),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file with a prompt a line; by default built-in ones.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Prompts to draw.")] = 8,
+    seeds: Annotated[int, typer.Option(min=1, help="Pictures a prompt, from seeds 0, 1, ...")] = 1,
+    grid: Annotated[
+        Path | None, typer.Option(help="Also write the pictures side by side to this file.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare a bundle's pictures with those of the float model."""
+    folders = _by_name(bundles, model)
+    texts = _prompts(prompts, model, count)
+    from fp4dit_onnx.quality import evaluate
+
+    with reporter().stage("drawing with every model", 1) as advance:
+        found = evaluate(folders, model or demo_folder(), texts, range(seeds))
+        advance(1)
+    if grid is not None:
+        _write_grid(found, grid)
+    if json:
+        print_json(found.to_json())
+    else:
+        _print_scores(found)
+        if grid is not None:
+            print_line(f"{grid} written")
+
+
+def _by_name(bundles: Sequence[Path], model: Path | None) -> dict[str, Path]:
+    """Bundles by what tells them apart: their bits where these differ, else folder, else path."""
+    opened = [Bundle.open(path) for path in bundles]
+    for bundle in opened:
+        source = bundle.manifest.get("source") or {}
+        if model is None and source.get("name") != demo_folder().name:
+            raise UsageError(
+                f"{bundle.folder} was made from {source.get('name')!r}, not from the embedded "
+                "demo pipeline: give the float pipeline with --model"
+            )
+    candidates = (
+        [str(bundle.manifest["recipe"].get("bits", "")) for bundle in opened],
+        [path.resolve().name for path in bundles],
+        [str(path) for path in bundles],
+    )
+    names = next((n for n in candidates if all(n) and len(set(n)) == len(n)), None)
+    if names is None:
+        raise UsageError("the same bundle is given twice: give each once")
+    return dict(zip(names, bundles, strict=True))
+
+
+def _prompts(file: Path | None, model: Path | None, count: int) -> list[str]:
+    if file is not None:
+        texts = read_prompts(file)
+    else:
+        texts = demo_prompts("evaluation") if model is None else general_prompts()
+    return texts[:count]
+
+
+def _print_scores(found: Evaluation) -> None:
+    rows = []
+    for bundle in found.bundles:
+        for metric, score in bundle.scores.items():
+            error = "-" if score.standard_error is None else f"{score.standard_error:.2f}"
+            lowest, highest = min(score.values), max(score.values)
+            cells = (f"{score.mean:.2f}", error, f"{lowest:.2f}", f"{highest:.2f}")
+            rows.append((bundle.name, metric, *cells))
+    sampling = found.sampling
+    title = (
+        f"{len(found.prompts)} prompts x {len(found.seeds)} seeds against the float model, "
+        f"{sampling.steps} steps, guidance {sampling.guidance:g}"
+    )
+    columns = ("bundle", "metric", ">mean dB", ">standard error", ">lowest", ">highest")
+    print_table(title, columns, rows)
+
+
+def _write_grid(found: Evaluation, path: Path) -> None:
+    from fp4dit_onnx.quality import picture_grid
+
+    captions = [
+        prompt if len(found.seeds) == 1 else f"{prompt} (seed {seed})"
+        for prompt in found.prompts
+        for seed in found.seeds
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture_grid(found.pictures, captions).save(path)

@@ -1,0 +1,103 @@
+"""``fp4dit-onnx inspect``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fp4dit_onnx.commands.layer_table import print_layers
+from fp4dit_onnx.commands.output import print_json, print_line, print_table, size
+from fp4dit_onnx.inspection import inspect_path
+
+__all__ = ["run"]
+
+
+def run(
+    path: Annotated[Path, typer.Argument(help="A bundle, an .onnx file or a diffusers folder.")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a bundle, an ONNX file or a diffusers folder holds."""
+    facts = inspect_path(path)
+    if json:
+        print_json(facts)
+        return
+    {"bundle": _show_bundle, "model": _show_model, "pipeline": _show_pipeline}[facts["kind"]](
+        facts
+    )
+
+
+def _show_bundle(facts: Mapping[str, Any]) -> None:
+    manifest = facts["manifest"]
+    recipe, sampling = manifest["recipe"], manifest["sampling"]
+    print_line(f"bundle {facts['path']}: {recipe.get('bits')}, method {recipe.get('method')}")
+    print_line("sampling: " + ", ".join(f"{key} {value}" for key, value in sampling.items()))
+    print_layers("Quantized layers", facts["layers"])
+    if manifest["skipped"]:
+        rows = [(row["name"], row["reason"]) for row in manifest["skipped"]]
+        print_table("Kept in float", ("layer", "reason"), rows)
+    rows = [(name, size(count)) for name, count in facts["files"].items()]
+    print_table("Files", ("file", ">size"), rows)
+    _show_model({**facts["transformer"], "layers": []})
+
+
+def _show_model(facts: Mapping[str, Any]) -> None:
+    opsets = ", ".join(f"{domain} {version}" for domain, version in facts["opsets"].items())
+    print_line(f"model {facts['path']}: IR {facts['ir_version']}, opsets {opsets}")
+    interface = [
+        (role, value["name"], value["dtype"], " x ".join(map(str, value["shape"])) or "scalar")
+        for role in ("inputs", "outputs")
+        for value in facts[role]
+    ]
+    print_table("Interface", ("", "name", "type", "shape"), interface)
+    operators = [(row["domain"], row["operator"], row["count"]) for row in facts["operators"]]
+    print_table("Operators", ("domain", "operator", ">count"), operators)
+    if facts["functions"]:
+        rows = [(row["domain"], row["name"], row["nodes"]) for row in facts["functions"]]
+        print_table("Function bodies", ("domain", "function", ">nodes"), rows)
+    for name in facts["without_function"]:
+        print_line(f"{name} has no function body: the model runs with its library only")
+    weights = [(kind, size(count)) for kind, count in facts["bytes"].items()]
+    print_table("Weights by kind", ("kind", ">size"), weights)
+    if facts["layers"]:
+        _show_layers(facts["layers"])
+
+
+def _show_layers(layers: list[Mapping[str, Any]]) -> None:
+    rows = [
+        (
+            row["name"],
+            row["operator"],
+            f"{row['weight_format']} / {row['activation_format'] or 'float'}",
+            " x ".join(map(str, row["shape"])),
+            size(row["bytes"]),
+        )
+        for row in layers
+    ]
+    columns = ("layer", "operator", "weights / activations", ">shape", ">codes")
+    print_table("Quantized layers", columns, rows)
+
+
+def _show_pipeline(facts: Mapping[str, Any]) -> None:
+    family = facts["family"] or "unknown family"
+    print_line(f"pipeline {facts['path']}: {facts['pipeline']} ({family})")
+    components = [
+        (
+            row["name"],
+            row["class"],
+            row["tensors"],
+            f"{row['parameters']:,}",
+            " ".join(row["dtypes"]),
+            size(row["bytes"]),
+        )
+        for row in facts["components"]
+    ]
+    columns = ("component", "class", ">tensors", ">parameters", "types", ">size")
+    print_table("Components", columns, components)
+    rows = [
+        (row["name"], " x ".join(map(str, row["shape"])), row["dtype"], size(row["bytes"]))
+        for row in facts["tensors"]
+    ]
+    print_table(f"Tensors of {facts['transformer']}", ("tensor", ">shape", "type", ">size"), rows)

@@ -1,0 +1,36 @@
+"""``fp4dit-onnx verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fp4dit_onnx.commands.output import print_json, print_line, print_table, reporter
+from fp4dit_onnx.verify import verify
+
+__all__ = ["run"]
+
+
+def run(
+    bundle: Annotated[Path, typer.Argument(help="Folder made by export.")],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer batches, text lengths and timesteps.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Prove that a bundle computes what it should; exit 1 where it does not."""
+    result = verify(bundle=bundle, quick=quick, reporter=reporter())
+    if json:
+        print_json(result.to_json())
+    else:
+        rows = [
+            ("ok" if check.ok else "FAILED", check.name, check.found, check.bound, check.detail)
+            for check in result.checks
+        ]
+        print_table(f"{bundle}", ("", "check", ">found", ">bound", "detail"), rows)
+        failed = sum(not check.ok for check in result.checks)
+        print_line(f"{len(rows) - failed} of {len(rows)} checks passed")
+    if not result.ok:
+        raise typer.Exit(1)

@@ -1,0 +1,111 @@
+"""Comparing arrays: every comparator says whether they agree, what was found, and where.
+
+No comparator has a default tolerance; bounds are derived by the caller. NaN agrees with NaN alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Comparison", "linear_rounding_bound", "same_bits", "sqnr_db", "within"]
+
+Array = npt.NDArray[Any]
+UNIT_ROUNDOFF = 2.0**-24
+"""Of float32."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The outcome of a comparison.
+
+    Attributes:
+        ok: whether the arrays agree.
+        detail: what was found where, empty if they agree.
+        worst: largest share of the bound that was used; 0 for comparisons without one.
+    """
+
+    ok: bool
+    detail: str = ""
+    worst: float = 0.0
+
+
+def _unlike(a: Array, b: Array) -> Comparison | None:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return Comparison(False, f"{a.dtype} {a.shape} against {b.dtype} {b.shape}")
+    return None
+
+
+def same_bits(a: Array, b: Array) -> Comparison:
+    """Whether two arrays of one type and shape hold the same values; +0 equals -0."""
+    unlike = _unlike(a, b)
+    if unlike:
+        return unlike
+    both_nan = np.isnan(a) & np.isnan(b) if np.issubdtype(a.dtype, np.floating) else False
+    differ = ~((a == b) | both_nan)
+    if not differ.any():
+        return Comparison(True)
+    at = tuple(int(i) for i in np.argwhere(differ)[0])
+    count = int(differ.sum())
+    return Comparison(False, f"{count} of {a.size} differ, first at {at}: {a[at]} against {b[at]}")
+
+
+def within(a: Array, b: Array, bound: Array) -> Comparison:
+    """Whether ``|a - b| <= bound`` everywhere.
+
+    Args:
+        a: float array.
+        b: the same shape and type.
+        bound: broadcastable, not negative; where it is 0 the values must be equal.
+    """
+    unlike = _unlike(a, b)
+    if unlike:
+        return unlike
+    limit = np.broadcast_to(np.asarray(bound, np.float64), a.shape)
+    with np.errstate(invalid="ignore"):
+        distance = np.abs(a.astype(np.float64) - b.astype(np.float64))
+    equal = (a == b) | (np.isnan(a) & np.isnan(b))
+    bad = ~equal & ~(distance <= limit)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(equal, 0.0, distance / limit)
+    worst = float(share.max(initial=0.0)) if not bad.any() else float("inf")
+    if not bad.any():
+        return Comparison(True, worst=worst)
+    at = tuple(int(i) for i in np.argwhere(bad)[0])
+    detail = f"at {at}: {a[at]} against {b[at]}, allowed {limit[at]:.3g}"
+    return Comparison(False, detail, worst)
+
+
+def linear_rounding_bound(
+    q: Array, scale: Array, weight: Array, bias: Array, groups: int
+) -> npt.NDArray[np.float64]:
+    """How far two float32 evaluations of one quantized linear may lie apart, [M, N].
+
+    Each term ``q w sw`` is rounded at most twice on its way into a sum of K terms, then scaled and
+    added to the bias: at most K + 4 roundings a path in the body, and groups + 3 in a kernel. With
+    unit roundoff u, each path is off by at most ``n u / (1 - n u)`` times the sum of magnitudes
+    (Higham, Accuracy and Stability of Numerical Algorithms, lemma 3.1), and the two add up.
+
+    Args:
+        q: integers [M, K].
+        scale: [M, 1] or [1].
+        weight: dequantized weight [N, K].
+        bias: [N].
+        groups: scales a row of the weight.
+    """
+    roundings = (q.shape[1] + 4) + (groups + 3)
+    gamma = roundings * UNIT_ROUNDOFF / (1 - roundings * UNIT_ROUNDOFF)
+    magnitude = np.abs(q.astype(np.float64)) @ np.abs(weight.astype(np.float64)).T
+    total: npt.NDArray[np.float64] = gamma * (magnitude * np.abs(scale) + np.abs(bias))
+    return total
+
+
+def sqnr_db(signal: Array, approximation: Array) -> float:
+    """10 log10(|signal|^2 / |signal - approximation|^2); infinite if equal, NaN if either has NaN."""
+    reference = signal.astype(np.float64)
+    noise = np.square(reference - approximation.astype(np.float64)).sum()
+    with np.errstate(divide="ignore"):
+        return float(10 * np.log10(np.square(reference).sum() / noise))

@@ -1,0 +1,260 @@
+"""Looks for what breaks installations; each finding names its cause and its cure."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from fp4dit_onnx.errors import Fp4DitError
+
+__all__ = ["CHECKS", "Diagnosis", "Finding", "diagnose"]
+
+MIN_ORT = (1, 18)
+"""The first ONNX Runtime with opset 21 and IR version 10."""
+
+ORT_FLAVOURS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
+"""Distributions that install the same module, so that two of them overwrite each other."""
+
+BASE = ("numpy", "onnx", "pillow", "rich", "safetensors", "tokenizers", "typer")
+EXPORT = ("torch", "diffusers", "transformers", "onnx-graphsurgeon", "onnxscript")
+VIEW = ("netron",)
+REINSTALL = "reinstall:  pip install --force-reinstall --no-deps fp4dit-onnx"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found.
+
+    Attributes:
+        name: what was looked at.
+        ok: whether it works.
+        needed: without it `generate` does not work; else an optional part is absent.
+        found: versions, places.
+        cause: why it fails; empty where it works.
+        cure: what to do; empty where it works.
+    """
+
+    name: str
+    ok: bool
+    needed: bool
+    found: str
+    cause: str = ""
+    cure: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All findings, in the order in which to mend them."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything needed works."""
+        return all(finding.ok for finding in self.findings if finding.needed)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return {"ok": self.ok, "findings": [asdict(finding) for finding in self.findings]}
+
+
+def diagnose() -> Diagnosis:
+    """Run every check; none raises, and none imports torch."""
+    return Diagnosis(tuple(_run(name, check) for name, check in CHECKS.items()))
+
+
+def _run(name: str, check: Callable[[str], Finding]) -> Finding:
+    try:
+        return check(name)
+    except Exception as error:  # a check that breaks is itself a finding
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return Finding(name, False, True, "failed", f"{type(error).__name__}: {reason}", REINSTALL)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
+
+
+def _python(name: str) -> Finding:
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return Finding(name, True, True, f"{found}, {sys.executable}")
+
+
+def _packages(name: str) -> Finding:
+    versions = {package: _version(package) for package in ("fp4dit-onnx", *BASE)}
+    absent = [package for package, version in versions.items() if version is None]
+    found = ", ".join(f"{package} {version}" for package, version in versions.items())
+    if not absent:
+        return Finding(name, True, True, found)
+    cause = f"not installed: {', '.join(absent)}"
+    return Finding(name, False, True, found, cause, "run  pip install fp4dit-onnx")
+
+
+def _onnxruntime(name: str) -> Finding:
+    installed = {p: v for p in ORT_FLAVOURS if (v := _version(p))}
+    found = ", ".join(f"{package} {version}" for package, version in installed.items())
+    cure = "run  pip install 'fp4dit-onnx[cpu]'"
+    if len(installed) > 1:
+        both = " ".join(installed)
+        cause = "several flavours are installed, and they overwrite each other's files"
+        return Finding(
+            name, False, True, found, cause, f"run  pip uninstall {both}  and then {cure}"
+        )
+    if importlib.util.find_spec("onnxruntime") is None:
+        return Finding(
+            name, False, True, found or "nothing", "ONNX Runtime is not installed", cure
+        )
+    import onnxruntime  # type: ignore[import-untyped]
+
+    version = onnxruntime.__version__
+    if _release(version) < MIN_ORT:
+        cause = f"bundles use opset 21, which begins with ONNX Runtime {MIN_ORT[0]}.{MIN_ORT[1]}"
+        return Finding(name, False, True, found or version, cause, f"{cure} --upgrade")
+    return Finding(name, True, True, found or version)
+
+
+def _library_file(name: str) -> Finding:
+    from fp4dit_onnx.library import library_path
+
+    try:
+        path = library_path()
+    except (Fp4DitError, OSError) as error:
+        cause = str(error)
+        cure = f"{REINSTALL}  (from source: a C++17 compiler is needed)"
+        return Finding(name, False, True, "nothing", cause, cure)
+    return Finding(name, True, True, str(path))
+
+
+def _library_loads(name: str) -> Finding:
+    from fp4dit_onnx.library import Library
+
+    try:
+        library = Library()
+    except (Fp4DitError, OSError) as error:
+        cause = f"the system cannot load it: {error}"
+        cure = (
+            f"it was built for another system than {platform.machine()} or an older C library: "
+            f"{REINSTALL} --no-binary fp4dit-onnx"
+        )
+        return Finding(name, False, True, "fails", cause, cure)
+    kernels = ", ".join(library.isas)
+    found = f"version {library.version}, runs {library.isa} (this machine can run: {kernels})"
+    return Finding(name, True, True, found)
+
+
+def _kernels(name: str) -> Finding:
+    """Run one small quantized linear with the library and without, and compare."""
+    import numpy as np
+
+    from fp4dit_onnx.runtime.session import session
+
+    x = np.linspace(-1, 1, 3 * 32, dtype=np.float32).reshape(3, 32)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(_tiny_model())
+        with_library, without = (
+            session(path, library=library, threads=1).run(None, {"x": x})[0]
+            for library in (True, False)
+        )
+    error = float(np.abs(with_library - without).max())
+    bound = 32 * float(np.finfo(np.float32).eps) * float(np.abs(without).max())
+    found = f"largest difference between kernels and function bodies {error:.1e}"
+    if error <= bound:
+        return Finding(name, True, True, found)
+    cause = f"the library computes something else than the operators mean (bound {bound:.1e})"
+    return Finding(name, False, True, found, cause, f"{REINSTALL}; report it if it stays")
+
+
+def _tiny_model() -> bytes:
+    """FpQuantize and FpLinear on x float32 [M, 32], N = 4, weights of every e2m1 code."""
+    import numpy as np
+    import numpy.typing as npt
+    import onnx
+
+    from fp4dit_onnx import ops
+    from fp4dit_onnx.formats import format_by_name
+
+    act, weight, n, k = format_by_name("e2m3"), format_by_name("e2m1"), 4, 32
+    codes = np.arange(n * k // 2).reshape(n, k // 2) * 37 % 256
+    constants: dict[str, npt.NDArray[Any]] = {
+        "codes": codes.astype(np.uint8),
+        "weight_scale": np.full((n, 1), 0.125, np.float16),
+        "bias": np.arange(n, dtype=np.float32),
+    }
+    quantize = onnx.helper.make_node(
+        ops.quantize_op(act), ["x"], ["q", "s"], domain=ops.DOMAIN, **ops.quantize_attributes(act)
+    )
+    linear = onnx.helper.make_node(
+        ops.LINEAR,
+        ["q", "s", *constants],
+        ["y"],
+        domain=ops.DOMAIN,
+        **ops.linear_attributes(act, weight, k, k),
+    )
+    graph = onnx.helper.make_graph(
+        [quantize, linear],
+        "doctor",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["m", k])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["m", n])],
+        [onnx.numpy_helper.from_array(value, key) for key, value in constants.items()],
+    )
+    opsets = [onnx.helper.make_opsetid("", ops.OPSET)]
+    opsets.append(onnx.helper.make_opsetid(ops.DOMAIN, ops.VERSION))
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=ops.IR_VERSION)
+    ops.attach_functions(model)
+    return bytes(model.SerializeToString())
+
+
+def _demo(name: str) -> Finding:
+    from fp4dit_onnx.checkpoint import open_checkpoint
+
+    try:
+        checkpoint = open_checkpoint()
+    except Fp4DitError as error:
+        return Finding(name, False, False, "unusable", str(error), REINSTALL)
+    return Finding(name, True, False, str(checkpoint.folder))
+
+
+def _extra(packages: tuple[str, ...], extra: str, purpose: str) -> Callable[[str], Finding]:
+    def check(name: str) -> Finding:
+        versions = {package: _version(package) for package in packages}
+        present = ", ".join(f"{p} {v}" for p, v in versions.items() if v) or "nothing"
+        absent = [package for package, version in versions.items() if version is None]
+        if not absent:
+            return Finding(name, True, False, present)
+        cause = f"not installed, {purpose}: {', '.join(absent)}"
+        return Finding(
+            name, False, False, present, cause, f"run  pip install 'fp4dit-onnx[{extra}]'"
+        )
+
+    return check
+
+
+CHECKS: dict[str, Callable[[str], Finding]] = {
+    "python": _python,
+    "packages": _packages,
+    "onnxruntime": _onnxruntime,
+    "library file": _library_file,
+    "library loads": _library_loads,
+    "kernels": _kernels,
+    "demo pipeline": _demo,
+    "extra export": _extra(EXPORT, "export", "needed by export and evaluate only"),
+    "extra view": _extra(VIEW, "view", "needed to look at models in Netron only"),
+}
+"""Every check, in the order in which to mend what fails."""

@@ -1,0 +1,133 @@
+"""The custom-op library: where it is, and what it says about itself.
+
+ONNX Runtime loads the library by path (``SessionOptions.register_custom_ops_library``); here the
+same file is opened with ctypes, to ask for its version, its instruction set and its counts of
+kernel calls. Both share one copy in the process, so the counts are those of the sessions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import json
+import os
+import sys
+from pathlib import Path
+
+from fp4dit_onnx.errors import Fp4DitError
+
+__all__ = ["Library", "LibraryError", "library_path"]
+
+ENVIRONMENT = "FP4DIT_LIBRARY"
+
+_NAMES = {"win32": "fp4dit_ops.dll", "darwin": "libfp4dit_ops.dylib"}
+_NAME = _NAMES.get(sys.platform, "libfp4dit_ops.so")
+
+
+class LibraryError(Fp4DitError):
+    """The custom-op library is absent or cannot be used."""
+
+
+def _installed_paths() -> list[Path]:
+    """Where an installation may hold the library; an editable one splits the package in two."""
+    paths = [Path(__file__).resolve().parent / "lib" / _NAME]
+    try:
+        installed = importlib.metadata.distribution("fp4dit-onnx")
+    except importlib.metadata.PackageNotFoundError:
+        return paths
+    paths.append(Path(str(installed.locate_file(f"fp4dit_onnx/lib/{_NAME}"))))
+    return paths
+
+
+def library_path() -> Path:
+    """The file of the custom-op library.
+
+    The environment's ``FP4DIT_LIBRARY`` names it; otherwise it is what was installed with the
+    package.
+
+    Raises:
+        LibraryError: there is no such file; the message lists where it was looked for.
+    """
+    override = os.environ.get(ENVIRONMENT)
+    if override:
+        if Path(override).is_file():
+            return Path(override).resolve()
+        raise LibraryError(
+            f"the environment's {ENVIRONMENT} is {override!r}, and there is no such file: "
+            f"correct it, or unset it to use the installed library"
+        )
+    paths = _installed_paths()
+    for path in paths:
+        if path.is_file():
+            return path
+    looked = " and ".join(str(path) for path in paths)
+    raise LibraryError(
+        f"there is no custom-op library: looked for {looked}. Build and install it with  "
+        f"pip install .  in the project's folder, or name one in the environment's {ENVIRONMENT}"
+    )
+
+
+class Library:
+    """The custom-op library of this process.
+
+    Args:
+        path: its file; by default `library_path`.
+
+    Attributes:
+        path: the file that was opened.
+
+    Raises:
+        LibraryError: it cannot be found or opened, or is another library.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = library_path() if path is None else path
+        try:
+            self._library = ctypes.CDLL(str(self.path))
+            for name in ("fp4dit_version", "fp4dit_isa", "fp4dit_isas"):
+                getattr(self._library, name).restype = ctypes.c_char_p
+            self._library.fp4dit_counters_json.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
+            self._library.fp4dit_counters_json.restype = ctypes.c_size_t
+            self._library.fp4dit_counters_reset.restype = None
+        except (OSError, AttributeError) as error:
+            raise LibraryError(
+                f"{self.path} is no custom-op library that can be used here ({error}): "
+                f"build it again with  pip install .  in the project's folder"
+            ) from error
+
+    def _text(self, name: str) -> str:
+        value: bytes = getattr(self._library, name)()
+        return value.decode()
+
+    @property
+    def version(self) -> str:
+        """The version of the package that it was built from."""
+        return self._text("fp4dit_version")
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use; empty if ``FP4DIT_ISA`` named one that cannot be used."""
+        return self._text("fp4dit_isa")
+
+    @property
+    def isas(self) -> tuple[str, ...]:
+        """The instruction sets that can be used here, best first."""
+        return tuple(self._text("fp4dit_isas").split(","))
+
+    def counters(self) -> dict[str, int]:
+        """Kernel calls of this process by operator, kind and instruction set.
+
+        Returns:
+            Counts that are not zero, under keys such as ``FpLinear/int8/avx2``. The kind is the
+            type that is multiplied (FpLinear), written (FpQuantize*, FpUnpack) or read
+            (FpDequantize). A call with nothing to compute is not counted.
+        """
+        size: int = self._library.fp4dit_counters_json(None, 0) + 256  # others may be counting
+        buffer = ctypes.create_string_buffer(size)
+        self._library.fp4dit_counters_json(buffer, size)
+        counts: dict[str, int] = json.loads(buffer.value)
+        return counts
+
+    def reset_counters(self) -> None:
+        """Set all counts of this process to zero."""
+        self._library.fp4dit_counters_reset()

@@ -1,0 +1,153 @@
+"""Taking a quantized model apart: its layers as a state, its nodes as a model of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from fp4dit_onnx import ops
+from fp4dit_onnx.errors import BundleError
+from fp4dit_onnx.recipe import LayerSpec
+from fp4dit_onnx.state import QuantizedLayer, QuantizedState
+
+__all__ = ["NodeView", "attributes", "custom_nodes", "exposed", "load_model", "node_model", "read_state"]
+
+Array = npt.NDArray[Any]
+
+
+def load_model(path: Path) -> onnx.ModelProto:
+    """Read a model with its external data.
+
+    Raises:
+        BundleError: unreadable.
+    """
+    try:
+        return onnx.load(path)
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise BundleError(f"{path}: no readable ONNX model ({error})") from error
+    except Exception as error:  # protobuf's DecodeError has no public home
+        if type(error).__name__ != "DecodeError":
+            raise
+        raise BundleError(f"{path}: no ONNX model, or a truncated one") from error
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """Attributes of a node by name; strings are decoded."""
+    values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    return {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """A node of our domain and what it reads that does not change.
+
+    Attributes:
+        node: the node.
+        constants: its constant inputs by tensor name.
+    """
+
+    node: onnx.NodeProto
+    constants: Mapping[str, Array]
+
+    @property
+    def variables(self) -> list[str]:
+        """Names of the inputs that are computed."""
+        return [name for name in self.node.input if name not in self.constants]
+
+
+def custom_nodes(model: onnx.ModelProto) -> list[NodeView]:
+    """Every node of our domain, in graph order."""
+    values = {t.name: t for t in model.graph.initializer}
+    return [
+        NodeView(n, {i: numpy_helper.to_array(values[i]) for i in n.input if i in values})
+        for n in model.graph.node
+        if n.domain == ops.DOMAIN
+    ]
+
+
+def read_state(model: onnx.ModelProto) -> QuantizedState:
+    """The quantized state that a fused model carries: one layer for each FpLinear.
+
+    Raises:
+        BundleError: an FpLinear whose weight is no initializer.
+    """
+    layers = {}
+    for view in custom_nodes(model):
+        if view.node.op_type != ops.LINEAR:
+            continue
+        given = attributes(view.node)
+        spec = LayerSpec(given["weight_format"], given["act_format"] or None, given["group_size"])
+        name = view.node.name
+        try:
+            codes, scale = (view.constants[i] for i in view.node.input[2:4])
+        except KeyError as error:
+            raise BundleError(f"node {name}: input {error} is no initializer") from error
+        layers[name] = QuantizedLayer(name, spec, given["K"], codes, scale)
+    return QuantizedState(layers)
+
+
+def _types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+    inferred = onnx.shape_inference.infer_shapes(model)
+    graph = inferred.graph
+    return {i.name: i for i in (*graph.value_info, *graph.input, *graph.output)}
+
+
+def exposed(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose outputs are the model's own, then all that custom nodes read and write."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    types = _types(model)
+    named = {o.name for o in copy.graph.output}
+    for view in custom_nodes(model):
+        for name in (*view.variables, *view.node.output):
+            if name not in named and name not in {i.name for i in model.graph.input}:
+                named.add(name)
+                copy.graph.output.append(types[name])
+    return copy
+
+
+def node_model(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The custom nodes alone: what they read is an input, what they write an output.
+
+    Running it on recorded tensors evaluates every node on the same inputs, so that evaluators can
+    be compared node by node, without one node's rounding reaching the next.
+    """
+    types = _types(model)
+    views = custom_nodes(model)
+    nodes, inputs, outputs = [], {}, []
+    constants = {name for view in views for name in view.constants}
+    for view in views:
+        node = onnx.NodeProto()
+        node.CopyFrom(view.node)
+        node.input[:] = [i if i in constants else f"{i}:in" for i in node.input]
+        for name in view.variables:
+            info = onnx.ValueInfoProto()
+            info.CopyFrom(types[name])
+            info.name = f"{name}:in"
+            inputs[name] = info
+        outputs += [types[name] for name in node.output]
+        nodes.append(node)
+    graph = onnx.helper.make_graph(
+        nodes,
+        "custom_nodes",
+        list(inputs.values()),
+        outputs,
+        [t for t in model.graph.initializer if t.name in constants],
+    )
+    result = onnx.helper.make_model(
+        graph, opset_imports=model.opset_import, ir_version=model.ir_version
+    )
+    result.functions.extend(model.functions)
+    return result
+
+
+def node_feed(model: onnx.ModelProto, tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """Inputs of a `node_model` from recorded tensors."""
+    return {i.name: np.asarray(tensors[i.name.removesuffix(":in")]) for i in model.graph.input}

@@ -1,0 +1,326 @@
+"""The parity gate: a bundle computes what its state says, by every evaluator there is.
+
+Nodes are compared on the same recorded inputs, so codes must be equal bit for bit and linears equal
+up to float32 rounding. Whole models cannot be: a value next to a rounding threshold falls on either
+side after float32 rounding upstream, and then differs by one step. If a share p of all elements
+flips so, the error is 12 p of quantization's own; whole models must agree `FLIP_MARGIN_DB` better
+than the simulation agrees with the float model, which allows p = 2 %.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from fp4dit_onnx import ops
+from fp4dit_onnx.bundle import Bundle
+from fp4dit_onnx.compare import Comparison, sqnr_db
+from fp4dit_onnx.errors import BundleError
+from fp4dit_onnx.formats import format_by_name
+from fp4dit_onnx.library import Library
+from fp4dit_onnx.models import Family, family_of
+from fp4dit_onnx.node_checks import NodeChecks
+from fp4dit_onnx.probe import (
+    attributes,
+    custom_nodes,
+    exposed,
+    load_model,
+    node_feed,
+    node_model,
+    read_state,
+)
+from fp4dit_onnx.progress import Reporter, SilentReporter
+from fp4dit_onnx.runtime.session import session
+
+__all__ = ["CASES", "Case", "Check", "Verification", "verify"]
+
+Array = npt.NDArray[Any]
+Run = Callable[[Mapping[str, Array]], list[Array]]
+FLIP_MARGIN_DB = 6.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of one evaluation."""
+
+    batch: int
+    text: int
+    timestep: float
+
+
+CASES = (Case(2, 16, 500.0), Case(1, 1, 999.0), Case(3, 33, 20.0))
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report.
+
+    Attributes:
+        name: what was compared.
+        ok: whether it holds.
+        detail: what it covered or, if it does not hold, the first node at fault.
+        bound: what was required.
+        found: what was measured.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+    bound: str
+    found: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All checks of a bundle."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check holds."""
+        return all(check.ok for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return {"ok": self.ok, "checks": [asdict(check) for check in self.checks]}
+
+
+def verify(
+    bundle: Path | str, *, quick: bool = False, reporter: Reporter | None = None
+) -> Verification:
+    """Check a bundle.
+
+    Args:
+        bundle: its folder.
+        quick: one case instead of several, and no ONNX reference evaluation of the whole model.
+        reporter: progress.
+
+    Raises:
+        BundleError: no bundle, or files that do not fit its manifest.
+    """
+    report = reporter or SilentReporter()
+    opened = Bundle.open(bundle)
+    opened.check_files(deep=True)
+    checks = [Check("files", ok=True, detail="sizes and sha256", bound="equal", found="equal")]
+    subject = _Subject.load(opened)
+    checks += _structure(subject)
+    cases = CASES[:1] if quick else CASES
+    with tempfile.TemporaryDirectory() as folder, report.stage("verifying", len(cases)) as advance:
+        evaluators = _Evaluators(subject, Path(folder), whole_reference=not quick)
+        for i, case in enumerate(cases):
+            checks += evaluators.checks(case, seed=i)
+            advance(1)
+        checks.append(evaluators.counters())
+    return Verification(tuple(checks))
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A bundle's transformer and what is known about it."""
+
+    bundle: Bundle
+    model: onnx.ModelProto
+    family: Family
+    config: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, bundle: Bundle) -> _Subject:
+        source = bundle.manifest["source"]
+        config = json.loads((bundle.folder / "transformer" / "config.json").read_text())
+        family = family_of(source["pipeline"], source["transformer"])
+        return cls(bundle, load_model(bundle.transformer), family, config)
+
+    @property
+    def fused(self) -> bool:
+        return any(n.op_type == ops.LINEAR for n in self.model.graph.node)
+
+    def inputs(self, case: Case, seed: int) -> dict[str, Array]:
+        """Random inputs of a case; every text has at least one token that is not masked."""
+        random = np.random.default_rng(seed)
+        sizes = {"batch": case.batch, "text": case.text}
+        feed: dict[str, Array] = {}
+        for spec in self.family.inputs(self.config):
+            shape = spec.shape(self.config, sizes)
+            if spec.name == "timestep":
+                value = np.full(shape, case.timestep)
+            elif spec.dtype == "int64":
+                value = (random.random(shape) < 0.7).astype(np.int64)
+                value[:, 0] = 1
+            else:
+                value = random.standard_normal(shape)
+            feed[spec.name] = value.astype(spec.dtype)
+        return feed
+
+
+def _structure(subject: _Subject) -> Iterator[Check]:
+    """The file holds packed weights, no float copy of them, and the meaning of its operators."""
+    rows = {row["name"]: row for row in subject.bundle.manifest["layers"]}
+    names = {t.name for t in subject.model.graph.initializer}
+    copies = [
+        t.name
+        for t in subject.model.graph.initializer
+        if t.data_type == onnx.TensorProto.FLOAT
+        and any(list(t.dims) in (row["shape"], row["shape"][::-1]) for row in rows.values())
+        and t.name.removesuffix(".weight") in rows
+    ]
+    absent = [name for name in rows if f"{name}.weight.codes" not in names]
+    at_fault = [*copies, *absent]
+    yield Check(
+        "packed weights",
+        ok=not at_fault,
+        detail=at_fault[0] if at_fault else f"{len(rows)} layers",
+        bound="codes for every layer, no float copy",
+        found=f"{len(copies)} float copies, {len(absent)} layers without codes",
+    )
+    used = {n.op_type for n in subject.model.graph.node if n.domain == ops.DOMAIN}
+    bodies = {f.name for f in subject.model.functions}
+    yield Check(
+        "function bodies",
+        ok=used <= bodies,
+        detail=", ".join(sorted(used)),
+        bound="one for each operator used",
+        found=", ".join(sorted(used - bodies)) or "all",
+    )
+
+
+class _Evaluators:
+    """Every way to run the model, each built once."""
+
+    def __init__(self, subject: _Subject, folder: Path, *, whole_reference: bool) -> None:
+        self._subject = subject
+        everything, nodes = exposed(subject.model), node_model(subject.model)
+        onnx.save(everything, folder / "exposed.onnx")
+        onnx.save(nodes, folder / "nodes.onnx")
+        self._names = [o.name for o in everything.graph.output]
+        self._exposed = session(folder / "exposed.onnx")
+        self._nodes = nodes
+        self._node_runs: dict[str, Run] = {
+            "library": _runner(session(folder / "nodes.onnx")),
+            "stock ONNX Runtime": _runner(session(folder / "nodes.onnx", library=False)),
+            "ONNX reference": _runner(ReferenceEvaluator(nodes)),
+        }
+        self._ours = _runner(session(subject.bundle.transformer))
+        stock = session(subject.bundle.transformer, library=False)
+        self._whole: dict[str, Run] = {"stock ONNX Runtime": _runner(stock)}
+        if whole_reference:
+            self._whole["ONNX reference"] = _runner(ReferenceEvaluator(subject.model))
+        if simulation := self._simulation():
+            self._whole["PyTorch simulation"] = simulation
+        self._library = Library()
+        self._library.reset_counters()
+        self._calls = 0
+
+    def _simulation(self) -> Run | None:
+        """The torch network from the bundle's tensors; None where torch or diffusers is absent."""
+        if not self._subject.fused or not _has_torch():
+            return None
+        from fp4dit_onnx.calibration.parity import simulated_network
+
+        subject = self._subject
+        parameters = {t.name: numpy_helper.to_array(t) for t in subject.model.graph.initializer}
+        run = simulated_network(
+            subject.family, subject.config, parameters, read_state(subject.model)
+        )
+        return lambda feed: [run(feed)]
+
+    def checks(self, case: Case, seed: int) -> Iterator[Check]:
+        """All comparisons of one case."""
+        feed = self._subject.inputs(case, seed)
+        values = self._exposed.run(self._names, feed)
+        self._calls += 1
+        tensors = {**feed, **dict(zip(self._names, values, strict=True))}
+        label = f"batch {case.batch}, text {case.text}, t {case.timestep:g}"
+        views = custom_nodes(self._subject.model)
+        node_inputs = node_feed(self._nodes, tensors)
+        outputs = [o.name for o in self._nodes.graph.output]
+        for who, run in self._node_runs.items():
+            found = dict(zip(outputs, run(node_inputs), strict=True))
+            if who == "library":
+                self._calls += 1
+            yield _node_check(f"{who} nodes", label, views, NodeChecks(tensors, found, who))
+        if _has_torch():
+            yield _node_check(
+                "PyTorch codes", label, views, NodeChecks(tensors, tensors, "PyTorch simulation")
+            )
+        ours = self._ours(feed)[0]
+        self._calls += 1
+        for who, run in self._whole.items():
+            yield self._whole_check(who, label, ours, run(feed)[0])
+
+    def _whole_check(self, who: str, label: str, ours: Array, theirs: Array) -> Check:
+        bound = float(self._subject.bundle.manifest["model_sqnr_db"]) + FLIP_MARGIN_DB
+        found = sqnr_db(theirs, ours)
+        return Check(
+            f"{who}, whole model",
+            ok=ours.shape == theirs.shape and found >= bound,
+            detail=label,
+            bound=f">= {bound:.1f} dB",
+            found=f"{found:.1f} dB",
+        )
+
+    def counters(self) -> Check:
+        """The library's own count of kernel calls against what the graph asks for."""
+        isa, wanted = self._library.isa, {}
+        for view in custom_nodes(self._subject.model):
+            if view.node.op_type == ops.LINEAR:
+                key = f"{ops.LINEAR}/{_product_kind(attributes(view.node))}/{isa}"
+                wanted[key] = wanted.get(key, 0) + self._calls
+        calls = self._library.counters()
+        found = {k: v for k, v in calls.items() if k.startswith(f"{ops.LINEAR}/")}
+        return Check(
+            "kernel counter",
+            ok=found == wanted,
+            detail=f"{ops.LINEAR} in {self._calls} runs",
+            bound=_listed(wanted),
+            found=_listed(found),
+        )
+
+
+def _product_kind(given: Mapping[str, Any]) -> str:
+    """The type in which the library multiplies for a node's formats."""
+    if not given["act_format"]:
+        return "float"
+    types = [format_by_name(given[k]).integer_type for k in ("act_format", "weight_format")]
+    return np.result_type(*types).name.replace("float32", "float")
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{key}: {count}" for key, count in sorted(counts.items())) or "none"
+
+
+def _has_torch() -> bool:
+    return all(importlib.util.find_spec(p) is not None for p in ("torch", "diffusers"))
+
+
+def _runner(evaluator: Any) -> Run:
+    return lambda feed: list(evaluator.run(None, dict(feed)))
+
+
+def _node_check(name: str, label: str, views: list[Any], checks: NodeChecks) -> Check:
+    """Run a comparison over all nodes; the first one that fails, in graph order, is named."""
+    worst, compared = 0.0, 0
+    for view in views:
+        outcome: Comparison | None = checks.compare(view)
+        if outcome is None:
+            continue
+        compared += 1
+        worst = max(worst, outcome.worst)
+        if not outcome.ok:
+            detail = f"{label}: first at node {view.node.name}: {outcome.detail}"
+            return Check(name, ok=False, detail=detail, bound=checks.bound, found="diverges")
+    if compared == 0 and views:
+        raise BundleError(f"nothing to compare for {name}: the model's nodes are of unknown kinds")
+    found = f"largest share of the bound {worst:.2f}" if worst else "equal"
+    return Check(name, ok=True, detail=f"{label}: {compared} nodes", bound=checks.bound, found=found)

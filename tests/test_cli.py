@@ -1,0 +1,407 @@
+"""The command line: exit codes, one-line errors, JSON alone on stdout, and what it imports."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import onnx
+import pytest
+from PIL import Image
+
+from fp4dit_onnx import cli, ops
+from fp4dit_onnx.bundle import MANIFEST, Bundle
+from fp4dit_onnx.commands.generate import picture_paths
+from fp4dit_onnx.commands.layer_table import group_layers
+from fp4dit_onnx.errors import UsageError
+
+ROW = {
+    "name": "blocks.0.to_q",
+    "shape": [4, 32],
+    "weight_format": "e2m1",
+    "activation_format": "e2m3",
+    "group_size": 32,
+    "weights": 128,
+    "bytes": 72,
+    "bytes_float32": 512,
+    "weight_sqnr_db": 20.0,
+    "output_sqnr_db": None,
+}
+
+
+@pytest.fixture(autouse=True)
+def _restore_signal() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@dataclass
+class Outcome:
+    """Exit code and output of one command."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Any:
+    def call(*arguments: object) -> Outcome:
+        with pytest.raises(SystemExit) as caught:
+            cli.main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return Outcome(int(caught.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+def assert_one_line(outcome: Outcome, *words: str) -> None:
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
+    for word in words:
+        assert word in outcome.err
+
+
+def test_help_names_every_command(run: Any) -> None:
+    outcome = run("--help")
+    assert outcome.code == 0
+    for name in cli.COMMANDS:
+        assert name in outcome.out
+
+
+@pytest.mark.parametrize("name", [n for n in cli.COMMANDS if n != "verify"])
+def test_help_line_is_the_docstring(run: Any, name: str) -> None:
+    module = importlib.import_module(f"fp4dit_onnx.commands.{name}")
+    assert module.run.__doc__ == cli.COMMANDS[name]
+    assert run(name, "--help").code == 0
+
+
+def test_version(run: Any) -> None:
+    assert run("--version").out.startswith("fp4dit-onnx ")
+
+
+def test_unknown_command(run: Any) -> None:
+    assert run("exprot").code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["generate", "--help"], ["inspect", "--help"], ["doctor", "--help"]]
+)
+def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
+    heavy = ["torch", "diffusers", "transformers", "onnx_graphsurgeon"]
+    code = (
+        "import sys, fp4dit_onnx.cli as cli\n"
+        f"try: cli.main({arguments!r})\n"
+        "except SystemExit: pass\n"
+        f"sys.exit(', '.join(m for m in {heavy!r} if m in sys.modules) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_is_fast() -> None:
+    start = time.monotonic()
+    command = [sys.executable, "-P", "-c", "from fp4dit_onnx.cli import main; main(['--help'])"]
+    subprocess.run(command, check=True, capture_output=True)
+    assert time.monotonic() - start < 3  # typically 0.2 s; importing torch takes 2 and more
+
+
+def test_dry_run_prints_sizes_and_writes_nothing(run: Any, tmp_path: Path) -> None:
+    outcome = run("export", "--dry-run", "-o", tmp_path / "bundle")
+    assert outcome.code == 0
+    assert "transformer_blocks.*.attn1.to_q" in outcome.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_as_json(run: Any) -> None:
+    content = json.loads(run("export", "--dry-run", "--json").out)
+    assert content["totals"]["bits_per_weight"] < 4.3
+    assert len(content["layers"]) == content["totals"]["layers"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["export"], ("no output folder", "-o DIR")),
+        (
+            ["export", "/nowhere/model", "--dry-run"],
+            ("/nowhere/model not found", "check the path"),
+        ),
+        (["export", "--bits", "w5a6", "--dry-run"], ("w5a6", "expected")),
+        (["export", "--bits", "four", "--dry-run"], ("four", "expected")),
+        (["export", "--weight-format", "e9m9", "--dry-run"], ("e9m9", "e2m1")),
+        (["export", "--rule", "nothing.*=e2m1", "--dry-run"], ("nothing.*", "matches none")),
+        (["export", "--rule", "nonsense", "--dry-run"], ("nonsense", "PATTERN=FORMAT")),
+        (["export", "--form", "flat", "--dry-run"], ("flat", "fused")),
+        (["export", "--method", "magic", "--dry-run"], ("magic", "rtn")),
+        (["export", "--prompts", "/nowhere.txt", "--dry-run"], ("/nowhere.txt",)),
+        (["generate", "/nowhere", "-o", "x.png"], ("nothing to draw", "--prompt")),
+        (["generate", "/nowhere", "-o", "x.png", "--prompt", "a"], ("/nowhere not found",)),
+        (["generate", "/nowhere", "-o", "x.gif", "--prompt", "a"], ("x.gif", ".png")),
+        (["evaluate", "/nowhere"], ("/nowhere not found",)),
+        (["inspect", "/nowhere"], ("/nowhere not found",)),
+    ],
+)
+def test_bad_input_is_one_line(run: Any, arguments: list[str], words: tuple[str, ...]) -> None:
+    assert_one_line(run(*arguments), *words)
+
+
+def test_export_passes_every_option_on(
+    run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen = []
+
+    def fake(request: Any, reporter: Any) -> Any:
+        seen.append(request)
+        with reporter.stage("working", 2) as advance:
+            advance(2)
+        manifest = {"layers": [ROW], "skipped": [{"name": "proj", "reason": "by rule"}]}
+        return command.ExportResult(request.output, manifest, 1.0)
+
+    command: Any = importlib.import_module("fp4dit_onnx.commands.export")
+    monkeypatch.setattr(command, "export", fake)
+    options = "--bits w4a8 --method rtn --weight-format e2m1 --activation-format e3m4 --seed 7"
+    options += (
+        " --group-size 64 --rule a=e2m1 --rule b=e3m0 --form qdq --prompts p.txt --overwrite"
+    )
+    options += " --steps 3 --guidance 2.5 --calibration-prompts 5"
+    outcome = run("export", "model", *options.split(), "-o", tmp_path / "out")
+    assert outcome.code == 0
+    request = seen[0]
+    assert (request.model, request.output) == (Path("model"), tmp_path / "out")
+    assert (request.bits, request.form, request.seed) == ("w4a8", "qdq", 7)
+    assert request.rules == ("a=e2m1", "b=e3m0")
+    assert (request.steps, request.guidance, request.calibration_prompts) == (3, 2.5, 5)
+    assert (request.group_size, request.overwrite) == (64, True)
+    assert request.prompts == Path("p.txt")
+    assert "blocks.*.to_q" not in outcome.err
+    assert "proj" in outcome.out
+    run("export", "-o", tmp_path / "out")
+    assert seen[1] == command.ExportRequest(output=tmp_path / "out")
+
+
+def test_json_is_alone_on_stdout(
+    run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fake(request: Any, reporter: Any) -> Any:
+        reporter.note("a note")
+        return command.ExportResult(request.output, {"layers": []}, 1.0)
+
+    command: Any = importlib.import_module("fp4dit_onnx.commands.export")
+    monkeypatch.setattr(command, "export", fake)
+    outcome = run("export", "--json", "-o", tmp_path)
+    assert json.loads(outcome.out)["bundle"] == str(tmp_path)
+    assert "a note" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(KeyboardInterrupt(), 130), (OSError("disk full"), 1), (UsageError("a\nb"), 2)],
+)
+def test_exit_codes(
+    run: Any, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+) -> None:
+    def fail(request: Any) -> Any:
+        raise error
+
+    command = importlib.import_module("fp4dit_onnx.commands.export")
+    monkeypatch.setattr(command, "plan", fail)
+    outcome = run("export", "--dry-run")
+    assert outcome.code == code
+    assert outcome.err.count("\n") == 1
+
+
+@dataclass
+class FakeCheck:
+    """Stands for verify.Check."""
+
+    name: str
+    ok: bool
+    detail: str = "node blocks.3"
+    bound: str = "1e-5"
+    found: str = "2e-5"
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_verify_is_a_gate(run: Any, monkeypatch: pytest.MonkeyPatch, ok: bool) -> None:
+    class Verification:
+        checks = (FakeCheck("parity", ok),)
+
+        def __init__(self) -> None:
+            self.ok = ok
+
+        def to_json(self) -> dict[str, Any]:
+            return {"ok": ok}
+
+    fake = ModuleType("fp4dit_onnx.verify")
+    fake.verify = lambda **_: Verification()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "fp4dit_onnx.verify", fake)
+    monkeypatch.delitem(sys.modules, "fp4dit_onnx.commands.verify", raising=False)
+    outcome = run("verify", "bundle")
+    monkeypatch.delitem(sys.modules, "fp4dit_onnx.commands.verify")
+    assert outcome.code == (0 if ok else 1)
+    assert "parity" in outcome.out
+    assert ("FAILED" in outcome.out) is not ok
+
+
+def test_picture_paths(tmp_path: Path) -> None:
+    one = picture_paths(tmp_path / "a.png", ["x"], overwrite=False)
+    assert one == [tmp_path / "a.png"]
+    several = picture_paths(tmp_path / "folder", ["Red apple!", "///"], overwrite=False)
+    assert [p.name for p in several] == ["0-red-apple.png", "1-picture.png"]
+    with pytest.raises(UsageError, match="give a folder"):
+        picture_paths(tmp_path / "a.png", ["x", "y"], overwrite=False)
+    (tmp_path / "a.png").touch()
+    with pytest.raises(UsageError, match="exists"):
+        picture_paths(tmp_path / "a.png", ["x"], overwrite=False)
+    assert picture_paths(tmp_path / "a.png", ["x"], overwrite=True) == one
+
+
+class FakePipeline:
+    """Stands for runtime.pipeline.Pipeline: draws grey."""
+
+    def __init__(self, folder: Path, *, library: bool, threads: int | None) -> None:
+        self.steps = 2
+
+    def settings(self, **_: object) -> FakePipeline:
+        """Itself, as it has `steps`."""
+        return self
+
+    def generate(self, prompts: list[str], *, progress: Any, **_: object) -> list[Image.Image]:
+        """A grey picture a prompt."""
+        progress(1, 2)
+        return [Image.new("RGB", (8, 8), "grey") for _ in prompts]
+
+
+def test_generate_writes_pictures(
+    run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("fp4dit_onnx.runtime.pipeline.Pipeline", FakePipeline)
+    monkeypatch.setattr(Bundle, "open", lambda folder: Bundle(Path(folder), {}))
+    outcome = run(
+        "generate", "b", "--prompt", "x", "--prompt", "y", "-o", tmp_path / "o", "--json"
+    )
+    assert outcome.code == 0
+    files = [Path(row["file"]) for row in json.loads(outcome.out)["pictures"]]
+    assert sorted(files) == sorted(folder.iterdir())
+    with Image.open(files[0]) as picture:
+        assert picture.size == (8, 8)
+
+
+def test_groups_of_layers() -> None:
+    other = {**ROW, "name": "blocks.1.to_q", "weight_sqnr_db": 30.0}
+    rows = [ROW, other, {**ROW, "name": "proj", "activation_format": None}]
+    first, second = group_layers(rows)
+    assert (first.name, first.count, first.bytes) == ("blocks.*.to_q", 2, 144)
+    assert (first.weight_sqnr_db, first.output_sqnr_db) == (25.0, None)
+    assert second.formats == "e2m1 / float"
+
+
+@pytest.fixture
+def small_model(tmp_path: Path) -> Path:
+    """A model of one FpQuantize and one FpLinear [M, 32] -> [M, 4]."""
+    from fp4dit_onnx.doctor import _tiny_model
+
+    path = tmp_path / "model.onnx"
+    path.write_bytes(_tiny_model())
+    return path
+
+
+def test_inspect_model(run: Any, small_model: Path) -> None:
+    facts = json.loads(run("inspect", small_model, "--json").out)
+    assert facts["kind"] == "model"
+    assert facts["opsets"] == {"ai.onnx": ops.OPSET, ops.DOMAIN: ops.VERSION}
+    assert facts["inputs"] == [{"name": "x", "dtype": "float", "shape": ["m", 32]}]
+    assert facts["bytes"] == {"packed codes": 64, "weight scales": 8, "float": 16}
+    assert facts["without_function"] == []
+    (layer,) = facts["layers"]
+    assert (layer["weight_format"], layer["activation_format"]) == ("e2m1", "e2m3")
+    assert (layer["shape"], layer["group_size"]) == ([4, 32], 32)
+    assert "FpLinear" in run("inspect", small_model).out
+
+
+def test_inspect_names_operators_without_a_body(run: Any, small_model: Path) -> None:
+    model = onnx.load(small_model)
+    del model.functions[:]
+    onnx.save(model, small_model)
+    facts = json.loads(run("inspect", small_model, "--json").out)
+    assert facts["without_function"] == ["com.fp4dit.FpLinear", "com.fp4dit.FpQuantize"]
+    assert "runs with its library only" in run("inspect", small_model).out
+
+
+@pytest.mark.parametrize("content", [b"", b"no model at all", bytes(100)])
+def test_inspect_refuses_other_files(run: Any, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.onnx").write_bytes(content)
+    assert_one_line(run("inspect", tmp_path / "x.onnx"), "is no ONNX model", "expected")
+
+
+def test_inspect_pipeline(run: Any, demo_folder: Path) -> None:
+    facts = json.loads(run("inspect", demo_folder, "--json").out)
+    assert facts["family"] == "PixArt-alpha"
+    (transformer,) = (c for c in facts["components"] if c["name"] == "transformer")
+    assert transformer["bytes"] == sum(t["bytes"] for t in facts["tensors"])
+    assert "proj_out.weight" in run("inspect", demo_folder).out
+
+
+def test_inspect_refuses_a_damaged_bundle(run: Any, tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text('{"format_version": 99}')
+    assert_one_line(run("inspect", tmp_path), "format_version 99", "reads 1")
+
+
+def test_doctor_names_cause_and_cure(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fp4dit_onnx import doctor
+
+    broken = doctor.Finding("engine", False, True, "nothing", "it is absent", "install it")
+    absent = doctor.Finding("radio", False, False, "nothing", "not bought", "buy one")
+    monkeypatch.setattr(doctor, "CHECKS", {"engine": lambda _: broken, "radio": lambda _: absent})
+    outcome = run("doctor")
+    assert outcome.code == 1
+    assert "engine: it is absent" in outcome.out
+    assert "cure: install it" in outcome.out
+    monkeypatch.setattr(doctor, "CHECKS", {"radio": lambda _: absent})
+    assert run("doctor", "--json").code == 0
+
+
+def test_doctor_survives_a_check_that_breaks() -> None:
+    from fp4dit_onnx import doctor
+
+    def breaks(name: str) -> doctor.Finding:
+        raise ZeroDivisionError
+
+    finding = doctor._run("odd", breaks)
+    assert not finding.ok
+    assert "ZeroDivisionError" in finding.cause
+
+
+@pytest.mark.parametrize(
+    ("installed", "cause"),
+    [
+        ({"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.32.0"}, "several flavours"),
+        ({"onnxruntime": "1.17.3"}, "opset 21"),
+    ],
+)
+def test_doctor_knows_the_flavours_of_onnxruntime(
+    monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], cause: str
+) -> None:
+    import onnxruntime
+
+    from fp4dit_onnx import doctor
+
+    monkeypatch.setattr(doctor, "_version", installed.get)
+    monkeypatch.setattr(onnxruntime, "__version__", installed["onnxruntime"])
+    finding = doctor.CHECKS["onnxruntime"]("onnxruntime")
+    assert not finding.ok
+    assert cause in finding.cause
+    assert "fp4dit-onnx[cpu]" in finding.cure

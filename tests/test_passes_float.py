@@ -1,0 +1,285 @@
+"""Folding, the canonical linear, and the driver that checks the graph after every pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+
+gs = pytest.importorskip("onnx_graphsurgeon")
+
+from fp4dit_onnx import ops
+from fp4dit_onnx.compare import linear_rounding_bound
+from fp4dit_onnx.errors import Fp4DitError
+from fp4dit_onnx.passes.base import PassReport, Skip
+from fp4dit_onnx.passes.canonical_linear import CanonicalLinear
+from fp4dit_onnx.passes.drop_identity import DropIdentity
+from fp4dit_onnx.passes.fold_constants import LARGEST, FoldConstants
+from fp4dit_onnx.passes.pipeline import float_passes, run_passes
+
+Array = npt.NDArray[Any]
+NO_PARAMETERS: frozenset[str] = frozenset()
+
+
+def normal(*shape: int) -> Array:
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+def op_types(model: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in model.graph.node]
+
+
+def constants(model: onnx.ModelProto) -> dict[str, Any]:
+    tensors = model.graph.initializer
+    return {t.name: onnx.numpy_helper.to_array(t).tolist() for t in tensors}
+
+
+@pytest.mark.parametrize(
+    ("shape", "value"),
+    [
+        ("Shape (x)", [2, 3, 5]),
+        ("Shape <start = 1> (x)", [3, 5]),
+        ("Shape <start = -2, end = -1> (x)", [3]),
+    ],
+)
+def test_known_shapes_are_folded(bench: Any, shape: str, value: list[int]) -> None:
+    text = f"g (float[2, 3, 5] x) => (int64[N] y) {{ s = {shape}  y = Neg (s) }}"
+    model, report = bench.rewrite(text, FoldConstants(NO_PARAMETERS), {"x": normal(2, 3, 5)})
+    assert constants(model) == {"y": [-v for v in value]}
+    assert report.rewritten == 2
+
+
+@pytest.mark.parametrize(("index", "value"), [(1, 3), ([1], [3]), ([[2, -2]], [[5, 3]])])
+def test_one_known_size_of_a_dynamic_shape_is_folded(
+    bench: Any, index: int | list[Any], value: int | list[Any]
+) -> None:
+    text = """g (float[B, 3, 5] x, int64[1] t) => (int64[N] y) {
+        s = Shape (x)
+        [gather] size = Gather (s, index)
+        [reshape] flat = Reshape (size, minus_one)
+        [add] y = Add (flat, t)
+    }"""
+    values = {"index": np.array(index), "minus_one": np.array([-1])}
+    feed = {"x": normal(2, 3, 5), "t": np.array([7])}
+    model = bench.parse(text, values)
+    result, report = bench.rewrite(model, FoldConstants(NO_PARAMETERS), feed)
+    assert op_types(result) == ["Add"]
+    assert constants(result) == {"flat": np.array(value).reshape(-1).tolist()}
+    assert report.rewritten == 2
+
+
+@pytest.mark.parametrize("take", ["Gather (s, zero)", "Gather (s, i)", "Slice (s, zero, one)"])
+def test_sizes_known_only_at_run_time_stay(bench: Any, take: str) -> None:
+    text = f"""g (float[B, 3] x, int64[1] i) => (int64[1] y) <int64[1] zero = {{0}}, int64[1] one = {{1}}> {{
+        s = Shape (x)
+        y = {take}
+    }}"""
+    feed = {"x": normal(2, 3), "i": np.array([1])}
+    model, report = bench.rewrite(text, FoldConstants(NO_PARAMETERS), feed)
+    assert len(op_types(model)) == 2
+    assert report.rewritten == 0
+
+
+def test_shape_of_a_tensor_of_unknown_rank_stays(bench: Any) -> None:
+    text = """g (float[6] x, int64[N] t) => (int64[N] y) {
+        r = Reshape (x, t)
+        y = Shape (r)
+    }"""
+    feed = {"x": normal(6), "t": np.array([2, 3])}
+    _, report = bench.rewrite(text, FoldConstants(NO_PARAMETERS), feed)
+    assert report.rewritten == 0
+
+
+def test_arithmetic_on_constants_is_folded_in_one_run(bench: Any) -> None:
+    """Constant nodes and initializers alike; the readers of a shared constant keep it."""
+    text = """g (float[2] x) => (float[2] y) <float[2] a = {1, 2}> {
+        two = Constant <value_float = 2.0> ()
+        b = Mul (a, two)
+        c = Add (b, a)
+        d = Add (x, c)
+        y = Mul (d, a)
+    }"""
+    model, report = bench.rewrite(text, FoldConstants(NO_PARAMETERS), {"x": normal(2)})
+    assert op_types(model) == ["Add", "Mul"]
+    assert constants(model) == {"a": [1, 2], "c": [3, 6]}
+    assert report.rewritten == 3
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("float16", np.float16), ("int32", np.int32)])
+def test_cast_like_needs_the_type_alone(bench: Any, kind: str, dtype: Any) -> None:
+    text = f"""g ({kind}[B] x) => ({kind}[B] y) <float[1] a = {{2.0}}> {{
+        b = CastLike (a, x)
+        y = Mul (x, b)
+    }}"""
+    model, report = bench.rewrite(text, FoldConstants(NO_PARAMETERS), {"x": np.ones(3, dtype)})
+    assert op_types(model) == ["Mul"]
+    assert onnx.numpy_helper.to_array(model.graph.initializer[0]).dtype == dtype
+    assert report.rewritten == 1
+
+
+def test_cast_like_of_a_variable_stays(bench: Any) -> None:
+    text = "g (float[2] x, float16[2] t) => (float16[2] y) { y = CastLike (x, t) }"
+    feed = {"x": normal(2), "t": np.zeros(2, np.float16)}
+    _, report = bench.rewrite(text, FoldConstants(NO_PARAMETERS), feed)
+    assert report.rewritten == 0
+
+
+def test_cast_like_to_an_unknown_type_stays() -> None:
+    """A type that inference cannot know: that of an unknown operator's result."""
+    a = gs.Constant("a", np.ones(1, np.float32))
+    unknown, result = gs.Variable("unknown"), gs.Variable("y", np.float32, [1])
+    nodes = [
+        gs.Node("Mystery", "m", {}, [], [unknown], domain="other"),
+        gs.Node("CastLike", "c", {}, [a, unknown], [result]),
+    ]
+    graph = gs.Graph(nodes, outputs=[result], opset=ops.OPSET)
+    assert FoldConstants(NO_PARAMETERS)(graph).rewritten == 0
+    assert [node.op for node in graph.nodes] == ["Mystery", "CastLike"]
+
+
+def test_parameters_are_never_folded(bench: Any) -> None:
+    text = """g (float[2, 2] x) => (float[2, 2] y) {
+        w = Transpose <perm = [1, 0]> ("block.weight")
+        y = MatMul (x, w)
+    }"""
+    model = bench.parse(text, {"block.weight": normal(2, 2)})
+    step = FoldConstants(frozenset({"block.weight"}))
+    result, report = bench.rewrite(model, step, {"x": normal(2, 2)})
+    assert op_types(result) == ["Transpose", "MatMul"]
+    assert report.rewritten == 0
+
+
+@pytest.mark.parametrize(("size", "folded"), [(LARGEST, 1), (LARGEST + 1, 0)])
+def test_large_results_and_operands_stay_computed(bench: Any, size: int, folded: int) -> None:
+    text = f"g (float[1] x) => (float[{size}] y) {{ a = Expand (one, size)  y = Mul (x, a) }}"
+    values = {"one": np.ones(1, np.float32), "size": np.array([size])}
+    step = FoldConstants(NO_PARAMETERS)
+    _, report = bench.rewrite(bench.parse(text, values), step, {"x": normal(1)})
+    assert report.rewritten == folded
+    model = bench.parse(
+        f"g (float[1] x) => (float[{size}] y) {{ a = Neg (c)  y = Mul (x, a) }}",
+        {"c": np.ones(size, np.float32)},
+    )
+    _, report = bench.rewrite(model, step, {"x": normal(1)})
+    assert report.rewritten == folded
+
+
+def test_nodes_with_several_outputs_stay(bench: Any) -> None:
+    text = """g (float[2] x) => (float[2] y) <float[4] a = {1, 2, 3, 4}> {
+        b, c = Split <num_outputs = 2> (a)
+        y = Sum (x, b, c)
+    }"""
+    _, report = bench.rewrite(text, FoldConstants(NO_PARAMETERS), {"x": normal(2)})
+    assert report.rewritten == 0
+
+
+def test_nodes_of_other_domains_stay() -> None:
+    a, result = gs.Constant("a", np.ones(1, np.float32)), gs.Variable("y", np.float32, [1])
+    node = gs.Node("Neg", "n", {}, [a], [result], domain="other")
+    graph = gs.Graph([node], outputs=[result], opset=ops.OPSET)
+    assert FoldConstants(NO_PARAMETERS)(graph).rewritten == 0
+
+
+_GEMM = 'g (float[B, 6] x) => (float[B, 4] y) { ["m.fc/Gemm"] y = Gemm <transB = 1> (%s) }'
+
+
+def _gemm_bound(x: Array, weight: Array, bias: Array) -> Array:
+    """Both forms round K products, K - 1 sums and the bias: fewer than two of the body's paths."""
+    one = np.ones(1, np.float32)
+    return linear_rounding_bound(x, one, weight, bias, groups=x.shape[1])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_gemm_becomes_transpose_matmul_add(bench: Any, bias: bool) -> None:
+    parameters = {"m.fc.weight": normal(4, 6)}
+    if bias:
+        parameters["m.fc.bias"] = normal(4)
+    text = _GEMM % ("x, " + ", ".join(f'"{name}"' for name in parameters))
+    x = normal(5, 6)
+    bound = _gemm_bound(x, parameters["m.fc.weight"], parameters.get("m.fc.bias", np.zeros(4)))
+    model = bench.parse(text, parameters)
+    result, report = bench.rewrite(model, CanonicalLinear(), {"x": x}, bound=bound)
+    names = ["m.fc/Transpose", "m.fc/MatMul", "m.fc/Add"]
+    assert [node.name for node in result.graph.node] == names[: 3 if bias else 2]
+    assert set(constants(result)) == set(parameters)
+    assert (report.rewritten, report.skipped) == (1, ())
+
+
+def test_gemms_of_two_layers(bench: Any) -> None:
+    text = """g (float[B, 4] x) => (float[B, 4] y) {
+        ["a/Gemm"] h = Gemm <transB = 1> (x, "a.weight")
+        ["b/Gemm"] y = Gemm <transB = 1> (h, "b.weight")
+    }"""
+    parameters = {"a.weight": np.eye(4, dtype=np.float32), "b.weight": np.eye(4, dtype=np.float32)}
+    _, report = bench.rewrite(bench.parse(text, parameters), CanonicalLinear(), {"x": normal(3, 4)})
+    assert report.rewritten == 2
+
+
+@pytest.mark.parametrize(
+    ("attributes", "shape", "found"),
+    [
+        ("", (6, 4), "(1.0, 1.0, 0, 0)"),
+        ("transB = 1, alpha = 2.0", (4, 6), "(2.0, 1.0, 0, 1)"),
+        ("transB = 1, beta = 0.5", (4, 6), "(1.0, 0.5, 0, 1)"),
+        ("transB = 1, transA = 1", (4, 5), "(1.0, 1.0, 1, 1)"),
+    ],
+)
+def test_other_gemms_stay(
+    bench: Any, attributes: str, shape: tuple[int, int], found: str
+) -> None:
+    text = f"""g (float[5, 6] x) => (float[M, N] y) {{
+        [gemm] y = Gemm <{attributes}> (x, w, b)
+    }}""".replace("<>", "")
+    model = bench.parse(text, {"w": normal(*shape), "b": normal(4)})
+    result, report = bench.rewrite(model, CanonicalLinear(), {"x": normal(5, 6)})
+    assert op_types(result) == ["Gemm"]
+    assert report.skipped == (Skip("gemm", f"alpha, beta, transA, transB = {found}"),)
+
+
+class BrokenPass:
+    """Leaves an Add whose second input nobody makes, or an Add of unlike shapes."""
+
+    name = "broken"
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor = tensor
+
+    def __call__(self, graph: Any) -> PassReport:
+        graph.nodes[0].inputs[1] = self.tensor
+        return PassReport(self.name, 1)
+
+
+_ADD = "g (float[2, 3] x) => (float[2, 3] y) <float[3] w = {1, 2, 3}> { [add] y = Add (x, w) }"
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [gs.Variable("nowhere", np.float32, [3]), gs.Constant("wrong", np.ones(4, np.float32))],
+)
+def test_a_pass_that_leaves_an_invalid_model_is_named(bench: Any, tensor: Any) -> None:
+    done: list[int] = []
+    with pytest.raises(Fp4DitError, match="pass broken left an invalid model: ") as caught:
+        run_passes(bench.parse(_ADD), [DropIdentity(), BrokenPass(tensor)], lambda: done.append(1))
+    assert done == [1]
+    cause = caught.value.__cause__
+    assert isinstance(cause, (onnx.checker.ValidationError, onnx.shape_inference.InferenceError))
+
+
+def test_run_passes_reports_each_pass_in_order(bench: Any) -> None:
+    model, done = bench.parse(_ADD), list[int]()
+    passes = float_passes(frozenset({"w"}))
+    result, reports = run_passes(model, passes, lambda: done.append(1))
+    assert [report.name for report in reports] == [step.name for step in passes]
+    assert len(done) == len(passes) == len({step.name for step in passes})
+    assert [entry.domain for entry in result.opset_import] == [""]
+    assert (result.ir_version, result.opset_import[0].version) == (ops.IR_VERSION, ops.OPSET)
+    assert not result.functions
+
+
+def test_report_is_plain_data() -> None:
+    report = PassReport("p", 2, (Skip("node", "why"),))
+    skipped = [{"name": "node", "reason": "why"}]
+    assert report.to_json() == {"name": "p", "rewritten": 2, "skipped": skipped}

@@ -1,0 +1,327 @@
+"""The passes that mend what torch.onnx emits, each on graphs in ONNX's text form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+
+pytest.importorskip("onnx_graphsurgeon")
+
+from fp4dit_onnx.passes.constant_reshape import ConstantReshape
+from fp4dit_onnx.passes.drop_identity import DropIdentity
+from fp4dit_onnx.passes.mend_key_transpose import MendKeyTranspose
+from fp4dit_onnx.passes.mend_split import MendSplit
+from fp4dit_onnx.passes.mend_squeeze import MendSqueeze
+
+Array = npt.NDArray[Any]
+
+
+def normal(*shape: int) -> Array:
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+def ops(model: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in model.graph.node]
+
+
+def constants(model: onnx.ModelProto) -> dict[str, list[Any]]:
+    tensors = model.graph.initializer
+    return {t.name: onnx.numpy_helper.to_array(t).tolist() for t in tensors}
+
+
+def only_reason(report: Any, name: str) -> str:
+    """The reason of the one skip, which must be of node `name`."""
+    assert report.rewritten == 0
+    assert [skip.name for skip in report.skipped] == [name]
+    return str(report.skipped[0].reason)
+
+
+@pytest.mark.parametrize("axes", ["{1}", "{-2}", "{1, 2}", "{-1, 1}"])
+def test_squeeze_of_known_larger_axes_goes(bench: Any, axes: str) -> None:
+    """The model is invalid before: what torch means by it is that nothing happens."""
+    count = axes.count(",") + 1
+    text = f"""g (float[B, 64, 3] x) => (float[B, 64, 3] y) <int64[{count}] axes = {axes}> {{
+        [squeeze] z = Squeeze (x, axes)
+        [neg] y = Neg (z)
+    }}"""
+    x = normal(2, 64, 3)
+    model, report = bench.rewrite(text, MendSqueeze(), {"x": x}, expected={"y": -x})
+    assert ops(model) == ["Neg"]
+    assert (report.rewritten, report.skipped) == (1, ())
+
+
+def test_squeeze_axes_may_come_from_a_constant_node(bench: Any) -> None:
+    text = """g (float[2, 64] x) => (float[2, 64] y) {
+        axes = Constant <value = int64[1] {1}> ()
+        z = Squeeze (x, axes)
+        y = Neg (z)
+    }"""
+    x = normal(2, 64)
+    model, _ = bench.rewrite(text, MendSqueeze(), {"x": x}, expected={"y": -x})
+    assert ops(model) == ["Neg"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "reason"),
+    [
+        ((2, 1), [1], "axes [1] of sizes [1] may be squeezed"),
+        ((1, 3), [0], "axes [0] of sizes ['B'] may be squeezed"),
+        ((1, 1), [0, 1], "axes [0, 1] of sizes ['B', 1] may be squeezed"),
+    ],
+)
+def test_squeeze_that_may_squeeze_stays(
+    bench: Any, shape: tuple[int, int], axes: list[int], reason: str
+) -> None:
+    text = f"""g (float[B, {shape[1]}] x) => (float[N] y) <int64[{len(axes)}] axes = {{{str(axes)[1:-1]}}}> {{
+        [squeeze] z = Squeeze (x, axes)
+        [flat] y = Reshape (z, last)
+    }}"""
+    model = bench.parse(text, {"last": np.array([-1])})
+    _, report = bench.rewrite(model, MendSqueeze(), {"x": normal(*shape)})
+    assert only_reason(report, "squeeze") == reason
+
+
+def test_squeeze_of_axes_known_only_at_run_time_stays(bench: Any) -> None:
+    text = """g (float[2, 1] x, int64[1] axes) => (float[N] y) {
+        [squeeze] z = Squeeze (x, axes)
+        [flat] y = Reshape (z, last)
+    }"""
+    model = bench.parse(text, {"last": np.array([-1])})
+    feed = {"x": normal(2, 1), "axes": np.array([1])}
+    _, report = bench.rewrite(model, MendSqueeze(), feed)
+    assert only_reason(report, "squeeze") == "axes None of sizes [] may be squeezed"
+
+
+def test_squeeze_without_axes_is_no_candidate(bench: Any) -> None:
+    text = "g (float[1, 3] x) => (float[3] y) { z = Squeeze (x)  y = Neg (z) }"
+    _, report = bench.rewrite(text, MendSqueeze(), {"x": normal(1, 3)})
+    assert (report.rewritten, report.skipped) == (0, ())
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_split_sequence_becomes_one_split(bench: Any, axis: int) -> None:
+    """Readers in any order, an index from the end, and a part that nobody reads."""
+    text = f"""g (float[B, 6] x) => (float[B, 2] y) {{
+        [split] parts = SplitToSequence <axis = {axis}> (x, size)
+        [last] c = SequenceAt (parts, minus_one)
+        [first] a = SequenceAt (parts, zero)
+        [sub] y = Sub (c, a)
+    }}"""
+    scalars = {"size": np.array(2), "zero": np.array(0), "minus_one": np.array(-1)}
+    model, report = bench.rewrite(bench.parse(text, scalars), MendSplit(), {"x": normal(3, 6)})
+    assert ops(model) == ["Split", "Sub"]
+    assert list(model.graph.node[0].output) == ["a", "split.1", "c"]
+    assert not model.graph.initializer
+    assert (report.rewritten, report.skipped) == (1, ())
+
+
+def test_split_whose_parts_are_graph_outputs(bench: Any) -> None:
+    text = """g (float[4, 3] x) => (float[2, 3] a, float[2, 3] b) {
+        parts = SplitToSequence (x, size)
+        a = SequenceAt (parts, zero)
+        b = SequenceAt (parts, one)
+    }"""
+    scalars = {"size": np.array(2), "zero": np.array(0), "one": np.array(1)}
+    model, _ = bench.rewrite(bench.parse(text, scalars), MendSplit(), {"x": normal(4, 3)})
+    assert list(model.graph.node[0].output) == ["a", "b"]
+
+
+_ONE_PART = """g (float[2, {extent}] x, int64 i) => (float[M, N] y) {{
+    [split] parts = SplitToSequence <axis = 1> ({inputs})
+    [at] y = SequenceAt (parts, {index})
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("extent", "inputs", "index", "reason"),
+    [
+        ("6", "x", "one", "axis 1 of size 6 is not cut into equal parts by None"),
+        ("6", "x, i", "one", "axis 1 of size 6 is not cut into equal parts by None"),
+        ("6", "x, sizes", "one", "axis 1 of size 6 is not cut into equal parts by [2, 4]"),
+        ("6", "x, four", "one", "axis 1 of size 6 is not cut into equal parts by [4]"),
+        ("K", "x, two", "one", "axis 1 of size K is not cut into equal parts by [2]"),
+        ("6", "x, two", "i", "read by SequenceAt, expected SequenceAt"),
+    ],
+)
+def test_split_that_stays(bench: Any, extent: str, inputs: str, index: str, reason: str) -> None:
+    text = _ONE_PART.format(extent=extent, inputs=inputs, index=index)
+    values = {
+        "one": np.array(1),
+        "two": np.array(2),
+        "four": np.array(4),
+        "sizes": np.array([2, 4]),
+    }
+    feed = {"x": normal(2, 6), "i": np.array(1)}
+    _, report = bench.rewrite(bench.parse(text, values), MendSplit(), feed)
+    assert only_reason(report, "split") == reason
+
+
+def test_split_with_another_reader_stays(bench: Any) -> None:
+    text = """g (float[2, 6] x) => (int64 n, float[2, 2] y) {
+        [split] parts = SplitToSequence <axis = 1> (x, two)
+        [length] n = SequenceLength (parts)
+        [at] y = SequenceAt (parts, zero)
+    }"""
+    model = bench.parse(text, {"two": np.array(2), "zero": np.array(0)})
+    _, report = bench.rewrite(model, MendSplit(), {"x": normal(2, 6)})
+    assert "SequenceLength" in only_reason(report, "split")
+
+
+def test_identities_go_except_those_that_name_an_output(bench: Any) -> None:
+    text = """g (float[2] x) => (float[2] y, float[2] z) <float[2] w = {1, 2}> {
+        [out] y = Identity (x)
+        [first] a = Identity (w)
+        [second] b = Identity (a)
+        [add] z = Add (b, x)
+    }"""
+    model, report = bench.rewrite(text, DropIdentity(), {"x": normal(2)})
+    assert [node.name for node in model.graph.node] == ["out", "add"]
+    assert list(model.graph.node[1].input) == ["w", "x"]
+    assert report.rewritten == 2
+    assert [(s.name, s.reason) for s in report.skipped] == [("out", "it names a graph output")]
+
+
+_KEYS = """g (float[B, 2, 3, 4] x) => (float[{result}] y) {{
+    [flatten] flat = Reshape (x, to_three)
+    [swap] swapped = Transpose <perm = {perm}> (flat)
+    [restore] y = {last}
+}}"""
+_TO_FOUR = np.array([-1, 2, 4, 3])
+
+
+def test_key_transpose_becomes_one_transpose(bench: Any) -> None:
+    text = _KEYS.format(perm="[0, 2, 1]", result="B, 2, 4, 3", last="Reshape (swapped, to_four)")
+    model = bench.parse(text, {"to_three": np.array([-1, 3, 4]), "to_four": _TO_FOUR})
+    result, report = bench.rewrite(model, MendKeyTranspose(), {"x": normal(5, 2, 3, 4)})
+    (node,) = result.graph.node
+    assert (node.op_type, node.name) == ("Transpose", "flatten")
+    assert list(node.attribute[0].ints) == [0, 1, 3, 2]
+    assert (report.rewritten, report.skipped) == (1, ())
+
+
+@pytest.mark.parametrize(
+    ("to_four", "result", "last", "reason"),
+    [
+        (_TO_FOUR, "N, 4, 3", "Neg (swapped)", "not between two reshapes"),
+        ([-1, 24], "B, 24", "Reshape (swapped, to_four)", "are not both of rank 4"),
+        ([-1, 2, 3, 4], "B, 2, 3, 4", "Reshape (swapped, to_four)", "expected ['B', 2, 4, 3]"),
+    ],
+)
+def test_key_transpose_that_stays(
+    bench: Any, to_four: list[int], result: str, last: str, reason: str
+) -> None:
+    text = _KEYS.format(perm="[0, 2, 1]", result=result, last=last)
+    values = {"to_three": np.array([-1, 3, 4]), "to_four": np.array(to_four)}
+    feed = {"x": normal(5, 2, 3, 4)}
+    _, report = bench.rewrite(bench.parse(text, values), MendKeyTranspose(), feed)
+    assert reason in only_reason(report, "swap")
+
+
+@pytest.mark.parametrize("before", ["", "[neg] a = Neg (x)"])
+def test_key_transpose_of_no_reshape_stays(bench: Any, before: str) -> None:
+    """Neither of a graph input nor of the result of another operator."""
+    text = f"""g (float[4, 3, 2] x) => (float[2, 2, 2, 3] y) <int64[4] sizes = {{2, 2, 2, 3}}> {{
+        {before}
+        [swap] swapped = Transpose <perm = [0, 2, 1]> ({"a" if before else "x"})
+        [restore] y = Reshape (swapped, sizes)
+    }}"""
+    _, report = bench.rewrite(text, MendKeyTranspose(), {"x": normal(4, 3, 2)})
+    assert only_reason(report, "swap") == "not between two reshapes"
+
+
+def test_key_transpose_with_a_second_reader_stays(bench: Any) -> None:
+    text = """g (float[B, 2, 3, 4] x) => (float[B, 2, 4, 3] y, float[N, 4, 3] z) {
+        [flatten] flat = Reshape (x, to_three)
+        [swap] swapped = Transpose <perm = [0, 2, 1]> (flat)
+        [restore] y = Reshape (swapped, to_four)
+        [neg] z = Neg (swapped)
+    }"""
+    model = bench.parse(text, {"to_three": np.array([-1, 3, 4]), "to_four": _TO_FOUR})
+    _, report = bench.rewrite(model, MendKeyTranspose(), {"x": normal(5, 2, 3, 4)})
+    assert only_reason(report, "swap") == "not between two reshapes"
+
+
+def test_other_transposes_are_no_candidates(bench: Any) -> None:
+    text = _KEYS.format(perm="[2, 0, 1]", result="B, 2, 4, 3", last="Reshape (swapped, to_four)")
+    model = bench.parse(text, {"to_three": np.array([-1, 3, 4]), "to_four": _TO_FOUR})
+    _, report = bench.rewrite(model, MendKeyTranspose(), {"x": normal(5, 2, 3, 4)})
+    assert (report.rewritten, report.skipped) == (0, ())
+
+
+_RESHAPE = """g (float[{x}] x) => (float[{y}] y) {{
+    [sizes] sizes = Shape (x)
+    [batch] batch = Gather (sizes, axes)
+    [target] target = Concat <axis = 0> (batch, rest)
+    [reshape] y = Reshape (x, target)
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "axes", "rest", "target"),
+    [
+        ("B, S, 6", "B, S, 2, 3", [0, 1], [2, 3], [0, 0, 2, 3]),
+        ("B, 4, 6", "B, 24", [0], [24], [0, 24]),
+        ("B, 4, 6", "N, 6", [], [-1, 6], [-1, 6]),
+        ("B, S, 2, 3", "B, S, 6", [0, 1], [6], [0, 0, 6]),
+    ],
+)
+def test_reshape_gets_a_constant_target(
+    bench: Any, x: str, y: str, axes: list[int], rest: list[int], target: list[int]
+) -> None:
+    values = {"axes": np.array(axes, np.int64), "rest": np.array(rest)}
+    model = bench.parse(_RESHAPE.format(x=x, y=y), values)
+    sizes = [{"B": 5, "S": 4}.get(d) or int(d) for d in x.split(", ")]
+    result, report = bench.rewrite(model, ConstantReshape(), {"x": normal(*sizes)})
+    assert ops(result) == ["Reshape"]
+    assert constants(result) == {"reshape.shape": target}
+    assert (report.rewritten, report.skipped) == (1, ())
+
+
+def test_reshape_that_swaps_dynamic_sizes_stays(bench: Any) -> None:
+    values = {"axes": np.array([1, 0]), "rest": np.array([6])}
+    model = bench.parse(_RESHAPE.format(x="B, S, 6", y="S, B, 6"), values)
+    _, report = bench.rewrite(model, ConstantReshape(), {"x": normal(5, 4, 6)})
+    reason = only_reason(report, "reshape")
+    assert reason == "from ['B', 'S', 6] to ['S', 'B', 6]: more than one size left open"
+
+
+def test_reshape_to_an_empty_tensor_stays(bench: Any) -> None:
+    """A target of 0 would mean a copied size."""
+    values = {"axes": np.array([0]), "rest": np.array([3])}
+    model = bench.parse(_RESHAPE.format(x="0, 2", y="0, 3"), values)
+    _, report = bench.rewrite(model, ConstantReshape(), {"x": np.zeros((0, 2), np.float32)})
+    assert only_reason(report, "reshape").startswith("from [0, 2] to [0, 3]")
+
+
+def test_reshape_of_unknown_rank_stays(bench: Any) -> None:
+    text = """g (float[2, 6] x, int64[N] t) => (float[A, B] y) {
+        [inner] a = Reshape (x, t)
+        [outer] y = Reshape (a, t)
+    }"""
+    feed = {"x": normal(2, 6), "t": np.array([3, 4])}
+    _, report = bench.rewrite(text, ConstantReshape(), feed)
+    assert report.rewritten == 0
+    assert {s.name for s in report.skipped} == {"inner", "outer"}
+    assert "from [2, 6] to None: " in next(s.reason for s in report.skipped if s.name == "inner")
+
+
+def test_reshape_with_a_constant_target_is_no_candidate(bench: Any) -> None:
+    text = """g (float[2, 6] x) => (float[3, 4] y) <int64[2] t = {3, 4}> { y = Reshape (x, t) }"""
+    model, report = bench.rewrite(text, ConstantReshape(), {"x": normal(2, 6)})
+    assert constants(model) == {"t": [3, 4]}
+    assert (report.rewritten, report.skipped) == (0, ())
+
+
+@pytest.mark.parametrize(
+    "make", [MendSqueeze, MendSplit, DropIdentity, MendKeyTranspose, ConstantReshape]
+)
+def test_nothing_to_do(bench: Any, make: Callable[[], Any]) -> None:
+    text = "g (float[2, 3] x) => (float[2, 3] y) { [neg] y = Neg (x) }"
+    model, report = bench.rewrite(text, make(), {"x": normal(2, 3)})
+    assert ops(model) == ["Neg"]
+    assert report.to_json() == {"name": make().name, "rewritten": 0, "skipped": []}

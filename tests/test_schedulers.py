@@ -1,0 +1,262 @@
+"""The numpy schedulers against diffusers', whole trajectories."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.runtime.noise_schedule import DPM_SOLVER, checked_options, cumulative_alphas
+from fp4dit_onnx.runtime.schedulers import SCHEDULERS, scheduler_from_config
+
+torch = pytest.importorskip("torch")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # third parties' deprecations at import
+    diffusers = pytest.importorskip("diffusers")
+
+FloatArray = npt.NDArray[np.float32]
+Config = dict[str, Any]
+
+SHAPE = (2, 4, 6, 6)
+
+# Both sides round to float32 after every operation and run the same operations, so a step differs
+# by a few epsilon = 6e-8 of its largest term, and by the last bit of exp and log, which the step
+# h = 0.05 .. 0.3 between two log SNRs of up to 10 (last bit 5e-7) turns into 1e-6 .. 1e-5 of the
+# second- and third-order corrections, themselves a fraction of the sample. Errors of 50 steps add
+# up at random or are forgotten (the model output pulls back). The requirement is 1e-5.
+TOLERANCE = 1e-5
+
+
+def worst_relative_error(found: list[FloatArray], expected: list[FloatArray]) -> float:
+    """The largest |difference| over a trajectory, each state relative to its own largest value."""
+    if len(found) != len(expected):
+        return math.inf
+    errors = [
+        float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(found, expected, strict=True)
+    ]
+    return math.inf if any(math.isnan(e) for e in errors) else max(errors)
+
+
+def random_model(seed: int) -> Any:
+    """A fixed smooth function of sample and timestep: channels mixed, then squashed."""
+    generator = np.random.default_rng(seed)
+    mix = generator.standard_normal((SHAPE[1], SHAPE[1])).astype(np.float32) / 2
+    phase = generator.standard_normal((SHAPE[1], 1, 1)).astype(np.float32)
+
+    def model(sample: FloatArray, timestep: int) -> FloatArray:
+        mixed = np.einsum("oc,bchw->bohw", mix, sample)
+        return np.tanh(mixed + phase * np.float32(timestep / 300)).astype(np.float32)
+
+    return model
+
+
+def start(seed: int) -> FloatArray:
+    return np.random.default_rng(seed).standard_normal(SHAPE).astype(np.float32)
+
+
+def noise_at(index: int) -> FloatArray:
+    return np.random.default_rng([7, index]).standard_normal(SHAPE).astype(np.float32)
+
+
+def our_trajectory(config: Config, steps: int) -> tuple[list[int], list[FloatArray]]:
+    scheduler = scheduler_from_config(config)
+    run, model, sample = scheduler.start(steps), random_model(1), start(2)
+    states = []
+    for index, timestep in enumerate(run.timesteps):
+        noise = noise_at(index) if scheduler.stochastic else None
+        sample = run.step(model(sample, int(timestep)), sample, noise)
+        assert sample.dtype == np.float32
+        states.append(sample)
+    return [int(t) for t in run.timesteps], states
+
+
+def diffusers_trajectory(
+    config: Config, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[int], list[FloatArray]]:
+    values = {k: v for k, v in config.items() if not k.startswith("_")}
+    scheduler = getattr(diffusers, config["_class_name"])(**values)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        scheduler.set_timesteps(steps)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
+    model, sample, states = random_model(1), torch.from_numpy(start(2)), []
+    module = "diffusers.schedulers.scheduling_ddpm.randn_tensor"
+    for index, timestep in enumerate(scheduler.timesteps):
+        noise = torch.from_numpy(noise_at(index))
+        monkeypatch.setattr(module, lambda *_, noise=noise, **__: noise)
+        output = torch.from_numpy(model(sample.numpy(), int(timestep)))
+        sample = scheduler.step(output, timestep, sample, return_dict=False)[0]
+        states.append(sample.numpy())
+    return [int(t) for t in scheduler.timesteps], states
+
+
+def check(config: Config, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    times, states = our_trajectory(config, steps)
+    expected_times, expected = diffusers_trajectory(config, steps, monkeypatch)
+    assert times == expected_times
+    error = worst_relative_error(states, expected)
+    assert error <= TOLERANCE, f"{config}, {steps} steps: {error:.2e}"
+
+
+def dpm(**options: Any) -> Config:
+    return {"_class_name": "DPMSolverMultistepScheduler", **options}
+
+
+def ddim(**options: Any) -> Config:
+    return {"_class_name": "DDIMScheduler", "clip_sample": False, **options}
+
+
+def ddpm(**options: Any) -> Config:
+    return {"_class_name": "DDPMScheduler", "clip_sample": False, **options}
+
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+SPACINGS = ("linspace", "leading", "trailing")
+BETAS: tuple[Config, ...] = (
+    {"beta_schedule": "linear"},
+    {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+    {"beta_schedule": "squaredcos_cap_v2", "lambda_min_clipped": -5.1},
+    {"trained_betas": np.linspace(1e-3, 0.03, 400).tolist(), "num_train_timesteps": 400},
+)
+STEPS = (1, 2, 5, 14, 15, 20, 50)
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("solver_type", ["midpoint", "heun"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_dpm_solver_orders(
+    prediction: str, order: int, solver_type: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dpm(solver_order=order, solver_type=solver_type, prediction_type=prediction)
+    check(config, steps, monkeypatch)
+
+
+@pytest.mark.parametrize("steps", [5, 20, 50])
+@pytest.mark.parametrize("karras", [False, True])
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("betas", BETAS)
+def test_dpm_solver_schedules(
+    betas: Config, spacing: str, karras: bool, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dpm(timestep_spacing=spacing, use_karras_sigmas=karras, steps_offset=1, **betas)
+    check(config, steps, monkeypatch)
+
+
+@pytest.mark.parametrize("steps", [5, 20])
+@pytest.mark.parametrize("final", ["zero", "sigma_min"])
+@pytest.mark.parametrize("lower", [False, True])
+@pytest.mark.parametrize("euler", [False, True])
+@pytest.mark.parametrize("order", [2, 3])
+def test_dpm_solver_ends(
+    order: int,
+    euler: bool,
+    lower: bool,
+    final: str,
+    steps: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = dpm(
+        solver_order=order, euler_at_final=euler, lower_order_final=lower, final_sigmas_type=final
+    )
+    check(config, steps, monkeypatch)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 20, 50])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("make", [ddim, ddpm])
+def test_ddim_and_ddpm(
+    make: Any, spacing: str, prediction: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make(timestep_spacing=spacing, prediction_type=prediction)
+    check(config, steps, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ddim(set_alpha_to_one=False, steps_offset=1),
+        ddim(clip_sample=True, clip_sample_range=0.8),
+        ddpm(clip_sample=True, clip_sample_range=0.8),
+        ddpm(variance_type="fixed_large"),
+        ddpm(  # Hunyuan-DiT's
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.02,
+            prediction_type="v_prediction",
+            steps_offset=1,
+        ),
+    ],
+)
+def test_ddim_and_ddpm_options(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(config, 20, monkeypatch)
+
+
+@pytest.mark.parametrize("betas", BETAS)
+def test_table_is_diffusers_bit_for_bit(betas: Config) -> None:
+    ours = cumulative_alphas(checked_options("test", betas, DPM_SOLVER))
+    theirs = diffusers.DPMSolverMultistepScheduler(**betas).alphas_cumprod.numpy()
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_defaults_are_diffusers() -> None:
+    for name in SCHEDULERS:
+        options = scheduler_from_config({"_class_name": name}).options  # type: ignore[attr-defined]
+        defaults = dict(getattr(diffusers, name)().config)
+        assert options == {k: v for k, v in defaults.items() if not k.startswith("_")}
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (dpm(algorithm_type="sde-dpmsolver++"), ["algorithm_type", "sde-dpm", "'dpmsolver++'"]),
+        (dpm(thresholding=True), ["thresholding", "True", "False"]),
+        (dpm(use_flow_sigmas=True), ["use_flow_sigmas", "True"]),
+        (dpm(prediction_type="flow_prediction"), ["prediction_type", "'v_prediction'"]),
+        (dpm(beta_schedule="sigmoid"), ["beta_schedule", "'sigmoid'", "'scaled_linear'"]),
+        (dpm(rescale_betas_zero_snr=True), ["rescale_betas_zero_snr"]),
+        (dpm(solver_order=4), ["solver_order", "4", "1, 2, 3"]),
+        (dpm(skip_prk_steps=True), ["skip_prk_steps", "True"]),
+        (ddpm(variance_type="learned_range"), ["variance_type", "'fixed_small'"]),
+        ({"_class_name": "UniPCMultistepScheduler"}, ["UniPC", "DDIMScheduler"]),
+    ],
+)
+def test_refuses_what_it_does_not_support(config: Config, words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        scheduler_from_config(config)
+    message = str(caught.value)
+    assert [word for word in words if word not in message] == []
+    assert "\n" not in message
+
+
+def test_options_of_other_classes_that_say_nothing_pass() -> None:
+    scheduler_from_config(dpm(_diffusers_version="0.1", skip_prk_steps=False, foreign=None))
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001])
+def test_refuses_steps_out_of_range(steps: int) -> None:
+    for name in SCHEDULERS:
+        with pytest.raises(UsageError, match=f"steps = {steps}"):
+            scheduler_from_config({"_class_name": name}).start(steps)
+
+
+def test_ddpm_refuses_to_run_without_noise() -> None:
+    run = scheduler_from_config(ddpm()).start(5)
+    with pytest.raises(UsageError, match="needs noise"):
+        run.step(start(1), start(2))
+
+
+def test_comparator_fails_where_it_should() -> None:
+    right = [np.array([1.0, -2.0], np.float32), np.array([0.5, 0.25], np.float32)]
+    assert worst_relative_error(right, right) == 0
+    for wrong in ([-right[0], right[1]], [right[0], right[1] * np.float32(1.001)], right[:1]):
+        assert worst_relative_error(wrong, right) > TOLERANCE
+    poisoned = [right[0], np.array([np.nan, 0.25], np.float32)]
+    assert worst_relative_error(poisoned, right) > TOLERANCE
