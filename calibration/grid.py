@@ -31,9 +31,11 @@ def quantize_rows(x: torch.Tensor, fmt: FloatFormat) -> tuple[torch.Tensor, torc
     finite = torch.isfinite(x).all(dim=-1, keepdim=True)
     amax = torch.where(finite, x, 0.0).abs().amax(dim=-1, keepdim=True)
     live = amax >= float(SMALLEST_AMAX)
-    factor = fmt.max_integer / torch.where(live, amax, 1.0)
+    # Tensor by tensor: torch divides a number by a tensor as number * reciprocal, rounded twice.
+    limit = torch.full_like(amax, fmt.max_integer)
+    factor = limit / torch.where(live, amax, 1.0)
     q = round_to_grid(torch.where(live, x, 0.0) * factor, fmt)
-    scale = torch.where(live, amax / fmt.max_integer, 0.0)
+    scale = torch.where(live, amax / limit, 0.0)
     return q, torch.where(finite, scale, torch.nan)
 
 

@@ -39,4 +39,5 @@ def absmax_scale(weight: torch.Tensor, fmt: FloatFormat, group_size: int) -> tor
         float16 or float32 [N, G], 0 for an all-zero group.
     """
     amax = group_absmax(weight, group_size)
-    return storable(torch.where(amax >= float(SMALLEST_AMAX), amax / fmt.max_integer, 0.0))
+    limit = torch.full_like(amax, fmt.max_integer)
+    return storable(torch.where(amax >= float(SMALLEST_AMAX), amax / limit, 0.0))

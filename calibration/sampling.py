@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import diffusers
@@ -32,12 +34,13 @@ def load_pipeline(checkpoint: Checkpoint) -> Any:
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     try:
-        pipeline = pipeline_class.from_pretrained(
-            checkpoint.folder,
-            variant=checkpoint.variant,
-            local_files_only=True,
-            use_safetensors=True,
-        )
+        with _quiet():
+            pipeline = pipeline_class.from_pretrained(
+                checkpoint.folder,
+                variant=checkpoint.variant,
+                local_files_only=True,
+                use_safetensors=True,
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{checkpoint.folder}: diffusers cannot load it as {checkpoint.pipeline_class}: {error}"
@@ -48,6 +51,15 @@ def load_pipeline(checkpoint: Checkpoint) -> Any:
         if isinstance(component, torch.nn.Module):
             component.eval().requires_grad_(requires_grad=False)
     return pipeline
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' warnings to their own developers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def network_calls(prompts: int, steps: int) -> int:
@@ -83,8 +95,8 @@ def sample_latents(
         for start in range(0, len(prompts), BATCH):
             chosen = slice(start, start + BATCH)
             noise = [torch.from_numpy(initial_latents(seed, shape)) for seed in seeds[chosen]]
-            parts.append(
-                pipeline(
+            with _quiet():
+                result = pipeline(
                     prompt=list(prompts[chosen]),
                     latents=torch.stack(noise),
                     num_inference_steps=sampling.steps,
@@ -94,8 +106,8 @@ def sample_latents(
                     max_sequence_length=sampling.max_sequence_length,
                     output_type="latent",
                     **family.pipeline_options,
-                ).images
-            )
+                )
+            parts.append(result.images)
     finally:
         handle.remove()
     return torch.cat(parts)

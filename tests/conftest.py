@@ -36,7 +36,7 @@ class PassBench:
     """Runs passes on small graphs and checks what holds for every pass."""
 
     def parse(self, text: str, parameters: Arrays | None = None) -> onnx.ModelProto:
-        """The model of a graph in ONNX's text form, with `parameters` as initializers, shapes inferred."""
+        """The model of a graph in ONNX's text form, with initializers, its shapes inferred."""
         header = f'<ir_version: {IR_VERSION}, opset_import: ["": {OPSET}]>\n'
         model = onnx.parser.parse_model(header + text)
         for name, value in (parameters or {}).items():
@@ -65,16 +65,13 @@ class PassBench:
         """The model after pass `step`, and its report.
 
         Asserts that the model passes the full check, that its outputs are `expected` (by default:
-        what they were) up to `bound`, that the given model is unchanged, and that a second run
-        rewrites nothing.
+        what they were) up to `bound`, and that a second run rewrites nothing.
         """
         from fp4dit_onnx.passes.pipeline import run_passes
 
         model = self.parse(model) if isinstance(model, str) else model
-        before = model.SerializeToString(deterministic=True)
         wanted = self.run(model, feed) if expected is None else expected
         result, (report,) = run_passes(model, [step])
-        assert model.SerializeToString(deterministic=True) == before
         onnx.checker.check_model(result, full_check=True)
         found = self.run(result, feed)
         assert list(found) == list(wanted)
@@ -86,7 +83,7 @@ class PassBench:
             )
             assert same.ok, f"{name}: {same.detail}"
         _, (again,) = run_passes(result, [step])
-        assert again.rewritten == 0
+        assert again.rewritten == 0, f"{step.name}: the second run rewrites too"
         assert report.name == step.name
         return result, report
 

@@ -1,4 +1,4 @@
-"""Folding, the canonical linear, and the driver that checks the graph after every pass."""
+"""Folding, the canonical linear, names, and the driver that checks the graph after every pass."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import numpy.typing as npt
 import onnx
 import pytest
 
-gs = pytest.importorskip("onnx_graphsurgeon")
+pytest.importorskip("onnx_graphsurgeon")
+
+import onnx_graphsurgeon as gs
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.compare import linear_rounding_bound
@@ -18,6 +20,7 @@ from fp4dit_onnx.passes.base import PassReport, Skip
 from fp4dit_onnx.passes.canonical_linear import CanonicalLinear
 from fp4dit_onnx.passes.drop_identity import DropIdentity
 from fp4dit_onnx.passes.fold_constants import LARGEST, FoldConstants
+from fp4dit_onnx.passes.name_tensors import NameTensors
 from fp4dit_onnx.passes.pipeline import float_passes, run_passes
 
 Array = npt.NDArray[Any]
@@ -73,7 +76,8 @@ def test_one_known_size_of_a_dynamic_shape_is_folded(
 
 @pytest.mark.parametrize("take", ["Gather (s, zero)", "Gather (s, i)", "Slice (s, zero, one)"])
 def test_sizes_known_only_at_run_time_stay(bench: Any, take: str) -> None:
-    text = f"""g (float[B, 3] x, int64[1] i) => (int64[1] y) <int64[1] zero = {{0}}, int64[1] one = {{1}}> {{
+    text = f"""g (float[B, 3] x, int64[1] i) => (int64[1] y)
+        <int64[1] zero = {{0}}, int64[1] one = {{1}}> {{
         s = Shape (x)
         y = {take}
     }}"""
@@ -214,7 +218,9 @@ def test_gemms_of_two_layers(bench: Any) -> None:
         ["b/Gemm"] y = Gemm <transB = 1> (h, "b.weight")
     }"""
     parameters = {"a.weight": np.eye(4, dtype=np.float32), "b.weight": np.eye(4, dtype=np.float32)}
-    _, report = bench.rewrite(bench.parse(text, parameters), CanonicalLinear(), {"x": normal(3, 4)})
+    _, report = bench.rewrite(
+        bench.parse(text, parameters), CanonicalLinear(), {"x": normal(3, 4)}
+    )
     assert report.rewritten == 2
 
 
@@ -227,9 +233,7 @@ def test_gemms_of_two_layers(bench: Any) -> None:
         ("transB = 1, transA = 1", (4, 5), "(1.0, 1.0, 1, 1)"),
     ],
 )
-def test_other_gemms_stay(
-    bench: Any, attributes: str, shape: tuple[int, int], found: str
-) -> None:
+def test_other_gemms_stay(bench: Any, attributes: str, shape: tuple[int, int], found: str) -> None:
     text = f"""g (float[5, 6] x) => (float[M, N] y) {{
         [gemm] y = Gemm <{attributes}> (x, w, b)
     }}""".replace("<>", "")
@@ -237,6 +241,35 @@ def test_other_gemms_stay(
     result, report = bench.rewrite(model, CanonicalLinear(), {"x": normal(5, 6)})
     assert op_types(result) == ["Gemm"]
     assert report.skipped == (Skip("gemm", f"alpha, beta, transA, transB = {found}"),)
+
+
+_NAMES = """g (float[4] x, float[2] twin) => (float[2] y)
+    <float[2] c = {1, 2}, float[2] w = {3, 4}> {
+    ["m/Split"] val_1, val_2 = Split <num_outputs = 2> (x)
+    ["m/Mul"] val_3 = Mul (val_1, c)
+    ["m/Mul"] val_4 = Mul (val_3, w)
+    val_5 = Add (val_4, val_2)
+    [twin] val_6 = Mul (val_5, c)
+    ["m/Sub"] y = Sub (val_6, twin)
+}"""
+
+
+def test_name_tensors_calls_values_after_their_nodes(bench: Any) -> None:
+    model = bench.parse(_NAMES)
+    feed = {"x": normal(4), "twin": normal(2)}
+    unlike = bench.parse(_NAMES.replace('["m/Mul"] val_4', '["m/Mul2"] val_4'))  # as ORT wants it
+    step = NameTensors(frozenset({"w"}), frozenset())
+    result, report = bench.rewrite(model, step, feed, expected=bench.run(unlike, feed))
+    found = {node.name: (list(node.input), list(node.output)) for node in result.graph.node}
+    assert found == {
+        "m/Split": (["x"], ["m/Split", "m/Split.1"]),
+        "m/Mul": (["m/Split", "m/Mul.in1"], ["m/Mul"]),
+        "m/Mul_2": (["m/Mul", "w"], ["m/Mul_2"]),
+        "Add": (["m/Mul_2", "m/Split.1"], ["Add"]),
+        "twin_2": (["Add", "m/Mul.in1"], ["twin_2"]),
+        "m/Sub": (["twin_2", "twin"], ["y"]),
+    }
+    assert report.rewritten == 3 + 6 + 1  # node names, tensors, the constant
 
 
 class BrokenPass:
@@ -248,6 +281,7 @@ class BrokenPass:
         self.tensor = tensor
 
     def __call__(self, graph: Any) -> PassReport:
+        """See the class."""
         graph.nodes[0].inputs[1] = self.tensor
         return PassReport(self.name, 1)
 
@@ -271,12 +305,40 @@ def test_a_pass_that_leaves_an_invalid_model_is_named(bench: Any, tensor: Any) -
 def test_run_passes_reports_each_pass_in_order(bench: Any) -> None:
     model, done = bench.parse(_ADD), list[int]()
     passes = float_passes(frozenset({"w"}))
+    before = model.SerializeToString(deterministic=True)
     result, reports = run_passes(model, passes, lambda: done.append(1))
+    assert model.SerializeToString(deterministic=True) == before
     assert [report.name for report in reports] == [step.name for step in passes]
     assert len(done) == len(passes) == len({step.name for step in passes})
     assert [entry.domain for entry in result.opset_import] == [""]
     assert (result.ir_version, result.opset_import[0].version) == (ops.IR_VERSION, ops.OPSET)
     assert not result.functions
+
+
+class DoublingPass:
+    """Doubles the graph's constant: wrong, or harmless if the constant is 0, but never done."""
+
+    name = "doubling"
+
+    def __call__(self, graph: Any) -> PassReport:
+        """See the class."""
+        weight = graph.nodes[0].inputs[1]
+        weight.values = weight.values * 2
+        return PassReport(self.name, 1)
+
+
+@pytest.mark.parametrize(
+    ("factor", "message"), [(1.0, "y: 6 of 6 differ"), (0.0, "the second run rewrites too")]
+)
+def test_the_bench_catches_wrong_values_and_endless_rewriting(
+    bench: Any, factor: float, message: str
+) -> None:
+    model = bench.parse(
+        "g (float[2, 3] x) => (float[2, 3] y) { y = Add (x, w) }",
+        {"w": np.array([1, 2, 3], np.float32) * np.float32(factor)},
+    )
+    with pytest.raises(AssertionError, match=message):
+        bench.rewrite(model, DoublingPass(), {"x": np.zeros((2, 3), np.float32)})
 
 
 def test_report_is_plain_data() -> None:

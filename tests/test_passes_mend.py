@@ -77,11 +77,11 @@ def test_squeeze_axes_may_come_from_a_constant_node(bench: Any) -> None:
 def test_squeeze_that_may_squeeze_stays(
     bench: Any, shape: tuple[int, int], axes: list[int], reason: str
 ) -> None:
-    text = f"""g (float[B, {shape[1]}] x) => (float[N] y) <int64[{len(axes)}] axes = {{{str(axes)[1:-1]}}}> {{
+    text = f"""g (float[B, {shape[1]}] x) => (float[N] y) {{
         [squeeze] z = Squeeze (x, axes)
         [flat] y = Reshape (z, last)
     }}"""
-    model = bench.parse(text, {"last": np.array([-1])})
+    model = bench.parse(text, {"axes": np.array(axes), "last": np.array([-1])})
     _, report = bench.rewrite(model, MendSqueeze(), {"x": normal(*shape)})
     assert only_reason(report, "squeeze") == reason
 

@@ -44,14 +44,14 @@ def emoji(tmp_path: Path) -> Path:
 def test_result_is_a_pipeline_that_draws(emoji: Path, tmp_path: Path) -> None:
     output = tmp_path / "pipeline"
     command = [sys.executable, ROOT / "tools" / "train_demo.py", emoji, output]
-    command += ["--vae-steps", "2", "--steps", "2"]
+    command += ["--vae-steps", "1", "--steps", "1"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     code = f"""
 import diffusers, numpy, torch
-pipeline = diffusers.PixArtAlphaPipeline.from_pretrained({str(output)!r}, torch_dtype=torch.float32)
+pipeline = diffusers.PixArtAlphaPipeline.from_pretrained({str(output)!r}).to(torch.float32)
 pipeline.set_progress_bar_config(disable=True)
-pictures = pipeline("disc", num_inference_steps=1, use_resolution_binning=False,
+pictures = pipeline("disc", num_inference_steps=2, use_resolution_binning=False,
                     clean_caption=False, output_type="np").images
 numpy.save({str(tmp_path / "drawn.npy")!r}, pictures)
 """

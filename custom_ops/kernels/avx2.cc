@@ -201,20 +201,21 @@ struct Int16Dot {
     const __m128i table = LoadHalf(tile.table);
     const size_t bytes = tile.storage == kNibbles ? 16 : tile.storage == kBytes ? 32 : 64;
     for (size_t b = 0; b < blocks; ++b, packed += bytes, out += 32) {
-      __m256i low = Load(packed);
-      __m256i high = low;
-      if (tile.storage == kNibbles) {
-        const __m128i codes = LoadHalf(packed);
-        low = _mm256_cvtepi8_epi16(DecodeNibbles(codes, table));
-        high = _mm256_cvtepi8_epi16(DecodeNibbles(_mm_srli_epi16(codes, 4), table));
-      } else if (tile.storage == kBytes) {
-        low = _mm256_cvtepi8_epi16(LoadHalf(packed));
-        high = _mm256_cvtepi8_epi16(LoadHalf(packed + 16));
-      } else {
-        high = Load(packed + 32);
+      if (tile.storage == kShorts) {
+        Store(out, Load(packed));
+        Store(out + 16, Load(packed + 32));
+        continue;
       }
-      Store(out, low);
-      Store(out + 16, high);
+      __m128i low = LoadHalf(packed);
+      __m128i high = low;
+      if (tile.storage == kNibbles) {
+        high = DecodeNibbles(_mm_srli_epi16(low, 4), table);
+        low = DecodeNibbles(low, table);
+      } else {
+        high = LoadHalf(packed + 16);
+      }
+      Store(out, _mm256_cvtepi8_epi16(low));
+      Store(out + 16, _mm256_cvtepi8_epi16(high));
     }
     return blocks * bytes;
   }
@@ -363,7 +364,8 @@ __m256 RoundToGrid(__m256 t, const QuantizeGrid& grid) {
                                     _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
                     up);
   const __m256 clipped = _mm256_min_ps(rounded, _mm256_set1_ps(grid.max_integer));
-  return _mm256_or_ps(clipped, _mm256_and_ps(sign_bit, t));
+  const __m256 number = _mm256_and_ps(clipped, _mm256_cmp_ps(t, t, _CMP_ORD_Q));
+  return _mm256_or_ps(number, _mm256_and_ps(sign_bit, t));
 }
 
 // Eight grid integers to memory of each type.

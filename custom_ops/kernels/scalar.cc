@@ -119,7 +119,9 @@ float FromBits(uint32_t bits) {
 // The nearest grid integer of `t`. In the binade [2^b, 2^(b+1)) the grid is a multiple of
 // 2^max(0, b - mantissa_bits), so scaling by that power of two leaves rounding to an integer, ties
 // to even: with the implicit one in the significand, that is numerics.round_to_grid's rule too.
+// NaN gives 0: it is 0 times the infinite factor of a tiny row in the widest format.
 float RoundToGrid(float t, const QuantizeGrid& grid) {
+  if (std::isnan(t)) return std::copysign(0.0f, t);
   const float magnitude = std::fabs(t);
   const int32_t binade = static_cast<int32_t>(Bits(magnitude) >> 23) - 127 - grid.mantissa_bits;
   const uint32_t exponent = binade > 0 ? static_cast<uint32_t>(binade) : 0;

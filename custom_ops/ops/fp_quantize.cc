@@ -68,6 +68,7 @@ OrtStatus* FpQuantizeBase::Compute(OrtKernelContext* context) const {
   int64_t dims[kMaxRank];
   for (size_t i = 0; i < x.rank; ++i) dims[i] = i + 1 < x.rank ? x.dims[i] : 1;
   FP4DIT_RETURN_IF_ERROR(MakeOutput(node_, context, 1, dims, x.rank, &scale));
+  if (x.count == 0) return nullptr;
   Count(kCountQuantize, type_, kernel_.isa);
   const size_t row_bytes = k * TypeSize(ElementTypeOf(type_));
   const auto rows = [&](size_t begin, size_t end) {

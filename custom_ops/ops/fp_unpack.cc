@@ -62,6 +62,7 @@ OrtStatus* FpUnpack::Compute(OrtKernelContext* context) const {
   const int64_t dims[2] = {codes.dims[0], static_cast<int64_t>(k_)};
   void* q = nullptr;
   FP4DIT_RETURN_IF_ERROR(MakeOutput(node_, context, 0, dims, 2, &q));
+  if (codes.count == 0) return nullptr;
   size_t isa_count = 0;
   AllIsas(&isa_count);
   Count(kCountUnpack, kFloatType, isa_count - 1);

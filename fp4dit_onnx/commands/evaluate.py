@@ -92,8 +92,9 @@ def _print_scores(found: Evaluation) -> None:
             cells = (f"{score.mean:.2f}", error, f"{lowest:.2f}", f"{highest:.2f}")
             rows.append((bundle.name, metric, *cells))
     sampling = found.sampling
+    seeds = "seed" if len(found.seeds) == 1 else "seeds"
     title = (
-        f"{len(found.prompts)} prompts x {len(found.seeds)} seeds against the float model, "
+        f"{len(found.prompts)} prompts x {len(found.seeds)} {seeds} against the float model, "
         f"{sampling.steps} steps, guidance {sampling.guidance:g}"
     )
     columns = ("bundle", "metric", ">mean dB", ">standard error", ">lowest", ">highest")

@@ -14,7 +14,7 @@ from fp4dit_onnx.progress import Reporter, RichReporter, SilentReporter
 
 __all__ = ["decibels", "print_json", "print_line", "print_table", "reporter", "size"]
 
-MIN_WIDTH = 130
+MIN_WIDTH = 200
 """Columns of a table where output is no terminal and wraps nothing."""
 
 

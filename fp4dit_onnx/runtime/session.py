@@ -20,7 +20,7 @@ _ERRORS_ONLY = 3
 
 
 def session(
-    path: Path, *, library: bool = True, threads: int | None = None
+    path: Path | str, *, library: bool = True, threads: int | None = None
 ) -> onnxruntime.InferenceSession:
     """A CPU session of the model at `path`.
 
@@ -37,6 +37,7 @@ def session(
         import onnxruntime
     except ImportError as cause:
         raise MissingExtraError("onnxruntime", "cpu") from cause
+    path = Path(path)
     if not path.is_file():
         raise BundleError(
             f"{path} does not exist: expected an ONNX model; export the bundle again"

@@ -1,0 +1,41 @@
+// The smallest test harness: CHECK counts and prints failures; every test file has one entry.
+
+#ifndef FP4DIT_TESTS_CHECK_H_
+#define FP4DIT_TESTS_CHECK_H_
+
+#include <cstdio>
+#include <cstring>
+
+namespace fp4dit::test {
+
+struct Tally {
+  long checks = 0;
+  long failures = 0;
+};
+inline Tally tally;
+
+#define CHECK(condition, ...)                                              \
+  do {                                                                     \
+    ++::fp4dit::test::tally.checks;                                        \
+    if (!(condition) && ++::fp4dit::test::tally.failures <= 20) {          \
+      std::printf("%s:%d: %s is false: ", __FILE__, __LINE__, #condition); \
+      std::printf(__VA_ARGS__);                                            \
+      std::printf("\n");                                                   \
+    }                                                                      \
+  } while (false)
+
+// The same bits; all NaN count as the same.
+inline bool Same(float a, float b) {
+  return (a != a && b != b) || std::memcmp(&a, &b, sizeof(a)) == 0;
+}
+
+void TestComparator();
+void TestFormats();
+void TestRegistry();
+void TestQuantizeKernels();
+void TestLinearKernels();
+void TestOps();
+
+}  // namespace fp4dit::test
+
+#endif  // FP4DIT_TESTS_CHECK_H_

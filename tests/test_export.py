@@ -1,0 +1,207 @@
+"""The whole line on the embedded demo pipeline: export, what the bundle holds, and the parity gate."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from fp4dit_onnx import ops
+from fp4dit_onnx.bundle import Bundle, write_manifest
+from fp4dit_onnx.calibration.sampling import load_pipeline
+from fp4dit_onnx.errors import BundleError, UsageError
+from fp4dit_onnx.export import ExportRequest, ExportResult, export, plan
+from fp4dit_onnx.models import FAMILIES
+from fp4dit_onnx.passes.pipeline import float_passes, run_passes
+from fp4dit_onnx.probe import load_model, read_state
+from fp4dit_onnx.state import load_state
+from fp4dit_onnx.torch_export import export_float
+from fp4dit_onnx.verify import verify
+
+FAST = {"steps": 3, "calibration_prompts": 2}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
+    folder = tmp_path_factory.mktemp("export")
+    request = ExportRequest(output=folder / "fused", state=folder / "state.safetensors", **FAST)
+    return export(request)
+
+
+@pytest.fixture(scope="module")
+def float_model() -> onnx.ModelProto:
+    checkpoint = plan(ExportRequest(output=Path("unused"))).checkpoint
+    network = load_pipeline(checkpoint).transformer
+    model = export_float(network, FAMILIES[0], checkpoint.transformer_config)
+    parameters = frozenset(t.name for t in model.graph.initializer)
+    return run_passes(model, float_passes(parameters))[0]
+
+
+def test_weights_take_at_most_4_3_bits_on_disk(exported: ExportResult) -> None:
+    model = load_model(Bundle.open(exported.bundle).transformer)
+    tensors = {t.name: t for t in model.graph.initializer}
+    rows = exported.manifest["layers"]
+    stored = sum(
+        len(tensors[f"{row['name']}.weight.{part}"].raw_data)
+        for row in rows
+        for part in ("codes", "scale")
+    )
+    weights = sum(row["shape"][0] * row["shape"][1] for row in rows)
+    assert 8 * stored / weights <= 4.3
+    assert stored == exported.manifest["totals"]["bytes"]
+
+
+def test_no_float_copy_of_a_quantized_weight(
+    exported: ExportResult, float_model: onnx.ModelProto
+) -> None:
+    bundle = Bundle.open(exported.bundle)
+    floats = {
+        t.name: numpy_helper.to_array(t)
+        for t in load_model(bundle.transformer).graph.initializer
+        if t.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+    }
+    for tensor in float_model.graph.initializer:
+        if tensor.name.removesuffix(".weight") not in read_state(
+            load_model(bundle.transformer)
+        ).layers:
+            continue
+        weight = numpy_helper.to_array(tensor)
+        for name, value in floats.items():
+            assert value.size != weight.size, f"{name} is as large as {tensor.name}"
+
+
+def test_transformer_is_under_a_quarter_of_its_float_export(
+    exported: ExportResult, float_model: onnx.ModelProto, tmp_path: Path
+) -> None:
+    onnx.save(float_model, tmp_path / "float.onnx")
+    path = Bundle.open(exported.bundle).transformer
+    size = path.stat().st_size + path.with_name(path.name + ".data").stat().st_size
+    assert size < (tmp_path / "float.onnx").stat().st_size / 4
+
+
+def test_state_file_and_graph_hold_the_same_codes(exported: ExportResult) -> None:
+    state = load_state(exported.bundle.parent / "state.safetensors")
+    carried = read_state(load_model(Bundle.open(exported.bundle).transformer))
+    assert state.layers.keys() == carried.layers.keys()
+    for name, layer in state.layers.items():
+        assert carried.layers[name].spec == layer.spec
+        np.testing.assert_array_equal(carried.layers[name].codes, layer.codes)
+        np.testing.assert_array_equal(carried.layers[name].scale, layer.scale)
+
+
+def test_every_linear_and_pass_is_accounted_for(exported: ExportResult) -> None:
+    manifest = exported.manifest
+    counts = {p["name"]: p["rewritten"] for p in manifest["passes"]}
+    layers = len(manifest["layers"])
+    assert layers == 86
+    assert counts["insert_qdq"] == counts["pack_weights"] == counts["fuse_linear"] == layers
+    assert counts["mend_squeeze"] == 1
+    assert {r["weight_format"] for r in manifest["layers"]} == {"e2m1", "e3m0"}
+    assert all(r["output_sqnr_db"] > 10 for r in manifest["layers"])
+
+
+def test_verify_passes(exported: ExportResult) -> None:
+    result = verify(exported.bundle)
+    assert result.ok, [c for c in result.checks if not c.ok]
+    names = {c.name for c in result.checks}
+    assert {"library nodes", "PyTorch codes", "kernel counter", "ONNX reference nodes"} <= names
+
+
+def test_qdq_form_verifies(tmp_path: Path) -> None:
+    request = ExportRequest(output=tmp_path / "qdq", form="qdq", bits="w4a8", **FAST)
+    result = export(request)
+    model = load_model(Bundle.open(result.bundle).transformer)
+    used = {n.op_type for n in model.graph.node if n.domain == ops.DOMAIN}
+    assert used == {ops.UNPACK, ops.DEQUANTIZE, "FpQuantizeInt16"}
+    checked = verify(result.bundle, quick=True)
+    assert checked.ok, [c for c in checked.checks if not c.ok]
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w4a16"])
+def test_other_bits_verify(bits: str, tmp_path: Path) -> None:
+    result = export(ExportRequest(output=tmp_path / bits, bits=bits, **FAST))
+    checked = verify(result.bundle, quick=True)
+    assert checked.ok, [c for c in checked.checks if not c.ok]
+
+
+@pytest.fixture
+def tampered(exported: ExportResult, tmp_path: Path) -> Iterator[tuple[Path, onnx.ModelProto]]:
+    """A copy of the bundle whose transformer may be changed; call `seal` of the test module after."""
+    folder = tmp_path / "tampered"
+    for name in ("", *exported.manifest["files"], "quantization.json"):
+        source, target = exported.bundle / name, folder / name
+        if source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+    yield folder, onnx.load(folder / "transformer" / "model.onnx", load_external_data=False)
+
+
+def _seal(folder: Path, model: onnx.ModelProto) -> None:
+    """Write the changed model with a manifest whose hashes fit it."""
+    (folder / "transformer" / "model.onnx").write_bytes(model.SerializeToString())
+    manifest = json.loads((folder / "quantization.json").read_text())
+    write_manifest(folder, {k: v for k, v in manifest.items() if k not in ("files",)})
+
+
+def test_verify_names_the_first_node_whose_body_computes_something_else(
+    tampered: tuple[Path, onnx.ModelProto],
+) -> None:
+    folder, model = tampered
+    body = next(f for f in model.functions if f.name == "FpQuantize")
+    next(n for n in body.node if n.op_type == "Round").op_type = "Floor"
+    _seal(folder, model)
+    failed = [c for c in verify(folder, quick=True).checks if not c.ok]
+    assert failed
+    first = next(n.name for n in model.graph.node if n.op_type == "FpQuantize")
+    assert f"first at node {first}" in failed[0].detail
+    assert {c.name for c in failed} >= {"stock ONNX Runtime nodes", "ONNX reference nodes"}
+    assert "library nodes" not in {c.name for c in failed}
+
+
+def test_verify_finds_a_float_copy_of_a_weight(tampered: tuple[Path, onnx.ModelProto]) -> None:
+    folder, model = tampered
+    row = json.loads((folder / "quantization.json").read_text())["layers"][0]
+    copy = np.zeros(row["shape"], np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(copy, f"{row['name']}.weight"))
+    _seal(folder, model)
+    checks = {c.name: c for c in verify(folder, quick=True).checks}
+    assert not checks["packed weights"].ok
+    assert row["name"] in checks["packed weights"].detail
+
+
+def test_verify_refuses_an_altered_file(tampered: tuple[Path, onnx.ModelProto]) -> None:
+    folder, _ = tampered
+    data = folder / "transformer" / "model.onnx.data"
+    content = bytearray(data.read_bytes())
+    content[1000] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(BundleError, match="sha256"):
+        verify(folder, quick=True)
+
+
+def test_plan_agrees_with_the_export(exported: ExportResult) -> None:
+    planned = plan(ExportRequest(output=Path("unused")))
+    assert planned.totals == exported.manifest["totals"]
+    assert [r["name"] for r in planned.layers] == [r["name"] for r in exported.manifest["layers"]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bits": "w5a5"}, "unknown bits"),
+        ({"method": "magic"}, "unknown method"),
+        ({"form": "other"}, "unknown form"),
+        ({"weight_format": "e9m9"}, "unknown format"),
+        ({"rules": ("nothing.*=e2m1",)}, "matches none of the 86"),
+        ({"calibration_prompts": 0}, "at least one prompt"),
+    ],
+)
+def test_bad_requests_are_refused_before_anything_is_written(
+    options: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        export(ExportRequest(output=tmp_path / "out", **options))  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []

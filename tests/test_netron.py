@@ -1,0 +1,230 @@
+"""Netron's own reader opens a quantized transformer and shows what it should show."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("diffusers")
+pytest.importorskip("onnx_graphsurgeon")
+pytest.importorskip("netron")
+
+import torch
+
+from fp4dit_onnx import ops
+from fp4dit_onnx.calibration.run import calibrate
+from fp4dit_onnx.formats import format_by_name
+from fp4dit_onnx.methods import METHODS
+from fp4dit_onnx.model_file import save_model
+from fp4dit_onnx.models import InputSpec, family_of
+from fp4dit_onnx.passes.pipeline import float_passes, quantize_passes, run_passes
+from fp4dit_onnx.progress import SilentReporter
+from fp4dit_onnx.recipe import FORMS, make_recipe
+from fp4dit_onnx.torch_export import export_float
+
+READER = Path(__file__).with_name("netron_reader.mjs")
+FAMILY = family_of("PixArtAlphaPipeline", "PixArtTransformer2DModel")
+LINEAR_INPUTS = ["q", "scale", "codes", "weight_scale", "bias"]
+BATCH, TEXT = 2, 5
+
+
+def inputs_of(network: Any) -> tuple[InputSpec, ...]:
+    """The inputs of the exported transformer."""
+    return FAMILY.inputs(network.config)
+
+
+@pytest.fixture(scope="session")
+def netron_scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Netron's JavaScript beside a package.json that tells every version of node it is modules."""
+    spec = importlib.util.find_spec("netron")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    folder = tmp_path_factory.mktemp("netron")
+    installed = Path(spec.submodule_search_locations[0])
+    for file in (*installed.glob("*.js"), installed / "onnx-metadata.json"):
+        shutil.copy(file, folder)
+    (folder / "package.json").write_text('{"type": "module"}')
+    return folder
+
+
+@pytest.fixture(scope="session")
+def network(tiny_pixart: Callable[..., Any]) -> Any:
+    """A random transformer."""
+    return tiny_pixart()
+
+
+@pytest.fixture(scope="session")
+def models(network: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The quantized transformer in each form: calibrated on a random input, traced, rewritten."""
+    recipe = make_recipe("w4a6", method="rtn", paper_rules=FAMILY.paper_rules, group_size=8)
+    linears = [n for n, m in network.named_modules() if isinstance(m, torch.nn.Linear)]
+    specs, _ = recipe.assign(linears)
+    shapes = {
+        s.name: s.shape(network.config, {"batch": BATCH, "text": TEXT}) for s in inputs_of(network)
+    }
+    inputs = {name: torch.ones(shape) for name, shape in shapes.items()}
+    arguments = FAMILY.arguments(inputs)
+
+    def sample(on_call: Callable[[], None]) -> None:
+        network(**arguments)
+        on_call()
+
+    result = calibrate(
+        network,
+        specs,
+        METHODS["rtn"],
+        sample,
+        calls=1,
+        seed=0,
+        provenance={},
+        reporter=SilentReporter(),
+    )
+    traced = export_float(network, FAMILY, network.config)
+    parameters = frozenset(t.name for t in traced.graph.initializer)
+    mended, _ = run_passes(traced, float_passes(parameters))
+    folder, paths = tmp_path_factory.mktemp("models"), {}
+    for form in FORMS:
+        model, _ = run_passes(mended, quantize_passes(result.state, parameters, form))
+        linear = next((n for n in model.graph.node if n.op_type == ops.LINEAR), None)
+        if linear is not None:
+            linear.metadata_props.add(key="fp4dit.output_sqnr_db", value="20.00")
+        paths[form] = folder / f"{form}.onnx"
+        save_model(model, paths[form])
+    return paths
+
+
+@pytest.fixture(scope="session")
+def read_with_netron(netron_scripts: Path) -> Callable[[Path], subprocess.CompletedProcess[str]]:
+    """Runs Netron's reader on a model."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed: Netron's reader is JavaScript")
+
+    def read(model: Path) -> subprocess.CompletedProcess[str]:
+        command = [node, str(READER), str(netron_scripts), str(model)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def shown(
+    read_with_netron: Callable[[Path], subprocess.CompletedProcess[str]], models: dict[str, Path]
+) -> dict[str, Any]:
+    """What Netron shows of the model in each form."""
+    result = {}
+    for form, path in models.items():
+        run = read_with_netron(path)
+        assert run.returncode == 0, run.stderr
+        result[form] = json.loads(run.stdout)
+    return result
+
+
+def of_type(shown: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    return [node for node in shown["nodes"] if node["type"] == kind]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_model_opens_without_complaint(shown: dict[str, Any], network: Any, form: str) -> None:
+    model = shown[form]
+    assert model["errors"] == []
+    assert model["format"].startswith("ONNX v")
+    assert model["imports"] == [f"ai.onnx v{ops.OPSET}", f"{ops.DOMAIN} v{ops.VERSION}"]
+    assert model["inputs"] == [spec.name for spec in inputs_of(network)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nodes_are_called_after_modules(shown: dict[str, Any], network: Any, form: str) -> None:
+    modules = {name for name, _ in network.named_modules()}
+    for node in shown[form]["nodes"]:
+        path = node["name"] if node["type"] == ops.LINEAR else node["name"].rpartition("/")[0]
+        assert path.removesuffix(".input").removesuffix(".weight") in modules, node["name"]
+
+
+def test_linears_show_named_inputs(shown: dict[str, Any], network: Any) -> None:
+    """Every linear of the network; constants carry their torch name, type and data."""
+    linears = {n: m for n, m in network.named_modules() if isinstance(m, torch.nn.Linear)}
+    found = {node["name"]: node for node in of_type(shown["fused"], ops.LINEAR)}
+    assert found.keys() == linears.keys()
+    for name, node in found.items():
+        n, k = linears[name].weight.shape
+        assert [entry["name"] for entry in node["inputs"]] == LINEAR_INPUTS
+        assert [entry["name"] for entry in node["outputs"]] == ["y"]
+        q, scale, codes, weight_scale, bias = (entry["tensors"][0] for entry in node["inputs"])
+        assert (q["name"].endswith(".q"), scale["name"].endswith(".scale")) == (True, True)
+        assert codes["name"] == f"{name}.weight.codes"
+        assert (codes["type"], codes["bytes"]) == (f"uint8[{n},{k // 2}]", n * k // 2)
+        groups = -(-k // 8)
+        assert weight_scale["name"] == f"{name}.weight.scale"
+        assert (weight_scale["type"], weight_scale["bytes"]) == (
+            f"float16[{n},{groups}]",
+            2 * n * groups,
+        )
+        assert (bias["name"], bias["type"], bias["bytes"]) == (
+            f"{name}.bias",
+            f"float32[{n}]",
+            4 * n,
+        )
+
+
+def test_formats_show_as_attributes(shown: dict[str, Any]) -> None:
+    by_name = {node["name"]: node["attributes"] for node in of_type(shown["fused"], ops.LINEAR)}
+    for name, attributes in by_name.items():
+        weight = "e3m0" if name.endswith("ff.net.0.proj") else "e2m1"
+        assert (attributes["weight_format"], attributes["act_format"]) == (weight, "e2m3")
+        assert (attributes["group_size"], attributes["bits"]) == (8, 4)
+        assert attributes["grid"] == format_by_name(weight).grid.tolist()
+    quantize = of_type(shown["fused"], "FpQuantize")
+    assert {node["attributes"]["format"] for node in quantize} == {"e2m3"}
+
+
+def test_one_quantize_feeds_q_k_and_v(shown: dict[str, Any]) -> None:
+    found = {node["name"]: node for node in of_type(shown["fused"], ops.LINEAR)}
+    read = {
+        found[f"transformer_blocks.0.attn1.to_{x}"]["inputs"][0]["tensors"][0]["name"]
+        for x in "qkv"
+    }
+    assert read == {"transformer_blocks.0.attn1.to_q.input.q"}
+    assert len(of_type(shown["fused"], "FpQuantize")) < len(found)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_function_bodies_are_reachable(shown: dict[str, Any], form: str) -> None:
+    """From each node of our domain, and in the model's list; with their description."""
+    model = shown[form]
+    listed = {f["name"]: f for f in model["functions"]}
+    own = [node for node in model["nodes"] if node["module"] == ops.DOMAIN]
+    assert own
+    assert {node["type"] for node in own} <= listed.keys()
+    for node in own:
+        body = ops.function(node["type"])
+        assert node["body"] == [inner.op_type for inner in body.node]
+        assert [entry["name"] for entry in node["inputs"]] == list(body.input)
+        assert [entry["name"] for entry in node["outputs"]] == list(body.output)
+    for name, entry in listed.items():
+        assert (entry["module"], entry["inputs"]) == (ops.DOMAIN, list(ops.function(name).input))
+        assert entry["description"] == ops.function(name).doc_string
+    assert (ops.LINEAR in listed) == (form == "fused")
+
+
+def test_metadata_of_a_node_shows(shown: dict[str, Any]) -> None:
+    first = of_type(shown["fused"], ops.LINEAR)[0]
+    assert first["metadata"] == {"fp4dit.output_sqnr_db": "20.00"}
+
+
+def test_the_reader_reports_a_damaged_file(
+    read_with_netron: Callable[[Path], subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """The script behind these tests fails where Netron does."""
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"not a model")
+    run = read_with_netron(broken)
+    assert run.returncode != 0
+    assert "Unsupported file content" in run.stderr
