@@ -97,7 +97,7 @@ class CallRecorder:
 def record_inputs(
     network: torch.nn.Module,
     layers: Sequence[str],
-    sample: Callable[[], None],
+    sample: Callable[[], object],
     *,
     rows_per_call: int,
     seed: int,

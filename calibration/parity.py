@@ -17,7 +17,7 @@ from fp4dit_onnx.formats import FloatFormat
 from fp4dit_onnx.models import Family
 from fp4dit_onnx.state import QuantizedState
 
-__all__ = ["simulated_network", "torch_quantize"]
+__all__ = ["network_runner", "simulated_network", "torch_quantize"]
 
 Array = npt.NDArray[Any]
 
@@ -60,6 +60,14 @@ def simulated_network(
     except RuntimeError as error:
         raise BundleError(f"the bundle's tensors do not fit the transformer: {error}") from error
     simulate(network, state)
+
+    return network_runner(network, family)
+
+
+def network_runner(
+    network: torch.nn.Module, family: Family
+) -> Callable[[Mapping[str, Array]], Array]:
+    """A torch transformer as a function of named numpy inputs."""
 
     @torch.no_grad()
     def run(inputs: Mapping[str, Array]) -> Array:

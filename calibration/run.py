@@ -71,7 +71,7 @@ def calibrate(
     network: torch.nn.Module,
     specs: Mapping[str, LayerSpec],
     method: Method,
-    sample: Callable[[Callable[[], None]], None],
+    sample: Callable[[Callable[[], None]], object],
     *,
     calls: int,
     seed: int,

@@ -32,7 +32,7 @@ def load_pipeline(checkpoint: Checkpoint) -> Any:
     pipeline_class = getattr(diffusers, checkpoint.pipeline_class)
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         with _quiet():
             pipeline = pipeline_class.from_pretrained(

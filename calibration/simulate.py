@@ -59,7 +59,7 @@ def simulate(network: torch.nn.Module, state: QuantizedState) -> None:
         except AttributeError:
             raise UsageError(f"the state has layer {name}, the model has not") from None
         shape = tuple(linear.weight.shape) if isinstance(linear, torch.nn.Linear) else None
-        if shape != (layer.n, layer.k):
+        if not isinstance(linear, torch.nn.Linear) or shape != (layer.n, layer.k):
             raise UsageError(
                 f"layer {name}: the state has a weight of {(layer.n, layer.k)}, the model {shape}: "
                 "they are not of the same model"

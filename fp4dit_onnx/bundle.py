@@ -39,6 +39,9 @@ MANIFEST_KEYS: dict[str, type] = {
     "layers": list,
     "skipped": list,
     "passes": list,
+    "totals": dict,
+    "case_sqnr_db": list,
+    "source": dict,
     "versions": dict,
     "files": dict,
 }

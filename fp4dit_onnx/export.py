@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from fp4dit_onnx.bundle import FORMAT_VERSION, new_bundle, write_manifest
+from fp4dit_onnx.cases import CASES, case_inputs
 from fp4dit_onnx.checkpoint import Checkpoint, open_checkpoint
+from fp4dit_onnx.compare import sqnr_db
 from fp4dit_onnx.errors import MissingExtraError, UsageError
 from fp4dit_onnx.layers import layer_size, linear_layers, totals
 from fp4dit_onnx.methods import method_by_name
@@ -175,7 +177,9 @@ def export(request: ExportRequest, reporter: Reporter | None = None) -> ExportRe
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package.replace("_", "-"), "export")
     planned = plan(request)
-    with new_bundle(request.output, overwrite=request.overwrite, source=planned.checkpoint.folder) as folder:
+    with new_bundle(
+        request.output, overwrite=request.overwrite, source=planned.checkpoint.folder
+    ) as folder:
         manifest = _write_bundle(request, planned, folder, report)
     return ExportResult(request.output, manifest, time.monotonic() - start)
 
@@ -260,8 +264,11 @@ def _write_bundle(
         if request.state is not None:
             save_state(state, request.state)
         advance(1)
-    manifest = _manifest(planned, rows, reports)
-    return write_manifest(folder, {**manifest, "model_sqnr_db": result.model_sqnr_db})
+    measured = {
+        "model_sqnr_db": result.model_sqnr_db,
+        "case_sqnr_db": _case_errors(planned, pipeline.transformer, state),
+    }
+    return write_manifest(folder, {**_manifest(planned, rows, reports), **measured})
 
 
 def _calibrate(
@@ -284,6 +291,19 @@ def _calibrate(
         provenance={"recipe": planned.recipe.to_json(), "model": planned.checkpoint.folder.name},
         reporter=report,
     )
+
+
+def _case_errors(planned: Plan, network: Any, state: QuantizedState) -> list[float]:
+    """Simulation against float on the inputs that verification uses, in dB."""
+    from fp4dit_onnx.calibration.parity import network_runner
+    from fp4dit_onnx.calibration.simulate import simulated
+
+    config = planned.checkpoint.transformer_config
+    feeds = [case_inputs(planned.family, config, i) for i in range(len(CASES))]
+    run = network_runner(network, planned.family)
+    signals = [run(feed) for feed in feeds]
+    with simulated(network, state):
+        return [sqnr_db(s, run(feed)) for s, feed in zip(signals, feeds, strict=True)]
 
 
 def _quantized_graph(

@@ -44,14 +44,16 @@ def round_to_grid(t: npt.NDArray[np.floating], fmt: FloatFormat) -> FloatArray:
     threshold = np.where(odd, middle, np.nextafter(middle, np.float32(np.inf)))
     magnitude = np.abs(t).astype(np.float32)
     index = np.searchsorted(threshold, np.where(np.isnan(magnitude), 0, magnitude), side="right")
-    return np.copysign(fmt.magnitudes[index], t).astype(np.float32)
+    nearest: FloatArray = np.copysign(fmt.magnitudes[index], t).astype(np.float32)
+    return nearest
 
 
 def encode(integers: npt.NDArray[np.floating], fmt: FloatFormat) -> npt.NDArray[np.uint8]:
     """Codes (uint8, same shape) of grid integers that lie on the grid; the sign of zero is kept."""
     magnitude = np.searchsorted(fmt.magnitudes, np.abs(integers)).astype(np.uint8)
     sign = np.signbit(integers).astype(np.uint8) << np.uint8(fmt.bits - 1)
-    return magnitude | sign
+    codes: npt.NDArray[np.uint8] = magnitude | sign
+    return codes
 
 
 def decode(codes: npt.NDArray[np.uint8], fmt: FloatFormat) -> FloatArray:

@@ -17,7 +17,15 @@ from fp4dit_onnx.errors import BundleError
 from fp4dit_onnx.recipe import LayerSpec
 from fp4dit_onnx.state import QuantizedLayer, QuantizedState
 
-__all__ = ["NodeView", "attributes", "custom_nodes", "exposed", "load_model", "node_model", "read_state"]
+__all__ = [
+    "NodeView",
+    "attributes",
+    "custom_nodes",
+    "exposed",
+    "load_model",
+    "node_model",
+    "read_state",
+]
 
 Array = npt.NDArray[Any]
 

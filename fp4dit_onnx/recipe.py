@@ -13,7 +13,15 @@ import numpy as np
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.formats import FloatFormat, format_by_name
 
-__all__ = ["DEFAULT_GROUP_SIZE", "FORMS", "LayerSpec", "Recipe", "Rule", "make_recipe", "parse_bits"]
+__all__ = [
+    "DEFAULT_GROUP_SIZE",
+    "FORMS",
+    "LayerSpec",
+    "Recipe",
+    "Rule",
+    "make_recipe",
+    "parse_bits",
+]
 
 DEFAULT_GROUP_SIZE = 128
 FLOAT = "none"
@@ -187,7 +195,9 @@ def make_recipe(
     """
     weight_bits, activation_bits = parse_bits(bits)
     if group_size < 8 or group_size % 8:
-        raise UsageError(f"group size {group_size}: expected a positive multiple of 8, such as 128")
+        raise UsageError(
+            f"group size {group_size}: expected a positive multiple of 8, such as 128"
+        )
     activation = activation_format or ACTIVATION_FORMATS[activation_bits]
     if activation != FLOAT:
         _check_bits("activation", format_by_name(activation), activation_bits)
@@ -195,7 +205,9 @@ def make_recipe(
     if weight_format in (None, PAPER) and weight_bits == 4:
         tail = tuple(Rule(p, f, required=False) for p, f in paper_rules)
     else:
-        chosen = weight_format if weight_format not in (None, PAPER) else WEIGHT_FORMATS[weight_bits]
+        chosen = (
+            weight_format if weight_format not in (None, PAPER) else WEIGHT_FORMATS[weight_bits]
+        )
         _check_bits("weight", format_by_name(str(chosen)), weight_bits)
         tail = (Rule("*", str(chosen), required=False),)
     kept = tuple(Rule(p, FLOAT, required=False, reason=why) for p, why in skip)

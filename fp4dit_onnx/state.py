@@ -52,6 +52,7 @@ class QuantizedLayer:
     scale: npt.NDArray[np.floating]
 
     def __post_init__(self) -> None:
+        """Check that codes and scales fit the shape."""
         n = self.codes.shape[0]
         found = (self.codes.shape, self.scale.shape)
         if found != packed_shape(n, self.k, self.spec):

@@ -41,7 +41,8 @@ class ExportableAttention:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
 
         def heads(x: torch.Tensor) -> torch.Tensor:
-            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # [B, S, C] -> [B, H, S, D]
+            parts: torch.Tensor = x.unflatten(-1, (attn.heads, -1))  # type: ignore[no-untyped-call]
+            return parts.transpose(1, 2)  # [B, S, C] -> [B, H, S, D]
 
         bias = None if attention_mask is None else attention_mask.unsqueeze(1)  # [B, 1, 1, L]
         y = torch.nn.functional.scaled_dot_product_attention(
@@ -50,7 +51,9 @@ class ExportableAttention:
             heads(attn.to_v(context)),
             attn_mask=bias,
         )
-        out: torch.Tensor = attn.to_out[0](y.transpose(1, 2).flatten(2))  # [B, H, S, D] -> [B, S, C]
+        out: torch.Tensor = attn.to_out[0](
+            y.transpose(1, 2).flatten(2)
+        )  # [B, H, S, D] -> [B, S, C]
         return out
 
 

@@ -53,7 +53,9 @@ class FoldConstants:
             node.domain in (None, "")
             and len(node.outputs) == 1
             and all(
-                isinstance(t, gs.Constant) and t.name not in self.parameters and t.values.size <= LARGEST
+                isinstance(t, gs.Constant)
+                and t.name not in self.parameters
+                and t.values.size <= LARGEST
                 for t in node.inputs
             )
         )

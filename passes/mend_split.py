@@ -48,7 +48,9 @@ def _match(node: gs.Node) -> _Match | Skip:
     size = constant_ints(node.inputs[1]) if len(node.inputs) > 1 else None
     extent = shape[axis] if shape else None
     if size is None or len(size) != 1 or not isinstance(extent, int) or extent % size[0]:
-        return Skip(node.name, f"axis {axis} of size {extent} is not cut into equal parts by {size}")
+        return Skip(
+            node.name, f"axis {axis} of size {extent} is not cut into equal parts by {size}"
+        )
     if any(r.op != "SequenceAt" or constant_ints(r.inputs[1]) is None for r in readers):
         return Skip(node.name, f"read by {', '.join(r.op for r in readers)}, expected SequenceAt")
     return _Match(node, readers, extent // size[0])

@@ -44,7 +44,12 @@ def quantize_passes(
 ) -> tuple[Pass, ...]:
     """Put the quantized state into a mended float graph, in the `form` asked for."""
     fuse: tuple[Pass, ...] = (FuseLinear(),) if form == "fused" else ()
-    return (InsertQdq(state), PackWeights(state), *fuse, NameTensors(parameters, frozenset(state.layers)))
+    return (
+        InsertQdq(state),
+        PackWeights(state),
+        *fuse,
+        NameTensors(parameters, frozenset(state.layers)),
+    )
 
 
 def run_passes(

@@ -1,7 +1,6 @@
 """The whole line on the embedded demo pipeline: export, what the bundle holds, and the parity gate."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -64,9 +63,10 @@ def test_no_float_copy_of_a_quantized_weight(
         if t.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
     }
     for tensor in float_model.graph.initializer:
-        if tensor.name.removesuffix(".weight") not in read_state(
-            load_model(bundle.transformer)
-        ).layers:
+        if (
+            tensor.name.removesuffix(".weight")
+            not in read_state(load_model(bundle.transformer)).layers
+        ):
             continue
         weight = numpy_helper.to_array(tensor)
         for name, value in floats.items():
@@ -128,15 +128,15 @@ def test_other_bits_verify(bits: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def tampered(exported: ExportResult, tmp_path: Path) -> Iterator[tuple[Path, onnx.ModelProto]]:
-    """A copy of the bundle whose transformer may be changed; call `seal` of the test module after."""
+def tampered(exported: ExportResult, tmp_path: Path) -> tuple[Path, onnx.ModelProto]:
+    """A copy of the bundle whose transformer may be changed; call `_seal` after."""
     folder = tmp_path / "tampered"
     for name in ("", *exported.manifest["files"], "quantization.json"):
         source, target = exported.bundle / name, folder / name
         if source.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(source.read_bytes())
-    yield folder, onnx.load(folder / "transformer" / "model.onnx", load_external_data=False)
+    return folder, onnx.load(folder / "transformer" / "model.onnx", load_external_data=False)
 
 
 def _seal(folder: Path, model: onnx.ModelProto) -> None:

@@ -164,11 +164,23 @@ def test_large_results_and_operands_stay_computed(bench: Any, size: int, folded:
     _, report = bench.rewrite(bench.parse(text, values), step, {"x": normal(1)})
     assert report.rewritten == folded
     model = bench.parse(
-        f"g (float[1] x) => (float[{size}] y) {{ a = Neg (c)  y = Mul (x, a) }}",
+        "g (float[1] x) => (float[1] y) { a = ReduceSum (c)  y = Mul (x, a) }",
         {"c": np.ones(size, np.float32)},
     )
     _, report = bench.rewrite(model, step, {"x": normal(1)})
     assert report.rewritten == folded
+
+
+def test_folding_leaves_no_trace_among_the_readers_of_a_constant() -> None:
+    """Passes ask who reads a tensor; a folded node's copy must not be among them."""
+    a, x = gs.Constant("a", np.ones(2, np.float32)), gs.Variable("x", np.float32, [2])
+    b, result = gs.Variable("b", np.float32, [2]), gs.Variable("y", np.float32, [2])
+    add = gs.Node("Sum", "s", {}, [x, a, b], [result])
+    nodes = [gs.Node("Neg", "n", {}, [a], [b]), add]
+    graph = gs.Graph(nodes, inputs=[x], outputs=[result], opset=ops.OPSET)
+    assert FoldConstants(NO_PARAMETERS)(graph).rewritten == 1
+    assert graph.nodes == [add]
+    assert list(a.outputs) == [add]
 
 
 def test_nodes_with_several_outputs_stay(bench: Any) -> None:

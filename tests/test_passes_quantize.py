@@ -245,9 +245,8 @@ def test_fuse_linear(bench: Any, formats: str, bias: bool) -> None:
     assert len(result.graph.node) == (1 if weight_only else 2)
     assert np.array_equal(tensor(result, "fc.bias"), b)
     assert (report.rewritten, report.skipped) == (1, ())
-    groups = layer.scale.shape[1]
     reference = numerics.linear(q, scale, layer.integers(), layer.scale, b, GROUP)
-    bound = linear_rounding_bound(q, scale, layer.weight(), b, groups=groups)
+    bound = linear_rounding_bound(q, scale, layer.weight(), b, groups=layer.scale.shape[1])
     found = bench.run(result, {"x": x})["y"].reshape(4, 12)
     assert within(found, reference, bound).ok
     assert not within(-found, reference, bound).ok
@@ -318,21 +317,24 @@ def test_fuse_skips_a_weight_without_codes(bench: Any) -> None:
 
 
 def test_attention_products_are_nobodys_business(bench: Any) -> None:
-    """Neither variable operands, nor a constant that is no weight, nor another permutation."""
-    text = """g (float[B, 4, 6] q, float[B, 5, 6] k) => (float[B, 4, 5] y, float[4, 3] z) {
+    """Neither variable operands, nor a constant that is no weight, nor a weight not transposed."""
+    text = """g (float[B, 4, 6] q, float[B, 5, 6] k) =>
+        (float[B, 4, 5] y, float[4, 3] z, float[4, 4] w) {
         keys = Transpose <perm = [0, 2, 1]> (k)
         [scores] y = MatMul (q, keys)
         table = Transpose <perm = [1, 0]> (constant)
         z = MatMul (square, table)
+        same = Transpose <perm = [0, 1]> ("fc.weight")
+        w = MatMul (square, same)
     }"""
-    values = {"constant": normal(3, 4), "square": normal(4, 4), "fc.weight": normal(12, K)}
+    values = {"constant": normal(3, 4), "square": normal(4, 4), "fc.weight": normal(4, 4)}
     state = state_of(values, fc="e2m1/e2m3")
-    model = bench.parse(text, {name: values[name] for name in ("constant", "square")})
+    model = bench.parse(text, values)
     feed = {"q": normal(2, 4, 6), "k": normal(2, 5, 6)}
     for step in (InsertQdq(state), PackWeights(state), FuseLinear()):
         result, report = bench.rewrite(model, step, feed)
         assert (report.rewritten, report.skipped) == (0, ())
-        assert len(result.graph.node) == 4
+        assert len(result.graph.node) == 6
 
 
 def test_name_tensors_keeps_the_names_of_quantized_layers(bench: Any) -> None:

@@ -21,7 +21,9 @@ def has_conditions(config: Config) -> bool:
 
 def _inputs(config: Config) -> tuple[InputSpec, ...]:
     fixed = (
-        InputSpec("hidden_states", "float32", ("batch", "in_channels", "sample_size", "sample_size")),
+        InputSpec(
+            "hidden_states", "float32", ("batch", "in_channels", "sample_size", "sample_size")
+        ),
         InputSpec("encoder_hidden_states", "float32", ("batch", "text", "caption_channels")),
         InputSpec("timestep", "float32", ("batch",)),
         InputSpec("encoder_attention_mask", "int64", ("batch", "text")),

@@ -1,0 +1,35 @@
+"""Files that are generated are what their sources say now."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parents[1] / "tools"
+
+
+def check(tool: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", str(tool), "--check"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_formats_are_up_to_date() -> None:
+    result = check(TOOLS / "generate_formats.py")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("spoiled", ["", "// another text\n"])
+def test_the_check_can_fail(tmp_path: Path, spoiled: str) -> None:
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "custom_ops").mkdir()
+    tool = tmp_path / "tools" / "generate_formats.py"
+    tool.write_text((TOOLS / "generate_formats.py").read_text(encoding="utf-8"), encoding="utf-8")
+    target = tmp_path / "custom_ops" / "formats.inc"
+    assert check(tool).returncode == 1  # there is none
+    target.write_text(spoiled, encoding="utf-8")
+    result = check(tool)
+    assert result.returncode == 1
+    assert "run  python tools/generate_formats.py" in result.stderr
