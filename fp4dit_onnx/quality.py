@@ -164,7 +164,7 @@ def float_images(
     pictures = []
     with quiet(), torch.no_grad():
         latents = sample_latents(pipeline, family, prompts, seeds, sampling)  # [P, C, H, W]
-        for row in latents.split(1):  # [1, C, H, W]
+        for row in torch.split(latents, 1):  # [1, C, H, W]
             scaled = row / pipeline.vae.config.scaling_factor
             decoded = pipeline.vae.decode(scaled, return_dict=False)[0]
             pictures += pipeline.image_processor.postprocess(decoded, output_type="pil")

@@ -16,7 +16,6 @@ constexpr size_t kPanelWidth = 16;
 
 __m256i Load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 __m128i LoadHalf(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
-__m128i LoadQuarter(const void* p) { return _mm_loadl_epi64(static_cast<const __m128i*>(p)); }
 void Store(void* p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
 
 // sum = fma(group_scale, dot, sum) for one row's sixteen channels.
@@ -26,19 +25,26 @@ void FoldGroup(const float* group_scale, __m256 low, __m256 high, float* sum) {
       sum + 8, _mm256_fmadd_ps(_mm256_loadu_ps(group_scale + 8), high, _mm256_loadu_ps(sum + 8)));
 }
 
-void FinishTile(const LinearTile& tile, const float* sum) {
-  const __m256 bias_low = _mm256_loadu_ps(tile.bias);
-  const __m256 bias_high = _mm256_loadu_ps(tile.bias + 8);
-  for (size_t r = 0; r < tile.rows; ++r, sum += kPanelWidth) {
-    const __m256 scale = _mm256_set1_ps(tile.scale[r * tile.scale_stride]);
-    alignas(32) float y[kPanelWidth];
-    float* target = tile.y + r * tile.y_stride;
-    float* result = tile.columns == kPanelWidth ? target : y;
-    _mm256_storeu_ps(result, _mm256_fmadd_ps(scale, _mm256_loadu_ps(sum), bias_low));
-    _mm256_storeu_ps(result + 8, _mm256_fmadd_ps(scale, _mm256_loadu_ps(sum + 8), bias_high));
-    for (size_t n = 0; result == y && n < tile.columns; ++n) target[n] = y[n];
+// What the three dots share.
+struct PanelDot {
+  static constexpr size_t kPanel = kPanelWidth;
+  static constexpr size_t kRows = 4;
+  static constexpr size_t kExtra = 0;
+
+  static void Finish(const LinearTile& tile, const float* sum) {
+    const __m256 bias_low = _mm256_loadu_ps(tile.bias);
+    const __m256 bias_high = _mm256_loadu_ps(tile.bias + 8);
+    for (size_t r = 0; r < tile.rows; ++r, sum += kPanelWidth) {
+      const __m256 scale = _mm256_set1_ps(tile.scale[r * tile.scale_stride]);
+      alignas(32) float y[kPanelWidth];
+      float* target = tile.y + r * tile.y_stride;
+      float* result = tile.columns == kPanelWidth ? target : y;
+      _mm256_storeu_ps(result, _mm256_fmadd_ps(scale, _mm256_loadu_ps(sum), bias_low));
+      _mm256_storeu_ps(result + 8, _mm256_fmadd_ps(scale, _mm256_loadu_ps(sum + 8), bias_high));
+      for (size_t n = 0; result == y && n < tile.columns; ++n) target[n] = y[n];
+    }
   }
-}
+};
 
 // Starts R rows of integer accumulators: zero, or what the group's previous chunk left.
 template <size_t R, typename Dot>
@@ -71,12 +77,10 @@ void StoreTotals(const DotRows<Dot>& rows, const __m256i total[R][2]) {
 // (64 * 510 = 32640). What the 128 adds, 128 * sum of weights, is subtracted once a chunk.
 // Wide weights are multiplied as |q| * (weight with q's sign): 2 * 128 * 127 = 32512 fits, one at
 // a time.
-struct Int8Dot {
+struct Int8Dot : PanelDot {
   using Operand = int8_t;
   using Accumulator = int32_t;
-  static constexpr size_t kPanel = kPanelWidth;
   static constexpr size_t kUnit = 4;
-  static constexpr size_t kRows = 4;
   static constexpr size_t kExtra = 64;  // bytes for the corrections
 
   static bool IsNarrow(const LinearTile& tile) { return tile.max_weight <= 64; }
@@ -179,23 +183,18 @@ struct Int8Dot {
     }
     StoreTotals<R>(rows, total);
   }
-
-  static void Finish(const LinearTile& tile, const float* sum) { FinishTile(tile, sum); }
 };
 
-// Decodes sixteen 4-bit codes (low nibbles, then high nibbles, of eight bytes each half) to int8.
+// The int8 grid integers of sixteen codes: the low nibble of each byte.
 __m128i DecodeNibbles(__m128i codes, __m128i table) {
   return _mm_shuffle_epi8(table, _mm_and_si128(codes, _mm_set1_epi8(15)));
 }
 
 // int16 x int16 by vpmaddwd; the op has checked that a whole group fits int32.
-struct Int16Dot {
+struct Int16Dot : PanelDot {
   using Operand = int16_t;
   using Accumulator = int32_t;
-  static constexpr size_t kPanel = kPanelWidth;
   static constexpr size_t kUnit = 2;
-  static constexpr size_t kRows = 4;
-  static constexpr size_t kExtra = 0;
 
   static size_t Decode(const LinearTile& tile, const uint8_t* packed, size_t blocks, int16_t* out) {
     const __m128i table = LoadHalf(tile.table);
@@ -206,15 +205,11 @@ struct Int16Dot {
         Store(out + 16, Load(packed + 32));
         continue;
       }
-      __m128i low = LoadHalf(packed);
-      __m128i high = low;
-      if (tile.storage == kNibbles) {
-        high = DecodeNibbles(_mm_srli_epi16(low, 4), table);
-        low = DecodeNibbles(low, table);
-      } else {
-        high = LoadHalf(packed + 16);
-      }
-      Store(out, _mm256_cvtepi8_epi16(low));
+      const bool nibbles = tile.storage == kNibbles;
+      const __m128i first = LoadHalf(packed);
+      const __m128i high =
+          nibbles ? DecodeNibbles(_mm_srli_epi16(first, 4), table) : LoadHalf(packed + 16);
+      Store(out, _mm256_cvtepi8_epi16(nibbles ? DecodeNibbles(first, table) : first));
       Store(out + 16, _mm256_cvtepi8_epi16(high));
     }
     return blocks * bytes;
@@ -252,18 +247,13 @@ struct Int16Dot {
     }
     StoreTotals<R>(rows, total);
   }
-
-  static void Finish(const LinearTile& tile, const float* sum) { FinishTile(tile, sum); }
 };
 
 // float32 fma chains, one a channel: vectors run across channels, never along k.
-struct FloatDot {
+struct FloatDot : PanelDot {
   using Operand = float;
   using Accumulator = float;
-  static constexpr size_t kPanel = kPanelWidth;
   static constexpr size_t kUnit = 1;
-  static constexpr size_t kRows = 4;
-  static constexpr size_t kExtra = 0;
 
   // Eight grid integers of a block's first (`half` 0) or second half.
   static __m256 DecodeHalf(const LinearTile& tile, const uint8_t* block, size_t half) {
@@ -274,12 +264,11 @@ struct FloatDot {
     if (tile.storage == kShorts) {
       return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(LoadHalf(block + 16 * half)));
     }
-    __m128i bytes;
-    if (tile.storage == kBytes) {
-      bytes = LoadQuarter(block + 8 * half);
-    } else {
-      const __m128i codes = LoadQuarter(block);
-      bytes = DecodeNibbles(half == 0 ? codes : _mm_srli_epi16(codes, 4), LoadHalf(tile.table));
+    const uint8_t* at = block + (tile.storage == kBytes ? 8 * half : 0);
+    __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at));
+    if (tile.storage == kNibbles) {
+      if (half != 0) bytes = _mm_srli_epi16(bytes, 4);
+      bytes = DecodeNibbles(bytes, LoadHalf(tile.table));
     }
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
   }
@@ -320,12 +309,7 @@ struct FloatDot {
       }
     }
   }
-
-  static void Finish(const LinearTile& tile, const float* sum) { FinishTile(tile, sum); }
 };
-
-template <typename Dot>
-constexpr LinearKernel kLinear = {{Dot::kPanel, Dot::kUnit}, RunLinearTile<Dot>};
 
 // The first `count` of eight floats; the others are zero, and their memory is not touched.
 __m256 LoadFirst(const float* x, size_t count) {

@@ -78,6 +78,10 @@ void RunLinearTile(const LinearTile& tile) {
   Dot::Finish(tile, sum);
 }
 
+// The table entry of a dot.
+template <typename Dot>
+constexpr LinearKernel kLinear = {{Dot::kPanel, Dot::kUnit}, RunLinearTile<Dot>};
+
 }  // namespace
 }  // namespace fp4dit
 

@@ -35,10 +35,10 @@ struct Names {
 // The first supported instruction set from `isa` on whose entry is there; the last one has all.
 template <typename HasEntry>
 size_t FirstWith(size_t isa, HasEntry has_entry) {
-  while (isa + 1 < kIsaCount && !(kIsas[isa].is_supported() && has_entry(*kIsas[isa].kernels))) {
-    ++isa;
+  for (; isa < kIsaCount - 1; ++isa) {
+    if (kIsas[isa].is_supported() && has_entry(*kIsas[isa].kernels)) return isa;
   }
-  return isa;
+  return kIsaCount - 1;
 }
 
 }  // namespace

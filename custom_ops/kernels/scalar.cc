@@ -101,9 +101,6 @@ struct ScalarDot {
   }
 };
 
-template <typename Dot>
-constexpr LinearKernel kLinear = {{Dot::kPanel, Dot::kUnit}, RunLinearTile<Dot>};
-
 uint32_t Bits(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof(bits));
