@@ -28,8 +28,10 @@ __all__ = [
     "unpack",
 ]
 
-SMALLEST_AMAX = np.float32(2.0**-100)
-"""A row or group whose largest magnitude is below this counts as zero."""
+SMALLEST_AMAX = np.float32(2.0**-90)
+"""A row or group whose largest magnitude is below this counts as zero.
+
+Large enough that ``max_integer / amax`` stays finite for every format (e5m2 reaches 2^31.8)."""
 
 
 def round_to_grid(t: npt.NDArray[np.floating], fmt: FloatFormat) -> FloatArray:

@@ -54,7 +54,7 @@ QUANTIZE_OPS: dict[str, npt.DTypeLike] = {
 """One name a result type: ONNX Runtime wants a custom op's output type fixed or equal to an input's."""
 
 # floor(log(a) / ln 2) may be one off next to a power of two. Both binades hold that power of two, and
-# no tie is near it, so the rounded result is the same. 7.888609052210118e-31 is 2^-100,
+# no tie is near it, so the rounded result is the same. 8.077935669463161e-28 is 2^-90,
 # 3.4028235e38 the largest float32.
 _QUANTIZE = """
 {name} <format, mantissa_bits, max> (x) => (q, scale) {{
@@ -62,7 +62,7 @@ _QUANTIZE = """
     mantissa_bits_int = Constant <value_int: int = @mantissa_bits> ()
     zero = Constant <value_float = 0.0> ()
     one = Constant <value_float = 1.0> ()
-    tiny = Constant <value_float = 7.888609052210118e-31> ()
+    tiny = Constant <value_float = 8.077935669463161e-28> ()
     huge = Constant <value_float = 3.4028234663852886e38> ()
     per_ln2 = Constant <value_float = 1.4426950408889634> ()
     steps = Constant <value_floats = {steps}> ()

@@ -23,6 +23,9 @@ EMPTY: dict[str, Any] = {
     "layers": [],
     "skipped": [],
     "passes": [],
+    "totals": {},
+    "case_sqnr_db": [],
+    "source": {},
     "versions": {},
     "source": {},
 }

@@ -156,6 +156,63 @@ def test_parameters_are_never_folded(bench: Any) -> None:
     assert report.rewritten == 0
 
 
+def test_parameters_are_not_cast_either(bench: Any) -> None:
+    text = """g (float16[2] x) => (float16[2] y) {
+        w = CastLike ("block.weight", x)
+        y = Mul (x, w)
+    }"""
+    model = bench.parse(text, {"block.weight": normal(2)})
+    step = FoldConstants(frozenset({"block.weight"}))
+    result, report = bench.rewrite(model, step, {"x": np.ones(2, np.float16)})
+    assert op_types(result) == ["CastLike", "Mul"]
+    assert report.rewritten == 0
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "RandomNormal <shape = [2], seed = 1.0> ()",
+        "RandomUniform <shape = [2], seed = 1.0> ()",
+        "RandomNormalLike <seed = 1.0> (a)",
+        "Bernoulli <seed = 1.0> (a)",
+    ],
+)
+def test_random_values_stay_random(bench: Any, call: str) -> None:
+    text = f"""g (float[2] x) => (float[2] y) <float[2] a = {{0.5, 0.5}}> {{
+        r = {call}
+        y = Add (x, r)
+    }}"""
+    model, (report,) = run_passes(bench.parse(text), [FoldConstants(NO_PARAMETERS)])
+    assert len(op_types(model)) == 2
+    assert report.rewritten == 0
+
+
+def test_sequences_of_constants_stay(bench: Any) -> None:
+    """A sequence is no tensor, empty or not."""
+    text = """g (float[2] x) => (float[2] y, int64 n) <float[2] a = {1, 2}, int64 zero = {0}> {
+        none = SequenceEmpty <dtype = 1> ()
+        n = SequenceLength (none)
+        s = SequenceConstruct (a, a)
+        b = SequenceAt (s, zero)
+        y = Add (x, b)
+    }"""
+    _, report = bench.rewrite(text, FoldConstants(NO_PARAMETERS), {"x": normal(2)})
+    assert report.rewritten == 0
+
+
+def test_branches_that_read_outer_values_stay(bench: Any) -> None:
+    text = """g (float[2] x) => (float[2] y) <bool always = {1}> {
+        a = Neg (x)
+        y = If (always) <
+            then_branch = t () => (float[2] b) { b = Abs (a) },
+            else_branch = e () => (float[2] c) { c = Exp (a) }
+        >
+    }"""
+    model, report = bench.rewrite(text, FoldConstants(NO_PARAMETERS), {"x": normal(2)})
+    assert op_types(model) == ["Neg", "If"]
+    assert report.rewritten == 0
+
+
 @pytest.mark.parametrize(("size", "folded"), [(LARGEST, 1), (LARGEST + 1, 0)])
 def test_large_results_and_operands_stay_computed(bench: Any, size: int, folded: int) -> None:
     text = f"g (float[1] x) => (float[{size}] y) {{ a = Expand (one, size)  y = Mul (x, a) }}"
@@ -237,6 +294,48 @@ def test_gemms_of_two_layers(bench: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "names",
+    [("m/Gemm", "m/Gemm_2"), ("", ""), ("m/Gemm", "m/MatMul")],
+    ids=["one module", "unnamed", "a name that is taken"],
+)
+def test_gemms_without_a_name_of_their_own(bench: Any, names: tuple[str, str]) -> None:
+    first, second = (f'["{name}"]' if name else "" for name in names)
+    text = f"""g (float[B, 4] x) => (float[B, 5] y) {{
+        {first} h = Gemm <transB = 1> (x, "a.weight", "a.bias")
+        {second} k = Gemm <transB = 1> (h, "b.weight", "b.bias")
+        ["m/columns"] n = Neg (k)
+        y = Neg (n)
+    }}"""
+    parameters = {"a.weight": np.eye(6, 4), "b.weight": np.eye(5, 6)}
+    parameters |= {"a.bias": np.arange(6), "b.bias": np.arange(5)}
+    model = bench.parse(text, {name: v.astype(np.float32) for name, v in parameters.items()})
+    feed = {"x": np.arange(12, dtype=np.float32).reshape(3, 4)}  # integers: nothing is rounded
+    result, report = bench.rewrite(model, CanonicalLinear(), feed)
+    named = [node.name for node in result.graph.node if node.name]
+    assert len(named) == len(set(named)) >= 6
+    assert report.rewritten == 2
+
+
+def test_gemm_with_its_bias_left_out(bench: Any) -> None:
+    text = 'g (float[B, 4] x) => (float[B, 4] y) { y = Gemm <transB = 1> (x, "a.weight", "") }'
+    model = bench.parse(text, {"a.weight": np.eye(4, dtype=np.float32)})
+    result, _ = bench.rewrite(model, CanonicalLinear(), {"x": normal(3, 4)})
+    assert op_types(result) == ["Transpose", "MatMul"]
+
+
+def test_gemm_with_a_weight_of_unknown_shape(bench: Any) -> None:
+    text = """g (float[2, 4] x, float[12] w, int64[2] t) => (float[2, 3] y) {
+        weight = Reshape (w, t)
+        y = Gemm <transB = 1> (x, weight)
+    }"""
+    model = bench.parse(text)
+    del model.graph.value_info[:]
+    feed = {"x": np.ones((2, 4), np.float32), "w": np.ones(12, np.float32), "t": np.array([3, 4])}
+    _, report = bench.rewrite(model, CanonicalLinear(), feed)
+    assert report.rewritten == 1
+
+
+@pytest.mark.parametrize(
     ("attributes", "shape", "found"),
     [
         ("", (6, 4), "(1.0, 1.0, 0, 0)"),
@@ -284,6 +383,44 @@ def test_name_tensors_calls_values_after_their_nodes(bench: Any) -> None:
     assert report.rewritten == 3 + 6 + 1  # node names, tensors, the constant
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "g (float[2] x) => (float[2] y) <float[2] c = {1, 2}> { a = Mul (x, c)  y = Neg (a) }",
+        """g (float[4] x) => (float[2] y) {
+            [a] val_1, val_2 = Split <num_outputs = 2> (x)
+            ["a.1"] val_3 = Add (val_1, val_2)
+            y = Neg (val_3)
+        }""",
+        """g (float[4] x) => (float[2] y) {
+            ["a.1"] val_0 = Neg (x)
+            [a] val_1, val_2 = Split <num_outputs = 2> (val_0)
+            y = Add (val_1, val_2)
+        }""",
+        """g (float[2] x) => (float[2] y) <float[2] "Neg.in0" = {1, 2}, float[2] d = {3, 4}> {
+            a = Sub (x, "Neg.in0")
+            b = Neg (d)
+            y = Add (a, b)
+        }""",
+    ],
+    ids=["a node without a module", "the second output", "in the other order", "the wrong node"],
+)
+def test_names_are_unique_and_final(bench: Any, text: str) -> None:
+    """`rewrite` asserts that the model is valid and that a second run renames nothing."""
+    size = 2 if "float[2] x" in text else 4
+    _, report = bench.rewrite(text, NameTensors(NO_PARAMETERS, frozenset()), {"x": normal(size)})
+    assert report.rewritten > 0
+
+
+def test_an_output_left_out_gets_no_name(bench: Any) -> None:
+    text = """g (float[2, 3] x) => (float[2, 3] y) <float[3] s = {1, 2, 3}> {
+        [norm] val_1, "", val_2 = LayerNormalization (x, s)
+        y = Mul (val_1, val_2)
+    }"""
+    model, _ = bench.rewrite(text, NameTensors(NO_PARAMETERS, frozenset()), {"x": normal(2, 3)})
+    assert list(model.graph.node[0].output) == ["norm", "", "norm.2"]
+
+
 class BrokenPass:
     """Leaves an Add whose second input nobody makes, or an Add of unlike shapes."""
 
@@ -325,6 +462,15 @@ def test_run_passes_reports_each_pass_in_order(bench: Any) -> None:
     assert [entry.domain for entry in result.opset_import] == [""]
     assert (result.ir_version, result.opset_import[0].version) == (ops.IR_VERSION, ops.OPSET)
     assert not result.functions
+
+
+def test_run_passes_leaves_the_model_given_alone(bench: Any) -> None:
+    """A graph shares its constants with the model that it was imported from."""
+    model = bench.parse(_ADD)
+    before = model.SerializeToString(deterministic=True)
+    result, _ = run_passes(model, [NameTensors(NO_PARAMETERS, frozenset())])
+    assert list(constants(result)) == ["add.in1"]
+    assert model.SerializeToString(deterministic=True) == before
 
 
 class DoublingPass:

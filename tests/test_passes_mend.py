@@ -17,6 +17,7 @@ from fp4dit_onnx.passes.drop_identity import DropIdentity
 from fp4dit_onnx.passes.mend_key_transpose import MendKeyTranspose
 from fp4dit_onnx.passes.mend_split import MendSplit
 from fp4dit_onnx.passes.mend_squeeze import MendSqueeze
+from fp4dit_onnx.passes.pipeline import run_passes
 
 Array = npt.NDArray[Any]
 
@@ -32,6 +33,15 @@ def ops(model: onnx.ModelProto) -> list[str]:
 def constants(model: onnx.ModelProto) -> dict[str, list[Any]]:
     tensors = model.graph.initializer
     return {t.name: onnx.numpy_helper.to_array(t).tolist() for t in tensors}
+
+
+def without_inferred_symbols(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with its output sizes unknown again where shape inference called them ``unk__0``."""
+    for output in model.graph.output:
+        for dim in output.type.tensor_type.shape.dim:
+            if dim.dim_param.startswith("unk__"):
+                dim.Clear()
+    return model
 
 
 def only_reason(report: Any, name: str) -> str:
@@ -97,6 +107,22 @@ def test_squeeze_of_axes_known_only_at_run_time_stays(bench: Any) -> None:
     assert only_reason(report, "squeeze") == "axes None of sizes [] may be squeezed"
 
 
+def test_squeeze_that_makes_a_graph_output_becomes_an_identity(bench: Any) -> None:
+    """The output keeps its name, and the other readers of the squeezed tensor read x."""
+    text = """g (float[2, 64] x) => (float[2, 64] y, float[2, 64] z) <int64[1] axes = {1}> {
+        [squeeze] y = Squeeze (x, axes)
+        [neg] z = Neg (y)
+    }"""
+    x = normal(2, 64)
+    model, report = bench.rewrite(text, MendSqueeze(), {"x": x}, expected={"y": x, "z": -x})
+    found = {n.op_type: (n.name, list(n.input), list(n.output)) for n in model.graph.node}
+    assert found == {
+        "Identity": ("squeeze", ["x"], ["y"]),
+        "Neg": ("neg", ["x"], ["z"]),
+    }
+    assert (report.rewritten, report.skipped) == (1, ())
+
+
 def test_squeeze_without_axes_is_no_candidate(bench: Any) -> None:
     text = "g (float[1, 3] x) => (float[3] y) { z = Squeeze (x)  y = Neg (z) }"
     _, report = bench.rewrite(text, MendSqueeze(), {"x": normal(1, 3)})
@@ -129,6 +155,62 @@ def test_split_whose_parts_are_graph_outputs(bench: Any) -> None:
     scalars = {"size": np.array(2), "zero": np.array(0), "one": np.array(1)}
     model, _ = bench.rewrite(bench.parse(text, scalars), MendSplit(), {"x": normal(4, 3)})
     assert list(model.graph.node[0].output) == ["a", "b"]
+
+
+def test_a_part_read_twice_is_one_output_of_the_split(bench: Any) -> None:
+    """Also where both readers make graph outputs."""
+    text = """g (float[2, 6] x) => (float[2, 2] y, float[2, 2] a, float[2, 2] b) {
+        ["split.1"] other = Neg (x)
+        [split] parts = SplitToSequence <axis = 1> (other, two)
+        [first] a = SequenceAt (parts, two)
+        [second] b = SequenceAt (parts, minus_one)
+        [third] c = SequenceAt (parts, two)
+        [sub] y = Sub (c, a)
+    }"""
+    scalars = {"two": np.array(2), "minus_one": np.array(-1)}
+    model, report = bench.rewrite(bench.parse(text, scalars), MendSplit(), {"x": normal(2, 6)})
+    assert sorted(ops(model)) == ["Identity", "Neg", "Split", "Sub"]
+    assert report.rewritten == 1
+
+
+def test_parts_that_nobody_reads_get_names_of_their_own(bench: Any) -> None:
+    """Two unnamed splits, and a tensor that has the name already."""
+    text = """g (float[2, 6] x) => (float[2, 2] y) {
+        "SplitToSequence.1" = Neg (x)
+        parts = SplitToSequence <axis = 1> (x, two)
+        others = SplitToSequence <axis = 1> ("SplitToSequence.1", two)
+        a = SequenceAt (parts, zero)
+        b = SequenceAt (others, zero)
+        y = Sub (a, b)
+    }"""
+    scalars = {"two": np.array(2), "zero": np.array(0)}
+    model, report = bench.rewrite(bench.parse(text, scalars), MendSplit(), {"x": normal(2, 6)})
+    assert sorted(ops(model)) == ["Neg", "Split", "Split", "Sub"]
+    assert report.rewritten == 2
+
+
+@pytest.mark.parametrize("index", [3, -4])
+def test_split_with_an_index_out_of_range_stays(bench: Any, index: int) -> None:
+    """Such a model fails at run time, before and after."""
+    text = """g (float[2, 6] x) => (float[2, 2] y) {
+        [split] parts = SplitToSequence <axis = 1> (x, two)
+        [at] y = SequenceAt (parts, index)
+    }"""
+    model = bench.parse(text, {"two": np.array(2), "index": np.array(index)})
+    result, (report,) = run_passes(model, [MendSplit()])
+    assert ops(result) == ["SplitToSequence", "SequenceAt"]
+    assert only_reason(report, "split") == f"part {index} of 3 is read"
+
+
+def test_split_whose_sequence_is_a_graph_output_stays(bench: Any) -> None:
+    text = """g (float[2, 6] x) => (seq(float[2, 2]) parts, float[2, 2] y) {
+        [split] parts = SplitToSequence <axis = 1> (x, two)
+        [at] y = SequenceAt (parts, zero)
+    }"""
+    model = bench.parse(text, {"two": np.array(2), "zero": np.array(0)})
+    result, (report,) = run_passes(model, [MendSplit()])
+    assert ops(result) == ["SplitToSequence", "SequenceAt"]
+    assert only_reason(report, "split") == "its sequence is a graph output"
 
 
 _ONE_PART = """g (float[2, {extent}] x, int64 i) => (float[M, N] y) {{
@@ -199,7 +281,7 @@ def test_key_transpose_becomes_one_transpose(bench: Any) -> None:
     model = bench.parse(text, {"to_three": np.array([-1, 3, 4]), "to_four": _TO_FOUR})
     result, report = bench.rewrite(model, MendKeyTranspose(), {"x": normal(5, 2, 3, 4)})
     (node,) = result.graph.node
-    assert (node.op_type, node.name) == ("Transpose", "flatten")
+    assert (node.op_type, node.name) == ("Transpose", "swap")
     assert list(node.attribute[0].ints) == [0, 1, 3, 2]
     assert (report.rewritten, report.skipped) == (1, ())
 
@@ -220,6 +302,61 @@ def test_key_transpose_that_stays(
     feed = {"x": normal(5, 2, 3, 4)}
     _, report = bench.rewrite(bench.parse(text, values), MendKeyTranspose(), feed)
     assert reason in only_reason(report, "swap")
+
+
+@pytest.mark.parametrize(
+    ("middle", "shape"),
+    [([2, 6, 4], "[2, 6, 4]"), ([4, 4, 3], "[4, 4, 3]"), ([1, 12, 4], "[1, 12, 4]")],
+)
+def test_key_transpose_of_other_rows_stays(bench: Any, middle: list[int], shape: str) -> None:
+    """What is swapped must be the last two axes of x."""
+    text = """g (float[2, 2, 3, 4] x) => (float[2, 2, 4, 3] y) {
+        [flatten] flat = Reshape (x, middle)
+        [swap] swapped = Transpose <perm = [0, 2, 1]> (flat)
+        [restore] y = Reshape (swapped, to_four)
+    }"""
+    values = {"middle": np.array(middle), "to_four": np.array([2, 2, 4, 3])}
+    feed = {"x": normal(2, 2, 3, 4)}
+    _, report = bench.rewrite(bench.parse(text, values), MendKeyTranspose(), feed)
+    assert only_reason(report, "swap") == f"swaps the last axes of {shape}, expected [*, 3, 4]"
+
+
+def test_key_transpose_between_unknown_sizes_stays(bench: Any) -> None:
+    """Two unknown sizes are not the same size."""
+    text = """g (float[?, ?, 3, 4] x, int64[4] t) => (float[?, ?, 4, 3] y) {
+        [flatten] flat = Reshape (x, to_three)
+        [swap] swapped = Transpose <perm = [0, 2, 1]> (flat)
+        [restore] y = Reshape (swapped, t)
+    }"""
+    model = without_inferred_symbols(bench.parse(text, {"to_three": np.array([-1, 3, 4])}))
+    feed = {"x": normal(2, 6, 3, 4), "t": np.array([3, 4, 4, 3])}
+    _, report = bench.rewrite(model, MendKeyTranspose(), feed)
+    assert "expected [None, None, 4, 3]" in only_reason(report, "swap")
+
+
+def test_key_transpose_whose_middle_is_a_graph_output_stays(bench: Any) -> None:
+    text = """g (float[B, 2, 3, 4] x) => (float[B, 2, 4, 3] y, float[N, 4, 3] swapped) {
+        [flatten] flat = Reshape (x, to_three)
+        [swap] swapped = Transpose <perm = [0, 2, 1]> (flat)
+        [restore] y = Reshape (swapped, to_four)
+    }"""
+    model = bench.parse(text, {"to_three": np.array([-1, 3, 4]), "to_four": _TO_FOUR})
+    _, report = bench.rewrite(model, MendKeyTranspose(), {"x": normal(5, 2, 3, 4)})
+    assert only_reason(report, "swap") == "not between two reshapes"
+
+
+def test_key_transpose_beside_another_reader_of_the_rows(bench: Any) -> None:
+    """The first reshape stays for it, and no two nodes have one name."""
+    text = """g (float[B, 2, 3, 4] x) => (float[B, 2, 4, 3] y, float[N, 3, 4] z) {
+        [flatten] flat = Reshape (x, to_three)
+        [swap] swapped = Transpose <perm = [0, 2, 1]> (flat)
+        [restore] y = Reshape (swapped, to_four)
+        [neg] z = Neg (flat)
+    }"""
+    model = bench.parse(text, {"to_three": np.array([-1, 3, 4]), "to_four": _TO_FOUR})
+    result, report = bench.rewrite(model, MendKeyTranspose(), {"x": normal(5, 2, 3, 4)})
+    assert sorted(node.name for node in result.graph.node) == ["flatten", "neg", "swap"]
+    assert report.rewritten == 1
 
 
 @pytest.mark.parametrize("before", ["", "[neg] a = Neg (x)"])
@@ -288,6 +425,28 @@ def test_reshape_that_swaps_dynamic_sizes_stays(bench: Any) -> None:
     _, report = bench.rewrite(model, ConstantReshape(), {"x": normal(5, 4, 6)})
     reason = only_reason(report, "reshape")
     assert reason == "from ['B', 'S', 6] to ['S', 'B', 6]: more than one size left open"
+
+
+@pytest.mark.parametrize("size", ["?", "N"])
+def test_reshape_infers_an_unknown_size(bench: Any, size: str) -> None:
+    """Two unknown sizes on one axis are not the same size."""
+    text = f"""g (float[{size.replace("N", "B")}, 6] x, int64[2] t) => (float[{size}, 3] y) {{
+        [reshape] y = Reshape (x, t)
+    }}"""
+    feed = {"x": normal(5, 6), "t": np.array([10, 3])}
+    model = without_inferred_symbols(bench.parse(text))
+    result, _ = bench.rewrite(model, ConstantReshape(), feed)
+    assert constants(result) == {"reshape.shape": [-1, 3]}
+
+
+def test_unnamed_reshapes_get_targets_of_their_own(bench: Any) -> None:
+    text = """g (float[6] x, int64[2] t, int64[1] u) => (float[3, 2] y, float[6] z) {
+        y = Reshape (x, t)
+        z = Reshape (y, u)
+    }"""
+    feed = {"x": normal(6), "t": np.array([3, 2]), "u": np.array([6])}
+    model, _ = bench.rewrite(text, ConstantReshape(), feed)
+    assert constants(model) == {"Reshape.shape": [3, 2], "Reshape.shape_2": [6]}
 
 
 def test_reshape_to_an_empty_tensor_stays(bench: Any) -> None:

@@ -89,8 +89,8 @@ struct Kernels {
   DequantizeRun dequantize[kIntegerTypes];
 };
 
-// A row whose largest magnitude is below this, 2^-100, counts as zero.
-constexpr float kSmallestAmax = 7.888609052210118e-31f;
+// A row whose largest magnitude is below this, 2^-90, counts as zero.
+constexpr float kSmallestAmax = 8.077935669463161e-28f;
 
 }  // namespace fp4dit
 
