@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,8 @@ class Calibration:
 def sqnr_db(signal: torch.Tensor, approximation: torch.Tensor) -> float:
     """10 log10(|signal|^2 / |signal - approximation|^2); infinite if they are equal."""
     noise = (signal.double() - approximation.double()).square().sum()
+    if noise == 0:
+        return math.inf
     return float(10 * torch.log10(signal.double().square().sum() / noise))
 
 
@@ -95,15 +98,17 @@ def calibrate(
         UsageError: a weight or an activation is not finite, or a layer was never run.
     """
     recorder = CallRecorder(network, [calls * i // MEASURED_CALLS for i in range(MEASURED_CALLS)])
-    with reporter.stage("recording layer inputs", calls) as advance:
-        inputs = record_inputs(
-            network,
-            tuple(specs),
-            lambda: sample(lambda: advance(1)),
-            rows_per_call=ROWS_PER_CALL,
-            seed=seed,
-        )
-    recorder.close()
+    try:
+        with reporter.stage("recording layer inputs", calls) as advance:
+            inputs = record_inputs(
+                network,
+                tuple(specs),
+                lambda: sample(lambda: advance(1)),
+                rows_per_call=ROWS_PER_CALL,
+                seed=seed,
+            )
+    finally:
+        recorder.close()
     layers: dict[str, QuantizedLayer] = {}
     errors: dict[str, LayerError] = {}
     with reporter.stage("quantizing layers", len(specs)) as advance:

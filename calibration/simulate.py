@@ -70,7 +70,8 @@ def simulate(network: torch.nn.Module, state: QuantizedState) -> None:
 @contextmanager
 def simulated(network: torch.nn.Module, state: QuantizedState) -> Iterator[torch.nn.Module]:
     """`network` with `state` in place, restored on exit."""
-    originals = {name: network.get_submodule(name) for name in state.layers}
+    names = dict(network.named_modules())
+    originals = {name: names[name] for name in state.layers if name in names}
     try:
         simulate(network, state)
         yield network

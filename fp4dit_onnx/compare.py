@@ -5,6 +5,7 @@ No comparator has a default tolerance; bounds are derived by the caller. NaN agr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,6 +110,8 @@ def linear_rounding_bound(
 def sqnr_db(signal: Array, approximation: Array) -> float:
     """10 log10(|signal|^2 / |signal - approximation|^2); infinite if equal, NaN if either has NaN."""
     reference = signal.astype(np.float64)
-    noise = np.square(reference - approximation.astype(np.float64)).sum()
-    with np.errstate(divide="ignore"):
+    noise = float(np.square(reference - approximation.astype(np.float64)).sum())
+    if noise == 0:
+        return math.inf
+    with np.errstate(divide="ignore"):  # a signal of zeros has -inf
         return float(10 * np.log10(np.square(reference).sum() / noise))

@@ -68,7 +68,9 @@ class FloatFormat:
         code = np.arange(count)
         exponent, mantissa = code >> self.mantissa_bits, code & (2**self.mantissa_bits - 1)
         normal = (mantissa + 2.0**self.mantissa_bits) * 2.0 ** (exponent - 1)
-        table: npt.NDArray[np.float64] = np.where(exponent == 0, mantissa, normal).astype(np.float64)
+        table: npt.NDArray[np.float64] = np.where(exponent == 0, mantissa, normal).astype(
+            np.float64
+        )
         return table
 
     @cached_property

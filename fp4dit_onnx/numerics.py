@@ -137,13 +137,13 @@ def fma(a: npt.ArrayLike, b: npt.ArrayLike, c: npt.ArrayLike) -> FloatArray:
     The product is exact in float64. The sum is rounded to odd in float64 (two-sum finds the error),
     after which the rounding to float32 cannot round twice.
     """
-    product = np.asarray(a, np.float32).astype(np.float64) * np.asarray(b, np.float32)
     addend = np.asarray(c, np.float32).astype(np.float64)
     with np.errstate(invalid="ignore"):
-        total = product + addend
+        product = np.asarray(a, np.float32).astype(np.float64) * np.asarray(b, np.float32)
+        total = np.asarray(product + addend)
         back = total - product
         error = (product - (total - back)) + (addend - back)
-    bits = np.ascontiguousarray(total).view(np.int64)
+    bits = total.view(np.int64)
     inexact = (error != 0) & np.isfinite(total) & (bits & 1 == 0)
     # Away from zero where the true sum is larger in magnitude, else towards zero.
     step = np.where((error > 0) == (total > 0), 1, -1)

@@ -92,7 +92,12 @@ class Rule:
                 f"layer rule {text!r}: expected PATTERN=FORMAT, for example "
                 "'*.ff.net.0.proj=e3m0', '*.attn2.*=e2m1/e3m4' or 'proj_out=none'"
             )
-        weight, _, activation = formats.partition("/")
+        weight, slash, activation = formats.partition("/")
+        if slash and (not activation or weight == FLOAT):
+            raise UsageError(
+                f"layer rule {text!r}: after '/' an activation format is expected, and a layer kept "
+                "in float has none"
+            )
         for name in (weight, activation or FLOAT):
             if name != FLOAT:
                 format_by_name(name)
@@ -156,7 +161,7 @@ def parse_bits(bits: str) -> tuple[int, int]:
     Raises:
         UsageError: not of that form, or a width that no default format has.
     """
-    match = re.fullmatch(r"w(\d+)a(\d+)", bits.lower())
+    match = re.fullmatch(r"w([1-9][0-9]*)a([1-9][0-9]*)", bits.lower())
     found = (int(match[1]), int(match[2])) if match else (0, 0)
     if found[0] not in WEIGHT_FORMATS or found[1] not in ACTIVATION_FORMATS:
         weights = "|".join(map(str, WEIGHT_FORMATS))

@@ -53,12 +53,17 @@ class QuantizedLayer:
 
     def __post_init__(self) -> None:
         """Check that codes and scales fit the shape."""
-        n = self.codes.shape[0]
+        n = self.codes.shape[0] if self.codes.ndim else 0
         found = (self.codes.shape, self.scale.shape)
-        if found != packed_shape(n, self.k, self.spec):
+        if self.spec.group_size < 1 or found != packed_shape(n, self.k, self.spec):
             raise UsageError(
                 f"layer {self.name}: codes {found[0]} and scales {found[1]} do not fit K={self.k}, "
-                f"{self.spec}: expected {packed_shape(n, self.k, self.spec)}"
+                f"{self.spec}"
+            )
+        if self.codes.dtype != np.uint8 or self.scale.dtype not in (np.float16, np.float32):
+            raise UsageError(
+                f"layer {self.name}: codes {self.codes.dtype} and scales {self.scale.dtype}, "
+                "expected uint8 codes and float16 or float32 scales"
             )
 
     @property
@@ -110,11 +115,13 @@ def load_state(path: Path) -> QuantizedState:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             header = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
-            if header.get("version") != STATE_VERSION:
+            version = header.get("version") if isinstance(header, dict) else None
+            if version != STATE_VERSION:
                 raise UsageError(
-                    f"{path}: state version {header.get('version')}, expected {STATE_VERSION}: "
+                    f"{path}: state version {version}, expected {STATE_VERSION}: "
                     "write it again with this version of fp4dit-onnx"
                 )
+            provenance = header["provenance"]
             layers = {
                 name: QuantizedLayer(
                     name,
@@ -125,6 +132,6 @@ def load_state(path: Path) -> QuantizedState:
                 )
                 for name, row in header["layers"].items()
             }
-    except (OSError, safetensors.SafetensorError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path}: no readable quantized state ({error})") from error
-    return QuantizedState(layers, header["provenance"])
+    return QuantizedState(layers, provenance)

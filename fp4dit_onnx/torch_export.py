@@ -13,6 +13,7 @@ from typing import Any
 import onnx
 import torch
 
+from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.models import Family
 from fp4dit_onnx.ops import IR_VERSION, OPSET
 
@@ -73,16 +74,22 @@ class _Positional(torch.nn.Module):
 
 @contextlib.contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """Keep the exporter's own warnings and log lines from the user's screen."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keep what torch warns, logs and prints while it traces from the user's screen.
+
+    An error reaches the user as an exception; torch would show the graph traced so far besides.
+    """
+    disabled, screen = logging.root.manager.disable, io.StringIO()
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(screen),
+            contextlib.redirect_stderr(screen),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)
 
 
 @contextlib.contextmanager
@@ -101,6 +108,9 @@ def export_float(network: Any, family: Family, config: Mapping[str, Any]) -> onn
     Returns:
         A model whose initializers are called as the torch parameters, and whose nodes are called
         after the module that they come from.
+
+    Raises:
+        Fp4DitError: torch cannot trace the network, or not convert what it traced.
     """
     specs = family.inputs(config)
     arguments = tuple(
@@ -111,24 +121,35 @@ def export_float(network: Any, family: Family, config: Mapping[str, Any]) -> onn
     shapes = tuple({i: axes[d] for i, d in enumerate(s.dims) if d in axes} for s in specs)
     names = tuple(s.name for s in specs)
     wrapped = _Positional(network, family, names).eval()
-    with quiet_exporter(), _exportable_attention(network), torch.no_grad():
-        program = torch.onnx.export(
-            wrapped,
-            arguments,
-            dynamo=True,
-            optimize=False,  # optimizing loses the weights' names and merges equal tensors
-            opset_version=OPSET,
-            dynamic_shapes=(shapes,),
-            input_names=list(names),
-            output_names=[OUTPUT],
-            verbose=False,
-        )
+    try:
+        with quiet_exporter(), _exportable_attention(network), torch.no_grad():
+            program = torch.onnx.export(
+                wrapped,
+                arguments,
+                dynamo=True,
+                optimize=False,  # optimizing loses the weights' names and merges equal tensors
+                opset_version=OPSET,
+                dynamic_shapes=(shapes,),
+                input_names=list(names),
+                output_names=[OUTPUT],
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        kind = type(network).__name__
+        raise Fp4DitError(f"torch.onnx cannot trace {kind}: {_first_line(error)}") from error
     assert program is not None
     model = program.model_proto
     model.ir_version = IR_VERSION
     _strip_wrapper(model)
     _name_after_modules(model)
     return model
+
+
+def _first_line(error: BaseException) -> str:
+    """Type and first line of what made the exporter raise `error`."""
+    cause = error.__cause__ or error
+    text = str(cause).strip()
+    return f"{type(cause).__name__}: {text.splitlines()[0]}" if text else type(cause).__name__
 
 
 def _strip_wrapper(model: onnx.ModelProto) -> None:

@@ -1,1 +1,1 @@
-"""Graph passes with onnx-graphsurgeon: from the float graph to the quantized one. Never imports torch."""
+"""Graph passes with onnx-graphsurgeon, from the float graph to the quantized one; never torch."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import onnx_graphsurgeon as gs
 
-__all__ = ["Pass", "PassReport", "Skip"]
+__all__ = ["Pass", "PassReport", "Skip", "rewrite_all"]
+
+Match = TypeVar("Match")
 
 
 @dataclass(frozen=True)
@@ -52,3 +55,30 @@ class Pass(Protocol):
 
     def __call__(self, graph: gs.Graph) -> PassReport:
         """Change `graph` in place."""
+
+
+def rewrite_all(
+    graph: gs.Graph,
+    name: str,
+    found: Iterable[Match | Skip],
+    rewrite: Callable[[gs.Graph, Match], None],
+) -> PassReport:
+    """Match everywhere, then rewrite every match, then drop what nothing reads any more.
+
+    Args:
+        graph: changed in place.
+        name: of the pass.
+        found: matches and skips; making one must not change the graph.
+        rewrite: changes the graph at one match; earlier matches may be rewritten by then.
+    """
+    matches: list[Match] = []
+    skipped: list[Skip] = []
+    for item in found:
+        if isinstance(item, Skip):
+            skipped.append(item)
+        else:
+            matches.append(item)
+    for match in matches:
+        rewrite(graph, match)
+    graph.cleanup().toposort()
+    return PassReport(name, len(matches), tuple(skipped))

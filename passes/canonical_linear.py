@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from fp4dit_onnx.passes.base import PassReport, Skip
+from fp4dit_onnx.passes.base import PassReport, Skip, rewrite_all
+from fp4dit_onnx.passes.match import node_names, tensor_names, unique_name
 
 __all__ = ["CanonicalLinear"]
 
@@ -19,17 +21,17 @@ class CanonicalLinear:
 
     def __call__(self, graph: gs.Graph) -> PassReport:
         """See the class."""
-        rewritten, skipped = 0, []
-        for node in list(graph.nodes):
-            if node.op != "Gemm":
-                continue
-            if _factors(node) != (1.0, 1.0, 0, 1):
-                skipped.append(Skip(node.name, f"alpha, beta, transA, transB = {_factors(node)}"))
-                continue
-            _rewrite(graph, node)
-            rewritten += 1
-        graph.cleanup().toposort()
-        return PassReport(self.name, rewritten, tuple(skipped))
+        return rewrite_all(graph, self.name, _found(graph), _rewrite)
+
+
+def _found(graph: gs.Graph) -> Iterator[gs.Node | Skip]:
+    for node in graph.nodes:
+        if node.op != "Gemm":
+            continue
+        if _factors(node) == (1.0, 1.0, 0, 1):
+            yield node
+        else:
+            yield Skip(node.name, f"alpha, beta, transA, transB = {_factors(node)}")
 
 
 def _factors(node: gs.Node) -> tuple[float, float, int, int]:
@@ -37,15 +39,24 @@ def _factors(node: gs.Node) -> tuple[float, float, int, int]:
     return get("alpha", 1.0), get("beta", 1.0), get("transA", 0), get("transB", 0)
 
 
-def _rewrite(graph: gs.Graph, node: gs.Node) -> None:
-    x, weight, *bias = node.inputs
-    base, result = node.name.rpartition("/")[0] or node.name, node.outputs[0]
-    columns = gs.Variable(f"{base}/columns", weight.dtype, list(weight.shape)[::-1])
-    product = gs.Variable(f"{base}/product", result.dtype, result.shape) if bias else result
-    node.outputs.clear()
-    graph.nodes += [
-        gs.Node("Transpose", f"{base}/Transpose", {"perm": [1, 0]}, [weight], [columns]),
-        gs.Node("MatMul", f"{base}/MatMul", {}, [x, columns], [product]),
-    ]
+def _rewrite(graph: gs.Graph, gemm: gs.Node) -> None:
+    x, weight, *bias = (t for t in gemm.inputs if not t.is_empty())
+    base, result = gemm.name.rpartition("/")[0] or gemm.name or gemm.op, gemm.outputs[0]
+    nodes, tensors = node_names(graph), tensor_names(graph)
+    shape = None if weight.shape is None else list(weight.shape)[::-1]
+    columns = gs.Variable(unique_name(f"{base}/columns", tensors), weight.dtype, shape)
+    product = result
     if bias:
-        graph.nodes.append(gs.Node("Add", f"{base}/Add", {}, [product, bias[0]], [result]))
+        product = gs.Variable(unique_name(f"{base}/product", tensors), result.dtype, result.shape)
+    gemm.outputs.clear()
+
+    def add(
+        op: str, attributes: dict[str, list[int]], inputs: list[gs.Tensor], y: gs.Tensor
+    ) -> None:
+        name = unique_name(f"{base}/{op}", nodes)
+        graph.nodes.append(gs.Node(op, name, attributes, inputs, [y]))
+
+    add("Transpose", {"perm": [1, 0]}, [weight], columns)
+    add("MatMul", {}, [x, columns], product)
+    if bias:
+        add("Add", {}, [product, bias[0]], result)

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from fp4dit_onnx.passes.base import PassReport, Skip
+from fp4dit_onnx.passes.base import PassReport, Skip, rewrite_all
+from fp4dit_onnx.passes.match import same_size, tensor_names, unique_name
 
 __all__ = ["ConstantReshape"]
+
+
+Size = int | str | None
+
+
+@dataclass(frozen=True)
+class _Match:
+    reshape: gs.Node
+    target: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -24,29 +35,35 @@ class ConstantReshape:
 
     def __call__(self, graph: gs.Graph) -> PassReport:
         """See the class."""
-        rewritten, skipped = 0, []
-        for node in graph.nodes:
-            if node.op != "Reshape" or isinstance(node.inputs[1], gs.Constant):
-                continue
-            x, y = node.inputs[0].shape, node.outputs[0].shape
-            target = _target(x, y) if x is not None and y is not None else None
-            if target is None:
-                skipped.append(Skip(node.name, f"from {x} to {y}: more than one size left open"))
-                continue
-            node.inputs[1] = gs.Constant(f"{node.name}.shape", np.array(target, np.int64))
-            node.attrs["allowzero"] = 0
-            rewritten += 1
-        graph.cleanup().toposort()
-        return PassReport(self.name, rewritten, tuple(skipped))
+        return rewrite_all(graph, self.name, _found(graph), _rewrite)
 
 
-def _target(x: list[int | str], y: list[int | str]) -> list[int] | None:
-    target = [d if isinstance(d, int) else _open_size(x, d, axis) for axis, d in enumerate(y)]
+def _found(graph: gs.Graph) -> Iterator[_Match | Skip]:
+    for node in graph.nodes:
+        if node.op != "Reshape" or isinstance(node.inputs[1], gs.Constant):
+            continue
+        x, y = node.inputs[0].shape, node.outputs[0].shape
+        target = _target(x, y) if x is not None and y is not None else None
+        if target is None:
+            yield Skip(node.name, f"from {x} to {y}: more than one size left open")
+        else:
+            yield _Match(node, target)
+
+
+def _target(x: Sequence[Size], y: Sequence[Size]) -> tuple[int, ...] | None:
+    target = tuple(d if isinstance(d, int) else _open_size(x, d, axis) for axis, d in enumerate(y))
     unknown = target.count(-1)
     if 0 in y or unknown > 1:  # an empty tensor, or more than one size to infer
         return None
     return target
 
 
-def _open_size(x: list[int | str], size: str, axis: int) -> int:
-    return 0 if axis < len(x) and x[axis] == size else -1
+def _open_size(x: Sequence[Size], size: Size, axis: int) -> int:
+    return 0 if axis < len(x) and same_size(x[axis], size) else -1
+
+
+def _rewrite(graph: gs.Graph, match: _Match) -> None:
+    node = match.reshape
+    name = unique_name(f"{node.name or node.op}.shape", tensor_names(graph))
+    node.inputs[1] = gs.Constant(name, np.array(match.target, np.int64))
+    node.attrs["allowzero"] = 0

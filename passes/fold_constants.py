@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -15,6 +16,11 @@ __all__ = ["FoldConstants"]
 
 LARGEST = 1 << 14
 """Elements of a folded result; larger ones would be stored instead of computed."""
+
+RANDOM = frozenset(
+    {"Bernoulli", "Dropout", "Multinomial", "RandomNormalLike", "RandomUniformLike"}
+)
+"""Operators whose result is new every time, whatever they read."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class FoldConstants:
         for node in list(graph.nodes):
             value = _known_sizes(node)
             if value is None:
-                value = _known_cast(node)
+                value = self._known_cast(node)
             if value is None and self._is_constant(node):
                 value = _evaluate(node, graph.opset)
             if value is None or value.size > LARGEST:
@@ -48,17 +54,25 @@ class FoldConstants:
         graph.cleanup().toposort()
         return PassReport(self.name, rewritten)
 
+    def _may_fold(self, tensor: gs.Tensor) -> bool:
+        return isinstance(tensor, gs.Constant) and tensor.name not in self.parameters
+
     def _is_constant(self, node: gs.Node) -> bool:
         return (
             node.domain in (None, "")
+            and node.op not in RANDOM
+            and (bool(node.inputs) or node.op == "Constant")
             and len(node.outputs) == 1
-            and all(
-                isinstance(t, gs.Constant)
-                and t.name not in self.parameters
-                and t.values.size <= LARGEST
-                for t in node.inputs
-            )
+            and not any(isinstance(value, gs.Graph) for value in node.attrs.values())
+            and all(self._may_fold(t) and t.values.size <= LARGEST for t in node.inputs)
         )
+
+    def _known_cast(self, node: gs.Node) -> np.ndarray | None:
+        """Value of ``CastLike(constant, x)`` where only the type of x matters."""
+        if node.op != "CastLike" or not self._may_fold(node.inputs[0]):
+            return None
+        dtype = node.inputs[1].dtype
+        return None if dtype is None else np.asarray(node.inputs[0].values).astype(dtype)
 
 
 def _known_sizes(node: gs.Node) -> np.ndarray | None:
@@ -80,19 +94,13 @@ def _gathered_shape(node: gs.Node) -> tuple[gs.Node | None, np.ndarray | None]:
     return producer(node.inputs[0], "Shape"), np.asarray(node.inputs[1].values)
 
 
-def _known_cast(node: gs.Node) -> np.ndarray | None:
-    """Value of ``CastLike(constant, x)`` where only the type of x matters."""
-    if node.op != "CastLike" or not isinstance(node.inputs[0], gs.Constant):
-        return None
-    dtype = node.inputs[1].dtype
-    return None if dtype is None else np.asarray(node.inputs[0].values).astype(dtype)
-
-
-def _evaluate(node: gs.Node, opset: int) -> np.ndarray:
+def _evaluate(node: gs.Node, opset: int) -> np.ndarray | None:
+    """The value of `node`, if that is a tensor."""
     output = gs.Variable("value")
     copy = gs.Node(node.op, node.name, dict(node.attrs), list(node.inputs), [output])
     proto = gs.export_onnx(gs.Graph([copy], outputs=[output], opset=opset), do_type_check=False)
     for tensor in node.inputs:  # the copy must leave no trace among the constants' readers
         while copy in tensor.outputs:
             tensor.outputs.remove(copy)
-    return np.asarray(ReferenceEvaluator(proto).run(None, {})[0])
+    (value,) = cast("list[object]", ReferenceEvaluator(proto).run(None, {}))
+    return None if isinstance(value, list) else np.asarray(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,11 +10,26 @@ import onnx_graphsurgeon as gs
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.formats import FloatFormat
-from fp4dit_onnx.passes.base import PassReport, Skip
-from fp4dit_onnx.passes.match import linears, producer
-from fp4dit_onnx.state import QuantizedState
+from fp4dit_onnx.passes.base import PassReport, Skip, rewrite_all
+from fp4dit_onnx.passes.match import (
+    Linear,
+    linears,
+    node_names,
+    producer,
+    tensor_names,
+    unique_name,
+)
+from fp4dit_onnx.state import QuantizedLayer, QuantizedState
 
 __all__ = ["InsertQdq"]
+
+
+@dataclass(frozen=True)
+class _Match:
+    matmul: gs.Node
+    x: gs.Tensor
+    layer: QuantizedLayer
+    format: FloatFormat
 
 
 @dataclass(frozen=True)
@@ -29,36 +45,44 @@ class InsertQdq:
     def __call__(self, graph: gs.Graph) -> PassReport:
         """See the class."""
         shared: dict[tuple[int, str], gs.Variable] = {}
-        rewritten, skipped = 0, []
-        for linear in list(linears(graph)):
-            layer = self.state.layers.get(linear.layer)
-            x = linear.matmul.inputs[0]
-            if layer is None:
-                skipped.append(Skip(linear.layer, "not in the quantized state"))
-            elif layer.spec.activation_format is None:
-                skipped.append(Skip(linear.layer, "its activations stay in float"))
-            elif producer(x, ops.DEQUANTIZE):
-                skipped.append(Skip(linear.layer, "already quantized"))
-            else:
-                fmt = layer.spec.activation_format
-                key = (id(x), fmt.name)
-                if key not in shared:
-                    shared[key] = _pair(graph, x, fmt, layer.k, linear.layer)
-                linear.matmul.inputs[0] = shared[key]
-                rewritten += 1
-        graph.cleanup().toposort()
-        return PassReport(self.name, rewritten, tuple(skipped))
+
+        def rewrite(graph: gs.Graph, match: _Match) -> None:
+            key = (id(match.x), match.format.name)
+            if key not in shared:
+                shared[key] = _pair(graph, match)
+            match.matmul.inputs[0] = shared[key]
+
+        return rewrite_all(graph, self.name, self._found(graph), rewrite)
+
+    def _found(self, graph: gs.Graph) -> Iterator[_Match | Skip]:
+        for linear in linears(graph):
+            yield _match(linear, self.state.layers.get(linear.layer))
 
 
-def _pair(graph: gs.Graph, x: gs.Tensor, fmt: FloatFormat, k: int, layer: str) -> gs.Variable:
+def _match(linear: Linear, layer: QuantizedLayer | None) -> _Match | Skip:
+    x = linear.matmul.inputs[0]
+    if layer is None:
+        return Skip(linear.layer, "not in the quantized state")
+    if layer.spec.activation_format is None:
+        return Skip(linear.layer, "its activations stay in float")
+    if producer(x, ops.DEQUANTIZE):
+        return Skip(linear.layer, "already quantized")
+    return _Match(linear.matmul, x, layer, layer.spec.activation_format)
+
+
+def _pair(graph: gs.Graph, match: _Match) -> gs.Variable:
+    """The result of a new quantize-dequantize pair, called after the layer; a second has a number."""
+    x, fmt, own = match.x, match.format, f"{match.layer.name}.input"
+    nodes, tensors = node_names(graph), tensor_names(graph)
     rows = list(x.shape)[:-1] if x.shape else None
-    q = gs.Variable(f"{layer}.input.q", fmt.integer_type, x.shape)
-    scale = gs.Variable(f"{layer}.input.scale", np.float32, None if rows is None else [*rows, 1])
-    value = gs.Variable(f"{layer}.input.value", np.float32, x.shape)
+    shape = None if rows is None else [*rows, 1]
+    q = gs.Variable(unique_name(f"{own}.q", tensors), fmt.integer_type, x.shape)
+    scale = gs.Variable(unique_name(f"{own}.scale", tensors), np.float32, shape)
+    value = gs.Variable(unique_name(f"{own}.value", tensors), np.float32, x.shape)
     graph.nodes += [
         gs.Node(
             ops.quantize_op(fmt),
-            f"{layer}.input/Quantize",
+            unique_name(f"{own}/Quantize", nodes),
             ops.quantize_attributes(fmt),
             [x],
             [q, scale],
@@ -66,8 +90,8 @@ def _pair(graph: gs.Graph, x: gs.Tensor, fmt: FloatFormat, k: int, layer: str) -
         ),
         gs.Node(
             ops.DEQUANTIZE,
-            f"{layer}.input/Dequantize",
-            ops.dequantize_attributes(fmt, k),
+            unique_name(f"{own}/Dequantize", nodes),
+            ops.dequantize_attributes(fmt, match.layer.k),
             [q, scale],
             [value],
             domain=ops.DOMAIN,

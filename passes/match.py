@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-__all__ = ["Linear", "constant_ints", "linears", "only_consumer", "producer", "replace_tensor"]
+__all__ = [
+    "Linear",
+    "constant_ints",
+    "is_output",
+    "linears",
+    "node_names",
+    "only_consumer",
+    "producer",
+    "replace_tensor",
+    "same_size",
+    "tensor_names",
+    "unique_name",
+]
 
 WEIGHT = ".weight"
 
@@ -18,9 +30,16 @@ def producer(tensor: gs.Tensor, op: str) -> gs.Node | None:
     return tensor.inputs[0] if len(tensor.inputs) == 1 and tensor.inputs[0].op == op else None
 
 
-def only_consumer(tensor: gs.Tensor, op: str) -> gs.Node | None:
-    """The one node that reads `tensor`, if there is just one and its operator is `op`."""
-    return tensor.outputs[0] if len(tensor.outputs) == 1 and tensor.outputs[0].op == op else None
+def is_output(graph: gs.Graph, tensor: gs.Tensor) -> bool:
+    """Whether `tensor` is an output of `graph`."""
+    return any(t is tensor for t in graph.outputs)
+
+
+def only_consumer(graph: gs.Graph, tensor: gs.Tensor, op: str) -> gs.Node | None:
+    """The node that reads `tensor`, if its operator is `op` and nothing else needs the tensor."""
+    if len(tensor.outputs) != 1 or is_output(graph, tensor):
+        return None
+    return tensor.outputs[0] if tensor.outputs[0].op == op else None
 
 
 def constant_ints(tensor: gs.Tensor) -> list[int] | None:
@@ -32,11 +51,41 @@ def constant_ints(tensor: gs.Tensor) -> list[int] | None:
     return [int(v) for v in np.asarray(constant.values).reshape(-1)]
 
 
+def same_size(a: int | str | None, b: int | str | None) -> bool:
+    """Whether two sizes of axes are known to be equal; two unknown ones are not."""
+    return a == b and a not in (None, "")
+
+
 def replace_tensor(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> None:
-    """Let every reader of `old`, and the graph's outputs, read `new`."""
+    """Let every reader of `old` read `new`, and nothing make `old` any more.
+
+    A graph output keeps its name: an Identity, called as the node before, makes it from `new`.
+    """
+    (maker,) = old.inputs
     for node in list(old.outputs):
         node.inputs = [new if t is old else t for t in node.inputs]
-    graph.outputs = [new if t is old else t for t in graph.outputs]
+    old.inputs.clear()
+    if is_output(graph, old):
+        graph.nodes.append(gs.Node("Identity", maker.name, {}, [new], [old]))
+
+
+def node_names(graph: gs.Graph) -> set[str]:
+    """Names of the nodes of `graph`."""
+    return {node.name for node in graph.nodes}
+
+
+def tensor_names(graph: gs.Graph) -> set[str]:
+    """Names of the tensors of `graph`."""
+    inner = {t.name for node in graph.nodes for t in (*node.inputs, *node.outputs)}
+    return inner | {t.name for t in (*graph.inputs, *graph.outputs)}
+
+
+def unique_name(wanted: str, taken: Container[str]) -> str:
+    """`wanted`, or with the first number from 2 on that makes it a name not yet `taken`."""
+    name, number = wanted, 2
+    while name in taken:
+        name, number = f"{wanted}_{number}", number + 1
+    return name
 
 
 @dataclass(frozen=True)

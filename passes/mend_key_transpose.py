@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from fp4dit_onnx.passes.base import PassReport, Skip
-from fp4dit_onnx.passes.match import only_consumer
+from fp4dit_onnx.passes.base import PassReport, Skip, rewrite_all
+from fp4dit_onnx.passes.match import only_consumer, producer, same_size
 
 __all__ = ["MendKeyTranspose"]
 
 
 @dataclass(frozen=True)
 class _Match:
-    first: gs.Node
+    x: gs.Tensor
+    swap: gs.Node
     last: gs.Node
 
 
@@ -30,36 +32,33 @@ class MendKeyTranspose:
 
     def __call__(self, graph: gs.Graph) -> PassReport:
         """See the class."""
-        matches: list[_Match] = []
-        skipped: list[Skip] = []
-        for node in graph.nodes:
-            if node.op == "Transpose" and node.attrs.get("perm") == [0, 2, 1]:
-                found = _match(node)
-                (matches if isinstance(found, _Match) else skipped).append(found)  # type: ignore[arg-type]
-        for match in matches:
-            graph.nodes.append(
-                gs.Node(
-                    "Transpose",
-                    match.first.name,
-                    {"perm": [0, 1, 3, 2]},
-                    [match.first.inputs[0]],
-                    list(match.last.outputs),
-                )
-            )
-            match.last.outputs.clear()
-        graph.cleanup().toposort()
-        return PassReport(self.name, len(matches), tuple(skipped))
+        return rewrite_all(graph, self.name, _found(graph), _rewrite)
 
 
-def _match(node: gs.Node) -> _Match | Skip:
-    before = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
-    after = only_consumer(node.outputs[0], "Reshape")
-    if before is None or before.op != "Reshape" or after is None:
+def _found(graph: gs.Graph) -> Iterator[_Match | Skip]:
+    for node in graph.nodes:
+        if node.op == "Transpose" and node.attrs.get("perm") == [0, 2, 1]:
+            yield _match(graph, node)
+
+
+def _match(graph: gs.Graph, node: gs.Node) -> _Match | Skip:
+    before = producer(node.inputs[0], "Reshape")
+    after = only_consumer(graph, node.outputs[0], "Reshape")
+    if before is None or after is None:
         return Skip(node.name, "not between two reshapes")
-    x, y = before.inputs[0], after.outputs[0]
-    if x.shape is None or y.shape is None or len(x.shape) != 4 or len(y.shape) != 4:
-        return Skip(node.name, f"shapes {x.shape} and {y.shape} are not both of rank 4")
-    swapped = [x.shape[0], x.shape[1], x.shape[3], x.shape[2]]
-    if list(y.shape) != swapped:
-        return Skip(node.name, f"result of shape {y.shape}, expected {swapped}")
-    return _Match(before, after)
+    x, rows, y = before.inputs[0].shape, node.inputs[0].shape, after.outputs[0].shape
+    if x is None or y is None or len(x) != 4 or len(y) != 4:
+        return Skip(node.name, f"shapes {x} and {y} are not both of rank 4")
+    if rows is None or not all(map(same_size, rows[1:], x[2:])):
+        return Skip(node.name, f"swaps the last axes of {rows}, expected [*, {x[2]}, {x[3]}]")
+    swapped = [x[0], x[1], x[3], x[2]]
+    if not all(map(same_size, y, swapped)):
+        return Skip(node.name, f"result of shape {y}, expected {swapped}")
+    return _Match(before.inputs[0], node, after)
+
+
+def _rewrite(graph: gs.Graph, match: _Match) -> None:
+    outputs = list(match.last.outputs)
+    match.last.outputs.clear()
+    perm = {"perm": [0, 1, 3, 2]}
+    graph.nodes.append(gs.Node("Transpose", match.swap.name, perm, [match.x], outputs))

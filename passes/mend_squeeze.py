@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from fp4dit_onnx.passes.base import PassReport, Skip
+from fp4dit_onnx.passes.base import PassReport, Skip, rewrite_all
 from fp4dit_onnx.passes.match import constant_ints, replace_tensor
 
 __all__ = ["MendSqueeze"]
@@ -16,24 +17,28 @@ __all__ = ["MendSqueeze"]
 class MendSqueeze:
     """``Squeeze(x, axes)`` whose every axis has a known size other than 1 is ``x``.
 
-    In torch squeezing such an axis does nothing; in ONNX it is an error.
+    In torch squeezing such an axis does nothing; in ONNX it is an error. Where the result is a graph
+    output an Identity takes the Squeeze's place.
     """
 
     name: str = "mend_squeeze"
 
     def __call__(self, graph: gs.Graph) -> PassReport:
         """See the class."""
-        rewritten, skipped = 0, []
-        for node in graph.nodes:
-            if node.op != "Squeeze" or len(node.inputs) < 2:
-                continue
-            axes, shape = constant_ints(node.inputs[1]), node.inputs[0].shape
-            sizes = [shape[a] for a in axes] if axes and shape else []
-            if sizes and all(isinstance(s, int) and s != 1 for s in sizes):
-                replace_tensor(graph, node.outputs[0], node.inputs[0])
-                node.outputs.clear()
-                rewritten += 1
-            else:
-                skipped.append(Skip(node.name, f"axes {axes} of sizes {sizes} may be squeezed"))
-        graph.cleanup().toposort()
-        return PassReport(self.name, rewritten, tuple(skipped))
+        return rewrite_all(graph, self.name, _found(graph), _rewrite)
+
+
+def _found(graph: gs.Graph) -> Iterator[gs.Node | Skip]:
+    for node in graph.nodes:
+        if node.op != "Squeeze" or len(node.inputs) < 2:
+            continue
+        axes, shape = constant_ints(node.inputs[1]), node.inputs[0].shape
+        sizes = [shape[a] for a in axes] if axes and shape else []
+        if sizes and all(isinstance(s, int) and s != 1 for s in sizes):
+            yield node
+        else:
+            yield Skip(node.name, f"axes {axes} of sizes {sizes} may be squeezed")
+
+
+def _rewrite(graph: gs.Graph, squeeze: gs.Node) -> None:
+    replace_tensor(graph, squeeze.outputs[0], squeeze.inputs[0])

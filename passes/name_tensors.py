@@ -8,6 +8,7 @@ import onnx_graphsurgeon as gs
 
 from fp4dit_onnx.passes.base import PassReport
 from fp4dit_onnx.passes.fuse_linear import ONE
+from fp4dit_onnx.passes.match import unique_name
 
 __all__ = ["NameTensors"]
 
@@ -16,8 +17,8 @@ __all__ = ["NameTensors"]
 class NameTensors:
     """What the exporter called ``val_17`` is called after its node, numbered from the second output on.
 
-    Node names become unique. Graph inputs and outputs, the parameters, and the tensors that the
-    quantizing passes made keep their names.
+    Node names become unique. Constants are called after the first node that reads them. Graph inputs
+    and outputs, the parameters, and the tensors that the quantizing passes made keep their names.
 
     Attributes:
         parameters: names of the model's parameters.
@@ -30,43 +31,48 @@ class NameTensors:
 
     def __call__(self, graph: gs.Graph) -> PassReport:
         """See the class."""
-        rewritten = 0
-        keep = {t.name for t in (*graph.inputs, *graph.outputs)} | self.parameters
+        keep = self._kept(graph)
         taken = set(keep)
+
+        def renamed(item: gs.Node | gs.Tensor, wanted: str) -> bool:
+            before, item.name = item.name, unique_name(wanted, taken)
+            taken.add(item.name)
+            return bool(item.name != before)
+
+        rewritten = 0
         for node in graph.nodes:
-            name = _free(node.name or node.op, taken)
-            rewritten += name != node.name
-            node.name = name
+            rewritten += renamed(node, node.name or node.op)
             for i, tensor in enumerate(node.outputs):
-                wanted = name if i == 0 else f"{name}.{i}"
-                if tensor.name not in keep and not self._is_own(tensor):
-                    rewritten += tensor.name != wanted
-                    tensor.name = wanted
-        return PassReport(self.name, rewritten + self._name_constants(graph, taken))
+                if tensor.name in keep:
+                    continue
+                if i == 0:
+                    rewritten += tensor.name != node.name
+                    tensor.name = node.name
+                else:
+                    rewritten += renamed(tensor, f"{node.name}.{i}")
+        for tensor, wanted in _constants(graph):
+            if tensor.name not in keep:
+                rewritten += renamed(tensor, wanted)
+        return PassReport(self.name, rewritten)
+
+    def _kept(self, graph: gs.Graph) -> frozenset[str]:
+        """Names that stay; the empty one stands for an output left out."""
+        inner = (t for node in graph.nodes for t in (*node.inputs, *node.outputs))
+        own = {t.name for t in inner if self._is_own(t)}
+        ends = {t.name for t in (*graph.inputs, *graph.outputs)}
+        return frozenset(own | ends | self.parameters | {ONE, ""})
 
     def _is_own(self, tensor: gs.Tensor) -> bool:
         layer, _, _ = tensor.name.rpartition(".")
         return layer.removesuffix(".input").removesuffix(".weight") in self.layers
 
-    def _name_constants(self, graph: gs.Graph, taken: set[str]) -> int:
-        """Folded constants are called after the first node that reads them."""
-        renamed = 0
-        seen: set[int] = set()
-        for node in graph.nodes:
-            for i, tensor in enumerate(node.inputs):
-                if not isinstance(tensor, gs.Constant) or id(tensor) in seen:
-                    continue
-                seen.add(id(tensor))
-                own = tensor.name in self.parameters or self._is_own(tensor)
-                if not own and "/" not in tensor.name and tensor.name != ONE:
-                    tensor.name = _free(f"{node.name}.in{i}", taken)
-                    renamed += 1
-        return renamed
 
-
-def _free(name: str, taken: set[str]) -> str:
-    candidate, number = name, 2
-    while candidate in taken:
-        candidate, number = f"{name}_{number}", number + 1
-    taken.add(candidate)
-    return candidate
+def _constants(graph: gs.Graph) -> list[tuple[gs.Constant, str]]:
+    """Each constant and the name to give it, after the first node that reads it."""
+    found: dict[int, tuple[gs.Constant, str]] = {}
+    for node in graph.nodes:
+        for i, tensor in enumerate(node.inputs):
+            if isinstance(tensor, gs.Constant) and id(tensor) not in found:
+                named = tensor.name.startswith(f"{node.name}.")
+                found[id(tensor)] = (tensor, tensor.name if named else f"{node.name}.in{i}")
+    return list(found.values())

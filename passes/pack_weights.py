@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from fp4dit_onnx import ops
-from fp4dit_onnx.passes.base import PassReport, Skip
-from fp4dit_onnx.passes.match import linears
+from fp4dit_onnx.passes.base import PassReport, Skip, rewrite_all
+from fp4dit_onnx.passes.match import Linear, is_output, linears
 from fp4dit_onnx.state import QuantizedLayer, QuantizedState
 
 __all__ = ["PackWeights", "codes_name", "scale_name"]
@@ -26,10 +27,17 @@ def scale_name(layer: str) -> str:
 
 
 @dataclass(frozen=True)
+class _Match:
+    layer: QuantizedLayer
+    transposes: tuple[gs.Node, ...]
+
+
+@dataclass(frozen=True)
 class PackWeights:
     """The weight of a layer in the state becomes ``Dequantize(Unpack(codes), scale)``.
 
-    The float initializer is gone afterwards: nothing else may read it, or the layer is skipped.
+    All linears that read a weight read the same packed one afterwards. The float initializer is gone
+    then: if anything else reads it the layer is skipped.
     """
 
     state: QuantizedState
@@ -37,19 +45,43 @@ class PackWeights:
 
     def __call__(self, graph: gs.Graph) -> PassReport:
         """See the class."""
-        rewritten, skipped = 0, []
-        for linear in list(linears(graph)):
-            layer = self.state.layers.get(linear.layer)
+        return rewrite_all(graph, self.name, self._found(graph), _rewrite)
+
+    def _found(self, graph: gs.Graph) -> Iterator[_Match | Skip]:
+        calls: dict[str, list[Linear]] = {}
+        for linear in linears(graph):
+            calls.setdefault(linear.layer, []).append(linear)
+        for name, uses in calls.items():
+            layer = self.state.layers.get(name)
             if layer is None:
-                skipped.append(Skip(linear.layer, "not in the quantized state"))
-            elif tuple(linear.weight.shape) != (layer.n, layer.k):
-                shape = tuple(linear.weight.shape)
-                skipped.append(Skip(linear.layer, f"weight {shape}, state {(layer.n, layer.k)}"))
+                yield Skip(name, "not in the quantized state")
             else:
-                linear.transpose.inputs[0] = _packed(graph, layer)
-                rewritten += 1
-        graph.cleanup().toposort()
-        return PassReport(self.name, rewritten, tuple(skipped))
+                yield _match(graph, layer, uses)
+
+
+def _match(graph: gs.Graph, layer: QuantizedLayer, uses: Sequence[Linear]) -> _Match | Skip:
+    weight = uses[0].weight
+    shape, expected = tuple(weight.shape), (layer.n, layer.k)
+    if shape != expected:
+        return Skip(layer.name, f"weight {shape}, state {expected}")
+    transposes = {id(use.transpose): use.transpose for use in uses}
+    columns = [transpose.outputs[0] for transpose in transposes.values()]
+    if any(is_output(graph, tensor) for tensor in (weight, *columns)):
+        return Skip(layer.name, "its weight is a graph output: a float copy would stay")
+    own = transposes.keys() | {id(use.matmul) for use in uses}
+    readers = [node for tensor in (weight, *columns) for node in tensor.outputs]
+    others = sorted({node.op for node in readers if id(node) not in own})
+    if others:
+        return Skip(
+            layer.name, f"its weight is read by {', '.join(others)} too: a float copy would stay"
+        )
+    return _Match(layer, tuple(transposes.values()))
+
+
+def _rewrite(graph: gs.Graph, match: _Match) -> None:
+    weight = _packed(graph, match.layer)
+    for transpose in match.transposes:
+        transpose.inputs[0] = weight
 
 
 def _packed(graph: gs.Graph, layer: QuantizedLayer) -> gs.Variable:

@@ -68,6 +68,8 @@ def run_passes(
         Fp4DitError: a pass left an invalid model; names the pass.
     """
     reports: list[PassReport] = []
+    given, model = model, onnx.ModelProto()
+    model.CopyFrom(given)  # a graph shares its constants with the model that it comes from
     for step in passes:
         graph = gs.import_onnx(model)
         reports.append(step(graph))
@@ -86,11 +88,14 @@ def _exported(graph: gs.Graph) -> onnx.ModelProto:
     if any(node.domain == ops.DOMAIN for node in graph.nodes):
         domains.append(onnx.helper.make_opsetid(ops.DOMAIN, ops.VERSION))
     graph.import_domains = domains
-    model = gs.export_onnx(graph, do_type_check=False)
+    model: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
     model.ir_version = ops.IR_VERSION
     ops.attach_functions(model)
     return model
 
 
 def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
-    return onnx.shape_inference.infer_shapes(model, strict_mode=False, data_prop=True)
+    inferred: onnx.ModelProto = onnx.shape_inference.infer_shapes(
+        model, strict_mode=False, data_prop=True
+    )
+    return inferred

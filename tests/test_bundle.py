@@ -25,7 +25,6 @@ EMPTY: dict[str, Any] = {
     "passes": [],
     "totals": {},
     "case_sqnr_db": [],
-    "source": {},
     "versions": {},
     "source": {},
 }

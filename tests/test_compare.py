@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fp4dit_onnx import numerics
@@ -121,6 +121,7 @@ def evaluations(
     return found
 
 
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     k=st.integers(1, 40),

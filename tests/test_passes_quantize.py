@@ -18,8 +18,10 @@ from fp4dit_onnx.formats import format_by_name
 from fp4dit_onnx.passes.base import Skip
 from fp4dit_onnx.passes.fuse_linear import ONE, FuseLinear
 from fp4dit_onnx.passes.insert_qdq import InsertQdq
+from fp4dit_onnx.passes.name_tensors import NameTensors
 from fp4dit_onnx.passes.pack_weights import PackWeights, codes_name, scale_name
 from fp4dit_onnx.passes.pipeline import quantize_passes, run_passes
+from fp4dit_onnx.probe import read_state
 from fp4dit_onnx.recipe import LayerSpec
 from fp4dit_onnx.state import QuantizedLayer, QuantizedState
 
@@ -208,6 +210,91 @@ def test_pack_weights_skips_say_why(bench: Any) -> None:
     }
 
 
+def test_a_weight_that_others_read_stays(bench: Any) -> None:
+    """Itself, transposed, or as a graph output: a float copy would stay in the file."""
+    parameters = layer_parameters("fc", "gc", "hc")
+    text = f"""g (float[B, {K}] x) =>
+        (float[B, 12] y, float[12, {K}] v, float[{K}, 12] w, float[{K}, 12] c_columns) {{
+        {linear("fc", "x", "a")} {linear("gc", "x", "b")} {linear("hc", "x", "c")}
+        y = Sum (a, b, c)
+        v = Neg ("fc.weight")
+        w = Exp (b_columns)
+    }}"""
+    state = state_of(parameters, fc="e2m1", gc="e2m1", hc="e2m1")
+    model = bench.parse(text, parameters)
+    _, report = bench.rewrite(model, PackWeights(state), {"x": normal(3, K)})
+    assert report.rewritten == 0
+    assert reasons(report) == {
+        "fc": "its weight is read by Neg too: a float copy would stay",
+        "gc": "its weight is read by Exp too: a float copy would stay",
+        "hc": "its weight is a graph output: a float copy would stay",
+    }
+
+
+_TWICE = {
+    "two transposes": f"""g (float[B, {K}] x, float[B, {K}] z) => (float[B, 12] y) {{
+        {linear("a", "x", "first")}
+        ["a/Transpose_2"] second_columns = Transpose <perm = [1, 0]> ("a.weight")
+        ["a/MatMul_2"] second_product = MatMul (z, second_columns)
+        ["a/Add_2"] second = Add (second_product, "a.bias")
+        {linear("a_2", "x", "third")}
+        y = Sum (first, second, third)
+    }}""",
+    "one transpose": f"""g (float[B, {K}] x, float[B, {K}] z) => (float[B, 12] y) {{
+        {linear("a", "x", "first")}
+        ["a/MatMul_2"] second_product = MatMul (z, first_columns)
+        ["a/Add_2"] second = Add (second_product, "a.bias")
+        {linear("a_2", "x", "third")}
+        y = Sum (first, second, third)
+    }}""",
+    "one transpose, no bias": f"""g (float[B, {K}] x, float[B, {K}] z) => (float[B, 12] y) {{
+        {linear("a", "x", "first", bias=False)}
+        ["a/MatMul_2"] second = MatMul (z, first_columns)
+        {linear("a_2", "x", "third", bias=False)}
+        y = Sum (first, second, third)
+    }}""",
+}
+
+
+@pytest.mark.parametrize("text", _TWICE.values(), ids=_TWICE)
+@pytest.mark.parametrize("formats", ["e2m1/e2m3", "e2m1"])
+def test_a_linear_called_twice(bench: Any, text: str, formats: str) -> None:
+    """One packed weight for both uses, and a layer of the second one's name keeps its own."""
+    parameters = layer_parameters("a", "a_2")
+    state = state_of(parameters, a=formats, a_2=formats)
+    feed = {"x": normal(3, K), "z": normal(3, K) * 2}
+    weights = {f"{name}.weight": layer.weight() for name, layer in state.layers.items()}
+    rounded = bench.parse(text, {**parameters, **weights})
+    inputs = {n: through(v, "e2m3") for n, v in feed.items()} if "/" in formats else feed
+    expected = bench.run(rounded, inputs)
+    qdq, reports = run_passes(
+        bench.parse(text, parameters), [InsertQdq(state), PackWeights(state)]
+    )
+    assert [r.rewritten for r in reports] == [3 if "/" in formats else 0, 2]
+    assert sorted(t for t in (i.name for i in qdq.graph.initializer) if "weight" in t) == [
+        "a.weight.codes",
+        "a.weight.scale",
+        "a_2.weight.codes",
+        "a_2.weight.scale",
+    ]
+    assert within(bench.run(qdq, feed)["y"], expected["y"], 0.0).ok
+    # Three products of K terms and their sum; every sum stays below 3 K max|x| max|w|.
+    largest = max(np.abs(v).max() for v in feed.values()) * max(
+        np.abs(w).max() for w in weights.values()
+    )
+    bound = 3 * (K + 6) * 3 * K * largest * 2.0**-24
+    fused, report = bench.rewrite(qdq, FuseLinear(), feed, expected=expected, bound=bound)
+    linears = [node.name for node in fused.graph.node if node.op_type == ops.LINEAR]
+    assert sorted(linears) == ["a", "a_2", "a_3"]
+    assert report.rewritten == 3
+    found = read_state(fused).layers
+    assert found.keys() == {"a", "a_2", "a_3"}
+    for name, layer in state.layers.items():
+        assert np.array_equal(found[name].codes, layer.codes)
+    final, _ = run_passes(fused, [NameTensors(frozenset(parameters), frozenset(state.layers))])
+    assert sorted(n.name for n in final.graph.node if n.op_type == ops.LINEAR) == sorted(linears)
+
+
 def _quantized_linear(
     bench: Any, formats: str, bias: bool = True
 ) -> tuple[onnx.ModelProto, QuantizedLayer, Array]:
@@ -237,13 +324,14 @@ def test_fuse_linear(bench: Any, formats: str, bias: bool) -> None:
     result, report = bench.rewrite(model, FuseLinear(), {"x": x}, bound=bound)
     node = result.graph.node[-1]
     assert (node.op_type, node.name) == (ops.LINEAR, "fc")
-    assert list(node.input[2:]) == ["fc.weight.codes", "fc.weight.scale", "fc.bias"]
+    bias_name = "fc.bias" if bias else "fc.zero_bias"
+    assert list(node.input[2:]) == ["fc.weight.codes", "fc.weight.scale", bias_name]
     assert list(node.output) == ["y"]
     weight_only = layer.spec.activation is None
     first = ["x", ONE] if weight_only else ["fc.input.q", "fc.input.scale"]
     assert list(node.input[:2]) == first
     assert len(result.graph.node) == (1 if weight_only else 2)
-    assert np.array_equal(tensor(result, "fc.bias"), b)
+    assert np.array_equal(tensor(result, bias_name), b)
     assert (report.rewritten, report.skipped) == (1, ())
     reference = numerics.linear(q, scale, layer.integers(), layer.scale, b, GROUP)
     bound = linear_rounding_bound(q, scale, layer.weight(), b, groups=layer.scale.shape[1])
@@ -265,10 +353,19 @@ _NO_BIAS = f"""g (float[B, {K}] x) => (float[B, 12] y) {{
 }}"""
 
 
+_PRODUCT_IS_OUTPUT = f"""g (float[B, {K}] x) => (float[B, 12] y, float[B, 12] product) {{
+    columns = Transpose <perm = [1, 0]> ("fc.weight")
+    product = MatMul (x, columns)
+    [add] y = Add (product, other)
+}}"""
+
+
 @pytest.mark.parametrize(
     ("text", "shape"),
     [
         (_TWO_READERS, (12,)),
+        (_TWO_READERS.replace("other", '"fc.bias"'), (12,)),
+        (_PRODUCT_IS_OUTPUT, (12,)),
         (_NO_BIAS % "product, other", (1,)),
         (_NO_BIAS % "other, product", (1, 12)),
         (_NO_BIAS % "product, product", (12,)),
@@ -278,7 +375,8 @@ def test_fuse_leaves_an_add_that_is_no_bias(bench: Any, text: str, shape: tuple[
     """The product has another reader, or what is added is no vector of N: the bias is zeros."""
     weight = layer_parameters("fc")["fc.weight"]
     state = state_of({"fc.weight": weight}, fc="e2m1/e2m3")
-    model = bench.parse(text, {"fc.weight": weight, "other": normal(*shape)})
+    other = "fc.bias" if "fc.bias" in text else "other"
+    model = bench.parse(text, {"fc.weight": weight, other: normal(*shape)})
     model, _ = run_passes(model, [InsertQdq(state), PackWeights(state)])
     x, zeros = normal(3, K), np.zeros(12, np.float32)
     q, scale = _operands(state.layers["fc"], x)
@@ -300,6 +398,32 @@ def test_fuse_takes_a_bias_on_either_side(bench: Any) -> None:
     model, _ = run_passes(bench.parse(text, parameters), [PackWeights(state), FuseLinear()])
     (node,) = model.graph.node
     assert (node.input[4], node.output[0]) == ("fc.bias", "y")
+
+
+def test_the_scale_of_weight_only_linears_has_a_name_of_its_own(bench: Any) -> None:
+    parameters = layer_parameters("fc")
+    text = f"""g (float[B, {K}] x) => (float[B, 12] z) <float one = {{2.0}}> {{
+        {linear("fc", "x", "y")} z = Mul (y, one)
+    }}"""
+    state = state_of(parameters, fc="e2m1")
+    model, _ = run_passes(bench.parse(text, parameters), [PackWeights(state)])
+    x, scale = normal(3, K), np.ones(1, np.float32)
+    bias = parameters["fc.bias"]
+    bound = 2 * linear_rounding_bound(x, scale, state.layers["fc"].weight(), bias, groups=K)
+    result, _ = bench.rewrite(model, FuseLinear(), {"x": x}, bound=bound)
+    assert (tensor(result, "one"), tensor(result, "one_2")) == (2, 1)
+
+
+def test_fuse_leaves_a_weight_that_is_not_transposed(bench: Any) -> None:
+    """Nor one transposed in another way, which a square weight would hide."""
+    parameters = layer_parameters("fc", n=K)
+    text = f"g (float[B, {K}] x) => (float[B, {K}] y) {{ {linear('fc', 'x', 'y')} }}"
+    state = state_of(parameters, fc="e2m1")
+    model, _ = run_passes(bench.parse(text, parameters), [PackWeights(state)])
+    (transpose,) = (node for node in model.graph.node if node.op_type == "Transpose")
+    transpose.attribute[0].ints[:] = [0, 1]
+    _, report = bench.rewrite(model, FuseLinear(), {"x": normal(3, K)})
+    assert report.rewritten == 0
 
 
 def test_fuse_skips_a_weight_without_codes(bench: Any) -> None:

@@ -50,7 +50,8 @@ def random_model(seed: int) -> Any:
 
     def model(sample: FloatArray, timestep: int) -> FloatArray:
         mixed = np.einsum("oc,bchw->bohw", mix, sample)
-        return np.tanh(mixed + phase * np.float32(timestep / 300)).astype(np.float32)
+        result = np.tanh(mixed + phase * np.float32(timestep / 300))
+        return np.asarray(result, np.float32)
 
     return model
 

@@ -20,6 +20,7 @@ pytest.importorskip("onnxruntime")
 import onnxruntime as ort
 import torch
 
+from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.models import family_of
 from fp4dit_onnx.ops import IR_VERSION, OPSET
 from fp4dit_onnx.passes.pipeline import float_passes, run_passes
@@ -210,13 +211,37 @@ def test_export_says_nothing(
     assert [r.message for r in caplog.records if r.levelno >= logging.WARNING] == []
 
 
-def test_quiet_exporter_restores_the_logger() -> None:
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
+@pytest.mark.parametrize("name", ["torch.onnx", "torch._subclasses.fake_tensor"])
+def test_quiet_exporter_restores_the_loggers(name: str) -> None:
+    logger = logging.getLogger(name)
+    before = logging.root.manager.disable
     with quiet_exporter():
-        assert logger.level == logging.ERROR
-        assert not logger.isEnabledFor(logging.WARNING)
-    assert logger.level == level
+        assert not logger.isEnabledFor(logging.ERROR)
+    assert logging.root.manager.disable == before
+    assert logger.isEnabledFor(logging.ERROR)
+
+
+class Untraceable(torch.nn.Module):
+    """Branches on a value, which a trace cannot."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Either way, a tensor."""
+        return x + 1 if x.sum() > 0 else x
+
+
+def test_a_network_that_cannot_be_traced_is_one_line(
+    tiny_pixart: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    network = tiny_pixart(num_layers=1)
+    network.proj_out = Untraceable()
+    with pytest.raises(Fp4DitError) as caught:
+        export_float(network, FAMILY, network.config)
+    message = str(caught.value)
+    assert message.startswith("torch.onnx cannot trace PixArtTransformer2DModel: GuardOnData")
+    assert "Could not guard on data-dependent expression" in message
+    assert "\n" not in message
+    assert isinstance(caught.value.__cause__, torch.onnx.OnnxExporterError)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_network_is_left_as_it_was(

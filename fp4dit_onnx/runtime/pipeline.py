@@ -33,7 +33,7 @@ class Session(Protocol):
     """The part of onnxruntime.InferenceSession that a pipeline uses."""
 
     def get_inputs(self) -> Sequence[Any]:
-        """What the model takes; every item has a ``name``."""
+        """What the model takes; every item has a ``name`` and a ``shape``."""
 
     def run(self, outputs: Sequence[str] | None, feed: Mapping[str, Any]) -> list[Any]:
         """The model's outputs, in the order of `outputs`, or all of them."""
@@ -156,7 +156,20 @@ class Pipeline:
             size = getattr(sampling, name)
             if size < multiple or size % multiple:
                 raise UsageError(f"{name} = {size}: expected a positive multiple of {multiple}")
+        self._check_fixed_size(sampling)
         return sampling
+
+    def _check_fixed_size(self, sampling: Sampling) -> None:
+        """Refuse a size that differs from the one that the transformer was exported with, if any."""
+        declared = {item.name: item.shape for item in self.transformer.get_inputs()}
+        wanted = self.latent_shape(sampling)[1:]
+        axes = list(declared.get("hidden_states", ()))[2:]  # of [B, C, H, W]
+        for name, axis, latents in zip(("height", "width"), axes, wanted, strict=False):
+            if isinstance(axis, int) and axis != latents:
+                raise UsageError(
+                    f"{name} = {getattr(sampling, name)}: expected {axis * self._scale_factor}, "
+                    "the only one that this bundle was exported for"
+                )
 
     def latent_shape(self, sampling: Sampling) -> tuple[int, int, int]:
         """Shape of one picture's latents, [C, H, W]."""

@@ -1,0 +1,346 @@
+"""Recipes: bits, rules and formats become a specification a layer; and the families' own rules."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from fp4dit_onnx.errors import CheckpointError, UsageError
+from fp4dit_onnx.formats import FORMATS
+from fp4dit_onnx.methods import METHODS, RoundToNearest, method_by_name
+from fp4dit_onnx.models import FAMILIES, Family, InputSpec, family_of
+from fp4dit_onnx.models.pixart import FIRST_FFN_LINEAR, PIXART_ALPHA, PIXART_SIGMA, has_conditions
+from fp4dit_onnx.recipe import DEFAULT_GROUP_SIZE, LayerSpec, Recipe, Rule, make_recipe, parse_bits
+
+PAPER = (("*.ff.net.0.proj", "e3m0"), ("*", "e2m1"))
+LAYERS = (
+    "adaln_single.linear",
+    "transformer_blocks.0.attn1.to_q",
+    "transformer_blocks.0.attn2.to_k",
+    "transformer_blocks.0.ff.net.0.proj",
+    "transformer_blocks.0.ff.net.2",
+    "proj_out",
+)
+
+
+def recipe(bits: str = "w4a6", **changes: Any) -> Recipe:
+    return make_recipe(bits, **{"method": "rtn", "paper_rules": PAPER, **changes})
+
+
+def weights(of: Recipe) -> dict[str, str]:
+    return {name: spec.weight for name, spec in of.assign(LAYERS)[0].items()}
+
+
+# --- bits --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weight", [4, 6, 8])
+@pytest.mark.parametrize("activation", [4, 6, 8, 16, 32])
+def test_parse_bits(weight: int, activation: int) -> None:
+    assert parse_bits(f"w{weight}a{activation}") == (weight, activation)
+    assert parse_bits(f"W{weight}A{activation}") == (weight, activation)
+
+
+@pytest.mark.parametrize(
+    "bits",
+    [
+        *("", "4", "w4", "a6", "a6w4", "w4a", "wa", "w4a6x", "xw4a6", " w4a6", "w4a6\n", "w4 a6"),
+        *("w3a6", "w4a5", "w16a16", "w0a0", "w-4a6", "w4.0a6", "int4", "w4a6/w8a8", "w44a6"),
+    ],
+)
+def test_parse_bits_refuses(bits: str) -> None:
+    with pytest.raises(UsageError, match=r"expected w<4\|6\|8>a<4\|6\|8\|16\|32>") as caught:
+        parse_bits(bits)
+    assert repr(bits) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("bits", "weight", "activation"),
+    [
+        ("w4a4", "e2m1", "e2m1"),
+        ("w4a6", "e2m1", "e2m3"),
+        ("w6a6", "e2m3", "e2m3"),
+        ("w4a8", "e2m1", "e3m4"),
+        ("w8a8", "int8", "e3m4"),
+        ("w8a16", "int8", None),
+        ("w4a32", "e2m1", None),
+    ],
+)
+def test_default_formats(bits: str, weight: str, activation: str | None) -> None:
+    specs, skipped = recipe(bits).assign(LAYERS[:2])
+    assert set(specs.values()) == {LayerSpec(weight, activation, DEFAULT_GROUP_SIZE)}
+    assert skipped == ()
+
+
+def test_spec_formats() -> None:
+    spec = LayerSpec("e3m0", "e3m4", 128)
+    assert spec.weight_format is FORMATS["e3m0"]
+    assert spec.activation_format is FORMATS["e3m4"]
+    assert LayerSpec("e3m0", None, 128).activation_format is None
+
+
+# --- rules -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("*=e2m1", Rule("*", "e2m1")),
+        ("*.attn2.*=e2m1/e3m4", Rule("*.attn2.*", "e2m1", "e3m4")),
+        ("proj_out=none", Rule("proj_out", "none")),
+        ("a=int4/none", Rule("a", "int4", "none")),
+        ("a=b=int4", Rule("a=b", "int4")),
+    ],
+)
+def test_rule_parse(text: str, rule: Rule) -> None:
+    assert Rule.parse(text) == rule
+    assert rule.required
+
+
+@pytest.mark.parametrize("text", ["", "e2m1", "=e2m1", "proj_out=", "="])
+def test_rule_parse_refuses_what_is_no_rule(text: str) -> None:
+    with pytest.raises(UsageError, match="expected PATTERN=FORMAT"):
+        Rule.parse(text)
+
+
+@pytest.mark.parametrize("text", ["a=fp4", "a=e2m1/fp8", "a=/e2m3", "a=e2m1/e2m3/e2m3", "a=E2M1"])
+def test_rule_parse_refuses_an_unknown_format(text: str) -> None:
+    with pytest.raises(UsageError, match=r"unknown format .* expected one of e2m1"):
+        Rule.parse(text)
+
+
+def test_first_match_wins() -> None:
+    found = weights(recipe(rules=["*.attn1.*=e1m2", "*.attn?.*=int4", "*_q=e3m0"]))
+    assert found["transformer_blocks.0.attn1.to_q"] == "e1m2"
+    assert found["transformer_blocks.0.attn2.to_k"] == "int4"
+    assert found["proj_out"] == "e2m1"
+
+
+def test_paper_rules() -> None:
+    found = weights(recipe())
+    assert found.pop("transformer_blocks.0.ff.net.0.proj") == "e3m0"
+    assert set(found.values()) == {"e2m1"}
+    assert weights(recipe(weight_format="paper")) == weights(recipe())
+
+
+def test_paper_rules_need_not_match() -> None:
+    assert list(recipe().assign(["proj_out"])[0]) == ["proj_out"]
+
+
+@pytest.mark.parametrize(
+    ("bits", "weight_format", "expected"),
+    [
+        ("w4a6", "e2m1", "e2m1"),
+        ("w4a6", "int4", "int4"),
+        ("w8a8", None, "int8"),
+        ("w8a8", "paper", "int8"),
+        ("w6a6", "e3m2", "e3m2"),
+    ],
+)
+def test_one_weight_format_for_all(bits: str, weight_format: str | None, expected: str) -> None:
+    assert set(weights(recipe(bits, weight_format=weight_format)).values()) == {expected}
+
+
+def test_user_rules_come_before_the_paper() -> None:
+    found = weights(recipe(rules=["*.ff.net.0.proj=e2m1"]))
+    assert set(found.values()) == {"e2m1"}
+
+
+def test_user_rule_that_matches_nothing() -> None:
+    with pytest.raises(UsageError) as caught:
+        recipe(rules=["*=e2m1", "blocks.*=e3m0"]).assign(LAYERS)
+    message = str(caught.value)
+    assert "'blocks.*' matches none of the 6 linear layers" in message
+    assert "adaln_single.linear, transformer_blocks.0.attn1.to_q" in message
+
+
+def test_none_skips_with_a_reason() -> None:
+    skip = [("adaln_single.*", "shared by all blocks")]
+    specs, skipped = recipe(rules=["proj_out=none"], skip=skip).assign(LAYERS)
+    assert skipped == (
+        ("adaln_single.linear", "shared by all blocks"),
+        ("proj_out", "kept in float by rule"),
+    )
+    assert list(specs) == list(LAYERS[1:5])
+
+
+def test_user_rules_come_before_skip() -> None:
+    of = recipe(rules=["adaln*=int4"], skip=[("adaln*", "small"), ("absent.*", "need not match")])
+    specs, skipped = of.assign(LAYERS)
+    assert specs["adaln_single.linear"].weight == "int4"
+    assert skipped == ()
+
+
+def test_activation_override() -> None:
+    specs, _ = recipe(rules=["*.attn1.*=e2m1/e3m4", "*.ff.*=e2m1/none"]).assign(LAYERS)
+    found = {name: spec.activation for name, spec in specs.items()}
+    assert found["transformer_blocks.0.attn1.to_q"] == "e3m4"
+    assert found["transformer_blocks.0.ff.net.2"] is None
+    assert found["proj_out"] == "e2m3"
+    assert recipe(activation_format="int6").activation == "int6"
+    assert recipe("w4a16", rules=["proj_out=e2m1/e3m4"]).assign(LAYERS)[0][
+        "proj_out"
+    ].activation == ("e3m4")
+
+
+# --- contradictions ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"weight_format": "int8"},
+            "weight format int8 has 8 bits, but the bits asked for give 4",
+        ),
+        ({"bits": "w8a6", "weight_format": "e2m1"}, "weight format e2m1 has 4 bits"),
+        ({"activation_format": "e3m4"}, "activation format e3m4 has 8 bits"),
+        ({"bits": "w4a16", "activation_format": "e3m4"}, "activation format e3m4 has 8 bits"),
+        ({"weight_format": "fp4"}, "unknown format 'fp4'"),
+        ({"activation_format": "fp6"}, "unknown format 'fp6'"),
+        ({"rules": ["x"]}, "expected PATTERN=FORMAT"),
+        ({"bits": "w5a6"}, "unknown bits"),
+    ],
+)
+def test_contradictions(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        recipe(**changes)
+
+
+@pytest.mark.parametrize("size", [-8, 0, 1, 7, 12, 100])
+def test_group_size_refused(size: int) -> None:
+    with pytest.raises(UsageError, match=f"group size {size}: expected a positive multiple of 8"):
+        recipe(group_size=size)
+
+
+@pytest.mark.parametrize("size", [8, 24, 128, 4608])
+def test_group_size(size: int) -> None:
+    specs, _ = recipe(group_size=size).assign(LAYERS)
+    assert {spec.group_size for spec in specs.values()} == {size}
+
+
+def test_integer_activations_need_integer_weights() -> None:
+    with pytest.raises(UsageError, match="layer proj_out: weights in e4m3 need float"):
+        recipe(rules=["proj_out=e4m3"]).assign(LAYERS)
+    specs, _ = recipe(rules=["proj_out=e4m3/none", "*.to_q=e4m3/e4m3"]).assign(LAYERS)
+    assert specs["proj_out"].weight == "e4m3"
+
+
+def test_group_sums_stay_below_two_to_the_31() -> None:
+    # int8 x e3m4: 127 * 1984 = 251968 a product; 8522 of them fit, and 8520 is a multiple of 8.
+    assert recipe("w8a8", group_size=8520).assign(LAYERS)[0]
+    with pytest.raises(UsageError, match="can reach 2148783104, expected less than 2"):
+        recipe("w8a8", group_size=8528).assign(LAYERS)
+
+
+# --- as data -----------------------------------------------------------------------------------
+
+
+def test_recipe_as_json() -> None:
+    made = recipe("W4A16", rules=["proj_out=none"], skip=[("adaln*", "small")])
+    rule = {"activation": None, "required": False, "reason": "kept in float by rule"}
+    assert json.loads(json.dumps(made.to_json())) == {
+        "bits": "w4a16",
+        "method": "rtn",
+        "activation": None,
+        "group_size": 128,
+        "rules": [
+            {**rule, "pattern": "proj_out", "weight": "none", "required": True},
+            {**rule, "pattern": "adaln*", "weight": "none", "reason": "small"},
+            {**rule, "pattern": "*.ff.net.0.proj", "weight": "e3m0"},
+            {**rule, "pattern": "*", "weight": "e2m1"},
+        ],
+    }
+
+
+def test_methods() -> None:
+    assert all(method_by_name(name) is method for name, method in METHODS.items())
+    assert method_by_name("rtn") == RoundToNearest()
+    with pytest.raises(UsageError, match=r"unknown method 'gptq': expected one of .*rtn"):
+        method_by_name("gptq")
+
+
+# --- families ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "family"),
+    [("PixArtAlphaPipeline", PIXART_ALPHA), ("PixArtSigmaPipeline", PIXART_SIGMA)],
+)
+def test_family_of(pipeline: str, family: Family) -> None:
+    assert family_of(pipeline, "PixArtTransformer2DModel") is family
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "transformer"),
+    [
+        ("FluxPipeline", "FluxTransformer2DModel"),
+        ("PixArtSigmaPipeline", "HunyuanDiT2DModel"),
+        ("FluxPipeline", "PixArtTransformer2DModel"),
+    ],
+)
+def test_family_of_refuses(pipeline: str, transformer: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        family_of(pipeline, transformer)
+    message = str(caught.value)
+    assert f"{pipeline} with transformer {transformer}" in message
+    assert "PixArtAlphaPipeline, PixArtSigmaPipeline" in message
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=[f.name for f in FAMILIES])
+def test_paper_rules_of_a_family_cover_every_layer(family: Family) -> None:
+    specs, _ = recipe(paper_rules=family.paper_rules).assign(LAYERS)
+    assert list(specs) == list(LAYERS)
+    assert [n for n, s in specs.items() if s.weight == "e3m0"] == [LAYERS[3]]
+    assert family.paper_rules[0] == (FIRST_FFN_LINEAR, "e3m0")
+
+
+def test_sigma_has_e1m2_where_alpha_has_e2m1() -> None:
+    assert [f.paper_rules[-1] for f in (PIXART_ALPHA, PIXART_SIGMA)] == [
+        ("*", "e2m1"),
+        ("*", "e1m2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"sample_size": 128}, True),
+        ({"sample_size": 64}, False),
+        ({"sample_size": 128, "use_additional_conditions": None}, True),
+        ({"sample_size": 128, "use_additional_conditions": False}, False),
+        ({"sample_size": 64, "use_additional_conditions": True}, True),
+    ],
+)
+def test_has_conditions(config: dict[str, Any], expected: bool) -> None:
+    assert has_conditions(config) is expected
+
+
+def test_input_shapes() -> None:
+    config = {"in_channels": 4, "sample_size": 128, "caption_channels": 4096}
+    sizes = {"batch": 2, "text": 120}
+    found = {i.name: (i.dtype, i.shape(config, sizes)) for i in PIXART_ALPHA.inputs(config)}
+    assert list(found.items()) == [
+        ("hidden_states", ("float32", (2, 4, 128, 128))),
+        ("encoder_hidden_states", ("float32", (2, 120, 4096))),
+        ("timestep", ("float32", (2,))),
+        ("encoder_attention_mask", ("int64", (2, 120))),
+        ("resolution", ("float32", (2, 2))),
+        ("aspect_ratio", ("float32", (2, 1))),
+    ]
+    plain = PIXART_ALPHA.inputs({**config, "use_additional_conditions": False})
+    assert [i.name for i in plain] == list(found)[:4]
+
+
+def test_dynamic_axis_goes_before_a_config_key() -> None:
+    spec = InputSpec("x", "float32", ("text", 3, "width"))
+    assert spec.shape({"text": 9, "width": 5}, {"text": 7}) == (7, 3, 5)
+
+
+@pytest.mark.parametrize("conditions", [{}, {"resolution": 1, "aspect_ratio": 2}])
+def test_arguments(conditions: dict[str, int]) -> None:
+    found = PIXART_SIGMA.arguments({"hidden_states": 0, "timestep": 5, **conditions})
+    expected = {"resolution": None, "aspect_ratio": None, **conditions}
+    assert found == {"hidden_states": 0, "timestep": 5, "added_cond_kwargs": expected}

@@ -1,0 +1,344 @@
+"""The quantized state on disk, what its sizes are said to be, and models with aligned data files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx.parser
+import pytest
+import safetensors.numpy
+
+from fp4dit_onnx import numerics
+from fp4dit_onnx.checkpoint import open_checkpoint
+from fp4dit_onnx.compare import same_bits
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.formats import FORMATS
+from fp4dit_onnx.layers import layer_size, linear_layers, totals
+from fp4dit_onnx.model_file import save_model
+from fp4dit_onnx.ops import IR_VERSION, OPSET
+from fp4dit_onnx.recipe import LayerSpec
+from fp4dit_onnx.state import QuantizedLayer, QuantizedState, load_state, packed_shape, save_state
+
+Array = npt.NDArray[Any]
+METADATA = "fp4dit_onnx"
+
+
+def quantized(name: str, weight: Array, spec: LayerSpec) -> QuantizedLayer:
+    """Nearest codes under float16 absmax scales."""
+    fmt, k = spec.weight_format, weight.shape[1]
+    padded = np.pad(np.abs(weight), ((0, 0), (0, -k % spec.group_size)))
+    amax = padded.reshape(len(weight), -1, spec.group_size).max(axis=-1)  # [N, G, group] -> [N, G]
+    scale = (amax / fmt.max_integer).astype(np.float16)
+    codes = numerics.quantize_groups(weight, scale, fmt, spec.group_size)
+    return QuantizedLayer(name, spec, k, numerics.pack(codes, fmt.storage_bits), scale)
+
+
+@pytest.fixture
+def state() -> QuantizedState:
+    random = np.random.default_rng(0)
+    specs = {
+        "a.0": LayerSpec("e2m1", "e2m3", 8),
+        "a.1": LayerSpec("e3m0", None, 16),
+        "b": LayerSpec("int8", "e3m4", 128),
+    }
+    layers = {
+        name: quantized(name, random.standard_normal((3 + i, 21)).astype(np.float32), spec)
+        for i, (name, spec) in enumerate(specs.items())
+    }
+    return QuantizedState(layers, {"bits": "w4a6", "prompts": ["eine Straße"], "seed": 7})
+
+
+@pytest.fixture
+def saved(state: QuantizedState, tmp_path: Path) -> Path:
+    path = tmp_path / "state.safetensors"
+    save_state(state, path)
+    return path
+
+
+def rewrite(path: Path, header: Any, drop: str = "") -> None:
+    """Write the file again with another header, or without the tensor `drop`."""
+    tensors = safetensors.numpy.load_file(path)
+    tensors.pop(drop, None)
+    safetensors.numpy.save_file(tensors, path, metadata={METADATA: json.dumps(header)})
+
+
+def header_of(path: Path) -> Any:
+    with safetensors.safe_open(path, framework="numpy") as file:
+        return json.loads(file.metadata()[METADATA])
+
+
+# --- layers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("weight", "k", "group_size", "codes", "groups"),
+    [
+        ("e2m1", 1, 8, 1, 1),
+        ("e2m1", 21, 8, 11, 3),
+        ("e3m0", 128, 128, 64, 1),
+        ("e2m3", 21, 8, 21, 3),
+        ("int8", 129, 128, 129, 2),
+    ],
+)
+def test_packed_shape(weight: str, k: int, group_size: int, codes: int, groups: int) -> None:
+    spec = LayerSpec(weight, None, group_size)
+    assert packed_shape(5, k, spec) == ((5, codes), (5, groups))
+    size = layer_size(5, k, spec)
+    assert (size.shape, size.weights) == ((5, k), 5 * k)
+    assert (size.bytes, size.bytes_float32) == (5 * codes + 2 * 5 * groups, 4 * 5 * k)
+
+
+def test_layer(state: QuantizedState) -> None:
+    layer = state.layers["a.0"]
+    assert (layer.n, layer.k) == (3, 21)
+    assert layer.nbytes == 3 * 11 + 2 * 3 * 3
+    integers = layer.integers()
+    assert integers.shape == (3, 21)
+    assert set(np.abs(integers).ravel()) <= set(FORMATS["e2m1"].magnitudes)
+    step = np.repeat(layer.scale.astype(np.float32), 8, axis=1)[:, :21]
+    assert same_bits(layer.weight(), integers * step).ok
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"k": 23},
+        {"k": 40},
+        {"codes": np.zeros((3, 12), np.uint8)},
+        {"codes": np.zeros((4, 11), np.uint8)},
+        {"codes": np.zeros(33, np.uint8)},
+        {"scale": np.zeros((3, 2), np.float16)},
+        {"scale": np.zeros((3, 3, 1), np.float16)},
+        {"spec": LayerSpec("int8", None, 8)},
+        {"spec": LayerSpec("e2m1", None, 16)},
+    ],
+    ids=str,
+)
+def test_shapes_that_do_not_fit(state: QuantizedState, change: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"layer a\.0: codes .* do not fit K="):
+        replace(state.layers["a.0"], **change)
+
+
+# --- the file ----------------------------------------------------------------------------------
+
+
+def test_load_is_the_inverse_of_save(state: QuantizedState, saved: Path) -> None:
+    found = load_state(saved)
+    assert found.provenance == state.provenance
+    assert set(found.layers) == set(state.layers)
+    for name, layer in state.layers.items():
+        got = found.layers[name]
+        assert (got.name, got.spec, got.k) == (name, layer.spec, layer.k)
+        for mine, theirs in ((layer.codes, got.codes), (layer.scale, got.scale)):
+            assert same_bits(mine, theirs).ok
+
+
+def test_save_is_deterministic(state: QuantizedState, saved: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again.safetensors"
+    save_state(load_state(saved), again)
+    assert again.read_bytes() == saved.read_bytes()
+
+
+def test_float32_scales_stay_float32(state: QuantizedState, tmp_path: Path) -> None:
+    layer = replace(state.layers["b"], scale=state.layers["b"].scale.astype(np.float32))
+    save_state(QuantizedState({"b": layer}), tmp_path / "s")
+    assert load_state(tmp_path / "s").layers["b"].scale.dtype == np.float32
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -1])
+def test_damaged_file(saved: Path, keep: int) -> None:
+    saved.write_bytes(saved.read_bytes()[:keep])
+    with pytest.raises(UsageError, match=r"state\.safetensors: no readable quantized state"):
+        load_state(saved)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="absent: no readable quantized state"):
+        load_state(tmp_path / "absent")
+
+
+def test_other_version(saved: Path) -> None:
+    header = header_of(saved)
+    assert header["version"] == 1
+    rewrite(saved, {**header, "version": 2})
+    with pytest.raises(UsageError, match="state version 2, expected 1: write it again"):
+        load_state(saved)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+def test_foreign_safetensors(tmp_path: Path, metadata: dict[str, str] | None) -> None:
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file({"w": np.zeros(3, np.float32)}, path, metadata=metadata)
+    with pytest.raises(UsageError, match="state version None, expected 1"):
+        load_state(path)
+
+
+@pytest.mark.parametrize("tensor", ["a.1.codes", "b.scale"])
+def test_missing_tensor(saved: Path, tensor: str) -> None:
+    rewrite(saved, header_of(saved), drop=tensor)
+    with pytest.raises(UsageError, match="no readable quantized state") as caught:
+        load_state(saved)
+    assert tensor in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": 40}, "do not fit K=40"),
+        ({"group_size": 128}, "do not fit K=21"),
+        ({"weight": "fp4"}, "unknown format 'fp4'"),
+    ],
+)
+def test_header_that_does_not_fit_the_tensors(
+    saved: Path, change: dict[str, Any], message: str
+) -> None:
+    header = header_of(saved)
+    header["layers"]["a.0"] |= change
+    rewrite(saved, header)
+    with pytest.raises(UsageError, match=message):
+        load_state(saved)
+
+
+def test_header_without_a_field(saved: Path) -> None:
+    header = header_of(saved)
+    del header["layers"]["a.0"]["weight"]
+    rewrite(saved, header)
+    with pytest.raises(UsageError, match=r"no readable quantized state \('weight'\)"):
+        load_state(saved)
+
+
+# --- sizes -------------------------------------------------------------------------------------
+
+
+def test_sizes_are_those_of_a_real_state(demo_folder: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(demo_folder)
+    (file,) = (demo_folder / "transformer").glob("*.safetensors")
+    tensors = {n: t.astype(np.float32) for n, t in safetensors.numpy.load_file(file).items()}
+    shapes = linear_layers(checkpoint)
+    assert len(shapes) > 20
+    specs = {
+        name: LayerSpec("int8" if name == "proj_out" else "e2m1", "e2m3", 128) for name in shapes
+    }
+    layers = {n: quantized(n, tensors[f"{n}.weight"], spec) for n, spec in specs.items()}
+    save_state(QuantizedState(layers), tmp_path / "state")
+    layers = dict(load_state(tmp_path / "state").layers)
+
+    sizes = {name: layer_size(*shape, specs[name]) for name, shape in shapes.items()}
+    for name, layer in layers.items():
+        assert sizes[name].bytes == layer.nbytes
+        assert sizes[name].bytes_float32 == tensors[f"{name}.weight"].nbytes
+        assert shapes[name] == (layer.n, layer.k) == sizes[name].shape
+
+    rest = sum(t.nbytes for n, t in tensors.items() if n.removesuffix(".weight") not in layers)
+    stored = sum(layer.nbytes for layer in layers.values())
+    weights = sum(layer.n * layer.k for layer in layers.values())
+    assert totals(checkpoint, [asdict(size) for size in sizes.values()]) == {
+        "layers": len(layers),
+        "weights": weights,
+        "bytes": stored,
+        "bytes_float32": 4 * weights,
+        "bits_per_weight": 8 * stored / weights,
+        "transformer_bytes": rest + stored,
+        "transformer_bytes_float32": sum(t.nbytes for t in tensors.values()),
+    }
+
+
+def test_totals_of_nothing(demo_folder: Path) -> None:
+    found = totals(open_checkpoint(demo_folder), [])
+    assert (found["layers"], found["bits_per_weight"]) == (0, 0)
+    assert found["transformer_bytes"] == found["transformer_bytes_float32"] > 0
+
+
+# --- models with a data file -------------------------------------------------------------------
+
+MIB = 1 << 20
+
+
+def model_of(initializers: dict[str, Array]) -> onnx.ModelProto:
+    """A model that returns its initializers."""
+    outputs = ", ".join(f"float[?] out_{name}" for name in initializers)
+    body = "\n".join(f"out_{name} = Identity ({name})" for name in initializers)
+    header = f'<ir_version: {IR_VERSION}, opset_import: ["": {OPSET}]>'
+    model = onnx.parser.parse_model(f"{header} test (float[?] x) => ({outputs}) {{ {body} }}")
+    for name, value in initializers.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    return model
+
+
+def initializers_by_size() -> dict[str, Array]:
+    random = np.random.default_rng(0)
+    counts = {
+        "below": 255,
+        "edge": 256,
+        "odd": 301,
+        "almost_large": MIB // 4 - 1,
+        "large": MIB // 4,
+        "after": 257,
+        "larger": MIB // 4 + 1,
+    }
+    return {n: random.standard_normal(c).astype(np.float32) for n, c in counts.items()}
+
+
+def test_save_model_aligns_what_it_moves_out(tmp_path: Path) -> None:
+    values = initializers_by_size()
+    model = model_of(values)
+    path = tmp_path / "model.onnx"
+    save_model(model, path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+
+    data = (tmp_path / "model.onnx.data").read_bytes()
+    end = 0
+    for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+        value = values[tensor.name]
+        if value.nbytes < 1024:
+            assert tensor.raw_data == value.tobytes()
+            assert not tensor.external_data
+            continue
+        assert tensor.data_location == onnx.TensorProto.EXTERNAL
+        assert not tensor.raw_data
+        entry = {e.key: e.value for e in tensor.external_data}
+        offset, length = int(entry["offset"]), int(entry["length"])
+        assert entry["location"] == "model.onnx.data"
+        assert offset % (65536 if value.nbytes >= MIB else 64) == 0
+        assert offset >= end
+        assert data[offset : offset + length] == value.tobytes()
+        end = offset + length
+    assert end == len(data)
+    assert path.stat().st_size < 4096
+
+
+def test_saved_model_loads_and_is_the_one_before(tmp_path: Path) -> None:
+    values = initializers_by_size()
+    before, given = model_of(values), model_of(values)
+    path = tmp_path / "model.onnx"
+    save_model(given, path)
+    onnx.checker.check_model(str(path), full_check=True)
+    after = onnx.load(path)
+    for tensor in after.graph.initializer:  # onnx.load leaves the place noted
+        tensor.ClearField("data_location")
+        del tensor.external_data[:]
+    assert after == before
+
+
+def test_saved_model_runs(tmp_path: Path) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    values = initializers_by_size()
+    save_model(model_of(values), tmp_path / "model.onnx")
+    session = ort.InferenceSession(
+        str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
+    found = session.run(None, {"x": np.zeros(1, np.float32)})
+    assert all(same_bits(a, b).ok for a, b in zip(values.values(), found, strict=True))
+
+
+def test_save_model_overwrites_old_data(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    save_model(model_of(initializers_by_size()), path)
+    save_model(model_of({"small": np.zeros(3, np.float32)}), path)
+    assert (tmp_path / "model.onnx.data").read_bytes() == b""
