@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import diffusers
@@ -16,6 +14,7 @@ from fp4dit_onnx.checkpoint import Checkpoint
 from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.models import Family
 from fp4dit_onnx.runtime.pipeline import Sampling, initial_latents
+from fp4dit_onnx.silence import quiet
 
 __all__ = ["BATCH", "load_pipeline", "network_calls", "sample_latents"]
 
@@ -34,7 +33,7 @@ def load_pipeline(checkpoint: Checkpoint) -> Any:
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        with _quiet():
+        with quiet():
             pipeline = pipeline_class.from_pretrained(
                 checkpoint.folder,
                 variant=checkpoint.variant,
@@ -51,15 +50,6 @@ def load_pipeline(checkpoint: Checkpoint) -> Any:
         if isinstance(component, torch.nn.Module):
             component.eval().requires_grad_(requires_grad=False)
     return pipeline
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the libraries' warnings to their own developers."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
 
 
 def network_calls(prompts: int, steps: int) -> int:
@@ -95,7 +85,7 @@ def sample_latents(
         for start in range(0, len(prompts), BATCH):
             chosen = slice(start, start + BATCH)
             noise = [torch.from_numpy(initial_latents(seed, shape)) for seed in seeds[chosen]]
-            with _quiet():
+            with quiet():
                 result = pipeline(
                     prompt=list(prompts[chosen]),
                     latents=torch.stack(noise),

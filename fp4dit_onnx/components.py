@@ -6,13 +6,9 @@ opset 21 and IR version 10, which ONNX Runtime 1.18 loads.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
-import logging
 import shutil
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +18,7 @@ import onnx
 from fp4dit_onnx.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import CheckpointError, MissingExtraError, UsageError
 from fp4dit_onnx.ops import IR_VERSION, OPSET
+from fp4dit_onnx.silence import quiet
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,7 +29,6 @@ __all__ = [
     "copy_settings",
     "export_text_encoder",
     "export_vae_decoder",
-    "quiet",
 ]
 
 TEXT_ENCODERS = ("T5EncoderModel",)
@@ -225,20 +221,3 @@ def _strip(model: Any) -> None:
                 value.metadata_props.clear()
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep third parties' warnings, log lines, prints and progress bars from the user's screen."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)

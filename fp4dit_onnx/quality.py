@@ -148,13 +148,11 @@ def float_images(
 
     from fp4dit_onnx.calibration.sampling import load_pipeline, sample_latents
     from fp4dit_onnx.checkpoint import open_checkpoint
-    from fp4dit_onnx.components import quiet
     from fp4dit_onnx.models import family_of
 
     checkpoint = open_checkpoint(pipeline_folder)
     family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
-    with quiet():
-        pipeline = load_pipeline(checkpoint)
+    pipeline = load_pipeline(checkpoint)
     if type(pipeline.scheduler).__name__ == "DDPMScheduler":
         raise UsageError(
             f"{checkpoint.folder} samples with DDPMScheduler, which adds noise at every step: "
@@ -162,7 +160,7 @@ def float_images(
             "DPMSolverMultistepScheduler"
         )
     pictures = []
-    with quiet(), torch.no_grad():
+    with torch.no_grad():
         latents = sample_latents(pipeline, family, prompts, seeds, sampling)  # [P, C, H, W]
         for row in torch.split(latents, 1):  # [1, C, H, W]
             scaled = row / pipeline.vae.config.scaling_factor

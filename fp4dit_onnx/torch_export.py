@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import io
-import logging
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,8 +13,9 @@ import torch
 from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.models import Family
 from fp4dit_onnx.ops import IR_VERSION, OPSET
+from fp4dit_onnx.silence import quiet
 
-__all__ = ["export_float", "quiet_exporter"]
+__all__ = ["export_float"]
 
 OUTPUT = "sample"
 _WRAPPED = "network"
@@ -73,26 +71,6 @@ class _Positional(torch.nn.Module):
 
 
 @contextlib.contextmanager
-def quiet_exporter() -> Iterator[None]:
-    """Keep what torch warns, logs and prints while it traces from the user's screen.
-
-    An error reaches the user as an exception; torch would show the graph traced so far besides.
-    """
-    disabled, screen = logging.root.manager.disable, io.StringIO()
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(screen),
-            contextlib.redirect_stderr(screen),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-
-
-@contextlib.contextmanager
 def _exportable_attention(network: Any) -> Iterator[None]:
     processors = dict(network.attn_processors)
     network.set_attn_processor(ExportableAttention())
@@ -122,7 +100,7 @@ def export_float(network: Any, family: Family, config: Mapping[str, Any]) -> onn
     names = tuple(s.name for s in specs)
     wrapped = _Positional(network, family, names).eval()
     try:
-        with quiet_exporter(), _exportable_attention(network), torch.no_grad():
+        with quiet(), _exportable_attention(network), torch.no_grad():
             program = torch.onnx.export(
                 wrapped,
                 arguments,

@@ -23,7 +23,6 @@ from fp4dit_onnx.components import (
     copy_settings,
     export_text_encoder,
     export_vae_decoder,
-    quiet,
 )
 from fp4dit_onnx.errors import BundleError, UsageError, VerificationError
 from fp4dit_onnx.ops import IR_VERSION, OPSET
@@ -36,6 +35,7 @@ from fp4dit_onnx.runtime import (
     scheduler_from_config,
     session,
 )
+from fp4dit_onnx.silence import quiet
 
 pytest.importorskip("onnxruntime")
 torch = pytest.importorskip("torch")

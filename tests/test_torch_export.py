@@ -24,7 +24,8 @@ from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.models import family_of
 from fp4dit_onnx.ops import IR_VERSION, OPSET
 from fp4dit_onnx.passes.pipeline import float_passes, run_passes
-from fp4dit_onnx.torch_export import ExportableAttention, export_float, quiet_exporter
+from fp4dit_onnx.silence import quiet
+from fp4dit_onnx.torch_export import ExportableAttention, export_float
 
 Array = npt.NDArray[Any]
 Inputs = Mapping[str, Any]
@@ -215,7 +216,7 @@ def test_export_says_nothing(
 def test_quiet_exporter_restores_the_loggers(name: str) -> None:
     logger = logging.getLogger(name)
     before = logging.root.manager.disable
-    with quiet_exporter():
+    with quiet():
         assert not logger.isEnabledFor(logging.ERROR)
     assert logging.root.manager.disable == before
     assert logger.isEnabledFor(logging.ERROR)
