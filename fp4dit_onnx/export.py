@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ExportRequest", "ExportResult", "Plan", "export", "plan"]
 
+LARGEST_MODEL = 2**31 - 2**26
 TORCH_PACKAGES = ("torch", "diffusers", "transformers", "onnx_graphsurgeon", "onnxscript")
 
 
@@ -177,6 +178,7 @@ def export(request: ExportRequest, reporter: Reporter | None = None) -> ExportRe
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package.replace("_", "-"), "export")
     planned = plan(request)
+    _check_size(planned)
     with new_bundle(
         request.output, overwrite=request.overwrite, source=planned.checkpoint.folder
     ) as folder:
@@ -190,6 +192,16 @@ def _check_choices(request: ExportRequest) -> None:
         raise UsageError(f"unknown form {request.form!r}: expected one of {', '.join(FORMS)}")
     if request.calibration_prompts < 1 or (request.steps is not None and request.steps < 1):
         raise UsageError("calibration needs at least one prompt and one step")
+
+
+def _check_size(planned: Plan) -> None:
+    """The traced graph holds the float weights in one protobuf message, which ends at 2 GiB."""
+    size = planned.totals["transformer_bytes_float32"]
+    if size >= LARGEST_MODEL:
+        raise UsageError(
+            f"the transformer of {planned.checkpoint.folder} takes {size / 2**30:.1f} GiB in "
+            f"float32: this version exports up to {LARGEST_MODEL / 2**30:.1f} GiB; --dry-run works"
+        )
 
 
 def _row(name: str, n: int, k: int, spec: LayerSpec) -> dict[str, Any]:

@@ -1,6 +1,10 @@
 """The whole line on the embedded demo pipeline: export, what the bundle holds, and the parity gate."""
 
+import importlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +184,37 @@ def test_verify_refuses_an_altered_file(tampered: tuple[Path, onnx.ModelProto]) 
     data.write_bytes(content)
     with pytest.raises(BundleError, match="sha256"):
         verify(folder, quick=True)
+
+
+def test_kernels_that_cannot_run_are_one_line_and_exit_2(exported: ExportResult) -> None:
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "fp4dit_onnx.cli",
+            "generate",
+            str(exported.bundle),
+            "--prompt",
+            "x",
+        ],
+        env={**os.environ, "FP4DIT_ISA": "sparc"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("error: custom-op library: ")
+    assert "FP4DIT_ISA is 'sparc'" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_transformers_over_the_size_limit_are_refused_before_loading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.import_module("fp4dit_onnx.export"), "LARGEST_MODEL", 10**6)
+    with pytest.raises(UsageError, match="exports up to"):
+        export(ExportRequest(output=tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_plan_agrees_with_the_export(exported: ExportResult) -> None:

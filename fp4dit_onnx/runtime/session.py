@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fp4dit_onnx.errors import BundleError, MissingExtraError
+from fp4dit_onnx.errors import BundleError, MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     import onnxruntime  # type: ignore[import-untyped]
@@ -32,6 +32,7 @@ def session(
     Raises:
         MissingExtraError: onnxruntime is not installed.
         BundleError: no such file, or one that ONNX Runtime refuses.
+        UsageError: the library cannot be used, or ``FP4DIT_ISA`` names kernels that cannot run.
     """
     try:
         import onnxruntime
@@ -50,11 +51,20 @@ def session(
     if library:
         from fp4dit_onnx.library import library_path
 
-        options.register_custom_ops_library(str(library_path()))
+        path_of_library = str(library_path())
+        try:
+            options.register_custom_ops_library(path_of_library)
+        except Exception as cause:  # as below
+            raise UsageError(f"custom-op library: {_reason(cause)}") from cause
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as cause:  # its error classes share no base below Exception
-        reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
         raise BundleError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {reason}"
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {_reason(cause)}"
         ) from cause
+
+
+def _reason(cause: Exception) -> str:
+    """The first line of an ONNX Runtime error, without its own code."""
+    text = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+    return text.rpartition("INVALID_ARGUMENT : ")[2]
