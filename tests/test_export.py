@@ -191,7 +191,7 @@ def test_kernels_that_cannot_run_are_one_line_and_exit_2(exported: ExportResult)
         [
             sys.executable,
             "-m",
-            "fp4dit_onnx.cli",
+            "fp4dit_onnx",
             "generate",
             str(exported.bundle),
             "--prompt",
