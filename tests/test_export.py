@@ -186,7 +186,9 @@ def test_verify_refuses_an_altered_file(tampered: tuple[Path, onnx.ModelProto]) 
         verify(folder, quick=True)
 
 
-def test_kernels_that_cannot_run_are_one_line_and_exit_2(exported: ExportResult) -> None:
+def test_kernels_that_cannot_run_are_one_line_and_exit_2(
+    exported: ExportResult, tmp_path: Path
+) -> None:
     result = subprocess.run(
         [
             sys.executable,
@@ -196,6 +198,8 @@ def test_kernels_that_cannot_run_are_one_line_and_exit_2(exported: ExportResult)
             str(exported.bundle),
             "--prompt",
             "x",
+            "--output",
+            str(tmp_path / "x.png"),
         ],
         env={**os.environ, "FP4DIT_ISA": "sparc"},
         capture_output=True,
