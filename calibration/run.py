@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from fp4dit_onnx import compare
 from fp4dit_onnx.calibration.capture import CallRecorder, record_inputs
 from fp4dit_onnx.calibration.methods import quantize_layer
 from fp4dit_onnx.calibration.simulate import SimulatedLinear, simulated
@@ -54,11 +54,8 @@ class Calibration:
 
 
 def sqnr_db(signal: torch.Tensor, approximation: torch.Tensor) -> float:
-    """10 log10(|signal|^2 / |signal - approximation|^2); infinite if they are equal."""
-    noise = (signal.double() - approximation.double()).square().sum()
-    if noise == 0:
-        return math.inf
-    return float(10 * torch.log10(signal.double().square().sum() / noise))
+    """`compare.sqnr_db` of two tensors."""
+    return compare.sqnr_db(signal.detach().numpy(), approximation.detach().numpy())
 
 
 def _measure(linear: torch.nn.Linear, layer: QuantizedLayer, rows: torch.Tensor) -> LayerError:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,20 @@ import onnx
 import onnx.parser
 import pytest
 
+from fp4dit_onnx import numerics
 from fp4dit_onnx.checkpoint import demo_folder as embedded_folder
 from fp4dit_onnx.compare import same_bits, within
 from fp4dit_onnx.ops import IR_VERSION, OPSET
+from fp4dit_onnx.recipe import LayerSpec
+from fp4dit_onnx.runtime import Sampling
+from fp4dit_onnx.silence import quiet
+from fp4dit_onnx.state import QuantizedLayer, QuantizedState
 
-Arrays = Mapping[str, npt.NDArray[Any]]
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+K = 20
+GROUP = 8
+"""Not a divisor of K: the last group is short."""
 
 
 @pytest.fixture(scope="session")
@@ -87,6 +99,61 @@ class PassBench:
         assert report.name == step.name
         return result, report
 
+    def normal(self, *shape: int) -> Array:
+        """Random numbers, the same for the same shape."""
+        return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+    def quantized(
+        self, name: str, weight: Array, weight_format: str, activation: str | None
+    ) -> QuantizedLayer:
+        """`weight` rounded to nearest under absmax scales in float16."""
+        spec = LayerSpec(weight_format, activation, GROUP)
+        fmt = spec.weight_format
+        starts = np.arange(0, weight.shape[1], GROUP)
+        amax = np.maximum.reduceat(np.abs(weight), starts, axis=1)
+        scale = (amax / np.float32(fmt.max_integer)).astype(np.float16)
+        codes = numerics.quantize_groups(weight, scale.astype(np.float32), fmt, GROUP)
+        packed = numerics.pack(codes, fmt.storage_bits)
+        return QuantizedLayer(name, spec, weight.shape[1], packed, scale)
+
+    def state_of(self, parameters: Mapping[str, Array], **formats: str) -> QuantizedState:
+        """A state of the layers named, each with formats written ``weight/activation``."""
+        layers = {}
+        for name, spec in formats.items():
+            weight, _, activation = spec.partition("/")
+            layers[name] = self.quantized(
+                name, parameters[f"{name}.weight"], weight, activation or None
+            )
+        return QuantizedState(layers)
+
+    def linear(self, layer: str, x: str, y: str, bias: bool = True) -> str:
+        """Text of a canonical linear."""
+        product = f"{y}_product" if bias else y
+        add = f'["{layer}/Add"] {y} = Add ({product}, "{layer}.bias")' if bias else ""
+        return f"""["{layer}/Transpose"] {y}_columns = Transpose <perm = [1, 0]> ("{layer}.weight")
+            ["{layer}/MatMul"] {product} = MatMul ({x}, {y}_columns) {add}
+        """
+
+    def layer_parameters(self, *layers: str, n: int = 12, k: int = K) -> dict[str, Array]:
+        """Weights [n, k] and biases [n] of the layers named."""
+        values = np.random.default_rng(n * k)
+        parameters = {}
+        for layer in layers:
+            parameters[f"{layer}.weight"] = values.standard_normal((n, k)).astype(np.float32)
+            parameters[f"{layer}.bias"] = values.standard_normal(n).astype(np.float32)
+        return parameters
+
+    def one_layer(self, bias: bool = True) -> tuple[onnx.ModelProto, dict[str, Array]]:
+        """A graph of the linear ``fc`` alone, and its parameters."""
+        parameters = self.layer_parameters("fc")
+        text = f"g (float[B, S, {K}] x) => (float[B, S, 12] y) {{ {self.linear('fc', 'x', 'y', bias)} }}"
+        return self.parse(text, parameters), parameters
+
+    def tensor(self, model: onnx.ModelProto, name: str) -> Array:
+        """The value of an initializer."""
+        (found,) = (t for t in model.graph.initializer if t.name == name)
+        return onnx.numpy_helper.to_array(found)
+
 
 @pytest.fixture
 def bench() -> PassBench:
@@ -119,3 +186,84 @@ def tiny_pixart() -> Callable[..., Any]:
         return network.eval().requires_grad_(requires_grad=False)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def one_torch_thread() -> Iterator[None]:
+    """Torch's threads wait busily for each other, which is slow where tests share the cores."""
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def torch_pipeline(demo_folder: Path) -> Any:
+    """The demo pipeline in diffusers."""
+    torch = pytest.importorskip("torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # third parties' deprecations at import
+        diffusers = pytest.importorskip("diffusers")
+    with quiet():
+        loaded = diffusers.PixArtAlphaPipeline.from_pretrained(
+            demo_folder, torch_dtype=torch.float32, local_files_only=True
+        )
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+TRANSFORMER_FORMULA = """
+<ir_version: {ir}, opset_import: ["": {opset}]>
+fake (float[batch, 4, height, width] hidden_states, float[batch, text, 128] encoder_hidden_states,
+      float[batch] timestep, int64[batch, text] encoder_attention_mask)
+  => (float[batch, 8, height, width] sample)
+{{
+    hundredth = Constant <value_float = 0.01> ()
+    text_axes = Constant <value_ints = [1, 2]> ()
+    space = Constant <value_ints = [1, 2, 3]> ()
+    last = Constant <value_ints = [2]> ()
+    weight = Cast <to = 1> (encoder_attention_mask)
+    column = Unsqueeze (weight, last)
+    words = Mul (encoder_hidden_states, column)
+    meaning = ReduceSum <keepdims = 0> (words, text_axes)
+    shift = Unsqueeze (meaning, space)
+    time = Unsqueeze (timestep, space)
+    bent = Tanh (hidden_states)
+    small_time = Mul (time, hundredth)
+    phase = Sin (small_time)
+    small_shift = Mul (shift, hundredth)
+    product = Mul (bent, phase)
+    predicted = Add (product, small_shift)
+    sample = Concat <axis = 1> (predicted, hidden_states)
+}}
+"""
+
+
+@pytest.fixture(scope="session")
+def bundle(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo pipeline as a bundle, with a transformer that is a small formula."""
+    from fp4dit_onnx.components import copy_settings, export_text_encoder, export_vae_decoder
+
+    folder = tmp_path_factory.mktemp("runtime") / "bundle"
+    folder.mkdir()
+    export_text_encoder(demo_folder, folder / "text_encoder")
+    export_vae_decoder(demo_folder, folder / "vae_decoder")
+    copy_settings(demo_folder, folder)
+    text = TRANSFORMER_FORMULA.format(ir=IR_VERSION, opset=OPSET)
+    onnx.save(onnx.parser.parse_model(text), folder / "transformer" / "model.onnx")
+    sampling = Sampling(steps=20, guidance=3.0, height=64, width=64, max_sequence_length=16)
+    manifest = {"sampling": asdict(sampling)}
+    (folder / "quantization.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture
+def agree() -> Callable[[npt.NDArray[Any], npt.NDArray[Any], float], None]:
+    """Asserts that an array is the expected one up to a part of the largest expected magnitude."""
+
+    def check(found: npt.NDArray[Any], expected: npt.NDArray[Any], tolerance: float) -> None:
+        comparison = within(found, expected, tolerance * np.abs(expected).max())
+        assert comparison.ok, comparison.detail
+
+    return check

@@ -1,4 +1,4 @@
-"""Calibration in torch: the grid against numpy, recording, the simulation, and the whole of it."""
+"""Calibration in torch: recording, the simulation, and the whole of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,8 @@ pytest.importorskip("diffusers")
 import torch
 
 from fp4dit_onnx import numerics
-from fp4dit_onnx.calibration import grid
 from fp4dit_onnx.calibration.capture import CallRecorder, InputRecorder, record_inputs
 from fp4dit_onnx.calibration.methods import quantize_layer
-from fp4dit_onnx.calibration.ranges import absmax_scale, group_absmax, storable
-from fp4dit_onnx.calibration.rounding import round_to_nearest
 from fp4dit_onnx.calibration.run import (
     MEASURED_CALLS,
     ROWS_PER_CALL,
@@ -31,23 +27,18 @@ from fp4dit_onnx.calibration.run import (
     calibrate,
     sqnr_db,
 )
-from fp4dit_onnx.calibration.sampling import BATCH, load_pipeline, network_calls, sample_latents
 from fp4dit_onnx.calibration.simulate import SimulatedLinear, simulate, simulated
-from fp4dit_onnx.checkpoint import open_checkpoint
 from fp4dit_onnx.compare import linear_rounding_bound, same_bits, within
 from fp4dit_onnx.compare import sqnr_db as sqnr_db_numpy
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.formats import FORMATS, FloatFormat
-from fp4dit_onnx.methods import METHODS, RoundToNearest
-from fp4dit_onnx.models import Family, family_of
+from fp4dit_onnx.formats import FORMATS
+from fp4dit_onnx.methods import RoundToNearest
 from fp4dit_onnx.progress import SilentReporter
 from fp4dit_onnx.recipe import LayerSpec
-from fp4dit_onnx.runtime.pipeline import Sampling, initial_latents
 from fp4dit_onnx.state import QuantizedLayer, QuantizedState, save_state
 
 Array = npt.NDArray[Any]
 
-EVERY_FORMAT = pytest.mark.parametrize("fmt", FORMATS.values(), ids=list(FORMATS))
 SPEC = LayerSpec("e2m1", "e2m3", 8)
 
 
@@ -58,179 +49,6 @@ def assert_same(wanted: Array, found: Any) -> None:
 
 def normal(*shape: int, seed: int = 0) -> Any:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-# --- the grid ----------------------------------------------------------------------------------
-
-
-def points(fmt: FloatFormat) -> Array:
-    """Grid points, midpoints, the float32 neighbours of both, of either sign; beyond; random."""
-    exact = np.concatenate([fmt.magnitudes, (fmt.magnitudes[:-1] + fmt.magnitudes[1:]) / 2])
-    middle = exact.astype(np.float32)
-    around = [
-        middle,
-        np.nextafter(middle, np.float32(np.inf)),
-        np.nextafter(middle, np.float32(0)),
-    ]
-    beyond = np.array([1.5 * fmt.max_integer, np.finfo(np.float32).max], np.float32)
-    noise = np.random.default_rng(0).uniform(0, 1.1 * fmt.max_integer, 5000).astype(np.float32)
-    positive = np.concatenate([*around, beyond, noise])
-    return np.concatenate([positive, -positive])
-
-
-@EVERY_FORMAT
-def test_round_to_grid(fmt: FloatFormat) -> None:
-    t = points(fmt)
-    wanted, found = numerics.round_to_grid(t, fmt), grid.round_to_grid(torch.from_numpy(t), fmt)
-    assert_same(wanted, found)
-    assert_same(np.signbit(wanted), torch.signbit(found))
-
-
-@EVERY_FORMAT
-def test_binade_step_is_the_distance_of_neighbours(fmt: FloatFormat) -> None:
-    below, above = fmt.magnitudes[:-1], fmt.magnitudes[1:]
-    inside = torch.from_numpy(((below + above) / 2).astype(np.float32))
-    start = torch.from_numpy(below.astype(np.float32))
-    wanted = (above - below).astype(np.float32)
-    assert_same(wanted, grid.binade_step(inside, fmt))
-    assert_same(wanted, grid.binade_step(start, fmt))
-
-
-def special_rows() -> Array:
-    rows = np.zeros((9, 6), np.float32)
-    rows[1] = 2.0**-91
-    rows[2, 0], rows[3, 1], rows[4, 2] = np.nan, np.inf, -np.inf
-    rows[5, :2] = np.nan, np.inf
-    rows[6] = -0.0
-    rows[7, :3] = np.finfo(np.float32).max, -np.finfo(np.float32).max, 1
-    rows[8, :3] = 2.0**-89, -(2.0**-90), 2.0**-149
-    return rows
-
-
-def rows_near_ties(fmt: FloatFormat) -> Array:
-    """Rows [50, 25] whose elements, once scaled, lie within an ulp or two of a midpoint."""
-    random = np.random.default_rng(9)
-    middle = (fmt.magnitudes[:-1] + fmt.magnitudes[1:]) / 2
-    amax = (10.0 ** random.uniform(-20, 20, (50, 1))).astype(np.float32)
-    x = (amax * random.choice(middle, (50, 8)) / fmt.max_integer).astype(np.float32)
-    up, down = np.nextafter(x, np.float32(np.inf)), np.nextafter(x, np.float32(0))
-    return np.concatenate([-amax, x, up, -down], axis=1)
-
-
-@EVERY_FORMAT
-def test_quantize_rows_next_to_ties(fmt: FloatFormat) -> None:
-    x = rows_near_ties(fmt)
-    q, _ = grid.quantize_rows(torch.from_numpy(x), fmt)
-    assert_same(numerics.quantize(x, fmt)[0].astype(np.float32), q)
-
-
-@EVERY_FORMAT
-def test_quantize_rows_on_both_sides_of_zero(fmt: FloatFormat) -> None:
-    edge = numerics.SMALLEST_AMAX
-    x = np.array([[edge, 0], [np.nextafter(edge, np.float32(0)), 0]], np.float32)
-    q, scale = grid.quantize_rows(torch.from_numpy(x), fmt)
-    wanted_q, wanted_scale = numerics.quantize(x, fmt)
-    assert_same(wanted_q.astype(np.float32), q)
-    assert_same(wanted_scale, scale)
-    assert (scale.ravel() > 0).tolist() == [True, False]
-
-
-@EVERY_FORMAT
-def test_quantize_rows(fmt: FloatFormat) -> None:
-    random = np.random.default_rng(1)
-    noise = random.standard_normal((200, 6)) * 10.0 ** random.uniform(-25, 37, (200, 1))
-    x = np.concatenate([special_rows(), noise.astype(np.float32)])
-    q, scale = grid.quantize_rows(torch.from_numpy(x), fmt)
-    wanted_q, wanted_scale = numerics.quantize(x, fmt)
-    assert_same(wanted_q.astype(np.float32), q)
-    assert_same(wanted_scale, scale)
-
-
-def test_quantize_rows_any_rank() -> None:
-    x = normal(2, 3, 7)
-    q, scale = grid.quantize_rows(x, FORMATS["e3m4"])
-    wanted_q, wanted_scale = numerics.quantize(x.numpy(), FORMATS["e3m4"])
-    assert_same(wanted_q.astype(np.float32), q)
-    assert_same(wanted_scale, scale)
-
-
-def test_expand_groups() -> None:
-    scale = normal(3, 4)
-    assert_same(numerics.expand_groups(scale.numpy(), 13, 4), grid.expand_groups(scale, 13, 4))
-
-
-# --- weights -----------------------------------------------------------------------------------
-
-
-def test_group_absmax_of_a_short_group() -> None:
-    weight = torch.tensor([[1.0, -2, 3, 0.5, -4], [0, 0, 0, 0, 0]])
-    assert group_absmax(weight, 2).tolist() == [[2, 3, 4], [0, 0, 0]]
-
-
-@EVERY_FORMAT
-@pytest.mark.parametrize("k", [24, 21])
-def test_absmax_scale(fmt: FloatFormat, k: int) -> None:
-    weight = normal(5, k) * 100
-    weight[1, 8:16] = 0
-    found = absmax_scale(weight, fmt, 8)
-    padded = np.pad(np.abs(weight.numpy()), ((0, 0), (0, -k % 8))).reshape(5, 3, 8)
-    exact = padded.max(axis=-1) / np.float32(fmt.max_integer)  # [N, G, group] -> [N, G]
-    fits = fmt.name != "e5m2"  # 100 / 2^31.8 is below float16's normal numbers
-    assert found.dtype == (torch.float16 if fits else torch.float32)
-    assert_same(exact.astype(np.float16 if fits else np.float32), found)
-    assert found[1, 1] == 0
-
-
-@pytest.mark.parametrize(
-    ("scale", "dtype"),
-    [
-        ([0.0, 0.0], torch.float16),
-        ([2.0**-14, 65504.0, 0.0], torch.float16),
-        ([float(np.nextafter(np.float32(2.0**-14), np.float32(0))), 1.0], torch.float32),
-        ([float(np.nextafter(np.float32(65504), np.float32(np.inf))), 1.0], torch.float32),
-    ],
-)
-def test_storable_is_float16_where_all_scales_are_normal(scale: list[float], dtype: Any) -> None:
-    found = storable(torch.tensor(scale))
-    assert found.dtype == dtype
-    assert found.tolist() == scale
-
-
-def test_absmax_scale_of_a_tiny_group_is_zero() -> None:
-    weight = torch.tensor([[2.0**-91, 0, 1, 1]])
-    assert absmax_scale(weight, FORMATS["int8"], 2)[0, 0] == 0
-
-
-@EVERY_FORMAT
-@pytest.mark.parametrize("k", [24, 21])
-def test_round_to_nearest_gives_the_codes_of_numpy(fmt: FloatFormat, k: int) -> None:
-    weight = normal(6, k)
-    weight[2, :8], weight[3, :] = 0, -0.0
-    scale = absmax_scale(weight, fmt, 8)
-    found = numerics.encode(round_to_nearest(weight, scale, fmt, 8).numpy(), fmt)
-    assert same_bits(numerics.quantize_groups(weight.numpy(), scale.numpy(), fmt, 8), found).ok
-    smaller = scale * 0.5  # saturates
-    found = numerics.encode(round_to_nearest(weight, smaller, fmt, 8).numpy(), fmt)
-    assert same_bits(numerics.quantize_groups(weight.numpy(), smaller.numpy(), fmt, 8), found).ok
-
-
-@pytest.mark.parametrize("name", ["e2m1", "e3m0", "e2m3", "int8"])
-def test_quantize_layer(name: str) -> None:
-    weight, spec, fmt = normal(4, 21), LayerSpec(name, None, 8), FORMATS[name]
-    layer = quantize_layer("a.b", weight, normal(3, 21), spec, METHODS["rtn"])
-    scale = absmax_scale(weight, fmt, 8).numpy()
-    codes = numerics.quantize_groups(weight.numpy(), scale, fmt, 8)
-    assert (layer.name, layer.spec, layer.k) == ("a.b", spec, 21)
-    assert same_bits(layer.scale, scale).ok
-    assert same_bits(layer.codes, numerics.pack(codes, fmt.storage_bits)).ok
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_quantize_layer_refuses_a_weight_that_is_not_finite(value: float) -> None:
-    weight = normal(4, 16)
-    weight[3, 15] = value
-    with pytest.raises(UsageError, match=r"layer blocks\.0\.fc: its weight holds NaN or infinity"):
-        quantize_layer("blocks.0.fc", weight, normal(2, 16), SPEC, RoundToNearest())
 
 
 # --- recording ---------------------------------------------------------------------------------
@@ -543,105 +361,3 @@ def test_sqnr_db_is_that_of_numpy() -> None:
     found = np.array(sqnr_db(a, b))
     assert within(np.array(sqnr_db_numpy(a.numpy(), b.numpy())), found, np.array(1e-12)).ok
     assert sqnr_db(a, a) == float("inf")
-
-
-# --- sampling ----------------------------------------------------------------------------------
-
-
-class FakePipeline:
-    """Records its calls; the latents it returns are the noise plus the prompt's length."""
-
-    def __init__(self) -> None:
-        self.transformer = torch.nn.Identity()
-        self.transformer.config = SimpleNamespace(sample_size=4, in_channels=3)
-        self.batches: list[list[str]] = []
-        self.options: dict[str, Any] = {}
-
-    def __call__(self, prompt: list[str], latents: Any, **options: Any) -> SimpleNamespace:
-        """As diffusers' pipelines are called."""
-        self.batches.append(prompt)
-        self.options = options
-        for _ in range(options["num_inference_steps"]):
-            self.transformer(latents)
-        if "fail" in prompt:
-            raise RuntimeError("stopped")
-        lengths = torch.tensor([len(p) for p in prompt]).reshape(-1, 1, 1, 1)
-        return SimpleNamespace(images=latents + lengths)
-
-
-FAMILY = family_of("PixArtAlphaPipeline", "PixArtTransformer2DModel")
-TWO_STEPS = Sampling(steps=2, guidance=3.0, height=32, width=48, max_sequence_length=17)
-
-
-def test_sample_latents_hands_on_prompts_seeds_and_options() -> None:
-    pipeline = FakePipeline()
-    prompts = ["x" * i for i in range(BATCH + 3)]
-    seeds = list(range(100, 100 + len(prompts)))
-    calls: list[None] = []
-    found = sample_latents(pipeline, FAMILY, prompts, seeds, TWO_STEPS, lambda: calls.append(None))
-    assert pipeline.batches == [prompts[:BATCH], prompts[BATCH:]]
-    wanted = np.stack(
-        [initial_latents(seed, (3, 4, 4)) + np.float32(i) for i, seed in enumerate(seeds)]
-    )
-    assert_same(wanted, found)
-    assert len(calls) == network_calls(len(prompts), 2) == 4
-    assert hooks(pipeline.transformer) == 0
-    assert pipeline.options == {
-        "num_inference_steps": 2,
-        "guidance_scale": 3.0,
-        "height": 32,
-        "width": 48,
-        "max_sequence_length": 17,
-        "output_type": "latent",
-        **FAMILY.pipeline_options,
-    }
-
-
-def test_sample_latents_removes_its_hook_after_an_exception() -> None:
-    pipeline = FakePipeline()
-    with pytest.raises(RuntimeError, match="stopped"):
-        sample_latents(pipeline, FAMILY, ["fail"], [0], TWO_STEPS)
-    assert hooks(pipeline.transformer) == 0
-
-
-@pytest.mark.parametrize(("prompts", "calls"), [(0, 0), (1, 5), (BATCH, 5), (BATCH + 1, 10)])
-def test_network_calls(prompts: int, calls: int) -> None:
-    assert network_calls(prompts, 5) == calls
-
-
-@pytest.fixture(scope="module")
-def demo(demo_folder: Path) -> tuple[Any, Family, Sampling]:
-    checkpoint = open_checkpoint(demo_folder)
-    pipeline = load_pipeline(checkpoint)
-    family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
-    pixels = pipeline.transformer.config.sample_size * pipeline.vae_scale_factor
-    return pipeline, family, Sampling(2, 3.0, pixels, pixels, 16)
-
-
-def test_load_pipeline(demo: tuple[Any, Family, Sampling]) -> None:
-    parameters = [*demo[0].transformer.parameters(), *demo[0].text_encoder.parameters()]
-    assert {p.dtype for p in parameters} == {torch.float32}
-    assert not any(p.requires_grad for p in parameters)
-    assert not demo[0].transformer.training
-
-
-def test_sample_latents_of_the_demo(demo: tuple[Any, Family, Sampling]) -> None:
-    pipeline, family, sampling = demo
-    prompts, seeds = ["a red circle", "a large blue square", "a green triangle"], [3, 1, 2]
-    batch = sample_latents(pipeline, family, prompts, seeds, sampling)
-    size = pipeline.transformer.config.sample_size
-    assert tuple(batch.shape) == (3, pipeline.transformer.config.in_channels, size, size)
-    assert bool(torch.isfinite(batch).all())
-    assert torch.equal(batch, sample_latents(pipeline, family, prompts, seeds, sampling))
-
-    # A batch only changes the order of float32 sums. Fewer than 2^12 roundings lie on a path through
-    # one operator (the longest sum has 768 terms) and fewer than 2^10 operators on one through two
-    # steps: fewer than 2^22 roundings of 2^-24 each, which as independent errors add up to their square
-    # root (Higham and Mary 2019, A new approach to probabilistic rounding error analysis).
-    bound = np.asarray(2.0**11 * 2.0**-24 * float(batch.abs().max()))
-    (alone,) = sample_latents(pipeline, family, prompts[1:2], seeds[1:2], sampling).numpy()
-    close = within(batch[1].numpy(), alone, bound)
-    assert close.ok, close.detail
-    others = sample_latents(pipeline, family, prompts[:2], [seeds[1], seeds[0]], sampling)
-    for other in others.numpy():  # another prompt, another seed
-        assert not within(alone, other, bound).ok
