@@ -192,6 +192,10 @@ def _check_choices(request: ExportRequest) -> None:
         raise UsageError(f"unknown form {request.form!r}: expected one of {', '.join(FORMS)}")
     if request.calibration_prompts < 1 or (request.steps is not None and request.steps < 1):
         raise UsageError("calibration needs at least one prompt and one step")
+    if request.seed < 0:
+        raise UsageError(f"seed {request.seed}: expected 0 or more")
+    if request.state is not None and not request.state.parent.is_dir():
+        raise UsageError(f"state file {request.state}: its folder does not exist; make it first")
 
 
 def _check_size(planned: Plan) -> None:

@@ -95,7 +95,7 @@ class QuantizedState:
 
 
 def save_state(state: QuantizedState, path: Path) -> None:
-    """Write `state` as a safetensors file."""
+    """Write `state` as a safetensors file, whole or not at all."""
     tensors: dict[str, npt.NDArray[Any]] = {}
     layers = {}
     for name, layer in state.layers.items():
@@ -103,7 +103,12 @@ def save_state(state: QuantizedState, path: Path) -> None:
         layers[name] = {"k": layer.k, **asdict(layer.spec)}
     header = {"version": STATE_VERSION, "layers": layers, "provenance": dict(state.provenance)}
     metadata = {_METADATA: json.dumps(header, sort_keys=True)}
-    safetensors.numpy.save_file(tensors, path, metadata=metadata)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        safetensors.numpy.save_file(tensors, partial, metadata=metadata)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_state(path: Path) -> QuantizedState:

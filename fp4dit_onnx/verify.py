@@ -51,6 +51,12 @@ __all__ = ["Check", "Verification", "verify"]
 Array = npt.NDArray[Any]
 Run = Callable[[Mapping[str, Array]], list[Array]]
 INDEPENDENT_DB = 20 * math.log10(math.sqrt(2))
+FLOAT_TYPES = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+    onnx.TensorProto.DOUBLE,
+)
 NOTHING_QUANTIZED_DB = 90.0
 """Where no layer is quantized evaluators differ by float32 rounding alone: 2^-24 is 144 dB a node."""
 
@@ -142,14 +148,15 @@ class _Subject:
 
 def _structure(subject: _Subject) -> Iterator[Check]:
     """The file holds packed weights, no float copy of them, and the meaning of its operators."""
-    rows = {row["name"]: row for row in subject.bundle.manifest["layers"]}
+    manifest = subject.bundle.manifest
+    rows = {row["name"]: row for row in manifest["layers"]}
+    shapes = [shape for row in rows.values() for shape in (row["shape"], row["shape"][::-1])]
+    kept = {f"{row['name']}.weight" for row in manifest["skipped"]}
     names = {t.name for t in subject.model.graph.initializer}
-    copies = [
+    copies = [  # under whatever name: a folded transpose is a copy too
         t.name
         for t in subject.model.graph.initializer
-        if t.data_type == onnx.TensorProto.FLOAT
-        and any(list(t.dims) in (row["shape"], row["shape"][::-1]) for row in rows.values())
-        and t.name.removesuffix(".weight") in rows
+        if t.data_type in FLOAT_TYPES and list(t.dims) in shapes and t.name not in kept
     ]
     absent = [name for name in rows if f"{name}.weight.codes" not in names]
     at_fault = [*copies, *absent]

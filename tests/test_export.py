@@ -165,15 +165,18 @@ def test_verify_names_the_first_node_whose_body_computes_something_else(
     assert "library nodes" not in {c.name for c in failed}
 
 
-def test_verify_finds_a_float_copy_of_a_weight(tampered: tuple[Path, onnx.ModelProto]) -> None:
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_verify_finds_a_float_copy_of_a_weight_under_any_name(
+    tampered: tuple[Path, onnx.ModelProto], dtype: type[np.floating]
+) -> None:
     folder, model = tampered
     row = json.loads((folder / "quantization.json").read_text())["layers"][0]
-    copy = np.zeros(row["shape"], np.float32)
-    model.graph.initializer.append(numpy_helper.from_array(copy, f"{row['name']}.weight"))
+    copy = np.zeros(row["shape"][::-1], dtype)
+    model.graph.initializer.append(numpy_helper.from_array(copy, "folded"))
     _seal(folder, model)
     checks = {c.name: c for c in verify(folder, quick=True).checks}
     assert not checks["packed weights"].ok
-    assert row["name"] in checks["packed weights"].detail
+    assert checks["packed weights"].detail == "folded"
 
 
 def test_verify_refuses_an_altered_file(tampered: tuple[Path, onnx.ModelProto]) -> None:
@@ -236,6 +239,8 @@ def test_plan_agrees_with_the_export(exported: ExportResult) -> None:
         ({"weight_format": "e9m9"}, "unknown format"),
         ({"rules": ("nothing.*=e2m1",)}, "matches none of the 86"),
         ({"calibration_prompts": 0}, "at least one prompt"),
+        ({"seed": -1}, "expected 0 or more"),
+        ({"state": Path("no") / "such" / "folder.safetensors"}, "its folder does not exist"),
     ],
 )
 def test_bad_requests_are_refused_before_anything_is_written(
