@@ -17,7 +17,8 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 demo: install  ## export the embedded pipeline to W4A6 and draw with it: demo-out/demo.png
-	$(BIN)/fp4dit-onnx export --bits w4a6 --overwrite --output $(DEMO)/bundle
+	$(BIN)/fp4dit-onnx export --bits w4a6 --preset fast --weight-format auto --overwrite \
+	  --output $(DEMO)/bundle
 	$(BIN)/fp4dit-onnx evaluate $(DEMO)/bundle --count 8 --grid $(DEMO)/demo.png
 
 test: install  ## format, lint, types, generated files, all tests
@@ -39,7 +40,7 @@ $(VENV)/.installed: Makefile constraints.txt pyproject.toml README.md $(SOURCES)
 	  echo "error: $(PYTHON) cannot make a virtual environment: install its venv module (python3-venv)" >&2; exit 1; }
 	@echo "installing into $(VENV) (the first time takes a few minutes)"
 	@$(PIP) install --quiet --quiet scikit-build-core cmake ninja
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --quiet --quiet --no-build-isolation '.[cpu,export,view,dev]'
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --quiet --quiet --no-build-isolation '.[cpu,export,evaluate,view,dev]'
 	@touch $@
 
 clean:  ## remove what make made

@@ -1,62 +1,53 @@
-"""Methods: how a layer's weight becomes grid integers and scales.
-
-A method is a frozen dataclass in `fp4dit_onnx.methods` whose fields are its settings, and a pure
-function joined to it in `_QUANTIZERS`.
-"""
+"""From a weight to a quantized layer: by rounding to nearest, or from grid integers found elsewhere."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 
 from fp4dit_onnx import numerics
-from fp4dit_onnx.calibration.ranges import absmax_scale
+from fp4dit_onnx.calibration.ranges import group_scale
 from fp4dit_onnx.calibration.rounding import round_to_nearest
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.methods import Method, RoundToNearest
 from fp4dit_onnx.recipe import LayerSpec
 from fp4dit_onnx.state import QuantizedLayer
 
-__all__ = ["quantize_layer"]
-
-Quantizer = Callable[[torch.Tensor, torch.Tensor, LayerSpec], tuple[torch.Tensor, torch.Tensor]]
-"""(weight [N, K], input rows [R, K], spec) -> (grid integers [N, K], scales [N, G])."""
+__all__ = ["check_weight", "packed_layer", "quantize_layer"]
 
 
-def _round_to_nearest(
-    weight: torch.Tensor, inputs: torch.Tensor, spec: LayerSpec
-) -> tuple[torch.Tensor, torch.Tensor]:
-    del inputs
-    scale = absmax_scale(weight, spec.weight_format, spec.group_size)
-    return round_to_nearest(weight, scale, spec.weight_format, spec.group_size), scale
-
-
-_QUANTIZERS: dict[type, Quantizer] = {RoundToNearest: _round_to_nearest}
-
-
-def quantize_layer(
-    name: str, weight: torch.Tensor, inputs: torch.Tensor, spec: LayerSpec, method: Method
-) -> QuantizedLayer:
-    """Quantize one linear.
-
-    Args:
-        name: torch name of the layer, for messages and the state.
-        weight: float32 [N, K].
-        inputs: float32 [R, K], rows that the layer saw in the float model.
-        spec: formats and group size.
-        method: how to round.
-
-    Raises:
-        UsageError: the weight holds NaN or infinity.
-    """
+def check_weight(name: str, weight: torch.Tensor) -> None:
+    """Raise UsageError where a layer's weight holds NaN or infinity."""
     if not bool(torch.isfinite(weight).all()):
         raise UsageError(
             f"layer {name}: its weight holds NaN or infinity; the checkpoint is damaged, or was "
             "saved in half precision after an overflow"
         )
-    integers, scale = _QUANTIZERS[type(method)](weight, inputs, spec)
+
+
+def packed_layer(
+    name: str, spec: LayerSpec, integers: torch.Tensor, scale: torch.Tensor
+) -> QuantizedLayer:
+    """The layer of grid integers (float32 [N, K]) and scales (float16 or float32 [N, G])."""
     fmt = spec.weight_format
     codes = numerics.encode(integers.numpy(), fmt)
     packed = numerics.pack(codes, fmt.storage_bits)
-    return QuantizedLayer(name, spec, weight.shape[1], packed, scale.numpy())
+    return QuantizedLayer(name, spec, integers.shape[1], packed, scale.numpy())
+
+
+def quantize_layer(
+    name: str, weight: torch.Tensor, spec: LayerSpec, range_rule: str = "absmax"
+) -> QuantizedLayer:
+    """Round the weight of one linear to the nearest grid values.
+
+    Args:
+        name: torch name of the layer, for messages and the state.
+        weight: float32 [N, K].
+        spec: formats and group size.
+        range_rule: how scales are found, one of `methods.RANGES`.
+
+    Raises:
+        UsageError: the weight holds NaN or infinity.
+    """
+    check_weight(name, weight)
+    fmt = spec.weight_format
+    scale = group_scale(weight, fmt, spec.group_size, range_rule)
+    return packed_layer(name, spec, round_to_nearest(weight, scale, fmt, spec.group_size), scale)

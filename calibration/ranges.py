@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
+from fp4dit_onnx.calibration.rounding import round_to_nearest, scaled_weight
 from fp4dit_onnx.formats import FloatFormat
 from fp4dit_onnx.numerics import SMALLEST_AMAX, group_count
 
-__all__ = ["absmax_scale", "group_absmax", "storable"]
+__all__ = ["absmax_scale", "group_absmax", "group_scale", "mse_scale", "storable"]
 
 _FLOAT16_NORMAL = (2.0**-14, 65504.0)
+MSE_STEPS = 31
+"""Candidates of the search, from `MSE_LOWEST` of the absmax range to all of it, evenly."""
+MSE_LOWEST = 0.7
+
+
+def _grouped(values: torch.Tensor, group_size: int) -> torch.Tensor:
+    """[N, K] -> [N, G, group], zeros where the last group is short."""
+    n, k = values.shape
+    groups = group_count(k, group_size)
+    padded = torch.nn.functional.pad(values, (0, groups * group_size - k))
+    return padded.reshape(n, groups, group_size)
 
 
 def group_absmax(weight: torch.Tensor, group_size: int) -> torch.Tensor:
     """Largest magnitude of each group: float32 [N, G] of a weight [N, K]; the last may be short."""
-    n, k = weight.shape
-    groups = group_count(k, group_size)
-    padded = torch.nn.functional.pad(weight, (0, groups * group_size - k))
-    return padded.reshape(n, groups, group_size).abs().amax(dim=-1)  # [N, G, group] -> [N, G]
+    return _grouped(weight, group_size).abs().amax(dim=-1)
 
 
 def storable(scale: torch.Tensor) -> torch.Tensor:
@@ -41,3 +52,34 @@ def absmax_scale(weight: torch.Tensor, fmt: FloatFormat, group_size: int) -> tor
     amax = group_absmax(weight, group_size)
     limit = torch.full_like(amax, fmt.max_integer)
     return storable(torch.where(amax >= float(SMALLEST_AMAX), amax / limit, 0.0))
+
+
+def mse_scale(weight: torch.Tensor, fmt: FloatFormat, group_size: int) -> torch.Tensor:
+    """Scale of each group with the smallest squared error of nearest rounding, from a grid.
+
+    Returns:
+        float16 or float32 [N, G], 0 for an all-zero group.
+    """
+    full = absmax_scale(weight, fmt, group_size)
+    best, least = full.float(), torch.full(full.shape, torch.inf)
+    for share in torch.linspace(MSE_LOWEST, 1, MSE_STEPS).tolist():
+        scale = (full.float() * share).to(full.dtype).float()
+        exact = scaled_weight(weight, scale, group_size)
+        error = round_to_nearest(weight, scale, fmt, group_size) - exact
+        squares = _grouped(error.square(), group_size).sum(dim=-1) * scale.square()
+        best = torch.where(squares < least, scale, best)
+        least = torch.minimum(squares, least)
+    return storable(torch.where(full > 0, best, 0.0))
+
+
+_SCALES: dict[str, Callable[[torch.Tensor, FloatFormat, int], torch.Tensor]] = {
+    "absmax": absmax_scale,
+    "mse": mse_scale,
+}
+
+
+def group_scale(
+    weight: torch.Tensor, fmt: FloatFormat, group_size: int, rule: str
+) -> torch.Tensor:
+    """Scales [N, G] of a weight [N, K] by the `rule`, one of `methods.RANGES`."""
+    return _SCALES[rule](weight, fmt, group_size)

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from fp4dit_onnx import compare
+from fp4dit_onnx.calibration.blockwise import Blockwise, chunk_size
 from fp4dit_onnx.calibration.capture import CallRecorder, record_inputs
-from fp4dit_onnx.calibration.methods import quantize_layer
+from fp4dit_onnx.calibration.importance import step_importance
+from fp4dit_onnx.calibration.methods import check_weight, quantize_layer
+from fp4dit_onnx.calibration.record import (
+    Sampler,
+    SampleRecorder,
+    check_disk,
+    choose,
+    first_call,
+    part_of,
+    unit_bytes,
+)
+from fp4dit_onnx.calibration.samples import Call, Samples
 from fp4dit_onnx.calibration.simulate import SimulatedLinear, simulated
-from fp4dit_onnx.methods import Method
-from fp4dit_onnx.progress import Reporter
+from fp4dit_onnx.calibration.walk import Unit, units_of
+from fp4dit_onnx.calibration.work import Work
+from fp4dit_onnx.methods import PRESETS, AdaRound, Method
+from fp4dit_onnx.progress import Reporter, SilentReporter
 from fp4dit_onnx.recipe import LayerSpec
 from fp4dit_onnx.state import QuantizedLayer, QuantizedState
 
@@ -66,62 +81,186 @@ def _measure(linear: torch.nn.Linear, layer: QuantizedLayer, rows: torch.Tensor)
     )
 
 
+@dataclass(frozen=True)
+class _Recorded:
+    """What one run of the float sampler left.
+
+    Attributes:
+        rows: input rows of each layer, float32 [R, K].
+        calls: some calls of the network.
+        samples: arguments of the network to train on, None where nothing is trained.
+    """
+
+    rows: Mapping[str, torch.Tensor]
+    calls: Sequence[Call]
+    samples: Samples | None
+
+
 @torch.no_grad()
 def calibrate(
     network: torch.nn.Module,
     specs: Mapping[str, LayerSpec],
     method: Method,
-    sample: Callable[[Callable[[], None]], object],
+    sampler: Sampler,
     *,
-    calls: int,
     seed: int,
     provenance: Mapping[str, Any],
     reporter: Reporter,
+    attention: Mapping[str, str] = MappingProxyType({}),
+    candidates: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    work: Work | None = None,
+    max_ram: int = 2**31,
 ) -> Calibration:
     """Quantize the linears of a float transformer.
 
     Args:
         network: float32 transformer, left as it was.
         specs: name -> specification of each linear to quantize.
-        method: rounding method.
-        sample: runs the float sampler over the calibration prompts; calls its argument once after
-            each call of the network.
-        calls: how many calls that will be, for the progress bar.
-        seed: of the choice of rows.
+        method: grid, rounding and range.
+        sampler: the float sampler over the calibration prompts.
+        seed: of every random choice.
         provenance: goes into the state as it is.
         reporter: progress.
+        attention: name -> format of each attention whose q, k and v are quantized; goes into the
+            state as it is.
+        candidates: layer -> weight formats to choose among by measured output error.
+        work: folder for what is recorded and for finished units; needed where rounding is trained
+            or formats are chosen.
+        max_ram: bytes of recorded activations that may be in memory at a time.
 
     Raises:
-        UsageError: a weight or an activation is not finite, or a layer was never run.
+        UsageError: a weight or an activation is not finite, a layer was never run, or the disk is
+            too small for what is to be recorded.
     """
-    recorder = CallRecorder(network, [calls * i // MEASURED_CALLS for i in range(MEASURED_CALLS)])
+    for name in specs:
+        check_weight(name, _linear(network, name).weight)
+    blockwise = isinstance(method.rounding, AdaRound) or bool(candidates)
+    if blockwise:
+        assert work is not None, "a work folder is needed"
+        units, chunk = _prepared(network, specs, method, sampler, work, max_ram)
+        recorded = _record(network, specs, method, sampler, seed, reporter, work)
+        assert recorded.samples is not None
+        layers = Blockwise(
+            network=network,
+            specs=specs,
+            method=method,
+            samples=recorded.samples,
+            guidance=sampler.guidance,
+            candidates=candidates,
+            work=work,
+            chunk=chunk,
+            seed=seed,
+            reporter=reporter,
+        ).run(units)
+    else:
+        recorded = _record(network, specs, method, sampler, seed, reporter, None)
+        layers = _nearest(network, specs, method, reporter)
+    errors = {n: _measure(_linear(network, n), layers[n], recorded.rows[n]) for n in specs}
+    state = QuantizedState({n: layers[n] for n in specs}, provenance, attention)
+    return Calibration(state, errors, _model_sqnr(network, state, recorded.calls))
+
+
+def _linear(network: torch.nn.Module, name: str) -> torch.nn.Linear:
+    linear = network.get_submodule(name)
+    assert isinstance(linear, torch.nn.Linear), name
+    return linear
+
+
+def _effort(method: Method) -> AdaRound:
+    """Samples to record: a method's own, or few where formats alone are chosen."""
+    return method.rounding if isinstance(method.rounding, AdaRound) else PRESETS["fast"]
+
+
+def _nearest(
+    network: torch.nn.Module, specs: Mapping[str, LayerSpec], method: Method, reporter: Reporter
+) -> dict[str, QuantizedLayer]:
+    layers = {}
+    with reporter.stage("quantizing layers", len(specs)) as advance:
+        for name, spec in specs.items():
+            weight = _linear(network, name).weight.float()
+            layers[name] = quantize_layer(name, weight, spec, method.range)
+            advance(1)
+    return layers
+
+
+def _prepared(
+    network: torch.nn.Module,
+    specs: Mapping[str, LayerSpec],
+    method: Method,
+    sampler: Sampler,
+    work: Work,
+    max_ram: int,
+) -> tuple[tuple[Unit, ...], int]:
+    """Units in order and samples a chunk, once the disk is known to be large enough."""
+    call = part_of(first_call(network, sampler), torch.arange(1))
+    units = units_of(network, tuple(specs), call)
+    own, largest = unit_bytes(network, units, call)
+    samples = _effort(method).samples
+    if work.load("recorded") is None:
+        check_disk(work.folder, samples * (own + largest), samples)
+    return units, chunk_size(max_ram, largest)
+
+
+def _record(
+    network: torch.nn.Module,
+    specs: Mapping[str, LayerSpec],
+    method: Method,
+    sampler: Sampler,
+    seed: int,
+    reporter: Reporter,
+    work: Work | None,
+) -> _Recorded:
+    """Run the float sampler once and keep what calibration looks at; a kept run is read again."""
+    if work is not None and (kept := work.load("recorded")) is not None:
+        return _Recorded(kept["rows"], kept["calls"], work.load_samples("samples"))
+    chosen = None
+    if work is not None:
+        effort = _effort(method)
+        with reporter.stage("measuring the steps' importance", 1) as advance:
+            importance = _importance(network, specs, method, sampler)
+            advance(1)
+        choice = choose(sampler, effort.samples, importance, effort.even, seed)
+        chosen = SampleRecorder(network, choice, work.clear("inputs"), paired=sampler.paired)
+    which = [sampler.calls * i // MEASURED_CALLS for i in range(MEASURED_CALLS)]
+    recorder = CallRecorder(network, which)
     try:
-        with reporter.stage("recording layer inputs", calls) as advance:
-            inputs = record_inputs(
+        with reporter.stage("sampling with the float model", sampler.calls) as advance:
+            rows = record_inputs(
                 network,
                 tuple(specs),
-                lambda: sample(lambda: advance(1)),
+                lambda: sampler.sample(lambda: advance(1)),
                 rows_per_call=ROWS_PER_CALL,
                 seed=seed,
             )
     finally:
         recorder.close()
-    layers: dict[str, QuantizedLayer] = {}
-    errors: dict[str, LayerError] = {}
-    with reporter.stage("quantizing layers", len(specs)) as advance:
-        for name, spec in specs.items():
-            linear = network.get_submodule(name)
-            assert isinstance(linear, torch.nn.Linear), name
-            layers[name] = quantize_layer(name, linear.weight.float(), inputs[name], spec, method)
-            errors[name] = _measure(linear, layers[name], inputs[name])
-            advance(1)
-    state = QuantizedState(layers, provenance)
-    return Calibration(state, errors, _model_sqnr(network, state, recorder))
+        if chosen is not None:
+            chosen.close()
+    if work is None or chosen is None:
+        return _Recorded(rows, recorder.calls, None)
+    work.save("samples", chosen.samples())
+    work.save("recorded", {"rows": dict(rows), "calls": recorder.calls})
+    return _Recorded(rows, recorder.calls, work.load_samples("samples"))
 
 
-def _model_sqnr(network: torch.nn.Module, state: QuantizedState, recorder: CallRecorder) -> float:
+def _importance(
+    network: torch.nn.Module,
+    specs: Mapping[str, LayerSpec],
+    method: Method,
+    sampler: Sampler,
+) -> Sequence[float]:
+    if sampler.probe is None:
+        return [1.0] * sampler.steps
+    weights_only = {name: replace(spec, activation=None) for name, spec in specs.items()}
+    state = QuantizedState(_nearest(network, weights_only, method, SilentReporter()))
+    found = step_importance(network, state, sampler.probe, sampler.steps, sampler.guidance)
+    result: list[float] = found.tolist()
+    return result
+
+
+def _model_sqnr(network: torch.nn.Module, state: QuantizedState, calls: Sequence[Call]) -> float:
     def outputs() -> torch.Tensor:
-        return torch.cat([network(*a, **k)[0].flatten() for a, k in recorder.calls])
+        return torch.cat([network(*a, **k)[0].flatten() for a, k in calls])
 
     signal = outputs()
     with simulated(network, state):

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import diffusers
 import torch
 import transformers
 
+from fp4dit_onnx.calibration.record import Sampler
 from fp4dit_onnx.checkpoint import Checkpoint
 from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.models import Family
 from fp4dit_onnx.runtime.pipeline import Sampling, initial_latents
 from fp4dit_onnx.silence import quiet
 
-__all__ = ["BATCH", "load_pipeline", "network_calls", "sample_latents"]
+__all__ = ["BATCH", "load_pipeline", "network_calls", "pipeline_sampler", "sample_latents"]
 
 BATCH = 8
 """Prompts that are sampled together."""
+PROBE_PROMPTS = 4
+"""Prompts on which the importance of the sampler's steps is measured."""
 
 
 def load_pipeline(checkpoint: Checkpoint) -> Any:
@@ -57,6 +62,30 @@ def network_calls(prompts: int, steps: int) -> int:
     return math.ceil(prompts / BATCH) * steps
 
 
+@contextmanager
+def _watched(scheduler: Any, on_step: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
+    """While one batch is sampled, call `on_step` with the step's index and the latents it made.
+
+    The scheduler is watched because the pipelines of diffusers differ in their callbacks.
+    """
+    original = scheduler.step
+    count = 0
+
+    @functools.wraps(original)  # the pipeline looks at the parameters
+    def step(*arguments: Any, **options: Any) -> Any:
+        nonlocal count
+        result = original(*arguments, **options)
+        on_step(count, result[0])
+        count += 1
+        return result
+
+    scheduler.step = step
+    try:
+        yield
+    finally:
+        del scheduler.step  # the class's method shows again
+
+
 @torch.no_grad()
 def sample_latents(
     pipeline: Any,
@@ -65,6 +94,7 @@ def sample_latents(
     seeds: Sequence[int],
     sampling: Sampling,
     on_call: Callable[[], None] = lambda: None,
+    on_step: Callable[[int, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Final latents [P, C, H, W] of prompt i from the noise of seed i, through the whole sampler.
 
@@ -75,6 +105,8 @@ def sample_latents(
         seeds: P seeds of the initial noise.
         sampling: steps, guidance, size and text length.
         on_call: called after each call of the transformer.
+        on_step: called after each step of the scheduler, batch by batch, with the step's index in
+            its batch and the latents [B, C, H, W] that it made.
     """
     network = pipeline.transformer
     size = network.config.sample_size
@@ -85,7 +117,8 @@ def sample_latents(
         for start in range(0, len(prompts), BATCH):
             chosen = slice(start, start + BATCH)
             noise = [torch.from_numpy(initial_latents(seed, shape)) for seed in seeds[chosen]]
-            with quiet():
+            watched = _watched(pipeline.scheduler, on_step) if on_step else nullcontext()
+            with quiet(), watched:
                 result = pipeline(
                     prompt=list(prompts[chosen]),
                     latents=torch.stack(noise),
@@ -101,3 +134,30 @@ def sample_latents(
     finally:
         handle.remove()
     return torch.cat(parts)
+
+
+def pipeline_sampler(
+    pipeline: Any,
+    family: Family,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: Sampling,
+) -> Sampler:
+    """The float pipeline over `prompts` as calibration runs it; arguments as `sample_latents`."""
+
+    def sample(on_call: Callable[[], None]) -> torch.Tensor:
+        return sample_latents(pipeline, family, prompts, seeds, sampling, on_call)
+
+    def probe() -> torch.Tensor:
+        few = slice(PROBE_PROMPTS)
+        return sample_latents(pipeline, family, prompts[few], seeds[few], sampling)
+
+    return Sampler(
+        sample=sample,
+        calls=network_calls(len(prompts), sampling.steps),
+        prompts=len(prompts),
+        batch=BATCH,
+        steps=sampling.steps,
+        guidance=sampling.guidance,
+        probe=probe,
+    )

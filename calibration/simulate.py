@@ -1,17 +1,20 @@
-"""The PyTorch simulation: the float network with its quantized layers replaced, run from the state."""
+"""The PyTorch simulation: the float network with what the state quantizes replaced."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
+from fp4dit_onnx.calibration.attention import AttentionProcessor, attention_module
 from fp4dit_onnx.calibration.grid import quantize_rows
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.formats import format_by_name
 from fp4dit_onnx.state import QuantizedLayer, QuantizedState
 
-__all__ = ["SimulatedLinear", "simulate", "simulated"]
+__all__ = ["SimulatedLinear", "place", "simulate", "simulated"]
 
 
 class SimulatedLinear(torch.nn.Module):
@@ -42,16 +45,17 @@ class SimulatedLinear(torch.nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-def _place(network: torch.nn.Module, name: str, module: torch.nn.Module) -> None:
+def place(network: torch.nn.Module, name: str, module: torch.nn.Module) -> None:
+    """Put `module` in the place of the submodule called `name`."""
     parent, _, child = name.rpartition(".")
     setattr(network.get_submodule(parent), child, module)
 
 
 def simulate(network: torch.nn.Module, state: QuantizedState) -> None:
-    """Replace the linears of `network` that `state` holds, in place.
+    """Replace the linears of `network` that `state` holds and quantize its attentions, in place.
 
     Raises:
-        UsageError: the network has no such linear, or one of another shape.
+        UsageError: the network has no such linear or attention, or a linear of another shape.
     """
     for name, layer in state.layers.items():
         try:
@@ -64,17 +68,26 @@ def simulate(network: torch.nn.Module, state: QuantizedState) -> None:
                 f"layer {name}: the state has a weight of {(layer.n, layer.k)}, the model {shape}: "
                 "they are not of the same model"
             )
-        _place(network, name, SimulatedLinear(layer, linear.bias))
+        place(network, name, SimulatedLinear(layer, linear.bias))
+    for name, fmt in state.attention.items():
+        attention_module(network, name).set_processor(AttentionProcessor(format_by_name(fmt)))
 
 
 @contextmanager
 def simulated(network: torch.nn.Module, state: QuantizedState) -> Iterator[torch.nn.Module]:
     """`network` with `state` in place, restored on exit."""
-    names = dict(network.named_modules())
-    originals = {name: names[name] for name in state.layers if name in names}
+    modules: dict[str, Any] = dict(network.named_modules())
+    originals = {name: modules[name] for name in state.layers if name in modules}
+    processors = {
+        name: modules[name].processor
+        for name in state.attention
+        if hasattr(modules.get(name), "set_processor")
+    }
     try:
         simulate(network, state)
         yield network
     finally:
         for name, module in originals.items():
-            _place(network, name, module)
+            place(network, name, module)
+        for name, processor in processors.items():
+            modules[name].set_processor(processor)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
-import importlib.resources
 import importlib.util
-import json
 import platform
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,17 +17,13 @@ import onnx
 
 from fp4dit_onnx.bundle import FORMAT_VERSION, new_bundle, write_manifest
 from fp4dit_onnx.cases import CASES, case_inputs
-from fp4dit_onnx.checkpoint import Checkpoint, open_checkpoint
 from fp4dit_onnx.compare import sqnr_db
 from fp4dit_onnx.errors import MissingExtraError, UsageError
-from fp4dit_onnx.layers import layer_size, linear_layers, totals
-from fp4dit_onnx.methods import method_by_name
+from fp4dit_onnx.layers import totals
+from fp4dit_onnx.methods import AdaRound
 from fp4dit_onnx.model_file import save_model
-from fp4dit_onnx.models import Family, family_of
+from fp4dit_onnx.plan import ExportRequest, Plan, plan, work_folder
 from fp4dit_onnx.progress import Reporter, SilentReporter
-from fp4dit_onnx.prompts import demo_prompts, general_prompts, read_prompts
-from fp4dit_onnx.recipe import DEFAULT_GROUP_SIZE, FORMS, LayerSpec, Recipe, make_recipe
-from fp4dit_onnx.runtime.pipeline import Sampling
 from fp4dit_onnx.state import QuantizedState, save_state
 
 if TYPE_CHECKING:
@@ -38,80 +34,6 @@ __all__ = ["ExportRequest", "ExportResult", "Plan", "export", "plan"]
 
 LARGEST_MODEL = 2**31 - 2**26
 TORCH_PACKAGES = ("torch", "diffusers", "transformers", "onnx_graphsurgeon", "onnxscript")
-
-
-@dataclass(frozen=True)
-class ExportRequest:
-    """What to export and how; the defaults are those of the command line.
-
-    Attributes:
-        output: the bundle's folder, made by the export.
-        model: a diffusers pipeline folder; None is the embedded demo pipeline.
-        bits: weight and activation bits, such as ``w4a6``.
-        method: rounding method.
-        weight_format: one format for all weights; None is the paper's assignment for the family.
-        activation_format: in place of the default for the bits.
-        group_size: input channels that share one weight scale.
-        rules: ``PATTERN=FORMAT`` texts, first match wins.
-        form: ``fused`` or ``qdq``.
-        prompts: text file to calibrate with, one a line.
-        calibration_prompts: how many of them to use.
-        steps: sampler steps; None is the pipeline's default.
-        guidance: classifier-free guidance; None is the pipeline's default.
-        seed: of the noise and of the choice of rows.
-        overwrite: replace an existing output.
-        state: also write the quantized state to this safetensors file.
-    """
-
-    output: Path
-    model: Path | None = None
-    bits: str = "w4a6"
-    method: str = "rtn"
-    weight_format: str | None = None
-    activation_format: str | None = None
-    group_size: int = DEFAULT_GROUP_SIZE
-    rules: tuple[str, ...] = ()
-    form: str = "fused"
-    prompts: Path | None = None
-    calibration_prompts: int = 16
-    steps: int | None = None
-    guidance: float | None = None
-    seed: int = 0
-    overwrite: bool = False
-    state: Path | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What an export will do, known without loading a weight.
-
-    Attributes:
-        layers: a row for each quantized layer.
-        skipped: name and reason of each linear that stays in float.
-        totals: sums; bytes before and after.
-        recipe: the resolved request.
-        sampling: how calibration samples.
-    """
-
-    layers: tuple[Mapping[str, Any], ...]
-    skipped: tuple[Mapping[str, str], ...]
-    totals: Mapping[str, float]
-    recipe: Recipe
-    sampling: Sampling
-    family: Family
-    checkpoint: Checkpoint
-    specs: Mapping[str, LayerSpec]
-    prompts: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for ``--json``."""
-        return {
-            "layers": list(self.layers),
-            "skipped": list(self.skipped),
-            "totals": dict(self.totals),
-            "recipe": self.recipe.to_json(),
-            "sampling": asdict(self.sampling),
-        }
 
 
 @dataclass(frozen=True)
@@ -129,42 +51,6 @@ class ExportResult:
     seconds: float
 
 
-def plan(request: ExportRequest) -> Plan:
-    """Resolve a request: the checkpoint is read, its weights are not.
-
-    Raises:
-        CheckpointError: the model folder is unusable.
-        UsageError: bits, formats, method, form, rules or prompts are unusable.
-    """
-    _check_choices(request)
-    checkpoint = open_checkpoint(request.model)
-    family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
-    recipe = make_recipe(
-        request.bits,
-        method=request.method,
-        paper_rules=family.paper_rules,
-        skip=family.skip,
-        weight_format=request.weight_format,
-        activation_format=request.activation_format,
-        group_size=request.group_size,
-        rules=request.rules,
-    )
-    sizes = linear_layers(checkpoint)
-    specs, skipped = recipe.assign(tuple(sizes))
-    rows = [_row(name, *sizes[name], spec) for name, spec in specs.items()]
-    return Plan(
-        layers=tuple(rows),
-        skipped=tuple({"name": name, "reason": reason} for name, reason in skipped),
-        totals=totals(checkpoint, rows),
-        recipe=recipe,
-        sampling=_sampling(request, family, checkpoint),
-        family=family,
-        checkpoint=checkpoint,
-        specs=specs,
-        prompts=_prompts(request),
-    )
-
-
 def export(request: ExportRequest, reporter: Reporter | None = None) -> ExportResult:
     """Carry out a request; the bundle appears whole or not at all.
 
@@ -179,23 +65,14 @@ def export(request: ExportRequest, reporter: Reporter | None = None) -> ExportRe
             raise MissingExtraError(package.replace("_", "-"), "export")
     planned = plan(request)
     _check_size(planned)
+    if request.restart:
+        shutil.rmtree(work_folder(request), ignore_errors=True)
     with new_bundle(
         request.output, overwrite=request.overwrite, source=planned.checkpoint.folder
     ) as folder:
         manifest = _write_bundle(request, planned, folder, report)
+    shutil.rmtree(work_folder(request), ignore_errors=True)
     return ExportResult(request.output, manifest, time.monotonic() - start)
-
-
-def _check_choices(request: ExportRequest) -> None:
-    method_by_name(request.method)
-    if request.form not in FORMS:
-        raise UsageError(f"unknown form {request.form!r}: expected one of {', '.join(FORMS)}")
-    if request.calibration_prompts < 1 or (request.steps is not None and request.steps < 1):
-        raise UsageError("calibration needs at least one prompt and one step")
-    if request.seed < 0:
-        raise UsageError(f"seed {request.seed}: expected 0 or more")
-    if request.state is not None and not request.state.parent.is_dir():
-        raise UsageError(f"state file {request.state}: its folder does not exist; make it first")
 
 
 def _check_size(planned: Plan) -> None:
@@ -206,43 +83,6 @@ def _check_size(planned: Plan) -> None:
             f"the transformer of {planned.checkpoint.folder} takes {size / 2**30:.1f} GiB in "
             f"float32: this version exports up to {LARGEST_MODEL / 2**30:.1f} GiB; --dry-run works"
         )
-
-
-def _row(name: str, n: int, k: int, spec: LayerSpec) -> dict[str, Any]:
-    size = asdict(layer_size(n, k, spec))
-    return {
-        "name": name,
-        "weight_format": spec.weight,
-        "activation_format": spec.activation,
-        "group_size": spec.group_size,
-        **size,
-        "shape": list(size["shape"]),
-    }
-
-
-def _sampling(request: ExportRequest, family: Family, checkpoint: Checkpoint) -> Sampling:
-    defaults = dict(family.sampling)
-    if request.model is None:
-        demo = importlib.resources.files("fp4dit_onnx") / "demo" / "sampling.json"
-        defaults |= json.loads(demo.read_text())
-    vae = json.loads((checkpoint.folder / "vae" / "config.json").read_text())
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    pixels = int(checkpoint.transformer_config["sample_size"]) * factor
-    return Sampling(
-        steps=request.steps or int(defaults["steps"]),
-        guidance=defaults["guidance"] if request.guidance is None else request.guidance,
-        height=pixels,
-        width=pixels,
-        max_sequence_length=int(defaults["max_sequence_length"]),
-    )
-
-
-def _prompts(request: ExportRequest) -> tuple[str, ...]:
-    if request.prompts is not None:
-        prompts = read_prompts(request.prompts)
-    else:
-        prompts = demo_prompts("calibration") if request.model is None else general_prompts()
-    return tuple(prompts[: request.calibration_prompts])
 
 
 def _write_bundle(
@@ -261,6 +101,7 @@ def _write_bundle(
     rows = [
         {
             **row,
+            "weight_format": state.layers[row["name"]].spec.weight,
             "bytes": state.layers[row["name"]].nbytes,
             "weight_sqnr_db": result.errors[row["name"]].weight,
             "output_sqnr_db": result.errors[row["name"]].output,
@@ -291,22 +132,52 @@ def _calibrate(
     request: ExportRequest, planned: Plan, pipeline: Any, report: Reporter
 ) -> Calibration:
     from fp4dit_onnx.calibration.run import calibrate
-    from fp4dit_onnx.calibration.sampling import network_calls, sample_latents
+    from fp4dit_onnx.calibration.sampling import pipeline_sampler
+    from fp4dit_onnx.calibration.work import Work
 
-    prompts = planned.prompts
-    seeds = [request.seed + i for i in range(len(prompts))]
-    return calibrate(
-        pipeline.transformer,
-        planned.specs,
-        method_by_name(request.method),
-        lambda on_call: sample_latents(
-            pipeline, planned.family, prompts, seeds, planned.sampling, on_call
-        ),
-        calls=network_calls(len(prompts), planned.sampling.steps),
-        seed=request.seed,
-        provenance={"recipe": planned.recipe.to_json(), "model": planned.checkpoint.folder.name},
-        reporter=report,
-    )
+    seeds = [request.seed + i for i in range(len(planned.prompts))]
+    candidates = planned.recipe.candidates(tuple(planned.specs))
+    work = None
+    if candidates or isinstance(planned.method.rounding, AdaRound):
+        fingerprint = _fingerprint(request, planned, pipeline.transformer)
+        work = Work(work_folder(request), fingerprint)
+    try:
+        return calibrate(
+            pipeline.transformer,
+            planned.specs,
+            planned.method,
+            pipeline_sampler(pipeline, planned.family, planned.prompts, seeds, planned.sampling),
+            seed=request.seed,
+            provenance={
+                "recipe": planned.recipe.to_json(),
+                "method": asdict(planned.method),
+                "model": planned.checkpoint.folder.name,
+            },
+            reporter=report,
+            attention=planned.attention,
+            candidates=candidates,
+            work=work,
+            max_ram=request.max_ram,
+        )
+    except BaseException:
+        if work is not None and not work.recorded:
+            work.remove()
+        raise
+
+
+def _fingerprint(request: ExportRequest, planned: Plan, network: Any) -> dict[str, Any]:
+    """All that a calibration depends on."""
+    from fp4dit_onnx.calibration.work import model_digest
+
+    prompts = hashlib.sha256("\n".join(planned.prompts).encode()).hexdigest()
+    return {
+        "model": {"name": planned.checkpoint.folder.name, "sha256": model_digest(network)},
+        "data": {"prompts": len(planned.prompts), "sha256": prompts, "seed": request.seed},
+        "sampling": asdict(planned.sampling),
+        "recipe": planned.recipe.to_json(),
+        "method": asdict(planned.method),
+        "versions": {p: importlib.metadata.version(p) for p in ("fp4dit-onnx", "torch")},
+    }
 
 
 def _case_errors(planned: Plan, network: Any, state: QuantizedState) -> list[float]:
@@ -360,10 +231,12 @@ def _manifest(
     return {
         "format_version": FORMAT_VERSION,
         "recipe": planned.recipe.to_json(),
+        "method": asdict(planned.method),
         "sampling": asdict(planned.sampling),
         "layers": rows,
         "totals": totals(checkpoint, rows),
         "skipped": list(planned.skipped),
+        "attention": dict(planned.attention),
         "passes": [r.to_json() for r in reports],
         "versions": {"python": platform.python_version(), **versions},
         "source": {

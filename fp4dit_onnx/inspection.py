@@ -16,6 +16,7 @@ from fp4dit_onnx.bundle import MANIFEST, Bundle
 from fp4dit_onnx.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.models import FAMILIES
+from fp4dit_onnx.probe import attention_formats
 
 __all__ = ["inspect_bundle", "inspect_model", "inspect_path", "inspect_pipeline"]
 
@@ -91,10 +92,10 @@ def inspect_pipeline(folder: Path) -> dict[str, Any]:
 
 
 def inspect_model(path: Path) -> dict[str, Any]:
-    """Facts about an ONNX file: interface, operators, functions, bytes, quantized layers.
+    """Facts about an ONNX file: interface, operators, functions, bytes, what is quantized.
 
     Raises:
-        UsageError: the file is no ONNX model.
+        UsageError: the file is no ONNX model, or its attentions are quantized in part.
     """
     model = _load(path)
     graph = model.graph
@@ -119,6 +120,7 @@ def inspect_model(path: Path) -> dict[str, Any]:
         "without_function": sorted(f"{domain}.{op}" for domain, op in foreign - defined),
         "bytes": _bytes_by_kind(graph),
         "layers": _layers(graph),
+        "attention": attention_formats(graph),
     }
 
 

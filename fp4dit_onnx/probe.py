@@ -14,11 +14,12 @@ from onnx import numpy_helper
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.errors import BundleError
-from fp4dit_onnx.recipe import LayerSpec
+from fp4dit_onnx.recipe import ATTENTION_PARTS, LayerSpec
 from fp4dit_onnx.state import QuantizedLayer, QuantizedState
 
 __all__ = [
     "NodeView",
+    "attention_formats",
     "attributes",
     "custom_nodes",
     "exposed",
@@ -81,10 +82,10 @@ def custom_nodes(model: onnx.ModelProto) -> list[NodeView]:
 
 
 def read_state(model: onnx.ModelProto) -> QuantizedState:
-    """The quantized state that a fused model carries: one layer for each FpLinear.
+    """The quantized state that a fused model carries: one layer for each FpLinear, and attentions.
 
     Raises:
-        BundleError: an FpLinear whose weight is no initializer.
+        BundleError: an FpLinear whose weight is no initializer; see `attention_formats` too.
     """
     layers = {}
     for view in custom_nodes(model):
@@ -98,7 +99,28 @@ def read_state(model: onnx.ModelProto) -> QuantizedState:
         except KeyError as error:
             raise BundleError(f"node {name}: input {error} is no initializer") from error
         layers[name] = QuantizedLayer(name, spec, given["K"], codes, scale)
-    return QuantizedState(layers)
+    return QuantizedState(layers, attention=attention_formats(model.graph))
+
+
+def attention_formats(graph: onnx.GraphProto) -> dict[str, str]:
+    """Attention module -> format of its q, k and v, read off the nodes that quantize them.
+
+    Raises:
+        BundleError: an attention of which only a part is quantized, or in several formats.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for node in graph.node:
+        attention, _, part = node.name.removesuffix("/Quantize").rpartition(".")
+        if node.op_type in ops.QUANTIZE_OPS and part in ATTENTION_PARTS:
+            found.setdefault(attention, {})[part] = attributes(node)["format"]
+    for attention, formats in found.items():
+        if len(formats) < len(ATTENTION_PARTS) or len(set(formats.values())) > 1:
+            listed = ", ".join(f"{part} in {fmt}" for part, fmt in formats.items())
+            raise BundleError(
+                f"attention {attention}: found {listed}, expected "
+                f"{', '.join(ATTENTION_PARTS)} in one format"
+            )
+    return {attention: formats[ATTENTION_PARTS[0]] for attention, formats in found.items()}
 
 
 def _types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -18,9 +18,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["Reporter", "RichReporter", "SilentReporter"]
+__all__ = ["Advance", "Reporter", "RichReporter", "SilentReporter"]
 
-Advance = Callable[[int], None]
+
+class Advance(Protocol):
+    """Advances a stage."""
+
+    def __call__(self, steps: int, detail: str = "") -> None:
+        """By `steps`; `detail` is shown beside the stage's name."""
+        ...
 
 
 class Reporter(Protocol):
@@ -41,7 +47,7 @@ class SilentReporter:
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Advance]:
         """A stage that shows nothing."""
-        yield lambda steps: None
+        yield lambda steps, detail="": None
 
     def note(self, text: str) -> None:
         """Drop the line."""
@@ -63,7 +69,7 @@ class RichReporter:
         """A stage with a bar; stages may nest, and then share one display."""
         if not self._console.is_terminal:
             start = time.monotonic()
-            yield lambda steps: None
+            yield lambda steps, detail="": None
             self.note(f"{name}: {total} done in {time.monotonic() - start:.1f} s")
             return
         outermost = self._progress is None
@@ -72,8 +78,13 @@ class RichReporter:
             self._progress = progress
             progress.start()
         task = progress.add_task(name, total=total)
+
+        def advance(steps: int, detail: str = "") -> None:
+            shown = f"{name}: {detail}" if detail else name
+            progress.update(task, advance=steps, description=shown)
+
         try:
-            yield lambda steps: progress.advance(task, steps)
+            yield advance
         finally:
             progress.stop_task(task)
             if outermost:

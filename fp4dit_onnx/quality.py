@@ -1,101 +1,75 @@
-"""How close the pictures of bundles are to those of the float model.
+"""How close bundles come to the float model, in latents and in pictures.
 
-Every variant draws the same prompts from the same noise (`runtime.initial_latents`), and each of
-its pictures is compared with the float model's by the metrics of `METRICS`.
+Every variant draws the same prompts from the same noise (`runtime.initial_latents`). The latents
+after every step are compared with the float model's, the pictures are measured by `METRICS`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from fp4dit_onnx.errors import MissingExtraError, UsageError
+from fp4dit_onnx.checkpoint import open_checkpoint
+from fp4dit_onnx.errors import CheckpointError, MissingExtraError, UsageError
+from fp4dit_onnx.learned_metrics import offline
+from fp4dit_onnx.metrics import METRICS, Metric, Score, psnr, sqnr
+from fp4dit_onnx.models import Family, family_of
+from fp4dit_onnx.progress import Advance, Reporter, SilentReporter
 from fp4dit_onnx.runtime import Pipeline, Sampling
+from fp4dit_onnx.silence import quiet
 
 __all__ = [
     "FLOAT",
     "METRICS",
-    "BundleQuality",
     "Evaluation",
     "Score",
+    "VariantQuality",
     "evaluate",
     "float_images",
-    "picture_grid",
+    "latent_sqnr",
     "psnr",
 ]
 
-Pixels = npt.NDArray[np.uint8]
+FloatArray = npt.NDArray[np.float32]
 Pictures = list[Image.Image]
+OnLatents = Callable[[int, FloatArray], None]
 
 FLOAT = "float"
 """Name of the reference in tables and pictures."""
-
-
-def psnr(a: Pixels, b: Pixels) -> float:
-    """Peak signal-to-noise ratio of two pictures, in dB.
-
-    Equal pictures count as if one sample differed by one grey level, the closest that different
-    pictures can be (89 dB at 64 x 64 in colour): means stay finite.
-
-    Args:
-        a: uint8, any shape.
-        b: uint8, the same shape.
-
-    Raises:
-        ValueError: shapes or types differ.
-    """
-    if a.shape != b.shape or a.dtype != np.uint8 or b.dtype != np.uint8:
-        raise ValueError(
-            f"found {a.dtype} {a.shape} and {b.dtype} {b.shape}: expected uint8 of one shape"
-        )
-    squares = (a.astype(np.float64) - b.astype(np.float64)) ** 2
-    return 10 * math.log10(255**2 * a.size / max(float(squares.sum()), 1.0))
-
-
-METRICS: dict[str, Callable[[Pixels, Pixels], float]] = {"psnr": psnr}
-"""Metric name -> function of two pictures, uint8 [H, W, 3]; larger is closer."""
+BATCH = 8
+"""Pictures that are drawn together."""
 
 
 @dataclass(frozen=True)
-class Score:
-    """One metric over all pictures of a variant.
+class VariantQuality:
+    """Scores of one variant.
 
     Attributes:
-        mean: over prompts and seeds.
-        standard_error: of the mean; None for a single picture.
-        values: one a picture, all seeds of the first prompt first.
-    """
-
-    mean: float
-    standard_error: float | None
-    values: tuple[float, ...]
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Score:
-        """The score of `values`, at least one."""
-        count = len(values)
-        error = float(np.std(values, ddof=1)) / math.sqrt(count) if count > 1 else None
-        return cls(float(np.mean(values)), error, tuple(values))
-
-
-@dataclass(frozen=True)
-class BundleQuality:
-    """Scores of one bundle.
-
-    Attributes:
-        name: as given to `evaluate`.
-        scores: metric name -> score.
+        name: as given to `evaluate`, or `FLOAT`.
+        scores: metric name -> score; of the float model only those that need no reference.
+        latent_sqnr: in dB against the float model, one a step; none of the float model itself.
     """
 
     name: str
     scores: Mapping[str, Score]
+    latent_sqnr: tuple[Score, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values; steps without the values of single pictures."""
+        steps = [
+            {"step": i, "mean": score.mean, "standard_error": score.standard_error}
+            for i, score in enumerate(self.latent_sqnr)
+        ]
+        scores = {name: asdict(score) for name, score in self.scores.items()}
+        return {"name": self.name, "scores": scores, "latent_sqnr_db": steps}
 
 
 @dataclass(frozen=True)
@@ -106,14 +80,18 @@ class Evaluation:
         prompts: what was drawn.
         seeds: each prompt was drawn from each of them.
         sampling: how.
+        reference: the float model's own scores.
         bundles: scores, in the order given.
+        absent: name of each metric that was not measured -> why.
         pictures: variant name, `FLOAT` first -> pictures, all seeds of the first prompt first.
     """
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     sampling: Sampling
-    bundles: tuple[BundleQuality, ...]
+    reference: VariantQuality
+    bundles: tuple[VariantQuality, ...]
+    absent: Mapping[str, str]
     pictures: Mapping[str, Pictures] = field(repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -122,12 +100,27 @@ class Evaluation:
             "prompts": list(self.prompts),
             "seeds": list(self.seeds),
             "sampling": asdict(self.sampling),
-            "bundles": [asdict(bundle) for bundle in self.bundles],
+            "metrics": {
+                name: {
+                    "unit": metric.unit,
+                    "larger_is_better": metric.larger_is_better,
+                    "needs": metric.needs,
+                }
+                for name, metric in METRICS.items()
+                if name not in self.absent
+            },
+            "absent": dict(self.absent),
+            "reference": self.reference.to_json(),
+            "bundles": [bundle.to_json() for bundle in self.bundles],
         }
 
 
 def float_images(
-    pipeline_folder: Path, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling
+    pipeline_folder: Path,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    on_step: OnLatents = lambda *_: None,
 ) -> Pictures:
     """Pictures of the diffusers pipeline in float32, one a prompt.
 
@@ -136,21 +129,46 @@ def float_images(
         prompts: what to draw.
         seeds: one a prompt, of `runtime.initial_latents`.
         sampling: how.
+        on_step: called after each step of a batch with its index and the latents it made, float32
+            [B, C, H, W].
 
     Raises:
-        CheckpointError: the folder holds no readable pipeline.
+        CheckpointError: the folder holds no readable pipeline, or one that draws no finite numbers.
         MissingExtraError: torch, diffusers or transformers is not installed.
         UsageError: the scheduler draws noise at every step, which has no seed that both know.
     """
-    for package in ("torch", "diffusers", "transformers"):
-        _require(package)
+    pipeline, family = _float_pipeline(pipeline_folder)
     import torch
 
-    from fp4dit_onnx.calibration.sampling import load_pipeline, sample_latents
-    from fp4dit_onnx.checkpoint import open_checkpoint
-    from fp4dit_onnx.models import family_of
+    from fp4dit_onnx.calibration.sampling import sample_latents
 
-    checkpoint = open_checkpoint(pipeline_folder)
+    def watch(index: int, latents: torch.Tensor) -> None:
+        on_step(index, latents.numpy())
+
+    pictures = []
+    with torch.no_grad():
+        latents = sample_latents(
+            pipeline, family, prompts, seeds, sampling, on_step=watch
+        )  # [P, C, H, W]
+        if not torch.isfinite(latents).all():
+            raise CheckpointError(
+                f"{pipeline_folder} draws numbers that are not finite in float32: expected a "
+                "working model to compare with; check its weights"
+            )
+        for row in torch.split(latents, 1):  # [1, C, H, W]
+            scaled = row / pipeline.vae.config.scaling_factor
+            decoded = pipeline.vae.decode(scaled, return_dict=False)[0]
+            pictures += pipeline.image_processor.postprocess(decoded, output_type="pil")
+    return pictures
+
+
+def _float_pipeline(folder: Path) -> tuple[Any, Family]:
+    """The pipeline in float32 and its family; errors as `float_images` says."""
+    for package in ("torch", "diffusers", "transformers"):
+        _require(package)
+    from fp4dit_onnx.calibration.sampling import load_pipeline
+
+    checkpoint = open_checkpoint(folder)
     family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
     pipeline = load_pipeline(checkpoint)
     if type(pipeline.scheduler).__name__ == "DDPMScheduler":
@@ -159,14 +177,7 @@ def float_images(
             "expected a deterministic scheduler; change it to DDIMScheduler or "
             "DPMSolverMultistepScheduler"
         )
-    pictures = []
-    with torch.no_grad():
-        latents = sample_latents(pipeline, family, prompts, seeds, sampling)  # [P, C, H, W]
-        for row in torch.split(latents, 1):  # [1, C, H, W]
-            scaled = row / pipeline.vae.config.scaling_factor
-            decoded = pipeline.vae.decode(scaled, return_dict=False)[0]
-            pictures += pipeline.image_processor.postprocess(decoded, output_type="pil")
-    return pictures
+    return pipeline, family
 
 
 def evaluate(
@@ -177,8 +188,9 @@ def evaluate(
     *,
     sampling: Sampling | None = None,
     library: bool = True,
+    reporter: Reporter | None = None,
 ) -> Evaluation:
-    """Compare the pictures of bundles with those of the float model.
+    """Compare the latents and pictures of bundles with those of the float model.
 
     Args:
         bundles: name -> folder; the name `FLOAT` is the model's own.
@@ -187,6 +199,7 @@ def evaluate(
         seeds: at least one; every prompt is drawn from every seed.
         sampling: how; None takes the settings that all bundles carry.
         library: run the quantized layers in the custom-op library.
+        reporter: told of every model and every batch of pictures.
 
     Raises:
         UsageError: nothing to compare, or bundles of different settings.
@@ -196,30 +209,142 @@ def evaluate(
         raise UsageError("nothing to compare: expected a bundle, a prompt and a seed at least")
     if FLOAT in bundles:
         raise UsageError(f"a bundle is called {FLOAT!r}, as is the reference: choose another name")
+    reporter = reporter or SilentReporter()
     pipelines = {name: Pipeline(path, library=library) for name, path in bundles.items()}
     chosen = sampling or _common_sampling(pipelines)
     drawn = [prompt for prompt in prompts for _ in seeds]
     drawn_seeds = [seed for _ in prompts for seed in seeds]
-    pictures = {FLOAT: float_images(model_folder, drawn, drawn_seeds, chosen)}
-    for name, pipeline in pipelines.items():
-        pictures[name] = pipeline.generate(
-            drawn,
-            seeds=drawn_seeds,
-            steps=chosen.steps,
-            guidance=chosen.guidance,
-            height=chosen.height,
-            width=chosen.width,
-        )
-    found = tuple(_quality(name, pictures[name], pictures[FLOAT]) for name in bundles)
-    return Evaluation(tuple(prompts), tuple(seeds), chosen, found, pictures)
+    pictures: dict[str, Pictures] = {}
+    latents: dict[str, tuple[Score, ...]] = {}
+    with reporter.stage("models", 1 + len(pipelines)) as next_model:
+        with _watching(reporter, FLOAT, len(drawn), chosen) as watch:
+            pictures[FLOAT] = float_images(model_folder, drawn, drawn_seeds, chosen, watch)
+        reference = watch.latents()
+        next_model(1)
+        for name, pipeline in pipelines.items():
+            with _watching(reporter, name, len(drawn), chosen) as watch:
+                pictures[name] = _draw(pipeline, drawn, drawn_seeds, chosen, watch)
+            latents[name] = latent_sqnr(reference, watch.latents())
+            next_model(1)
+    scores, absent = _measure(pictures, drawn, reporter)
+    own = VariantQuality(FLOAT, scores[FLOAT])
+    found = tuple(VariantQuality(name, scores[name], latents[name]) for name in bundles)
+    return Evaluation(tuple(prompts), tuple(seeds), chosen, own, found, absent, pictures)
 
 
-def _quality(name: str, pictures: Pictures, reference: Pictures) -> BundleQuality:
-    pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(pictures, reference, strict=True)]
-    scores = {
-        metric: Score.of([measure(a, b) for a, b in pairs]) for metric, measure in METRICS.items()
-    }
-    return BundleQuality(name, scores)
+def latent_sqnr(
+    reference: Sequence[FloatArray], latents: Sequence[FloatArray]
+) -> tuple[Score, ...]:
+    """The score of `metrics.sqnr` over the pictures after each step, in dB.
+
+    Args:
+        reference: one [P, C, H, W] a step.
+        latents: likewise.
+    """
+    return tuple(
+        Score.of([sqnr(a, b) for a, b in zip(wanted, found, strict=True)])
+        for wanted, found in zip(reference, latents, strict=True)
+    )
+
+
+class _Watch:
+    """Follows one model: keeps the latents after every step, and reports which batch is drawn.
+
+    Args:
+        count: pictures in all.
+        advance: of a stage that counts steps of batches.
+    """
+
+    def __init__(self, count: int, advance: Advance) -> None:
+        self._count, self._advance = count, advance
+        self._first = self._end = 0
+        self._steps: list[list[FloatArray]] = []
+
+    def __call__(self, index: int, latents: FloatArray) -> None:
+        """After step `index` of a batch [B, C, H, W]."""
+        if index == 0:
+            self._first, self._end = self._end, self._end + len(latents)
+        if index == len(self._steps):
+            self._steps.append([])
+        self._steps[index].append(latents.copy())
+        self._advance(1, f"pictures {self._first + 1} to {self._end} of {self._count}")
+
+    def latents(self) -> list[FloatArray]:
+        """One [P, C, H, W] a step."""
+        return [np.concatenate(batches) for batches in self._steps]
+
+
+@contextmanager
+def _watching(reporter: Reporter, name: str, count: int, sampling: Sampling) -> Iterator[_Watch]:
+    steps = math.ceil(count / BATCH) * sampling.steps
+    with reporter.stage(f"drawing with {name}", steps) as advance:
+        yield _Watch(count, advance)
+
+
+def _draw(
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    on_step: OnLatents,
+) -> Pictures:
+    return pipeline.generate(
+        prompts,
+        seeds=seeds,
+        steps=sampling.steps,
+        guidance=sampling.guidance,
+        height=sampling.height,
+        width=sampling.width,
+        batch_size=BATCH,
+        on_step=on_step,
+    )
+
+
+def _measure(
+    pictures: Mapping[str, Pictures], prompts: Sequence[str], reporter: Reporter
+) -> tuple[dict[str, dict[str, Score]], dict[str, str]]:
+    """Scores by variant and metric, and the metrics that are absent with the reasons."""
+    scores: dict[str, dict[str, Score]] = {name: {} for name in pictures}
+    absent: dict[str, str] = {}
+    with reporter.stage("measuring", len(METRICS)) as advance:
+        for name, metric in METRICS.items():
+            advance(0, name)
+            found = _of_metric(metric, pictures, prompts)
+            if isinstance(found, str):
+                absent[name] = found
+            else:
+                for variant, score in found.items():
+                    scores[variant][name] = score
+            advance(1, name)
+    return scores, absent
+
+
+def _of_metric(
+    metric: Metric, pictures: Mapping[str, Pictures], prompts: Sequence[str]
+) -> dict[str, Score] | str:
+    """One metric of every variant, or why it has no value here.
+
+    A learned metric is loaded, used and dropped: two of them need not fit into memory.
+    """
+    reference = [np.asarray(picture) for picture in pictures[FLOAT]]
+    of_prompt = metric.needs == "prompt"
+    others: Sequence[Any] = prompts if of_prompt else reference
+    scores = {}
+    try:
+        with offline(), quiet():
+            function = metric.load()
+            if isinstance(function, str):
+                return function
+            for name, drawn in pictures.items():
+                if name != FLOAT or of_prompt:
+                    pairs = zip(drawn, others, strict=True)
+                    scores[name] = Score.of([function(np.asarray(a), b) for a, b in pairs])
+    except Exception as error:  # other people's code: its failure must not cost the drawing
+        first_line = str(error).strip().partition("\n")[0]
+        return f"fails here with {type(error).__name__}: {first_line}"
+    if not all(math.isfinite(value) for score in scores.values() for value in score.values):
+        return "gave numbers that are not finite"
+    return scores
 
 
 def _common_sampling(pipelines: Mapping[str, Pipeline]) -> Sampling:
@@ -239,63 +364,3 @@ def _require(package: str) -> None:
 
     if importlib.util.find_spec(package) is None:
         raise MissingExtraError(package, "export")
-
-
-_SMALL = 256
-_MARGIN = 6
-_WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
-
-
-def picture_grid(
-    rows: Mapping[str, Sequence[Image.Image]], captions: Sequence[str]
-) -> Image.Image:
-    """One labelled sheet: a row a variant, a column a picture, the prompts above.
-
-    Pictures narrower than 256 pixels are enlarged twice, pixel by pixel.
-
-    Args:
-        rows: variant name -> pictures, all of one size.
-        captions: one a column.
-
-    Raises:
-        ValueError: there is no picture, or a row has not one picture a caption.
-    """
-    pictures = [picture for row in rows.values() for picture in row]
-    uneven = [name for name, row in rows.items() if len(row) != len(captions)]
-    if not pictures or uneven:
-        raise ValueError(f"rows {uneven or list(rows)}: expected {len(captions)} pictures in each")
-    zoom = 2 if pictures[0].width < _SMALL else 1
-    width, height = pictures[0].width * zoom, pictures[0].height * zoom
-    font = ImageFont.load_default()
-    lines = [_wrapped(caption, font, width) for caption in captions]
-    line_height = math.ceil(font.getbbox("Ag")[3]) + 2
-    left = math.ceil(max(font.getlength(name) for name in rows)) + 2 * _MARGIN
-    top = line_height * max(len(line) for line in lines) + 2 * _MARGIN
-    size = (left + len(captions) * (width + _MARGIN), top + len(rows) * (height + _MARGIN))
-    sheet = Image.new("RGB", size, _WHITE)
-    draw = ImageDraw.Draw(sheet)
-    for column, text in enumerate(lines):
-        for i, line in enumerate(text):
-            place = (left + column * (width + _MARGIN), _MARGIN + i * line_height)
-            draw.text(place, line, _BLACK, font)
-    for row, (name, drawn) in enumerate(rows.items()):
-        y = top + row * (height + _MARGIN)
-        draw.text((_MARGIN, y + (height - line_height) // 2), name, _BLACK, font)
-        for column, picture in enumerate(drawn):
-            enlarged = picture.resize((width, height), Image.Resampling.NEAREST)
-            sheet.paste(enlarged, (left + column * (width + _MARGIN), y))
-    return sheet
-
-
-def _wrapped(text: str, font: Any, width: int) -> list[str]:
-    """The words of `text` in lines no longer than `width` pixels, a longer word cut."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-        while font.getlength(lines[-1]) > width and len(lines[-1]) > 1:
-            lines[-1] = lines[-1][:-1]
-    return lines

@@ -12,8 +12,10 @@ import numpy as np
 
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.formats import FloatFormat, format_by_name
+from fp4dit_onnx.methods import method_by_name
 
 __all__ = [
+    "ATTENTION_PARTS",
     "DEFAULT_GROUP_SIZE",
     "FORMS",
     "LayerSpec",
@@ -28,12 +30,26 @@ FLOAT = "none"
 """In a rule: the layer stays in float, or its activations do."""
 PAPER = "paper"
 
+ATTENTION_PARTS = ("q", "k", "v")
+"""What an attention quantizes, in the order of use; its linear ``to_<part>`` makes each."""
+
 FORMS = ("fused", "qdq")
 """``fused`` computes on integers; ``qdq`` shows each quantize and dequantize beside plain MatMuls."""
 
-WEIGHT_FORMATS = {4: "e2m1", 6: "e2m3", 8: "int8"}
-ACTIVATION_FORMATS = {4: "e2m1", 6: "e2m3", 8: "e3m4", 16: FLOAT, 32: FLOAT}
-"""FP4DiT section "activations": E2M3 for A6, E3M4 for A8. A16 and A32 leave activations in float."""
+AUTO = "auto"
+AUTO_FORMATS = ("e2m1", "e1m2", "e3m0")
+"""What ``auto`` chooses among, layer by layer; e1m2 has the grid of symmetric INT4."""
+
+WEIGHT_FORMATS = {
+    "fp": {4: "e2m1", 6: "e2m3", 8: "int8"},
+    "int": {4: "int4", 6: "int6", 8: "int8"},
+}
+ACTIVATION_FORMATS = {
+    "fp": {4: "e2m1", 6: "e2m3", 8: "e3m4", 16: FLOAT, 32: FLOAT},
+    "int": {4: "int4", 6: "int6", 8: "int8", 16: FLOAT, 32: FLOAT},
+}
+"""Grid of the method -> bits -> format. FP4DiT section "activations": E2M3 for A6, E3M4 for A8. A16
+and A32 leave activations in float."""
 
 
 @dataclass(frozen=True)
@@ -112,15 +128,19 @@ class Recipe:
         bits: what the user asked for, such as ``w4a6``.
         method: name of the rounding method.
         activation: default activation format, or None for float.
+        attention: format of q, k and v in attention, or None for float.
         group_size: input channels per weight scale.
         rules: in order; the last one matches everything.
+        search: weight formats to choose among where the last rule decides; empty for no choice.
     """
 
     bits: str
     method: str
     activation: str | None
+    attention: str | None
     group_size: int
     rules: tuple[Rule, ...]
+    search: tuple[str, ...] = ()
 
     def assign(
         self, layers: Sequence[str]
@@ -139,7 +159,7 @@ class Recipe:
         specs: dict[str, LayerSpec] = {}
         skipped: list[tuple[str, str]] = []
         for name in layers:
-            rule = next(r for r in self.rules if fnmatchcase(name, r.pattern))
+            rule = self._rule(name)
             if rule.weight == FLOAT:
                 skipped.append((name, rule.reason))
                 continue
@@ -149,6 +169,30 @@ class Recipe:
             )
             _check_product(name, specs[name])
         return specs, tuple(skipped)
+
+    def _rule(self, layer: str) -> Rule:
+        return next(rule for rule in self.rules if fnmatchcase(layer, rule.pattern))
+
+    def candidates(self, layers: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Layer -> weight formats to choose among by evidence, where there is a choice."""
+        if not self.search:
+            return {}
+        return {name: self.search for name in layers if self._rule(name) is self.rules[-1]}
+
+    def attentions(self, layers: Sequence[str]) -> dict[str, str]:
+        """Module name -> format of q, k and v, for each attention among `layers`, in their order.
+
+        An attention is a module whose linears ``to_q``, ``to_k`` and ``to_v`` are all in `layers`.
+        """
+        if self.attention is None:
+            return {}
+        own, first = set(layers), f".to_{ATTENTION_PARTS[0]}"
+        modules = [name.removesuffix(first) for name in layers if name.endswith(first)]
+        return {
+            module: self.attention
+            for module in modules
+            if own.issuperset(f"{module}.to_{part}" for part in ATTENTION_PARTS)
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the manifest."""
@@ -163,9 +207,9 @@ def parse_bits(bits: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"w([1-9][0-9]*)a([1-9][0-9]*)", bits.lower())
     found = (int(match[1]), int(match[2])) if match else (0, 0)
-    if found[0] not in WEIGHT_FORMATS or found[1] not in ACTIVATION_FORMATS:
-        weights = "|".join(map(str, WEIGHT_FORMATS))
-        activations = "|".join(map(str, ACTIVATION_FORMATS))
+    if found[0] not in WEIGHT_FORMATS["fp"] or found[1] not in ACTIVATION_FORMATS["fp"]:
+        weights = "|".join(map(str, WEIGHT_FORMATS["fp"]))
+        activations = "|".join(map(str, ACTIVATION_FORMATS["fp"]))
         raise UsageError(
             f"unknown bits {bits!r}: expected w<{weights}>a<{activations}>, for example w4a6"
         )
@@ -180,6 +224,7 @@ def make_recipe(
     skip: Iterable[tuple[str, str]] = (),
     weight_format: str | None = None,
     activation_format: str | None = None,
+    attention_format: str | None = None,
     group_size: int = DEFAULT_GROUP_SIZE,
     rules: Iterable[str] = (),
 ) -> Recipe:
@@ -187,11 +232,12 @@ def make_recipe(
 
     Args:
         bits: such as ``w4a6``.
-        method: rounding method name.
+        method: name of the method; its grid gives the default formats.
         paper_rules: FP4DiT's weight formats for the family, used at 4 bits without `weight_format`.
         skip: (pattern, reason) of layers that stay in float.
-        weight_format: one format for all weights, or ``paper``.
+        weight_format: one format for all weights, ``paper`` or ``auto``.
         activation_format: in place of the default for the bits.
+        attention_format: of q, k and v in attention, ``none`` for float; None is the activations'.
         group_size: input channels per weight scale, a positive multiple of 8.
         rules: the user's, as `Rule.parse` reads them.
 
@@ -203,26 +249,41 @@ def make_recipe(
         raise UsageError(
             f"group size {group_size}: expected a positive multiple of 8, such as 128"
         )
-    activation = activation_format or ACTIVATION_FORMATS[activation_bits]
+    grid = method_by_name(method).grid
+    activation = activation_format or ACTIVATION_FORMATS[grid][activation_bits]
     if activation != FLOAT:
         _check_bits("activation", format_by_name(activation), activation_bits)
-    tail: tuple[Rule, ...]
-    if weight_format in (None, PAPER) and weight_bits == 4:
-        tail = tuple(Rule(p, f, required=False) for p, f in paper_rules)
-    else:
-        chosen = (
-            weight_format if weight_format not in (None, PAPER) else WEIGHT_FORMATS[weight_bits]
-        )
-        _check_bits("weight", format_by_name(str(chosen)), weight_bits)
-        tail = (Rule("*", str(chosen), required=False),)
+    attention = attention_format or activation
+    if attention != FLOAT:
+        _check_bits("attention", format_by_name(attention), activation_bits)
+    tail = _weight_rules(weight_format, weight_bits, grid, tuple(paper_rules))
     kept = tuple(Rule(p, FLOAT, required=False, reason=why) for p, why in skip)
     return Recipe(
         bits=bits.lower(),
         method=method,
         activation=None if activation == FLOAT else activation,
+        attention=None if attention == FLOAT else attention,
         group_size=group_size,
         rules=(*(Rule.parse(text) for text in rules), *kept, *tail),
+        search=AUTO_FORMATS if weight_format == AUTO else (),
     )
+
+
+def _weight_rules(
+    weight_format: str | None, bits: int, grid: str, paper_rules: tuple[tuple[str, str], ...]
+) -> tuple[Rule, ...]:
+    """The rules that decide where neither the user nor the family does."""
+    if weight_format == AUTO and (bits != 4 or grid != "fp"):
+        raise UsageError(
+            "weight format auto chooses among 4-bit floating-point formats: expected w4 and a "
+            "method of the fp grid, such as fp4dit"
+        )
+    if weight_format in (None, PAPER) and bits == 4 and grid == "fp":
+        return tuple(Rule(p, f, required=False) for p, f in paper_rules)
+    named = weight_format not in (None, PAPER, AUTO)
+    chosen = str(weight_format) if named else WEIGHT_FORMATS[grid][bits]
+    _check_bits("weight", format_by_name(chosen), bits)
+    return (Rule("*", chosen, required=False),)
 
 
 def _check_product(name: str, spec: LayerSpec) -> None:

@@ -18,7 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.formats import FloatArray
+from fp4dit_onnx.formats import FloatArray, format_by_name
 from fp4dit_onnx.numerics import decode, dequantize, group_count, unpack
 from fp4dit_onnx.recipe import LayerSpec
 
@@ -88,10 +88,18 @@ class QuantizedLayer:
 
 @dataclass(frozen=True)
 class QuantizedState:
-    """All quantized layers, keyed by torch name, and how they were made."""
+    """What is quantized, keyed by torch name, and how it was made.
+
+    Attributes:
+        layers: the linears.
+        provenance: how they were made.
+        attention: name of an attention module -> format of its q, k and v, one scale a head and
+            token.
+    """
 
     layers: Mapping[str, QuantizedLayer]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    attention: Mapping[str, str] = field(default_factory=dict)
 
 
 def save_state(state: QuantizedState, path: Path) -> None:
@@ -101,7 +109,12 @@ def save_state(state: QuantizedState, path: Path) -> None:
     for name, layer in state.layers.items():
         tensors[f"{name}.codes"], tensors[f"{name}.scale"] = layer.codes, layer.scale
         layers[name] = {"k": layer.k, **asdict(layer.spec)}
-    header = {"version": STATE_VERSION, "layers": layers, "provenance": dict(state.provenance)}
+    header = {
+        "version": STATE_VERSION,
+        "layers": layers,
+        "attention": dict(state.attention),
+        "provenance": dict(state.provenance),
+    }
     metadata = {_METADATA: json.dumps(header, sort_keys=True)}
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -115,7 +128,8 @@ def load_state(path: Path) -> QuantizedState:
     """Read what `save_state` wrote.
 
     Raises:
-        UsageError: no such file, damaged, not a quantized state, or of another version.
+        UsageError: no such file, damaged, not a quantized state, of another version, or with an
+            unknown format.
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -127,6 +141,9 @@ def load_state(path: Path) -> QuantizedState:
                     "write it again with this version of fp4dit-onnx"
                 )
             provenance = header["provenance"]
+            attention = dict(header.get("attention", {}))
+            for name in attention.values():
+                format_by_name(name)
             layers = {
                 name: QuantizedLayer(
                     name,
@@ -139,4 +156,4 @@ def load_state(path: Path) -> QuantizedState:
             }
     except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path}: no readable quantized state ({error})") from error
-    return QuantizedState(layers, provenance)
+    return QuantizedState(layers, provenance, attention)

@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 import torch
 
+from fp4dit_onnx.calibration.attention import AttentionProcessor
 from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.models import Family
 from fp4dit_onnx.ops import IR_VERSION, OPSET
@@ -23,37 +24,6 @@ _NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
 _SCOPES = "pkg.torch.onnx.name_scopes"
 # Sizes of dynamic axes while tracing: unlike each other, and unlike 0 and 1, which torch specializes.
 _TRACE_SIZES = {"batch": 3, "text": 7}
-
-
-class ExportableAttention:
-    """Attention processor without sizes baked in: unflatten and flatten in place of view(batch, ...)."""
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        **unused: Any,
-    ) -> torch.Tensor:
-        """[B, S, C] (and [B, L, C] to attend to, mask bias [B, 1, L]) -> [B, S, C]."""
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-
-        def heads(x: torch.Tensor) -> torch.Tensor:
-            parts: torch.Tensor = x.unflatten(-1, (attn.heads, -1))  # type: ignore[no-untyped-call]
-            return parts.transpose(1, 2)  # [B, S, C] -> [B, H, S, D]
-
-        bias = None if attention_mask is None else attention_mask.unsqueeze(1)  # [B, 1, 1, L]
-        y = torch.nn.functional.scaled_dot_product_attention(
-            heads(attn.to_q(hidden_states)),
-            heads(attn.to_k(context)),
-            heads(attn.to_v(context)),
-            attn_mask=bias,
-        )
-        out: torch.Tensor = attn.to_out[0](
-            y.transpose(1, 2).flatten(2)
-        )  # [B, H, S, D] -> [B, S, C]
-        return out
 
 
 class _Positional(torch.nn.Module):
@@ -73,7 +43,7 @@ class _Positional(torch.nn.Module):
 @contextlib.contextmanager
 def _exportable_attention(network: Any) -> Iterator[None]:
     processors = dict(network.attn_processors)
-    network.set_attn_processor(ExportableAttention())
+    network.set_attn_processor(AttentionProcessor())
     try:
         yield
     finally:

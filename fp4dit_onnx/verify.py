@@ -35,6 +35,7 @@ from fp4dit_onnx.library import Library
 from fp4dit_onnx.models import Family, family_of
 from fp4dit_onnx.node_checks import NodeChecks
 from fp4dit_onnx.probe import (
+    attention_formats,
     attributes,
     custom_nodes,
     exposed,
@@ -147,7 +148,7 @@ class _Subject:
 
 
 def _structure(subject: _Subject) -> Iterator[Check]:
-    """The file holds packed weights, no float copy of them, and the meaning of its operators."""
+    """The file holds packed weights and no float copy, its attentions' pairs, its operators' meaning."""
     manifest = subject.bundle.manifest
     rows = {row["name"]: row for row in manifest["layers"]}
     shapes = [shape for row in rows.values() for shape in (row["shape"], row["shape"][::-1])]
@@ -166,6 +167,15 @@ def _structure(subject: _Subject) -> Iterator[Check]:
         detail=at_fault[0] if at_fault else f"{len(rows)} layers",
         bound="codes for every layer, no float copy",
         found=f"{len(copies)} float copies, {len(absent)} layers without codes",
+    )
+    attention, found = manifest.get("attention", {}), attention_formats(subject.model.graph)
+    differing = sorted(m for m in {*attention, *found} if attention.get(m) != found.get(m))
+    yield Check(
+        "attention",
+        ok=not differing,
+        detail=differing[0] if differing else f"{len(found)} modules",
+        bound="q, k and v in the manifest's formats",
+        found=f"{len(differing)} others",
     )
     used = {n.op_type for n in subject.model.graph.node if n.domain == ops.DOMAIN}
     bodies = {f.name for f in subject.model.functions}

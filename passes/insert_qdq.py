@@ -21,7 +21,7 @@ from fp4dit_onnx.passes.match import (
 )
 from fp4dit_onnx.state import QuantizedLayer, QuantizedState
 
-__all__ = ["InsertQdq"]
+__all__ = ["InsertQdq", "insert_pair"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class InsertQdq:
         def rewrite(graph: gs.Graph, match: _Match) -> None:
             key = (id(match.x), match.format.name)
             if key not in shared:
-                shared[key] = _pair(graph, match)
+                own, k = f"{match.layer.name}.input", match.layer.k
+                shared[key] = insert_pair(graph, match.x, match.format, own, k)
             match.matmul.inputs[0] = shared[key]
 
         return rewrite_all(graph, self.name, self._found(graph), rewrite)
@@ -70,9 +71,11 @@ def _match(linear: Linear, layer: QuantizedLayer | None) -> _Match | Skip:
     return _Match(linear.matmul, x, layer, layer.spec.activation_format)
 
 
-def _pair(graph: gs.Graph, match: _Match) -> gs.Variable:
-    """The result of a new quantize-dequantize pair, called after the layer; a second has a number."""
-    x, fmt, own = match.x, match.format, f"{match.layer.name}.input"
+def insert_pair(graph: gs.Graph, x: gs.Tensor, fmt: FloatFormat, own: str, k: int) -> gs.Variable:
+    """The result of a new quantize-dequantize pair on `x` [..., k], one scale a row.
+
+    Its nodes and tensors are called after `own`; a second pair of that name has a number.
+    """
     nodes, tensors = node_names(graph), tensor_names(graph)
     rows = list(x.shape)[:-1] if x.shape else None
     shape = None if rows is None else [*rows, 1]
@@ -91,7 +94,7 @@ def _pair(graph: gs.Graph, match: _Match) -> gs.Variable:
         gs.Node(
             ops.DEQUANTIZE,
             unique_name(f"{own}/Dequantize", nodes),
-            ops.dequantize_attributes(fmt, match.layer.k),
+            ops.dequantize_attributes(fmt, k),
             [q, scale],
             [value],
             domain=ops.DOMAIN,

@@ -22,7 +22,8 @@ class NameTensors:
 
     Attributes:
         parameters: names of the model's parameters.
-        layers: names of the quantized layers, which begin the names of their own tensors.
+        layers: names of the quantized layers and of attentions' quantized parts, which begin the
+            names of their own tensors.
     """
 
     parameters: frozenset[str]

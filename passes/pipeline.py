@@ -21,6 +21,7 @@ from fp4dit_onnx.passes.mend_split import MendSplit
 from fp4dit_onnx.passes.mend_squeeze import MendSqueeze
 from fp4dit_onnx.passes.name_tensors import NameTensors
 from fp4dit_onnx.passes.pack_weights import PackWeights
+from fp4dit_onnx.passes.quantize_attention import QuantizeAttention, part_names
 from fp4dit_onnx.state import QuantizedState
 
 __all__ = ["float_passes", "quantize_passes", "run_passes"]
@@ -46,9 +47,10 @@ def quantize_passes(
     fuse: tuple[Pass, ...] = (FuseLinear(),) if form == "fused" else ()
     return (
         InsertQdq(state),
+        QuantizeAttention(state),
         PackWeights(state),
         *fuse,
-        NameTensors(parameters, frozenset(state.layers)),
+        NameTensors(parameters, frozenset((*state.layers, *part_names(state)))),
     )
 
 

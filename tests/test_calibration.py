@@ -20,6 +20,7 @@ import torch
 from fp4dit_onnx import numerics
 from fp4dit_onnx.calibration.capture import CallRecorder, InputRecorder, record_inputs
 from fp4dit_onnx.calibration.methods import quantize_layer
+from fp4dit_onnx.calibration.record import Sampler
 from fp4dit_onnx.calibration.run import (
     MEASURED_CALLS,
     ROWS_PER_CALL,
@@ -32,7 +33,7 @@ from fp4dit_onnx.compare import linear_rounding_bound, same_bits, within
 from fp4dit_onnx.compare import sqnr_db as sqnr_db_numpy
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.formats import FORMATS
-from fp4dit_onnx.methods import RoundToNearest
+from fp4dit_onnx.methods import method_by_name
 from fp4dit_onnx.progress import SilentReporter
 from fp4dit_onnx.recipe import LayerSpec
 from fp4dit_onnx.state import QuantizedLayer, QuantizedState, save_state
@@ -190,7 +191,7 @@ def test_call_recorder_keeps_keywords(network: TinyNetwork) -> None:
 
 
 def layer_of(linear: Any, spec: LayerSpec, name: str = "first") -> QuantizedLayer:
-    return quantize_layer(name, linear.weight, linear.weight, spec, RoundToNearest())
+    return quantize_layer(name, linear.weight, spec)
 
 
 def state_of(network: Any, spec: LayerSpec = SPEC, names: Sequence[str] = USED) -> QuantizedState:
@@ -282,9 +283,8 @@ def calibrated(network: Any, spec: LayerSpec = SPEC, seed: int = 0) -> Calibrati
     return calibrate(
         network,
         dict.fromkeys(USED, spec),
-        RoundToNearest(),
-        lambda on_call: run_calls(network, on_call),
-        calls=len(CALLS),
+        method_by_name("fp-rtn"),
+        Sampler(lambda on_call: run_calls(network, on_call), calls=len(CALLS)),
         seed=seed,
         provenance={"seed": seed},
         reporter=SilentReporter(),
@@ -343,9 +343,8 @@ def test_calibrate_advances_the_progress(network: TinyNetwork) -> None:
     calibrate(
         network,
         {"first": SPEC},
-        RoundToNearest(),
-        lambda on_call: run_calls(network, on_call),
-        calls=len(CALLS),
+        method_by_name("fp-rtn"),
+        Sampler(lambda on_call: run_calls(network, on_call), calls=len(CALLS)),
         seed=0,
         provenance={},
         reporter=Recording(),

@@ -122,6 +122,7 @@ def test_dry_run_prints_sizes_and_writes_nothing(run: Any, tmp_path: Path) -> No
     outcome = run("export", "--dry-run", "-o", tmp_path / "bundle")
     assert outcome.code == 0
     assert "transformer_blocks.*.attn1.to_q" in outcome.out
+    assert "attention: q, k, v of 16 modules in e2m3 per head and token\n" in outcome.out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -129,6 +130,12 @@ def test_dry_run_as_json(run: Any) -> None:
     content = json.loads(run("export", "--dry-run", "--json").out)
     assert content["totals"]["bits_per_weight"] < 4.3
     assert len(content["layers"]) == content["totals"]["layers"]
+    assert set(content["attention"].values()) == {"e2m3"}
+    assert content["recipe"]["attention"] == "e2m3"
+
+
+def test_dry_run_with_attention_in_float(run: Any) -> None:
+    assert "attention:" not in run("export", "--dry-run", "--attention-format", "none").out
 
 
 @pytest.mark.parametrize(
@@ -142,10 +149,15 @@ def test_dry_run_as_json(run: Any) -> None:
         (["export", "--bits", "w5a6", "--dry-run"], ("w5a6", "expected")),
         (["export", "--bits", "four", "--dry-run"], ("four", "expected")),
         (["export", "--weight-format", "e9m9", "--dry-run"], ("e9m9", "e2m1")),
+        (["export", "--attention-format", "e3m4", "--dry-run"], ("attention", "e3m4", "6")),
         (["export", "--rule", "nothing.*=e2m1", "--dry-run"], ("nothing.*", "matches none")),
         (["export", "--rule", "nonsense", "--dry-run"], ("nonsense", "PATTERN=FORMAT")),
         (["export", "--form", "flat", "--dry-run"], ("flat", "fused")),
-        (["export", "--method", "magic", "--dry-run"], ("magic", "rtn")),
+        (["export", "--method", "magic", "--dry-run"], ("magic", "fp4dit", "int-rtn")),
+        (["export", "--preset", "quick", "--dry-run"], ("quick", "fast, balanced, best")),
+        (["export", "--range", "max", "--dry-run"], ("max", "absmax, mse")),
+        (["export", "--iterations", "0", "--dry-run"], ("iterations 0", "at least 1")),
+        (["export", "--bits", "w8a8", "--weight-format", "auto", "--dry-run"], ("auto", "w4")),
         (["export", "--prompts", "/nowhere.txt", "--dry-run"], ("/nowhere.txt",)),
         (["generate", "/nowhere", "-o", "x.png"], ("nothing to draw", "--prompt")),
         (["generate", "/nowhere", "-o", "x.png", "--prompt", "a"], ("/nowhere not found",)),
@@ -172,11 +184,13 @@ def test_export_passes_every_option_on(
 
     command: Any = importlib.import_module("fp4dit_onnx.commands.export")
     monkeypatch.setattr(command, "export", fake)
-    options = "--bits w4a8 --method rtn --weight-format e2m1 --activation-format e3m4 --seed 7"
+    options = "--bits w4a8 --method fp-rtn --weight-format e2m1 --activation-format e3m4 --seed 7"
     options += (
         " --group-size 64 --rule a=e2m1 --rule b=e3m0 --form qdq --prompts p.txt --overwrite"
     )
-    options += " --steps 3 --guidance 2.5 --calibration-prompts 5"
+    options += " --steps 3 --guidance 2.5 --calibration-prompts 5 --attention-format int8"
+    options += " --preset best --iterations 9 --samples 40 --range mse --work w --restart"
+    options += " --max-ram 0.5"
     outcome = run("export", "model", *options.split(), "-o", tmp_path / "out")
     assert outcome.code == 0
     request = seen[0]
@@ -186,6 +200,10 @@ def test_export_passes_every_option_on(
     assert (request.steps, request.guidance, request.calibration_prompts) == (3, 2.5, 5)
     assert (request.group_size, request.overwrite) == (64, True)
     assert request.prompts == Path("p.txt")
+    assert request.attention_format == "int8"
+    assert (request.method, request.preset, request.range) == ("fp-rtn", "best", "mse")
+    assert (request.iterations, request.samples) == (9, 40)
+    assert (request.work, request.restart, request.max_ram) == (Path("w"), True, 2**29)
     assert "blocks.*.to_q" not in outcome.err
     assert "proj" in outcome.out
     run("export", "-o", tmp_path / "out")

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import safetensors.numpy
 from onnx import numpy_helper
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.bundle import Bundle, write_manifest
 from fp4dit_onnx.calibration.sampling import load_pipeline
+from fp4dit_onnx.compare import same_bits
 from fp4dit_onnx.errors import BundleError, UsageError
 from fp4dit_onnx.export import ExportRequest, ExportResult, export, plan
 from fp4dit_onnx.models import FAMILIES
@@ -24,7 +26,7 @@ from fp4dit_onnx.state import load_state
 from fp4dit_onnx.torch_export import export_float
 from fp4dit_onnx.verify import verify
 
-FAST = {"steps": 3, "calibration_prompts": 2}
+FAST = {"method": "fp-rtn", "steps": 3, "calibration_prompts": 2}
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,43 @@ def test_weights_take_at_most_4_3_bits_on_disk(exported: ExportResult) -> None:
     weights = sum(row["shape"][0] * row["shape"][1] for row in rows)
     assert 8 * stored / weights <= 4.3
     assert stored == exported.manifest["totals"]["bytes"]
+
+
+def test_trained_weights_arrive_in_the_graph(tmp_path: Path) -> None:
+    request = ExportRequest(
+        output=tmp_path / "out",
+        state=tmp_path / "state.safetensors",
+        weight_format="auto",
+        iterations=2,
+        samples=16,
+        calibration_prompts=2,
+        steps=3,
+    )
+    result = export(request)
+    assert not (tmp_path / "out.calibration").exists()
+    state = load_state(tmp_path / "state.safetensors")
+    found = read_state(load_model(Bundle.open(result.bundle).transformer))
+    assert {n: q.spec for n, q in found.layers.items()} == {
+        n: q.spec for n, q in state.layers.items()
+    }
+    for name, layer in state.layers.items():
+        assert same_bits(layer.codes, found.layers[name].codes).ok
+        assert same_bits(layer.scale, found.layers[name].scale).ok
+    rows = {row["name"]: row["weight_format"] for row in result.manifest["layers"]}
+    assert rows == {name: layer.spec.weight for name, layer in state.layers.items()}
+    assert len(set(rows.values())) > 1
+    assert result.manifest["method"]["rounding"]["iterations"] == 2
+    assert verify(result.bundle, quick=True).ok
+
+
+def test_a_damaged_model_leaves_nothing_behind(demo_copy: Path, tmp_path: Path) -> None:
+    weights = demo_copy / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = safetensors.numpy.load_file(weights)
+    tensors["proj_out.weight"][0, 0] = np.nan
+    safetensors.numpy.save_file(tensors, weights)
+    with pytest.raises(UsageError, match="layer proj_out: its weight holds NaN or infinity"):
+        export(ExportRequest(output=tmp_path / "new" / "out", model=demo_copy))
+    assert not (tmp_path / "new").exists()
 
 
 def test_no_float_copy_of_a_quantized_weight(
@@ -90,6 +129,8 @@ def test_state_file_and_graph_hold_the_same_codes(exported: ExportResult) -> Non
     state = load_state(exported.bundle.parent / "state.safetensors")
     carried = read_state(load_model(Bundle.open(exported.bundle).transformer))
     assert state.layers.keys() == carried.layers.keys()
+    assert state.attention == carried.attention == exported.manifest["attention"]
+    assert set(state.attention.values()) == {"e2m3"}
     for name, layer in state.layers.items():
         assert carried.layers[name].spec == layer.spec
         np.testing.assert_array_equal(carried.layers[name].codes, layer.codes)
@@ -103,6 +144,7 @@ def test_every_linear_and_pass_is_accounted_for(exported: ExportResult) -> None:
     assert layers == 86
     assert counts["insert_qdq"] == counts["pack_weights"] == counts["fuse_linear"] == layers
     assert counts["mend_squeeze"] == 1
+    assert counts["quantize_attention"] == 3 * len(manifest["attention"]) == 48
     assert {r["weight_format"] for r in manifest["layers"]} == {"e2m1", "e3m0"}
     assert all(r["output_sqnr_db"] > 10 for r in manifest["layers"])
 
@@ -112,6 +154,26 @@ def test_verify_passes(exported: ExportResult) -> None:
     assert result.ok, [c for c in result.checks if not c.ok]
     names = {c.name for c in result.checks}
     assert {"library nodes", "PyTorch codes", "kernel counter", "ONNX reference nodes"} <= names
+    pairs = 2 * 3 * len(exported.manifest["attention"])
+    nodes = next(c for c in result.checks if c.name == "library nodes").detail
+    assert int(nodes.split(": ")[1].removesuffix(" nodes")) >= pairs + 86
+
+
+def test_attention_in_float(exported: ExportResult, tmp_path: Path) -> None:
+    """Nothing but linears is quantized then, which costs less."""
+    request = ExportRequest(output=tmp_path / "float", attention_format="none", **FAST)
+    result = export(request)
+    assert result.manifest["attention"] == {}
+    model = load_model(Bundle.open(result.bundle).transformer)
+    assert {n.op_type for n in model.graph.node if n.domain == ops.DOMAIN} == {
+        ops.LINEAR,
+        "FpQuantize",
+    }
+    assert read_state(model).attention == {}
+    mine, other = result.manifest["case_sqnr_db"], exported.manifest["case_sqnr_db"]
+    assert all(a > b for a, b in zip(mine, other, strict=True))
+    checked = verify(result.bundle, quick=True)
+    assert checked.ok, [c for c in checked.checks if not c.ok]
 
 
 def test_qdq_form_verifies(tmp_path: Path) -> None:
@@ -179,6 +241,24 @@ def test_verify_finds_a_float_copy_of_a_weight_under_any_name(
     assert checks["packed weights"].detail == "folded"
 
 
+def test_verify_finds_attention_that_the_manifest_has_not(
+    tampered: tuple[Path, onnx.ModelProto],
+) -> None:
+    """Whole models are too far apart to tell: q, k and v cost less than the rest."""
+    folder, model = tampered
+    module = "transformer_blocks.0.attn1"
+    for node in list(model.graph.node):
+        if node.name in {f"{module}.{part}/Dequantize" for part in "qkv"}:
+            pair = next(n for n in model.graph.node if node.input[0] in n.output)
+            (reader,) = (n for n in model.graph.node if node.output[0] in n.input)
+            reader.input[0] = pair.input[0]
+            model.graph.node.remove(node)
+            model.graph.node.remove(pair)
+    _seal(folder, model)
+    (failed,) = (c for c in verify(folder, quick=True).checks if not c.ok)
+    assert (failed.name, failed.detail) == ("attention", module)
+
+
 def test_verify_refuses_an_altered_file(tampered: tuple[Path, onnx.ModelProto]) -> None:
     folder, _ = tampered
     data = folder / "transformer" / "model.onnx.data"
@@ -238,7 +318,7 @@ def test_plan_agrees_with_the_export(exported: ExportResult) -> None:
         ({"form": "other"}, "unknown form"),
         ({"weight_format": "e9m9"}, "unknown format"),
         ({"rules": ("nothing.*=e2m1",)}, "matches none of the 86"),
-        ({"calibration_prompts": 0}, "at least one prompt"),
+        ({"calibration_prompts": 0}, "calibration prompts 0: expected at least 1"),
         ({"seed": -1}, "expected 0 or more"),
         ({"state": Path("no") / "such" / "folder.safetensors"}, "its folder does not exist"),
     ],

@@ -21,7 +21,6 @@ from fp4dit_onnx.calibration.rounding import round_to_nearest
 from fp4dit_onnx.compare import same_bits
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.formats import FORMATS, FloatFormat
-from fp4dit_onnx.methods import METHODS, RoundToNearest
 from fp4dit_onnx.recipe import LayerSpec
 
 Array = npt.NDArray[Any]
@@ -196,7 +195,7 @@ def test_round_to_nearest_gives_the_codes_of_numpy(fmt: FloatFormat, k: int) -> 
 @pytest.mark.parametrize("name", ["e2m1", "e3m0", "e2m3", "int8"])
 def test_quantize_layer(name: str) -> None:
     weight, spec, fmt = normal(4, 21), LayerSpec(name, None, 8), FORMATS[name]
-    layer = quantize_layer("a.b", weight, normal(3, 21), spec, METHODS["rtn"])
+    layer = quantize_layer("a.b", weight, spec)
     scale = absmax_scale(weight, fmt, 8).numpy()
     codes = numerics.quantize_groups(weight.numpy(), scale, fmt, 8)
     assert (layer.name, layer.spec, layer.k) == ("a.b", spec, 21)
@@ -209,4 +208,4 @@ def test_quantize_layer_refuses_a_weight_that_is_not_finite(value: float) -> Non
     weight = normal(4, 16)
     weight[3, 15] = value
     with pytest.raises(UsageError, match=r"layer blocks\.0\.fc: its weight holds NaN or infinity"):
-        quantize_layer("blocks.0.fc", weight, normal(2, 16), SPEC, RoundToNearest())
+        quantize_layer("blocks.0.fc", weight, SPEC)

@@ -19,9 +19,10 @@ pytest.importorskip("netron")
 import torch
 
 from fp4dit_onnx import ops
+from fp4dit_onnx.calibration.record import Sampler
 from fp4dit_onnx.calibration.run import calibrate
 from fp4dit_onnx.formats import format_by_name
-from fp4dit_onnx.methods import METHODS
+from fp4dit_onnx.methods import method_by_name
 from fp4dit_onnx.model_file import save_model
 from fp4dit_onnx.models import InputSpec, family_of
 from fp4dit_onnx.passes.pipeline import float_passes, quantize_passes, run_passes
@@ -62,7 +63,7 @@ def network(tiny_pixart: Callable[..., Any]) -> Any:
 @pytest.fixture(scope="session")
 def models(network: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The quantized transformer in each form: calibrated on one input, traced, rewritten."""
-    recipe = make_recipe("w4a6", method="rtn", paper_rules=FAMILY.paper_rules, group_size=8)
+    recipe = make_recipe("w4a6", method="fp-rtn", paper_rules=FAMILY.paper_rules, group_size=8)
     linears = [n for n, m in network.named_modules() if isinstance(m, torch.nn.Linear)]
     specs, _ = recipe.assign(linears)
     sizes = {"batch": 2, "text": 5}
@@ -76,9 +77,8 @@ def models(network: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     result = calibrate(
         network,
         specs,
-        METHODS["rtn"],
-        sample,
-        calls=1,
+        method_by_name("fp-rtn"),
+        Sampler(sample, calls=1),
         seed=0,
         provenance={},
         reporter=SilentReporter(),

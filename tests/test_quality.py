@@ -1,9 +1,11 @@
-"""Picture quality: metrics, scores, the labelled sheet, and a comparison from end to end."""
+"""Quality of bundles: the comparison, its command, and the labelled sheet."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fp4dit_onnx import quality
-from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.quality import FLOAT, METRICS, Score, evaluate, picture_grid, psnr
-from fp4dit_onnx.runtime import Sampling
+from fp4dit_onnx import cli, quality
+from fp4dit_onnx.commands import evaluate as command
+from fp4dit_onnx.compare import sqnr_db
+from fp4dit_onnx.errors import CheckpointError, UsageError
+from fp4dit_onnx.metrics import METRICS, Metric
+from fp4dit_onnx.picture_grid import picture_grid
+from fp4dit_onnx.progress import SilentReporter
+from fp4dit_onnx.quality import FLOAT, evaluate, latent_sqnr
+from fp4dit_onnx.runtime import Pipeline, Sampling
 
 SAMPLING = Sampling(steps=2, guidance=3.0, height=64, width=64, max_sequence_length=16)
 
@@ -23,38 +30,13 @@ def plain(colour: int, size: tuple[int, int] = (8, 8)) -> Image.Image:
     return Image.new("RGB", size, (colour,) * 3)
 
 
-def test_psnr_by_hand() -> None:
-    a = np.zeros((4, 4, 3), np.uint8)
-    # One rounding each in the division and the logarithm: a few 1e-16 of 20 .. 70 dB.
-    assert psnr(a, a + np.uint8(255)) == pytest.approx(0, abs=1e-13)
-    assert psnr(a, a + np.uint8(1)) == pytest.approx(20 * math.log10(255), abs=1e-13)
-    one = a.copy()
-    one[0, 0, 0] = 1
-    assert psnr(a, one) == pytest.approx(20 * math.log10(255) + 10 * math.log10(48), abs=1e-13)
-    assert psnr(one, a) == psnr(a, one)
-    assert psnr(a, a) == psnr(a, one)  # finite: as close as different pictures can be
-
-
-def test_psnr_sees_no_wraparound() -> None:
-    low, high = np.full((2, 2, 3), 1, np.uint8), np.full((2, 2, 3), 255, np.uint8)
-    assert psnr(low, high) < 1
-
-
-@pytest.mark.parametrize(
-    "other", [np.zeros((2, 3, 3), np.uint8), np.zeros((2, 2, 3), np.float32), np.zeros(())]
-)
-def test_psnr_refuses_what_is_no_pair(other: Any) -> None:
-    with pytest.raises(ValueError, match="expected uint8 of one shape"):
-        psnr(np.zeros((2, 2, 3), np.uint8), other)
-
-
-def test_score_by_hand() -> None:
-    score = Score.of([1.0, 2.0, 3.0, 6.0])
-    assert score.mean == 3
-    # Squares of -2, -1, 0, 3 sum to 14: sqrt(14 / 3) / sqrt(4), up to two roundings.
-    assert score.standard_error == pytest.approx(math.sqrt(14 / 12), abs=1e-15)
-    assert score.values == (1, 2, 3, 6)
-    assert Score.of([5.0]) == Score(5.0, None, (5.0,))
+def trail(seeds: Sequence[int], steps: int, on_step: Any, relative_error: float = 0) -> None:
+    """Call back as a pipeline does: batches of 8; after step i all values are seed + i + 1."""
+    for start in range(0, len(seeds), 8):
+        batch = np.float32(seeds[start : start + 8]).reshape(-1, 1, 1, 1)
+        for index in range(steps):
+            latents = np.broadcast_to(batch + index + 1, (len(batch), 4, 2, 2))
+            on_step(index, latents * np.float32(1 + relative_error))
 
 
 class FakePipeline:
@@ -64,9 +46,13 @@ class FakePipeline:
         self.offset = int(folder.name)
         self.defaults = SAMPLING if self.offset < 100 else Sampling(3, 3.0, 64, 64, 16)
 
-    def generate(self, prompts: Any, *, seeds: Any, **settings: Any) -> list[Image.Image]:
-        """One picture a prompt."""
-        assert settings == {"steps": 2, "guidance": 3.0, "height": 64, "width": 64}
+    def generate(
+        self, prompts: Any, *, seeds: Any, on_step: Any, **settings: Any
+    ) -> list[Image.Image]:
+        """One picture a prompt; latents are off by the offset's share of 256."""
+        wanted = {"steps": 2, "guidance": 3.0, "height": 64, "width": 64, "batch_size": 8}
+        assert settings == wanted
+        trail(seeds, 2, on_step, self.offset / 256)
         return [plain(grey(p, s) + self.offset) for p, s in zip(prompts, seeds, strict=True)]
 
 
@@ -76,12 +62,17 @@ def grey(prompt: str, seed: int) -> int:
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def float_images(_: Path, prompts: Any, seeds: Any, sampling: Sampling) -> list[Image.Image]:
+    def float_images(
+        _: Path, prompts: Any, seeds: Any, sampling: Sampling, on_step: Any
+    ) -> list[Image.Image]:
         assert sampling == SAMPLING
+        trail(seeds, 2, on_step)
         return [plain(grey(p, s)) for p, s in zip(prompts, seeds, strict=True)]
 
     monkeypatch.setattr(quality, "Pipeline", FakePipeline)
     monkeypatch.setattr(quality, "float_images", float_images)
+    near = {name: METRICS[name] for name in ("psnr", "ssim")}
+    monkeypatch.setattr(quality, "METRICS", near)
 
 
 @pytest.mark.usefixtures("fakes")
@@ -90,7 +81,7 @@ def test_evaluate_crosses_prompts_and_seeds() -> None:
     found = evaluate(bundles, Path("model"), ["a", "bb"], [0, 1, 2])
     near, far = found.bundles
     assert (near.name, far.name) == ("near", "far")
-    assert set(near.scores) == set(METRICS)
+    assert set(near.scores) == {"psnr", "ssim"}
     assert len(near.scores["psnr"].values) == 6
     # Every sample is 1 or 16 levels off, so all values are the same, up to rounding.
     assert near.scores["psnr"].mean == pytest.approx(20 * math.log10(255), abs=1e-12)
@@ -103,6 +94,92 @@ def test_evaluate_crosses_prompts_and_seeds() -> None:
     assert stored["bundles"][1]["scores"]["psnr"]["mean"] == far.scores["psnr"].mean
     assert stored["sampling"]["steps"] == 2
     assert stored["seeds"] == [0, 1, 2]
+    assert stored["metrics"]["psnr"]["unit"] == "dB"
+    assert stored["absent"] == {}
+    assert stored["reference"] == {"name": FLOAT, "scores": {}, "latent_sqnr_db": []}
+
+
+@pytest.mark.usefixtures("fakes")
+def test_latents_are_compared_after_every_step() -> None:
+    found = evaluate({"far": Path("16"), "same": Path("0")}, Path("model"), ["a", "b"], range(6))
+    far, same = (bundle.to_json()["latent_sqnr_db"] for bundle in found.bundles)
+    assert [row["step"] for row in far] == [0, 1]
+    for row in far:  # 1/16 of every value, exact in float32, whatever the picture
+        assert row["mean"] == pytest.approx(20 * math.log10(16), abs=1e-12)
+        assert row["standard_error"] == pytest.approx(0, abs=1e-12)
+    assert same[1]["mean"] == pytest.approx(10 * math.log10(16 * 2**46), abs=1e-12)  # finite
+
+
+def test_latent_sqnr_keeps_steps_and_pictures_apart() -> None:
+    reference = [np.ones((2, 1, 1, 1), np.float32)] * 2
+    found = [np.float32([1.1, 1.01]), np.float32([1.001, 0.9])]
+    first, second = latent_sqnr(reference, [each.reshape(2, 1, 1, 1) for each in found])
+    # 1.1 and 1.01 are rounded by up to 2^-24: 5e-5 dB at 60 dB.
+    assert first.values == pytest.approx((20, 40), abs=1e-3)
+    assert second.values == pytest.approx((60, 20), abs=1e-3)
+    assert first.mean == pytest.approx(30, abs=1e-3)
+    assert first.standard_error == pytest.approx(10, abs=1e-3)
+    with pytest.raises(ValueError, match="zip"):
+        latent_sqnr(reference, [])
+
+
+class Recorder(SilentReporter):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, int, str]] = []
+        self.totals: dict[str, int] = {}
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Any]:
+        """A stage whose reports are kept."""
+        self.totals[name] = total
+        yield lambda steps, detail="": self.told.append((name, steps, detail))
+
+
+@pytest.mark.usefixtures("fakes")
+def test_evaluate_reports_models_and_batches() -> None:
+    reporter = Recorder()
+    evaluate({"x": Path("1")}, Path("model"), ["a", "b"], range(5), reporter=reporter)
+    assert reporter.totals == {"models": 2, "drawing with float": 4, "drawing with x": 4} | {
+        "measuring": 2
+    }
+    batches = ["pictures 1 to 8 of 10"] * 2 + ["pictures 9 to 10 of 10"] * 2
+    for stage in ("drawing with float", "drawing with x"):
+        assert [detail for name, _, detail in reporter.told if name == stage] == batches
+    for name, total in reporter.totals.items():
+        assert sum(steps for told, steps, _ in reporter.told if told == name) == total
+
+
+def boom(*_: Any) -> float:
+    raise RuntimeError("first line\nsecond line")
+
+
+@pytest.mark.usefixtures("fakes")
+def test_metrics_of_prompts_and_absent_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    def level(picture: Any, prompt: str) -> float:
+        print("noise of a package")
+        return float(picture[0, 0, 0]) + 1000 * len(prompt)
+
+    table = [
+        Metric("level", "", False, "prompt", lambda: level),
+        Metric("missing", "", True, "prompt", lambda: "no weights"),
+        Metric("fails", "", True, "reference", lambda: boom),
+        Metric("infinite", "", True, "reference", lambda: lambda *_: math.inf),
+    ]
+    monkeypatch.setattr(quality, "METRICS", {metric.name: metric for metric in table})
+    found = evaluate({"x": Path("7")}, Path("model"), ["a", "bb"], [0])
+    assert found.reference.scores["level"].values == (1010, 2020)
+    assert found.bundles[0].scores["level"].values == (1017, 2027)
+    assert set(found.bundles[0].scores) == {"level"}
+    assert found.absent == {
+        "missing": "no weights",
+        "fails": "fails here with RuntimeError: first line",
+        "infinite": "gave numbers that are not finite",
+    }
+    stored = found.to_json()
+    assert stored["absent"] == found.absent
+    assert list(stored["metrics"]) == ["level"]
 
 
 @pytest.mark.usefixtures("fakes")
@@ -118,6 +195,125 @@ def test_evaluate_crosses_prompts_and_seeds() -> None:
 def test_evaluate_refuses(bundles: dict[str, Path], prompts: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         evaluate(bundles, Path("model"), prompts, [0])
+
+
+@pytest.mark.usefixtures("fakes")
+def test_command_prints_a_table_or_json_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    missing = Metric("lpips", "", False, "reference", lambda: "torchvision is not installed")
+    monkeypatch.setattr(quality, "METRICS", {"psnr": METRICS["psnr"], "lpips": missing})
+    monkeypatch.setattr(command, "_by_name", lambda *_: {"w4a6": Path("16")})
+    command.run([Path("bundle")], count=2, grid=tmp_path / "sheets" / "g.png")
+    out = capsys.readouterr().out
+    words = out.split()
+    assert words.count("w4a6") == 3  # two rows and the line of steps
+    for cell in ("24.08", "24.05", "psnr"):  # 20 log10(16), 20 log10(255 / 16)
+        assert cell in words
+    assert "in dB after step 1: 24.1, 2: 24.1\n" in out
+    assert "absent: lpips: torchvision is not installed\n" in out
+    assert (tmp_path / "sheets" / "g.png").is_file()
+    command.run([Path("bundle")], count=2, json=True)
+    content = json.loads(capsys.readouterr().out)
+    assert content["bundles"][0]["latent_sqnr_db"][1]["step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty"),
+        (b" \n\n", "empty"),
+        (b"a \xff\n", "byte 2 is not UTF-8"),
+        (None, "No such file"),
+    ],
+)
+def test_command_refuses_bad_prompt_files(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    content: bytes | None,
+    words: str,
+) -> None:
+    monkeypatch.setattr(command, "_by_name", lambda *_: {"w4a6": Path("16")})
+    path = tmp_path / "prompts.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["evaluate", "bundle", "--prompts", str(path)])
+    captured = capsys.readouterr()
+    assert caught.value.code == 2
+    assert captured.out == ""
+    assert captured.err.startswith(f"error: prompts file {path}")
+    assert words in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_command_refuses_an_unknown_kind_of_grid() -> None:
+    with pytest.raises(UsageError, match=r"grid g.xyz: expected a name ending in .png"):
+        command.run([Path("nowhere")], grid=Path("g.xyz"))
+
+
+def test_bundle_against_float_from_end_to_end(bundle: Path, demo_folder: Path) -> None:
+    pytest.importorskip("diffusers")
+    prompts, seeds = ["bat", "chipmunk"], [0, 0]
+    found = evaluate({"x": bundle}, demo_folder, prompts, [0], sampling=SAMPLING)
+    seen: dict[int, Any] = {}
+    pictures = quality.float_images(demo_folder, prompts, seeds, SAMPLING, seen.__setitem__)
+    drawn = Pipeline(bundle).sample(prompts, seeds, SAMPLING)
+    wanted = [sqnr_db(a, b) for a, b in zip(seen[1], drawn, strict=True)]
+    assert sorted(seen) == [0, 1]
+    # Both runs compute the same; threads may order sums otherwise, in the sixth digit at most.
+    assert found.bundles[0].latent_sqnr[1].values == pytest.approx(wanted, abs=1e-3)
+    assert found.bundles[0].latent_sqnr[0].mean != pytest.approx(wanted[0], abs=1)
+    first, own = np.asarray(pictures[0], np.int16), np.asarray(found.pictures[FLOAT][0], np.int16)
+    assert np.abs(first - own).max() <= 1
+    assert found.bundles[0].scores["ssim"].mean < 0.9  # another network
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_generate_shows_the_latents_of_every_step(bundle: Path) -> None:
+    pipeline = Pipeline(bundle, library=False)
+    seen: list[tuple[int, Any]] = []
+    pictures = pipeline.generate(
+        ["a", "b", "c"],
+        seeds=[0, 1, 2],
+        steps=3,
+        batch_size=2,
+        on_step=lambda index, latents: seen.append((index, latents)),
+    )
+    assert [(index, len(latents)) for index, latents in seen] == [
+        *((i, 2) for i in range(3)),
+        *((i, 1) for i in range(3)),
+    ]
+    (again,) = pipeline.decode(seen[5][1])
+    np.testing.assert_array_equal(np.asarray(again), np.asarray(pictures[2]))
+    assert np.abs(seen[4][1] - seen[5][1]).max() > 0
+
+
+def test_sample_latents_shows_every_step(torch_pipeline: Any, demo_folder: Path) -> None:
+    import torch
+
+    from fp4dit_onnx.calibration.sampling import sample_latents
+    from fp4dit_onnx.checkpoint import open_checkpoint
+    from fp4dit_onnx.models import family_of
+
+    checkpoint = open_checkpoint(demo_folder)
+    family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
+    prompts, seeds = ["bat"] * 9, list(range(9))
+    seen: list[tuple[int, Any]] = []
+
+    def watch(index: int, latents: Any) -> None:
+        seen.append((index, latents))
+
+    given = (torch_pipeline, family, prompts, seeds, SAMPLING)
+    found = sample_latents(*given, on_step=watch)
+    assert [(i, len(latents)) for i, latents in seen] == [(0, 8), (1, 8), (0, 1), (1, 1)]
+    assert torch.equal(torch.cat([seen[1][1], seen[3][1]]), found)
+    assert not torch.equal(seen[0][1], seen[1][1])
+    assert "step" not in vars(torch_pipeline.scheduler)  # the class's own again
+    with pytest.raises(ZeroDivisionError):
+        sample_latents(*given, on_step=lambda *_: 1 / 0)
+    assert "step" not in vars(torch_pipeline.scheduler)
 
 
 def test_float_images_are_those_of_the_seed(demo_folder: Path) -> None:
@@ -139,6 +335,20 @@ def test_float_images_refuse_noise_at_every_step(demo_copy: Path) -> None:
     (demo_copy / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(UsageError, match="adds noise at every step"):
         quality.float_images(demo_copy, ["bat"], [0], SAMPLING)
+
+
+def test_float_images_refuse_a_broken_model(
+    demo_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("diffusers")
+    import torch
+
+    from fp4dit_onnx.calibration import sampling
+
+    broken = torch.full((1, 4, 8, 8), torch.nan)
+    monkeypatch.setattr(sampling, "sample_latents", lambda *_, **__: broken)
+    with pytest.raises(CheckpointError, match="not finite in float32"):
+        quality.float_images(demo_folder, ["bat"], [0], SAMPLING)
 
 
 def test_grid_places_every_picture() -> None:

@@ -9,7 +9,14 @@ import pytest
 
 from fp4dit_onnx.errors import CheckpointError, UsageError
 from fp4dit_onnx.formats import FORMATS
-from fp4dit_onnx.methods import METHODS, RoundToNearest, method_by_name
+from fp4dit_onnx.methods import (
+    METHODS,
+    PRESETS,
+    AdaRound,
+    Method,
+    RoundToNearest,
+    method_by_name,
+)
 from fp4dit_onnx.models import FAMILIES, Family, InputSpec, family_of
 from fp4dit_onnx.models.pixart import FIRST_FFN_LINEAR, PIXART_ALPHA, PIXART_SIGMA, has_conditions
 from fp4dit_onnx.recipe import DEFAULT_GROUP_SIZE, LayerSpec, Recipe, Rule, make_recipe, parse_bits
@@ -26,7 +33,7 @@ LAYERS = (
 
 
 def recipe(bits: str = "w4a6", **changes: Any) -> Recipe:
-    return make_recipe(bits, **{"method": "rtn", "paper_rules": PAPER, **changes})
+    return make_recipe(bits, **{"method": "fp-rtn", "paper_rules": PAPER, **changes})
 
 
 def weights(of: Recipe) -> dict[str, str]:
@@ -185,6 +192,41 @@ def test_activation_override() -> None:
     ].activation == ("e3m4")
 
 
+# --- attention ---------------------------------------------------------------------------------
+
+ATTENTION = tuple(f"blocks.{i}.attn1.to_{part}" for i in (0, 1) for part in ("q", "k", "v"))
+
+
+@pytest.mark.parametrize(
+    ("bits", "changes", "expected"),
+    [
+        ("w4a6", {}, "e2m3"),
+        ("w4a8", {}, "e3m4"),
+        ("w4a16", {}, None),
+        ("w4a6", {"activation_format": "int6"}, "int6"),
+        ("w4a6", {"attention_format": "int6"}, "int6"),
+        ("w4a6", {"attention_format": "none"}, None),
+        ("w4a16", {"attention_format": "none"}, None),
+        ("w4a6", {"activation_format": "none"}, None),
+        ("w4a6", {"activation_format": "none", "attention_format": "e2m3"}, "e2m3"),
+    ],
+)
+def test_attention_format(bits: str, changes: dict[str, str], expected: str | None) -> None:
+    made = recipe(bits, **changes)
+    assert made.attention == expected
+    modules = ("blocks.0.attn1", "blocks.1.attn1") if expected else ()
+    assert made.attentions((*LAYERS, *ATTENTION)) == dict.fromkeys(modules, expected)
+
+
+def test_an_attention_has_all_of_q_k_and_v() -> None:
+    assert recipe().attentions(LAYERS) == {}
+    for missing in ATTENTION[:3]:
+        assert list(recipe().attentions([n for n in ATTENTION if n != missing])) == [
+            "blocks.1.attn1"
+        ]
+    assert list(recipe().attentions(ATTENTION[::-1])) == ["blocks.1.attn1", "blocks.0.attn1"]
+
+
 # --- contradictions ----------------------------------------------------------------------------
 
 
@@ -198,6 +240,9 @@ def test_activation_override() -> None:
         ({"bits": "w8a6", "weight_format": "e2m1"}, "weight format e2m1 has 4 bits"),
         ({"activation_format": "e3m4"}, "activation format e3m4 has 8 bits"),
         ({"bits": "w4a16", "activation_format": "e3m4"}, "activation format e3m4 has 8 bits"),
+        ({"attention_format": "e3m4"}, "attention format e3m4 has 8 bits, but .* give 6"),
+        ({"bits": "w4a16", "attention_format": "e2m3"}, "attention format e2m3 has 6 bits"),
+        ({"attention_format": "fp6"}, "unknown format 'fp6'"),
         ({"weight_format": "fp4"}, "unknown format 'fp4'"),
         ({"activation_format": "fp6"}, "unknown format 'fp6'"),
         ({"rules": ["x"]}, "expected PATTERN=FORMAT"),
@@ -243,8 +288,9 @@ def test_recipe_as_json() -> None:
     rule = {"activation": None, "required": False, "reason": "kept in float by rule"}
     assert json.loads(json.dumps(made.to_json())) == {
         "bits": "w4a16",
-        "method": "rtn",
+        "method": "fp-rtn",
         "activation": None,
+        "attention": None,
         "group_size": 128,
         "rules": [
             {**rule, "pattern": "proj_out", "weight": "none", "required": True},
@@ -252,14 +298,56 @@ def test_recipe_as_json() -> None:
             {**rule, "pattern": "*.ff.net.0.proj", "weight": "e3m0"},
             {**rule, "pattern": "*", "weight": "e2m1"},
         ],
+        "search": [],
     }
 
 
+def test_integer_methods_take_integers_of_the_same_bits() -> None:
+    made = recipe("w4a6", method="int-adaround")
+    specs, _ = made.assign(LAYERS)
+    assert {(spec.weight, spec.activation) for spec in specs.values()} == {("int4", "int6")}
+    assert made.attention == "int6"
+
+
+def test_auto_leaves_named_layers_alone() -> None:
+    made = recipe(weight_format="auto", rules=["*.to_q=e3m0"], skip=[("proj_out", "small")])
+    specs, _ = made.assign(LAYERS)
+    searched = made.candidates(tuple(specs))
+    assert set(searched) == {name for name in specs if not name.endswith("to_q")}
+    assert set(searched.values()) == {("e2m1", "e1m2", "e3m0")}
+    assert recipe().candidates(LAYERS) == {}
+
+
+@pytest.mark.parametrize("changes", [{"bits": "w8a8"}, {"method": "int-rtn"}])
+def test_auto_is_for_4_bits_of_floating_point(changes: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="auto chooses among 4-bit floating-point formats"):
+        recipe(**{"weight_format": "auto", **changes})
+
+
 def test_methods() -> None:
-    assert all(method_by_name(name) is method for name, method in METHODS.items())
-    assert method_by_name("rtn") == RoundToNearest()
-    with pytest.raises(UsageError, match=r"unknown method 'gptq': expected one of .*rtn"):
-        method_by_name("gptq")
+    trained = {name: method_by_name(name).rounding for name in METHODS}
+    assert [n for n, r in trained.items() if isinstance(r, RoundToNearest)] == [
+        "fp-rtn",
+        "int-rtn",
+    ]
+    assert method_by_name("fp4dit") == Method("fp", PRESETS["balanced"], "absmax")
+    fast = method_by_name("int-adaround", "fast", "mse", iterations=7).rounding
+    assert isinstance(fast, AdaRound)
+    assert (fast.iterations, fast.scale_aware) == (7, False)
+    assert fast.samples == PRESETS["fast"].samples
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("gptq",), "unknown method 'gptq': expected one of .*int-rtn"),
+        (("fp4dit", "quick"), "unknown preset 'quick': expected one of fast, balanced, best"),
+        (("fp4dit", "fast", "max"), "unknown range 'max': expected one of absmax, mse"),
+    ],
+)
+def test_unknown_methods(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        method_by_name(*arguments)
 
 
 # --- families ----------------------------------------------------------------------------------

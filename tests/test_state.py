@@ -51,7 +51,8 @@ def state() -> QuantizedState:
         name: quantized(name, random.standard_normal((3 + i, 21)).astype(np.float32), spec)
         for i, (name, spec) in enumerate(specs.items())
     }
-    return QuantizedState(layers, {"bits": "w4a6", "prompts": ["eine Straße"], "seed": 7})
+    provenance = {"bits": "w4a6", "prompts": ["eine Straße"], "seed": 7}
+    return QuantizedState(layers, provenance, {"a.attn": "e2m3", "b.attn": "e3m4"})
 
 
 @pytest.fixture
@@ -131,6 +132,7 @@ def test_shapes_that_do_not_fit(state: QuantizedState, change: dict[str, Any]) -
 def test_load_is_the_inverse_of_save(state: QuantizedState, saved: Path) -> None:
     found = load_state(saved)
     assert found.provenance == state.provenance
+    assert found.attention == state.attention == {"a.attn": "e2m3", "b.attn": "e3m4"}
     assert set(found.layers) == set(state.layers)
     for name, layer in state.layers.items():
         got = found.layers[name]
@@ -201,6 +203,28 @@ def test_header_that_does_not_fit_the_tensors(
     header = header_of(saved)
     header["layers"]["a.0"] |= change
     rewrite(saved, header)
+    with pytest.raises(UsageError, match=message):
+        load_state(saved)
+
+
+def test_header_without_attention(saved: Path) -> None:
+    """As files have it that were written before attention was quantized."""
+    header = header_of(saved)
+    del header["attention"]
+    rewrite(saved, header)
+    assert load_state(saved).attention == {}
+
+
+@pytest.mark.parametrize(
+    ("attention", "message"),
+    [
+        ({"a.attn": "fp6"}, "unknown format 'fp6'"),
+        ({"a.attn": ["e2m3"]}, "no readable quantized state"),
+        ("e2m3", "no readable quantized state"),
+    ],
+)
+def test_header_with_attention_that_is_none(saved: Path, attention: Any, message: str) -> None:
+    rewrite(saved, {**header_of(saved), "attention": attention})
     with pytest.raises(UsageError, match=message):
         load_state(saved)
 

@@ -20,12 +20,13 @@ pytest.importorskip("onnxruntime")
 import onnxruntime as ort
 import torch
 
+from fp4dit_onnx.calibration.attention import AttentionProcessor
 from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.models import family_of
 from fp4dit_onnx.ops import IR_VERSION, OPSET
 from fp4dit_onnx.passes.pipeline import float_passes, run_passes
 from fp4dit_onnx.silence import quiet
-from fp4dit_onnx.torch_export import ExportableAttention, export_float
+from fp4dit_onnx.torch_export import export_float
 
 Array = npt.NDArray[Any]
 Inputs = Mapping[str, Any]
@@ -251,7 +252,7 @@ def test_the_network_is_left_as_it_was(
     network, fresh = exported("plain").network, tiny_pixart()
     kinds = {name: type(processor) for name, processor in fresh.attn_processors.items()}
     assert {name: type(p) for name, p in network.attn_processors.items()} == kinds
-    assert ExportableAttention not in kinds.values()
+    assert AttentionProcessor not in kinds.values()
     wanted = fresh.state_dict()
     assert all(torch.equal(value, wanted[name]) for name, value in network.state_dict().items())
 
@@ -264,7 +265,7 @@ def test_a_failed_export_restores_attention(
 
     def fail(*_: Any, **__: Any) -> None:
         used = network.attn_processors.values()
-        assert all(isinstance(processor, ExportableAttention) for processor in used)
+        assert all(isinstance(processor, AttentionProcessor) for processor in used)
         raise RuntimeError("no luck")
 
     monkeypatch.setattr(torch.onnx, "export", fail)

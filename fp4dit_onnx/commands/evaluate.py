@@ -10,14 +10,19 @@ import typer
 
 from fp4dit_onnx.bundle import Bundle
 from fp4dit_onnx.checkpoint import demo_folder
+from fp4dit_onnx.commands.generate import SUFFIXES
 from fp4dit_onnx.commands.output import print_json, print_line, print_table, reporter
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.prompts import demo_prompts, general_prompts, read_prompts
 
 if TYPE_CHECKING:
-    from fp4dit_onnx.quality import Evaluation
+    from fp4dit_onnx.metrics import Score
+    from fp4dit_onnx.quality import Evaluation, VariantQuality
 
 __all__ = ["run"]
+
+SHOWN_STEPS = 5
+"""Of the sampler, in the line below the table; --json has all."""
 
 
 def run(
@@ -37,13 +42,13 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare a bundle's pictures with those of the float model."""
+    if grid is not None and grid.suffix.lower() not in SUFFIXES:  # before hours of drawing
+        raise UsageError(f"grid {grid}: expected a name ending in {', '.join(SUFFIXES)}")
     folders = _by_name(bundles, model)
     texts = _prompts(prompts, model, count)
     from fp4dit_onnx.quality import evaluate
 
-    with reporter().stage("drawing with every model", 1) as advance:
-        found = evaluate(folders, model or demo_folder(), texts, range(seeds))
-        advance(1)
+    found = evaluate(folders, model or demo_folder(), texts, range(seeds), reporter=reporter())
     if grid is not None:
         _write_grid(found, grid)
     if json:
@@ -84,25 +89,49 @@ def _prompts(file: Path | None, model: Path | None, count: int) -> list[str]:
 
 
 def _print_scores(found: Evaluation) -> None:
+    """The table, the latents' SQNR along the steps, and what is absent."""
+    from fp4dit_onnx.metrics import METRICS
+
     rows = []
-    for bundle in found.bundles:
-        for metric, score in bundle.scores.items():
-            error = "-" if score.standard_error is None else f"{score.standard_error:.2f}"
-            lowest, highest = min(score.values), max(score.values)
-            cells = (f"{score.mean:.2f}", error, f"{lowest:.2f}", f"{highest:.2f}")
-            rows.append((bundle.name, metric, *cells))
+    for variant in (found.reference, *found.bundles):
+        if variant.latent_sqnr:
+            rows.append(
+                _row(variant.name, "latent SQNR, last step", "dB", variant.latent_sqnr[-1])
+            )
+        for name, score in variant.scores.items():
+            metric = METRICS[name]
+            label = name if metric.larger_is_better else f"{name} (smaller is better)"
+            rows.append(_row(variant.name, label, metric.unit, score))
     sampling = found.sampling
     seeds = "seed" if len(found.seeds) == 1 else "seeds"
     title = (
         f"{len(found.prompts)} prompts x {len(found.seeds)} {seeds} against the float model, "
         f"{sampling.steps} steps, guidance {sampling.guidance:g}"
     )
-    columns = ("bundle", "metric", ">mean dB", ">standard error", ">lowest", ">highest")
+    columns = ("model", "metric", "unit", ">mean", ">standard error", ">lowest", ">highest")
     print_table(title, columns, rows)
+    for bundle in found.bundles:
+        print_line(f"latent SQNR of {bundle.name} in dB after step {_along_steps(bundle)}")
+    for name, reason in found.absent.items():
+        print_line(f"absent: {name}: {reason}")
+
+
+def _row(variant: str, label: str, unit: str, score: Score) -> tuple[str, ...]:
+    digits = 2 if unit == "dB" else 4
+    numbers = (score.mean, score.standard_error, min(score.values), max(score.values))
+    cells = ("-" if number is None else f"{number:.{digits}f}" for number in numbers)
+    return (variant, label, unit or "-", *cells)
+
+
+def _along_steps(bundle: VariantQuality) -> str:
+    """A few steps from the first to the last, counted from 1, with their means."""
+    last = len(bundle.latent_sqnr) - 1
+    chosen = sorted({round(last * i / (SHOWN_STEPS - 1)) for i in range(SHOWN_STEPS)})
+    return ", ".join(f"{i + 1}: {bundle.latent_sqnr[i].mean:.1f}" for i in chosen)
 
 
 def _write_grid(found: Evaluation, path: Path) -> None:
-    from fp4dit_onnx.quality import picture_grid
+    from fp4dit_onnx.picture_grid import picture_grid
 
     captions = [
         prompt if len(found.seeds) == 1 else f"{prompt} (seed {seed})"

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fp4dit_onnx.commands.layer_table import print_layers
+from fp4dit_onnx.commands.layer_table import print_attention, print_layers
 from fp4dit_onnx.commands.output import print_json, print_line, print_table, reporter, size
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.export import ExportRequest, ExportResult, Plan, export, plan
@@ -30,14 +30,39 @@ def run(
     bits: Annotated[
         str, typer.Option(help="Bits of weights and activations: w4a6, w4a8, w8a8, w4a16, ...")
     ] = _DEFAULT["bits"],
-    method: Annotated[str, typer.Option(help="Rounding method.")] = _DEFAULT["method"],
+    method: Annotated[
+        str,
+        typer.Option(help="fp4dit, fp-adaround, fp-rtn, int-adaround or int-rtn."),
+    ] = _DEFAULT["method"],
+    preset: Annotated[
+        str, typer.Option(help="Effort of the methods that train: fast, balanced or best.")
+    ] = _DEFAULT["preset"],
+    iterations: Annotated[
+        int | None, typer.Option(help="Training steps a block; by default the preset's.")
+    ] = _DEFAULT["iterations"],
+    samples: Annotated[
+        int | None, typer.Option(help="Recorded samples to train on; by default the preset's.")
+    ] = _DEFAULT["samples"],
     weight_format: Annotated[
         str | None,
-        typer.Option(help="One format for all weights; by default FP4DiT's, layer by layer."),
+        typer.Option(
+            help="One format for all weights, or 'auto': e2m1, e1m2 or e3m0 layer by layer, by "
+            "measured output error; by default FP4DiT's assignment."
+        ),
     ] = _DEFAULT["weight_format"],
+    range: Annotated[
+        str, typer.Option(help="Range of a group: absmax, or mse for the least squared error.")
+    ] = _DEFAULT["range"],
     activation_format: Annotated[
         str | None, typer.Option(help="Format of the activations; by default that of the bits.")
     ] = _DEFAULT["activation_format"],
+    attention_format: Annotated[
+        str | None,
+        typer.Option(
+            help="Format of q, k and v in attention; by default that of the activations, 'none' "
+            "keeps them in float."
+        ),
+    ] = _DEFAULT["attention_format"],
     group_size: Annotated[
         int, typer.Option(help="Input channels that share one weight scale.")
     ] = _DEFAULT["group_size"],
@@ -55,7 +80,7 @@ def run(
         Path | None, typer.Option(help="Text file to calibrate with, a prompt a line.")
     ] = _DEFAULT["prompts"],
     calibration_prompts: Annotated[
-        int, typer.Option(help="Prompts to calibrate with.")
+        int | None, typer.Option(help="Pictures to calibrate with; by default the preset's.")
     ] = _DEFAULT["calibration_prompts"],
     steps: Annotated[
         int | None, typer.Option(help="Sampler steps; by default the pipeline's.")
@@ -68,6 +93,19 @@ def run(
         Path | None,
         typer.Option(help="Also write the quantized weights to this safetensors file."),
     ] = _DEFAULT["state"],
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for recorded activations and finished blocks, from which a killed run goes "
+            "on; by default OUTPUT.calibration, removed at the end."
+        ),
+    ] = _DEFAULT["work"],
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Forget what a killed run left in the work folder.")
+    ] = _DEFAULT["restart"],
+    max_ram: Annotated[
+        float, typer.Option(min=0.1, help="GiB of recorded activations in memory at a time.")
+    ] = _DEFAULT["max_ram"] / 2**30,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a bundle that is there.")
     ] = _DEFAULT["overwrite"],
@@ -84,8 +122,13 @@ def run(
         model=model,
         bits=bits,
         method=method,
+        preset=preset,
+        range=range,
+        iterations=iterations,
+        samples=samples,
         weight_format=weight_format,
         activation_format=activation_format,
+        attention_format=attention_format,
         group_size=group_size,
         rules=tuple(rule or ()),
         form=form,
@@ -96,6 +139,9 @@ def run(
         seed=seed,
         overwrite=overwrite,
         state=state,
+        work=work,
+        restart=restart,
+        max_ram=int(max_ram * 2**30),
     )
     if dry_run:
         _show_plan(plan(request), json=json)
@@ -108,6 +154,7 @@ def _show_plan(planned: Plan, *, json: bool) -> None:
         print_json(planned.to_json())
         return
     print_layers("Layers to quantize (dry run: nothing is written)", planned.layers)
+    print_attention(planned.attention)
     _print_skipped(planned.skipped)
     _print_totals(planned.totals)
 
@@ -118,6 +165,7 @@ def _show_result(result: ExportResult, *, json: bool) -> None:
         print_json({"bundle": str(result.bundle), "seconds": result.seconds, "manifest": manifest})
         return
     print_layers("Quantized layers", manifest["layers"])
+    print_attention(manifest.get("attention", {}))
     _print_skipped(manifest["skipped"])
     _print_totals(manifest.get("totals", {}))
     print_line(f"{result.bundle} written in {result.seconds:.0f} s")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fp4dit_onnx.commands.layer_table import print_layers
+from fp4dit_onnx.commands.layer_table import print_attention, print_layers
 from fp4dit_onnx.commands.output import print_json, print_line, print_table, size
 from fp4dit_onnx.inspection import inspect_path
 
@@ -61,6 +61,7 @@ def _show_model(facts: Mapping[str, Any]) -> None:
         print_line(f"{name} has no function body: the model runs with its library only")
     weights = [(kind, size(count)) for kind, count in facts["bytes"].items()]
     print_table("Weights by kind", ("kind", ">size"), weights)
+    print_attention(facts["attention"])
     if facts["layers"]:
         _show_layers(facts["layers"])
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fp4dit_onnx.commands.output import decibels, print_table, size
+from fp4dit_onnx.commands.output import decibels, print_line, print_table, size
 
-__all__ = ["LayerGroup", "group_layers", "print_layers"]
+__all__ = ["LayerGroup", "group_layers", "print_attention", "print_layers"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,14 @@ def print_layers(title: str, rows: Iterable[Mapping[str, Any]]) -> None:
         columns += [">weight SQNR", ">output SQNR"]
     cells = [_cells(group)[: len(columns)] for group in (*groups, total)]
     print_table(title, columns, cells, footer=True)
+
+
+def print_attention(attention: Mapping[str, str]) -> None:
+    """Print one line about the attentions whose q, k and v are quantized; none for none."""
+    if attention:
+        counts = Counter(attention.values())
+        parts = ", ".join(f"of {count} modules in {fmt}" for fmt, count in counts.items())
+        print_line(f"attention: q, k, v {parts} per head and token")
 
 
 def _cells(group: LayerGroup) -> tuple[object, ...]:

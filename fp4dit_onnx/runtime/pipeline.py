@@ -6,6 +6,7 @@ definition (`initial_latents`), so that a float model in torch can start from th
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -25,6 +26,7 @@ __all__ = ["Pipeline", "Sampling", "Step", "initial_latents"]
 
 FloatArray = npt.NDArray[np.float32]
 OnStep = Callable[["Step"], None]
+OnLatents = Callable[[int, FloatArray], None]
 
 _FAMILIES = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
 
@@ -189,6 +191,7 @@ class Pipeline:
         width: int | None = None,
         batch_size: int = 8,
         progress: Callable[[int, int], None] | None = None,
+        on_step: OnLatents = lambda *_: None,
     ) -> list[Image.Image]:
         """One picture a prompt.
 
@@ -204,6 +207,7 @@ class Pipeline:
             width: in pixels.
             batch_size: pictures at a time.
             progress: called with the steps done and the steps in all.
+            on_step: called after each step of a batch with its index and the latents it made.
 
         Raises:
             UsageError: a setting that does not fit.
@@ -216,13 +220,12 @@ class Pipeline:
         sampling = self.settings(steps=steps, guidance=guidance, height=height, width=width)
         seed_list = _seed_list(seeds, len(prompts))
         starts = range(0, len(prompts), batch_size)
-        total, done = len(starts) * sampling.steps, 0
+        total, counter = len(starts) * sampling.steps, itertools.count(1)
 
-        def on_step(_: Step) -> None:
-            nonlocal done
-            done += 1
+        def after_step(index: int, latents: FloatArray) -> None:
+            on_step(index, latents)
             if progress is not None:
-                progress(done, total)
+                progress(next(counter), total)
 
         pictures: list[Image.Image] = []
         for start in starts:
@@ -232,7 +235,7 @@ class Pipeline:
                 seed_list[batch],
                 sampling,
                 negative_prompt=negative_prompt,
-                on_step=on_step,
+                after_step=after_step,
             )
             pictures.extend(self.decode(latents))
         return pictures
@@ -245,6 +248,7 @@ class Pipeline:
         *,
         negative_prompt: str = "",
         on_step: OnStep | None = None,
+        after_step: OnLatents = lambda *_: None,
     ) -> FloatArray:
         """Denoised latents of one batch, float32 [B, C, H, W].
 
@@ -254,6 +258,7 @@ class Pipeline:
             sampling: from `settings`.
             negative_prompt: what guidance leads away from.
             on_step: called after every call of the transformer.
+            after_step: called after every step with its index and the latents it made.
 
         Raises:
             VerificationError: the model gave numbers that are not finite.
@@ -268,6 +273,7 @@ class Pipeline:
                 on_step(Step(index, int(timestep), latents, output))
             noise = _step_noise(seeds, index, shape) if self.scheduler.stochastic else None
             latents = trajectory.step(output, latents, noise)
+            after_step(index, latents)
         for prompt, row in zip(prompts, latents, strict=True):
             if not np.isfinite(row).all():
                 raise VerificationError(

@@ -1,0 +1,80 @@
+"""Attention in torch: without sizes baked in, and with q, k and v quantized if asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fp4dit_onnx.calibration.grid import quantize_rows
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.formats import FloatFormat
+from fp4dit_onnx.recipe import ATTENTION_PARTS
+
+__all__ = ["AttentionProcessor", "attention_module"]
+
+
+@dataclass(frozen=True)
+class AttentionProcessor:
+    """Attention processor with unflatten and flatten in place of diffusers' view(batch, ...).
+
+    Attributes:
+        format: of q, k and v, one scale a head and token; None leaves them in float. The
+            probabilities are always float.
+    """
+
+    format: FloatFormat | None = None
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **unused: Any,
+    ) -> torch.Tensor:
+        """[B, S, C] (and [B, L, C] to attend to, mask bias [B, 1, L]) -> [B, S, C]."""
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+
+        def heads(x: torch.Tensor) -> torch.Tensor:
+            parts: torch.Tensor = x.unflatten(-1, (attn.heads, -1))  # type: ignore[no-untyped-call]
+            return self._rounded(parts).transpose(1, 2)  # [B, S, C] -> [B, H, S, D]
+
+        bias = None if attention_mask is None else attention_mask.unsqueeze(1)  # [B, 1, 1, L]
+        y = torch.nn.functional.scaled_dot_product_attention(
+            heads(attn.to_q(hidden_states)),
+            heads(attn.to_k(context)),
+            heads(attn.to_v(context)),
+            attn_mask=bias,
+        )
+        out: torch.Tensor = attn.to_out[0](
+            y.transpose(1, 2).flatten(2)
+        )  # [B, H, S, D] -> [B, S, C]
+        return out
+
+    def _rounded(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` [B, S, H, D] after quantize and dequantize over D."""
+        if self.format is None:
+            return x
+        q, scale = quantize_rows(x, self.format)
+        return q * scale
+
+
+def attention_module(network: torch.nn.Module, name: str) -> Any:
+    """The attention called `name`, of diffusers' kind: its processor can be set.
+
+    Raises:
+        UsageError: the network has no module of that name, or one that is no attention.
+    """
+    try:
+        module = network.get_submodule(name)
+    except AttributeError:
+        raise UsageError(f"the state has attention {name}, the model has not") from None
+    wanted = ("set_processor", *(f"to_{part}" for part in ATTENTION_PARTS))
+    if not all(hasattr(module, attribute) for attribute in wanted):
+        raise UsageError(
+            f"attention {name}: in the model it is a {type(module).__name__}, expected a module "
+            f"with {', '.join(wanted)}: state and model are not of the same model"
+        )
+    return module

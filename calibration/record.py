@@ -1,0 +1,224 @@
+"""Recording the float sampler's calls of the network as samples to train on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fp4dit_onnx.calibration.importance import step_shares
+from fp4dit_onnx.calibration.samples import Call, Samples, Tape, map_leaves, nbytes
+from fp4dit_onnx.calibration.walk import Unit
+from fp4dit_onnx.errors import UsageError
+
+__all__ = ["Choice", "SampleRecorder", "Sampler", "check_disk", "choose", "first_call", "part_of"]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The float sampler over the calibration prompts.
+
+    Attributes:
+        sample: draws everything; calls its argument once after each call of the network.
+        calls: how many calls that will be.
+        prompts: pictures drawn.
+        batch: pictures drawn together.
+        steps: calls of the network a batch, in order of time.
+        guidance: classifier-free guidance; above 1 a call's first half is unconditional.
+        probe: draws one small batch, always the same, and returns its final latents.
+    """
+
+    sample: Callable[[Callable[[], None]], object]
+    calls: int
+    prompts: int = 1
+    batch: int = 1
+    steps: int = 1
+    guidance: float = 1.0
+    probe: Callable[[], torch.Tensor] | None = None
+
+    @property
+    def paired(self) -> bool:
+        """Whether each call holds both halves of guidance."""
+        return self.guidance > 1
+
+
+class _FirstCallError(Exception):
+    """Leaves the sampler at its first call of the network."""
+
+
+def first_call(network: torch.nn.Module, sampler: Sampler) -> Call:
+    """Arguments of the network's first call, without running it."""
+    found: list[Call] = []
+
+    def hook(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append((args, kwargs))
+        raise _FirstCallError
+
+    handle = network.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        sampler.sample(lambda: None)
+    except _FirstCallError:
+        pass
+    finally:
+        handle.remove()
+    if not found:
+        raise UsageError("the sampler never called the network: expected a prompt and a step")
+    return found[0]
+
+
+def part_of(call: Call, rows: torch.Tensor) -> Call:
+    """The call with some of its samples; what does not vary with them stays."""
+    batch = int(call[0][0].shape[0])
+
+    def take(leaf: Any) -> Any:
+        varies = isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
+        return leaf[rows] if varies else leaf
+
+    found: Call = map_leaves(call, take)
+    return found
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which samples to keep.
+
+    Attributes:
+        rows: call -> pictures of that call's batch, int64.
+        weight: float32 [P], of each in the loss, in the order of the calls.
+    """
+
+    rows: dict[int, npt.NDArray[np.int64]]
+    weight: torch.Tensor
+
+    @property
+    def count(self) -> int:
+        """P, pictures over all calls."""
+        return int(self.weight.shape[0])
+
+
+def choose(
+    sampler: Sampler, samples: int, importance: npt.ArrayLike, even: float, seed: int
+) -> Choice:
+    """Spread `samples` (both halves of guidance counted) over steps, then over pictures.
+
+    A step gets at least one picture and at most all; its samples' weight makes up for its share, so
+    that the loss counts each step by its importance.
+
+    Args:
+        sampler: what will be drawn.
+        samples: how many to keep, about.
+        importance: [steps].
+        even: share that is spread evenly over the steps.
+        seed: of the choice of pictures.
+    """
+    importance = np.asarray(importance, np.float64)
+    random = np.random.default_rng(seed)
+    wanted = samples // (2 if sampler.paired else 1) * step_shares(importance, even)
+    counts = np.clip(wanted.round().astype(int), 1, sampler.prompts)
+    rows: dict[int, npt.NDArray[np.int64]] = {}
+    for step, count in enumerate(counts.tolist()):
+        pictures = np.sort(random.choice(sampler.prompts, count, replace=False))
+        for batch in np.unique(pictures // sampler.batch).tolist():
+            inside = pictures[pictures // sampler.batch == batch] % sampler.batch
+            rows[batch * sampler.steps + step] = inside.astype(np.int64)
+    ordered = dict(sorted(rows.items()))
+    each = importance / counts
+    weight = np.concatenate([np.full(len(r), each[c % sampler.steps]) for c, r in ordered.items()])
+    return Choice(ordered, torch.from_numpy((weight / weight.mean()).astype(np.float32)))
+
+
+class SampleRecorder:
+    """A forward hook that writes the chosen samples of each call to disk.
+
+    Args:
+        network: the float transformer.
+        choice: what to keep.
+        folder: for the tensors.
+        paired: whether a call's second half are the twins of its first.
+    """
+
+    def __init__(
+        self, network: torch.nn.Module, choice: Choice, folder: Path, *, paired: bool
+    ) -> None:
+        self._choice, self._paired = choice, paired
+        self._tape = Tape(folder, choice.count * (2 if paired else 1))
+        self._call = self._written = 0
+        self._handle = network.register_forward_pre_hook(self._keep, with_kwargs=True)
+
+    def _keep(
+        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        rows = self._choice.rows.get(self._call)
+        self._call += 1
+        if rows is None:
+            return
+        pictures = torch.from_numpy(rows)
+        halves = 2 if self._paired else 1
+        size = int(args[0].shape[0]) // halves
+        for half in range(halves):
+            part = part_of((args, kwargs), pictures + half * size)
+            map_leaves(part, _check_finite)
+            self._tape.write(self._written + half * self._choice.count, part, len(rows))
+        self._written += len(rows)
+
+    def close(self) -> None:
+        """Remove the hook."""
+        self._handle.remove()
+
+    def samples(self) -> Samples:
+        """What was recorded."""
+        return self._tape.finish(self._choice.weight, paired=self._paired)
+
+
+def _check_finite(leaf: Any) -> None:
+    floating = isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+    if floating and not bool(torch.isfinite(leaf).all()):
+        raise UsageError(
+            "the float model's own inputs hold NaN or infinity while sampling; check the "
+            "checkpoint and the sampling settings"
+        )
+
+
+@torch.no_grad()
+def unit_bytes(network: torch.nn.Module, units: tuple[Unit, ...], call: Call) -> tuple[int, int]:
+    """Bytes a sample of the network's own arguments, and at most of a unit's with its outputs.
+
+    Args:
+        network: the float transformer.
+        units: what will be calibrated.
+        call: arguments of one sample.
+    """
+    largest = 0
+
+    def hook(_: Any, args: Any, kwargs: Any, output: Any) -> None:
+        nonlocal largest
+        # The arguments, the target, and both streams to the next block.
+        largest = max(largest, nbytes((args, kwargs)) + 3 * nbytes(output))
+
+    handles = [
+        network.get_submodule(unit.name).register_forward_hook(hook, with_kwargs=True)
+        for unit in units
+    ]
+    try:
+        network(*call[0], **call[1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return nbytes(call), largest
+
+
+def check_disk(folder: Path, needed: int, samples: int) -> None:
+    """Raise UsageError where the disk of `folder` has less than `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UsageError(
+            f"{folder} has {free / 2**30:.1f} GiB free: expected {needed / 2**30:.1f} GiB for the "
+            f"recorded activations of {samples} samples; free some, choose another folder with "
+            "--work, or record less with --samples"
+        )

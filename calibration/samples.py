@@ -1,0 +1,174 @@
+"""Recorded arguments of a module, on disk: N samples that are read back by index.
+
+The first axis of a tensor is the sample; whatever does not vary with it (flags, tables of positions)
+is kept once. Only what is asked for is ever in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["Array", "Call", "Samples", "Stored", "Tape", "map_leaves", "nbytes"]
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of one call."""
+
+
+def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+    """`value` with every leaf changed; tuples, lists and dictionaries are walked."""
+    if isinstance(value, dict):
+        return {k: map_leaves(v, change) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(map_leaves(v, change) for v in value)
+    return change(value)
+
+
+class Array:
+    """A tensor [N, ...] in a ``.npy`` file, written front to back and read by index.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def create(self, count: int, like: torch.Tensor) -> None:
+        """Make room for `count` rows of the type and row shape of `like` [B, ...]."""
+        row = like[:0].numpy()
+        shape = (count, *row.shape[1:])
+        np.lib.format.open_memmap(self._path, "w+", row.dtype, shape).flush()
+
+    def write(self, start: int, rows: torch.Tensor) -> None:
+        """Write `rows` [B, ...] at index `start`."""
+        file = np.load(self._path, mmap_mode="r+")
+        file[start : start + rows.shape[0]] = rows.numpy()
+        file.flush()
+
+    def read(self, index: torch.Tensor | slice) -> torch.Tensor:
+        """Rows at `index` (int64 [B], or a slice), copied; the file is mapped for that long only."""
+        file = np.load(self._path, mmap_mode="r")
+        at = index.numpy() if isinstance(index, torch.Tensor) else index
+        return torch.from_numpy(np.array(file[at]))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Stands for a tensor on disk in the structure of a call."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Samples:
+    """N recorded samples of a module's arguments.
+
+    Attributes:
+        folder: of the tensors.
+        call: the arguments, `Stored` in place of each tensor that varies.
+        count: N.
+        weight: float32 [P], of each pair of twins in the loss, its mean about 1; P = N / 2 if
+            paired, else N.
+        paired: whether sample i + N/2 is sample i with the other half of guidance.
+    """
+
+    folder: Path
+    call: Call
+    count: int
+    weight: torch.Tensor
+    paired: bool
+
+    def take(self, index: torch.Tensor | slice) -> Call:
+        """Arguments of the samples at `index`."""
+
+        def read(leaf: Any) -> Any:
+            stored = isinstance(leaf, Stored)
+            return Array(self.folder / f"{leaf.name}.npy").read(index) if stored else leaf
+
+        found: Call = map_leaves(self.call, read)
+        return found
+
+    def chunks(self, size: int) -> list[slice]:
+        """Slices of at most `size` samples that cover all."""
+        return [slice(i, min(i + size, self.count)) for i in range(0, self.count, size)]
+
+    @property
+    def pairs(self) -> int:
+        """How many weights there are: pairs of twins, or samples."""
+        return self.count // 2 if self.paired else self.count
+
+    def twins(self, pairs: torch.Tensor) -> torch.Tensor:
+        """Indices of the samples of `pairs` (int64 [P]): unconditional ones first, then twins."""
+        return torch.cat([pairs, pairs + self.pairs]) if self.paired else pairs
+
+
+@dataclass
+class Tape:
+    """Writes calls to a folder, batch by batch; `finish` makes them `Samples`.
+
+    Attributes:
+        folder: for the tensors; made if need be.
+        count: samples to come.
+    """
+
+    folder: Path
+    count: int
+    _call: Call | None = field(default=None, init=False)
+
+    def write(self, start: int, call: Call, batch: int) -> None:
+        """Write the `batch` samples of one call at index `start`.
+
+        The structure is that of the first call; tensors whose first axis is the batch vary.
+        """
+        if self._call is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._call = self._structure(call, batch)
+        for leaf, value in _leaves(self._call, call):
+            if isinstance(leaf, Stored):
+                self._array(leaf).write(start, value.detach())
+
+    def _array(self, leaf: Stored) -> Array:
+        return Array(self.folder / f"{leaf.name}.npy")
+
+    def _structure(self, call: Call, batch: int) -> Call:
+        names = iter(range(1000))
+
+        def place(value: Any) -> Any:
+            if not (isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == batch):
+                return value
+            leaf = Stored(f"{next(names):03d}")
+            self._array(leaf).create(self.count, value.detach())
+            return leaf
+
+        found: Call = map_leaves(call, place)
+        return found
+
+    def finish(self, weight: torch.Tensor, *, paired: bool) -> Samples:
+        """What was written."""
+        assert self._call is not None, "nothing was recorded"
+        return Samples(self.folder, self._call, self.count, weight, paired)
+
+
+def _leaves(structure: Any, value: Any) -> Sequence[tuple[Any, Any]]:
+    """(leaf of `structure`, the same place in `value`)."""
+    if isinstance(structure, dict):
+        return [pair for k in structure for pair in _leaves(structure[k], value[k])]
+    if isinstance(structure, (tuple, list)):
+        both = zip(structure, value, strict=True)
+        return [pair for s, v in both for pair in _leaves(s, v)]
+    return [(structure, value)]
+
+
+def nbytes(value: Any) -> int:
+    """Bytes of all tensors in a structure."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        return sum(map(nbytes, value.values()))
+    return sum(map(nbytes, value)) if isinstance(value, (tuple, list)) else 0

@@ -1,0 +1,150 @@
+"""A calibration's folder: what is recorded, and each unit's result as soon as it is there.
+
+A killed run goes on from here. A fingerprint of model, data and recipe keeps runs apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fp4dit_onnx.calibration.samples import Samples, Stored
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.state import QuantizedLayer, QuantizedState, load_state, save_state
+
+__all__ = ["Work", "model_digest"]
+
+_MANIFEST = "calibration.json"
+
+
+def model_digest(network: torch.nn.Module) -> str:
+    """SHA-256 over the names and bytes of a network's tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Leaves of nested dictionaries by dotted path."""
+    if not isinstance(value, Mapping):
+        return {path: value}
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        found |= _flat(item, f"{path}.{key}" if path else str(key))
+    return found
+
+
+class Work:
+    """The folder of one calibration.
+
+    Args:
+        folder: made if need be; what an earlier run of the same fingerprint left is used.
+        fingerprint: JSON values that say what is calibrated, with what, and how.
+
+    Raises:
+        UsageError: the folder holds another run, or something else.
+    """
+
+    def __init__(self, folder: Path, fingerprint: Mapping[str, Any]) -> None:
+        self.folder = folder
+        manifest = folder / _MANIFEST
+        wanted = json.loads(json.dumps(fingerprint))
+        if not manifest.exists():
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise UsageError(
+                    f"work folder {folder} exists and holds no calibration: expected a new or empty "
+                    "folder; choose another with --work"
+                )
+            folder.mkdir(parents=True, exist_ok=True)
+            self._write(manifest, json.dumps(wanted, indent=1))
+            return
+        try:
+            found = json.loads(manifest.read_text())
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{manifest} is not readable ({error}): delete {folder}") from error
+        self._compare(_flat(found), _flat(wanted))
+
+    def _compare(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        absent = object()
+        different = [
+            f"{key} ({found.get(key)} there, {wanted.get(key)} now)"
+            for key in {**found, **wanted}
+            if found.get(key, absent) != wanted.get(key, absent)
+        ]
+        if different:
+            more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+            raise UsageError(
+                f"work folder {self.folder} holds another calibration: it differs in "
+                f"{'; '.join(different[:3])}{more}. Go on with the same settings, choose another "
+                "folder with --work, or start again with --restart"
+            )
+
+    @staticmethod
+    def _write(path: Path, text: str) -> None:
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(text)
+        partial.replace(path)
+
+    def finished(self, unit: str) -> tuple[dict[str, QuantizedLayer], float] | None:
+        """Layers and error of a unit, None if it is not done."""
+        path = self._unit(unit)
+        if not path.exists():
+            return None
+        state = load_state(path)
+        return dict(state.layers), float(state.provenance["error"])
+
+    def finish(self, unit: str, layers: Mapping[str, QuantizedLayer], error: float) -> None:
+        """Keep a unit's layers; from here on it is not done again."""
+        self._unit(unit).parent.mkdir(exist_ok=True)
+        save_state(QuantizedState(dict(layers), {"error": error}), self._unit(unit))
+
+    def _unit(self, unit: str) -> Path:
+        return self.folder / "units" / f"{unit}.safetensors"
+
+    def save(self, name: str, value: Any) -> None:
+        """Keep tensors in dictionaries, lists and tuples, or `Samples`."""
+        if isinstance(value, Samples):
+            value = {**vars(value), "folder": value.folder.name}
+        partial = self.folder / f".{name}.partial"
+        torch.save(value, partial)
+        partial.replace(self.folder / f"{name}.pt")
+
+    def load(self, name: str) -> Any:
+        """What `save` kept, None if there is nothing."""
+        path = self.folder / f"{name}.pt"
+        if not path.exists():
+            return None
+        with torch.serialization.safe_globals([Stored]):
+            return torch.load(path, weights_only=True)
+
+    def load_samples(self, name: str) -> Samples | None:
+        """Samples that `save` kept, None if there are none."""
+        fields = self.load(name)
+        if fields is None:
+            return None
+        return Samples(**{**fields, "folder": self.folder / fields["folder"]})
+
+    def clear(self, name: str) -> Path:
+        """An empty place called `name`, for a file or a folder."""
+        path = self.folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+        return path
+
+    @property
+    def recorded(self) -> bool:
+        """Whether there is anything that a later run would go on from."""
+        return any(path.suffix == ".pt" for path in self.folder.iterdir())
+
+    def remove(self) -> None:
+        """Delete the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)

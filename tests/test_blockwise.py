@@ -1,0 +1,384 @@
+"""Calibration unit by unit: what it reaches, that it resumes, and what it refuses."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+import torch
+
+from fp4dit_onnx.calibration.blockwise import Blockwise, chunk_size
+from fp4dit_onnx.calibration.importance import FLOOR, step_importance, step_shares
+from fp4dit_onnx.calibration.methods import quantize_layer
+from fp4dit_onnx.calibration.record import (
+    Sampler,
+    SampleRecorder,
+    check_disk,
+    choose,
+    first_call,
+    part_of,
+)
+from fp4dit_onnx.calibration.run import Calibration, calibrate
+from fp4dit_onnx.calibration.walk import Unit, units_of
+from fp4dit_onnx.calibration.work import Work, model_digest
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.methods import AdaRound, Method, method_by_name
+from fp4dit_onnx.progress import SilentReporter
+from fp4dit_onnx.recipe import LayerSpec
+from fp4dit_onnx.state import QuantizedState, save_state
+
+WIDTH, TOKENS, STEPS, PICTURES, BATCH, GUIDANCE = 16, 6, 4, 12, 4, 3.0
+SPEC = LayerSpec("e1m2", "e2m3", 8)
+METHOD = Method("fp", AdaRound(iterations=60, samples=64, prompts=PICTURES, penalty=20.0))
+
+
+class Block(torch.nn.Module):
+    """Mixes tokens, then channels, by an embedded time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = torch.nn.Linear(WIDTH, WIDTH)
+        self.ff = torch.nn.ModuleList(
+            [torch.nn.Linear(WIDTH, 2 * WIDTH), torch.nn.Linear(2 * WIDTH, WIDTH)]
+        )
+
+    def forward(self, x: Any, time: Any, scale: float = 1.0) -> Any:
+        """[B, S, C] and [B, C] -> [B, S, C]."""
+        x = x + self.mix(x - x.mean(dim=1, keepdim=True)) * scale
+        return x + self.ff[1](torch.nn.functional.gelu(self.ff[0](x + time[:, None])))
+
+
+class Network(torch.nn.Module):
+    """An embedder, three blocks and a head, as diffusers' transformers are built."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Linear(WIDTH, WIDTH)
+        self.blocks = torch.nn.ModuleList([Block() for _ in range(3)])
+        self.head = torch.nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Any, time: Any = None) -> tuple[Any]:
+        """[B, S, C] and [B, C] -> [B, S, C]."""
+        embedded = self.embed(time)
+        for block in self.blocks:
+            x = block(x, embedded, scale=0.5)
+        return (self.head(x),)
+
+
+@pytest.fixture
+def network() -> Network:
+    torch.manual_seed(0)
+    return Network().requires_grad_(requires_grad=False).eval()
+
+
+LAYERS = (
+    "head",
+    "blocks.1.mix",
+    "blocks.0.mix",
+    "blocks.0.ff.0",
+    "blocks.0.ff.1",
+    "blocks.1.ff.0",
+    "blocks.1.ff.1",
+    "blocks.2.mix",
+    "embed",
+)
+UNITS = (
+    Unit("embed", ("embed",), block=False),
+    Unit("blocks.0", ("blocks.0.mix", "blocks.0.ff.0", "blocks.0.ff.1"), block=True),
+    Unit("blocks.1", ("blocks.1.mix", "blocks.1.ff.0", "blocks.1.ff.1"), block=True),
+    Unit("blocks.2", ("blocks.2.mix",), block=True),
+    Unit("head", ("head",), block=False),
+)
+
+
+def draw(network: Any, seed: int, count: int, on_call: Callable[[], None] = lambda: None) -> Any:
+    """A sampler of `STEPS` steps with guidance; both halves in one batch."""
+    generator = torch.Generator().manual_seed(seed)
+    results = []
+    for _ in range(0, count, BATCH):
+        x = torch.randn((BATCH, TOKENS, WIDTH), generator=generator)
+        text = torch.randn((BATCH, WIDTH), generator=generator)
+        for step in range(STEPS):
+            time = torch.cat([torch.zeros_like(text), text]) + step
+            both = network(torch.cat([x, x]), time=time)[0]
+            unconditional, conditional = both.chunk(2)
+            x = x - 0.2 * (unconditional + GUIDANCE * (conditional - unconditional))
+            on_call()
+        results.append(x)
+    return torch.cat(results)
+
+
+def sampler_of(network: Any, **changes: Any) -> Sampler:
+    fields = {
+        "sample": lambda on_call: draw(network, 0, PICTURES, on_call),
+        "calls": STEPS * PICTURES // BATCH,
+        "prompts": PICTURES,
+        "batch": BATCH,
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+        "probe": lambda: draw(network, 0, BATCH),
+    }
+    return Sampler(**{**fields, **changes})
+
+
+def calibrated(
+    network: Any, folder: Path, method: Method = METHOD, reporter: Any = None, **changes: Any
+) -> Calibration:
+    options = {"seed": 0, "provenance": {}, **changes}
+    specs = dict.fromkeys(LAYERS, SPEC)
+    work = Work(folder, {"model": model_digest(network), "method": str(method)})
+    return calibrate(
+        network,
+        specs,
+        method,
+        sampler_of(network),
+        reporter=reporter or SilentReporter(),
+        work=work,
+        **options,
+    )
+
+
+def saved(state: QuantizedState, path: Path) -> bytes:
+    save_state(state, path)
+    return path.read_bytes()
+
+
+# --- walking and choosing ----------------------------------------------------------------------
+
+
+def test_units_come_in_the_order_of_the_calls(network: Network) -> None:
+    call = part_of(first_call(network, sampler_of(network)), torch.arange(1))
+    assert units_of(network, LAYERS, call) == UNITS
+
+
+def test_a_layer_that_never_runs_is_named(network: Network) -> None:
+    network.idle = torch.nn.Linear(WIDTH, WIDTH)
+    call = part_of(first_call(network, sampler_of(network)), torch.arange(1))
+    with pytest.raises(UsageError, match="layer idle was never run while sampling"):
+        units_of(network, (*LAYERS, "idle"), call)
+
+
+def test_samples_go_where_errors_matter() -> None:
+    sampler = sampler_of(None)
+    choice = choose(sampler, 64, [0.1, 0.1, 0.1, 1.0], 0.5, seed=0)
+    counts = [0] * STEPS
+    for call, rows in choice.rows.items():
+        counts[call % STEPS] += len(rows)
+        assert len(set(rows.tolist())) == len(rows)
+        assert rows.max() < BATCH
+    # 32 pairs: half evenly, 4 a step; half by importance, but a step has only 12 pictures.
+    assert counts == [5, 5, 5, 12]
+    assert choice.count == sum(counts)
+    assert float(choice.weight.mean()) == pytest.approx(1)
+    # Each step's weights add up to its importance.
+    ordered = [step % STEPS for step, rows in choice.rows.items() for _ in rows]
+    sums = np.bincount(ordered, choice.weight.numpy())
+    assert np.allclose(sums / sums[3], [0.1, 0.1, 0.1, 1.0])
+
+
+def test_shares_are_a_mixture() -> None:
+    assert np.allclose(step_shares([1, 3], 1.0), [0.5, 0.5])
+    assert np.allclose(step_shares([1, 3], 0.0), [0.25, 0.75])
+
+
+def test_importance_is_what_an_error_costs() -> None:
+    """Where x' = x - a_t f(x) with f blind to x, an error at t changes the result by a_t times it."""
+    gains = [0.5, 0.1, 0.02, 1.0]
+    linear = torch.nn.Linear(8, 8, bias=False).requires_grad_(requires_grad=False)
+
+    class Blind(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = linear
+
+        def forward(self, x: Any) -> tuple[Any]:
+            return (self.linear(torch.ones_like(x)),)
+
+    network = Blind()
+
+    def sample() -> Any:
+        x = torch.zeros(3, 8)
+        for gain in gains:
+            x = x - gain * network(x)[0]
+        return x
+
+    layer = quantize_layer("linear", linear.weight, LayerSpec("e2m1", None, 8))
+    state = QuantizedState({"linear": layer})
+    found = step_importance(network, state, sample, 4, 1.0)
+    assert found == pytest.approx([0.25, FLOOR, FLOOR, 1.0], rel=1e-4)
+    assert network.forward.__func__ is Blind.forward  # restored
+
+
+def test_recorded_twins_belong_together(network: Network, tmp_path: Path) -> None:
+    sampler = sampler_of(network)
+    choice = choose(sampler, 32, [1.0] * STEPS, 1.0, seed=3)
+    recorder = SampleRecorder(network, choice, tmp_path / "inputs", paired=True)
+    sampler.sample(lambda: None)
+    recorder.close()
+    samples = recorder.samples()
+    assert samples.count == 2 * choice.count
+    pairs = torch.arange(samples.pairs)
+    (x,), kwargs = samples.take(samples.twins(pairs))
+    first, second = x.chunk(2)
+    assert torch.equal(first, second)  # the same latents
+    unconditional, conditional = kwargs["time"].chunk(2)
+    assert bool((unconditional == unconditional[:, :1]).all())  # a step's number alone
+    assert not bool((conditional == conditional[:, :1]).all())
+
+
+# --- reconstruction ----------------------------------------------------------------------------
+
+
+def guided_error(network: Any, state: QuantizedState) -> float:
+    """Of the network's outputs on pictures that calibration did not see."""
+    from fp4dit_onnx.calibration.simulate import simulated
+
+    layers = {
+        n: replace(q, spec=replace(q.spec, activation=None)) for n, q in state.layers.items()
+    }
+    reference = draw(network, 1, 16)
+    with simulated(network, QuantizedState(layers)):
+        return float((draw(network, 1, 16) - reference).square().mean())
+
+
+def test_trained_rounding_beats_nearest_on_unseen_pictures(
+    network: Network, tmp_path: Path
+) -> None:
+    modules = list(network.modules())
+    trained = calibrated(network, tmp_path / "trained")
+    nearest = QuantizedState(
+        {n: quantize_layer(n, network.get_submodule(n).weight, SPEC) for n in LAYERS}
+    )
+    assert list(network.modules()) == modules
+    assert tuple(trained.state.layers) == LAYERS
+    assert guided_error(network, trained.state) < 0.8 * guided_error(network, nearest)
+
+
+def test_formats_are_chosen_by_evidence(network: Network, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    uniform = network.blocks[0].mix.weight
+    uniform.copy_((torch.rand(uniform.shape) * 15 - 7.5).round().clamp(-7, 7) / 50)
+    uniform[:, ::8] = 7 / 50  # e1m2 holds every weight exactly, e2m1 cannot hold 5 and 7
+    powers = network.blocks[1].mix.weight
+    powers.copy_(
+        2.0 ** -torch.randint(0, 7, powers.shape) * (torch.randint(0, 2, powers.shape) * 2 - 1)
+    )
+    powers[:, ::8] = 1.0
+    names = ("e2m1", "e1m2", "e3m0")
+    method = method_by_name("fp-rtn")
+    candidates = {"blocks.0.mix": names, "blocks.1.mix": names}
+    found = calibrated(network, tmp_path / "w", method, candidates=candidates)
+    chosen = {name: found.state.layers[name].spec.weight for name in LAYERS}
+    assert (chosen["blocks.0.mix"], chosen["blocks.1.mix"]) == ("e1m2", "e3m0")
+    assert chosen["head"] == SPEC.weight
+
+
+def test_the_memory_bound_changes_nothing_but_memory(network: Network, tmp_path: Path) -> None:
+    few = replace(METHOD, rounding=replace(METHOD.rounding, iterations=4))
+    small = calibrated(network, tmp_path / "a", few, max_ram=1)
+    large = calibrated(network, tmp_path / "b", few)
+    for name in LAYERS:
+        # Other batch sizes round float32 sums otherwise, which may tip a weight on the fence.
+        a, b = small.state.layers[name].integers(), large.state.layers[name].integers()
+        assert (a == b).mean() > 0.9
+    assert chunk_size(10, 100) == 1
+    assert chunk_size(1000, 100) == 10
+
+
+class Killed(Exception):  # noqa: N818 - stands for a signal
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("unit", ["embed", "blocks.1", "head"])
+def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str
+) -> None:
+    few = replace(METHOD, rounding=replace(METHOD.rounding, iterations=8))
+    whole = calibrated(network, tmp_path / "whole", few)
+    original, trained = Blockwise._quantize, []
+
+    def dying(self: Any, number: int, at: Unit, *rest: Any) -> Any:
+        trained.append(at.name)
+        if at.name == unit:
+            raise Killed
+        return original(self, number, at, *rest)
+
+    monkeypatch.setattr(Blockwise, "_quantize", dying)
+    with pytest.raises(Killed):
+        calibrated(network, tmp_path / "killed", few)
+    before = list(trained)
+    trained.clear()
+
+    def counting(self: Any, number: int, at: Unit, *rest: Any) -> Any:
+        trained.append(at.name)
+        return original(self, number, at, *rest)
+
+    monkeypatch.setattr(Blockwise, "_quantize", counting)
+    resumed = calibrated(network, tmp_path / "killed", few)
+    assert before[:-1] + trained == [u.name for u in UNITS]
+    assert saved(whole.state, tmp_path / "1") == saved(resumed.state, tmp_path / "2")
+    assert (whole.errors, whole.model_sqnr_db) == (resumed.errors, resumed.model_sqnr_db)
+
+
+# --- bad input ---------------------------------------------------------------------------------
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    first = {"model": {"sha256": "a"}, "method": {"rounding": {"iterations": 5}}}
+    Work(tmp_path / "w", first)
+    Work(tmp_path / "w", first)
+    other = {"model": {"sha256": "a"}, "method": {"rounding": {"iterations": 7}}}
+    with pytest.raises(
+        UsageError, match=r"differs in method\.rounding\.iterations \(5 there, 7 now\)"
+    ):
+        Work(tmp_path / "w", other)
+
+
+def test_a_folder_of_something_else_is_refused_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(UsageError, match="exists and holds no calibration"):
+        Work(tmp_path, {})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="exists and holds no calibration"):
+        Work(tmp_path / "file", {})
+    assert (tmp_path / "letter.txt").read_text() == "dear"
+
+
+def test_too_small_a_disk_is_said_before_anything_is_recorded(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(UsageError, match=r"has 0\.0 GiB free: expected .* GiB for the recorded"):
+        calibrated(network, tmp_path / "w")
+    assert not (tmp_path / "w" / "inputs").exists()
+    check_disk(tmp_path, 999, 1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(network: Network, tmp_path: Path, value: float) -> None:
+    network.head.weight[0, 0] = value
+    with pytest.raises(UsageError, match="layer head: its weight holds NaN or infinity"):
+        calibrated(network, tmp_path / "w")
+
+
+def test_activations_that_are_not_finite(network: Network, tmp_path: Path) -> None:
+    network.blocks[1].mix.bias[0] = float("inf")
+    with pytest.raises(UsageError, match="NaN or infinity"):
+        calibrated(network, tmp_path / "w")
+
+
+def test_an_all_zero_layer_is_kept(network: Network, tmp_path: Path) -> None:
+    network.blocks[2].mix.weight.zero_()
+    few = replace(METHOD, rounding=replace(METHOD.rounding, iterations=3))
+    found = calibrated(network, tmp_path / "w", few)
+    assert not found.state.layers["blocks.2.mix"].weight().any()

@@ -1,0 +1,181 @@
+"""The pass that quantizes q, k and v of attention, alone and in the pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy.typing as npt
+import onnx
+import pytest
+
+pytest.importorskip("onnx_graphsurgeon")
+
+from fp4dit_onnx import numerics, ops
+from fp4dit_onnx.errors import BundleError, Fp4DitError
+from fp4dit_onnx.formats import format_by_name
+from fp4dit_onnx.inspection import inspect_model
+from fp4dit_onnx.passes.pipeline import quantize_passes, run_passes
+from fp4dit_onnx.passes.quantize_attention import QuantizeAttention
+from fp4dit_onnx.probe import read_state
+from fp4dit_onnx.recipe import ATTENTION_PARTS
+from fp4dit_onnx.state import QuantizedState
+
+Array = npt.NDArray[Any]
+K = 20
+HEADS, DIM = 3, 4
+LAYERS = tuple(f"m.to_{part}" for part in ATTENTION_PARTS)
+FORMATS = [("e2m3", "FpQuantize"), ("e3m4", "FpQuantizeInt16"), ("e4m3", "FpQuantizeFloat")]
+INPUT = f"float[B, S, {K}] x"
+PARTS = ", ".join(f"float[B, S, {HEADS}, {DIM}] {part}_heads" for part in ATTENTION_PARTS)
+OUTPUT = f"float[B, S, {HEADS * DIM}] y"
+# torch.onnx's order of operators, without the scales of q and k
+PRODUCTS = """
+    q_rows = Transpose <perm = [0, 2, 1, 3]> (q_heads)
+    k_rows = Transpose <perm = [0, 2, 1, 3]> (k_heads)
+    v_rows = Transpose <perm = [0, 2, 1, 3]> (v_heads)
+    k_swapped = Transpose <perm = [0, 1, 3, 2]> (k_rows)
+    scores = MatMul (q_rows, k_swapped)
+    probabilities = Softmax <axis = -1> (scores)
+    mixed = MatMul (probabilities, v_rows)
+    tokens = Transpose <perm = [0, 2, 1, 3]> (mixed)
+    all_heads = Constant <value_ints = [0, 0, -1]> ()
+    y = Reshape (tokens, all_heads)
+"""
+
+
+def projections(bench: Any, bias: bool = True) -> str:
+    """Text of q, k and v of the attention ``m``, each [B, S, H, D]."""
+    parts = [
+        f"""{bench.linear(f"m.to_{part}", "x", part, bias)}
+            ["m/Reshape_{part}"] {part}_heads = Reshape ({part}, heads)"""
+        for part in ATTENTION_PARTS
+    ]
+    return f"heads = Constant <value_ints = [0, 0, {HEADS}, {DIM}]> () " + " ".join(parts)
+
+
+def attention(bench: Any, bias: bool = True) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """A graph of the attention ``m`` alone, and its parameters."""
+    parameters = bench.layer_parameters(*LAYERS, n=HEADS * DIM)
+    text = f"g ({INPUT}) => ({OUTPUT}) {{ {projections(bench, bias)} {PRODUCTS} }}"
+    return bench.parse(text, parameters), parameters
+
+
+def through(x: Array, name: str) -> Array:
+    """`x` after quantize and dequantize in format `name`."""
+    q, scale = numerics.quantize(x, format_by_name(name))
+    return numerics.dequantize(q, scale, x.shape[-1])
+
+
+def state_of(fmt: str, name: str = "m") -> QuantizedState:
+    return QuantizedState({}, attention={name: fmt})
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("fmt", "op"), FORMATS)
+def test_a_pair_on_each_of_q_k_and_v(bench: Any, fmt: str, op: str, bias: bool) -> None:
+    """The result is, bit for bit, the products of the dequantized heads."""
+    model, parameters = attention(bench, bias)
+    x = bench.normal(2, 5, K)
+    before = f"g ({INPUT}) => ({PARTS}) {{ {projections(bench, bias)} }}"
+    heads = bench.run(bench.parse(before, parameters), {"x": x})
+    after = bench.parse(f"g ({PARTS}) => ({OUTPUT}) {{ {PRODUCTS} }}")
+    expected = bench.run(after, {name: through(value, fmt) for name, value in heads.items()})
+    result, report = bench.rewrite(
+        model, QuantizeAttention(state_of(fmt)), {"x": x}, expected=expected
+    )
+    own = [node for node in result.graph.node if node.domain == ops.DOMAIN]
+    assert sorted((node.op_type, node.name) for node in own) == sorted(
+        (kind, f"m.{part}/{name}")
+        for part in ATTENTION_PARTS
+        for kind, name in ((op, "Quantize"), (ops.DEQUANTIZE, "Dequantize"))
+    )
+    outputs = {name for node in own for name in node.output}
+    assert outputs == {f"m.{p}.{t}" for p in ATTENTION_PARTS for t in ("q", "scale", "value")}
+    assert {f.name for f in result.functions} == {op, ops.DEQUANTIZE}
+    assert (report.rewritten, report.skipped) == (3, ())
+
+
+def test_without_attention_in_the_state_nothing_changes(bench: Any) -> None:
+    model, _ = attention(bench)
+    result, report = bench.rewrite(
+        model, QuantizeAttention(QuantizedState({})), {"x": bench.normal(2, 5, K)}
+    )
+    assert (report.rewritten, report.skipped) == (0, ())
+    assert len(result.graph.node) == len(model.graph.node)
+
+
+def test_a_second_run_says_why_it_does_nothing(bench: Any) -> None:
+    step = QuantizeAttention(state_of("e2m3"))
+    model, _ = run_passes(attention(bench)[0], [step])
+    _, (report,) = run_passes(model, [step])
+    reasons = {skip.name: skip.reason for skip in report.skipped}
+    assert reasons == dict.fromkeys(("m.q", "m.k", "m.v"), "already quantized")
+
+
+def test_an_attention_that_the_graph_has_not(bench: Any) -> None:
+    step = QuantizeAttention(state_of("e2m3", "other"))
+    with pytest.raises(
+        Fp4DitError, match=r"attention other .* is not in the graph: found no linear other\.to_q"
+    ):
+        run_passes(attention(bench)[0], [step])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("[0, 2, 1, 3]> (k_heads)", "[0, 2, 3, 1]> (k_heads)"),
+        ("MatMul (q_rows, k_swapped)", "MatMul (q_heads, k_swapped)"),
+        (
+            "k_heads = Reshape (k, heads)",
+            "k_twice = Add (k, x) k_heads = Reshape (k_twice, heads)",
+        ),
+    ],
+    ids=["another transpose", "read before the transpose", "a residual"],
+)
+def test_an_attention_of_another_shape_is_an_error(bench: Any, old: str, new: str) -> None:
+    """Left alone it would compute something else than the simulation."""
+    parameters = bench.layer_parameters(*LAYERS, n=K, k=K)
+    body = f"{projections(bench)} {PRODUCTS}".replace(f"{HEADS}, {DIM}]", "5, 4]")
+    assert body.count(old) == 1
+    loose = f"g ({INPUT}) => (float[B, S, Y] y) {{ {body.replace(old, new)} }}"
+    step = QuantizeAttention(state_of("e2m3"))
+    with pytest.raises(
+        Fp4DitError, match=r"attention's m\.[qk]: after m\.to_[qk]/MatMul found no"
+    ):
+        run_passes(bench.parse(loose, parameters), [step])
+
+
+@pytest.mark.parametrize("form", ["fused", "qdq"])
+def test_in_the_pipeline(bench: Any, form: str, tmp_path: Any) -> None:
+    """Fusing leaves the pairs, naming keeps their names, and reading finds the attention."""
+    model, parameters = attention(bench)
+    layers = bench.state_of(parameters, **dict.fromkeys(LAYERS, "e2m1/e2m3"))
+    state = replace(layers, attention={"m": "e2m3"})
+    passes = quantize_passes(state, frozenset(parameters), form)
+    result, reports = run_passes(model, passes)
+    assert {r.name: r.rewritten for r in reports}["quantize_attention"] == 3
+    names = {node.name for node in result.graph.node}
+    tensors = {name for node in result.graph.node for name in node.output}
+    for part in ATTENTION_PARTS:
+        assert {f"m.{part}/Quantize", f"m.{part}/Dequantize"} <= names
+        assert {f"m.{part}.q", f"m.{part}.scale", f"m.{part}.value"} <= tensors
+    assert sum(n.op_type == ops.LINEAR for n in result.graph.node) == (3 if form == "fused" else 0)
+    assert read_state(result).attention == {"m": "e2m3"}
+    _, again = run_passes(result, passes)
+    assert [report.rewritten for report in again] == [0] * len(reports)
+    onnx.save(result, tmp_path / "model.onnx")
+    assert inspect_model(tmp_path / "model.onnx")["attention"] == {"m": "e2m3"}
+
+
+def test_an_attention_quantized_in_part_is_refused(bench: Any) -> None:
+    model, _ = run_passes(attention(bench)[0], [QuantizeAttention(state_of("e2m3"))])
+    quantizer = next(node for node in model.graph.node if node.name == "m.k/Quantize")
+    next(a for a in quantizer.attribute if a.name == "format").s = b"int6"
+    with pytest.raises(
+        BundleError, match=r"attention m: found .*k in int6.*, expected q, k, v in"
+    ):
+        read_state(model)
+    quantizer.name = "k"
+    with pytest.raises(BundleError, match="attention m: found q in e2m3, v in e2m3, expected"):
+        read_state(model)

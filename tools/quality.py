@@ -1,0 +1,337 @@
+"""Measure what each method keeps of the float model's pictures, and write docs/quality.md.
+
+    python tools/quality.py                  # all rows: about 40 minutes on two cores
+    python tools/quality.py --rows "int-rtn; fp-rtn" --prompts 8 --seeds 1 --output small.md
+
+Weights are calibrated once a row, with float activations as in FP4DiT, then run with each column's
+activations in the PyTorch simulation, which `fp4dit-onnx verify` holds equal to the exported model.
+What is done is kept in the work folder: a killed run goes on where it stopped, and several may share
+the rows between them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import functools
+import hashlib
+import itertools
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fp4dit_onnx.calibration.run import calibrate
+from fp4dit_onnx.calibration.sampling import load_pipeline, pipeline_sampler, sample_latents
+from fp4dit_onnx.calibration.simulate import simulated
+from fp4dit_onnx.calibration.work import Work, model_digest
+from fp4dit_onnx.checkpoint import open_checkpoint
+from fp4dit_onnx.compare import sqnr_db
+from fp4dit_onnx.export import ExportRequest, Plan, plan
+from fp4dit_onnx.methods import Method, method_by_name
+from fp4dit_onnx.metrics import Score, psnr
+from fp4dit_onnx.progress import RichReporter
+from fp4dit_onnx.prompts import demo_prompts
+from fp4dit_onnx.state import QuantizedState, load_state, save_state
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+COLUMNS = ("w4a8", "w4a6", "w4a4")
+FIRST_SEED = 2000
+"""Apart from the seeds of calibration, which start at 0."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to calibrate.
+
+    Attributes:
+        name: in the table.
+        method: of `fp4dit_onnx.methods`.
+        preset: its effort.
+        weight_format: as the option of export.
+        changes: settings in place of the preset's.
+    """
+
+    name: str
+    method: str
+    preset: str = "balanced"
+    weight_format: str | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+ROWS = (
+    Row("int-rtn", "int-rtn"),
+    Row("fp-rtn", "fp-rtn"),
+    Row("fp-rtn, e1m2", "fp-rtn", weight_format="e1m2"),
+    Row("fp4dit fast", "fp4dit", "fast"),
+    Row("int-adaround balanced", "int-adaround"),
+    Row("fp4dit balanced", "fp4dit"),
+    Row("fp4dit balanced, auto", "fp4dit", weight_format="auto"),
+    Row("fp4dit fast, no guard", "fp4dit", "fast", changes={"largest_move": 1e9}),
+    Row("fp-adaround, 8 x fast", "fp-adaround", "fast", changes={"iterations": 480}),
+    Row("fp4dit best, auto", "fp4dit", "best", "auto"),
+)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one variant draws: latents float32 [P, C, H, W] and pictures uint8 [H, W, 3]."""
+
+    latents: npt.NDArray[np.float32]
+    pictures: Sequence[npt.NDArray[np.uint8]]
+
+
+class Bench:
+    """The demo pipeline and its float pictures.
+
+    Args:
+        work: folder for calibrations and measurements.
+        prompts: of the evaluation set, none of which calibration sees.
+        seeds: pictures a prompt.
+    """
+
+    def __init__(self, work: Path, prompts: int, seeds: int) -> None:
+        work.mkdir(parents=True, exist_ok=True)
+        self.work, self.reporter = work, RichReporter()
+        self.prompts = [p for p in demo_prompts("evaluation")[:prompts] for _ in range(seeds)]
+        self.seeds = [FIRST_SEED + i for i in range(len(self.prompts))]
+        self.pipeline = load_pipeline(open_checkpoint(None))
+        self.digest = model_digest(self.pipeline.transformer)
+        self.family = self._plan(ROWS[0], COLUMNS[0]).family
+        self.sampling = self._plan(ROWS[0], COLUMNS[0]).sampling
+
+    @functools.cached_property
+    def reference(self) -> Drawn:
+        """What the float model draws."""
+        return self._draw("float")
+
+    def _draw(self, name: str) -> Drawn:
+        with self.reporter.stage(f"drawing: {name}", 1) as advance:
+            latents = sample_latents(
+                self.pipeline, self.family, self.prompts, self.seeds, self.sampling
+            )
+            advance(1)
+        vae, pictures = self.pipeline.vae, []
+        with torch.no_grad():
+            for row in torch.split(latents, 1):  # [1, C, H, W]
+                decoded = vae.decode(row / vae.config.scaling_factor, return_dict=False)[0]
+                drawn = self.pipeline.image_processor.postprocess(decoded, output_type="pil")
+                pictures += [np.asarray(picture) for picture in drawn]
+        return Drawn(latents.numpy(), pictures)
+
+    def _plan(self, row: Row, bits: str) -> Plan:
+        request = ExportRequest(
+            output=self.work / "none",
+            bits=bits,
+            method=row.method,
+            preset=row.preset,
+            weight_format=row.weight_format,
+        )
+        return plan(request)
+
+    def _method(self, row: Row) -> Method:
+        return method_by_name(row.method, row.preset, **row.changes)
+
+    def calibrated(self, row: Row) -> tuple[QuantizedState, float]:
+        """The weights of a row, and the seconds that calibrating them took."""
+        slug = row.name.replace(", ", "-").replace(" ", "-")
+        done, method = self.work / f"{slug}.safetensors", self._method(row)
+        fingerprint = {"row": asdict(row), "method": asdict(method), "model": self.digest}
+        if done.exists():
+            state = load_state(done)
+            if state.provenance["fingerprint"] == json.loads(json.dumps(fingerprint)):
+                return state, float(state.provenance["seconds"])
+        planned, start = self._plan(row, COLUMNS[0]), time.monotonic()
+        prompts = tuple(
+            itertools.islice(itertools.cycle(demo_prompts("calibration")), method.rounding.prompts)
+        )
+        seeds = range(len(prompts))
+        work = Work(self.work / f"{slug}.calibration", fingerprint)
+        found = calibrate(
+            self.pipeline.transformer,
+            planned.specs,
+            method,
+            pipeline_sampler(self.pipeline, self.family, prompts, seeds, self.sampling),
+            seed=0,
+            provenance={},
+            reporter=self.reporter,
+            candidates=planned.recipe.candidates(tuple(planned.specs)),
+            work=work,
+        )
+        seconds = time.monotonic() - start
+        state = QuantizedState(
+            found.state.layers, {"fingerprint": fingerprint, "seconds": seconds}
+        )
+        save_state(state, done)
+        work.remove()
+        return state, seconds
+
+    def measured(self, row: Row, bits: str, state: QuantizedState) -> dict[str, Any]:
+        """Scores of a row's weights with the activations of `bits`; measured once."""
+        subject = [state.provenance["fingerprint"], bits, self.prompts, self.seeds]
+        digest = hashlib.sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()[:16]
+        kept = self.work / f"scores-{digest}.json"
+        if kept.exists():
+            found: dict[str, Any] = json.loads(kept.read_text())
+            return found
+        found = self._measure(row, bits, state)
+        kept.write_text(json.dumps(found))
+        return found
+
+    def _measure(self, row: Row, bits: str, state: QuantizedState) -> dict[str, Any]:
+        planned = self._plan(row, bits)
+        layers = {
+            name: replace(layer, spec=replace(spec, weight=layer.spec.weight))
+            for (name, layer), spec in zip(
+                state.layers.items(), map(planned.specs.get, state.layers), strict=True
+            )
+            if spec is not None
+        }
+        whole = QuantizedState(layers, {}, planned.attention)
+        with simulated(self.pipeline.transformer, whole):
+            drawn = self._draw(f"{row.name} {bits}")
+        both = zip(drawn.pictures, self.reference.pictures, strict=True)
+        signals = zip(self.reference.latents, drawn.latents, strict=True)
+        return {
+            "psnr": asdict(Score.of([psnr(a, b) for a, b in both])),
+            "latent_sqnr_db": asdict(Score.of([sqnr_db(s, a) for s, a in signals])),
+        }
+
+
+def _results(bench: Bench, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Every row's figures; what an earlier run measured of the same weights is read."""
+    found = []
+    for row in rows:
+        state, seconds = bench.calibrated(row)
+        entry: dict[str, Any] = {"row": asdict(row), "seconds": seconds, "columns": {}}
+        counts = collections.Counter(layer.spec.weight for layer in state.layers.values())
+        entry["formats"] = dict(sorted(counts.items()))
+        for bits in COLUMNS:
+            entry["columns"][bits] = bench.measured(row, bits, state)
+            score = entry["columns"][bits]["psnr"]
+            bench.reporter.note(f"{row.name} {bits}: PSNR {score['mean']:.2f} dB")
+        found.append(entry)
+    return found
+
+
+def _cell(score: Mapping[str, Any]) -> str:
+    return f"{score['mean']:.2f} ± {score['standard_error'] or 0:.2f}"
+
+
+def _table(results: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
+    titles = " | ".join(bits.upper() for bits in COLUMNS)
+    lines = [f"| method | {titles} |", "| --- |" + " --- |" * len(COLUMNS)]
+    for entry in results:
+        cells = " | ".join(_cell(entry["columns"][bits][metric]) for bits in COLUMNS)
+        lines.append(f"| {entry['row']['name']} | {cells} |")
+    return lines
+
+
+def _gain(results: Sequence[Mapping[str, Any]], name: str, base: str, bits: str) -> str:
+    """Mean difference in PSNR, picture by picture, with its standard error."""
+    values = {e["row"]["name"]: np.asarray(e["columns"][bits]["psnr"]["values"]) for e in results}
+    if name not in values or base not in values:
+        return "-"
+    difference = Score.of((values[name] - values[base]).tolist())
+    return f"{difference.mean:+.2f} ± {difference.standard_error or 0:.2f}"
+
+
+COMPARISONS = (
+    ("FP over INT, nearest", "fp-rtn", "int-rtn"),
+    ("FP (e1m2 weights) over INT, nearest", "fp-rtn, e1m2", "int-rtn"),
+    ("FP over INT, trained alike", "fp4dit balanced", "int-adaround balanced"),
+    ("FP, formats by evidence, over INT", "fp4dit balanced, auto", "int-adaround balanced"),
+    ("trained over nearest, paper's formats", "fp4dit balanced", "fp-rtn"),
+    ("trained over nearest, INT", "int-adaround balanced", "int-rtn"),
+    ("scale-aware over plain at 8 x its steps", "fp4dit fast", "fp-adaround, 8 x fast"),
+    ("the guard on small steps", "fp4dit fast", "fp4dit fast, no guard"),
+    ("formats by evidence over the paper's", "fp4dit balanced, auto", "fp4dit balanced"),
+    ("balanced over int-rtn", "fp4dit balanced, auto", "int-rtn"),
+    ("best over int-rtn", "fp4dit best, auto", "int-rtn"),
+)
+
+
+def _document(bench: Bench, results: Sequence[Mapping[str, Any]]) -> str:
+    """The page: tables and comparisons; what they mean is written by hand in docs/quality-notes.md."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    count, sampling = len(bench.prompts), bench.sampling
+    effort = [
+        f"| {e['row']['name']} | {e['seconds'] / 60:.1f} | "
+        + ", ".join(f"{n} {c}" for n, c in e["formats"].items())
+        + " |"
+        for e in results
+    ]
+    gains = [
+        f"| {what} | " + " | ".join(_gain(results, a, b, bits) for bits in COLUMNS) + " |"
+        for what, a, b in COMPARISONS
+    ]
+    titles = " | ".join(bits.upper() for bits in COLUMNS)
+    written = (
+        f"Written by `python tools/quality.py` at commit {commit}, torch {torch.__version__}, "
+        f"{os.cpu_count()} cores ({platform.machine()}). The demo pipeline, {count} pictures "
+        f"({len(set(bench.prompts))} prompts, none used in calibration), {sampling.steps} steps, "
+        f"guidance {sampling.guidance:g}, every linear of the transformer and q, k, v quantized; "
+        "mean and standard error over pictures, against the float model from the same noise."
+    )
+    lines = [
+        "# Quality",
+        "",
+        written,
+        "",
+        "## Image PSNR, dB",
+        "",
+        *_table(results, "psnr"),
+        "",
+        "## SQNR of the final latents, dB",
+        "",
+        *_table(results, "latent_sqnr_db"),
+        "",
+        "## Gains in PSNR, picture by picture, dB",
+        "",
+        f"| comparison | {titles} |",
+        "| --- |" + " --- |" * len(COLUMNS),
+        *gains,
+        "",
+        "## Effort",
+        "",
+        "| method | minutes to calibrate | weight formats chosen, layers |",
+        "| --- | --- | --- |",
+        *effort,
+        "",
+    ]
+    notes = DOCS / "quality-notes.md"
+    return "\n".join(lines) + ("\n" + notes.read_text() if notes.exists() else "")
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rows", help="names of rows, separated by ';'; by default all")
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=Path("quality-work"))
+    parser.add_argument("--output", type=Path, default=DOCS / "quality.md")
+    options = parser.parse_args()
+    names = [name.strip() for name in (options.rows or "").split(";") if name.strip()]
+    unknown = set(names) - {row.name for row in ROWS}
+    if unknown:
+        parser.error(f"unknown rows {sorted(unknown)}: expected {[row.name for row in ROWS]}")
+    bench = Bench(options.work, options.prompts, options.seeds)
+    results = _results(bench, [row for row in ROWS if not names or row.name in names])
+    options.output.write_text(_document(bench, results), encoding="utf-8")
+    print(f"{options.output} written")
+
+
+if __name__ == "__main__":
+    main()
