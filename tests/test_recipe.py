@@ -9,14 +9,6 @@ import pytest
 
 from fp4dit_onnx.errors import CheckpointError, UsageError
 from fp4dit_onnx.formats import FORMATS
-from fp4dit_onnx.methods import (
-    METHODS,
-    PRESETS,
-    AdaRound,
-    Method,
-    RoundToNearest,
-    method_by_name,
-)
 from fp4dit_onnx.models import FAMILIES, Family, InputSpec, family_of
 from fp4dit_onnx.models.pixart import FIRST_FFN_LINEAR, PIXART_ALPHA, PIXART_SIGMA, has_conditions
 from fp4dit_onnx.recipe import DEFAULT_GROUP_SIZE, LayerSpec, Recipe, Rule, make_recipe, parse_bits
@@ -322,32 +314,6 @@ def test_auto_leaves_named_layers_alone() -> None:
 def test_auto_is_for_4_bits_of_floating_point(changes: dict[str, str]) -> None:
     with pytest.raises(UsageError, match="auto chooses among 4-bit floating-point formats"):
         recipe(**{"weight_format": "auto", **changes})
-
-
-def test_methods() -> None:
-    trained = {name: method_by_name(name).rounding for name in METHODS}
-    assert [n for n, r in trained.items() if isinstance(r, RoundToNearest)] == [
-        "fp-rtn",
-        "int-rtn",
-    ]
-    assert method_by_name("fp4dit") == Method("fp", PRESETS["balanced"], "absmax")
-    fast = method_by_name("int-adaround", "fast", "mse", iterations=7).rounding
-    assert isinstance(fast, AdaRound)
-    assert (fast.iterations, fast.scale_aware) == (7, False)
-    assert fast.samples == PRESETS["fast"].samples
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("gptq",), "unknown method 'gptq': expected one of .*int-rtn"),
-        (("fp4dit", "quick"), "unknown preset 'quick': expected one of fast, balanced, best"),
-        (("fp4dit", "fast", "max"), "unknown range 'max': expected one of absmax, mse"),
-    ],
-)
-def test_unknown_methods(arguments: tuple[str, ...], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        method_by_name(*arguments)
 
 
 # --- families ----------------------------------------------------------------------------------

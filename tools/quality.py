@@ -45,6 +45,7 @@ from fp4dit_onnx.state import QuantizedState, load_state, save_state
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 COLUMNS = ("w4a8", "w4a6", "w4a4")
+READING = "\n## Reading\n"
 FIRST_SEED = 2000
 """Apart from the seeds of calibration, which start at 0."""
 
@@ -261,7 +262,7 @@ COMPARISONS = (
 
 
 def _document(bench: Bench, results: Sequence[Mapping[str, Any]]) -> str:
-    """The page: tables and comparisons; what they mean is written by hand in docs/quality-notes.md."""
+    """The page up to `READING`: tables and comparisons."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
@@ -310,8 +311,14 @@ def _document(bench: Bench, results: Sequence[Mapping[str, Any]]) -> str:
         *effort,
         "",
     ]
-    notes = DOCS / "quality-notes.md"
-    return "\n".join(lines) + ("\n" + notes.read_text() if notes.exists() else "")
+    return "\n".join(lines)
+
+
+def _write(path: Path, document: str) -> None:
+    """Replace the page, but for what a person wrote below `READING`."""
+    old = path.read_text(encoding="utf-8") if path.exists() else ""
+    _, heading, reading = old.partition(READING)
+    path.write_text(document + heading + reading, encoding="utf-8")
 
 
 def main() -> None:
@@ -329,7 +336,7 @@ def main() -> None:
         parser.error(f"unknown rows {sorted(unknown)}: expected {[row.name for row in ROWS]}")
     bench = Bench(options.work, options.prompts, options.seeds)
     results = _results(bench, [row for row in ROWS if not names or row.name in names])
-    options.output.write_text(_document(bench, results), encoding="utf-8")
+    _write(options.output, _document(bench, results))
     print(f"{options.output} written")
 
 
