@@ -78,7 +78,14 @@ ROWS = (
     Row("fp4dit balanced", "fp4dit"),
     Row("fp4dit balanced, auto", "fp4dit", weight_format="auto"),
     Row("fp4dit fast, no guard", "fp4dit", "fast", changes={"largest_move": 1e9}),
+    Row("fp-adaround fast", "fp-adaround", "fast"),
     Row("fp-adaround, 8 x fast", "fp-adaround", "fast", changes={"iterations": 480}),
+    Row(
+        "fp-adaround, 8 x fast, rate 1e-3",
+        "fp-adaround",
+        "fast",
+        changes={"iterations": 480, "learning_rate": 1e-3},
+    ),
     Row("fp4dit best, auto", "fp4dit", "best", "auto"),
 )
 
@@ -254,6 +261,12 @@ COMPARISONS = (
     ("trained over nearest, paper's formats", "fp4dit balanced", "fp-rtn"),
     ("trained over nearest, INT", "int-adaround balanced", "int-rtn"),
     ("scale-aware over plain at 8 x its steps", "fp4dit fast", "fp-adaround, 8 x fast"),
+    (
+        "scale-aware over plain at 8 x its steps, plain's published rate",
+        "fp4dit fast",
+        "fp-adaround, 8 x fast, rate 1e-3",
+    ),
+    ("scale-aware over plain, same steps", "fp4dit fast", "fp-adaround fast"),
     ("the guard on small steps", "fp4dit fast", "fp4dit fast, no guard"),
     ("formats by evidence over the paper's", "fp4dit balanced, auto", "fp4dit balanced"),
     ("balanced over int-rtn", "fp4dit balanced, auto", "int-rtn"),
@@ -263,9 +276,8 @@ COMPARISONS = (
 
 def _document(bench: Bench, results: Sequence[Mapping[str, Any]]) -> str:
     """The page up to `READING`: tables and comparisons."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
+    command = ["git", "-C", str(DOCS), "describe", "--always", "--dirty"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     count, sampling = len(bench.prompts), bench.sampling
     effort = [
         f"| {e['row']['name']} | {e['seconds'] / 60:.1f} | "
