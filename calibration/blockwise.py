@@ -109,6 +109,8 @@ class Blockwise:
         found, error = self._quantize(number, unit, specs, objective)
         if unit.block:
             self._advance_stream(unit, inputs, found)
+        else:
+            self.work.clear(f"float.{unit.name}.npy")
         self.work.clear("arguments")
         return found, error
 

@@ -16,11 +16,10 @@ import torch
 
 from fp4dit_onnx.calibration.samples import Samples, Stored
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.plan import WORK_MANIFEST
 from fp4dit_onnx.state import QuantizedLayer, QuantizedState, load_state, save_state
 
 __all__ = ["Work", "model_digest"]
-
-_MANIFEST = "calibration.json"
 
 
 def model_digest(network: torch.nn.Module) -> str:
@@ -55,7 +54,7 @@ class Work:
 
     def __init__(self, folder: Path, fingerprint: Mapping[str, Any]) -> None:
         self.folder = folder
-        manifest = folder / _MANIFEST
+        manifest = folder / WORK_MANIFEST
         wanted = json.loads(json.dumps(fingerprint))
         if not manifest.exists():
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -22,7 +22,7 @@ from fp4dit_onnx.errors import MissingExtraError, UsageError
 from fp4dit_onnx.layers import totals
 from fp4dit_onnx.methods import AdaRound
 from fp4dit_onnx.model_file import save_model
-from fp4dit_onnx.plan import ExportRequest, Plan, plan, work_folder
+from fp4dit_onnx.plan import WORK_MANIFEST, ExportRequest, Plan, plan, work_folder
 from fp4dit_onnx.progress import Reporter, SilentReporter
 from fp4dit_onnx.state import QuantizedState, save_state
 
@@ -66,13 +66,25 @@ def export(request: ExportRequest, reporter: Reporter | None = None) -> ExportRe
     planned = plan(request)
     _check_size(planned)
     if request.restart:
-        shutil.rmtree(work_folder(request), ignore_errors=True)
+        _forget(work_folder(request))
     with new_bundle(
         request.output, overwrite=request.overwrite, source=planned.checkpoint.folder
     ) as folder:
         manifest = _write_bundle(request, planned, folder, report)
-    shutil.rmtree(work_folder(request), ignore_errors=True)
+    if _keeps_work(planned):
+        _forget(work_folder(request))
     return ExportResult(request.output, manifest, time.monotonic() - start)
+
+
+def _keeps_work(planned: Plan) -> bool:
+    """Whether calibration needs a work folder: it trains, or chooses formats."""
+    return bool(planned.recipe.search) or isinstance(planned.method.rounding, AdaRound)
+
+
+def _forget(work: Path) -> None:
+    """Delete a work folder; anything else is left alone, whatever the user called it."""
+    if (work / WORK_MANIFEST).is_file():
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _check_size(planned: Plan) -> None:
@@ -138,7 +150,7 @@ def _calibrate(
     seeds = [request.seed + i for i in range(len(planned.prompts))]
     candidates = planned.recipe.candidates(tuple(planned.specs))
     work = None
-    if candidates or isinstance(planned.method.rounding, AdaRound):
+    if _keeps_work(planned):
         fingerprint = _fingerprint(request, planned, pipeline.transformer)
         work = Work(work_folder(request), fingerprint)
     try:

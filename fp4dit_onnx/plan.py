@@ -19,9 +19,11 @@ from fp4dit_onnx.prompts import demo_prompts, general_prompts, read_prompts
 from fp4dit_onnx.recipe import DEFAULT_GROUP_SIZE, FORMS, LayerSpec, Recipe, make_recipe
 from fp4dit_onnx.runtime.pipeline import Sampling
 
-__all__ = ["ExportRequest", "Plan", "plan", "work_folder"]
+__all__ = ["WORK_MANIFEST", "ExportRequest", "Plan", "plan", "work_folder"]
 
 SMALLEST_RAM = 2**26
+WORK_MANIFEST = "calibration.json"
+"""Tells a work folder from any other."""
 
 
 @dataclass(frozen=True)

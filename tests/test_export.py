@@ -96,6 +96,22 @@ def test_a_damaged_model_leaves_nothing_behind(demo_copy: Path, tmp_path: Path) 
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("method", ["fp-rtn", "fp4dit"])
+def test_a_folder_that_is_no_work_folder_is_never_deleted(tmp_path: Path, method: str) -> None:
+    letter = tmp_path / "home" / "letter.txt"
+    letter.parent.mkdir()
+    letter.write_text("dear")
+    request = ExportRequest(
+        output=tmp_path / "out", work=letter.parent, restart=True, **{**FAST, "method": method}
+    )
+    if method == "fp4dit":  # would need the folder
+        with pytest.raises(UsageError, match="exists and holds no calibration"):
+            export(request)
+    else:
+        export(request)
+    assert letter.read_text() == "dear"
+
+
 def test_no_float_copy_of_a_quantized_weight(
     exported: ExportResult, float_model: onnx.ModelProto
 ) -> None:
