@@ -192,7 +192,7 @@ def test_shares_are_a_mixture() -> None:
 
 def test_importance_is_what_an_error_costs() -> None:
     """Where x' = x - a_t f(x) with f blind to x, an error at t changes the result by a_t times it."""
-    gains = [0.5, 0.1, 0.02, 1.0]
+    gains, sizes = [0.5, 0.1, 0.02, 1.0], [1.0, 4.0, 2.0, 0.5]
     linear = torch.nn.Linear(8, 8, bias=False).requires_grad_(requires_grad=False)
 
     class Blind(torch.nn.Module):
@@ -200,15 +200,15 @@ def test_importance_is_what_an_error_costs() -> None:
             super().__init__()
             self.linear = linear
 
-        def forward(self, x: Any) -> tuple[Any]:
-            return (self.linear(torch.ones_like(x)),)
+        def forward(self, x: Any, size: float) -> tuple[Any]:
+            return (self.linear(torch.full_like(x, size)),)  # its error is in proportion to size
 
     network = Blind()
 
     def sample() -> Any:
         x = torch.zeros(3, 8)
-        for gain in gains:
-            x = x - gain * network(x)[0]
+        for gain, size in zip(gains, sizes, strict=True):
+            x = x - gain * network(x, size)[0]
         return x
 
     layer = quantize_layer("linear", linear.weight, LayerSpec("e2m1", None, 8))
