@@ -1,6 +1,7 @@
 #include "cpu_features.h"
 
 #include <cstdint>
+#include <initializer_list>
 
 #if defined(__x86_64__) || defined(_M_X64)
 #define FP4DIT_X86_64
@@ -8,6 +9,12 @@
 #include <intrin.h>
 #else
 #include <cpuid.h>
+#endif
+#elif defined(__aarch64__)
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 #endif
 
@@ -60,9 +67,61 @@ bool CpuHasAvx2() {
   return (SavedStates() & kXmmAndYmm) == kXmmAndYmm && Bit(Cpuid(7, 0).ebx, 5);
 }
 
+bool CpuHasAvxVnni() { return CpuHasAvx2() && Bit(Cpuid(7, 1).eax, 4); }
+
+bool CpuHasAvx512Vnni() {
+  if (!CpuHasAvx2()) return false;
+  constexpr uint64_t kZmm = 0xe6;  // xmm, ymm, mask registers, both parts of zmm
+  if ((SavedStates() & kZmm) != kZmm) return false;
+  const Registers extended = Cpuid(7, 0);
+  for (const int bit : {16, 17, 30, 31}) {  // F, DQ, BW, VL
+    if (!Bit(extended.ebx, bit)) return false;
+  }
+  return Bit(extended.ecx, 11);
+}
+
 #else
 
 bool CpuHasAvx2() { return false; }
+bool CpuHasAvxVnni() { return false; }
+bool CpuHasAvx512Vnni() { return false; }
+
+#endif
+
+#if defined(__aarch64__)
+namespace {
+
+// `bit` is of AT_HWCAP, or from 64 on of AT_HWCAP2: the kernel's numbers, which old headers lack.
+bool LinuxSays(int bit) {
+#if defined(__linux__)
+  constexpr unsigned long kHwcap = 16, kHwcap2 = 26;
+  return ((getauxval(bit < 64 ? kHwcap : kHwcap2) >> (bit % 64)) & 1u) != 0;
+#else
+  return bit < 0;
+#endif
+}
+
+bool MacSays(const char* name) {
+#if defined(__APPLE__)
+  int value = 0;
+  size_t size = sizeof(value);
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+#else
+  return name == nullptr;
+#endif
+}
+
+}  // namespace
+
+bool CpuHasNeon() { return true; }
+bool CpuHasNeonDotprod() { return LinuxSays(20) || MacSays("hw.optional.arm.FEAT_DotProd"); }
+bool CpuHasNeonI8mm() { return LinuxSays(64 + 13) || MacSays("hw.optional.arm.FEAT_I8MM"); }
+
+#else
+
+bool CpuHasNeon() { return false; }
+bool CpuHasNeonDotprod() { return false; }
+bool CpuHasNeonI8mm() { return false; }
 
 #endif
 

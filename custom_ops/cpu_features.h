@@ -8,6 +8,17 @@ namespace fp4dit {
 bool CpuHasBaseline();
 // AVX2 and FMA, and an operating system that saves the ymm registers.
 bool CpuHasAvx2();
+// The above and AVX-VNNI: dot products in 256 bits, without AVX-512.
+bool CpuHasAvxVnni();
+// The above without AVX-VNNI, and AVX-512 F, BW, DQ, VL and VNNI, with zmm registers saved.
+bool CpuHasAvx512Vnni();
+
+// aarch64, whose baseline has NEON.
+bool CpuHasNeon();
+// And the dot products of Armv8.2 (sdot).
+bool CpuHasNeonDotprod();
+// The above without dot products, and the matrix products of Armv8.6 (smmla).
+bool CpuHasNeonI8mm();
 
 }  // namespace fp4dit
 

@@ -10,6 +10,8 @@ constexpr std::align_val_t kAlignment{64};
 // Panel width times k_unit: the largest block that a layout may have.
 constexpr size_t kMaxBlock = 1024;
 
+size_t RoundUp(size_t size, size_t step) { return (size + step - 1) / step * step; }
+
 // a * b, or 0 if that overflows.
 size_t Product(size_t a, size_t b) { return b != 0 && a > SIZE_MAX / b ? 0 : a * b; }
 
@@ -105,7 +107,8 @@ void PackedWeights::PackPanel(const WeightSource& source, size_t panel) {
     }
     const size_t begin = g * group_size_;
     const size_t end = k_ - begin < group_size_ ? k_ : begin + group_size_;
-    for (size_t k = begin; k < end; k += unit, block += block_bytes_) {
+    const size_t padded = begin + RoundUp(end - begin, layout_.k_step);
+    for (size_t k = begin; k < padded; k += unit, block += block_bytes_) {
       uint8_t codes[kMaxBlock] = {};
       for (size_t n = 0; n < channels; ++n) {
         for (size_t i = 0; i < unit && k + i < end; ++i) {
@@ -137,8 +140,8 @@ PackResult PackedWeights::Pack(const WeightSource& source, const PanelLayout& la
                                       : 2 * width * unit;
   panel_count_ = n_ / width + (n_ % width != 0 ? 1 : 0);
   const size_t last = k_ - (groups_ - 1) * group_size_;
-  const size_t blocks = Product(groups_ - 1, (group_size_ + unit - 1) / unit);
-  panel_bytes_ = Product(blocks + (last + unit - 1) / unit, block_bytes_);
+  const size_t blocks = Product(groups_ - 1, RoundUp(group_size_, layout.k_step) / unit);
+  panel_bytes_ = Product(blocks + RoundUp(last, layout.k_step) / unit, block_bytes_);
   const size_t scale_bytes = Product(Product(panel_count_, groups_), width * sizeof(float));
   const size_t bytes = Product(panel_count_, panel_bytes_);
   if (n_ == 0) return PackResult::kDone;

@@ -97,8 +97,9 @@ FP4DIT_EXPORT OrtStatus* FP4DIT_ORT_CALL RegisterCustomOps(OrtSessionOptions* op
     const ort::Api* oldest = base->GetApi(1);
     return oldest == nullptr ? nullptr : oldest->CreateStatus()(ort::kNotImplemented, text);
   }
-  if (Selected().error[0] != '\0') {
-    return api->CreateStatus()(ort::kInvalidArgument, Selected().error);
+  const Selection selection = Selected();
+  if (selection.error[0] != '\0') {
+    return api->CreateStatus()(ort::kInvalidArgument, selection.error);
   }
   Registration* registration = nullptr;
   FP4DIT_RETURN_IF_ERROR(GetRegistration(api, &registration));
@@ -110,13 +111,23 @@ FP4DIT_EXPORT const char* fp4dit_version() { return FP4DIT_VERSION; }
 
 // The name of the instruction set in use; "" if FP4DIT_ISA names one that cannot be used.
 FP4DIT_EXPORT const char* fp4dit_isa() {
-  const fp4dit::Selection& selection = fp4dit::Selected();
+  const fp4dit::Selection selection = fp4dit::Selected();
   size_t count = 0;
   return selection.error[0] != '\0' ? "" : fp4dit::AllIsas(&count)[selection.isa].name;
 }
 
 // The names of the instruction sets that can be used here, best first, comma separated.
 FP4DIT_EXPORT const char* fp4dit_isas() { return fp4dit::SupportedIsas(); }
+
+// Nodes created from now on use the instruction set called `name` (null: what the environment says).
+// 0, and no change, if it cannot be used here.
+FP4DIT_EXPORT int fp4dit_select_isa(const char* name) { return fp4dit::SelectIsa(name) ? 1 : 0; }
+
+// Repeats the dot-product instruction for products of `kind` (0 int8, 1 int16, 2 float) of the
+// instruction set called `isa`, on registers. Returns the number of products; 0: there is none.
+FP4DIT_EXPORT double fp4dit_peak(const char* isa, int kind, size_t rounds) {
+  return fp4dit::Peak(isa, kind, rounds);
+}
 
 // Kernel calls as JSON: {"FpLinear/int8/avx2": 3}. Returns the length of the whole text; writes at
 // most `size` bytes, the closing zero included.

@@ -12,11 +12,24 @@ import importlib.metadata
 import json
 import os
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fp4dit_onnx.errors import Fp4DitError
 
-__all__ = ["Library", "LibraryError", "library_path"]
+__all__ = [
+    "DOT_KINDS",
+    "Library",
+    "LibraryError",
+    "dot_product_limit",
+    "library_path",
+    "select_isa",
+    "supported_isas",
+]
+
+DOT_KINDS = ("int8", "int16", "float")
+"""What kernels multiply, in the library's order."""
 
 ENVIRONMENT = "FP4DIT_LIBRARY"
 
@@ -89,6 +102,9 @@ class Library:
             self._library.fp4dit_counters_json.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
             self._library.fp4dit_counters_json.restype = ctypes.c_size_t
             self._library.fp4dit_counters_reset.restype = None
+            self._library.fp4dit_select_isa.argtypes = [ctypes.c_char_p]
+            self._library.fp4dit_peak.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_size_t]
+            self._library.fp4dit_peak.restype = ctypes.c_double
         except (OSError, AttributeError) as error:
             raise LibraryError(
                 f"{self.path} is no custom-op library that can be used here ({error}): "
@@ -114,6 +130,32 @@ class Library:
         """The instruction sets that can be used here, best first."""
         return tuple(self._text("fp4dit_isas").split(","))
 
+    def select_isa(self, name: str | None) -> None:
+        """Make sessions created from now on use the instruction set `name`.
+
+        Args:
+            name: one of `isas`; None goes back to what ``FP4DIT_ISA`` says, or the best.
+
+        Raises:
+            LibraryError: it cannot be used here.
+        """
+        if not self._library.fp4dit_select_isa(None if name is None else name.encode()):
+            known = ", ".join(self.isas)
+            raise LibraryError(f"instruction set {name!r}: expected one of {known}")
+
+    def peak(self, isa: str, kind: str, rounds: int) -> float:
+        """Repeat the dot-product instruction of `isa` on registers, in this thread.
+
+        Args:
+            isa: one of `isas`.
+            kind: what is multiplied, one of `DOT_KINDS`.
+            rounds: repetitions of the loop, some ten instructions each.
+
+        Returns:
+            The number of products computed; 0 where the instruction set has no such instruction.
+        """
+        return float(self._library.fp4dit_peak(isa.encode(), DOT_KINDS.index(kind), rounds))
+
     def counters(self) -> dict[str, int]:
         """Kernel calls of this process by operator, kind and instruction set.
 
@@ -131,3 +173,38 @@ class Library:
     def reset_counters(self) -> None:
         """Set all counts of this process to zero."""
         self._library.fp4dit_counters_reset()
+
+
+def supported_isas() -> tuple[str, ...]:
+    """The instruction sets that the library can use here, best first."""
+    return Library().isas
+
+
+def select_isa(name: str | None) -> None:
+    """See `Library.select_isa`."""
+    Library().select_isa(name)
+
+
+def dot_product_limit(isa: str, kind: str, threads: int) -> float | None:
+    """The most that `isa` can compute here: its dot-product instruction on registers.
+
+    Args:
+        isa: one of `supported_isas`.
+        kind: one of `DOT_KINDS`.
+        threads: as many run the loop at a time.
+
+    Returns:
+        10^9 operations a second (a product and its addition are two), the best of five runs; None
+        where the instruction set has no such instruction.
+    """
+    library = Library()
+    rounds = 2_000_000
+    if library.peak(isa, kind, rounds) == 0:
+        return None
+    best = 0.0
+    with ThreadPoolExecutor(threads) as pool:  # ctypes releases the lock
+        for _ in range(5):
+            start = time.perf_counter()
+            products = sum(pool.map(lambda _: library.peak(isa, kind, rounds), range(threads)))
+            best = max(best, 2e-9 * products / (time.perf_counter() - start))
+    return best

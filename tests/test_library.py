@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fp4dit_onnx.library import Library, LibraryError, library_path
+from fp4dit_onnx.library import Library, LibraryError, dot_product_limit, library_path
 
-# The program that checks one instruction set, which a process chooses once.
+# The program that checks the instruction set of the environment.
 PROGRAM = Path(__file__).with_name("test_custom_ops.py")
 KINDS = ("int8", "int16", "float")
 
@@ -25,9 +25,13 @@ def test_bits_of_every_format(isa: str, capsys: pytest.CaptureFixture[str]) -> N
     )
     assert result.returncode == 0, result.stdout + result.stderr
     counters = json.loads(result.stdout.splitlines()[-1])
-    ran = {key for key in counters if key.endswith(f"/{isa}")}
-    kinds = {f"{op}/{kind}/{isa}" for op in ("FpLinear", "FpQuantize") for kind in KINDS}
-    assert kinds <= ran, f"asked for {isa}, ran {counters}"
+    ran = [key.split("/") for key in counters]
+    # Where an instruction set has no kernel of its own, a lower one's runs; never a higher one's.
+    allowed = Library().isas[Library().isas.index(isa) :]
+    assert {used for _, _, used in ran} <= set(allowed), f"asked for {isa}, ran {counters}"
+    assert f"FpLinear/int8/{isa}" in counters, f"asked for {isa}, ran {counters}"
+    kinds = {(op, kind) for op in ("FpLinear", "FpQuantize") for kind in KINDS}
+    assert kinds <= {(op, kind) for op, kind, _ in ran}, f"ran {counters}"
     with capsys.disabled():
         print(f"\n  custom ops: {isa} ran")
 
@@ -64,3 +68,27 @@ def test_library_says_what_it_is() -> None:
     assert library.isa in library.isas
     assert library.isas[-1] == "scalar"
     assert library.version.count(".") == 2
+
+
+def test_selecting_an_isa() -> None:
+    library = Library()
+    before = library.isa
+    try:
+        for isa in library.isas:
+            library.select_isa(isa)
+            assert library.isa == isa
+        with pytest.raises(LibraryError, match=f"'sparc': expected one of {', '.join(library.isas)}"):
+            library.select_isa("sparc")
+        assert library.isa == library.isas[-1]  # a refusal changes nothing
+    finally:
+        library.select_isa(None)
+    assert library.isa == before
+
+
+def test_limit_counts_products() -> None:
+    library = Library()
+    isa = library.isas[0]
+    assert library.peak(isa, "int8", 20) == 2 * library.peak(isa, "int8", 10)
+    assert library.peak("scalar", "int8", 10) == 0
+    assert library.peak("sparc", "int8", 10) == 0
+    assert dot_product_limit("scalar", "int8", 1) is None

@@ -17,7 +17,7 @@
 namespace fp4dit {
 
 // How FpLinear multiplies.
-//   kInt8   int8 x int8 -> int32, exact: |q| <= 128, |weight| <= 127
+//   kInt8   int8 x int8 -> int32, exact: |q| <= max_act <= 127, |weight| <= 127
 //   kInt16  int16 x int16 -> int32, exact: max_act * max_weight * group_size < 2^31; the
 //           activations may also be int8
 //   kFloat  float32 fma chain over ascending k
@@ -30,24 +30,32 @@ enum IntegerType : int { kInt8Type, kInt16Type, kFloatType, kIntegerTypes };
 // (every grid integer has at most 8 significant bits, so bfloat16 holds the widest formats).
 enum WeightStorage : int { kNibbles, kBytes, kShorts, kBfloats, kWeightStorages };
 
-// Most rows of one LinearTile, and most inputs that a kernel decodes at once: bounds of its stack.
-constexpr size_t kMaxTileRows = 64;
-constexpr size_t kChunk = 256;
+// Most rows of one LinearTile: a bound of the kernels' stack.
+constexpr size_t kMaxTileRows = 72;
 
 // Packed weights: a panel holds `panel_width` output channels (missing ones are zeros). Inside it
-// come the groups in ascending order, each padded with zeros to a multiple of `k_unit` inputs and
+// come the groups in ascending order, each padded with zeros to a multiple of `k_step` inputs and
 // cut into blocks of `k_unit`. A block has its elements channel by channel: element
 // n * k_unit + i is channel n, input i. As 4-bit codes, byte j of a block holds element j in the
 // low nibble and element j + half a block in the high one.
 struct PanelLayout {
   size_t panel_width;
-  size_t k_unit;  // divides kChunk
+  size_t k_unit;
+  size_t k_step;  // a multiple of k_unit
+};
+
+// Rows of activations, to be laid out for the kernel that reads them.
+struct Activations {
+  const void* q;       // [rows, k]
+  IntegerType q_type;  // the dot kind's own type, or int8 for kDotInt16
+  size_t rows;
+  size_t k;
+  size_t group_size;  // 1 to k
 };
 
 // `rows` rows of activations times one panel of weights.
 struct LinearTile {
-  const void* q;             // [rows, k]
-  IntegerType q_type;        // the dot kind's own type, or int8 for kDotInt16
+  const void* staged;        // the rows, as the kernel's `stage` left them
   const float* scale;        // of row r: scale[r * scale_stride]
   size_t scale_stride;       // 0 or 1
   const uint8_t* panel;      // see PanelLayout
@@ -55,7 +63,8 @@ struct LinearTile {
   const float* bias;         // [panel_width]
   const int8_t* table;       // [16] grid integers of the codes, for kNibbles
   WeightStorage storage;
-  int32_t max_weight;  // largest |grid integer|, for the bounds of integer accumulators
+  int32_t max_weight;  // largest |grid integer| of a weight and
+  int32_t max_act;     // of an activation, for the bounds of integer accumulators
   float* y;            // [rows, columns], rows y_stride apart
   size_t y_stride;
   size_t columns;  // 1 to panel_width
@@ -64,9 +73,18 @@ struct LinearTile {
   size_t group_size;  // 1 to k
 };
 
+// A kernel reads activations that were staged first: copied group by group, padded as the weights
+// are, so that neither the edges of a row nor the distance of rows concern its inner loop. The
+// same staged rows serve every panel.
 struct LinearKernel {
   PanelLayout layout;
+  size_t row_step;  // rows that it multiplies at a time: full speed at multiples
+  size_t (*staged_bytes)(const Activations& rows);
+  void (*stage)(const Activations& rows, void* staged);  // `staged` is 64-byte aligned
   void (*run)(const LinearTile& tile);
+  // Repeats the kernel's dot-product instruction on registers `rounds` times; returns the number of
+  // products, or 0 where nothing would be measured. It is the limit that benchmarks compare with.
+  double (*peak)(size_t rounds);
 };
 
 // What quantizing needs of a format.

@@ -1,40 +1,121 @@
-// The loop over groups and chunks that the linear kernels share; included by files of kernels only.
+// What the linear kernels share: staging, and the loop over groups and chunks. Included by files of
+// kernels only.
 //
 // All of it is in an anonymous namespace on purpose: each file gets its own copy, compiled for its
 // own instruction set, and the linker cannot merge them (see kernels.h).
 //
 // A `Dot` supplies
-//   Operand, Accumulator                    types of a decoded weight and of a sum
-//   kPanel, kUnit, kRows                    panel width, inputs a block, rows at a time
-//   kExtra                                  operands that Decode may store behind a chunk's
+//   Act, Operand, Accumulator               types of an activation, a decoded weight, and a sum
+//   kPanel, kUnit, kStep, kRows             panel width, k_unit, k_step, rows at a time
+//   kChunk                                  inputs decoded at once, a multiple of kStep
+//   kSums                                   whether a group's sum of activations is wanted
 //   Decode(tile, packed, blocks, operand)   decodes blocks of the panel; returns the bytes read
 //   Rows<R>(DotRows)                        R rows (1 to kRows) times one chunk
 //   Finish(tile, sum)                       y = fma(scale, sum, bias)
+//   Peak(rounds)                            see LinearKernel
+//
+// Staged rows are, group by group: int32 sums [rows] if wanted, then activations [rows, padded
+// group].
 
 #ifndef FP4DIT_KERNELS_LINEAR_TILE_INL_H_
 #define FP4DIT_KERNELS_LINEAR_TILE_INL_H_
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "kernels/kernels.h"
 
+#if defined(__GNUC__)
+#define FP4DIT_ALWAYS_INLINE inline __attribute__((always_inline))
+// The compiler must have `value` in a register here, in this order with other such places: it may
+// neither load nor compute it again, nor hold more of what comes between than registers do.
+#define FP4DIT_KEEP(constraint, value) __asm__ volatile("" : "+" constraint(value))
+#else
+#define FP4DIT_ALWAYS_INLINE inline
+#define FP4DIT_KEEP(constraint, value) static_cast<void>(value)
+#endif
+
 namespace fp4dit {
 namespace {
+
+// f(0, arguments...) to f(N - 1, arguments...), written out. Arrays that only such calls index live
+// in registers, if `f` captures nothing: a closure would hold their address.
+template <size_t N, size_t I = 0, typename Function, typename... Arguments>
+FP4DIT_ALWAYS_INLINE void Unroll(const Function& f, Arguments&... arguments) {
+  if constexpr (I < N) {
+    f(I, arguments...);
+    Unroll<N, I + 1>(f, arguments...);
+  }
+}
+
+constexpr size_t RoundUp(size_t size, size_t step) { return (size + step - 1) / step * step; }
+
+// Bytes of one group of `size` inputs of `rows` staged rows.
+template <typename Dot>
+size_t StagedGroupBytes(size_t rows, size_t size) {
+  const size_t row = RoundUp(size, Dot::kStep) * sizeof(typename Dot::Act);
+  return rows * (row + (Dot::kSums ? sizeof(int32_t) : 0));
+}
+
+template <typename Dot>
+size_t StagedBytes(const Activations& a) {
+  const size_t whole = a.k / a.group_size;
+  const size_t rest = a.k % a.group_size;
+  return whole * StagedGroupBytes<Dot>(a.rows, a.group_size) +
+         (rest != 0 ? StagedGroupBytes<Dot>(a.rows, rest) : 0);
+}
+
+// One row of a group: `size` activations, then zeros up to the padded size. Returns their sum.
+template <typename Dot>
+int32_t StageRow(const Activations& a, size_t start, size_t size, typename Dot::Act* out) {
+  using Act = typename Dot::Act;
+  const size_t padded = RoundUp(size, Dot::kStep);
+  if (sizeof(Act) == 2 && a.q_type == kInt8Type) {
+    const int8_t* q = static_cast<const int8_t*>(a.q) + start;
+    for (size_t i = 0; i < size; ++i) out[i] = static_cast<Act>(q[i]);
+  } else {
+    std::memcpy(out, static_cast<const Act*>(a.q) + start, size * sizeof(Act));
+  }
+  for (size_t i = size; i < padded; ++i) out[i] = 0;
+  int32_t sum = 0;
+  if constexpr (Dot::kSums) {
+    for (size_t i = 0; i < padded; ++i) sum += out[i];
+  }
+  return sum;
+}
+
+template <typename Dot>
+void Stage(const Activations& a, void* staged) {
+  using Act = typename Dot::Act;
+  uint8_t* to = static_cast<uint8_t*>(staged);
+  for (size_t begin = 0; begin < a.k; begin += a.group_size) {
+    const size_t size = a.k - begin < a.group_size ? a.k - begin : a.group_size;
+    int32_t* sums = reinterpret_cast<int32_t*>(to);
+    Act* rows = reinterpret_cast<Act*>(Dot::kSums ? to + a.rows * sizeof(int32_t) : to);
+    for (size_t r = 0; r < a.rows; ++r) {
+      const int32_t sum =
+          StageRow<Dot>(a, r * a.k + begin, size, rows + r * RoundUp(size, Dot::kStep));
+      if (Dot::kSums) sums[r] = sum;
+    }
+    to += StagedGroupBytes<Dot>(a.rows, size);
+  }
+}
 
 // One chunk of one group for a few rows. Arrays of accumulators are [row][panel].
 template <typename Dot>
 struct DotRows {
   const LinearTile* tile;
-  size_t row;  // the first
-  size_t k;    // the chunk's first input
-  size_t count;
-  bool first;  // chunk of its group: accumulators start from zero
-  bool last;   // chunk of its group: fold into `sum`
+  const typename Dot::Act* q;  // the first row's part of the chunk
+  size_t q_stride;             // activations from row to row
+  const int32_t* group_sum;    // of the rows, if kSums
+  size_t blocks;               // of kUnit inputs; whole steps of kStep
+  bool first;                  // chunk of its group: accumulators start anew
+  bool last;                   // chunk of its group: fold into `sum`
   const typename Dot::Operand* operand;
-  const float* group_scale;  // [panel]
-  typename Dot::Accumulator* accumulator;
-  float* sum;
+  const float* group_scale;                // [panel]
+  typename Dot::Accumulator* accumulator;  // of the rows
+  float* sum;                              // of the rows
 };
 
 template <typename Dot, size_t R = Dot::kRows>
@@ -48,31 +129,40 @@ void RunRows(const DotRows<Dot>& rows, size_t count) {
 
 template <typename Dot>
 void RunChunk(DotRows<Dot> rows) {
-  for (size_t row = 0; row < rows.tile->rows; row += Dot::kRows) {
-    const size_t left = rows.tile->rows - row;
-    rows.row = row;
-    RunRows<Dot>(rows, left < Dot::kRows ? left : Dot::kRows);
+  for (size_t left = rows.tile->rows; left > 0;) {
+    const size_t count = left < Dot::kRows ? left : Dot::kRows;
+    RunRows<Dot>(rows, count);
+    left -= count;
+    rows.q += count * rows.q_stride;
+    rows.group_sum += Dot::kSums ? count : 0;
+    rows.accumulator += count * Dot::kPanel;
+    rows.sum += count * Dot::kPanel;
   }
 }
 
 template <typename Dot>
 void RunLinearTile(const LinearTile& tile) {
-  static_assert(kChunk % Dot::kUnit == 0, "a chunk is whole blocks");
-  alignas(64) typename Dot::Operand operand[kChunk * Dot::kPanel + Dot::kExtra];
+  static_assert(Dot::kChunk % Dot::kStep == 0 && Dot::kStep % Dot::kUnit == 0, "whole blocks");
+  alignas(64) typename Dot::Operand operand[Dot::kChunk * Dot::kPanel];
   alignas(64) typename Dot::Accumulator accumulator[kMaxTileRows * Dot::kPanel];
   alignas(64) float sum[kMaxTileRows * Dot::kPanel];
   for (size_t i = 0; i < tile.rows * Dot::kPanel; ++i) sum[i] = 0.0f;
   const uint8_t* packed = tile.panel;
+  const uint8_t* staged = static_cast<const uint8_t*>(tile.staged);
   const float* group_scale = tile.group_scale;
   for (size_t begin = 0; begin < tile.k; begin += tile.group_size) {
     const size_t left = tile.k - begin;
     const size_t size = left < tile.group_size ? left : tile.group_size;
-    for (size_t done = 0; done < size; done += kChunk) {
-      const size_t count = size - done < kChunk ? size - done : kChunk;
-      packed += Dot::Decode(tile, packed, (count + Dot::kUnit - 1) / Dot::kUnit, operand);
-      RunChunk<Dot>({&tile, 0, begin + done, count, done == 0, done + count == size, operand,
-                     group_scale, accumulator, sum});
+    const size_t padded = RoundUp(size, Dot::kStep);
+    const uint8_t* q = Dot::kSums ? staged + tile.rows * sizeof(int32_t) : staged;
+    for (size_t done = 0; done < padded; done += Dot::kChunk) {
+      const size_t count = padded - done < Dot::kChunk ? padded - done : Dot::kChunk;
+      packed += Dot::Decode(tile, packed, count / Dot::kUnit, operand);
+      RunChunk<Dot>({&tile, reinterpret_cast<const typename Dot::Act*>(q) + done, padded,
+                     reinterpret_cast<const int32_t*>(staged), count / Dot::kUnit, done == 0,
+                     done + count == padded, operand, group_scale, accumulator, sum});
     }
+    staged += StagedGroupBytes<Dot>(tile.rows, size);
     group_scale += Dot::kPanel;
   }
   Dot::Finish(tile, sum);
@@ -80,7 +170,12 @@ void RunLinearTile(const LinearTile& tile) {
 
 // The table entry of a dot.
 template <typename Dot>
-constexpr LinearKernel kLinear = {{Dot::kPanel, Dot::kUnit}, RunLinearTile<Dot>};
+constexpr LinearKernel kLinear = {{Dot::kPanel, Dot::kUnit, Dot::kStep},
+                                  Dot::kRows,
+                                  StagedBytes<Dot>,
+                                  Stage<Dot>,
+                                  RunLinearTile<Dot>,
+                                  Dot::Peak};
 
 }  // namespace
 }  // namespace fp4dit

@@ -1,5 +1,6 @@
 #include "kernels/registry.h"
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -20,6 +21,8 @@ constexpr Isa kIsas[] = {
 #undef FP4DIT_ISA
 };
 constexpr size_t kIsaCount = sizeof(kIsas) / sizeof(kIsas[0]);
+
+std::atomic<size_t> selected_isa{kIsaCount};  // kIsaCount: none
 
 struct Names {
   char text[128];
@@ -85,9 +88,31 @@ Selection Select(const char* requested) {
   return result;
 }
 
-const Selection& Selected() {
-  static const Selection selection = Select(std::getenv("FP4DIT_ISA"));
-  return selection;
+double Peak(const char* isa, int kind, size_t rounds) {
+  if (isa == nullptr || kind < 0 || kind >= kDotKinds) return 0.0;
+  for (const Isa& candidate : kIsas) {
+    if (std::strcmp(candidate.name, isa) != 0 || !candidate.is_supported()) continue;
+    const LinearKernel& kernel = candidate.kernels->linear[kind];
+    return kernel.peak == nullptr ? 0.0 : kernel.peak(rounds);
+  }
+  return 0.0;
+}
+
+Selection Selected() {
+  static const Selection environment = Select(std::getenv("FP4DIT_ISA"));
+  const size_t isa = selected_isa.load(std::memory_order_relaxed);
+  return isa == kIsaCount ? environment : Selection{isa, ""};
+}
+
+bool SelectIsa(const char* name) {
+  size_t isa = kIsaCount;
+  if (name != nullptr) {
+    const Selection selection = Select(name);
+    if (name[0] == '\0' || selection.error[0] != '\0') return false;
+    isa = selection.isa;
+  }
+  selected_isa.store(isa, std::memory_order_relaxed);
+  return true;
 }
 
 }  // namespace fp4dit

@@ -37,13 +37,22 @@ ChosenLinear ChooseLinear(size_t isa, DotKind kind);
 Chosen<QuantizeRow> ChooseQuantize(size_t isa, IntegerType type);
 Chosen<DequantizeRun> ChooseDequantize(size_t isa, IntegerType type);
 
-// The instruction set of this process, chosen once: the best one supported, or the one that the
-// environment's FP4DIT_ISA names.
+// Where kernels come from.
 struct Selection {
   size_t isa;
   char error[256];  // empty, or why FP4DIT_ISA cannot be followed
 };
-const Selection& Selected();
+
+// The instruction set that nodes created from now on use: the one last selected here, else the one
+// that the environment's FP4DIT_ISA names, else the best supported.
+Selection Selected();
+// Selects `name`; null goes back to the environment's. False, and nothing selected, if this machine
+// or build does not have it.
+bool SelectIsa(const char* name);
+
+// `rounds` of the loop that measures the instruction set called `isa`; see LinearKernel::peak. 0 if
+// it is not supported here or has no such loop.
+double Peak(const char* isa, int kind, size_t rounds);
 
 // What `requested` (null or empty: the best) selects.
 Selection Select(const char* requested);

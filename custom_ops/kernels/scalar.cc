@@ -44,24 +44,21 @@ float MultiplyAdd(float a, float b, float c) { return std::fma(a, b, c); }
 float ToFloat(uint32_t sum) { return static_cast<float>(static_cast<int32_t>(sum)); }
 float ToFloat(float sum) { return sum; }
 
-template <typename Act>
-Act Activation(const LinearTile& tile, size_t index) {
-  if (tile.q_type == kInt8Type) return static_cast<const int8_t*>(tile.q)[index];
-  return static_cast<const Act*>(tile.q)[index];
-}
-
-template <typename Act, typename Operand_, typename Accumulator_>
+template <typename Act_, typename Accumulator_>
 struct ScalarDot {
-  using Operand = Operand_;
+  using Act = Act_;
+  using Operand = Act_;
   using Accumulator = Accumulator_;
   static constexpr size_t kPanel = 8;
   static constexpr size_t kUnit = 2;
+  static constexpr size_t kStep = kUnit;
   static constexpr size_t kRows = 1;
-  static constexpr size_t kExtra = 0;
+  static constexpr size_t kChunk = 256;
+  static constexpr bool kSums = false;
+  static constexpr size_t kBlock = kPanel * kUnit;
 
   static size_t Decode(const LinearTile& tile, const uint8_t* packed, size_t blocks,
                        Operand* operand) {
-    constexpr size_t kBlock = kPanel * kUnit;
     const size_t bytes = tile.storage == kNibbles ? kBlock / 2
                          : tile.storage == kBytes ? kBlock
                                                   : 2 * kBlock;
@@ -76,18 +73,14 @@ struct ScalarDot {
 
   template <size_t R>
   static void Rows(const DotRows<ScalarDot>& rows) {
-    const size_t start = rows.row * rows.tile->k + rows.k;
     for (size_t n = 0; n < kPanel; ++n) {
-      Accumulator& stored = rows.accumulator[rows.row * kPanel + n];
-      Accumulator sum = rows.first ? Accumulator{} : stored;
-      for (size_t i = 0; i < rows.count; ++i) {
-        const size_t block = i / kUnit * kUnit;
-        sum = MultiplyAdd(Activation<Act>(*rows.tile, start + i),
-                          rows.operand[block * kPanel + n * kUnit + i % kUnit], sum);
+      Accumulator sum = rows.first ? Accumulator{} : rows.accumulator[n];
+      for (size_t i = 0; i < rows.blocks * kUnit; ++i) {
+        const size_t block = i / kUnit;
+        sum = MultiplyAdd(rows.q[i], rows.operand[block * kBlock + n * kUnit + i % kUnit], sum);
       }
-      stored = sum;
-      float& total = rows.sum[rows.row * kPanel + n];
-      if (rows.last) total = std::fma(rows.group_scale[n], ToFloat(sum), total);
+      rows.accumulator[n] = sum;
+      if (rows.last) rows.sum[n] = std::fma(rows.group_scale[n], ToFloat(sum), rows.sum[n]);
     }
   }
 
@@ -99,6 +92,9 @@ struct ScalarDot {
       }
     }
   }
+
+  // No instruction of its own to measure.
+  static double Peak(size_t) { return 0.0; }
 };
 
 uint32_t Bits(float value) {
@@ -159,8 +155,8 @@ void Dequantize(const void* integers, size_t count, float scale, float* y) {
 
 extern const Kernels kScalarKernels;
 const Kernels kScalarKernels = {
-    {kLinear<ScalarDot<int8_t, int8_t, uint32_t>>, kLinear<ScalarDot<int16_t, int16_t, uint32_t>>,
-     kLinear<ScalarDot<float, float, float>>},
+    {kLinear<ScalarDot<int8_t, uint32_t>>, kLinear<ScalarDot<int16_t, uint32_t>>,
+     kLinear<ScalarDot<float, float>>},
     {Quantize<int8_t>, Quantize<int16_t>, Quantize<float>},
     {Dequantize<int8_t>, Dequantize<int16_t>, Dequantize<float>},
 };

@@ -1,5 +1,7 @@
 #include "ops/fp_linear.h"
 
+#include <algorithm>
+
 #include "counters.h"
 #include "ops/fp_quantize.h"
 #include "ops/fp_unpack.h"
@@ -8,17 +10,20 @@
 namespace fp4dit {
 namespace {
 
-// Products worth handing to another thread: tens of microseconds.
-constexpr size_t kPieceProducts = 1 << 19;
+// Products worth handing to another thread, and to stage rows for: tens of microseconds.
+constexpr size_t kPieceProducts = size_t{1} << 19;
+constexpr size_t kTaskProducts = size_t{1} << 25;
+// Tasks that are enough to keep many threads busy to the end.
+constexpr size_t kEnoughTasks = 64;
+// Staged rows of a task: they live on the stack and should stay in the second-level cache.
+constexpr size_t kStagedBytes = size_t{1} << 18;
 
 enum Input : size_t { kQ, kScale, kCodes, kWeightScale, kBias, kInputCount };
 
 constexpr const char* kInputNames[kInputCount] = {"q", "scale", "codes", "weight_scale", "bias"};
 
-// Rows of one tile: as even as the limit allows.
-size_t TileRows(size_t rows) {
-  const size_t tiles = (rows + kMaxTileRows - 1) / kMaxTileRows;
-  return (rows + tiles - 1) / tiles;
+IntegerType TypeOfActivations(const Tensor& q) {
+  return q.type == ort::kInt8 ? kInt8Type : q.type == ort::kInt16 ? kInt16Type : kFloatType;
 }
 
 }  // namespace
@@ -30,6 +35,20 @@ struct FpLinear::Call {
   const PackedWeights* weights;
   size_t n;
   float* y;
+
+  // The first `rows` rows from `row` on.
+  Activations Rows(size_t row, size_t rows, size_t k, size_t group_size) const {
+    const uint8_t* first = q.As<uint8_t>() + row * k * TypeSize(q.type);
+    return {first, TypeOfActivations(q), rows, k, group_size};
+  }
+};
+
+// How a call is cut: a task is a tile of rows times a range of panels.
+struct FpLinear::Cut {
+  size_t tile_rows;
+  size_t row_tiles;
+  size_t task_panels;
+  size_t panel_ranges;
 };
 
 OrtStatus* FpLinear::Create(const Node& node) {
@@ -59,6 +78,7 @@ OrtStatus* FpLinear::ReadAttributes() {
         "wanted act_format '' or a format as wide, found '%s'",
         weight_format_->name, act_format_->name);
   }
+  max_act_ = static_cast<int32_t>(act_format_->max_integer());
   const bool narrow = IntegerTypeOf(*act_format_) == kInt8Type && weight == kInt8Type;
   kind_ = narrow ? kDotInt8 : kDotInt16;
   return nullptr;
@@ -177,30 +197,70 @@ OrtStatus* FpLinear::Compute(OrtKernelContext* context) const {
   return Run(context, call);
 }
 
-OrtStatus* FpLinear::Run(OrtKernelContext* context, const Call& call) const {
+FpLinear::Cut FpLinear::CutCall(const Call& call) const {
+  const LinearKernel& kernel = *chosen_.kernel;
   const size_t rows = call.q.Rows();
-  const size_t tile_rows = TileRows(rows);
-  const size_t row_tiles = (rows + tile_rows - 1) / tile_rows;
   const size_t panels = call.weights->panel_count();
-  const size_t products = tile_rows * chosen_.kernel->layout.panel_width * k_;
-  const size_t q_bytes = TypeSize(call.q.type);
+  const size_t row_bytes = kernel.staged_bytes(call.Rows(0, 1, k_, group_size_));
+  // As many rows as a kernel takes and the stage holds, in whole steps of the kernel if possible.
+  size_t most = std::min(kMaxTileRows, std::max(size_t{1}, kStagedBytes / row_bytes));
+  if (most > kernel.row_step) most -= most % kernel.row_step;
+  Cut cut = {};
+  cut.row_tiles = (rows + most - 1) / most;
+  cut.tile_rows = (rows + cut.row_tiles - 1) / cut.row_tiles;
+  if (cut.tile_rows > kernel.row_step) {
+    const size_t steps = (cut.tile_rows + kernel.row_step - 1) / kernel.row_step;
+    cut.tile_rows = std::min(most, steps * kernel.row_step);
+    cut.row_tiles = (rows + cut.tile_rows - 1) / cut.tile_rows;
+  }
+  const size_t products = cut.tile_rows * kernel.layout.panel_width * k_;
+  cut.task_panels = kTaskProducts / products + 1;
+  if (cut.row_tiles * panels / cut.task_panels < kEnoughTasks) {
+    cut.task_panels =
+        std::max(kPieceProducts / products + 1, cut.row_tiles * panels / kEnoughTasks);
+  }
+  cut.task_panels = std::min(panels, cut.task_panels);
+  cut.panel_ranges = (panels + cut.task_panels - 1) / cut.task_panels;
+  return cut;
+}
+
+void FpLinear::RunTask(const Call& call, const Cut& cut, size_t task, uint8_t* staged) const {
+  const LinearKernel& kernel = *chosen_.kernel;
+  const size_t row = task / cut.panel_ranges * cut.tile_rows;
+  const size_t rows = std::min(cut.tile_rows, call.q.Rows() - row);
+  kernel.stage(call.Rows(row, rows, k_, group_size_), staged);
+  const size_t first = task % cut.panel_ranges * cut.task_panels;
+  const size_t last = std::min(first + cut.task_panels, call.weights->panel_count());
+  for (size_t panel = first; panel < last; ++panel) {
+    LinearTile tile = {};
+    call.weights->SetPanel(panel, &tile);
+    tile.staged = staged;
+    tile.scale = call.scale.As<float>() + row * call.scale_stride;
+    tile.scale_stride = call.scale_stride;
+    tile.max_act = max_act_;
+    tile.y = call.y + row * call.n + panel * kernel.layout.panel_width;
+    tile.y_stride = call.n;
+    tile.rows = rows;
+    kernel.run(tile);
+  }
+}
+
+OrtStatus* FpLinear::Run(OrtKernelContext* context, const Call& call) const {
+  const Cut cut = CutCall(call);
+  const size_t tasks = cut.row_tiles * cut.panel_ranges;
+  const size_t bytes =
+      chosen_.kernel->staged_bytes(call.Rows(0, cut.tile_rows, k_, group_size_));
+  if (bytes > kStagedBytes) {  // one row that is longer than any layer's
+    AlignedBuffer staged;
+    if (!staged.Allocate(bytes)) return node_.Fail("there is no memory for a row of K = %zu", k_);
+    for (size_t task = 0; task < tasks; ++task) RunTask(call, cut, task, staged.data());
+    return nullptr;
+  }
   const auto run = [&](size_t begin, size_t end) {
-    for (size_t i = begin; i < end; ++i) {
-      const size_t row = i / panels * tile_rows;
-      const size_t panel = i % panels;
-      LinearTile tile = {};
-      call.weights->SetPanel(panel, &tile);
-      tile.q = call.q.As<uint8_t>() + row * k_ * q_bytes;
-      tile.q_type = q_bytes == 1 ? kInt8Type : q_bytes == 2 ? kInt16Type : kFloatType;
-      tile.scale = call.scale.As<float>() + row * call.scale_stride;
-      tile.scale_stride = call.scale_stride;
-      tile.y = call.y + row * call.n + panel * chosen_.kernel->layout.panel_width;
-      tile.y_stride = call.n;
-      tile.rows = rows - row < tile_rows ? rows - row : tile_rows;
-      chosen_.kernel->run(tile);
-    }
+    alignas(64) uint8_t staged[kStagedBytes];
+    for (size_t task = begin; task < end; ++task) RunTask(call, cut, task, staged);
   };
-  return ParallelFor(node_.api, context, row_tiles * panels, kPieceProducts / products + 1, run);
+  return ParallelFor(node_.api, context, tasks, 1, run);
 }
 
 void FpLinear::InferShapes(const ShapeInference& inference) {

@@ -24,6 +24,7 @@ class FpLinear {
 
  private:
   struct Call;
+  struct Cut;
 
   OrtStatus* ReadAttributes();
   OrtStatus* CheckAccumulator() const;
@@ -31,6 +32,8 @@ class FpLinear {
   OrtStatus* Pack(const Tensor& codes, const Tensor& weight_scale, const Tensor& bias,
                   PackedWeights* packed) const;
   OrtStatus* CheckActivations(const Tensor& q, const Tensor& scale, size_t* scale_stride) const;
+  Cut CutCall(const Call& call) const;
+  void RunTask(const Call& call, const Cut& cut, size_t task, uint8_t* staged) const;
   OrtStatus* Run(OrtKernelContext* context, const Call& call) const;
 
   Node node_;
@@ -39,6 +42,7 @@ class FpLinear {
   size_t group_size_ = 0;
   size_t k_ = 0;
   DotKind kind_ = kDotFloat;
+  int32_t max_act_ = 0;  // largest grid integer of act_format, if integers are multiplied
   ChosenLinear chosen_ = {};
   bool is_constant_ = false;
   size_t constant_n_ = 0;

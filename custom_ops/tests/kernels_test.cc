@@ -157,11 +157,11 @@ Weights MakeWeights(const LinearCase& c, std::mt19937* random) {
 }
 
 template <typename Act>
-Act RandomAct(std::mt19937* random, bool extreme) {
+Act RandomAct(std::mt19937* random, bool extreme, int limit) {
   if constexpr (sizeof(Act) == 4) return std::normal_distribution<float>()(*random);
-  const int limit = sizeof(Act) == 1 ? 128 : 2000;
-  if (extreme) return static_cast<Act>((*random)() % 2 == 0 ? -limit : limit - 1);
-  return static_cast<Act>(static_cast<int>((*random)() % static_cast<unsigned>(2 * limit)) - limit);
+  if (extreme) return static_cast<Act>((*random)() % 2 == 0 ? -limit : limit);
+  const auto values = static_cast<unsigned>(2 * limit + 1);
+  return static_cast<Act>(static_cast<int>((*random)() % values) - limit);
 }
 
 template <typename Act>
@@ -171,7 +171,10 @@ void CheckTile(const LinearCase& c, std::mt19937* random) {
   CHECK(packed.Pack(w.source, c.kernel->layout) == PackResult::kDone, "%s", c.format->name);
   const bool extreme = (*random)() % 2 == 0;
   std::vector<Act> q(c.rows * c.k);
-  for (Act& v : q) v = RandomAct<Act>(random, extreme);
+  // Narrow limits let a kernel add more products before it widens the sums.
+  static constexpr int kByteLimits[] = {7, 31, 60, 127};
+  const int limit = sizeof(Act) == 1 ? kByteLimits[(*random)() % 4] : 1984;
+  for (Act& v : q) v = RandomAct<Act>(random, extreme, limit);
   const size_t scale_stride = (*random)() % 2;
   std::vector<float> scale(scale_stride == 0 ? 1 : c.rows);
   for (float& v : scale)
@@ -181,8 +184,15 @@ void CheckTile(const LinearCase& c, std::mt19937* random) {
   std::vector<float> y(c.rows * y_stride, kUntouched);
   LinearTile tile = {};
   packed.SetPanel(0, &tile);
-  tile.q = q.data();
-  tile.q_type = sizeof(Act) == 1 ? kInt8Type : sizeof(Act) == 2 ? kInt16Type : kFloatType;
+  const IntegerType type = sizeof(Act) == 1   ? kInt8Type
+                           : sizeof(Act) == 2 ? kInt16Type
+                                              : kFloatType;
+  const Activations rows = {q.data(), type, c.rows, c.k, c.group_size};
+  AlignedBuffer staged;
+  CHECK(staged.Allocate(c.kernel->staged_bytes(rows)), "%zu", c.rows);
+  c.kernel->stage(rows, staged.data());
+  tile.staged = staged.data();
+  tile.max_act = limit;
   tile.scale = scale.data();
   tile.scale_stride = scale_stride;
   tile.y = y.data();
@@ -219,7 +229,8 @@ bool Takes(DotKind kind, WeightStorage storage) {
 void CheckKind(LinearCase c, DotKind kind, std::mt19937* random) {
   const size_t panel = c.kernel->layout.panel_width;
   const size_t unit = c.kernel->layout.k_unit;
-  for (const size_t k : {size_t{1}, unit, unit + 1, 2 * unit + 1, size_t{37}, kChunk, kChunk + 1}) {
+  // Up to 256 inputs are decoded at once.
+  for (const size_t k : {size_t{1}, unit, unit + 1, 2 * unit + 1, size_t{37}, size_t{256}, size_t{257}}) {
     for (const size_t group : {size_t{1}, size_t{3}, size_t{32}, k}) {
       for (const size_t columns : {size_t{1}, panel - 1, panel}) {
         // One row block of every kernel is at most 8 rows: all remainders, and a full tile.

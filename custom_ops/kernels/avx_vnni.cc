@@ -1,0 +1,34 @@
+// The integer kernels in AVX-VNNI: 256-bit dot products without AVX-512, as client processors have.
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "kernels/kernels.h"
+#include "kernels/word_dot-inl.h"
+
+namespace fp4dit {
+namespace {
+
+struct Bytes : ByteMultiply<Vector256> {
+  static __m256i Step(__m256i total, __m256i weight, __m256i act) {
+    return _mm256_dpbusd_avx_epi32(total, weight, act);
+  }
+};
+
+struct Shorts : ShortMultiply<Vector256> {
+  static __m256i Step(__m256i total, __m256i weight, __m256i act) {
+    return _mm256_dpwssd_avx_epi32(total, weight, act);
+  }
+};
+
+}  // namespace
+
+extern const Kernels kAvxVnniKernels;
+const Kernels kAvxVnniKernels = {
+    {kLinear<WordDot<Vector256, Bytes, 16, 6>>, kLinear<WordDot<Vector256, Shorts, 16, 6>>, {}},
+    {},
+    {},
+};
+
+}  // namespace fp4dit

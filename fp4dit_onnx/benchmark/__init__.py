@@ -1,0 +1,36 @@
+"""Speed side by side: this project's kernels and what else computes the same on a CPU.
+
+A *case* is one computation (`linear`, `attention`, `step`), a *contestant* one way to carry it out.
+Contestants are entries of tables, loaded into one process and timed in turns (`rounds`).
+"""
+
+from __future__ import annotations
+
+from fp4dit_onnx.benchmark.attention import AttentionCase
+from fp4dit_onnx.benchmark.case import Case, parse_sizes
+from fp4dit_onnx.benchmark.contestant import Absent, Contestant, Loaded
+from fp4dit_onnx.benchmark.linear import DEFAULT_SHAPES, LinearCase
+from fp4dit_onnx.benchmark.machine import Machine
+from fp4dit_onnx.benchmark.run import Outcome, Report, Settings, run_case
+from fp4dit_onnx.benchmark.step import StepCase
+from fp4dit_onnx.benchmark.tables import PEERS, choose, contestants
+
+__all__ = [
+    "DEFAULT_SHAPES",
+    "PEERS",
+    "Absent",
+    "AttentionCase",
+    "Case",
+    "Contestant",
+    "LinearCase",
+    "Loaded",
+    "Machine",
+    "Outcome",
+    "Report",
+    "Settings",
+    "StepCase",
+    "choose",
+    "contestants",
+    "parse_sizes",
+    "run_case",
+]

@@ -1,0 +1,85 @@
+"""Who computes: an entry of a table, what it becomes once loaded, and why it may be absent."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from fp4dit_onnx.benchmark.case import Array
+from fp4dit_onnx.silence import quiet
+
+__all__ = ["Absent", "Contestant", "Loaded", "package"]
+
+CaseT = TypeVar("CaseT")
+
+EXTRAS = {"onnxruntime": "cpu", "torch": "export", "openvino": "bench"}
+"""Package -> the extra of fp4dit-onnx that brings it."""
+
+
+class Absent(Exception):  # noqa: N818 - no error: it is reported and the others run
+    """A contestant cannot take part; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A contestant that is ready to run.
+
+    Attributes:
+        run: computes once; what it returns is not looked at.
+        result: what the last run computed, as numpy.
+    """
+
+    run: Callable[[], object]
+    result: Callable[[], Array]
+
+
+@dataclass(frozen=True)
+class Contestant(Generic[CaseT]):
+    """One way to carry out a case.
+
+    Attributes:
+        name: in tables, and after ``--peer``.
+        about: what it computes, in a few words.
+        load: prepares it for a case and a number of threads; raises `Absent`, or whatever its
+            package raises, where it cannot.
+        package: what it runs on.
+        isa: instruction set of this project's kernels; None for peers.
+        by_default: whether it runs without being named.
+    """
+
+    name: str
+    about: str
+    load: Callable[[CaseT, int], Loaded]
+    package: str = "onnxruntime"
+    isa: str | None = None
+    by_default: bool = True
+
+    def why_absent(self) -> str | None:
+        """The reason that is known without loading it; None if there is none."""
+        if importlib.util.find_spec(self.package) is not None:
+            return None
+        return _not_installed(self.package)
+
+
+def package(name: str) -> Any:
+    """An optional package.
+
+    Raises:
+        Absent: it is not installed, or importing it fails.
+    """
+    try:
+        with quiet():
+            return importlib.import_module(name)
+    except ModuleNotFoundError as cause:
+        if cause.name != name:
+            raise Absent(f"{name} cannot be imported: {cause}") from cause
+        raise Absent(_not_installed(name)) from cause
+    except Exception as cause:  # a package may fail in any way
+        raise Absent(f"{name} cannot be imported: {cause}") from cause
+
+
+def _not_installed(name: str) -> str:
+    return f"{name} is not installed: run  pip install 'fp4dit-onnx[{EXTRAS[name]}]'"

@@ -1,0 +1,240 @@
+"""A linear layer, activations quantized as they come, and who computes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from onnx import helper
+
+from fp4dit_onnx import numerics, ops
+from fp4dit_onnx.benchmark.case import Array, checked_sqnr, sample_rows
+from fp4dit_onnx.benchmark.contestant import Absent, Contestant, Loaded
+from fp4dit_onnx.benchmark.openvino_models import linear_f32, linear_u4
+from fp4dit_onnx.benchmark.sessions import MICROSOFT, bound, graph_model, make_session
+from fp4dit_onnx.benchmark.torch_models import linear_bf16
+from fp4dit_onnx.recipe import LayerSpec
+from fp4dit_onnx.state import QuantizedLayer
+
+__all__ = ["DEFAULT_SHAPES", "PEERS", "LinearCase", "layer_of", "ours"]
+
+DEFAULT_SHAPES = (
+    (1024, 1152, 1152),
+    (1024, 1152, 4608),
+    (1024, 4608, 1152),
+    (1, 1152, 6912),
+    (120, 4096, 1152),
+)
+"""M, K, N of PixArt-XL at 512 x 512 pixels: attention, feed-forward, adaLN, caption projection."""
+
+BLOCK = 128
+"""Inputs that share a scale in the peers' 4-bit weights, as in ours by default."""
+SMALLEST_HALF = 2.0**-14
+"""Scales below it are no normal float16."""
+
+
+@dataclass(frozen=True)
+class LinearCase:
+    """``y = x weight^T + bias`` of normal random numbers, always the same for the same sizes.
+
+    Attributes:
+        m: rows of activations.
+        k: input features.
+        n: output features.
+        spec: how ours is quantized.
+    """
+
+    m: int
+    k: int
+    n: int
+    spec: LayerSpec
+
+    kind = "linear"
+
+    @property
+    def name(self) -> str:
+        """M x K x N."""
+        return f"{self.m}x{self.k}x{self.n}"
+
+    @property
+    def operations(self) -> float:
+        """A product and an addition each."""
+        return 2.0 * self.m * self.k * self.n
+
+    @cached_property
+    def x(self) -> Array:
+        """Activations, float32 [M, K]."""
+        return np.random.default_rng(0).standard_normal((self.m, self.k), np.float32)
+
+    @cached_property
+    def weight(self) -> Array:
+        """Float32 [N, K], scaled so that results are about as large as the activations."""
+        drawn = np.random.default_rng(1).standard_normal((self.n, self.k), np.float32)
+        return drawn / np.float32(np.sqrt(self.k))
+
+    @cached_property
+    def bias(self) -> Array:
+        """Float32 [N]."""
+        return np.random.default_rng(2).standard_normal(self.n, np.float32)
+
+    @cached_property
+    def reference(self) -> Array:
+        """The sampled rows of the result, computed in float64."""
+        rows = self.x[sample_rows(self.m)].astype(np.float64)
+        found: Array = rows @ self.weight.T.astype(np.float64) + self.bias
+        return found
+
+    def sqnr(self, result: Array) -> float | None:
+        """See `Case.sqnr`."""
+        if result.shape != (self.m, self.n):
+            raise ValueError(f"a result of shape {result.shape}, expected {(self.m, self.n)}")
+        return checked_sqnr(self.reference, result[sample_rows(self.m)])
+
+
+def layer_of(case: LinearCase) -> QuantizedLayer:
+    """The weight rounded to nearest under absmax scales, float16 where they fit (docs/design.md)."""
+    spec, fmt = case.spec, case.spec.weight_format
+    starts = np.arange(0, case.k, spec.group_size)
+    amax = np.maximum.reduceat(np.abs(case.weight), starts, axis=1)  # [N, G]
+    scale = (amax / np.float32(fmt.max_integer)).astype(np.float32)
+    scale[amax < numerics.SMALLEST_AMAX] = 0
+    live = scale[scale > 0]
+    if not live.size or live.min() >= SMALLEST_HALF:
+        scale = scale.astype(np.float16).astype(np.float32)
+        stored: Array = scale.astype(np.float16)
+    else:
+        stored = scale
+    codes = numerics.quantize_groups(case.weight, scale, fmt, spec.group_size)
+    return QuantizedLayer("linear", spec, case.k, numerics.pack(codes, fmt.storage_bits), stored)
+
+
+def ours_model(case: LinearCase) -> bytes:
+    """FpQuantize and FpLinear; with float activations FpLinear alone."""
+    layer, act = layer_of(case), case.spec.activation_format
+    constants: dict[str, Array] = {
+        "codes": layer.codes,
+        "weight_scale": layer.scale,
+        "bias": case.bias,
+    }
+    nodes, source = [], ["q", "scale"]
+    if act is None:
+        source, constants = ["x", "one"], {"one": np.ones(1, np.float32), **constants}
+    else:
+        attributes = ops.quantize_attributes(act)
+        nodes.append(
+            helper.make_node(
+                ops.quantize_op(act), ["x"], source, domain=ops.DOMAIN, **attributes
+            )
+        )
+    attributes = ops.linear_attributes(
+        act, case.spec.weight_format, case.k, case.spec.group_size
+    )
+    inputs = [*source, "codes", "weight_scale", "bias"]
+    nodes.append(helper.make_node(ops.LINEAR, inputs, ["y"], domain=ops.DOMAIN, **attributes))
+    return graph_model(nodes, {"x": case.x}, constants, (case.m, case.n))
+
+
+def ours(isa: str) -> Contestant[LinearCase]:
+    """This project's operators with the kernels of one instruction set."""
+
+    def load(case: LinearCase, threads: int) -> Loaded:
+        return bound(make_session(ours_model(case), threads, isa=isa), {"x": case.x})
+
+    return Contestant(f"fp4dit {isa}", "FpQuantize + FpLinear", load, isa=isa)
+
+
+def _ort_float32(case: LinearCase, threads: int) -> Loaded:
+    nodes = [
+        helper.make_node("MatMul", ["x", "columns"], ["product"]),
+        helper.make_node("Add", ["product", "bias"], ["y"]),
+    ]
+    constants = {"columns": case.weight.T, "bias": case.bias}
+    model = graph_model(nodes, {"x": case.x}, constants, (case.m, case.n))
+    return bound(make_session(model, threads), {"x": case.x})
+
+
+def _ort_matmul_nbits(case: LinearCase, threads: int) -> Loaded:
+    """Symmetric 4-bit weights: codes 0 to 15 stand for -8 to 7."""
+    blocks = -(-case.k // BLOCK)
+    padded = np.pad(case.weight, ((0, 0), (0, blocks * BLOCK - case.k)))
+    grouped = padded.reshape(case.n, blocks, BLOCK)  # [N, K] -> [N, G, 128]
+    at = np.abs(grouped).argmax(axis=-1, keepdims=True)
+    scale = np.take_along_axis(grouped, at, axis=-1) / np.float32(-8)  # the extreme becomes -8
+    live = np.where(scale == 0, np.float32(1), scale)
+    codes = np.clip(np.rint(grouped / live) + 8, 0, 15).astype(np.uint8)
+    node = helper.make_node(
+        "MatMulNBits",
+        ["x", "codes", "scale", "", "", "bias"],
+        ["y"],
+        domain=MICROSOFT,
+        K=case.k,
+        N=case.n,
+        bits=4,
+        block_size=BLOCK,
+        accuracy_level=4,
+    )
+    constants = {
+        "codes": codes[..., 0::2] | (codes[..., 1::2] << np.uint8(4)),
+        "scale": scale.reshape(case.n, blocks),
+        "bias": case.bias,
+    }
+    model = graph_model([node], {"x": case.x}, constants, (case.m, case.n))
+    return bound(make_session(model, threads), {"x": case.x})
+
+
+def _ort_int8(case: LinearCase, threads: int) -> Loaded:
+    """Symmetric int8 weights, one scale a channel; ONNX Runtime quantizes the activations."""
+    scale = np.abs(case.weight).max(axis=1) / np.float32(127)  # [N]
+    codes = np.rint(case.weight / np.where(scale == 0, 1, scale)[:, None]).astype(np.int8)
+    node = helper.make_node(
+        "DynamicQuantizeMatMul", ["x", "codes", "scale", "", "bias"], ["y"], domain=MICROSOFT
+    )
+    constants = {"codes": codes.T, "scale": scale, "bias": case.bias}
+    model = graph_model([node], {"x": case.x}, constants, (case.m, case.n))
+    return bound(make_session(model, threads), {"x": case.x})
+
+
+def _openvino_u4(dynamic_group: int | None) -> Contestant[LinearCase]:
+    """OpenVINO with compressed weights, activations as by default or in int8 by groups."""
+
+    def load(case: LinearCase, threads: int) -> Loaded:
+        if case.k % BLOCK:
+            raise Absent(f"groups of {BLOCK} need K to be a multiple of it, found {case.k}")
+        return linear_u4(case.x, case.weight, case.bias, threads, BLOCK, dynamic_group)
+
+    if dynamic_group is None:
+        about = f"4-bit weights in groups of {BLOCK}, OpenVINO's defaults"
+        return Contestant("openvino-u4", about, load, "openvino")
+    about = f"the same, activations in int8 by groups of {dynamic_group}"
+    return Contestant("openvino-u4-int8", about, load, "openvino")
+
+
+PEERS: tuple[Contestant[LinearCase], ...] = (
+    Contestant("ort-float32", "MatMul + Add", _ort_float32),
+    Contestant(
+        "ort-matmulnbits", f"4 bit, block {BLOCK}, accuracy_level 4", _ort_matmul_nbits
+    ),
+    Contestant("ort-int8", "DynamicQuantizeMatMul, a scale a channel", _ort_int8),
+    Contestant(
+        "torch-bf16",
+        "linear, activations in bfloat16 already",
+        lambda case, threads: linear_bf16(case.x, case.weight, case.bias, threads),
+        "torch",
+    ),
+    Contestant(
+        "openvino-float32",
+        "MatMul + Add",
+        lambda case, threads: linear_f32(case.x, case.weight, case.bias, threads, "f32"),
+        "openvino",
+    ),
+    Contestant(
+        "openvino-bf16",
+        "MatMul + Add, inference precision bf16",
+        lambda case, threads: linear_f32(case.x, case.weight, case.bias, threads, "bf16"),
+        "openvino",
+    ),
+    _openvino_u4(None),
+    _openvino_u4(BLOCK),
+)
+"""Everyone else who computes a linear. Another one is another entry."""

@@ -1,0 +1,81 @@
+"""What a benchmark ran on: the CPU, its limits, and versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fp4dit_onnx.library import DOT_KINDS, dot_product_limit
+
+__all__ = ["Machine", "usable_cores"]
+
+PACKAGES = ("fp4dit-onnx", "numpy", "onnxruntime", "torch", "openvino")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What ran, and what it could do at most.
+
+    Attributes:
+        cpu: its model.
+        cores: that this process may use.
+        threads: that every contestant got.
+        system: kernel and architecture.
+        versions: package -> version, of those installed.
+        limits: instruction set -> kind of product -> 10^9 operations a second on `threads` threads,
+            in a loop of the dot-product instruction on registers; None where there is none.
+    """
+
+    cpu: str
+    cores: int
+    threads: int
+    system: str
+    versions: Mapping[str, str]
+    limits: Mapping[str, Mapping[str, float | None]]
+
+    @classmethod
+    def measure(cls, isas: Sequence[str], threads: int) -> Machine:
+        """Describe this machine and measure the limits of `isas`."""
+        limits = {
+            isa: {kind: dot_product_limit(isa, kind, threads) for kind in DOT_KINDS}
+            for isa in isas
+        }
+        return cls(cpu_model(), usable_cores(), threads, _system(), _versions(), limits)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return asdict(self)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The CPU's own name, or its architecture where it tells none."""
+    text = cpuinfo.read_text(errors="replace") if cpuinfo.is_file() else ""
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1].strip() if match else platform.processor() or platform.machine()
+
+
+def _system() -> str:
+    return f"{platform.system()} {platform.release()} {platform.machine()}"
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,99 @@
+"""What OpenVINO computes; it is imported when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fp4dit_onnx.benchmark.case import Array
+from fp4dit_onnx.benchmark.contestant import Absent, Loaded, package
+
+__all__ = ["linear_f32", "linear_u4", "onnx_model"]
+
+PRECISION = "INFERENCE_PRECISION_HINT"
+DYNAMIC_GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+
+
+def linear_f32(x: Array, weight: Array, bias: Array, threads: int, precision: str) -> Loaded:
+    """x [M, K] times weight [N, K] plus bias [N], computed in `precision`: ``f32`` or ``bf16``."""
+    nodes = package("openvino").opset13
+    return _linear(x, nodes.constant(weight), bias, threads, {PRECISION: precision})
+
+
+def linear_u4(
+    x: Array, weight: Array, bias: Array, threads: int, group: int, dynamic_group: int | None
+) -> Loaded:
+    """The same with weights in 4 bits, a scale and a zero point for each group of inputs.
+
+    Args:
+        group: inputs that share them, a divisor of K.
+        dynamic_group: activations are quantized in groups of so many; None leaves it to OpenVINO.
+    """
+    ov = package("openvino")
+    nodes, (n, k) = ov.opset13, weight.shape
+    grouped = weight.reshape(n, k // group, group)  # [N, K] -> [N, G, group]
+    low, high = grouped.min(-1, keepdims=True), grouped.max(-1, keepdims=True)
+    scale = np.maximum((high - low) / np.float32(15), np.float32(2.0**-14)).astype(np.float32)
+    zero = np.clip(np.rint(-low / scale), 0, 15)
+    codes = np.clip(np.rint(grouped / scale) + zero, 0, 15)
+    integers = [nodes.convert(_u4(ov, value), "f16") for value in (codes, zero)]
+    value = nodes.multiply(nodes.subtract(*integers), nodes.constant(scale.astype(np.float16)))
+    whole = nodes.reshape(value, nodes.constant(np.array([n, k])), special_zero=False)
+    settings = {} if dynamic_group is None else {DYNAMIC_GROUP: dynamic_group}
+    return _linear(x, nodes.convert(whole, "f32"), bias, threads, settings)
+
+
+def onnx_model(path: Path, feed: Mapping[str, Array], threads: int, precision: str) -> Loaded:
+    """The ONNX model at `path` at the sizes of `feed`, computed in `precision`."""
+    ov = package("openvino")
+    model = ov.Core().read_model(str(path))
+    names = {name for port in model.inputs for name in port.get_names()}
+    own = {name: value for name, value in feed.items() if name in names}
+    model.reshape({name: list(value.shape) for name, value in own.items()})
+    return _compiled(ov, model, own, threads, {PRECISION: precision})
+
+
+def _u4(ov: Any, values: Array) -> Any:
+    """A constant of 4-bit integers, two a byte, the first in the low nibble."""
+    flat = values.astype(np.uint8).reshape(-1)
+    flat = np.pad(flat, (0, flat.size % 2))
+    packed = np.ascontiguousarray(flat[0::2] | (flat[1::2] << np.uint8(4)))
+    return ov.opset13.constant(ov.Tensor(packed, ov.Shape(list(values.shape)), ov.Type.u4))
+
+
+def _linear(
+    x: Array, weight: Any, bias: Array, threads: int, settings: Mapping[str, Any]
+) -> Loaded:
+    ov = package("openvino")
+    nodes = ov.opset13
+    parameter = nodes.parameter(list(x.shape), np.float32)
+    parameter.output(0).set_names({"x"})
+    product = nodes.matmul(parameter, weight, False, True)
+    model = ov.Model([nodes.add(product, nodes.constant(bias))], [parameter], "linear")
+    return _compiled(ov, model, {"x": x}, threads, settings)
+
+
+def _compiled(
+    ov: Any, model: Any, feed: Mapping[str, Array], threads: int, settings: Mapping[str, Any]
+) -> Loaded:
+    core = ov.Core()
+    wanted = settings.get(PRECISION)
+    if wanted == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise Absent("OpenVINO computes bf16 with instructions that this CPU lacks")
+    common = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+    request = core.compile_model(model, "CPU", {**common, **settings}).create_infer_request()
+    held = {
+        name: ov.Tensor(np.ascontiguousarray(value), shared_memory=True)
+        for name, value in feed.items()
+    }
+    for name, tensor in held.items():
+        request.set_tensor(name, tensor)
+
+    def run() -> None:  # infer() would copy the result out
+        request.start_async()
+        request.wait()
+
+    return Loaded(run, lambda: np.array(request.get_output_tensor(0).data))

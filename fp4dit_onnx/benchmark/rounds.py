@@ -1,0 +1,168 @@
+"""Timing contestants in turns: every round gives each one its turn, in rotating order.
+
+What slows the machine down for a moment then hits all of them, and a ratio of two contestants is
+taken within a round. Between turns the process is let come to rest, because threads of a pool that
+spin after their work would take the cores from the next contestant.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+__all__ = [
+    "Rounds",
+    "Spread",
+    "Turn",
+    "interleave",
+    "plan_rounds",
+    "ratios",
+    "settle",
+    "takes_part",
+]
+
+Clock = Callable[[], float]
+Rounds = Mapping[str, Sequence[float | None]]
+"""Contestant -> seconds a call in each round; None where it sat the round out."""
+
+TURN_SECONDS = 0.01
+"""Shorter calls are repeated to about this long: a clock and a wake-up are then a small share."""
+SETTLE_SECONDS = 0.004
+"""What coming to rest usually takes."""
+FEWEST, MOST = 5, 500
+"""Rounds."""
+SLOW = 4.0
+"""A turn longer than this many median turns counts as slow: it comes only every so many rounds."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median and the quartiles around it, all of one unit."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of `values`, at least one."""
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high)
+
+
+class Turn:
+    """One contestant's turn: a call that wakes its threads, then timed ones.
+
+    Args:
+        run: computes once.
+        seconds: about what a call takes; from `TURN_SECONDS` on a turn is one call.
+        clock: seconds.
+    """
+
+    def __init__(
+        self, run: Callable[[], object], seconds: float, clock: Clock = time.perf_counter
+    ) -> None:
+        self._run, self._clock = run, clock
+        self.calls = max(1, math.ceil(TURN_SECONDS / max(seconds, 1e-7)))
+        self.wakes = self.calls > 1
+        self.seconds = seconds * (self.calls + self.wakes)
+
+    def __call__(self) -> float:
+        """Take the turn; seconds a call."""
+        if self.wakes:
+            self._run()
+        start = self._clock()
+        for _ in range(self.calls):
+            self._run()
+        return (self._clock() - start) / self.calls
+
+
+def settle(
+    *,
+    cpu_clock: Clock = time.process_time,
+    sleep: Callable[[float], None] = time.sleep,
+    pause: float = 0.002,
+    attempts: int = 50,
+) -> bool:
+    """Wait until no thread of this process computes.
+
+    Args:
+        cpu_clock: CPU seconds of all threads.
+        sleep: waits for that many seconds.
+        pause: seconds between two looks.
+        attempts: looks before giving up.
+
+    Returns:
+        Whether it came to rest: less than a fifth of a core was in use.
+    """
+    for _ in range(attempts):
+        before = cpu_clock()
+        sleep(pause)
+        if cpu_clock() - before < pause / 5:
+            return True
+    return False
+
+
+def plan_rounds(
+    turns: Mapping[str, float], seconds: float, rounds: int | None = None
+) -> dict[str, int]:
+    """In how many rounds each contestant takes part; the largest number is that of all rounds.
+
+    Args:
+        turns: contestant -> seconds of its turn.
+        seconds: what all rounds may take together, unless the fewest rounds take longer.
+        rounds: fixes the number for all.
+    """
+    if rounds is not None or not turns:
+        return dict.fromkeys(turns, rounds or 0)
+    cost = {name: turn + SETTLE_SECONDS for name, turn in turns.items()}
+    cap = SLOW * statistics.median(cost.values())
+    total = int(seconds / sum(min(one, cap) for one in cost.values()))
+    total = min(max(total, FEWEST), MOST)
+    return {
+        name: total if one <= cap else min(total, max(FEWEST, int(total * cap / one)))
+        for name, one in cost.items()
+    }
+
+
+def takes_part(number: int, own: int, total: int) -> bool:
+    """Whether a contestant with `own` of `total` rounds is in round `number`, spread evenly."""
+    return (number + 1) * own // total > number * own // total
+
+
+def interleave(
+    turns: Mapping[str, Callable[[], float]],
+    counts: Mapping[str, int],
+    *,
+    rest: Callable[[], object] = settle,
+    advance: Callable[[str], object] = lambda name: None,
+) -> dict[str, list[float | None]]:
+    """Run all rounds; each starts with the next contestant in line.
+
+    Args:
+        turns: contestant -> takes its turn, returns seconds a call.
+        counts: as `plan_rounds` gives them.
+        rest: called before every turn.
+        advance: called after every turn.
+    """
+    names, total = list(turns), max(counts.values(), default=0)
+    times: dict[str, list[float | None]] = {name: [None] * total for name in names}
+    for number in range(total):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            if takes_part(number, counts[name], total):
+                rest()
+                times[name][number] = turns[name]()
+                advance(name)
+    return times
+
+
+def ratios(times: Rounds, name: str, baseline: str) -> list[float]:
+    """How many times as fast as `baseline` contestant `name` was, in each round that has both."""
+    pairs = zip(times.get(baseline, ()), times[name], strict=False)
+    return [base / own for base, own in pairs if base is not None and own is not None]

@@ -1,0 +1,155 @@
+"""Running a case: load whoever can take part, check what they compute, time them in turns."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fp4dit_onnx.benchmark.case import Case
+from fp4dit_onnx.benchmark.contestant import Absent, Contestant, Loaded
+from fp4dit_onnx.benchmark.rounds import Spread, Turn, interleave, plan_rounds, ratios
+from fp4dit_onnx.progress import Reporter
+
+__all__ = ["Outcome", "Report", "Settings", "run_case"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to time.
+
+    Attributes:
+        threads: of every contestant.
+        seconds: for all rounds of a case together.
+        rounds: in place of as many as fit; None for these.
+    """
+
+    threads: int
+    seconds: float
+    rounds: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one contestant made of a case.
+
+    Attributes:
+        name: of the contestant.
+        about: what it computed.
+        isa: its instruction set, of ours only.
+        seconds: a call.
+        rounds: that it took part in.
+        gops: 10^9 operations a second at the median; None where they are not counted.
+        ratio: how many times as fast as the baseline it was, round by round; None without baseline.
+        sqnr_db: of its result against the reference; None if equal or without a reference.
+    """
+
+    name: str
+    about: str
+    isa: str | None
+    seconds: Spread
+    rounds: int
+    gops: float | None
+    ratio: Spread | None
+    sqnr_db: float | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """A case and how everyone did.
+
+    Attributes:
+        kind: of the case.
+        name: of the case.
+        operations: of the case; None where they are not counted.
+        baseline: the contestant that ratios are taken to.
+        outcomes: of those who took part, in the order of their tables.
+        absent: contestant -> reason, of those who did not.
+    """
+
+    kind: str
+    name: str
+    operations: float | None
+    baseline: str
+    outcomes: tuple[Outcome, ...]
+    absent: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A contestant that computed the case once."""
+
+    contestant: Contestant[Any]
+    turn: Turn
+    sqnr_db: float | None
+
+
+def run_case(
+    case: Case,
+    contestants: Sequence[Contestant[Any]],
+    baseline: str,
+    settings: Settings,
+    reporter: Reporter,
+) -> Report:
+    """Load, check and time `contestants` on `case`."""
+    ready: dict[str, _Ready] = {}
+    absent: dict[str, str] = {}
+    with reporter.stage(f"{case.name}: preparing", len(contestants)) as advance:
+        for contestant in contestants:
+            try:
+                ready[contestant.name] = _prepare(case, contestant, settings.threads)
+            except Exception as cause:  # a peer may fail in any way: it is named, the others run
+                absent[contestant.name] = _reason(cause)
+            advance(1, contestant.name)
+    turns = {name: one.turn for name, one in ready.items()}
+    lengths = {name: turn.seconds for name, turn in turns.items()}
+    counts = plan_rounds(lengths, settings.seconds, settings.rounds)
+    gc.collect()
+    with reporter.stage(f"{case.name}: timing", sum(counts.values())) as advance:
+        times = interleave(turns, counts, advance=lambda name: advance(1, name))
+    outcomes = (_outcome(case, one, times, baseline) for one in ready.values())
+    return Report(case.kind, case.name, case.operations, baseline, tuple(outcomes), absent)
+
+
+def _prepare(case: Case, contestant: Contestant[Any], threads: int) -> _Ready:
+    """Load it, warm it up, and hold its result against the reference."""
+    if reason := contestant.why_absent():
+        raise Absent(reason)
+    loaded: Loaded = contestant.load(case, threads)
+    loaded.run()
+    start = time.perf_counter()
+    loaded.run()
+    seconds = time.perf_counter() - start
+    return _Ready(contestant, Turn(loaded.run, seconds), case.sqnr(loaded.result()))
+
+
+def _reason(cause: Exception) -> str:
+    """The first line of what went wrong."""
+    text = str(cause).strip()
+    first = text.splitlines()[0] if text else "no message"
+    return first if isinstance(cause, Absent) else f"{type(cause).__name__}: {first}"
+
+
+def _outcome(
+    case: Case, one: _Ready, times: Mapping[str, Sequence[float | None]], baseline: str
+) -> Outcome:
+    name = one.contestant.name
+    own = [seconds for seconds in times[name] if seconds is not None]
+    seconds = Spread.of(own)
+    compared = ratios(times, name, baseline)
+    return Outcome(
+        name=name,
+        about=one.contestant.about,
+        isa=one.contestant.isa,
+        seconds=seconds,
+        rounds=len(own),
+        gops=None if case.operations is None else 1e-9 * case.operations / seconds.median,
+        ratio=Spread.of(compared) if compared else None,
+        sqnr_db=one.sqnr_db,
+    )

@@ -1,0 +1,102 @@
+"""ONNX Runtime as every contestant uses it: the same threads, inputs and outputs bound beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from fp4dit_onnx import ops
+from fp4dit_onnx.benchmark.case import Array
+from fp4dit_onnx.benchmark.contestant import Loaded, package
+from fp4dit_onnx.library import library_path, select_isa
+
+__all__ = ["MICROSOFT", "bound", "graph_model", "make_session"]
+
+MICROSOFT = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
+
+_STOP_SPINNING = "session.force_spinning_stop"
+"""Threads spin within a run, as by default, and stop with it: they leave the cores to the next one."""
+_ERRORS_ONLY = 4
+
+
+def graph_model(
+    nodes: Sequence[onnx.NodeProto],
+    feed: Mapping[str, Array],
+    constants: Mapping[str, Array],
+    output_shape: Sequence[int],
+    opset: int = ops.OPSET,
+) -> bytes:
+    """A model from the inputs `feed` to the float output ``y``, serialized."""
+
+    def declared(name: str, value: Array) -> onnx.ValueInfoProto:
+        element = helper.np_dtype_to_tensor_dtype(value.dtype)
+        return helper.make_tensor_value_info(name, element, value.shape)
+
+    graph = helper.make_graph(
+        list(nodes),
+        "benchmark",
+        [declared(name, value) for name, value in feed.items()],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, output_shape)],
+        [numpy_helper.from_array(np.ascontiguousarray(v), k) for k, v in constants.items()],
+    )
+    versions = {"": opset, ops.DOMAIN: ops.VERSION, MICROSOFT: 1}
+    opsets = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=ops.IR_VERSION)
+    ops.attach_functions(model)
+    return bytes(model.SerializeToString())
+
+
+def make_session(
+    model: bytes | Path,
+    threads: int,
+    *,
+    isa: str | None = None,
+    configure: Callable[[Any], None] | None = None,
+) -> Any:
+    """A session on `threads` threads.
+
+    Args:
+        model: serialized, or a file with external data beside it.
+        threads: of one operator.
+        isa: register the custom-op library with these kernels; None leaves it out.
+        configure: changes the session options further.
+    """
+    ort = package("onnxruntime")
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry(_STOP_SPINNING, "1")
+    if configure is not None:
+        configure(options)
+    source = model if isinstance(model, bytes) else str(model)
+    providers = ["CPUExecutionProvider"]
+    if isa is None:
+        return ort.InferenceSession(source, options, providers=providers)
+    options.register_custom_ops_library(str(library_path()))
+    select_isa(isa)
+    try:  # nodes choose their kernels when they are created
+        return ort.InferenceSession(source, options, providers=providers)
+    finally:
+        select_isa(None)
+
+
+def bound(session: Any, feed: Mapping[str, Array]) -> Loaded:
+    """`session` on the inputs `feed`, without copies into or out of numpy at every run."""
+    ort = package("onnxruntime")
+    binding = session.io_binding()
+    for declared in session.get_inputs():
+        binding.bind_ortvalue_input(
+            declared.name, ort.OrtValue.ortvalue_from_numpy(feed[declared.name])
+        )
+    for output in session.get_outputs():
+        binding.bind_output(output.name)
+    return Loaded(
+        run=lambda: session.run_with_iobinding(binding),
+        result=lambda: binding.copy_outputs_to_cpu()[0],
+    )

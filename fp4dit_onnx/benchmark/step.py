@@ -1,0 +1,197 @@
+"""One denoising step: a bundle's transformer, and the float model that it was made from."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from fp4dit_onnx.benchmark.case import Array, checked_sqnr
+from fp4dit_onnx.benchmark.contestant import Absent, Contestant, Loaded, package
+from fp4dit_onnx.benchmark.openvino_models import onnx_model
+from fp4dit_onnx.benchmark.sessions import bound, make_session
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.silence import quiet
+
+__all__ = ["PEERS", "StepCase", "ours"]
+
+TIMESTEP = 500.0
+QUANTIZED = ("MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
+EXTERNAL_DATA = "session.optimized_model_external_initializers_file_name"
+"""A file for the weights of the folded model, which may have more than the 2 GiB of one file."""
+NO_FLOAT = "needs the float model: give it with --float"
+
+
+@dataclass(frozen=True)
+class StepCase:
+    """A transformer's forward pass on random inputs, always the same for the same sizes.
+
+    Attributes:
+        model: the quantized transformer.
+        float_model: the same in float32, or None.
+        batch: pictures, twice as many as are drawn where guidance is used.
+        tokens: of the text.
+    """
+
+    model: Path
+    float_model: Path | None
+    batch: int
+    tokens: int
+
+    kind = "step"
+    operations = None
+
+    def __post_init__(self) -> None:
+        """Check that both models take the same inputs."""
+        if self.float_model is None:
+            return
+        wanted, found = sorted(self.feed), sorted(v.name for v in _inputs(self.float_model))
+        if wanted != found:
+            raise UsageError(
+                f"{self.float_model} takes {', '.join(found)}; the bundle's transformer takes "
+                f"{', '.join(wanted)}: give the float model that the bundle was made from"
+            )
+
+    @property
+    def name(self) -> str:
+        """As tables show it."""
+        return f"step, batch {self.batch}, text {self.tokens}"
+
+    @cached_property
+    def feed(self) -> dict[str, Array]:
+        """Input name -> value: floats are standard normal, integers a mask that hides nothing."""
+        sizes = {"batch": self.batch, "text": self.tokens}
+        random = np.random.default_rng(0)
+        return {info.name: _value(info, sizes, random) for info in _inputs(self.model)}
+
+    @cached_property
+    def reference(self) -> Array | None:
+        """The float model's result, in float32; None without a float model."""
+        if self.float_model is None:
+            return None
+        found = bound(make_session(self.float_model, 1), self.feed)
+        found.run()
+        return found.result()
+
+    def sqnr(self, result: Array) -> float | None:
+        """See `Case.sqnr`."""
+        reference = result if self.reference is None else self.reference
+        return checked_sqnr(reference, result)
+
+
+def _inputs(path: Path) -> list[onnx.ValueInfoProto]:
+    """The declared inputs of a model.
+
+    Raises:
+        UsageError: there is no readable model.
+    """
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except Exception as error:  # protobuf's DecodeError has no public home
+        raise UsageError(f"{path}: no readable ONNX model ({error})") from error
+    weights = {tensor.name for tensor in graph.initializer}
+    return [info for info in graph.input if info.name not in weights]
+
+
+def _value(
+    info: onnx.ValueInfoProto, sizes: Mapping[str, int], random: np.random.Generator
+) -> Array:
+    tensor = info.type.tensor_type
+    dims = [d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim]
+    unknown = [str(d) for d in dims if not isinstance(d, int) and d not in sizes]
+    if unknown:
+        raise UsageError(
+            f"input {info.name}: dimension {unknown[0] or '?'} has no known size, expected numbers "
+            f"or {', '.join(sizes)}"
+        )
+    shape = [d if isinstance(d, int) else sizes[d] for d in dims]
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    if info.name == "timestep":
+        return np.full(shape, TIMESTEP, dtype)
+    if np.issubdtype(dtype, np.integer):
+        return np.ones(shape, dtype)
+    return random.standard_normal(shape).astype(dtype)
+
+
+def ours(isa: str) -> Contestant[StepCase]:
+    """The bundle's transformer with the kernels of one instruction set."""
+
+    def load(case: StepCase, threads: int) -> Loaded:
+        return bound(make_session(case.model, threads, isa=isa), case.feed)
+
+    return Contestant(f"fp4dit {isa}", "the bundle's transformer", load, isa=isa)
+
+
+def _function_bodies(case: StepCase, threads: int) -> Loaded:
+    return bound(make_session(case.model, threads), case.feed)
+
+
+def _float_path(case: StepCase) -> Path:
+    if case.float_model is None:
+        raise Absent(NO_FLOAT)
+    return case.float_model
+
+
+def _ort_float32(case: StepCase, threads: int) -> Loaded:
+    return bound(make_session(_float_path(case), threads), case.feed)
+
+
+def _ort_int8(case: StepCase, threads: int) -> Loaded:
+    """`quantize_dynamic` of the float model."""
+    source, quantization = _float_path(case), package("onnxruntime.quantization")
+    with tempfile.TemporaryDirectory() as folder:
+        folded, quantized = Path(folder, "folded.onnx"), Path(folder, "int8.onnx")
+        _fold_constants(source, folded)
+        with quiet():
+            quantization.quantize_dynamic(
+                folded,
+                quantized,
+                op_types_to_quantize=["MatMul"],
+                per_channel=True,
+                use_external_data_format=True,
+            )
+        graph = onnx.load(quantized, load_external_data=False).graph
+        if not any(node.op_type in QUANTIZED for node in graph.node):
+            raise Absent("quantize_dynamic found no product to quantize")
+        return bound(make_session(quantized, threads), case.feed)
+
+
+def _fold_constants(source: Path, folded: Path) -> None:
+    """Write `source` with the transposes of its weights carried out, as exporters leave them.
+
+    quantize_dynamic takes products with a constant only, which a transposed weight is not before.
+    """
+    ort = package("onnxruntime")
+
+    def configure(options: Any) -> None:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(folded)
+        options.add_session_config_entry(EXTERNAL_DATA, f"{folded.name}.data")
+
+    make_session(source, 1, configure=configure)
+
+
+def _openvino(precision: str, short: str) -> Contestant[StepCase]:
+    def load(case: StepCase, threads: int) -> Loaded:
+        return onnx_model(_float_path(case), case.feed, threads, precision)
+
+    about = f"the float model, inference precision {precision}"
+    return Contestant(f"openvino-{short}", about, load, "openvino")
+
+
+PEERS: tuple[Contestant[StepCase], ...] = (
+    Contestant("ort-float32", "the float model", _ort_float32),
+    Contestant("ort-int8", "quantize_dynamic of the float model", _ort_int8),
+    Contestant(
+        "ort-functions", "the bundle through its function bodies", _function_bodies, by_default=False
+    ),
+    _openvino("f32", "float32"),
+    _openvino("bf16", "bf16"),
+)
+"""Everyone else who computes a step. Another one is another entry."""

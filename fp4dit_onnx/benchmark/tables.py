@@ -1,0 +1,59 @@
+"""All contestants of every kind of case, and choosing among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fp4dit_onnx.benchmark import attention, linear, step
+from fp4dit_onnx.benchmark.contestant import Contestant
+from fp4dit_onnx.errors import UsageError
+
+__all__ = ["BASELINES", "OURS", "PEERS", "choose", "contestants"]
+
+PEERS: Mapping[str, tuple[Contestant[Any], ...]] = {
+    "linear": linear.PEERS,
+    "attention": attention.PEERS,
+    "step": step.PEERS,
+}
+"""Kind of case -> everyone else."""
+
+OURS: Mapping[str, Callable[[str], Contestant[Any]]] = {
+    "linear": linear.ours,
+    "attention": attention.ours,
+    "step": step.ours,
+}
+"""Kind of case -> instruction set -> this project's own contestant."""
+
+BASELINES: Mapping[str, str] = {
+    "linear": "ort-float32",
+    "attention": "ort-matmul-softmax",
+    "step": "ort-float32",
+}
+"""Kind of case -> the contestant that ratios are taken to: plain float32 in ONNX Runtime."""
+
+
+def choose(what: str, wanted: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """The names `wanted`, without repetition, in their order.
+
+    Raises:
+        UsageError: one is not among `known`.
+    """
+    for name in wanted:
+        if name not in known:
+            raise UsageError(f"unknown {what} {name!r}: expected one of {', '.join(known)}")
+    return tuple(dict.fromkeys(wanted))
+
+
+def contestants(
+    kind: str, isas: Sequence[str], peers: Sequence[str] | None
+) -> tuple[Contestant[Any], ...]:
+    """Who takes part in cases of `kind`: ours with each of `isas`, then peers as the table has them.
+
+    Args:
+        kind: of the case.
+        isas: instruction sets of ours.
+        peers: names; of another kind they are passed over. None is all that run by default.
+    """
+    chosen = [p for p in PEERS[kind] if (p.by_default if peers is None else p.name in peers)]
+    return (*(OURS[kind](isa) for isa in isas), *chosen)
