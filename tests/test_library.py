@@ -77,7 +77,9 @@ def test_selecting_an_isa() -> None:
         for isa in library.isas:
             library.select_isa(isa)
             assert library.isa == isa
-        with pytest.raises(LibraryError, match=f"'sparc': expected one of {', '.join(library.isas)}"):
+        with pytest.raises(
+            LibraryError, match=f"'sparc': expected one of {', '.join(library.isas)}"
+        ):
             library.select_isa("sparc")
         assert library.isa == library.isas[-1]  # a refusal changes nothing
     finally:

@@ -16,7 +16,7 @@ namespace {
 // 32767. Narrow weights are made unsigned by adding their largest magnitude: a product pair is then
 // at most 2 * (2 * max_weight) * max_act, and as many pairs as fit are added in 16 bits. What the
 // addition did, max_weight * sum of the activations, is subtracted at the start. Wide weights are
-// multiplied as |q| * (weight with q's sign): 2 * 127 * 127 = 32258 fits, one at a time.
+// multiplied as |q| * (weight with q's sign): 2 * 128 * 127 = 32512 fits, one at a time.
 struct BytesDot {
   using Act = int8_t;
   using Operand = int8_t;
@@ -113,7 +113,8 @@ struct BytesDot {
                                  : Vector256::Load(rows.accumulator + r * kPanel + 8 * v);
       }
     }
-    const int32_t run = 32767 / (4 * rows.tile->max_weight * rows.tile->max_act);
+    const int32_t max_act = rows.tile->max_act > 0 ? rows.tile->max_act : 1;
+    const int32_t run = 32767 / (4 * rows.tile->max_weight * max_act);
     if (!narrow) {
       Multiply<R, 1, false>(rows, total);
     } else if (run >= 8) {

@@ -17,7 +17,7 @@
 namespace fp4dit {
 
 // How FpLinear multiplies.
-//   kInt8   int8 x int8 -> int32, exact: |q| <= max_act <= 127, |weight| <= 127
+//   kInt8   int8 x int8 -> int32, exact: |q| <= 128, |weight| <= 127
 //   kInt16  int16 x int16 -> int32, exact: max_act * max_weight * group_size < 2^31; the
 //           activations may also be int8
 //   kFloat  float32 fma chain over ascending k
@@ -63,8 +63,8 @@ struct LinearTile {
   const float* bias;         // [panel_width]
   const int8_t* table;       // [16] grid integers of the codes, for kNibbles
   WeightStorage storage;
-  int32_t max_weight;  // largest |grid integer| of a weight and
-  int32_t max_act;     // of an activation, for the bounds of integer accumulators
+  int32_t max_weight;  // largest |grid integer| of a weight
+  int32_t max_act;     // what `stage` returned
   float* y;            // [rows, columns], rows y_stride apart
   size_t y_stride;
   size_t columns;  // 1 to panel_width
@@ -80,7 +80,9 @@ struct LinearKernel {
   PanelLayout layout;
   size_t row_step;  // rows that it multiplies at a time: full speed at multiples
   size_t (*staged_bytes)(const Activations& rows);
-  void (*stage)(const Activations& rows, void* staged);  // `staged` is 64-byte aligned
+  // Returns the largest magnitude of int8 activations, a bound of sums (0 where it is not needed).
+  // `staged` is 64-byte aligned.
+  int32_t (*stage)(const Activations& rows, void* staged);
   void (*run)(const LinearTile& tile);
   // Repeats the kernel's dot-product instruction on registers `rounds` times; returns the number of
   // products, or 0 where nothing would be measured. It is the limit that benchmarks compare with.

@@ -66,40 +66,49 @@ size_t StagedBytes(const Activations& a) {
          (rest != 0 ? StagedGroupBytes<Dot>(a.rows, rest) : 0);
 }
 
-// One row of a group: `size` activations, then zeros up to the padded size. Returns their sum.
+// One row of a group: `size` activations, then zeros up to the padded size.
 template <typename Dot>
-int32_t StageRow(const Activations& a, size_t start, size_t size, typename Dot::Act* out) {
+void StageRow(const Activations& a, size_t start, size_t size, typename Dot::Act* out) {
   using Act = typename Dot::Act;
-  const size_t padded = RoundUp(size, Dot::kStep);
   if (sizeof(Act) == 2 && a.q_type == kInt8Type) {
     const int8_t* q = static_cast<const int8_t*>(a.q) + start;
     for (size_t i = 0; i < size; ++i) out[i] = static_cast<Act>(q[i]);
   } else {
     std::memcpy(out, static_cast<const Act*>(a.q) + start, size * sizeof(Act));
   }
-  for (size_t i = size; i < padded; ++i) out[i] = 0;
+  for (size_t i = size; i < RoundUp(size, Dot::kStep); ++i) out[i] = 0;
+}
+
+// The sum of a staged row's group; `largest` becomes the largest magnitude so far.
+inline int32_t SumRow(const int8_t* q, size_t size, int32_t* largest) {
   int32_t sum = 0;
-  if constexpr (Dot::kSums) {
-    for (size_t i = 0; i < padded; ++i) sum += out[i];
+  int32_t most = *largest;
+  for (size_t i = 0; i < size; ++i) {
+    const int32_t magnitude = q[i] < 0 ? -q[i] : q[i];
+    most = magnitude > most ? magnitude : most;
+    sum += q[i];
   }
+  *largest = most;
   return sum;
 }
 
 template <typename Dot>
-void Stage(const Activations& a, void* staged) {
+int32_t Stage(const Activations& a, void* staged) {
   using Act = typename Dot::Act;
   uint8_t* to = static_cast<uint8_t*>(staged);
+  int32_t largest = 0;
   for (size_t begin = 0; begin < a.k; begin += a.group_size) {
     const size_t size = a.k - begin < a.group_size ? a.k - begin : a.group_size;
+    const size_t padded = RoundUp(size, Dot::kStep);
     int32_t* sums = reinterpret_cast<int32_t*>(to);
     Act* rows = reinterpret_cast<Act*>(Dot::kSums ? to + a.rows * sizeof(int32_t) : to);
     for (size_t r = 0; r < a.rows; ++r) {
-      const int32_t sum =
-          StageRow<Dot>(a, r * a.k + begin, size, rows + r * RoundUp(size, Dot::kStep));
-      if (Dot::kSums) sums[r] = sum;
+      StageRow<Dot>(a, r * a.k + begin, size, rows + r * padded);
+      if constexpr (Dot::kSums) sums[r] = SumRow(rows + r * padded, padded, &largest);
     }
     to += StagedGroupBytes<Dot>(a.rows, size);
   }
+  return largest;
 }
 
 // One chunk of one group for a few rows. Arrays of accumulators are [row][panel].

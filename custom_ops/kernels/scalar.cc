@@ -50,7 +50,7 @@ struct ScalarDot {
   using Operand = Act_;
   using Accumulator = Accumulator_;
   static constexpr size_t kPanel = 8;
-  static constexpr size_t kUnit = 2;
+  static constexpr size_t kUnit = 1;
   static constexpr size_t kStep = kUnit;
   static constexpr size_t kRows = 1;
   static constexpr size_t kChunk = 256;
@@ -73,14 +73,15 @@ struct ScalarDot {
 
   template <size_t R>
   static void Rows(const DotRows<ScalarDot>& rows) {
+    Accumulator sum[kPanel];
+    for (size_t n = 0; n < kPanel; ++n) sum[n] = rows.first ? Accumulator{} : rows.accumulator[n];
+    for (size_t i = 0; i < rows.blocks; ++i) {
+      const Operand* weight = rows.operand + i * kPanel;
+      for (size_t n = 0; n < kPanel; ++n) sum[n] = MultiplyAdd(rows.q[i], weight[n], sum[n]);
+    }
     for (size_t n = 0; n < kPanel; ++n) {
-      Accumulator sum = rows.first ? Accumulator{} : rows.accumulator[n];
-      for (size_t i = 0; i < rows.blocks * kUnit; ++i) {
-        const size_t block = i / kUnit;
-        sum = MultiplyAdd(rows.q[i], rows.operand[block * kBlock + n * kUnit + i % kUnit], sum);
-      }
-      rows.accumulator[n] = sum;
-      if (rows.last) rows.sum[n] = std::fma(rows.group_scale[n], ToFloat(sum), rows.sum[n]);
+      rows.accumulator[n] = sum[n];
+      if (rows.last) rows.sum[n] = std::fma(rows.group_scale[n], ToFloat(sum[n]), rows.sum[n]);
     }
   }
 

@@ -78,7 +78,6 @@ OrtStatus* FpLinear::ReadAttributes() {
         "wanted act_format '' or a format as wide, found '%s'",
         weight_format_->name, act_format_->name);
   }
-  max_act_ = static_cast<int32_t>(act_format_->max_integer());
   const bool narrow = IntegerTypeOf(*act_format_) == kInt8Type && weight == kInt8Type;
   kind_ = narrow ? kDotInt8 : kDotInt16;
   return nullptr;
@@ -228,7 +227,7 @@ void FpLinear::RunTask(const Call& call, const Cut& cut, size_t task, uint8_t* s
   const LinearKernel& kernel = *chosen_.kernel;
   const size_t row = task / cut.panel_ranges * cut.tile_rows;
   const size_t rows = std::min(cut.tile_rows, call.q.Rows() - row);
-  kernel.stage(call.Rows(row, rows, k_, group_size_), staged);
+  const int32_t max_act = kernel.stage(call.Rows(row, rows, k_, group_size_), staged);
   const size_t first = task % cut.panel_ranges * cut.task_panels;
   const size_t last = std::min(first + cut.task_panels, call.weights->panel_count());
   for (size_t panel = first; panel < last; ++panel) {
@@ -237,7 +236,7 @@ void FpLinear::RunTask(const Call& call, const Cut& cut, size_t task, uint8_t* s
     tile.staged = staged;
     tile.scale = call.scale.As<float>() + row * call.scale_stride;
     tile.scale_stride = call.scale_stride;
-    tile.max_act = max_act_;
+    tile.max_act = max_act;
     tile.y = call.y + row * call.n + panel * kernel.layout.panel_width;
     tile.y_stride = call.n;
     tile.rows = rows;

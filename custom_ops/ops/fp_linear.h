@@ -42,7 +42,6 @@ class FpLinear {
   size_t group_size_ = 0;
   size_t k_ = 0;
   DotKind kind_ = kDotFloat;
-  int32_t max_act_ = 0;  // largest grid integer of act_format, if integers are multiplied
   ChosenLinear chosen_ = {};
   bool is_constant_ = false;
   size_t constant_n_ = 0;

@@ -159,9 +159,8 @@ Weights MakeWeights(const LinearCase& c, std::mt19937* random) {
 template <typename Act>
 Act RandomAct(std::mt19937* random, bool extreme, int limit) {
   if constexpr (sizeof(Act) == 4) return std::normal_distribution<float>()(*random);
-  if (extreme) return static_cast<Act>((*random)() % 2 == 0 ? -limit : limit);
-  const auto values = static_cast<unsigned>(2 * limit + 1);
-  return static_cast<Act>(static_cast<int>((*random)() % values) - limit);
+  if (extreme) return static_cast<Act>((*random)() % 2 == 0 ? -limit : limit - 1);
+  return static_cast<Act>(static_cast<int>((*random)() % static_cast<unsigned>(2 * limit)) - limit);
 }
 
 template <typename Act>
@@ -172,7 +171,7 @@ void CheckTile(const LinearCase& c, std::mt19937* random) {
   const bool extreme = (*random)() % 2 == 0;
   std::vector<Act> q(c.rows * c.k);
   // Narrow limits let a kernel add more products before it widens the sums.
-  static constexpr int kByteLimits[] = {7, 31, 60, 127};
+  static constexpr int kByteLimits[] = {7, 31, 60, 128};
   const int limit = sizeof(Act) == 1 ? kByteLimits[(*random)() % 4] : 1984;
   for (Act& v : q) v = RandomAct<Act>(random, extreme, limit);
   const size_t scale_stride = (*random)() % 2;
@@ -190,9 +189,8 @@ void CheckTile(const LinearCase& c, std::mt19937* random) {
   const Activations rows = {q.data(), type, c.rows, c.k, c.group_size};
   AlignedBuffer staged;
   CHECK(staged.Allocate(c.kernel->staged_bytes(rows)), "%zu", c.rows);
-  c.kernel->stage(rows, staged.data());
+  tile.max_act = c.kernel->stage(rows, staged.data());
   tile.staged = staged.data();
-  tile.max_act = limit;
   tile.scale = scale.data();
   tile.scale_stride = scale_stride;
   tile.y = y.data();
