@@ -11,7 +11,7 @@ namespace {
 
 constexpr size_t kMaxIsas = 16;
 constexpr const char* kOpNames[kCountedOps] = {"FpQuantize", "FpDequantize", "FpUnpack",
-                                               "FpLinear"};
+                                               "FpLinear", "FpAttention"};
 constexpr const char* kKindNames[kCountedKinds] = {"int8", "int16", "float"};
 
 std::atomic<uint64_t> counts[kCountedOps][kCountedKinds][kMaxIsas];

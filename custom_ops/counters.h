@@ -7,7 +7,14 @@
 
 namespace fp4dit {
 
-enum CountedOp : int { kCountQuantize, kCountDequantize, kCountUnpack, kCountLinear, kCountedOps };
+enum CountedOp : int {
+  kCountQuantize,
+  kCountDequantize,
+  kCountUnpack,
+  kCountLinear,
+  kCountAttention,
+  kCountedOps
+};
 constexpr int kCountedKinds = 3;  // int8, int16, float: of DotKind and IntegerType
 
 // One more call of `op`'s kernel of `kind` (0 to 2), from instruction set `isa`.

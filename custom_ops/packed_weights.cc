@@ -1,5 +1,6 @@
 #include "packed_weights.h"
 
+#include <atomic>
 #include <cstring>
 #include <new>
 
@@ -36,6 +37,33 @@ bool AlignedBuffer::Allocate(size_t size) {
   data_ = static_cast<uint8_t*>(::operator new(size, kAlignment, std::nothrow));
   return data_ != nullptr;
 }
+
+struct KeptBuffer::Block {
+  AlignedBuffer buffer;
+  size_t size;
+};
+
+namespace {
+// Never freed at exit: a thread of the runtime may still run.
+std::atomic<void*> kept_block{nullptr};
+}  // namespace
+
+KeptBuffer::KeptBuffer(size_t size)
+    : block_(static_cast<Block*>(kept_block.exchange(nullptr, std::memory_order_acquire))) {
+  if (block_ != nullptr && block_->size >= size) return;
+  delete block_;
+  block_ = new (std::nothrow) Block{{}, size};
+  if (block_ != nullptr && !block_->buffer.Allocate(size)) {
+    delete block_;
+    block_ = nullptr;
+  }
+}
+
+KeptBuffer::~KeptBuffer() {
+  delete static_cast<Block*>(kept_block.exchange(block_, std::memory_order_acq_rel));
+}
+
+uint8_t* KeptBuffer::data() const { return block_ == nullptr ? nullptr : block_->buffer.data(); }
 
 WeightStorage StorageOf(const Format& format) {
   if (format.storage_bits == 4) return kNibbles;

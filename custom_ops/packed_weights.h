@@ -27,6 +27,23 @@ class AlignedBuffer {
   uint8_t* data_ = nullptr;
 };
 
+// Memory for the time of a call, aligned to a cache line. The last one given back is kept for the
+// next call of any node, so that in the long run none is allocated.
+class KeptBuffer {
+ public:
+  explicit KeptBuffer(size_t size);
+  ~KeptBuffer();
+  KeptBuffer(const KeptBuffer&) = delete;
+  KeptBuffer& operator=(const KeptBuffer&) = delete;
+
+  // Null if there was no memory.
+  uint8_t* data() const;
+
+ private:
+  struct Block;
+  Block* block_;
+};
+
 // The weights as the model holds them.
 struct WeightSource {
   const Format* format;

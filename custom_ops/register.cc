@@ -7,6 +7,7 @@
 #include "counters.h"
 #include "custom_op.h"
 #include "kernels/registry.h"
+#include "ops/fp_attention.h"
 #include "ops/fp_dequantize.h"
 #include "ops/fp_linear.h"
 #include "ops/fp_quantize.h"
@@ -32,7 +33,7 @@ constexpr const char* kDomain = "com.fp4dit";
 struct Registration {
   const ort::Api* api;
   OrtCustomOpDomain* domain;
-  RegisteredOp ops[6];
+  RegisteredOp ops[7];
   Registration* next;
 };
 
@@ -52,6 +53,7 @@ OrtStatus* FillDomain(Registration* r) {
   FillOp<FpDequantize>(api, &r->ops[3]);
   FillOp<FpUnpack>(api, &r->ops[4]);
   FillOp<FpLinear>(api, &r->ops[5]);
+  FillOp<FpAttention>(api, &r->ops[6]);
   FP4DIT_RETURN_IF_ERROR(api->CreateCustomOpDomain()(kDomain, &r->domain));
   for (RegisteredOp& op : r->ops) {
     FP4DIT_RETURN_IF_ERROR(api->CustomOpDomain_Add()(r->domain, &op));

@@ -21,6 +21,7 @@ import onnx.parser
 from fp4dit_onnx.formats import FloatFormat
 
 __all__ = [
+    "ATTENTION",
     "DEQUANTIZE",
     "DOMAIN",
     "IR_VERSION",
@@ -30,6 +31,7 @@ __all__ = [
     "UNPACK",
     "VERSION",
     "attach_functions",
+    "attention_attributes",
     "dequantize_attributes",
     "function",
     "linear_attributes",
@@ -44,6 +46,7 @@ OPSET = 21
 IR_VERSION = 10
 
 LINEAR = "FpLinear"
+ATTENTION = "FpAttention"
 DEQUANTIZE = "FpDequantize"
 UNPACK = "FpUnpack"
 QUANTIZE_OPS: dict[str, npt.DTypeLike] = {
@@ -163,9 +166,28 @@ FpLinear <act_format, weight_format, group_size, K, bits, grid>
     y = Add (scaled, bias)
 }
 """,
+    # A group as long as any head: one scale a row.
+    ATTENTION: """
+FpAttention <format, attention_scale> (q, q_scale, k, k_scale, v, v_scale, bias) => (y)
+{
+    factor = Constant <value_float: float = @attention_scale> ()
+    queries = com.fp4dit.FpDequantize <format: string = @format, group_size = 65536> (q, q_scale)
+    keys = com.fp4dit.FpDequantize <format: string = @format, group_size = 65536> (k, k_scale)
+    values = com.fp4dit.FpDequantize <format: string = @format, group_size = 65536> (v, v_scale)
+    query_heads = Transpose <perm = [0, 2, 1, 3]> (queries)
+    key_heads = Transpose <perm = [0, 2, 3, 1]> (keys)
+    value_heads = Transpose <perm = [0, 2, 1, 3]> (values)
+    products = MatMul (query_heads, key_heads)
+    scaled = Mul (products, factor)
+    scores = Add (scaled, bias)
+    probabilities = Softmax <axis = -1> (scores)
+    weighted = MatMul (probabilities, value_heads)
+    y = Transpose <perm = [0, 2, 1, 3]> (weighted)
+}
+""",
 }
 
-_CALLS = {LINEAR: (UNPACK, DEQUANTIZE)}
+_CALLS = {LINEAR: (UNPACK, DEQUANTIZE), ATTENTION: (DEQUANTIZE,)}
 """Functions that a body calls, so that a model carries them too."""
 
 
@@ -194,7 +216,7 @@ def attach_functions(model: onnx.ModelProto, ops: Iterable[str] | None = None) -
     used = {n.op_type for n in model.graph.node if n.domain == DOMAIN} if ops is None else set(ops)
     for op in sorted(used):
         used |= set(_CALLS.get(op, ()))
-    order = [*QUANTIZE_OPS, UNPACK, DEQUANTIZE, LINEAR]
+    order = [*QUANTIZE_OPS, UNPACK, DEQUANTIZE, LINEAR, ATTENTION]
     del model.functions[:]
     model.functions.extend(function(op) for op in order if op in used)
 
@@ -231,3 +253,8 @@ def linear_attributes(
         "group_size": group_size,
         **unpack,
     }
+
+
+def attention_attributes(fmt: FloatFormat, attention_scale: float) -> dict[str, Any]:
+    """Attributes of FpAttention: the format of q, k and v, and the factor of their products."""
+    return {"format": fmt.name, "attention_scale": float(attention_scale)}

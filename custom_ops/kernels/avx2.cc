@@ -7,6 +7,7 @@
 
 #include "kernels/kernels.h"
 #include "kernels/quantize_row-inl.h"
+#include "kernels/softmax-inl.h"
 #include "kernels/word_dot-inl.h"
 
 namespace fp4dit {
@@ -178,7 +179,8 @@ const Kernels kAvx2Kernels = {
     {kLinear<BytesDot>, kLinear<WordDot<Vector256, Shorts, 16, 6>>,
      kLinear<WordDot<Vector256, FloatMultiply<Vector256>, 16, 6>>},
     {Quantize<Vector256, int8_t>, Quantize<Vector256, int16_t>, Quantize<Vector256, float>},
-    {nullptr, nullptr, nullptr},  // memory-bound: the scalar loop does
+    {},  // dequantizing is memory-bound: the scalar loop does
+    Softmax<Vector256>,
 };
 
 }  // namespace fp4dit

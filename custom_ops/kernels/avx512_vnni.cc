@@ -7,6 +7,7 @@
 
 #include "kernels/kernels.h"
 #include "kernels/quantize_row-inl.h"
+#include "kernels/softmax-inl.h"
 #include "kernels/word_dot-inl.h"
 
 namespace fp4dit {
@@ -68,6 +69,12 @@ struct Vector512 {
   static Float Sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
   static Float Mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
 
+  static Float Max(Float a, Float b) { return _mm512_max_ps(a, b); }
+  static Int ShiftLeft23(Int v) { return _mm512_slli_epi32(v, 23); }
+  static Float ZeroIfBelow(Float v, Float x, Float limit) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), v);
+  }
+
   static Float LoadFirst(const float* x, size_t count) {
     const auto first = count < kLanes ? (1u << count) - 1u : 0xffffu;
     return _mm512_maskz_loadu_ps(static_cast<__mmask16>(first), x);
@@ -109,6 +116,8 @@ const Kernels kAvx512VnniKernels = {
      kLinear<WordDot<Vector512, FloatMultiply<Vector512>, kPanelWidth, kRowStep>>},
     {Quantize<Vector512, int8_t>, Quantize<Vector512, int16_t>, Quantize<Vector512, float>},
     {},
+    Softmax<Vector512>,
+    kLinear<WordDot<Vector512, Shorts, 16, 12>>,
 };
 
 }  // namespace fp4dit

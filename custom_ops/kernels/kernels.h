@@ -61,7 +61,7 @@ struct LinearTile {
   const uint8_t* panel;      // see PanelLayout
   const float* group_scale;  // [groups, panel_width]
   const float* bias;         // [panel_width]
-  const int8_t* table;       // [16] grid integers of the codes, for kNibbles
+  const int8_t* table;       // [16] grid integers of the codes; any sixteen if not kNibbles
   WeightStorage storage;
   int32_t max_weight;  // largest |grid integer| of a weight
   int32_t max_act;     // what `stage` returned
@@ -102,11 +102,34 @@ using QuantizeRow = void (*)(const float* x, size_t k, const QuantizeGrid& grid,
 // A run of integers under one scale: y[i] = q[i] * scale.
 using DequantizeRun = void (*)(const void* q, size_t count, float scale, float* y);
 
+// A row of attention scores against one tile of keys, see numerics.attention.
+struct SoftmaxRow {
+  float* scores;             // [count]; become exp(score - max) * value_scale
+  const float* value_scale;  // [count]
+  size_t count;              // a multiple of kSoftmaxLanes: what is missing is -inf, with scale 0
+  float max;                 // in: of earlier tiles, -inf before the first; out: of this one too
+  float shrink;              // out: exp(earlier max - max)
+  float sum;                 // out: of exp(score - max), in kSoftmaxLanes partial sums
+};
+using SoftmaxKernel = void (*)(SoftmaxRow* row);
+constexpr size_t kSoftmaxLanes = 16;
+
+// The constants of numerics.exp. ln 2 is split so that n * high is exact.
+constexpr float kExpLog2E = 1.44269502f;
+constexpr float kExpLn2High = 0.693359375f;
+constexpr float kExpLn2Low = -2.12194442e-4f;
+constexpr float kExpRounder = 12582912.0f;  // 1.5 * 2^23
+constexpr float kExpLeast = -87.0f;         // below this the result is 0
+constexpr size_t kExpTermCount = 6;
+constexpr float kExpTerms[kExpTermCount] = {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+
 // A null entry means: not here, use the next lower instruction set's.
 struct Kernels {
   LinearKernel linear[kDotKinds];
   QuantizeRow quantize[kIntegerTypes];
   DequantizeRun dequantize[kIntegerTypes];
+  SoftmaxKernel softmax = nullptr;
+  LinearKernel narrow = {};  // kDotInt16 for few channels; null: linear[kDotInt16] does
 };
 
 // A row whose largest magnitude is below this, 2^-90, counts as zero.

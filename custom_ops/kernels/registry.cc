@@ -61,6 +61,17 @@ ChosenLinear ChooseLinear(size_t isa, DotKind kind) {
   return {&kIsas[isa].kernels->linear[kind], isa};
 }
 
+ChosenLinear ChooseNarrow(size_t isa) {
+  const ChosenLinear wide = ChooseLinear(isa, kDotInt16);
+  const LinearKernel& narrow = kIsas[wide.isa].kernels->narrow;
+  return narrow.run == nullptr ? wide : ChosenLinear{&narrow, wide.isa};
+}
+
+Chosen<SoftmaxKernel> ChooseSoftmax(size_t isa) {
+  isa = FirstWith(isa, [](const Kernels& k) { return k.softmax != nullptr; });
+  return {kIsas[isa].kernels->softmax, isa};
+}
+
 Chosen<QuantizeRow> ChooseQuantize(size_t isa, IntegerType type) {
   isa = FirstWith(isa, [type](const Kernels& k) { return k.quantize[type] != nullptr; });
   return {kIsas[isa].kernels->quantize[type], isa};

@@ -34,7 +34,10 @@ struct Chosen {
 
 // The best supported kernels from instruction set `isa` downwards.
 ChosenLinear ChooseLinear(size_t isa, DotKind kind);
+// Of int16, for few channels.
+ChosenLinear ChooseNarrow(size_t isa);
 Chosen<QuantizeRow> ChooseQuantize(size_t isa, IntegerType type);
+Chosen<SoftmaxKernel> ChooseSoftmax(size_t isa);
 Chosen<DequantizeRun> ChooseDequantize(size_t isa, IntegerType type);
 
 // Where kernels come from.

@@ -152,6 +152,35 @@ void Dequantize(const void* integers, size_t count, float scale, float* y) {
   for (size_t i = 0; i < count; ++i) y[i] = static_cast<float>(q[i]) * scale;
 }
 
+// numerics.exp.
+float Exp(float x) {
+  const float z = std::fma(x, kExpLog2E, kExpRounder);
+  const float n = z - kExpRounder;
+  const float high = std::fma(n, -kExpLn2High, x);
+  const float r = std::fma(n, -kExpLn2Low, high);
+  float p = kExpTerms[0];
+  for (size_t i = 1; i < kExpTermCount; ++i) p = std::fma(p, r, kExpTerms[i]);
+  return x < kExpLeast ? 0.0f : p * FromBits((Bits(z) << 23) + (127u << 23));
+}
+
+void SoftmaxOfRow(SoftmaxRow* row) {
+  float max = row->max;
+  for (size_t i = 0; i < row->count; ++i) max = row->scores[i] > max ? row->scores[i] : max;
+  const float base = std::isinf(max) && max < 0 ? 0.0f : max;
+  float sum[kSoftmaxLanes] = {};
+  for (size_t i = 0; i < row->count; ++i) {
+    const float e = Exp(row->scores[i] - base);
+    sum[i % kSoftmaxLanes] += e;
+    row->scores[i] = e * row->value_scale[i];
+  }
+  for (size_t half = kSoftmaxLanes / 2; half > 0; half /= 2) {
+    for (size_t i = 0; i < half; ++i) sum[i] += sum[i + half];
+  }
+  row->shrink = Exp(row->max - base);
+  row->sum = sum[0];
+  row->max = max;
+}
+
 }  // namespace
 
 extern const Kernels kScalarKernels;
@@ -160,6 +189,7 @@ const Kernels kScalarKernels = {
      kLinear<ScalarDot<float, float>>},
     {Quantize<int8_t>, Quantize<int16_t>, Quantize<float>},
     {Dequantize<int8_t>, Dequantize<int16_t>, Dequantize<float>},
+    SoftmaxOfRow,
 };
 
 }  // namespace fp4dit

@@ -80,6 +80,12 @@ struct Vector256 {
   static Float Sub(Float a, Float b) { return _mm256_sub_ps(a, b); }
   static Float Mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
 
+  static Float Max(Float a, Float b) { return _mm256_max_ps(a, b); }
+  static Int ShiftLeft23(Int v) { return _mm256_slli_epi32(v, 23); }
+  static Float ZeroIfBelow(Float v, Float x, Float limit) {
+    return _mm256_andnot_ps(_mm256_cmp_ps(x, limit, _CMP_LT_OQ), v);
+  }
+
   // The first `count` floats; the others are zero, and their memory is not touched.
   static Float LoadFirst(const float* x, size_t count) {
     const Int lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);

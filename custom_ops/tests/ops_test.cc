@@ -167,7 +167,7 @@ void TestRegistration() {
   fake::PretendToBeOld(false);
   ops = fake::RegisterAll(&error);
   CHECK(error.empty(), "%s", error.c_str());
-  CHECK(ops.size() == 6, "%zu ops", ops.size());
+  CHECK(ops.size() == 7, "%zu ops", ops.size());
   CHECK(fake::RegisterAll(&error) == ops, "a second registration finds the first one's ops");
   for (const auto& [name, op] : ops) {
     CHECK(op->version == 17 && op->GetStartVersion(op) == 1, "%s", name.c_str());
@@ -179,7 +179,7 @@ void TestRegistration() {
 
 void TestOps() {
   TestRegistration();
-  if (ops.size() != 6) return;
+  if (ops.size() != 7) return;
   TestLinearAttributes();
   TestLinearInputs();
   TestWideFormats();

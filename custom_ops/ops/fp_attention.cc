@@ -1,0 +1,394 @@
+#include "ops/fp_attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "counters.h"
+#include "ops/fp_quantize.h"
+#include "packed_weights.h"
+#include "parallel.h"
+
+namespace fp4dit {
+namespace {
+
+enum Input : size_t { kQ, kQScale, kK, kKScale, kV, kVScale, kBias, kInputCount };
+constexpr const char* kInputNames[kInputCount] = {"q",  "q_scale", "k",   "k_scale",
+                                                  "v", "v_scale", "bias"};
+
+// Rows of one task: whole steps of every kernel.
+constexpr size_t kRows = 48;
+// Probabilities are quantized to 16-bit integers, as a format of 15 mantissa bits.
+constexpr QuantizeGrid kProbabilities = {32767.0f, 15};
+// Group scales and biases of a panel of values.
+constexpr size_t kMostScales = 512;
+struct Constants {
+  float one[kMostScales];
+  float zero[kMostScales];
+};
+constexpr Constants MakeConstants() {
+  Constants c = {};
+  for (float& v : c.one) v = 1.0f;
+  return c;
+}
+constexpr Constants kConstants = MakeConstants();
+constexpr int8_t kNoTable[16] = {};
+
+size_t RoundUp(size_t size, size_t step) { return (size + step - 1) / step * step; }
+size_t Tiles(size_t size, size_t tile) { return (size + tile - 1) / tile; }
+
+// Bytes of a panel of `k` inputs that are stored as they are, in groups.
+size_t PanelBytes(const PanelLayout& layout, size_t k, size_t group, size_t element) {
+  const size_t rest = k % group;
+  const size_t padded = k / group * RoundUp(group, layout.k_step) + RoundUp(rest, layout.k_step);
+  return padded * layout.panel_width * element;
+}
+
+// Where element (channel n, input k) of one group of a panel is, in elements.
+size_t ElementAt(const PanelLayout& layout, size_t n, size_t k) {
+  return k / layout.k_unit * layout.k_unit * layout.panel_width + n * layout.k_unit +
+         k % layout.k_unit;
+}
+
+}  // namespace
+
+// The tensors of a call: q [B, S, H, D], k and v [B, L, H, D].
+struct FpAttention::Call {
+  Tensor inputs[kInputCount];
+  size_t batch, queries, keys, heads, size;
+  float* y;
+
+  const uint8_t* Integers(size_t input, size_t b, size_t token, size_t h) const {
+    const Tensor& t = inputs[input];
+    const size_t tokens = input == kQ ? queries : keys;
+    return t.As<uint8_t>() + ((b * tokens + token) * heads + h) * size * TypeSize(t.type);
+  }
+  float Scale(size_t input, size_t b, size_t token, size_t h) const {
+    const size_t tokens = input == kQScale ? queries : keys;
+    return inputs[input].As<float>()[(b * tokens + token) * heads + h];
+  }
+  float Bias(size_t b, size_t key) const {
+    const Tensor& t = inputs[kBias];
+    const size_t columns = t.Dim(3);
+    return t.As<float>()[(t.Dim(0) == 1 ? 0 : b) * columns + (columns == 1 ? 0 : key)];
+  }
+};
+
+// Keys and values of every head, laid out for the kernels, in one buffer.
+struct FpAttention::Packed {
+  size_t key_panel, keys;     // bytes of a panel, of a head
+  size_t value_tile, values;  // bytes of a whole tile's panels, of a head
+  size_t floats;              // of each of the three arrays below, a head
+  size_t head;                // bytes of all of a head
+  uint8_t* data;
+
+  uint8_t* Keys(size_t h) const { return data + h * head; }
+  uint8_t* Values(size_t h) const { return Keys(h) + keys; }
+  float* KeyScale(size_t h) const { return reinterpret_cast<float*>(Values(h) + values); }
+  float* KeyBias(size_t h) const { return KeyScale(h) + floats; }
+  float* ValueScale(size_t h) const { return KeyBias(h) + floats; }
+};
+
+// What a task keeps on its stack.
+struct FpAttention::Workspace {
+  alignas(64) float scores[kRows * kKeyTile];
+  alignas(64) int16_t weights[kRows * kKeyTile];
+  alignas(64) uint8_t staged[kRows * (kKeyTile * sizeof(int16_t) + 8 * 64 + 64)];
+  alignas(64) uint8_t staged_queries[kRows * (kMaxHeadSize * sizeof(int16_t) + 128)];
+  uint8_t queries[kRows * kMaxHeadSize * sizeof(int16_t)];
+  float query_scale[kRows];
+  float weight_scale[kRows];
+  float max[kRows];
+  float sum[kRows];
+  float shrink[kRows];
+  int32_t max_query;
+  float* y;  // of the first row
+};
+
+OrtStatus* FpAttention::Create(const Node& node) {
+  node_ = node;
+  FP4DIT_RETURN_IF_ERROR(node_.CheckInputCount(kInputCount));
+  FP4DIT_RETURN_IF_ERROR(node_.ReadFormat("format", false, &format_));
+  FP4DIT_RETURN_IF_ERROR(node_.ReadFloat("attention_scale", &attention_scale_));
+  type_ = IntegerTypeOf(*format_);
+  if (type_ == kFloatType) {
+    return node_.Fail("attribute 'format' is '%s', wanted one whose integers are int8 or int16",
+                      format_->name);
+  }
+  // The largest power of two whose sums fit, at most a tile.
+  value_group_ = kKeyTile;
+  const auto largest = static_cast<double>(kProbabilities.max_integer) *
+                       static_cast<double>(format_->max_integer());
+  while (largest * static_cast<double>(value_group_) >= 2147483648.0) value_group_ /= 2;
+  const size_t isa = Selected().isa;
+  scores_ = ChooseLinear(isa, type_ == kInt8Type ? kDotInt8 : kDotInt16);
+  values_ = ChooseNarrow(isa);
+  softmax_ = ChooseSoftmax(isa);
+  quantize_ = ChooseQuantize(isa, kInt16Type);
+  node_.info = nullptr;
+  // Bounds of what a task keeps on its stack; every kernel there is is well within them.
+  const size_t weights = values_.kernel->staged_bytes(
+      {nullptr, kInt16Type, kRows, kKeyTile, value_group_});
+  const size_t queries =
+      scores_.kernel->staged_bytes({nullptr, type_, kRows, kMaxHeadSize, kMaxHeadSize});
+  if (weights > sizeof(Workspace::staged) || queries > sizeof(Workspace::staged_queries) ||
+      kKeyTile / value_group_ * values_.kernel->layout.panel_width > kMostScales) {
+    return node_.Fail("format '%s' is wider than its kernels take", format_->name);
+  }
+  return nullptr;
+}
+
+OrtStatus* FpAttention::CheckIntegers(const Tensor& q, const Tensor& scale,
+                                      const Tensor& like) const {
+  if (q.type != ElementTypeOf(type_)) {
+    return node_.Fail("input '%s' is %s, wanted %s for format '%s'", q.name, TypeName(q.type),
+                      TypeName(ElementTypeOf(type_)), format_->name);
+  }
+  bool fits = q.rank == 4 && like.rank == 4;
+  for (const size_t axis : {size_t{0}, size_t{2}, size_t{3}}) {
+    fits = fits && q.dims[axis] == like.dims[axis];
+  }
+  if (!fits || q.Dim(3) == 0 || q.Dim(3) > kMaxHeadSize) {
+    return node_.Fail("input '%s' has shape %s, wanted [batch, tokens, heads, 1 to %zu] as 'q' has "
+                      "it, which is %s",
+                      q.name, ShapeText(q).text, kMaxHeadSize, ShapeText(like).text);
+  }
+  bool scales = scale.type == ort::kFloat && scale.rank == 4 && scale.Dim(3) == 1;
+  for (size_t axis = 0; axis < 3; ++axis) scales = scales && scale.dims[axis] == q.dims[axis];
+  if (!scales) {
+    return node_.Fail("input '%s' is %s %s, wanted float, one scale a row of '%s' %s", scale.name,
+                      TypeName(scale.type), ShapeText(scale).text, q.name, ShapeText(q).text);
+  }
+  return nullptr;
+}
+
+OrtStatus* FpAttention::CheckBias(const Tensor& bias, const Call& call) const {
+  const bool fits = bias.type == ort::kFloat && bias.rank == 4 &&
+                    (bias.Dim(0) == 1 || bias.Dim(0) == call.batch) && bias.Dim(1) == 1 &&
+                    bias.Dim(2) == 1 && (bias.Dim(3) == 1 || bias.Dim(3) == call.keys);
+  if (fits) return nullptr;
+  return node_.Fail("input 'bias' is %s %s, wanted float [1 or %zu, 1, 1, 1 or %zu]",
+                    TypeName(bias.type), ShapeText(bias).text, call.batch, call.keys);
+}
+
+OrtStatus* FpAttention::ReadCall(OrtKernelContext* context, Call* call) const {
+  for (size_t i = 0; i < kInputCount; ++i) {
+    FP4DIT_RETURN_IF_ERROR(ReadInput(node_, context, i, kInputNames[i], &call->inputs[i]));
+  }
+  const Tensor& q = call->inputs[kQ];
+  for (const size_t i : {kQ, kK, kV}) {
+    FP4DIT_RETURN_IF_ERROR(CheckIntegers(call->inputs[i], call->inputs[i + 1], q));
+  }
+  call->batch = q.Dim(0);
+  call->queries = q.Dim(1);
+  call->keys = call->inputs[kK].Dim(1);
+  call->heads = q.Dim(2);
+  call->size = q.Dim(3);
+  if (call->keys == 0 || call->inputs[kV].Dim(1) != call->keys) {
+    return node_.Fail("inputs 'k' and 'v' have shapes %s and %s, wanted as many tokens, one at least",
+                      ShapeText(call->inputs[kK]).text, ShapeText(call->inputs[kV]).text);
+  }
+  const double products = static_cast<double>(format_->max_integer()) *
+                          static_cast<double>(format_->max_integer()) *
+                          static_cast<double>(call->size);
+  if (products >= 2147483648.0) {
+    return node_.Fail("%zu products of %s can reach %.0f, wanted less than 2^31: use a narrower "
+                      "format",
+                      call->size, format_->name, products);
+  }
+  return CheckBias(call->inputs[kBias], *call);
+}
+
+FpAttention::Packed FpAttention::Layout(const Call& call) const {
+  const size_t element = type_ == kInt8Type ? 1 : 2;
+  const PanelLayout& keys = scores_.kernel->layout;
+  const PanelLayout& values = values_.kernel->layout;
+  Packed p = {};
+  p.key_panel = PanelBytes(keys, call.size, call.size, element);
+  p.keys = RoundUp(Tiles(call.keys, keys.panel_width) * p.key_panel, 64);
+  const size_t panels = Tiles(call.size, values.panel_width);
+  p.value_tile = panels * PanelBytes(values, kKeyTile, value_group_, element);
+  p.values = RoundUp(Tiles(call.keys, kKeyTile) * p.value_tile, 64);
+  p.floats = RoundUp(call.keys, kKeyTile);
+  p.head = p.keys + p.values + 3 * p.floats * sizeof(float);
+  return p;
+}
+
+void FpAttention::PackHead(const Call& call, const Packed& packed, size_t head) const {
+  const size_t b = head / call.heads;
+  const size_t h = head % call.heads;
+  const size_t element = type_ == kInt8Type ? 1 : 2;
+  const PanelLayout& layout = scores_.kernel->layout;
+  std::memset(packed.Keys(head), 0, packed.head);
+  for (size_t token = 0; token < call.keys; ++token) {
+    uint8_t* panel = packed.Keys(head) + token / layout.panel_width * packed.key_panel;
+    const uint8_t* row = call.Integers(kK, b, token, h);
+    for (size_t d = 0; d < call.size; d += layout.k_unit) {
+      const size_t count = std::min(layout.k_unit, call.size - d);
+      std::memcpy(panel + ElementAt(layout, token % layout.panel_width, d) * element,
+                  row + d * element, count * element);
+    }
+    packed.KeyScale(head)[token] = call.Scale(kKScale, b, token, h) * attention_scale_;
+    packed.KeyBias(head)[token] = call.Bias(b, token);
+    packed.ValueScale(head)[token] = call.Scale(kVScale, b, token, h);
+  }
+  PackValues(call, packed, head);
+}
+
+void FpAttention::PackValues(const Call& call, const Packed& packed, size_t head) const {
+  const size_t element = type_ == kInt8Type ? 1 : 2;
+  const PanelLayout& layout = values_.kernel->layout;
+  const size_t group_bytes =
+      RoundUp(value_group_, layout.k_step) * layout.panel_width * element;
+  for (size_t token = 0; token < call.keys; ++token) {
+    const size_t tile = token / kKeyTile;
+    const size_t size = std::min(kKeyTile, call.keys - tile * kKeyTile);
+    const size_t panel_bytes = PanelBytes(layout, size, value_group_, element);
+    uint8_t* const group = packed.Values(head) + tile * packed.value_tile +
+                           token % kKeyTile / value_group_ * group_bytes;
+    const size_t k = token % kKeyTile % value_group_;
+    const uint8_t* row = call.Integers(kV, head / call.heads, token, head % call.heads);
+    for (size_t d = 0; d < call.size; d += layout.panel_width) {
+      uint8_t* to = group + d / layout.panel_width * panel_bytes + ElementAt(layout, 0, k) * element;
+      const size_t count = std::min(layout.panel_width, call.size - d);
+      for (size_t n = 0; n < count; ++n, to += layout.k_unit * element) {
+        std::memcpy(to, row + (d + n) * element, element);
+      }
+    }
+  }
+}
+
+// scores = fma(query scale, key scale * exact sums, bias), a row of kKeyTile a query.
+void FpAttention::Score(const Call& call, const Packed& packed, size_t head, size_t first,
+                        size_t count, size_t rows, Workspace* work) const {
+  const LinearKernel& kernel = *scores_.kernel;
+  const size_t width = kernel.layout.panel_width;
+  for (size_t n = 0; n < count; n += width) {
+    const size_t panel = (first + n) / width;
+    LinearTile tile = {};
+    tile.staged = work->staged_queries;
+    tile.scale = work->query_scale;
+    tile.scale_stride = 1;
+    tile.panel = packed.Keys(head) + panel * packed.key_panel;
+    tile.group_scale = packed.KeyScale(head) + panel * width;
+    tile.bias = packed.KeyBias(head) + panel * width;
+    tile.table = kNoTable;
+    tile.storage = type_ == kInt8Type ? kBytes : kShorts;
+    tile.max_weight = static_cast<int32_t>(format_->max_integer());
+    tile.max_act = work->max_query;
+    tile.y = work->scores + n;
+    tile.y_stride = kKeyTile;
+    tile.columns = std::min(width, count - n);
+    tile.rows = rows;
+    tile.k = tile.group_size = call.size;
+    kernel.run(tile);
+  }
+}
+
+// Softmax and its integers, row by row; then y = y * shrink + the tile's weighted values.
+void FpAttention::Weigh(const Call& call, const Packed& packed, size_t head, size_t first,
+                        size_t count, size_t rows, Workspace* work) const {
+  const size_t padded = RoundUp(count, kSoftmaxLanes);
+  for (size_t r = 0; r < rows; ++r) {
+    float* scores = work->scores + r * kKeyTile;
+    for (size_t i = count; i < padded; ++i) scores[i] = -INFINITY;
+    SoftmaxRow row = {scores, packed.ValueScale(head) + first, padded, work->max[r], 0.0f, 0.0f};
+    softmax_.run(&row);
+    work->max[r] = row.max;
+    work->shrink[r] = row.shrink;
+    work->sum[r] = work->sum[r] * row.shrink + row.sum;
+    quantize_.run(scores, count, kProbabilities, work->weights + r * count, &work->weight_scale[r]);
+  }
+  const LinearKernel& kernel = *values_.kernel;
+  const size_t width = kernel.layout.panel_width;
+  const Activations weights = {work->weights, kInt16Type, rows, count,
+                               std::min(count, value_group_)};
+  LinearTile tile = {};
+  tile.max_act = kernel.stage(weights, work->staged);
+  tile.staged = work->staged;
+  tile.scale = work->weight_scale;
+  tile.scale_stride = 1;
+  tile.group_scale = kConstants.one;
+  tile.bias = kConstants.zero;
+  tile.table = kNoTable;
+  tile.storage = type_ == kInt8Type ? kBytes : kShorts;
+  tile.max_weight = static_cast<int32_t>(format_->max_integer());
+  tile.y_stride = call.size;
+  tile.rows = rows;
+  tile.k = count;
+  tile.group_size = weights.group_size;
+  const size_t panel_bytes =
+      PanelBytes(kernel.layout, count, value_group_, type_ == kInt8Type ? 1 : 2);
+  for (size_t d = 0; d < call.size; d += width) {
+    tile.panel = packed.Values(head) + first / kKeyTile * packed.value_tile + d / width * panel_bytes;
+    tile.y = work->scores + d;  // the scores are spent
+    tile.columns = std::min(width, call.size - d);
+    kernel.run(tile);
+  }
+  const size_t y_stride = call.heads * call.size;
+  for (size_t r = 0; r < rows; ++r) {
+    float* y = work->y + r * y_stride;
+    const float* add = work->scores + r * call.size;
+    for (size_t d = 0; d < call.size; ++d) {
+      y[d] = first == 0 ? add[d] : y[d] * work->shrink[r] + add[d];
+    }
+  }
+}
+
+void FpAttention::RunTask(const Call& call, const Packed& packed, size_t task) const {
+  const size_t row_tiles = Tiles(call.queries, kRows);
+  const size_t head = task / row_tiles;
+  const size_t row = task % row_tiles * kRows;
+  const size_t rows = std::min(kRows, call.queries - row);
+  const size_t b = head / call.heads;
+  const size_t h = head % call.heads;
+  const size_t bytes = call.size * (type_ == kInt8Type ? 1 : 2);
+  Workspace work;
+  for (size_t r = 0; r < rows; ++r) {
+    std::memcpy(work.queries + r * bytes, call.Integers(kQ, b, row + r, h), bytes);
+    work.query_scale[r] = call.Scale(kQScale, b, row + r, h);
+    work.max[r] = -INFINITY;
+    work.sum[r] = 0.0f;
+  }
+  work.max_query = scores_.kernel->stage({work.queries, type_, rows, call.size, call.size},
+                                         work.staged_queries);
+  work.y = call.y + ((b * call.queries + row) * call.heads + h) * call.size;
+  for (size_t first = 0; first < call.keys; first += kKeyTile) {
+    const size_t count = std::min(kKeyTile, call.keys - first);
+    Score(call, packed, head, first, count, rows, &work);
+    Weigh(call, packed, head, first, count, rows, &work);
+  }
+  for (size_t r = 0; r < rows; ++r) {
+    float* y = work.y + r * call.heads * call.size;
+    for (size_t d = 0; d < call.size; ++d) y[d] /= work.sum[r];
+  }
+}
+
+OrtStatus* FpAttention::Compute(OrtKernelContext* context) const {
+  Call call = {};
+  FP4DIT_RETURN_IF_ERROR(ReadCall(context, &call));
+  void* y = nullptr;
+  FP4DIT_RETURN_IF_ERROR(MakeOutput(node_, context, 0, call.inputs[kQ].dims, 4, &y));
+  call.y = static_cast<float*>(y);
+  const size_t heads = call.batch * call.heads;
+  if (heads == 0 || call.queries == 0) return nullptr;
+  Count(kCountAttention, type_, scores_.isa);
+  Packed packed = Layout(call);
+  KeptBuffer buffer(packed.head * heads);
+  packed.data = buffer.data();
+  if (packed.data == nullptr) return node_.Fail("there is no memory to lay out its keys");
+  const auto pack = [&](size_t begin, size_t end) {
+    for (size_t head = begin; head < end; ++head) PackHead(call, packed, head);
+  };
+  FP4DIT_RETURN_IF_ERROR(ParallelFor(node_.api, context, heads, 1, pack));
+  const auto run = [&](size_t begin, size_t end) {
+    for (size_t task = begin; task < end; ++task) RunTask(call, packed, task);
+  };
+  return ParallelFor(node_.api, context, heads * Tiles(call.queries, kRows), 1, run);
+}
+
+void FpAttention::InferShapes(const ShapeInference& inference) {
+  inference.SetOutput(0, ort::kFloat, inference.Input(kQ));
+}
+
+}  // namespace fp4dit

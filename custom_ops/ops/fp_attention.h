@@ -1,0 +1,61 @@
+// FpAttention: softmax(q k^T * attention_scale + bias) v of quantized q, k and v.
+// numerics.attention is the definition.
+
+#ifndef FP4DIT_OPS_FP_ATTENTION_H_
+#define FP4DIT_OPS_FP_ATTENTION_H_
+
+#include "custom_op.h"
+#include "kernels/registry.h"
+#include "node.h"
+#include "tensor.h"
+
+namespace fp4dit {
+
+// Keys that are scored at a time, so that no row of scores grows with the sequence.
+constexpr size_t kKeyTile = 256;
+// Largest size of a head.
+constexpr size_t kMaxHeadSize = 256;
+
+class FpAttention {
+ public:
+  static constexpr const char* kName = "FpAttention";
+  // q, its scale, k, its scale, v, its scale (types follow the format), bias
+  static constexpr ort::ElementType kInputs[] = {ort::kUndefined, ort::kFloat, ort::kUndefined,
+                                                 ort::kFloat,     ort::kUndefined, ort::kFloat,
+                                                 ort::kFloat};
+  static constexpr ort::ElementType kOutputs[] = {ort::kFloat};
+  static void InferShapes(const ShapeInference& inference);
+  OrtStatus* Create(const Node& node);
+  OrtStatus* Compute(OrtKernelContext* context) const;
+
+ private:
+  struct Call;
+  struct Packed;
+  struct Workspace;
+
+  OrtStatus* ReadCall(OrtKernelContext* context, Call* call) const;
+  OrtStatus* CheckIntegers(const Tensor& q, const Tensor& scale, const Tensor& like) const;
+  OrtStatus* CheckBias(const Tensor& bias, const Call& call) const;
+  Packed Layout(const Call& call) const;
+  void PackHead(const Call& call, const Packed& packed, size_t head) const;
+  void PackValues(const Call& call, const Packed& packed, size_t head) const;
+  void RunTask(const Call& call, const Packed& packed, size_t task) const;
+  void Score(const Call& call, const Packed& packed, size_t head, size_t first, size_t count,
+             size_t rows, Workspace* work) const;
+  void Weigh(const Call& call, const Packed& packed, size_t head, size_t first, size_t count,
+             size_t rows, Workspace* work) const;
+
+  Node node_;
+  const Format* format_ = nullptr;
+  IntegerType type_ = kInt8Type;
+  float attention_scale_ = 0.0f;
+  size_t value_group_ = 0;  // keys whose products with v fit a sum
+  ChosenLinear scores_ = {};
+  ChosenLinear values_ = {};
+  Chosen<SoftmaxKernel> softmax_ = {};
+  Chosen<QuantizeRow> quantize_ = {};
+};
+
+}  // namespace fp4dit
+
+#endif  // FP4DIT_OPS_FP_ATTENTION_H_
