@@ -28,6 +28,7 @@ COMMANDS = {
     "inspect": "Show what a bundle, an ONNX file or a diffusers folder holds.",
     "verify": "Prove that a bundle computes what it should; exit 1 where it does not.",
     "evaluate": "Compare a bundle's pictures with those of the float model.",
+    "bench": "Measure speed side by side with other libraries, in one interleaved run.",
     "doctor": "Check the installation; name the cause and the cure of what is broken.",
 }
 """Every command and the first line of its help."""

@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Comparison", "linear_rounding_bound", "same_bits", "sqnr_db", "within"]
+__all__ = [
+    "Comparison",
+    "attention_rounding_bound",
+    "linear_rounding_bound",
+    "same_bits",
+    "sqnr_db",
+    "within",
+]
 
 Array = npt.NDArray[Any]
 UNIT_ROUNDOFF = 2.0**-24
@@ -104,6 +111,67 @@ def linear_rounding_bound(
     gamma = roundings * UNIT_ROUNDOFF / (1 - roundings * UNIT_ROUNDOFF)
     magnitude = np.abs(q.astype(np.float64)) @ np.abs(weight.astype(np.float64)).T
     total: npt.NDArray[np.float64] = gamma * (magnitude * np.abs(scale) + np.abs(bias))
+    return total
+
+
+EXP_ERROR = 2.0**-17
+"""Relative error allowed to the exponentials of two evaluators together: 4e-6 of ours, and about as
+much of a runtime's."""
+PROBABILITY_STEPS = 32767
+
+
+def attention_rounding_bound(
+    q: Array,
+    q_scale: Array,
+    k: Array,
+    k_scale: Array,
+    v: Array,
+    v_scale: Array,
+    bias: Array,
+    attention_scale: float,
+) -> npt.NDArray[np.float64]:
+    """How far `numerics.attention` and float32 attention on the dequantized tensors may lie apart.
+
+    Scores differ by at most d, as linears of D inputs, so a probability by a factor of at most
+    exp(2 d), numerator and sum, and twice EXP_ERROR. The sums over L keys, of exponentials and of
+    values, add at most 2 L roundings in a runtime and L / 4 here. The definition rounds
+    ``e * v_scale`` of a key to 16 bits, half a step of a tile's largest: against the row's sum at
+    most ``p_max * max(v_scale) / (2 * 32767)`` a key, p_max the row's largest probability.
+
+    Args:
+        q: see `numerics.attention`, also on the others.
+        q_scale: of q.
+        k: keys.
+        k_scale: of k.
+        v: values.
+        v_scale: of v.
+        bias: added to the scores.
+        attention_scale: factor of the scores.
+
+    Returns:
+        float64 [B, S, H, D]; NaN where the scores are.
+    """
+    heads = [
+        np.swapaxes(integers.astype(np.float64) * scale, 1, 2)
+        for integers, scale in ((q, q_scale), (k, k_scale), (v, v_scale))
+    ]  # [B, H, tokens, D]
+    queries, keys, values = heads
+    scores = queries @ np.swapaxes(keys, 2, 3) * attention_scale + bias
+    sizes = np.abs(queries) @ np.swapaxes(np.abs(keys), 2, 3) * abs(attention_scale) + np.abs(bias)
+    with np.errstate(invalid="ignore", over="ignore"):
+        most = scores.max(axis=-1, keepdims=True)
+        e = np.exp(scores - most)
+        p = e / e.sum(axis=-1, keepdims=True)
+        # Keys that are masked away carry no weight, whatever their scores' size.
+        live = np.where(p > 0, sizes, 0).max(axis=-1, keepdims=True)
+    apart = 2 * (q.shape[-1] + 10) * UNIT_ROUNDOFF * live
+    sums = (2 * k.shape[1] + k.shape[1] // 4 + 20) * UNIT_ROUNDOFF
+    factor = np.expm1(2 * apart) + 2 * EXP_ERROR + sums
+    largest = (p.max(axis=-1) * v_scale.max(axis=(1, 3))[:, :, None])[..., None]  # [B, H, S, 1]
+    step = largest / (2 * PROBABILITY_STEPS)
+    units = np.abs(np.swapaxes(v.astype(np.float64), 1, 2)).sum(axis=2, keepdims=True)
+    bound = factor * (p @ np.abs(values)) + step * units
+    total: npt.NDArray[np.float64] = np.swapaxes(bound, 1, 2)
     return total
 
 

@@ -10,13 +10,21 @@ import numpy as np
 import numpy.typing as npt
 
 from fp4dit_onnx import numerics, ops
-from fp4dit_onnx.compare import Comparison, linear_rounding_bound, same_bits, within
+from fp4dit_onnx.compare import (
+    Comparison,
+    attention_rounding_bound,
+    linear_rounding_bound,
+    same_bits,
+    within,
+)
 from fp4dit_onnx.formats import format_by_name
 from fp4dit_onnx.probe import NodeView, attributes
 
 __all__ = ["NodeChecks"]
 
 Array = npt.NDArray[Any]
+QUERIES = 8
+"""Queries of an attention that are compared."""
 ROWS = 32
 """Rows of a linear that are compared; float activations take the reference's slow path."""
 FLOAT_ROWS = 2
@@ -44,7 +52,7 @@ class NodeChecks:
         return {
             "library": "bit for bit the reference",
             TORCH: "codes and scales bit for bit",
-        }.get(self.who, "codes bit for bit, linears to float32 rounding")
+        }.get(self.who, "codes bit for bit, linears and attention to derived bounds")
 
     def compare(self, view: NodeView) -> Comparison | None:
         """The comparison for one node, None if this evaluator has nothing to say of it."""
@@ -54,6 +62,7 @@ class NodeChecks:
             return None
         table: dict[str, Callable[[NodeView], Comparison]] = {
             ops.LINEAR: self._linear,
+            ops.ATTENTION: self._attention,
             ops.UNPACK: self._unpack,
             ops.DEQUANTIZE: self._dequantize,
         }
@@ -105,3 +114,16 @@ class NodeChecks:
         value = numerics.dequantize(weight, weight_scale, group)
         bound = linear_rounding_bound(rows, scales, value, bias, weight_scale.shape[1])
         return within(reference, ours, bound)
+
+    def _attention(self, view: NodeView) -> Comparison:
+        given = attributes(view.node)
+        q, q_scale, k, k_scale, v, v_scale, bias = (self._input(view, i) for i in range(7))
+        step = max(1, -(-q.shape[1] // QUERIES))
+        q, q_scale = q[:, ::step], q_scale[:, ::step]
+        found = np.ascontiguousarray(self.outputs[view.node.output[0]][:, ::step])
+        fmt, scale = format_by_name(given["format"]), given["attention_scale"]
+        reference = numerics.attention(q, q_scale, k, k_scale, v, v_scale, bias, scale, fmt)
+        if self.who == "library":
+            return same_bits(reference, found)
+        bound = attention_rounding_bound(q, q_scale, k, k_scale, v, v_scale, bias, scale)
+        return within(reference, found, bound)

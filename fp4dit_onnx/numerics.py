@@ -205,7 +205,7 @@ PROBABILITY_FORMAT = FloatFormat("int16", 0, 15)
 
 
 def exp(x: FloatArray) -> FloatArray:
-    """exp(x) of float32 x <= 0 (any shape), relative error below 3e-6; 0 below -87, NaN of NaN.
+    """The exponential of float32 x <= 0 (any shape), to a relative 4e-6; 0 below -87, NaN of NaN.
 
     2^n * exp(r) with n the nearest integer of x / ln 2, and the first six terms of exp's series.
     """
@@ -246,8 +246,10 @@ def attention(
     Args:
         q: [B, S, H, D] grid integers of `fmt`, int8 or int16.
         q_scale: float32 [B, S, H, 1].
-        k, v: [B, L, H, D].
-        k_scale, v_scale: float32 [B, L, H, 1].
+        k: [B, L, H, D], as q.
+        k_scale: float32 [B, L, H, 1].
+        v: [B, L, H, D], as q.
+        v_scale: float32 [B, L, H, 1].
         bias: float32 [1 or B, 1, 1, 1 or L], added to the scores.
         attention_scale: factor of the scores, as float32.
         fmt: of q, k and v.
@@ -290,7 +292,8 @@ def _weighted(
         total = total * shrink + _lane_sum(e)
         p, p_scale = quantize(e * v_scale[part], PROBABILITY_FORMAT)
         ones = np.ones((v.shape[1], group_count(p.shape[1], group)), np.float32)
-        tile = linear(p, p_scale, v[part].T.astype(np.float32), ones, np.float32(0), group)
+        no_bias = np.zeros(v.shape[1], np.float32)
+        tile = linear(p, p_scale, v[part].T.astype(np.float32), ones, no_bias, group)
         y = y * shrink + tile
     weighted: FloatArray = y / total
     return weighted

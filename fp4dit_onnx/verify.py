@@ -52,6 +52,8 @@ __all__ = ["Check", "Verification", "verify"]
 Array = npt.NDArray[Any]
 Run = Callable[[Mapping[str, Array]], list[Array]]
 INDEPENDENT_DB = 20 * math.log10(math.sqrt(2))
+COUNTED = (ops.LINEAR, ops.ATTENTION)
+"""Operators whose kernel calls are compared with what the graph asks for."""
 FLOAT_TYPES = (
     onnx.TensorProto.FLOAT,
     onnx.TensorProto.FLOAT16,
@@ -266,18 +268,23 @@ class _Evaluators:
 
     def counters(self) -> Check:
         """The library's own count of kernel calls against what the graph asks for."""
-        isa = self._library.isa
         wanted: dict[str, int] = {}
         for view in custom_nodes(self._subject.model):
-            if view.node.op_type == ops.LINEAR:
-                key = f"{ops.LINEAR}/{_product_kind(attributes(view.node))}/{isa}"
+            if view.node.op_type in COUNTED:
+                key = f"{view.node.op_type}/{_product_kind(attributes(view.node))}"
                 wanted[key] = wanted.get(key, 0) + self._calls
         calls = self._library.counters()
-        found = {k: v for k, v in calls.items() if k.startswith(f"{ops.LINEAR}/")}
+        found: dict[str, int] = {}
+        isas = self._library.isas
+        allowed = isas[isas.index(self._library.isa) :]  # one without a kernel uses a lower one's
+        for key, count in calls.items():
+            op, kind, isa = key.split("/")
+            if op in COUNTED and isa in allowed:
+                found[f"{op}/{kind}"] = found.get(f"{op}/{kind}", 0) + count
         return Check(
             "kernel counter",
             ok=found == wanted,
-            detail=f"{ops.LINEAR} in {self._calls} runs",
+            detail=f"on {self._library.isa} in {self._calls} runs",
             bound=_listed(wanted),
             found=_listed(found),
         )
@@ -285,6 +292,8 @@ class _Evaluators:
 
 def _product_kind(given: Mapping[str, Any]) -> str:
     """The type in which the library multiplies for a node's formats."""
+    if "format" in given:
+        return np.dtype(format_by_name(given["format"]).integer_type).name
     if not given["act_format"]:
         return "float"
     types = [format_by_name(given[k]).integer_type for k in ("act_format", "weight_format")]

@@ -14,6 +14,7 @@ from fp4dit_onnx.passes.canonical_linear import CanonicalLinear
 from fp4dit_onnx.passes.constant_reshape import ConstantReshape
 from fp4dit_onnx.passes.drop_identity import DropIdentity
 from fp4dit_onnx.passes.fold_constants import FoldConstants
+from fp4dit_onnx.passes.fuse_attention import FuseAttention
 from fp4dit_onnx.passes.fuse_linear import FuseLinear
 from fp4dit_onnx.passes.insert_qdq import InsertQdq
 from fp4dit_onnx.passes.mend_key_transpose import MendKeyTranspose
@@ -44,7 +45,7 @@ def quantize_passes(
     state: QuantizedState, parameters: frozenset[str], form: str
 ) -> tuple[Pass, ...]:
     """Put the quantized state into a mended float graph, in the `form` asked for."""
-    fuse: tuple[Pass, ...] = (FuseLinear(),) if form == "fused" else ()
+    fuse: tuple[Pass, ...] = (FuseLinear(), FuseAttention()) if form == "fused" else ()
     return (
         InsertQdq(state),
         QuantizeAttention(state),

@@ -19,7 +19,7 @@ import pytest
 from fp4dit_onnx import numerics
 from fp4dit_onnx.checkpoint import demo_folder as embedded_folder
 from fp4dit_onnx.compare import same_bits, within
-from fp4dit_onnx.ops import IR_VERSION, OPSET
+from fp4dit_onnx.ops import DOMAIN, IR_VERSION, OPSET, VERSION, attach_functions
 from fp4dit_onnx.recipe import LayerSpec
 from fp4dit_onnx.runtime import Sampling
 from fp4dit_onnx.silence import quiet
@@ -49,8 +49,11 @@ class PassBench:
 
     def parse(self, text: str, parameters: Arrays | None = None) -> onnx.ModelProto:
         """The model of a graph in ONNX's text form, with initializers, its shapes inferred."""
-        header = f'<ir_version: {IR_VERSION}, opset_import: ["": {OPSET}]>\n'
+        header = f'<ir_version: {IR_VERSION}, opset_import: ["": {OPSET}, "{DOMAIN}": {VERSION}]>\n'
         model = onnx.parser.parse_model(header + text)
+        attach_functions(model)
+        if not model.functions:
+            del model.opset_import[1:]
         for name, value in (parameters or {}).items():
             model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
         return onnx.shape_inference.infer_shapes(model)

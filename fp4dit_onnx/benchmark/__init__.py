@@ -13,9 +13,10 @@ from fp4dit_onnx.benchmark.linear import DEFAULT_SHAPES, LinearCase
 from fp4dit_onnx.benchmark.machine import Machine
 from fp4dit_onnx.benchmark.run import Outcome, Report, Settings, run_case
 from fp4dit_onnx.benchmark.step import StepCase
-from fp4dit_onnx.benchmark.tables import PEERS, choose, contestants
+from fp4dit_onnx.benchmark.tables import BASELINES, PEERS, choose, contestants
 
 __all__ = [
+    "BASELINES",
     "DEFAULT_SHAPES",
     "PEERS",
     "Absent",

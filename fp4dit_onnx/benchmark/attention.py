@@ -43,6 +43,7 @@ class AttentionCase:
     format: str | None = "e2m3"
 
     kind = "attention"
+    product = None
 
     @property
     def name(self) -> str:
@@ -95,14 +96,12 @@ def ours(isa: str) -> Contestant[AttentionCase]:
     def load(case: AttentionCase, threads: int) -> Loaded:
         return _session(case, threads, _quantized_nodes(case), isa=isa)
 
-    return Contestant(f"fp4dit {isa}", "FpQuantize of q, k, v + FpAttention", load, isa=isa)
+    about = "FpQuantize of q, k, v + FpAttention"
+    return Contestant(f"fp4dit {isa}", about, load, isa=isa)
 
 
 def _quantized_nodes(case: AttentionCase) -> list[onnx.NodeProto]:
-    """Split the heads, quantize each of q, k and v, FpAttention with no bias, join the heads."""
-    op = getattr(ops, "ATTENTION", None)
-    if op is None:
-        raise Absent("this version has no FpAttention operator")
+    """Split the heads, quantize each of q, k and v, FpAttention with a bias of 0, join the heads."""
     if case.format is None:
         raise Absent("attention is not quantized where activations stay in float")
     fmt = format_by_name(case.format)
@@ -119,8 +118,10 @@ def _quantized_nodes(case: AttentionCase) -> list[onnx.NodeProto]:
             )
         )
     pairs = [f"{part}_{what}" for part in ATTENTION_PARTS for what in ("q", "scale")]
-    attributes: dict[str, Any] = getattr(ops, "attention_attributes")(fmt, case.size)  # noqa: B009
-    nodes.append(_node(op, [*pairs, ""], ["heads"], domain=ops.DOMAIN, **attributes))
+    attributes = ops.attention_attributes(fmt, case.size**-0.5)
+    nodes.append(
+        _node(ops.ATTENTION, [*pairs, "none"], ["heads"], domain=ops.DOMAIN, **attributes)
+    )
     return [*nodes, _node("Reshape", ["heads", "join"], ["y"])]
 
 
@@ -139,6 +140,7 @@ def _session(
     known = {
         "split": np.array([0, 0, case.heads, case.size]),  # [B, S, H * D] -> [B, S, H, D]
         "join": np.array([0, 0, case.heads * case.size]),
+        "none": np.zeros((1, 1, 1, 1), np.float32),
         "root": np.float32(case.size**-0.25),
     }
     used = {name for node in nodes for name in node.input}

@@ -38,6 +38,11 @@ class Case(Protocol):
         """Multiplications and additions; None where they are not counted."""
         ...
 
+    @property
+    def product(self) -> str | None:
+        """What ours multiplies, one of `library.DOT_KINDS`; None where it is of several kinds."""
+        ...
+
     def sqnr(self, result: Array) -> float | None:
         """How near `result` is to the reference, in dB; None if equal or without a reference.
 

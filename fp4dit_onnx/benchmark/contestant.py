@@ -48,6 +48,7 @@ class Contestant(Generic[CaseT]):
         package: what it runs on.
         isa: instruction set of this project's kernels; None for peers.
         by_default: whether it runs without being named.
+        absent: a reason to leave it out that is known beforehand.
     """
 
     name: str
@@ -56,12 +57,13 @@ class Contestant(Generic[CaseT]):
     package: str = "onnxruntime"
     isa: str | None = None
     by_default: bool = True
+    absent: str | None = None
 
     def why_absent(self) -> str | None:
         """The reason that is known without loading it; None if there is none."""
-        if importlib.util.find_spec(self.package) is not None:
-            return None
-        return _not_installed(self.package)
+        if self.absent is None and importlib.util.find_spec(self.package) is None:
+            return _not_installed(self.package)
+        return self.absent
 
 
 def package(name: str) -> Any:

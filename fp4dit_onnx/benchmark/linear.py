@@ -62,6 +62,15 @@ class LinearCase:
         """A product and an addition each."""
         return 2.0 * self.m * self.k * self.n
 
+    @property
+    def product(self) -> str:
+        """The type that holds the integers of both formats: int8, int16 or float."""
+        act = self.spec.activation_format
+        if act is None:
+            return "float"
+        wider = np.result_type(act.integer_type, self.spec.weight_format.integer_type)
+        return wider.name.replace("float32", "float")
+
     @cached_property
     def x(self) -> Array:
         """Activations, float32 [M, K]."""
@@ -123,13 +132,9 @@ def ours_model(case: LinearCase) -> bytes:
     else:
         attributes = ops.quantize_attributes(act)
         nodes.append(
-            helper.make_node(
-                ops.quantize_op(act), ["x"], source, domain=ops.DOMAIN, **attributes
-            )
+            helper.make_node(ops.quantize_op(act), ["x"], source, domain=ops.DOMAIN, **attributes)
         )
-    attributes = ops.linear_attributes(
-        act, case.spec.weight_format, case.k, case.spec.group_size
-    )
+    attributes = ops.linear_attributes(act, case.spec.weight_format, case.k, case.spec.group_size)
     inputs = [*source, "codes", "weight_scale", "bias"]
     nodes.append(helper.make_node(ops.LINEAR, inputs, ["y"], domain=ops.DOMAIN, **attributes))
     return graph_model(nodes, {"x": case.x}, constants, (case.m, case.n))
@@ -212,9 +217,7 @@ def _openvino_u4(dynamic_group: int | None) -> Contestant[LinearCase]:
 
 PEERS: tuple[Contestant[LinearCase], ...] = (
     Contestant("ort-float32", "MatMul + Add", _ort_float32),
-    Contestant(
-        "ort-matmulnbits", f"4 bit, block {BLOCK}, accuracy_level 4", _ort_matmul_nbits
-    ),
+    Contestant("ort-matmulnbits", f"4 bit, block {BLOCK}, accuracy_level 4", _ort_matmul_nbits),
     Contestant("ort-int8", "DynamicQuantizeMatMul, a scale a channel", _ort_int8),
     Contestant(
         "torch-bf16",

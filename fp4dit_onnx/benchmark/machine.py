@@ -26,6 +26,7 @@ class Machine:
         cpu: its model.
         cores: that this process may use.
         threads: that every contestant got.
+        load: processes that wanted a core in the minute before; None where the system does not say.
         system: kernel and architecture.
         versions: package -> version, of those installed.
         limits: instruction set -> kind of product -> 10^9 operations a second on `threads` threads,
@@ -35,6 +36,7 @@ class Machine:
     cpu: str
     cores: int
     threads: int
+    load: float | None
     system: str
     versions: Mapping[str, str]
     limits: Mapping[str, Mapping[str, float | None]]
@@ -42,11 +44,12 @@ class Machine:
     @classmethod
     def measure(cls, isas: Sequence[str], threads: int) -> Machine:
         """Describe this machine and measure the limits of `isas`."""
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         limits = {
             isa: {kind: dot_product_limit(isa, kind, threads) for kind in DOT_KINDS}
             for isa in isas
         }
-        return cls(cpu_model(), usable_cores(), threads, _system(), _versions(), limits)
+        return cls(cpu_model(), usable_cores(), threads, load, _system(), _versions(), limits)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
@@ -72,10 +75,12 @@ def _system() -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {package: _version(package) for package in PACKAGES}
+    return {"python": platform.python_version(), **{p: v for p, v in found.items() if v}}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -18,7 +18,7 @@ DYNAMIC_GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 
 
 def linear_f32(x: Array, weight: Array, bias: Array, threads: int, precision: str) -> Loaded:
-    """x [M, K] times weight [N, K] plus bias [N], computed in `precision`: ``f32`` or ``bf16``."""
+    """Linear of x [M, K], weight [N, K], bias [N], computed in `precision`: ``f32`` or ``bf16``."""
     nodes = package("openvino").opset13
     return _linear(x, nodes.constant(weight), bias, threads, {PRECISION: precision})
 
@@ -26,11 +26,10 @@ def linear_f32(x: Array, weight: Array, bias: Array, threads: int, precision: st
 def linear_u4(
     x: Array, weight: Array, bias: Array, threads: int, group: int, dynamic_group: int | None
 ) -> Loaded:
-    """The same with weights in 4 bits, a scale and a zero point for each group of inputs.
+    """The same with weights in 4 bits, a scale and a zero point for each `group` of inputs.
 
-    Args:
-        group: inputs that share them, a divisor of K.
-        dynamic_group: activations are quantized in groups of so many; None leaves it to OpenVINO.
+    The group divides K. Activations are quantized in groups of `dynamic_group`; None leaves that to
+    OpenVINO.
     """
     ov = package("openvino")
     nodes, (n, k) = ov.opset13, weight.shape
@@ -61,7 +60,8 @@ def _u4(ov: Any, values: Array) -> Any:
     flat = values.astype(np.uint8).reshape(-1)
     flat = np.pad(flat, (0, flat.size % 2))
     packed = np.ascontiguousarray(flat[0::2] | (flat[1::2] << np.uint8(4)))
-    return ov.opset13.constant(ov.Tensor(packed, ov.Shape(list(values.shape)), ov.Type.u4))
+    tensor = ov.Tensor(packed, ov.Shape(list(values.shape)), ov.Type.u4)
+    return ov.opset13.constant(tensor, shared_memory=False)  # the tensor does not own `packed`
 
 
 def _linear(

@@ -17,6 +17,7 @@ __all__ = [
     "Rounds",
     "Spread",
     "Turn",
+    "estimate",
     "interleave",
     "plan_rounds",
     "ratios",
@@ -34,6 +35,8 @@ SETTLE_SECONDS = 0.004
 """What coming to rest usually takes."""
 FEWEST, MOST = 5, 500
 """Rounds."""
+FEWEST_SLOW = 3
+"""Rounds of a slow contestant."""
 SLOW = 4.0
 """A turn longer than this many median turns counts as slow: it comes only every so many rounds."""
 
@@ -82,6 +85,17 @@ class Turn:
         return (self._clock() - start) / self.calls
 
 
+def estimate(run: Callable[[], object], clock: Clock = time.perf_counter) -> float:
+    """About what a call takes, in seconds: the least of a few short calls, or one long one."""
+    least, spent = math.inf, 0.0
+    while spent < TURN_SECONDS:
+        start = clock()
+        run()
+        seconds = clock() - start
+        least, spent = min(least, seconds), spent + seconds
+    return least
+
+
 def settle(
     *,
     cpu_clock: Clock = time.process_time,
@@ -125,7 +139,7 @@ def plan_rounds(
     total = int(seconds / sum(min(one, cap) for one in cost.values()))
     total = min(max(total, FEWEST), MOST)
     return {
-        name: total if one <= cap else min(total, max(FEWEST, int(total * cap / one)))
+        name: total if one <= cap else max(FEWEST_SLOW, int(total * cap / one))
         for name, one in cost.items()
     }
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fp4dit_onnx.benchmark.case import Case
 from fp4dit_onnx.benchmark.contestant import Absent, Contestant, Loaded
-from fp4dit_onnx.benchmark.rounds import Spread, Turn, interleave, plan_rounds, ratios
+from fp4dit_onnx.benchmark.rounds import (
+    Spread,
+    Turn,
+    estimate,
+    interleave,
+    plan_rounds,
+    ratios,
+    settle,
+)
 from fp4dit_onnx.progress import Reporter
 
 __all__ = ["Outcome", "Report", "Settings", "run_case"]
@@ -24,11 +31,17 @@ class Settings:
         threads: of every contestant.
         seconds: for all rounds of a case together.
         rounds: in place of as many as fit; None for these.
+        limits: as `Machine.limits`.
     """
 
     threads: int
     seconds: float
     rounds: int | None = None
+    limits: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+
+    def limit(self, isa: str | None, product: str | None) -> float | None:
+        """10^9 operations a second that `isa` can reach in products of a kind; None if unknown."""
+        return self.limits.get(isa or "", {}).get(product or "")
 
 
 @dataclass(frozen=True)
@@ -42,6 +55,7 @@ class Outcome:
         seconds: a call.
         rounds: that it took part in.
         gops: 10^9 operations a second at the median; None where they are not counted.
+        limit_share: of what its instruction set can reach on this machine; None where unknown.
         ratio: how many times as fast as the baseline it was, round by round; None without baseline.
         sqnr_db: of its result against the reference; None if equal or without a reference.
     """
@@ -52,6 +66,7 @@ class Outcome:
     seconds: Spread
     rounds: int
     gops: float | None
+    limit_share: float | None
     ratio: Spread | None
     sqnr_db: float | None
 
@@ -100,7 +115,7 @@ def run_case(
     """Load, check and time `contestants` on `case`."""
     ready: dict[str, _Ready] = {}
     absent: dict[str, str] = {}
-    with reporter.stage(f"{case.name}: preparing", len(contestants)) as advance:
+    with reporter.stage(f"{case.kind} {case.name}: preparing", len(contestants)) as advance:
         for contestant in contestants:
             try:
                 ready[contestant.name] = _prepare(case, contestant, settings.threads)
@@ -111,9 +126,12 @@ def run_case(
     lengths = {name: turn.seconds for name, turn in turns.items()}
     counts = plan_rounds(lengths, settings.seconds, settings.rounds)
     gc.collect()
-    with reporter.stage(f"{case.name}: timing", sum(counts.values())) as advance:
+    with reporter.stage(f"{case.kind} {case.name}: timing", sum(counts.values())) as advance:
         times = interleave(turns, counts, advance=lambda name: advance(1, name))
-    outcomes = (_outcome(case, one, times, baseline) for one in ready.values())
+    outcomes = []
+    for name, one in ready.items():
+        limit = settings.limit(one.contestant.isa, case.product)
+        outcomes.append(_outcome(case, one, times[name], ratios(times, name, baseline), limit))
     return Report(case.kind, case.name, case.operations, baseline, tuple(outcomes), absent)
 
 
@@ -123,9 +141,8 @@ def _prepare(case: Case, contestant: Contestant[Any], threads: int) -> _Ready:
         raise Absent(reason)
     loaded: Loaded = contestant.load(case, threads)
     loaded.run()
-    start = time.perf_counter()
-    loaded.run()
-    seconds = time.perf_counter() - start
+    settle()
+    seconds = estimate(loaded.run)
     return _Ready(contestant, Turn(loaded.run, seconds), case.sqnr(loaded.result()))
 
 
@@ -137,19 +154,23 @@ def _reason(cause: Exception) -> str:
 
 
 def _outcome(
-    case: Case, one: _Ready, times: Mapping[str, Sequence[float | None]], baseline: str
+    case: Case,
+    one: _Ready,
+    times: Sequence[float | None],
+    compared: Sequence[float],
+    limit: float | None,
 ) -> Outcome:
-    name = one.contestant.name
-    own = [seconds for seconds in times[name] if seconds is not None]
+    own = [seconds for seconds in times if seconds is not None]
     seconds = Spread.of(own)
-    compared = ratios(times, name, baseline)
+    gops = None if case.operations is None else 1e-9 * case.operations / seconds.median
     return Outcome(
-        name=name,
+        name=one.contestant.name,
         about=one.contestant.about,
         isa=one.contestant.isa,
         seconds=seconds,
         rounds=len(own),
-        gops=None if case.operations is None else 1e-9 * case.operations / seconds.median,
+        gops=gops,
+        limit_share=gops / limit if gops and limit else None,
         ratio=Spread.of(compared) if compared else None,
         sqnr_db=one.sqnr_db,
     )

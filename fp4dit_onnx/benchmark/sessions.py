@@ -21,7 +21,8 @@ MICROSOFT = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
 
 _STOP_SPINNING = "session.force_spinning_stop"
-"""Threads spin within a run, as by default, and stop with it: they leave the cores to the next one."""
+"""Threads spin within a run, as by default, and stop with it: they leave the cores to the next one.
+A model of one operator therefore pays for waking them at every call, ours and ONNX Runtime's alike."""
 _ERRORS_ONLY = 4
 
 

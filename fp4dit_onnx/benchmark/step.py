@@ -14,6 +14,7 @@ import onnx
 
 from fp4dit_onnx.benchmark.case import Array, checked_sqnr
 from fp4dit_onnx.benchmark.contestant import Absent, Contestant, Loaded, package
+from fp4dit_onnx.benchmark.machine import usable_cores
 from fp4dit_onnx.benchmark.openvino_models import onnx_model
 from fp4dit_onnx.benchmark.sessions import bound, make_session
 from fp4dit_onnx.errors import UsageError
@@ -46,6 +47,7 @@ class StepCase:
 
     kind = "step"
     operations = None
+    product = None
 
     def __post_init__(self) -> None:
         """Check that both models take the same inputs."""
@@ -61,7 +63,7 @@ class StepCase:
     @property
     def name(self) -> str:
         """As tables show it."""
-        return f"step, batch {self.batch}, text {self.tokens}"
+        return f"batch {self.batch}, text {self.tokens}"
 
     @cached_property
     def feed(self) -> dict[str, Array]:
@@ -75,7 +77,7 @@ class StepCase:
         """The float model's result, in float32; None without a float model."""
         if self.float_model is None:
             return None
-        found = bound(make_session(self.float_model, 1), self.feed)
+        found = bound(make_session(self.float_model, usable_cores()), self.feed)
         found.run()
         return found.result()
 
@@ -189,7 +191,10 @@ PEERS: tuple[Contestant[StepCase], ...] = (
     Contestant("ort-float32", "the float model", _ort_float32),
     Contestant("ort-int8", "quantize_dynamic of the float model", _ort_int8),
     Contestant(
-        "ort-functions", "the bundle through its function bodies", _function_bodies, by_default=False
+        "ort-functions",
+        "the bundle through its function bodies",
+        _function_bodies,
+        by_default=False,
     ),
     _openvino("f32", "float32"),
     _openvino("bf16", "bf16"),

@@ -21,8 +21,7 @@ def linear_bf16(x: Array, weight: Array, bias: Array, threads: int) -> Loaded:
 def attention(q: Array, k: Array, v: Array, heads: int, dtype: str, threads: int) -> Loaded:
     """``scaled_dot_product_attention`` of q, k, v [B, S, heads * D] to [B, S, heads * D].
 
-    Args:
-        dtype: torch name of the element type; inputs are converted beforehand.
+    Inputs are converted beforehand to `dtype`, a torch name.
     """
     torch = package("torch")
     b, s, width = q.shape

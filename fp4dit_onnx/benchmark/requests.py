@@ -1,0 +1,106 @@
+"""From what a user asks for to cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fp4dit_onnx.benchmark.attention import AttentionCase
+from fp4dit_onnx.benchmark.case import Case, parse_sizes
+from fp4dit_onnx.benchmark.linear import DEFAULT_SHAPES, LinearCase
+from fp4dit_onnx.benchmark.step import StepCase
+from fp4dit_onnx.bundle import Bundle
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.models.pixart import PIXART_ALPHA
+from fp4dit_onnx.recipe import DEFAULT_GROUP_SIZE, LayerSpec, Recipe, make_recipe
+
+__all__ = ["Formats", "operator_cases", "step_case"]
+
+LAYER = "linear"
+
+
+@dataclass(frozen=True)
+class Formats:
+    """Formats of single operators, asked for as those of an export are.
+
+    Attributes:
+        bits: such as ``w4a6``.
+        weight: format of the weights; None is PixArt-alpha's for most layers.
+        activation: format of the activations; None is that of the bits.
+        group_size: inputs that share one weight scale.
+    """
+
+    bits: str = "w4a6"
+    weight: str | None = None
+    activation: str | None = None
+    group_size: int = DEFAULT_GROUP_SIZE
+
+    def recipe(self) -> Recipe:
+        """The recipe of an export with these formats.
+
+        Raises:
+            UsageError: they are unknown or do not fit each other.
+        """
+        recipe = make_recipe(
+            self.bits,
+            method="fp-rtn",
+            paper_rules=PIXART_ALPHA.paper_rules,
+            weight_format=self.weight,
+            activation_format=self.activation,
+            group_size=self.group_size,
+        )
+        if recipe.search:
+            raise UsageError(
+                f"weight format {self.weight} chooses by a layer's weights, and there are none: "
+                f"expected one of {', '.join(recipe.search)}"
+            )
+        return recipe
+
+    def layer(self) -> LayerSpec:
+        """How a linear is quantized; raises as `recipe` does."""
+        specs, _ = self.recipe().assign([LAYER])
+        return specs[LAYER]
+
+
+def operator_cases(
+    shapes: Sequence[str], attentions: Sequence[str], formats: Formats, *, default: bool
+) -> list[Case]:
+    """A case for each of the sizes given.
+
+    Args:
+        shapes: MxKxN each.
+        attentions: BxSxHxD each.
+        formats: of all.
+        default: where no sizes are given, take `DEFAULT_SHAPES`.
+
+    Raises:
+        UsageError: sizes or formats are unusable.
+    """
+    spec, attention = formats.layer(), formats.recipe().attention
+    wanted = [parse_sizes(text, "MxKxN") for text in shapes]
+    if default and not wanted and not attentions:
+        wanted = list(DEFAULT_SHAPES)
+    cases: list[Case] = [LinearCase(m, k, n, spec) for m, k, n in wanted]
+    for text in attentions:
+        b, s, h, d = parse_sizes(text, "BxSxHxD")
+        cases.append(AttentionCase(b, s, h, d, attention))
+    return cases
+
+
+def step_case(bundle: Path, float_model: Path | None, batch: int, tokens: int | None) -> StepCase:
+    """One step of `bundle`.
+
+    Args:
+        bundle: its folder.
+        float_model: the ONNX file of its float model, or None.
+        batch: pictures.
+        tokens: of the text; None is as many as the bundle draws with.
+
+    Raises:
+        BundleError: no bundle.
+        UsageError: the float model is unreadable or takes other inputs.
+    """
+    opened = Bundle.open(bundle)
+    text = tokens or int(opened.manifest["sampling"]["max_sequence_length"])
+    return StepCase(opened.transformer, float_model, batch, text)

@@ -1,0 +1,198 @@
+"""``fp4dit-onnx bench``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fp4dit_onnx.commands.output import decibels, print_json, print_line, print_table, reporter
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.recipe import DEFAULT_GROUP_SIZE
+
+if TYPE_CHECKING:
+    from fp4dit_onnx.benchmark import Case, Machine, Outcome, Report, Settings
+
+__all__ = ["run"]
+
+BUSY = 0.5
+"""Processes that want a core beside the benchmark, from where on it is worth a word."""
+FAIRNESS = (
+    "one process, one run: every round gives each contestant its turn in rotating order, all on the "
+    "same number of threads, and waits before each turn until no thread computes"
+)
+
+
+def run(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(help="Measure one step of this bundle; without it, single operators."),
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="Linear layer MxKxN: rows, inputs, outputs; by default PixArt-XL's."),
+    ] = None,
+    attention: Annotated[
+        list[str] | None,
+        typer.Option(help="Attention BxSxHxD: batch, tokens, heads, channels of a head."),
+    ] = None,
+    float_model: Annotated[
+        Path | None, typer.Option("--float", help="The bundle's float model, an ONNX file.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures in a step.")] = 2,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Text tokens of a step; by default the bundle's.")
+    ] = None,
+    bits: Annotated[str, typer.Option(help="Of operators, as for export: w4a6, ...")] = "w4a6",
+    weight_format: Annotated[
+        str | None, typer.Option(help="Weights of a linear; by default those of the bits.")
+    ] = None,
+    activation_format: Annotated[
+        str | None, typer.Option(help="Activations; by default those of the bits.")
+    ] = None,
+    group_size: Annotated[
+        int, typer.Option(help="Inputs that share one weight scale.")
+    ] = DEFAULT_GROUP_SIZE,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of every contestant; by default all cores.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="Of timing a case.")] = 10.0,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Of timing a case, in place of --seconds.")
+    ] = None,
+    isa: Annotated[
+        list[str] | None,
+        typer.Option(help="Instruction set of our kernels; by default each one of this machine."),
+    ] = None,
+    peer: Annotated[
+        list[str] | None, typer.Option(help="Who else runs; by default everyone.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list who would run what, and who is absent.")
+    ] = False,
+) -> None:
+    """Measure speed side by side with other libraries, in one interleaved run."""
+    from fp4dit_onnx.benchmark import PEERS, Settings, choose
+    from fp4dit_onnx.benchmark.machine import usable_cores
+    from fp4dit_onnx.benchmark.requests import Formats, operator_cases, step_case
+    from fp4dit_onnx.library import supported_isas
+
+    if bundle is None and float_model is not None:
+        raise UsageError("--float is the float model of a bundle: give the bundle too")
+    formats = Formats(bits, weight_format, activation_format, group_size)
+    cases: list[Case] = []
+    if bundle is not None:
+        cases.append(step_case(bundle, float_model, batch, tokens))
+    cases += operator_cases(shape or (), attention or (), formats, default=bundle is None)
+    known = list(dict.fromkeys(one.name for table in PEERS.values() for one in table))
+    peers = None if peer is None else choose("peer", peer, known)
+    supported = supported_isas()
+    isas = choose("instruction set", isa or supported, supported)
+    if dry_run:
+        _print_plan(cases, isas, peers, json=json)
+        return
+    _measure(cases, isas, peers, Settings(threads or usable_cores(), seconds, rounds), json=json)
+
+
+def _print_plan(
+    cases: Sequence[Case], isas: Sequence[str], peers: Sequence[str] | None, *, json: bool
+) -> None:
+    """Who would take part, and who cannot, as far as that is known without loading them."""
+    from fp4dit_onnx.benchmark import contestants
+
+    plans: list[dict[str, Any]] = []
+    for case in cases:
+        everyone = contestants(case.kind, isas, peers)
+        absent = {one.name: reason for one in everyone if (reason := one.why_absent())}
+        present = {one.name: one.about for one in everyone if one.name not in absent}
+        plans.append({"kind": case.kind, "name": case.name, "runs": present, "absent": absent})
+    if json:
+        print_json({"cases": plans})
+        return
+    for plan in plans:
+        rows = [("", *row) for row in plan["runs"].items()]
+        rows += [("absent", *row) for row in plan["absent"].items()]
+        print_table(f"{plan['kind']} {plan['name']}", ("", "contestant", "what"), rows)
+
+
+def _measure(
+    cases: Sequence[Case],
+    isas: Sequence[str],
+    peers: Sequence[str] | None,
+    settings: Settings,
+    *,
+    json: bool,
+) -> None:
+    from fp4dit_onnx.benchmark import BASELINES, Machine, contestants, run_case
+
+    progress = reporter()
+    with progress.stage("measuring the limits of the machine", len(isas)):
+        machine = Machine.measure(isas, settings.threads)
+    if not json:
+        _print_machine(machine)
+    settings, reports = replace(settings, limits=machine.limits), []
+    for case in cases:
+        everyone = contestants(case.kind, isas, peers)
+        reports.append(run_case(case, everyone, BASELINES[case.kind], settings, progress))
+        if not json:
+            _print_report(reports[-1])
+    if json:
+        print_json({"machine": machine.to_json(), "cases": [r.to_json() for r in reports]})
+    else:
+        print_line(FAIRNESS)
+    if not all(report.outcomes for report in reports):
+        raise typer.Exit(1)
+
+
+def _print_machine(machine: Machine) -> None:
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    print_line(f"{machine.cpu}, {machine.threads} threads on {machine.cores} cores; {versions}")
+    if machine.load is not None and machine.load >= BUSY:
+        print_line(f"load average {machine.load:.1f}: others use the cores, times will scatter")
+    kinds = list(dict.fromkeys(kind for row in machine.limits.values() for kind in row))
+    rows = [
+        (isa, *(_number(limits[kind]) for kind in kinds)) for isa, limits in machine.limits.items()
+    ]
+    columns = ("dot product on registers", *(f">{kind}" for kind in kinds))
+    print_table("Limits, GOP/s", columns, rows)
+
+
+def _print_report(report: Report) -> None:
+    columns = (
+        "contestant",
+        ">median ms",
+        ">quartiles",
+        ">rounds",
+        ">GOP/s",
+        ">of limit",
+        f">x {report.baseline}",
+        ">SQNR",
+        "what",
+    )
+    rows = [_row(outcome) for outcome in report.outcomes]
+    print_table(f"{report.kind} {report.name}", columns, rows)
+    for name, reason in report.absent.items():
+        print_line(f"absent: {name}: {reason}")
+
+
+def _row(outcome: Outcome) -> tuple[object, ...]:
+    time, ratio, share = outcome.seconds, outcome.ratio, outcome.limit_share
+    return (
+        outcome.name,
+        f"{1e3 * time.median:.3f}",
+        f"{1e3 * time.low:.3f} - {1e3 * time.high:.3f}",
+        outcome.rounds,
+        _number(outcome.gops),
+        "-" if share is None else f"{share:.0%}",
+        "-" if ratio is None else f"{ratio.median:.2f}",
+        decibels(outcome.sqnr_db),
+        outcome.about,
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
