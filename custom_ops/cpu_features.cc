@@ -10,6 +10,9 @@
 #else
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__)
 #if defined(__linux__)
 #include <sys/auxv.h>
@@ -24,6 +27,18 @@ bool CpuHasBaseline() { return true; }
 
 #if defined(FP4DIT_X86_64)
 namespace {
+
+#if defined(__linux__)
+// Linux lets a process use tiles once it has asked; a refusal is final. The numbers are the
+// kernel's, which old headers lack.
+bool MayUseTiles() {
+  constexpr long kArchPrctl = 158, kRequestPermission = 0x1023, kTileData = 18;
+  static const bool granted = syscall(kArchPrctl, kRequestPermission, kTileData) == 0;
+  return granted;
+}
+#else
+bool MayUseTiles() { return false; }
+#endif
 
 struct Registers {
   uint32_t eax, ebx, ecx, edx;
@@ -80,11 +95,20 @@ bool CpuHasAvx512Vnni() {
   return Bit(extended.ecx, 11);
 }
 
+bool CpuHasAmxInt8() {
+  if (!CpuHasAvx512Vnni()) return false;
+  constexpr uint64_t kTiles = 0x60000;  // their configuration and their data
+  const uint32_t features = Cpuid(7, 0).edx;
+  const bool tiles_of_int8 = Bit(features, 24) && Bit(features, 25);
+  return tiles_of_int8 && (SavedStates() & kTiles) == kTiles && MayUseTiles();
+}
+
 #else
 
 bool CpuHasAvx2() { return false; }
 bool CpuHasAvxVnni() { return false; }
 bool CpuHasAvx512Vnni() { return false; }
+bool CpuHasAmxInt8() { return false; }
 
 #endif
 

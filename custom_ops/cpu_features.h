@@ -13,6 +13,10 @@ bool CpuHasAvxVnni();
 // The above without AVX-VNNI, and AVX-512 F, BW, DQ, VL and VNNI, with zmm registers saved.
 bool CpuHasAvx512Vnni();
 
+// The above, and AMX with tiles of int8 that the operating system saves; on Linux, where this asks
+// for leave to use them.
+bool CpuHasAmxInt8();
+
 // aarch64, whose baseline has NEON.
 bool CpuHasNeon();
 // And the dot products of Armv8.2 (sdot).

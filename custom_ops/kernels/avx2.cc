@@ -31,6 +31,13 @@ struct BytesDot {
 
   static bool IsNarrow(const LinearTile& tile) { return tile.max_weight <= 64; }
 
+  // Product pairs of narrow weights that 16 bits hold; at least one.
+  static size_t MostPairs(const LinearTile& tile) {
+    const int32_t max_act = tile.max_act > 0 ? tile.max_act : 1;
+    const int32_t most = 32767 / (4 * tile.max_weight * max_act);
+    return most > 0 ? static_cast<size_t>(most) : 1;
+  }
+
   static size_t Decode(const LinearTile& tile, const uint8_t* packed, size_t blocks, int8_t* out) {
     const uint8_t offset = IsNarrow(tile) ? static_cast<uint8_t>(tile.max_weight) : 0;
     const __m256i offsets = Vector256::Bytes(offset);
@@ -114,8 +121,7 @@ struct BytesDot {
                                  : Vector256::Load(rows.accumulator + r * kPanel + 8 * v);
       }
     }
-    const int32_t max_act = rows.tile->max_act > 0 ? rows.tile->max_act : 1;
-    const int32_t run = 32767 / (4 * rows.tile->max_weight * max_act);
+    const size_t run = MostPairs(*rows.tile);
     if (!narrow) {
       Multiply<R, 1, false>(rows, total);
     } else if (run >= 8) {
@@ -138,6 +144,46 @@ struct BytesDot {
         }
       }
     }
+  }
+
+  // One row straight from 4-bit codes, which are always narrow.
+  static constexpr bool kReadsCodes = true;
+  static size_t RunCodes(const DotRows<BytesDot>& rows, const uint8_t* packed) {
+    const int32_t offset = rows.tile->max_weight;
+    const size_t run = MostPairs(*rows.tile);
+    const __m256i table = _mm256_add_epi8(Vector256::Table(rows.tile->table),
+                                          Vector256::Bytes(static_cast<uint8_t>(offset)));
+    const __m256i mask = Vector256::Bytes(15);
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i total[2] = {_mm256_set1_epi32(-offset * rows.group_sum[0]),
+                        _mm256_set1_epi32(-offset * rows.group_sum[0])};
+    const int8_t* q = rows.q;
+    for (size_t left = rows.blocks; left > 0;) {
+      const size_t count = left < run ? left : run;
+      left -= count;
+      __m256i low = _mm256_setzero_si256();
+      __m256i high = low;
+      for (size_t b = 0; b < count; ++b, packed += 32, q += kUnit) {
+        const __m256i codes = Vector256::Load(packed);
+        const __m256i a = Vector256::Word(q);
+        const __m256i w0 = Vector256::Lookup(table, Vector256::And(codes, mask));
+        const __m256i w1 =
+            Vector256::Lookup(table, Vector256::And(Vector256::ShiftRight4(codes), mask));
+        low = _mm256_add_epi16(low, _mm256_maddubs_epi16(w0, a));
+        high = _mm256_add_epi16(high, _mm256_maddubs_epi16(w1, a));
+      }
+      total[0] = _mm256_add_epi32(total[0], _mm256_madd_epi16(low, ones));
+      total[1] = _mm256_add_epi32(total[1], _mm256_madd_epi16(high, ones));
+    }
+    for (size_t v = 0; v < 2; ++v) Fold(rows, v, total[v]);
+    return rows.blocks * 32;
+  }
+
+  // sum = fma(group scale, total, sum) of one vector of the first row.
+  static void Fold(const DotRows<BytesDot>& rows, size_t v, __m256i total) {
+    float* sum = rows.sum + 8 * v;
+    _mm256_storeu_ps(sum, _mm256_fmadd_ps(_mm256_loadu_ps(rows.group_scale + 8 * v),
+                                          _mm256_cvtepi32_ps(total), _mm256_loadu_ps(sum)));
   }
 
   static void Finish(const LinearTile& tile, const float* sum) {

@@ -13,6 +13,9 @@
 //   Rows<R>(DotRows)                        R rows (1 to kRows) times one chunk
 //   Finish(tile, sum)                       y = fma(scale, sum, bias)
 //   Peak(rounds)                            see LinearKernel
+// and may supply, if its kReadsCodes is true
+//   RunCodes(DotRows, packed)               one row times a whole group straight from 4-bit codes;
+//                                           returns the bytes read
 //
 // Staged rows are, group by group: int32 sums [rows] if wanted, then activations [rows, padded
 // group].
@@ -23,16 +26,19 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels/kernels.h"
 
 #if defined(__GNUC__)
 #define FP4DIT_ALWAYS_INLINE inline __attribute__((always_inline))
+#define FP4DIT_NEVER_INLINE __attribute__((noinline))
 // The compiler must have `value` in a register here, in this order with other such places: it may
 // neither load nor compute it again, nor hold more of what comes between than registers do.
 #define FP4DIT_KEEP(constraint, value) __asm__ volatile("" : "+" constraint(value))
 #else
 #define FP4DIT_ALWAYS_INLINE inline
+#define FP4DIT_NEVER_INLINE __declspec(noinline)
 #define FP4DIT_KEEP(constraint, value) static_cast<void>(value)
 #endif
 
@@ -127,10 +133,16 @@ struct DotRows {
   float* sum;                              // of the rows
 };
 
+// A function of its own: inlined into the loops around it, it would compete for registers with them.
+template <typename Dot, size_t R>
+FP4DIT_NEVER_INLINE void RunSomeRows(const DotRows<Dot>& rows) {
+  Dot::template Rows<R>(rows);
+}
+
 template <typename Dot, size_t R = Dot::kRows>
 void RunRows(const DotRows<Dot>& rows, size_t count) {
   if (count == R) {
-    Dot::template Rows<R>(rows);
+    RunSomeRows<Dot, R>(rows);
   } else if constexpr (R > 1) {
     RunRows<Dot, R - 1>(rows, count);
   }
@@ -149,6 +161,11 @@ void RunChunk(DotRows<Dot> rows) {
   }
 }
 
+template <typename Dot, typename = void>
+constexpr bool kHasRunCodes = false;
+template <typename Dot>
+constexpr bool kHasRunCodes<Dot, std::enable_if_t<Dot::kReadsCodes>> = true;
+
 template <typename Dot>
 void RunLinearTile(const LinearTile& tile) {
   static_assert(Dot::kChunk % Dot::kStep == 0 && Dot::kStep % Dot::kUnit == 0, "whole blocks");
@@ -164,12 +181,24 @@ void RunLinearTile(const LinearTile& tile) {
     const size_t size = left < tile.group_size ? left : tile.group_size;
     const size_t padded = RoundUp(size, Dot::kStep);
     const uint8_t* q = Dot::kSums ? staged + tile.rows * sizeof(int32_t) : staged;
-    for (size_t done = 0; done < padded; done += Dot::kChunk) {
-      const size_t count = padded - done < Dot::kChunk ? padded - done : Dot::kChunk;
-      packed += Dot::Decode(tile, packed, count / Dot::kUnit, operand);
-      RunChunk<Dot>({&tile, reinterpret_cast<const typename Dot::Act*>(q) + done, padded,
-                     reinterpret_cast<const int32_t*>(staged), count / Dot::kUnit, done == 0,
-                     done + count == padded, operand, group_scale, accumulator, sum});
+    DotRows<Dot> rows = {&tile, reinterpret_cast<const typename Dot::Act*>(q), padded,
+                         reinterpret_cast<const int32_t*>(staged), padded / Dot::kUnit, true, true,
+                         operand, group_scale, accumulator, sum};
+    if constexpr (kHasRunCodes<Dot>) {
+      if (tile.rows == 1 && tile.storage == kNibbles) {
+        packed += Dot::RunCodes(rows, packed);
+        rows.blocks = 0;
+      }
+    }
+    for (size_t left_blocks = rows.blocks; left_blocks > 0;) {
+      constexpr size_t kMost = Dot::kChunk / Dot::kUnit;
+      rows.blocks = left_blocks < kMost ? left_blocks : kMost;
+      left_blocks -= rows.blocks;
+      rows.last = left_blocks == 0;
+      packed += Dot::Decode(tile, packed, rows.blocks, operand);
+      RunChunk<Dot>(rows);
+      rows.first = false;
+      rows.q += rows.blocks * Dot::kUnit;
     }
     staged += StagedGroupBytes<Dot>(tile.rows, size);
     group_scale += Dot::kPanel;
@@ -177,10 +206,17 @@ void RunLinearTile(const LinearTile& tile) {
   Dot::Finish(tile, sum);
 }
 
+// The widest weights that a dot decodes to what it multiplies.
+template <typename Dot>
+constexpr WeightStorage kWidest = sizeof(typename Dot::Act) == 1   ? kBytes
+                                  : sizeof(typename Dot::Act) == 2 ? kShorts
+                                                                   : kBfloats;
+
 // The table entry of a dot.
 template <typename Dot>
 constexpr LinearKernel kLinear = {{Dot::kPanel, Dot::kUnit, Dot::kStep},
                                   Dot::kRows,
+                                  kWidest<Dot>,
                                   StagedBytes<Dot>,
                                   Stage<Dot>,
                                   RunLinearTile<Dot>,

@@ -56,15 +56,18 @@ const char* SupportedIsas() {
   return names.text;
 }
 
-ChosenLinear ChooseLinear(size_t isa, DotKind kind) {
-  isa = FirstWith(isa, [kind](const Kernels& k) { return k.linear[kind].run != nullptr; });
+ChosenLinear ChooseLinear(size_t isa, DotKind kind, WeightStorage storage) {
+  isa = FirstWith(isa, [kind, storage](const Kernels& k) {
+    return k.linear[kind].run != nullptr && storage <= k.linear[kind].widest;
+  });
   return {&kIsas[isa].kernels->linear[kind], isa};
 }
 
-ChosenLinear ChooseNarrow(size_t isa) {
-  const ChosenLinear wide = ChooseLinear(isa, kDotInt16);
+ChosenLinear ChooseNarrow(size_t isa, WeightStorage storage) {
+  const ChosenLinear wide = ChooseLinear(isa, kDotInt16, storage);
   const LinearKernel& narrow = kIsas[wide.isa].kernels->narrow;
-  return narrow.run == nullptr ? wide : ChosenLinear{&narrow, wide.isa};
+  const bool takes = narrow.run != nullptr && storage <= narrow.widest;
+  return takes ? ChosenLinear{&narrow, wide.isa} : wide;
 }
 
 Chosen<SoftmaxKernel> ChooseSoftmax(size_t isa) {

@@ -32,10 +32,10 @@ struct Chosen {
   size_t isa;
 };
 
-// The best supported kernels from instruction set `isa` downwards.
-ChosenLinear ChooseLinear(size_t isa, DotKind kind);
+// The best supported kernels from instruction set `isa` downwards, for weights held as `storage`.
+ChosenLinear ChooseLinear(size_t isa, DotKind kind, WeightStorage storage);
 // Of int16, for few channels.
-ChosenLinear ChooseNarrow(size_t isa);
+ChosenLinear ChooseNarrow(size_t isa, WeightStorage storage);
 Chosen<QuantizeRow> ChooseQuantize(size_t isa, IntegerType type);
 Chosen<SoftmaxKernel> ChooseSoftmax(size_t isa);
 Chosen<DequantizeRun> ChooseDequantize(size_t isa, IntegerType type);

@@ -187,6 +187,47 @@ struct ByteMultiply : IntMultiply<V, int8_t> {
   static typename V::Int Start(int32_t sum) { return V::SplatInt(-128 * sum); }
 };
 
+// One row of int8 times a group of 4-bit codes: what is used once is not worth storing decoded. Two
+// blocks at a time, as one alone waits for its sums.
+template <typename Dot, typename V, typename Multiply>
+size_t RunByteCodes(const DotRows<Dot>& rows, const uint8_t* packed) {
+  constexpr size_t kVectors = Dot::kPanel / V::kLanes;
+  constexpr size_t kHalf = kVectors / 2;
+  constexpr size_t kBlock = Dot::kPanel * kWordBytes / 2;
+  using Totals = typename V::Int[2][kVectors];
+  const auto table = V::Xor(V::Table(rows.tile->table), V::Bytes(0x80));
+  Totals total;
+  for (auto& totals : total) {
+    for (auto& t : totals) t = V::SplatInt(0);
+  }
+  const auto add = [](size_t i, Totals& t, const uint8_t* from, const int8_t* q,
+                      const typename V::Int& grid) {
+    const size_t block = i / kHalf;
+    const size_t v = i % kHalf;
+    const auto act = V::Word(q + block * kWordBytes);
+    const auto codes = V::Load(from + block * kBlock + v * V::kLanes * kWordBytes);
+    const auto mask = V::Bytes(15);
+    t[block][v] = Multiply::Step(t[block][v], V::Lookup(grid, V::And(codes, mask)), act);
+    t[block][v + kHalf] = Multiply::Step(
+        t[block][v + kHalf], V::Lookup(grid, V::And(V::ShiftRight4(codes), mask)), act);
+  };
+  const uint8_t* from = packed;
+  const int8_t* q = rows.q;
+  size_t left = rows.blocks;
+  for (; left >= 2; left -= 2, from += 2 * kBlock, q += 2 * kWordBytes) {
+    Unroll<2 * kHalf>(add, total, from, q, table);
+  }
+  if (left != 0) Unroll<kHalf>(add, total, from, q, table);
+  const auto start = Multiply::Start(rows.group_sum[0]);
+  for (size_t v = 0; v < kVectors; ++v) {
+    const auto sum = V::AddInts(start, V::AddInts(total[0][v], total[1][v]));
+    float* const at = rows.sum + v * V::kLanes;
+    V::StoreFloats(at, V::Fma(V::LoadFloats(rows.group_scale + v * V::kLanes), V::FromInts(sum),
+                              V::LoadFloats(at)));
+  }
+  return rows.blocks * kBlock;
+}
+
 template <typename V, typename Multiply, size_t kPanel_, size_t kRows_>
 struct WordDot {
   using Act = typename Multiply::Act;
@@ -279,6 +320,11 @@ struct WordDot {
       Step<R>(q, rows.q_stride, weight, total);
     }
     End<R>(rows, total);
+  }
+
+  static constexpr bool kReadsCodes = kSums;
+  static size_t RunCodes(const DotRows<WordDot>& rows, const uint8_t* packed) {
+    return RunByteCodes<WordDot, V, Multiply>(rows, packed);
   }
 
   static void Finish(const LinearTile& tile, const float* sum) { FinishRows<V, kPanel>(tile, sum); }

@@ -121,8 +121,9 @@ OrtStatus* FpAttention::Create(const Node& node) {
                        static_cast<double>(format_->max_integer());
   while (largest * static_cast<double>(value_group_) >= 2147483648.0) value_group_ /= 2;
   const size_t isa = Selected().isa;
-  scores_ = ChooseLinear(isa, type_ == kInt8Type ? kDotInt8 : kDotInt16);
-  values_ = ChooseNarrow(isa);
+  const WeightStorage storage = type_ == kInt8Type ? kBytes : kShorts;
+  scores_ = ChooseLinear(isa, type_ == kInt8Type ? kDotInt8 : kDotInt16, storage);
+  values_ = ChooseNarrow(isa, storage);
   softmax_ = ChooseSoftmax(isa);
   quantize_ = ChooseQuantize(isa, kInt16Type);
   node_.info = nullptr;

@@ -56,7 +56,7 @@ OrtStatus* FpLinear::Create(const Node& node) {
   FP4DIT_RETURN_IF_ERROR(node_.CheckInputCount(kInputCount));
   FP4DIT_RETURN_IF_ERROR(ReadAttributes());
   FP4DIT_RETURN_IF_ERROR(CheckAccumulator());
-  chosen_ = ChooseLinear(Selected().isa, kind_);
+  chosen_ = ChooseLinear(Selected().isa, kind_, StorageOf(*weight_format_));
   FP4DIT_RETURN_IF_ERROR(PackConstants());
   node_.info = nullptr;
   return nullptr;

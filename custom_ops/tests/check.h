@@ -35,6 +35,10 @@ void TestRegistry();
 void TestQuantizeKernels();
 void TestLinearKernels();
 void TestOps();
+void TestGuards();
+// Random cases through the ops on every instruction set; see random_test.cc.
+void TestRandom(unsigned seed, unsigned count);
+void TestOddRows();
 
 }  // namespace fp4dit::test
 

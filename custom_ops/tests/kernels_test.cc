@@ -10,6 +10,7 @@
 #include "check.h"
 #include "formats.h"
 #include "kernels/registry.h"
+#include "linear_sample.h"
 #include "packed_weights.h"
 
 namespace fp4dit::test {
@@ -112,60 +113,9 @@ struct LinearCase {
   size_t rows, k, group_size, columns;
 };
 
-// The definition: exact sums, or a chain of fma.
-float Dot(const std::vector<int32_t>& q, const float* w, size_t begin, size_t end) {
-  int64_t sum = 0;
-  for (size_t i = begin; i < end; ++i) sum += int64_t{q[i]} * static_cast<int64_t>(w[i]);
-  return static_cast<float>(sum);
-}
-float Dot(const std::vector<float>& q, const float* w, size_t begin, size_t end) {
-  float sum = 0.0f;
-  for (size_t i = begin; i < end; ++i) sum = std::fma(q[i], w[i], sum);
-  return sum;
-}
-
-struct Weights {
-  std::vector<uint8_t> codes;  // packed
-  std::vector<float> grid;     // [n, k]
-  std::vector<float> scales;   // [n, groups]
-  std::vector<float> bias;
-  WeightSource source;
-};
-
-Weights MakeWeights(const LinearCase& c, std::mt19937* random) {
-  std::normal_distribution<float> normal;
-  Weights w;
-  w.source = {c.format, c.columns, c.k, c.group_size, nullptr, nullptr, false, nullptr};
-  w.codes.resize(c.columns * w.source.row_bytes());
-  const bool extreme = (*random)() % 4 == 0;  // the largest weights only
-  for (size_t n = 0; n < c.columns; ++n) {
-    for (size_t k = 0; k < c.k; ++k) {
-      size_t code = (*random)() % c.format->code_count();
-      if (extreme) code = static_cast<size_t>(c.format->magnitude_count) - 1;
-      w.grid.push_back(c.format->GridInteger(code));
-      const size_t byte = n * w.source.row_bytes() + (c.format->storage_bits == 4 ? k / 2 : k);
-      const size_t shift = c.format->storage_bits == 4 && k % 2 == 1 ? 4 : 0;
-      w.codes[byte] = static_cast<uint8_t>(w.codes[byte] | (code << shift));
-    }
-  }
-  for (size_t i = 0; i < c.columns * w.source.groups(); ++i) w.scales.push_back(normal(*random));
-  for (size_t i = 0; i < c.columns; ++i) w.bias.push_back(normal(*random));
-  w.source.codes = w.codes.data();
-  w.source.scales = w.scales.data();
-  w.source.bias = w.bias.data();
-  return w;
-}
-
-template <typename Act>
-Act RandomAct(std::mt19937* random, bool extreme, int limit) {
-  if constexpr (sizeof(Act) == 4) return std::normal_distribution<float>()(*random);
-  if (extreme) return static_cast<Act>((*random)() % 2 == 0 ? -limit : limit - 1);
-  return static_cast<Act>(static_cast<int>((*random)() % static_cast<unsigned>(2 * limit)) - limit);
-}
-
 template <typename Act>
 void CheckTile(const LinearCase& c, std::mt19937* random) {
-  const Weights w = MakeWeights(c, random);
+  const Weights w = MakeWeights(*c.format, c.columns, c.k, c.group_size, random);
   PackedWeights packed;
   CHECK(packed.Pack(w.source, c.kernel->layout) == PackResult::kDone, "%s", c.format->name);
   const bool extreme = (*random)() % 2 == 0;
@@ -183,10 +133,7 @@ void CheckTile(const LinearCase& c, std::mt19937* random) {
   std::vector<float> y(c.rows * y_stride, kUntouched);
   LinearTile tile = {};
   packed.SetPanel(0, &tile);
-  const IntegerType type = sizeof(Act) == 1   ? kInt8Type
-                           : sizeof(Act) == 2 ? kInt16Type
-                                              : kFloatType;
-  const Activations rows = {q.data(), type, c.rows, c.k, c.group_size};
+  const Activations rows = {q.data(), kTypeOf<Act>, c.rows, c.k, c.group_size};
   AlignedBuffer staged;
   CHECK(staged.Allocate(c.kernel->staged_bytes(rows)), "%zu", c.rows);
   tile.max_act = c.kernel->stage(rows, staged.data());
@@ -198,30 +145,16 @@ void CheckTile(const LinearCase& c, std::mt19937* random) {
   tile.rows = c.rows;
   c.kernel->run(tile);
   for (size_t m = 0; m < c.rows; ++m) {
-    const std::vector<std::conditional_t<sizeof(Act) == 4, float, int32_t>> row(
-        q.begin() + static_cast<std::ptrdiff_t>(m * c.k),
-        q.begin() + static_cast<std::ptrdiff_t>((m + 1) * c.k));
+    const float row_scale = scale[m * scale_stride];
     for (size_t n = 0; n < y_stride; ++n) {
-      float wanted = n < c.columns ? 0.0f : kUntouched;
-      const size_t groups = w.source.groups();
-      for (size_t g = 0; n < c.columns && g < groups; ++g) {
-        const size_t begin = g * c.group_size;
-        const size_t end = std::min(c.k, begin + c.group_size);
-        const float sum = Dot(row, w.grid.data() + n * c.k, begin, end);
-        wanted = std::fma(w.scales[n * groups + g], sum, wanted);
-      }
-      if (n < c.columns) wanted = std::fma(scale[m * scale_stride], wanted, w.bias[n]);
+      const float wanted =
+          n < c.columns ? LinearOf(w, q.data() + m * c.k, row_scale, n) : kUntouched;
       CHECK(Same(y[m * y_stride + n], wanted),
             "%s %s [%zu, %zu] x %zu, groups of %zu: y[%zu, %zu] = %.9g, wanted %.9g", c.isa,
             c.format->name, c.rows, c.k, c.columns, c.group_size, m, n,
             static_cast<double>(y[m * y_stride + n]), static_cast<double>(wanted));
     }
   }
-}
-
-// The widest weights that a dot kind takes.
-bool Takes(DotKind kind, WeightStorage storage) {
-  return storage <= (kind == kDotInt8 ? kBytes : kind == kDotInt16 ? kShorts : kBfloats);
 }
 
 void CheckKind(LinearCase c, DotKind kind, std::mt19937* random) {
@@ -231,10 +164,11 @@ void CheckKind(LinearCase c, DotKind kind, std::mt19937* random) {
   for (const size_t k : {size_t{1}, unit, unit + 1, 2 * unit + 1, size_t{37}, size_t{256}, size_t{257}}) {
     for (const size_t group : {size_t{1}, size_t{3}, size_t{32}, k}) {
       for (const size_t columns : {size_t{1}, panel - 1, panel}) {
-        // One row block of every kernel is at most 8 rows: all remainders, and a full tile.
-        static constexpr size_t kRows[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, kMaxTileRows};
-        c.rows = kRows[(*random)() % 10];
-        if (k < 40 || c.rows < 10) {
+        // Blocks of rows: at most 8, and of tiles 16 and 32. All remainders, and a full tile.
+        static constexpr size_t kRows[] = {1,  2,  3,  4,  5,  6,  7,  8,  9,           15,
+                                           16, 17, 31, 32, 33, 47, 48, 49, kMaxTileRows};
+        c.rows = kRows[(*random)() % (sizeof(kRows) / sizeof(kRows[0]))];
+        if (k < 40 || c.rows < 10 || (*random)() % 8 == 0) {
           c.k = k;
           c.group_size = std::min(group, k);
           c.columns = columns;
@@ -282,7 +216,7 @@ void TestLinearKernels() {
     for (int kind = 0; kind < kDotKinds; ++kind) {
       const LinearKernel& kernel = isas[i].kernels->linear[kind];
       for (size_t f = 0; kernel.run != nullptr && f < format_count; ++f) {
-        if (!Takes(static_cast<DotKind>(kind), StorageOf(formats[f]))) continue;
+        if (StorageOf(formats[f]) > kernel.widest) continue;
         CheckKind({isas[i].name, &kernel, &formats[f], 0, 0, 0, 0}, static_cast<DotKind>(kind),
                   &random);
       }

@@ -112,7 +112,9 @@ std::string ReadFile(std::FILE* file, NpyArray* array) {
   }
   if (std::fseek(file, begin, SEEK_SET) != 0) return "it cannot be searched";
   array->data.resize(size);
-  if (std::fread(array->data.data(), 1, size, file) != size) return "it cannot be read to the end";
+  if (size != 0 && std::fread(array->data.data(), 1, size, file) != size) {
+    return "it cannot be read to the end";
+  }
   return "";
 }
 
@@ -154,9 +156,9 @@ std::string WriteNpy(const std::string& path, const NpyArray& array) {
   start += header;
   std::FILE* const file = std::fopen(path.c_str(), "wb");
   if (file == nullptr) return path + ": " + std::strerror(errno);
-  const bool written =
-      std::fwrite(start.data(), 1, start.size(), file) == start.size() &&
-      std::fwrite(array.data.data(), 1, array.data.size(), file) == array.data.size();
+  const size_t size = array.data.size();
+  const bool written = std::fwrite(start.data(), 1, start.size(), file) == start.size() &&
+                       (size == 0 || std::fwrite(array.data.data(), 1, size, file) == size);
   const bool closed = std::fclose(file) == 0;
   return written && closed ? "" : path + ": it cannot be written: " + std::strerror(errno);
 }

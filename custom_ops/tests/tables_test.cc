@@ -70,8 +70,13 @@ void TestRegistry() {
     CHECK((selection.error[0] == '\0') == isas[i].is_supported(), "%s", selection.error);
     CHECK(!isas[i].is_supported() || selection.isa == i, "%s", isas[i].name);
     for (int kind = 0; kind < kDotKinds; ++kind) {
-      const ChosenLinear chosen = ChooseLinear(i, static_cast<DotKind>(kind));
-      CHECK(chosen.isa >= i && chosen.kernel->run != nullptr, "%s", isas[i].name);
+      static constexpr WeightStorage kWidest[kDotKinds] = {kBytes, kShorts, kBfloats};
+      for (int storage = kNibbles; storage <= kWidest[kind]; ++storage) {
+        const ChosenLinear chosen =
+            ChooseLinear(i, static_cast<DotKind>(kind), static_cast<WeightStorage>(storage));
+        CHECK(chosen.isa >= i && chosen.kernel->run != nullptr, "%s", isas[i].name);
+        CHECK(storage <= chosen.kernel->widest, "%s", isas[i].name);
+      }
     }
     for (int type = 0; type < kIntegerTypes; ++type) {
       const IntegerType t = static_cast<IntegerType>(type);

@@ -1,0 +1,281 @@
+// FpQuantize and FpLinear through the fake runtime: every instruction set gives the bits of the
+// scalar kernels, and those are what the definition says.
+
+#include <algorithm>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "fake_ort.h"
+#include "formats.h"
+#include "kernels/registry.h"
+#include "linear_sample.h"
+#include "sample_node.h"
+
+namespace fp4dit::test {
+namespace {
+
+using fake::Outcome;
+using fake::Value;
+
+std::vector<const char*> RunnableIsas() {
+  std::vector<const char*> names;
+  size_t count = 0;
+  const Isa* isas = AllIsas(&count);
+  for (size_t i = 0; i < count; ++i) {
+    if (isas[i].is_supported()) names.push_back(isas[i].name);
+  }
+  return names;
+}
+
+struct Case {
+  const Format* act;  // null: weight-only
+  const Format* weight;
+  size_t rows, k, n, group_size;
+  bool constant;  // weights, scales and bias
+};
+
+std::string Text(const Case& c) {
+  char text[200];
+  std::snprintf(text, sizeof(text), "%s x %s [%zu, %zu] x %zu, groups of %zu",
+                c.act == nullptr ? "''" : c.act->name, c.weight->name, c.rows, c.k, c.n,
+                c.group_size);
+  return text;
+}
+
+template <typename T>
+Value Copy(ort::ElementType type, std::vector<size_t> sizes, const std::vector<T>& items) {
+  return Value::Of<T>(type, std::vector<int64_t>(sizes.begin(), sizes.end()), items);
+}
+
+// What the quantizer made of the rows.
+struct Rows {
+  Value q;
+  Value scale;
+};
+
+// The op that quantizes to `format`, on the instruction set that is selected.
+Rows Quantize(const Case& c, const std::vector<float>& x) {
+  if (c.act == nullptr) {
+    const std::vector<float> ones(c.rows, 1.0f);
+    return {Copy(ort::kFloat, {c.rows, c.k}, x), Copy(ort::kFloat, {c.rows, 1}, ones)};
+  }
+  static const auto ops = [] {
+    std::string error;
+    return fake::RegisterAll(&error);
+  }();
+  const ort::ElementType type = ActivationType(c.act);
+  Sample sample = MakeSample("FpQuantize", c.act->name, "e2m1", static_cast<int64_t>(c.rows),
+                             static_cast<int64_t>(c.k), 1, 1);
+  std::memcpy(sample.values[0]->data.get(), x.data(), x.size() * sizeof(float));
+  const char* op = type == ort::kInt8    ? "FpQuantize"
+                   : type == ort::kInt16 ? "FpQuantizeInt16"
+                                         : "FpQuantizeFloat";
+  Outcome outcome = fake::Run(ops.at(op), &sample.node);
+  CHECK(outcome.error.empty(), "%s: %s", Text(c).c_str(), outcome.error.c_str());
+  return {std::move(outcome.outputs[0]), std::move(outcome.outputs[1])};
+}
+
+// FpLinear, on the instruction set that is selected.
+Value Multiply(const Case& c, Rows* rows, const Weights& w) {
+  static const auto ops = [] {
+    std::string error;
+    return fake::RegisterAll(&error);
+  }();
+  Value codes = Copy(ort::kUint8, {c.n, w.source.row_bytes()}, w.codes);
+  Value scales = Copy(ort::kFloat, {c.n, w.source.groups()}, w.scales);
+  Value bias = Copy(ort::kFloat, {c.n}, w.bias);
+  fake::Node node;
+  node.texts = {{"act_format", c.act == nullptr ? "" : c.act->name},
+                {"weight_format", c.weight->name}};
+  node.ints["group_size"] = static_cast<int64_t>(c.group_size);
+  SetGrid(*c.weight, static_cast<int64_t>(c.k), &node);
+  node.inputs = {&rows->q, &rows->scale, &codes, &scales, &bias};
+  node.constant = {false, false, c.constant, c.constant, c.constant};
+  Outcome outcome = fake::Run(ops.at("FpLinear"), &node);
+  CHECK(outcome.error.empty(), "%s: %s", Text(c).c_str(), outcome.error.c_str());
+  return std::move(outcome.outputs[0]);
+}
+
+// The first float that differs, or the count.
+size_t FirstDifference(const Value& a, const Value& b, size_t count) {
+  size_t i = 0;
+  while (i < count && Same(a.As<float>()[i], b.As<float>()[i])) ++i;
+  return i;
+}
+
+void CheckSame(const char* isa, const Case& c, const Value& got, const Value& wanted) {
+  const size_t count = wanted.Bytes() / sizeof(float);
+  const size_t i = FirstDifference(got, wanted, count);
+  CHECK(i == count, "%s %s: value %zu is %.9g, and %.9g of the scalar kernels", isa,
+        Text(c).c_str(), i, static_cast<double>(got.As<float>()[i]),
+        static_cast<double>(wanted.As<float>()[i]));
+}
+
+template <typename Act>
+void CheckDefinition(const Case& c, const Rows& rows, const Weights& w, const Value& y) {
+  for (size_t r = 0; r < c.rows; ++r) {
+    const Act* q = rows.q.As<Act>() + r * c.k;
+    for (size_t n = 0; n < c.n; ++n) {
+      const float wanted = LinearOf(w, q, rows.scale.As<float>()[r], n);
+      const float got = y.As<float>()[r * c.n + n];
+      CHECK(Same(got, wanted), "%s: y[%zu, %zu] = %.9g, defined as %.9g", Text(c).c_str(), r, n,
+            static_cast<double>(got), static_cast<double>(wanted));
+    }
+  }
+}
+
+void CheckCase(const Case& c, const std::vector<float>& x, const Weights& w, bool by_definition) {
+  static const std::vector<const char*> isas = RunnableIsas();
+  CHECK(SelectIsa("scalar"), "scalar runs everywhere");
+  Rows rows = Quantize(c, x);
+  const Value y = Multiply(c, &rows, w);
+  if (by_definition) {
+    if (rows.q.type == ort::kInt8) CheckDefinition<int8_t>(c, rows, w, y);
+    if (rows.q.type == ort::kInt16) CheckDefinition<int16_t>(c, rows, w, y);
+    if (rows.q.type == ort::kFloat) CheckDefinition<float>(c, rows, w, y);
+  }
+  for (const char* isa : isas) {
+    CHECK(SelectIsa(isa), "%s", isa);
+    Rows other = Quantize(c, x);
+    CHECK(std::memcmp(other.q.data.get(), rows.q.data.get(), rows.q.Bytes()) == 0,
+          "%s %s: integers differ from the scalar kernels'", isa, Text(c).c_str());
+    CheckSame(isa, c, other.scale, rows.scale);
+    CheckSame(isa, c, Multiply(c, &other, w), y);
+  }
+  SelectIsa(nullptr);
+}
+
+class Chance {
+ public:
+  explicit Chance(unsigned seed) : random(seed) {}
+
+  size_t Below(size_t limit) { return random() % limit; }
+  // From 1 to `most`, half of them below its square root.
+  size_t Size(size_t most) {
+    const double exponent = static_cast<double>(Below(1001)) / 1000.0;
+    return static_cast<size_t>(std::pow(static_cast<double>(most), exponent));
+  }
+
+  std::mt19937 random;
+};
+
+// Whether FpLinear takes the formats.
+bool Fits(const Case& c) {
+  if (c.act == nullptr || c.act->max_integer() > 32767.0f) return true;
+  const double largest = static_cast<double>(c.act->max_integer()) *
+                         static_cast<double>(c.weight->max_integer()) *
+                         static_cast<double>(std::min(c.group_size, c.k));
+  return c.weight->max_integer() <= 32767.0f && largest < 2147483648.0;
+}
+
+Case RandomCase(Chance* chance) {
+  size_t count = 0;
+  const Format* formats = AllFormats(&count);
+  Case c;
+  do {
+    const size_t act = chance->Below(count + 1);
+    c.act = act == count ? nullptr : &formats[act];
+    c.weight = &formats[chance->Below(count)];
+    c.rows = chance->Size(160);
+    c.k = chance->Size(400);
+    c.n = chance->Size(200);
+    static constexpr size_t kGroups[] = {16, 32, 64, 128, 1000};
+    const size_t kind = chance->Below(8);
+    c.group_size = kind < 5 ? kGroups[kind] : 1 + chance->Below(c.k);
+    c.constant = chance->Below(4) != 0;
+  } while (!Fits(c));
+  return c;
+}
+
+// Rows of ordinary values, and some that are not.
+std::vector<float> RandomRows(const Case& c, Chance* chance) {
+  static constexpr float kSpecial[] = {NAN, INFINITY, -INFINITY, 3.4028234e38f, 1e-40f};
+  std::normal_distribution<float> normal;
+  std::vector<float> x(c.rows * c.k);
+  for (size_t r = 0; r < c.rows; ++r) {
+    const size_t kind = c.act == nullptr ? 99 : chance->Below(40);
+    for (size_t i = 0; i < c.k; ++i) {
+      float& v = x[r * c.k + i];
+      v = normal(chance->random);
+      if (kind == 0) v = 0.0f;
+      if (kind == 1) v = 1.0f;  // the largest integers there are
+      if (kind == 2) v *= 0x1p-130f;
+    }
+    if (kind == 3) x[r * c.k + chance->Below(c.k)] = kSpecial[chance->Below(5)];
+  }
+  return x;
+}
+
+Weights WeightsOf(const Case& c, Chance* chance) {
+  return MakeWeights(*c.weight, c.n, c.k, std::min(c.group_size, c.k), &chance->random);
+}
+
+// Row `row` of a case becomes `value` somewhere, or everywhere if `all`.
+struct OddRow {
+  size_t row;
+  float value;
+  bool all;
+  bool gives_nan;  // else what a row of zeros gives: the bias
+};
+
+constexpr OddRow kOddRows[] = {{3, NAN, false, true},        {17, INFINITY, false, true},
+                               {40, -INFINITY, false, true}, {41, NAN, true, true},
+                               {5, 0.0f, true, false},       {33, -0.0f, true, false},
+                               {6, 1e-40f, true, false},     {69, -0x1p-91f, true, false}};
+
+void CheckOddRows(const char* isa, const char* act) {
+  Chance chance(5);
+  const Case c = {FindFormat(act), FindFormat("e2m1"), 70, 130, 67, 64, true};
+  const Weights w = WeightsOf(c, &chance);
+  std::vector<float> x(c.rows * c.k);
+  for (float& v : x) v = std::normal_distribution<float>()(chance.random);
+  CHECK(SelectIsa(isa), "%s", isa);
+  Rows rows = Quantize(c, x);
+  const Value clean = Multiply(c, &rows, w);
+  std::vector<const OddRow*> odd(c.rows);
+  for (const OddRow& o : kOddRows) {
+    odd[o.row] = &o;
+    for (size_t i = 0; i < c.k; ++i) {
+      if (o.all || i == 77) x[o.row * c.k + i] = o.value;
+    }
+  }
+  rows = Quantize(c, x);
+  const Value y = Multiply(c, &rows, w);
+  for (size_t r = 0; r < c.rows; ++r) {
+    for (size_t n = 0; n < c.n; ++n) {
+      const float wanted = odd[r] == nullptr    ? clean.As<float>()[r * c.n + n]
+                           : odd[r]->gives_nan ? NAN
+                                               : w.bias[n];
+      CHECK(Same(y.As<float>()[r * c.n + n], wanted), "%s %s: y[%zu, %zu] = %g, wanted %g", isa,
+            act, r, n, static_cast<double>(y.As<float>()[r * c.n + n]),
+            static_cast<double>(wanted));
+    }
+  }
+  SelectIsa(nullptr);
+}
+
+}  // namespace
+
+void TestOddRows() {
+  for (const char* isa : RunnableIsas()) {
+    for (const char* act : {"e2m3", "e3m4", "e4m3"}) CheckOddRows(isa, act);
+  }
+}
+
+void TestRandom(unsigned seed, unsigned count) {
+  for (unsigned i = 0; i < count; ++i) {
+    const long failures = tally.failures;
+    Chance chance(seed + i);
+    const Case c = RandomCase(&chance);
+    const Weights w = WeightsOf(c, &chance);
+    CheckCase(c, RandomRows(c, &chance), w, i % 4 == 0);
+    if (tally.failures == failures) continue;
+    std::printf("again: fp4dit_tests --random 1 %u  (%s)\n", seed + i, Text(c).c_str());
+    return;
+  }
+}
+
+}  // namespace fp4dit::test
