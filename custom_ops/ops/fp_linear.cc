@@ -5,6 +5,7 @@
 #include "counters.h"
 #include "ops/fp_quantize.h"
 #include "ops/fp_unpack.h"
+#include "page_out.h"
 #include "parallel.h"
 
 namespace fp4dit {
@@ -109,7 +110,11 @@ OrtStatus* FpLinear::PackConstants() {
   }
   is_constant_ = true;
   constant_n_ = tensors[kCodes].rank == 2 ? tensors[kCodes].Dim(0) : 0;
-  return Pack(tensors[kCodes], tensors[kWeightScale], tensors[kBias], &packed_);
+  FP4DIT_RETURN_IF_ERROR(
+      Pack(tensors[kCodes], tensors[kWeightScale], tensors[kBias], &packed_));
+  // The runtime keeps them, and nobody reads them any more.
+  PageOut(tensors[kCodes].data, tensors[kCodes].count);
+  return nullptr;
 }
 
 OrtStatus* FpLinear::Pack(const Tensor& codes, const Tensor& weight_scale, const Tensor& bias,
