@@ -13,8 +13,8 @@ bool CpuHasAvxVnni();
 // The above without AVX-VNNI, and AVX-512 F, BW, DQ, VL and VNNI, with zmm registers saved.
 bool CpuHasAvx512Vnni();
 
-// The above, and AMX with tiles of int8 that the operating system saves; on Linux, where this asks
-// for leave to use them.
+// The above, and AMX with tiles of int8 that the operating system saves. Linux only: the first call
+// asks it for leave to use them.
 bool CpuHasAmxInt8();
 
 // aarch64, whose baseline has NEON.

@@ -1,17 +1,19 @@
 // Compiled only where ONNX Runtime's own headers are found: every index, offset and constant that
-// ort_abi.h declares by hand is compared with them.
+// ort_abi.h and the tests' ort_session_abi.h declare by hand is compared with them.
 
 #include <onnxruntime_c_api.h>
 
 #include <cstddef>
 
 #include "ort_abi.h"
+#include "tests/ort_session_abi.h"
 
 namespace fp4dit::ort {
 
 #define FP4DIT_CHECK(name, index, result, parameters) \
   static_assert(offsetof(::OrtApi, name) == size_t{index} * sizeof(void*), #name);
 FP4DIT_ORT_FUNCTIONS(FP4DIT_CHECK)
+FP4DIT_ORT_SESSION_FUNCTIONS(FP4DIT_CHECK)
 #undef FP4DIT_CHECK
 
 #define FP4DIT_CHECK(member) \
@@ -53,5 +55,10 @@ static_assert(kFloat16 == static_cast<int>(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16
 static_assert(kIntAttribute == static_cast<int>(ORT_OP_ATTR_INT), "OrtOpAttrType");
 static_assert(kRequired == static_cast<int>(INPUT_OUTPUT_REQUIRED), "characteristic");
 static_assert(kDefaultMemory == static_cast<int>(OrtMemTypeDefault), "OrtMemType");
+static_assert(kInt32 == static_cast<int>(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32), "type");
+static_assert(kBool == static_cast<int>(ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL), "type");
+static_assert(kDouble == static_cast<int>(ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE), "type");
+static_assert(kLogErrors == static_cast<int>(ORT_LOGGING_LEVEL_ERROR), "OrtLoggingLevel");
+static_assert(kDeviceAllocator == static_cast<int>(OrtDeviceAllocator), "OrtAllocatorType");
 
 }  // namespace fp4dit::ort

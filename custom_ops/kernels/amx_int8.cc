@@ -1,8 +1,9 @@
 // The integer kernels in AMX: tiles of 16 rows times 16 channels, 64 inputs an instruction.
 //
 // A group of one panel is decoded to int8 once and stays in the first-level cache, 64 inputs x 64
-// channels being 4 KiB, while all rows of the tile pass. Blocks of 2 x 2 tiles leave their int32 sums
-// in memory; AVX-512 folds them into the float sums while the tiles of the next block multiply.
+// channels being 4 KiB, while all rows of the tile pass. Blocks of 2 x 2 tiles leave their int32
+// sums in memory; AVX-512 folds them into the float sums while the tiles of the next block
+// multiply.
 
 #include <cstddef>
 #include <cstdint>
@@ -148,14 +149,22 @@ struct Ahead {
   }
 };
 
-// One chunk of one group for a block of rows and kBlockColumns channels.
-struct Block {
-  const uint8_t* act;   // the first tile of activations
-  size_t second;        // bytes from there to the second
-  size_t act_stride;
-  const int8_t* weight;
+// Some inputs of a group, for all rows.
+struct Chunk {
+  const uint8_t* act;    // staged, of the first row
+  size_t padded;         // bytes from row to row
+  const int8_t* weight;  // of the panel
   size_t steps;
-  bool first;     // chunk of its group: sums start anew
+  const float* scale;  // the group's, of the panel's channels
+  bool first, last;    // of its group
+};
+
+// A chunk for a block of rows and kBlockColumns channels.
+struct Block {
+  const Chunk* chunk;
+  const uint8_t* act;  // the first tile of activations
+  size_t second;       // bytes from there to the second
+  const int8_t* weight;
   int32_t* sums;  // [2][kTileRows][kBlockColumns]
 };
 
@@ -163,7 +172,7 @@ template <bool kTwo>
 FP4DIT_ALWAYS_INLINE void BeginSums(const Block& block) {
   constexpr size_t kStride = kBlockColumns * sizeof(int32_t);
   int32_t* const second = block.sums + kTileRows * kBlockColumns;
-  if (block.first) {
+  if (block.chunk->first) {  // sums start anew
     Tiles::Zero<0>();
     Tiles::Zero<1>();
     if constexpr (kTwo) Tiles::Zero<2>();
@@ -189,18 +198,20 @@ FP4DIT_ALWAYS_INLINE void EndSums(const Block& block) {
 // Multiplies `block`; between its steps, folds what the block before it left.
 template <typename Dot, bool kTwo>
 void MultiplyBlock(const Block& block, Fold* fold, Ahead* ahead) {
-  const size_t share = (fold->rows + block.steps - 1) / block.steps;
+  const size_t steps = block.chunk->steps;
+  const size_t stride = block.chunk->padded;
+  const size_t share = (fold->rows + steps - 1) / steps;
   const uint8_t* act = block.act;
   const int8_t* weight = block.weight;
   BeginSums<kTwo>(block);
-  for (size_t s = 0; s < block.steps; ++s, act += kStep, weight += kStep * kPanel) {
+  for (size_t s = 0; s < steps; ++s, act += kStep, weight += kStep * kPanel) {
     Tiles::Load<kWeightTile>(weight, kPanel * kUnit);
-    Tiles::Load<kActTile>(act, block.act_stride);
+    Tiles::Load<kActTile>(act, stride);
     Tiles::MultiplySigned<0, kActTile, kWeightTile>();
     Tiles::Load<kWeightTile + 1>(weight + kTileBytes, kPanel * kUnit);
     Tiles::MultiplySigned<1, kActTile, kWeightTile + 1>();
     if constexpr (kTwo) {
-      Tiles::Load<kActTile + 1>(act + block.second, block.act_stride);
+      Tiles::Load<kActTile + 1>(act + block.second, stride);
       Dot::template MultiplySecond<2, kWeightTile>();
       Dot::template MultiplySecond<3, kWeightTile + 1>();
     }
@@ -240,16 +251,6 @@ struct TileRun {
   alignas(64) float sum[kMaxTileRows * kPanel];
 };
 
-// Some inputs of a group, for all rows.
-struct Chunk {
-  const uint8_t* act;    // staged, of the first row
-  size_t padded;         // bytes from row to row
-  const int8_t* weight;  // of the panel
-  size_t steps;
-  const float* scale;  // the group's, of the panel's channels
-  bool first, last;    // of its group
-};
-
 // The last chunk's sums are left to fold.
 template <typename Dot>
 void RunChunk(TileRun<Dot>* run, const Chunk& chunk, Ahead* ahead) {
@@ -261,13 +262,8 @@ void RunChunk(TileRun<Dot>* run, const Chunk& chunk, Ahead* ahead) {
   for (size_t row = 0; row < rows;) {
     const RowBlock b = BlockAt<Dot>(row, rows);
     for (size_t n = 0; n < kPanel; n += kBlockColumns, sums += next) {
-      const Block block = {chunk.act + b.start * chunk.padded,
-                           second,
-                           chunk.padded,
-                           chunk.weight + n * kUnit,
-                           chunk.steps,
-                           chunk.first,
-                           sums};
+      const Block block = {&chunk, chunk.act + b.start * chunk.padded, second,
+                           chunk.weight + n * kUnit, sums};
       if (b.two || Dot::kTwoPlanes) {
         MultiplyBlock<Dot, true>(block, &run->fold, ahead);
       } else {
@@ -310,10 +306,8 @@ void RunTiles(const LinearTile& tile) {
       const bool last = size - done <= kChunk;
       const size_t count = last ? size - done : kChunk;
       const int8_t* weight = Decode(tile, count, &packed, run.decoded);
-      RunChunk<Dot>(&run,
-                    {staged + done, padded, weight, RoundUp(count, kStep) / kStep, scale,
-                     done == 0, last},
-                    &ahead);
+      const size_t steps = RoundUp(count, kStep) / kStep;
+      RunChunk<Dot>(&run, {staged + done, padded, weight, steps, scale, done == 0, last}, &ahead);
     }
     staged += bytes;
   }
@@ -343,7 +337,8 @@ double Peak(size_t rounds) {
   return static_cast<double>(rounds) * (Dot::kTwoPlanes ? 0.5 : 1.0) * kProducts;
 }
 
-// For fewer rows the tiles cost more than they save: AVX-512 reads the same panels.
+// Tiles take as long to load for one row as for 16. For very few rows AVX-512 reads the same
+// panels.
 constexpr size_t kFewRows = 3;
 using FewRows = WordDot<Vector512, VnniBytes, kPanel, kFewRows>;
 static_assert(FewRows::kUnit == kUnit && FewRows::kStep == kUnit, "the same panels");

@@ -57,8 +57,8 @@ inline TileConfig MakeTileConfig(size_t first_rows, size_t second_rows) {
 namespace fp4dit {
 namespace {
 
-// Written out in assembly: GCC's intrinsics want the tile's number as a literal, and do not say that
-// they read memory, so that stores before them may be dropped.
+// Written out in assembly: GCC's intrinsics want the tile's number as a literal, and do not say
+// that they read memory, so that stores before them may be dropped.
 struct Tiles {
   static void Configure(const TileConfig& config) {
     __asm__ volatile("ldtilecfg %0" : : "m"(config));
@@ -87,11 +87,15 @@ struct Tiles {
   // sums += products of signed or unsigned bytes of activations and signed ones of weights.
   template <int kSums, int kAct, int kWeight>
   static FP4DIT_ALWAYS_INLINE void MultiplySigned() {
-    __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kAct), "i"(kWeight));
+    __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0"
+                     :
+                     : "i"(kSums), "i"(kAct), "i"(kWeight));
   }
   template <int kSums, int kAct, int kWeight>
   static FP4DIT_ALWAYS_INLINE void MultiplyUnsigned() {
-    __asm__ volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kAct), "i"(kWeight));
+    __asm__ volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0"
+                     :
+                     : "i"(kSums), "i"(kAct), "i"(kWeight));
   }
 };
 

@@ -78,7 +78,7 @@ struct LinearTile {
 // same staged rows serve every panel.
 struct LinearKernel {
   PanelLayout layout;
-  size_t row_step;  // rows that it multiplies at a time: full speed at multiples
+  size_t row_step;       // rows that it multiplies at a time: full speed at multiples
   WeightStorage widest;  // of the weights that it takes: this, and those before it in the list
   size_t (*staged_bytes)(const Activations& rows);
   // Returns the largest magnitude of int8 activations, a bound of sums (0 where it is not needed).

@@ -133,7 +133,8 @@ struct DotRows {
   float* sum;                              // of the rows
 };
 
-// A function of its own: inlined into the loops around it, it would compete for registers with them.
+// A function of its own: inlined into the loops around it, it would compete for registers with
+// them.
 template <typename Dot, size_t R>
 FP4DIT_NEVER_INLINE void RunSomeRows(const DotRows<Dot>& rows) {
   Dot::template Rows<R>(rows);
@@ -181,9 +182,17 @@ void RunLinearTile(const LinearTile& tile) {
     const size_t size = left < tile.group_size ? left : tile.group_size;
     const size_t padded = RoundUp(size, Dot::kStep);
     const uint8_t* q = Dot::kSums ? staged + tile.rows * sizeof(int32_t) : staged;
-    DotRows<Dot> rows = {&tile, reinterpret_cast<const typename Dot::Act*>(q), padded,
-                         reinterpret_cast<const int32_t*>(staged), padded / Dot::kUnit, true, true,
-                         operand, group_scale, accumulator, sum};
+    DotRows<Dot> rows = {&tile,
+                         reinterpret_cast<const typename Dot::Act*>(q),
+                         padded,
+                         reinterpret_cast<const int32_t*>(staged),
+                         padded / Dot::kUnit,
+                         true,
+                         true,
+                         operand,
+                         group_scale,
+                         accumulator,
+                         sum};
     if constexpr (kHasRunCodes<Dot>) {
       if (tile.rows == 1 && tile.storage == kNibbles) {
         packed += Dot::RunCodes(rows, packed);

@@ -1,5 +1,5 @@
-// 512-bit registers for the dots of word_dot-inl.h, and the dot products of VNNI in them. Included by
-// files of kernels only; see linear_tile-inl.h on the anonymous namespace.
+// 512-bit registers for the dots of word_dot-inl.h, and the dot products of VNNI in them. Included
+// by files of kernels only; see linear_tile-inl.h on the anonymous namespace.
 
 #ifndef FP4DIT_KERNELS_VECTOR512_INL_H_
 #define FP4DIT_KERNELS_VECTOR512_INL_H_
@@ -46,9 +46,7 @@ struct Vector512 {
   static Int ToShorts(__m256i bytes) { return _mm512_cvtepi8_epi16(bytes); }
 
   static __m128i LoadBytes(const void* p) { return Vector256::LoadBytes2(p); }
-  static Float FromBytes(__m128i bytes) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
-  }
+  static Float FromBytes(__m128i bytes) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)); }
   static Float FromShorts(const void* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(Vector256::Load(p)));
   }
@@ -88,8 +86,7 @@ struct Vector512 {
     Vector256::Store(q, _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(v)));
   }
   static void StoreIntegers(Float v, Float, int8_t* q) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(q),
-                     _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
   }
 };
 

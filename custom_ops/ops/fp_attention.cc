@@ -34,8 +34,8 @@ constexpr Constants MakeConstants() {
 constexpr Constants kConstants = MakeConstants();
 constexpr int8_t kNoTable[16] = {};
 
-size_t RoundUp(size_t size, size_t step) { return (size + step - 1) / step * step; }
 size_t Tiles(size_t size, size_t tile) { return (size + tile - 1) / tile; }
+size_t RoundUp(size_t size, size_t step) { return Tiles(size, step) * step; }
 
 // Bytes of a panel of `k` inputs that are stored as they are, in groups.
 size_t PanelBytes(const PanelLayout& layout, size_t k, size_t group, size_t element) {
@@ -224,11 +224,15 @@ void FpAttention::PackHead(const Call& call, const Packed& packed, size_t head) 
   for (size_t token = 0; token < call.keys; ++token) {
     uint8_t* panel = packed.Keys(head) + token / layout.panel_width * packed.key_panel;
     const uint8_t* row = call.Integers(kK, b, token, h);
-    for (size_t d = 0; d < call.size; d += layout.k_unit) {
-      const size_t count = std::min(layout.k_unit, call.size - d);
-      std::memcpy(panel + ElementAt(layout, token % layout.panel_width, d) * element,
-                  row + d * element, count * element);
+    uint8_t* to = panel + ElementAt(layout, token % layout.panel_width, 0) * element;
+    const size_t unit = layout.k_unit * element;
+    const size_t step = unit * layout.panel_width;
+    size_t left = call.size * element;
+    if (unit == 4) {  // as most kernels have it: a fixed size spares a call for each word
+      for (; left >= 4; left -= 4, row += 4, to += step) std::memcpy(to, row, 4);
     }
+    for (; left >= unit; left -= unit, row += unit, to += step) std::memcpy(to, row, unit);
+    std::memcpy(to, row, left);
     packed.KeyScale(head)[token] = call.Scale(kKScale, b, token, h) * attention_scale_;
     packed.KeyBias(head)[token] = call.Bias(b, token);
     packed.ValueScale(head)[token] = call.Scale(kVScale, b, token, h);
@@ -252,11 +256,25 @@ void FpAttention::PackValues(const Call& call, const Packed& packed, size_t head
     for (size_t d = 0; d < call.size; d += layout.panel_width) {
       uint8_t* to = group + d / layout.panel_width * panel_bytes + ElementAt(layout, 0, k) * element;
       const size_t count = std::min(layout.panel_width, call.size - d);
-      for (size_t n = 0; n < count; ++n, to += layout.k_unit * element) {
-        std::memcpy(to, row + (d + n) * element, element);
+      for (size_t n = 0; element == 1 && n < count; ++n) to[n * layout.k_unit] = row[d + n];
+      for (size_t n = 0; element == 2 && n < count; ++n) {
+        std::memcpy(to + n * layout.k_unit * 2, row + (d + n) * 2, 2);
       }
     }
   }
+}
+
+// What all tiles of a task have in common.
+LinearTile FpAttention::MakeTile(const void* staged, const float* scale, size_t rows) const {
+  LinearTile tile = {};
+  tile.staged = staged;
+  tile.scale = scale;
+  tile.scale_stride = 1;
+  tile.table = kNoTable;
+  tile.storage = type_ == kInt8Type ? kBytes : kShorts;
+  tile.max_weight = static_cast<int32_t>(format_->max_integer());
+  tile.rows = rows;
+  return tile;
 }
 
 // scores = fma(query scale, key scale * exact sums, bias), a row of kKeyTile a query.
@@ -266,21 +284,14 @@ void FpAttention::Score(const Call& call, const Packed& packed, size_t head, siz
   const size_t width = kernel.layout.panel_width;
   for (size_t n = 0; n < count; n += width) {
     const size_t panel = (first + n) / width;
-    LinearTile tile = {};
-    tile.staged = work->staged_queries;
-    tile.scale = work->query_scale;
-    tile.scale_stride = 1;
+    LinearTile tile = MakeTile(work->staged_queries, work->query_scale, rows);
     tile.panel = packed.Keys(head) + panel * packed.key_panel;
     tile.group_scale = packed.KeyScale(head) + panel * width;
     tile.bias = packed.KeyBias(head) + panel * width;
-    tile.table = kNoTable;
-    tile.storage = type_ == kInt8Type ? kBytes : kShorts;
-    tile.max_weight = static_cast<int32_t>(format_->max_integer());
     tile.max_act = work->max_query;
     tile.y = work->scores + n;
     tile.y_stride = kKeyTile;
     tile.columns = std::min(width, count - n);
-    tile.rows = rows;
     tile.k = tile.group_size = call.size;
     kernel.run(tile);
   }
@@ -304,18 +315,11 @@ void FpAttention::Weigh(const Call& call, const Packed& packed, size_t head, siz
   const size_t width = kernel.layout.panel_width;
   const Activations weights = {work->weights, kInt16Type, rows, count,
                                std::min(count, value_group_)};
-  LinearTile tile = {};
+  LinearTile tile = MakeTile(work->staged, work->weight_scale, rows);
   tile.max_act = kernel.stage(weights, work->staged);
-  tile.staged = work->staged;
-  tile.scale = work->weight_scale;
-  tile.scale_stride = 1;
   tile.group_scale = kConstants.one;
   tile.bias = kConstants.zero;
-  tile.table = kNoTable;
-  tile.storage = type_ == kInt8Type ? kBytes : kShorts;
-  tile.max_weight = static_cast<int32_t>(format_->max_integer());
   tile.y_stride = call.size;
-  tile.rows = rows;
   tile.k = count;
   tile.group_size = weights.group_size;
   const size_t panel_bytes =

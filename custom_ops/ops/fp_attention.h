@@ -40,6 +40,7 @@ class FpAttention {
   void PackHead(const Call& call, const Packed& packed, size_t head) const;
   void PackValues(const Call& call, const Packed& packed, size_t head) const;
   void RunTask(const Call& call, const Packed& packed, size_t task) const;
+  LinearTile MakeTile(const void* staged, const float* scale, size_t rows) const;
   void Score(const Call& call, const Packed& packed, size_t head, size_t first, size_t count,
              size_t rows, Workspace* work) const;
   void Weigh(const Call& call, const Packed& packed, size_t head, size_t first, size_t count,

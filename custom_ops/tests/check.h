@@ -36,6 +36,7 @@ void TestQuantizeKernels();
 void TestLinearKernels();
 void TestOps();
 void TestGuards();
+void TestAmxEmulation();
 // Random cases through the ops on every instruction set; see random_test.cc.
 void TestRandom(unsigned seed, unsigned count);
 void TestOddRows();

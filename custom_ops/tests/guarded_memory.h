@@ -19,8 +19,8 @@ class GuardedMemory {
   explicit GuardedMemory(size_t capacity) {
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     capacity_ = (capacity + kFence + page - 1) / page * page;
-    void* memory = mmap(nullptr, capacity_ + page, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* memory =
+        mmap(nullptr, capacity_ + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     CHECK(memory != MAP_FAILED, "mmap of %zu bytes", capacity_);
     base_ = static_cast<uint8_t*>(memory);
     CHECK(mprotect(base_ + capacity_, page, PROT_NONE) == 0, "mprotect");

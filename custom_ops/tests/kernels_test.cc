@@ -161,7 +161,8 @@ void CheckKind(LinearCase c, DotKind kind, std::mt19937* random) {
   const size_t panel = c.kernel->layout.panel_width;
   const size_t unit = c.kernel->layout.k_unit;
   // Up to 256 inputs are decoded at once.
-  for (const size_t k : {size_t{1}, unit, unit + 1, 2 * unit + 1, size_t{37}, size_t{256}, size_t{257}}) {
+  for (const size_t k :
+       {size_t{1}, unit, unit + 1, 2 * unit + 1, size_t{37}, size_t{256}, size_t{257}}) {
     for (const size_t group : {size_t{1}, size_t{3}, size_t{32}, k}) {
       for (const size_t columns : {size_t{1}, panel - 1, panel}) {
         // Blocks of rows: at most 8, and of tiles 16 and 32. All remainders, and a full tile.

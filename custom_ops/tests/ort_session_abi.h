@@ -44,7 +44,6 @@ constexpr ElementType kDouble = static_cast<ElementType>(11);
     (const OrtMemoryInfo*, void*, size_t, const int64_t*, size_t, ElementType, OrtValue**))   \
   X(IsTensor, 50, OrtStatus*, (const OrtValue*, int*))                                        \
   X(CreateCpuMemoryInfo, 69, OrtStatus*, (AllocatorKind, MemoryType, OrtMemoryInfo**))        \
-  X(AllocatorFree, 76, OrtStatus*, (OrtAllocator*, void*))                                    \
   X(GetAllocatorWithDefaultOptions, 78, OrtStatus*, (OrtAllocator**))                         \
   X(ReleaseEnv, 92, void, (OrtEnv*))                                                          \
   X(ReleaseMemoryInfo, 94, void, (OrtMemoryInfo*))                                            \

@@ -246,7 +246,7 @@ void CheckOddRows(const char* isa, const char* act) {
   const Value y = Multiply(c, &rows, w);
   for (size_t r = 0; r < c.rows; ++r) {
     for (size_t n = 0; n < c.n; ++n) {
-      const float wanted = odd[r] == nullptr    ? clean.As<float>()[r * c.n + n]
+      const float wanted = odd[r] == nullptr   ? clean.As<float>()[r * c.n + n]
                            : odd[r]->gives_nan ? NAN
                                                : w.bias[n];
       CHECK(Same(y.As<float>()[r * c.n + n], wanted), "%s %s: y[%zu, %zu] = %g, wanted %g", isa,

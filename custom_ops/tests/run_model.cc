@@ -71,9 +71,8 @@ Function Symbol(void* handle, const char* name) {
 class Runner {
  public:
   explicit Runner(const Options& options) : api_(LoadRuntime(options.places[0])) {
-    OrtEnv* env = nullptr;
     OrtSessionOptions* session_options = nullptr;
-    Check(api_.CreateEnv()(ort::kLogErrors, "run_model", &env));
+    Check(api_.CreateEnv()(ort::kLogErrors, "run_model", &env_));
     Check(api_.CreateSessionOptions()(&session_options));
     Check(api_.SetIntraOpNumThreads()(session_options, options.threads));
     // As fp4dit_onnx.runtime.session has it.
@@ -83,9 +82,17 @@ class Runner {
       library_ = Open(options.library);
       Check(api_.RegisterCustomOpsLibrary_V2()(session_options, options.library));
     }
-    Check(api_.CreateSession()(env, options.places[1], session_options, &session_));
+    Check(api_.CreateSession()(env_, options.places[1], session_options, &session_));
     Check(api_.CreateCpuMemoryInfo()(ort::kDeviceAllocator, ort::kDefaultMemory, &memory_));
+    api_.ReleaseSessionOptions()(session_options);
     ReadNames();
+  }
+  Runner(const Runner&) = delete;
+  Runner& operator=(const Runner&) = delete;
+  ~Runner() {
+    api_.ReleaseMemoryInfo()(memory_);
+    api_.ReleaseSession()(session_);
+    api_.ReleaseEnv()(env_);
   }
 
   void Describe() const {
@@ -191,6 +198,7 @@ class Runner {
 
   ort::SessionApi api_;
   void* library_ = nullptr;
+  OrtEnv* env_ = nullptr;
   OrtSession* session_ = nullptr;
   OrtMemoryInfo* memory_ = nullptr;
   std::vector<char*> inputs_;

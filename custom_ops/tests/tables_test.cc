@@ -77,6 +77,7 @@ void TestRegistry() {
         CHECK(chosen.isa >= i && chosen.kernel->run != nullptr, "%s", isas[i].name);
         CHECK(storage <= chosen.kernel->widest, "%s", isas[i].name);
       }
+      CHECK(Peak(isas[i].name, kind, 2) >= 0.0, "%s", isas[i].name);
     }
     for (int type = 0; type < kIntegerTypes; ++type) {
       const IntegerType t = static_cast<IntegerType>(type);
