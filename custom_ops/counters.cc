@@ -10,8 +10,8 @@ namespace fp4dit {
 namespace {
 
 constexpr size_t kMaxIsas = 16;
-constexpr const char* kOpNames[kCountedOps] = {"FpQuantize", "FpDequantize", "FpUnpack",
-                                               "FpLinear", "FpAttention"};
+constexpr const char* kOpNames[kCountedOps] = {"FpQuantize", "FpDequantize", "FpUnpack", "FpLinear",
+                                               "FpAttention"};
 constexpr const char* kKindNames[kCountedKinds] = {"int8", "int16", "float"};
 
 std::atomic<uint64_t> counts[kCountedOps][kCountedKinds][kMaxIsas];

@@ -121,8 +121,8 @@ FP4DIT_EXPORT const char* fp4dit_isa() {
 // The names of the instruction sets that can be used here, best first, comma separated.
 FP4DIT_EXPORT const char* fp4dit_isas() { return fp4dit::SupportedIsas(); }
 
-// Nodes created from now on use the instruction set called `name` (null: what the environment says).
-// 0, and no change, if it cannot be used here.
+// Nodes created from now on use the instruction set called `name` (null: what the environment
+// says). 0, and no change, if it cannot be used here.
 FP4DIT_EXPORT int fp4dit_select_isa(const char* name) { return fp4dit::SelectIsa(name) ? 1 : 0; }
 
 // Repeats the dot-product instruction for products of `kind` (0 int8, 1 int16, 2 float) of the

@@ -1,4 +1,4 @@
-"""The C++ tests and a short fuzz run, built with address and undefined-behaviour sanitizers."""
+"""The C++ tests and a short fuzz run, built with sanitizers of addresses, behaviour and threads."""
 
 from __future__ import annotations
 
@@ -30,15 +30,18 @@ def run(command: list[str], **environment: str) -> str:
     return result.stdout
 
 
+def build_with(sanitizers: str, folder: Path, *targets: str) -> Path:
+    options = ["-DFP4DIT_BUILD_TESTS=ON", "-DFP4DIT_WERROR=ON", "-DCMAKE_BUILD_TYPE=None"]
+    options += [f"-DFP4DIT_SANITIZE={sanitizers}", "-DCMAKE_CXX_FLAGS=-O1 -g1"]
+    run(["cmake", "-S", str(SOURCE), "-B", str(folder), *options])
+    run(["cmake", "--build", str(folder), "--parallel", "2", "--target", *targets])
+    return folder
+
+
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("native")
-    options = ["-DFP4DIT_BUILD_TESTS=ON", "-DFP4DIT_WERROR=ON", "-DCMAKE_BUILD_TYPE=None"]
-    options += ["-DFP4DIT_SANITIZE=address,undefined", "-DCMAKE_CXX_FLAGS=-O1 -g1"]
-    run(["cmake", "-S", str(SOURCE), "-B", str(folder), *options])
-    targets = ["--target", "fp4dit_tests", "fp4dit_fuzz"]
-    run(["cmake", "--build", str(folder), "--parallel", "2", *targets])
-    return folder
+    return build_with("address,undefined", folder, "fp4dit_tests", "fp4dit_fuzz")
 
 
 def test_unit_tests(build: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,6 +52,9 @@ def test_unit_tests(build: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert int(checks[1]) > 100_000, output
     for isa in Library().isas:
         assert f"{isa}: ran" in output
+    # AMX runs in an emulation too, which folds its sums with AVX-512.
+    emulated = sys.platform == "linux" and "avx512_vnni" in Library().isas
+    assert ("amx_int8_emulated: ran" in output) == emulated
     with capsys.disabled():
         print("\n  native: " + "; ".join(output.splitlines()))
 
@@ -56,6 +62,21 @@ def test_unit_tests(build: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_isa_that_did_not_run_fails(build: Path) -> None:
     with pytest.raises(AssertionError, match="sparc: asked for, and did not run"):
         run([str(build / "tests" / "fp4dit_tests"), "sparc"])
+
+
+def test_random_cases(build: Path) -> None:
+    """Every instruction set gives the scalar kernels' bits, on memory that is watched."""
+    output = run([str(build / "tests" / "fp4dit_tests"), "--random", "10000"])
+    assert "10000 random cases" in output
+    assert re.search(r"\d+ checks, 0 failures", output) is not None, output
+
+
+def test_threads(tmp_path: Path) -> None:
+    """The fake runtime's two threads share no memory unsafely, with any instruction set."""
+    build_with("thread", tmp_path, "fp4dit_tests")
+    # Cases that no other test starts with: the sanitizer sees whatever is cut into tasks.
+    output = run([str(tmp_path / "tests" / "fp4dit_tests"), "--random", "2000", "50000"])
+    assert re.search(r"\d+ checks, 0 failures", output) is not None, output
 
 
 @pytest.mark.parametrize("isa", Library().isas)

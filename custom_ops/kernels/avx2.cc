@@ -136,9 +136,9 @@ struct BytesDot {
         const size_t at = r * kPanel + 8 * v;
         float* sum = rows.sum + at;
         if (rows.last) {
-          _mm256_storeu_ps(sum, _mm256_fmadd_ps(_mm256_loadu_ps(rows.group_scale + 8 * v),
-                                                _mm256_cvtepi32_ps(total[r][v]),
-                                                _mm256_loadu_ps(sum)));
+          _mm256_storeu_ps(sum,
+                           _mm256_fmadd_ps(_mm256_loadu_ps(rows.group_scale + 8 * v),
+                                           _mm256_cvtepi32_ps(total[r][v]), _mm256_loadu_ps(sum)));
         } else {
           Vector256::Store(rows.accumulator + at, total[r][v]);
         }

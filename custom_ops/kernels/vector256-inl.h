@@ -55,9 +55,7 @@ struct Vector256 {
   static __m128i LoadBytes(const void* p) {
     return _mm_loadl_epi64(static_cast<const __m128i*>(p));
   }
-  static Float FromBytes(__m128i bytes) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
-  }
+  static Float FromBytes(__m128i bytes) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)); }
   static Float FromShorts(const void* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(LoadBytes2(p)));
   }

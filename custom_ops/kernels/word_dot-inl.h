@@ -97,8 +97,8 @@ size_t DecodeToFloats(const LinearTile& tile, const uint8_t* packed, size_t bloc
   return blocks * bytes;
 }
 
-// Bytes of no pattern, for the loops that measure: processors that compute on zeros or ones use less
-// power than at work, and run faster. As floats their exponents are ordinary.
+// Bytes of no pattern, for the loops that measure: processors that compute on zeros or ones use
+// less power than at work, and run faster. As floats their exponents are ordinary.
 inline void FillWithNoise(uint8_t* bytes, size_t size) {
   uint32_t state = 1;
   for (size_t i = 0; i < size; ++i) {
@@ -122,8 +122,7 @@ void FinishRows(const LinearTile& tile, const float* sum) {
     float rest[kPanel];
     float* const y = tile.columns == kPanel ? target : rest;
     for (size_t n = 0; n < kPanel; n += V::kLanes) {
-      V::StoreFloats(y + n,
-                     V::Fma(scale, V::LoadFloats(sum + n), V::LoadFloats(tile.bias + n)));
+      V::StoreFloats(y + n, V::Fma(scale, V::LoadFloats(sum + n), V::LoadFloats(tile.bias + n)));
     }
     if (y == rest) std::memcpy(target, rest, tile.columns * sizeof(float));
   }
@@ -208,8 +207,8 @@ size_t RunByteCodes(const DotRows<Dot>& rows, const uint8_t* packed) {
     const auto codes = V::Load(from + block * kBlock + v * V::kLanes * kWordBytes);
     const auto mask = V::Bytes(15);
     t[block][v] = Multiply::Step(t[block][v], V::Lookup(grid, V::And(codes, mask)), act);
-    t[block][v + kHalf] = Multiply::Step(
-        t[block][v + kHalf], V::Lookup(grid, V::And(V::ShiftRight4(codes), mask)), act);
+    t[block][v + kHalf] = Multiply::Step(t[block][v + kHalf],
+                                         V::Lookup(grid, V::And(V::ShiftRight4(codes), mask)), act);
   };
   const uint8_t* from = packed;
   const int8_t* q = rows.q;
@@ -265,8 +264,7 @@ struct WordDot {
         [](size_t i, Totals<R>& t, Rest& rest) {
           const size_t r = i / kVectors;
           const size_t at = r * kPanel + i % kVectors * V::kLanes;
-          t[r][i % kVectors] =
-              rest.first ? First(rest, r) : Multiply::Load(rest.accumulator + at);
+          t[r][i % kVectors] = rest.first ? First(rest, r) : Multiply::Load(rest.accumulator + at);
         },
         total, rows);
   }
@@ -301,8 +299,8 @@ struct WordDot {
           const size_t at = i / kVectors * kPanel + v;
           if (rest.last) {
             const auto scale = V::LoadFloats(rest.group_scale + v);
-            V::StoreFloats(rest.sum + at, V::Fma(scale, Multiply::ToFloat(done),
-                                                 V::LoadFloats(rest.sum + at)));
+            V::StoreFloats(rest.sum + at,
+                           V::Fma(scale, Multiply::ToFloat(done), V::LoadFloats(rest.sum + at)));
           } else {
             Multiply::Store(rest.accumulator + at, done);
           }

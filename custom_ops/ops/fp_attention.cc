@@ -13,7 +13,7 @@ namespace fp4dit {
 namespace {
 
 enum Input : size_t { kQ, kQScale, kK, kKScale, kV, kVScale, kBias, kInputCount };
-constexpr const char* kInputNames[kInputCount] = {"q",  "q_scale", "k",   "k_scale",
+constexpr const char* kInputNames[kInputCount] = {"q", "q_scale", "k",   "k_scale",
                                                   "v", "v_scale", "bias"};
 
 // Rows of one task: whole steps of every kernel.
@@ -26,12 +26,11 @@ struct Constants {
   float one[kMostScales];
   float zero[kMostScales];
 };
-constexpr Constants MakeConstants() {
+constexpr Constants kConstants = [] {
   Constants c = {};
   for (float& v : c.one) v = 1.0f;
   return c;
-}
-constexpr Constants kConstants = MakeConstants();
+}();
 constexpr int8_t kNoTable[16] = {};
 
 size_t Tiles(size_t size, size_t tile) { return (size + tile - 1) / tile; }
@@ -117,8 +116,8 @@ OrtStatus* FpAttention::Create(const Node& node) {
   }
   // The largest power of two whose sums fit, at most a tile.
   value_group_ = kKeyTile;
-  const auto largest = static_cast<double>(kProbabilities.max_integer) *
-                       static_cast<double>(format_->max_integer());
+  const auto largest =
+      static_cast<double>(kProbabilities.max_integer) * static_cast<double>(format_->max_integer());
   while (largest * static_cast<double>(value_group_) >= 2147483648.0) value_group_ /= 2;
   const size_t isa = Selected().isa;
   const WeightStorage storage = type_ == kInt8Type ? kBytes : kShorts;
@@ -128,8 +127,8 @@ OrtStatus* FpAttention::Create(const Node& node) {
   quantize_ = ChooseQuantize(isa, kInt16Type);
   node_.info = nullptr;
   // Bounds of what a task keeps on its stack; every kernel there is is well within them.
-  const size_t weights = values_.kernel->staged_bytes(
-      {nullptr, kInt16Type, kRows, kKeyTile, value_group_});
+  const size_t weights =
+      values_.kernel->staged_bytes({nullptr, kInt16Type, kRows, kKeyTile, value_group_});
   const size_t queries =
       scores_.kernel->staged_bytes({nullptr, type_, kRows, kMaxHeadSize, kMaxHeadSize});
   if (weights > sizeof(Workspace::staged) || queries > sizeof(Workspace::staged_queries) ||
@@ -145,14 +144,13 @@ OrtStatus* FpAttention::CheckIntegers(const Tensor& q, const Tensor& scale,
     return node_.Fail("input '%s' is %s, wanted %s for format '%s'", q.name, TypeName(q.type),
                       TypeName(ElementTypeOf(type_)), format_->name);
   }
-  bool fits = q.rank == 4 && like.rank == 4;
-  for (const size_t axis : {size_t{0}, size_t{2}, size_t{3}}) {
-    fits = fits && q.dims[axis] == like.dims[axis];
-  }
+  const bool fits = q.rank == 4 && like.rank == 4 && q.dims[0] == like.dims[0] &&
+                    q.dims[2] == like.dims[2] && q.dims[3] == like.dims[3];
   if (!fits || q.Dim(3) == 0 || q.Dim(3) > kMaxHeadSize) {
-    return node_.Fail("input '%s' has shape %s, wanted [batch, tokens, heads, 1 to %zu] as 'q' has "
-                      "it, which is %s",
-                      q.name, ShapeText(q).text, kMaxHeadSize, ShapeText(like).text);
+    return node_.Fail(
+        "input '%s' has shape %s, wanted [batch, tokens, heads, 1 to %zu] as 'q' has "
+        "it, which is %s",
+        q.name, ShapeText(q).text, kMaxHeadSize, ShapeText(like).text);
   }
   bool scales = scale.type == ort::kFloat && scale.rank == 4 && scale.Dim(3) == 1;
   for (size_t axis = 0; axis < 3; ++axis) scales = scales && scale.dims[axis] == q.dims[axis];
@@ -186,16 +184,17 @@ OrtStatus* FpAttention::ReadCall(OrtKernelContext* context, Call* call) const {
   call->heads = q.Dim(2);
   call->size = q.Dim(3);
   if (call->keys == 0 || call->inputs[kV].Dim(1) != call->keys) {
-    return node_.Fail("inputs 'k' and 'v' have shapes %s and %s, wanted as many tokens, one at least",
-                      ShapeText(call->inputs[kK]).text, ShapeText(call->inputs[kV]).text);
+    return node_.Fail(
+        "inputs 'k' and 'v' have shapes %s and %s, wanted as many tokens, one at least",
+        ShapeText(call->inputs[kK]).text, ShapeText(call->inputs[kV]).text);
   }
-  const double products = static_cast<double>(format_->max_integer()) *
-                          static_cast<double>(format_->max_integer()) *
-                          static_cast<double>(call->size);
+  const auto largest = static_cast<double>(format_->max_integer());
+  const double products = largest * largest * static_cast<double>(call->size);
   if (products >= 2147483648.0) {
-    return node_.Fail("%zu products of %s can reach %.0f, wanted less than 2^31: use a narrower "
-                      "format",
-                      call->size, format_->name, products);
+    return node_.Fail(
+        "%zu products of %s can reach %.0f, wanted less than 2^31: use a narrower "
+        "format",
+        call->size, format_->name, products);
   }
   return CheckBias(call->inputs[kBias], *call);
 }
@@ -243,8 +242,7 @@ void FpAttention::PackHead(const Call& call, const Packed& packed, size_t head) 
 void FpAttention::PackValues(const Call& call, const Packed& packed, size_t head) const {
   const size_t element = type_ == kInt8Type ? 1 : 2;
   const PanelLayout& layout = values_.kernel->layout;
-  const size_t group_bytes =
-      RoundUp(value_group_, layout.k_step) * layout.panel_width * element;
+  const size_t group_bytes = RoundUp(value_group_, layout.k_step) * layout.panel_width * element;
   for (size_t token = 0; token < call.keys; ++token) {
     const size_t tile = token / kKeyTile;
     const size_t size = std::min(kKeyTile, call.keys - tile * kKeyTile);
@@ -254,7 +252,8 @@ void FpAttention::PackValues(const Call& call, const Packed& packed, size_t head
     const size_t k = token % kKeyTile % value_group_;
     const uint8_t* row = call.Integers(kV, head / call.heads, token, head % call.heads);
     for (size_t d = 0; d < call.size; d += layout.panel_width) {
-      uint8_t* to = group + d / layout.panel_width * panel_bytes + ElementAt(layout, 0, k) * element;
+      uint8_t* to =
+          group + d / layout.panel_width * panel_bytes + ElementAt(layout, 0, k) * element;
       const size_t count = std::min(layout.panel_width, call.size - d);
       for (size_t n = 0; element == 1 && n < count; ++n) to[n * layout.k_unit] = row[d + n];
       for (size_t n = 0; element == 2 && n < count; ++n) {
@@ -325,7 +324,8 @@ void FpAttention::Weigh(const Call& call, const Packed& packed, size_t head, siz
   const size_t panel_bytes =
       PanelBytes(kernel.layout, count, value_group_, type_ == kInt8Type ? 1 : 2);
   for (size_t d = 0; d < call.size; d += width) {
-    tile.panel = packed.Values(head) + first / kKeyTile * packed.value_tile + d / width * panel_bytes;
+    tile.panel =
+        packed.Values(head) + first / kKeyTile * packed.value_tile + d / width * panel_bytes;
     tile.y = work->scores + d;  // the scores are spent
     tile.columns = std::min(width, call.size - d);
     kernel.run(tile);
@@ -355,8 +355,8 @@ void FpAttention::RunTask(const Call& call, const Packed& packed, size_t task) c
     work.max[r] = -INFINITY;
     work.sum[r] = 0.0f;
   }
-  work.max_query = scores_.kernel->stage({work.queries, type_, rows, call.size, call.size},
-                                         work.staged_queries);
+  work.max_query =
+      scores_.kernel->stage({work.queries, type_, rows, call.size, call.size}, work.staged_queries);
   work.y = call.y + ((b * call.queries + row) * call.heads + h) * call.size;
   for (size_t first = 0; first < call.keys; first += kKeyTile) {
     const size_t count = std::min(kKeyTile, call.keys - first);

@@ -20,7 +20,7 @@ class FpAttention {
  public:
   static constexpr const char* kName = "FpAttention";
   // q, its scale, k, its scale, v, its scale (types follow the format), bias
-  static constexpr ort::ElementType kInputs[] = {ort::kUndefined, ort::kFloat, ort::kUndefined,
+  static constexpr ort::ElementType kInputs[] = {ort::kUndefined, ort::kFloat,     ort::kUndefined,
                                                  ort::kFloat,     ort::kUndefined, ort::kFloat,
                                                  ort::kFloat};
   static constexpr ort::ElementType kOutputs[] = {ort::kFloat};

@@ -17,7 +17,7 @@ constexpr size_t kTaskProducts = size_t{1} << 25;
 // Tasks that are enough to keep many threads busy to the end.
 constexpr size_t kEnoughTasks = 64;
 // Staged rows of a task: they live on the stack and should stay in the second-level cache.
-constexpr size_t kStagedBytes = size_t{1} << 18;
+constexpr size_t kStagedBytes = size_t{9} << 15;  // 288 KiB: 64 rows of K = 4608
 
 enum Input : size_t { kQ, kScale, kCodes, kWeightScale, kBias, kInputCount };
 
@@ -110,8 +110,7 @@ OrtStatus* FpLinear::PackConstants() {
   }
   is_constant_ = true;
   constant_n_ = tensors[kCodes].rank == 2 ? tensors[kCodes].Dim(0) : 0;
-  FP4DIT_RETURN_IF_ERROR(
-      Pack(tensors[kCodes], tensors[kWeightScale], tensors[kBias], &packed_));
+  FP4DIT_RETURN_IF_ERROR(Pack(tensors[kCodes], tensors[kWeightScale], tensors[kBias], &packed_));
   // The runtime keeps them, and nobody reads them any more.
   PageOut(tensors[kCodes].data, tensors[kCodes].count);
   return nullptr;
@@ -252,8 +251,7 @@ void FpLinear::RunTask(const Call& call, const Cut& cut, size_t task, uint8_t* s
 OrtStatus* FpLinear::Run(OrtKernelContext* context, const Call& call) const {
   const Cut cut = CutCall(call);
   const size_t tasks = cut.row_tiles * cut.panel_ranges;
-  const size_t bytes =
-      chosen_.kernel->staged_bytes(call.Rows(0, cut.tile_rows, k_, group_size_));
+  const size_t bytes = chosen_.kernel->staged_bytes(call.Rows(0, cut.tile_rows, k_, group_size_));
   if (bytes > kStagedBytes) {  // one row that is longer than any layer's
     AlignedBuffer staged;
     if (!staged.Allocate(bytes)) return node_.Fail("there is no memory for a row of K = %zu", k_);
