@@ -1,0 +1,109 @@
+"""aarch64 under qemu: the C++ tests on each kind of processor. `tools/check_aarch64.py` does more."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+TOOLS = Path(__file__).resolve().parents[1] / "tools"
+NEEDED = ("aarch64-linux-gnu-g++", "qemu-aarch64", "cmake")
+BEST = {"cortex-a53": "neon", "neoverse-n1": "neon_dotprod", "max": "neon_i8mm"}
+
+ABSENT = [name for name in NEEDED if shutil.which(name) is None]
+emulated = pytest.mark.skipif(
+    bool(ABSENT) or platform.machine() != "x86_64",
+    reason=f"needs x86-64 and {', '.join(NEEDED)}; absent: {', '.join(ABSENT) or 'none'}",
+)
+
+
+def run_tool(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(TOOLS / "check_aarch64.py"), *options]
+    env = {**os.environ, **environment}
+    return subprocess.run(
+        command, env=env, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    """tools/check_aarch64.py as a module."""
+    sys.path.insert(0, str(TOOLS))
+    try:
+        spec = importlib.util.spec_from_file_location("check_aarch64", TOOLS / "check_aarch64.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["check_aarch64"] = module  # where dataclasses look their module up
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(TOOLS))
+    return module
+
+
+@emulated
+def test_native_suite_on_every_kind_of_processor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = tmp_path / "summary.json"
+    result = run_tool(
+        "--only", "suite", "--work", str(tmp_path / "work"), "--json", str(summary), "--jobs", "2"
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    found = json.loads(summary.read_text())
+    assert found["ok"]
+    suites = {row["name"]: row["detail"] for row in found["checks"] if "tests" in row["name"]}
+    best = {name.split(", ")[1]: detail.split(", ")[0] for name, detail in suites.items()}
+    assert best == BEST
+    with capsys.disabled():
+        print("\n  aarch64: " + "; ".join(suites.values()))
+
+
+def test_unknown_check_is_refused() -> None:
+    result = run_tool("--only", "suite,speed")
+    assert result.returncode == 2
+    assert (
+        "--only speed: expected among suite, sanitizers, nodes, models, picture, x86"
+        in result.stderr
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="x86-64")
+def test_missing_programs_are_named(tmp_path: Path) -> None:
+    result = run_tool("--only", "suite", PATH=str(tmp_path))
+    assert result.returncode == 2
+    assert "qemu-aarch64 not found: install Debian's qemu-user" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda a: a, None),
+        (lambda a: -a, "q differs in 3 of 3 values"),
+        (lambda a: a * np.float32(1 + 2**-23), "q differs in 2 of 3 values"),
+        (lambda a: np.where(a == 0, np.float32(-0.0), a), "q differs in 1 of 3 values"),
+        (lambda a: a.astype(np.float64), r"q is float64 (3,), expected float32 (3,)"),
+        (lambda a: a[:, None], "q is float32 (3, 1), expected float32 (3,)"),
+    ],
+)
+def test_comparator(tool: ModuleType, change: object, expected: str | None) -> None:
+    wanted = np.array([0.0, 1.0, -2.5], np.float32)
+    assert callable(change)
+    found = change(wanted)
+    assert tool.first_difference(["x", "q"], [wanted, wanted], [wanted, found]) == expected
+
+
+def test_comparator_tells_nan_from_numbers(tool: ModuleType) -> None:
+    wanted = [np.array([np.nan, 1.0], np.float32)]
+    assert tool.first_difference(["q"], wanted, wanted) is None
+    found = [np.array([1.0, 1.0], np.float32)]
+    assert tool.first_difference(["q"], wanted, found) == "q differs in 1 of 2 values"
