@@ -31,6 +31,30 @@ struct BytesDot {
 
   static bool IsNarrow(const LinearTile& tile) { return tile.max_weight <= 64; }
 
+  static constexpr bool kSumsRows = true;
+  static int32_t SumRow(const int8_t* q, size_t size, int32_t* largest) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i total = _mm256_setzero_si256();
+    __m256i most = total;
+    size_t i = 0;
+    for (; i + 32 <= size; i += 32) {
+      const __m256i bytes = Vector256::Load(q + i);
+      const __m256i pairs = _mm256_maddubs_epi16(Vector256::Bytes(1), bytes);
+      total = _mm256_add_epi32(total, _mm256_madd_epi16(pairs, ones));
+      most = _mm256_max_epu8(most, _mm256_abs_epi8(bytes));  // of -128, 128 as unsigned
+    }
+    alignas(32) int32_t lanes[8];
+    alignas(32) uint8_t magnitudes[32];
+    Vector256::Store(lanes, total);
+    Vector256::Store(magnitudes, most);
+    int32_t sum = SumPlainly(q + i, size - i, largest);
+    for (const int32_t lane : lanes) sum += lane;
+    for (const uint8_t magnitude : magnitudes) {
+      *largest = magnitude > *largest ? magnitude : *largest;
+    }
+    return sum;
+  }
+
   // Product pairs of narrow weights that 16 bits hold; at least one.
   static size_t MostPairs(const LinearTile& tile) {
     const int32_t max_act = tile.max_act > 0 ? tile.max_act : 1;

@@ -16,6 +16,8 @@
 // and may supply, if its kReadsCodes is true
 //   RunCodes(DotRows, packed)               one row times a whole group straight from 4-bit codes;
 //                                           returns the bytes read
+// and, if its kSumsRows is true, a faster
+//   SumRow(q, size, largest)                SumPlainly; the largest magnitude only if Rows uses it
 //
 // Staged rows are, group by group: int32 sums [rows] if wanted, then activations [rows, padded
 // group].
@@ -33,12 +35,14 @@
 #if defined(__GNUC__)
 #define FP4DIT_ALWAYS_INLINE inline __attribute__((always_inline))
 #define FP4DIT_NEVER_INLINE __attribute__((noinline))
+#define FP4DIT_PREFETCH(address) __builtin_prefetch(address)
 // The compiler must have `value` in a register here, in this order with other such places: it may
 // neither load nor compute it again, nor hold more of what comes between than registers do.
 #define FP4DIT_KEEP(constraint, value) __asm__ volatile("" : "+" constraint(value))
 #else
 #define FP4DIT_ALWAYS_INLINE inline
 #define FP4DIT_NEVER_INLINE __declspec(noinline)
+#define FP4DIT_PREFETCH(address) static_cast<void>(address)
 #define FP4DIT_KEEP(constraint, value) static_cast<void>(value)
 #endif
 
@@ -86,7 +90,7 @@ void StageRow(const Activations& a, size_t start, size_t size, typename Dot::Act
 }
 
 // The sum of a staged row's group; `largest` becomes the largest magnitude so far.
-inline int32_t SumRow(const int8_t* q, size_t size, int32_t* largest) {
+inline int32_t SumPlainly(const int8_t* q, size_t size, int32_t* largest) {
   int32_t sum = 0;
   int32_t most = *largest;
   for (size_t i = 0; i < size; ++i) {
@@ -96,6 +100,20 @@ inline int32_t SumRow(const int8_t* q, size_t size, int32_t* largest) {
   }
   *largest = most;
   return sum;
+}
+
+template <typename Dot, typename = void>
+constexpr bool kHasSumRow = false;
+template <typename Dot>
+constexpr bool kHasSumRow<Dot, std::enable_if_t<Dot::kSumsRows>> = true;
+
+template <typename Dot>
+int32_t SumRow(const int8_t* q, size_t size, int32_t* largest) {
+  if constexpr (kHasSumRow<Dot>) {
+    return Dot::SumRow(q, size, largest);
+  } else {
+    return SumPlainly(q, size, largest);
+  }
 }
 
 template <typename Dot>
@@ -110,7 +128,7 @@ int32_t Stage(const Activations& a, void* staged) {
     Act* rows = reinterpret_cast<Act*>(Dot::kSums ? to + a.rows * sizeof(int32_t) : to);
     for (size_t r = 0; r < a.rows; ++r) {
       StageRow<Dot>(a, r * a.k + begin, size, rows + r * padded);
-      if constexpr (Dot::kSums) sums[r] = SumRow(rows + r * padded, padded, &largest);
+      if constexpr (Dot::kSums) sums[r] = SumRow<Dot>(rows + r * padded, padded, &largest);
     }
     to += StagedGroupBytes<Dot>(a.rows, size);
   }
@@ -204,7 +222,10 @@ void RunLinearTile(const LinearTile& tile) {
       rows.blocks = left_blocks < kMost ? left_blocks : kMost;
       left_blocks -= rows.blocks;
       rows.last = left_blocks == 0;
-      packed += Dot::Decode(tile, packed, rows.blocks, operand);
+      const size_t bytes = Dot::Decode(tile, packed, rows.blocks, operand);
+      packed += bytes;
+      // The next codes come while these are multiplied; past the end of all nothing is read.
+      for (size_t i = 0; i < bytes; i += 64) FP4DIT_PREFETCH(packed + i);
       RunChunk<Dot>(rows);
       rows.first = false;
       rows.q += rows.blocks * Dot::kUnit;

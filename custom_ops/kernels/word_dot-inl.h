@@ -320,6 +320,22 @@ struct WordDot {
     End<R>(rows, total);
   }
 
+  // The same instruction adds bytes up; no sum of products has a bound to mind.
+  static constexpr bool kSumsRows = kSums;
+  static int32_t SumRow(const int8_t* q, size_t size, int32_t* largest) {
+    constexpr size_t kBytesAtOnce = V::kLanes * kWordBytes;
+    Total total = Multiply::Zero();
+    size_t i = 0;
+    for (; i + kBytesAtOnce <= size; i += kBytesAtOnce) {
+      total = Multiply::Step(total, V::Bytes(1), V::Load(q + i));
+    }
+    alignas(64) int32_t lanes[V::kLanes];
+    V::Store(lanes, total);
+    int32_t sum = SumPlainly(q + i, size - i, largest);
+    for (const int32_t lane : lanes) sum += lane;
+    return sum;
+  }
+
   static constexpr bool kReadsCodes = kSums;
   static size_t RunCodes(const DotRows<WordDot>& rows, const uint8_t* packed) {
     return RunByteCodes<WordDot, V, Multiply>(rows, packed);

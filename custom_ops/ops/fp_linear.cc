@@ -15,7 +15,7 @@ namespace {
 constexpr size_t kPieceProducts = size_t{1} << 19;
 constexpr size_t kTaskProducts = size_t{1} << 25;
 // Tasks that are enough to keep many threads busy to the end.
-constexpr size_t kEnoughTasks = 64;
+constexpr size_t kEnoughTasks = 32;
 // Staged rows of a task: they live on the stack and should stay in the second-level cache.
 constexpr size_t kStagedBytes = size_t{9} << 15;  // 288 KiB: 64 rows of K = 4608
 
