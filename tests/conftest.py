@@ -49,7 +49,9 @@ class PassBench:
 
     def parse(self, text: str, parameters: Arrays | None = None) -> onnx.ModelProto:
         """The model of a graph in ONNX's text form, with initializers, its shapes inferred."""
-        header = f'<ir_version: {IR_VERSION}, opset_import: ["": {OPSET}, "{DOMAIN}": {VERSION}]>\n'
+        header = (
+            f'<ir_version: {IR_VERSION}, opset_import: ["": {OPSET}, "{DOMAIN}": {VERSION}]>\n'
+        )
         model = onnx.parser.parse_model(header + text)
         attach_functions(model)
         if not model.functions:
