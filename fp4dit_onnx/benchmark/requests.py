@@ -92,7 +92,7 @@ def step_case(bundle: Path, float_model: Path | None, batch: int, tokens: int | 
     """One step of `bundle`.
 
     Args:
-        bundle: its folder.
+        bundle: its folder, or a transformer's ONNX file.
         float_model: the ONNX file of its float model, or None.
         batch: pictures.
         tokens: of the text; None is as many as the bundle draws with.
@@ -101,6 +101,10 @@ def step_case(bundle: Path, float_model: Path | None, batch: int, tokens: int | 
         BundleError: no bundle.
         UsageError: the float model is unreadable or takes other inputs.
     """
+    if bundle.is_file():
+        if tokens is None:
+            raise UsageError(f"{bundle} is a model alone: say the number of text tokens, --tokens")
+        return StepCase(bundle, float_model, batch, tokens)
     opened = Bundle.open(bundle)
     text = tokens or int(opened.manifest["sampling"]["max_sequence_length"])
     return StepCase(opened.transformer, float_model, batch, text)
