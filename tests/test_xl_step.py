@@ -155,7 +155,7 @@ def test_the_folder_is_a_bundle_that_can_be_timed(made: Path) -> None:
 def test_tensors_are_aligned_and_read_back(tool: ModuleType, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     values = {
-        "small": np.float32([1, 2]),
+        "small": np.array([1, 2], np.float32),
         "codes": random.integers(0, 255, (3, 1001)).astype(np.uint8),
         "large": random.standard_normal((512, 600)).astype(np.float32)[:, :513],
         "half": random.standard_normal(5000).astype(np.float16),
@@ -237,17 +237,19 @@ g (float[2] x) => (float[2] y) {
 def test_blocks_are_chained(tool: ModuleType, tmp_path: Path) -> None:
     text = BLOCK.replace("OTHER", '"transformer_blocks.0.bias"').replace("LAST", "b")
     model = onnx.parser.parse_model(text)
-    constant = onnx.numpy_helper.from_array(np.float32([1, 2]), "transformer_blocks.0.bias")
+    constant = onnx.numpy_helper.from_array(
+        np.array([1, 2], np.float32), "transformer_blocks.0.bias"
+    )
     model.graph.initializer.append(constant)
     file = tool.ModelFile(tmp_path / "m.onnx")
     chain = tool.Chain(model, file)
     chain.add_constants({}, 0)
-    chain.add_constants({"transformer_blocks.0.bias": np.float32([10, 20])}, 1)
+    chain.add_constants({"transformer_blocks.0.bias": np.array([10, 20], np.float32)}, 1)
     with pytest.raises(Fp4DitError, match=r"no initializer transformer_blocks\.0\.weight"):
-        chain.add_constants({"transformer_blocks.0.weight": np.float32([0])}, 2)
+        chain.add_constants({"transformer_blocks.0.weight": np.array([0], np.float32)}, 2)
     chain.finish(2)
-    (y,) = make_session(file.path, 1).run(None, {"x": np.float32([3, 5])})
-    np.testing.assert_array_equal(y, np.square(np.float32([10 - (1 - 3), 20 - (2 - 5)])))
+    (y,) = make_session(file.path, 1).run(None, {"x": np.array([3, 5], np.float32)})
+    np.testing.assert_array_equal(y, np.square(np.array([10 - (1 - 3), 20 - (2 - 5)], np.float32)))
 
 
 def test_a_block_that_is_tied_otherwise_is_refused(tool: ModuleType, tmp_path: Path) -> None:

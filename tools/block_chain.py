@@ -163,10 +163,9 @@ class Chain:
         last = block_name(self._exit, blocks - 1)
         for node in self._after:
             node.input[:] = [last if name == self._exit else name for name in node.input]
-        kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in [*nodes, *self._after]]
         infos = [i for block in range(blocks) for i in self._infos(block)]
         del graph.node[:], graph.value_info[:]
-        graph.node.extend(kept)
+        graph.node.extend([*nodes, *self._after])
         graph.value_info.extend(infos)
         self._file.finish(self._model)
 

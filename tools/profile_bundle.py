@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import sys
 import tempfile
@@ -27,42 +28,26 @@ from session_memory import GOAL_BYTES, GOAL_FACTOR, Target, feed_of, measure_mem
 PARTS = ("transformer", "text_encoder", "vae_decoder")
 WARM_UP = 2
 NODE_SUFFIX = "_kernel_time"
-LINEAR, QUANTIZER, ATTENTION, REST = "linears", "quantizers", "attention", "the rest"
 PRODUCTS = ("MatMul", "FusedMatMul", "Gemm", "FusedGemm")
 """Linears if the weight has two axes, else attention's. Weights that were prepacked are not listed."""
-GROUPS: Mapping[str, str] = {
-    **dict.fromkeys(("FpLinear", "MatMulNBits", "DynamicQuantizeMatMul"), LINEAR),
-    **dict.fromkeys(("MatMulInteger", "MatMulIntegerToFloat"), LINEAR),
-    **dict.fromkeys(("FpQuantize", "FpQuantizeInt16", "FpQuantizeFloat"), QUANTIZER),
-    "DynamicQuantizeLinear": QUANTIZER,
-    **dict.fromkeys(("FpAttention", "Softmax", "Attention", "MultiHeadAttention"), ATTENTION),
-    **dict.fromkeys(
-        (
-            *("LayerNormalization", "SkipLayerNormalization", "GroupNormalization", "GroupNorm"),
-            *("InstanceNormalization", "SimplifiedLayerNormalization", "RMSNormalization"),
-            "SkipSimplifiedLayerNormalization",
-        ),
-        "normalization",
-    ),
-    **dict.fromkeys(
-        (
-            *("Abs", "Add", "And", "BiasGelu", "BitShift", "BitwiseAnd", "Cast", "Clip", "Cos"),
-            *("Div", "Equal", "Erf", "Exp", "FastGelu", "Floor", "Gelu", "Greater", "Less"),
-            *("GreaterOrEqual", "LessOrEqual", "Log", "Max", "Min", "Mul", "Neg", "Not", "Or"),
-            *("Pow", "QuickGelu", "Reciprocal", "Relu", "Round", "Sigmoid", "Silu", "Sin", "Sqrt"),
-            *("Sub", "Tanh", "Where"),
-        ),
-        "element-wise",
-    ),
-    **dict.fromkeys(
-        (
-            *("Concat", "Einsum", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape"),
-            *("ReorderInput", "ReorderOutput", "Slice", "Split", "Squeeze", "Tile", "Transpose"),
-            "Unsqueeze",
-        ),
-        "layout",
-    ),
+_GROUPS = """\
+linears: FpLinear MatMulNBits DynamicQuantizeMatMul MatMulInteger MatMulIntegerToFloat
+quantizers: FpQuantize FpQuantizeInt16 FpQuantizeFloat DynamicQuantizeLinear
+attention: FpAttention Softmax Attention MultiHeadAttention
+normalization: LayerNormalization SkipLayerNormalization GroupNormalization GroupNorm RMSNormalization
+normalization: InstanceNormalization SimplifiedLayerNormalization SkipSimplifiedLayerNormalization
+element-wise: Abs Add And BiasGelu BitShift BitwiseAnd Cast Clip Cos Div Equal Erf Exp FastGelu Floor
+element-wise: Gelu Greater GreaterOrEqual Less LessOrEqual Log Max Min Mul Neg Not Or Pow QuickGelu
+element-wise: Reciprocal Relu Round Sigmoid Silu Sin Sqrt Sub Tanh Where
+layout: Concat Einsum Expand Flatten Gather Identity Pad ReorderInput ReorderOutput Reshape Slice
+layout: Split Squeeze Tile Transpose Unsqueeze
+"""
+GROUPS = {
+    operator: group
+    for group, _, operators in (line.partition(": ") for line in _GROUPS.splitlines())
+    for operator in operators.split()
 }
+LINEAR, ATTENTION, REST = "linears", "attention", "the rest"
 
 Shape = tuple[int, ...]
 
@@ -100,7 +85,7 @@ class Node:
             return None
         if self.op == "FpAttention":  # q [B, S, H, D], k [B, L, H, D]
             operations = 4.0 * prod(self.inputs[0]) * self.inputs[2][1]
-        elif self.op in PRODUCTS or GROUPS.get(self.op) == LINEAR:
+        elif self.op in PRODUCTS or self.group == LINEAR:
             operations = 2.0 * prod(self.outputs[0]) * self.inputs[0][-1]
         else:
             return None
@@ -114,9 +99,8 @@ class Node:
 def nodes_of(events: Iterable[Mapping[str, Any]], runs: int) -> list[Node]:
     """The nodes of the last `runs` runs in a profile, slowest first."""
     events = list(events)
-    spans = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e["name"] == "model_run")[
-        -runs:
-    ]
+    ran = [event for event in events if event["name"] == "model_run"]
+    spans = sorted((event["ts"], event["ts"] + event["dur"]) for event in ran)[-runs:]
     times: dict[tuple[str, str], list[float]] = {}
     known: dict[tuple[str, str], Mapping[str, Any]] = {}
     for event in events:
@@ -150,17 +134,13 @@ def totals(nodes: Sequence[Node], key: Callable[[Node], str]) -> list[dict[str, 
     found: dict[str, list[float]] = {}
     for node in nodes:
         found.setdefault(key(node), []).append(node.ms)
+    rows: list[dict[str, Any]]
     whole = sum(node.ms for node in nodes) or 1.0
     rows = [
-        {
-            "name": name,
-            "ms": sum(ms),
-            "share": sum(ms) / whole,
-            "count": len(ms),
-            "mean_ms": sum(ms) / len(ms),
-        }
+        {"name": name, "ms": sum(ms), "count": len(ms), "mean_ms": sum(ms) / len(ms)}
         for name, ms in found.items()
     ]
+    rows = [{**row, "share": row["ms"] / whole} for row in rows]
     return sorted(rows, key=lambda row: -float(row["ms"]))
 
 
@@ -175,33 +155,40 @@ def measure_times(target: Target, runs: int) -> dict[str, Any]:
         session, slowed = _run(target, runs, profiled)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         del session
-    _, walls = _run(target, runs, None)
+    _, plain = _run(target, runs, None)
     nodes = nodes_of(events, runs)
     return {
         "nodes": [node.to_json() for node in nodes],
         "operators": totals(nodes, lambda node: node.op),
         "groups": totals(nodes, lambda node: node.group),
         "nodes_ms": sum(node.ms for node in nodes),
-        "wall_ms": statistics.median(walls),
-        "wall_range_ms": [min(walls), max(walls)],
-        "wall_profiled_ms": statistics.median(slowed),
+        "plain": plain,
+        "profiled": slowed,
     }
 
 
 def _run(
     target: Target, runs: int, configure: Callable[[Any], None] | None
-) -> tuple[Any, list[float]]:
-    """A session after warm-up and `runs` runs, and their times in ms."""
+) -> tuple[Any, dict[str, Any]]:
+    """A session after warm-up and `runs` runs, and how long they took.
+
+    Processor time over wall-clock time, "cores", is less than the threads where work does not split
+    or others use the cores.
+    """
     from fp4dit_onnx.benchmark.sessions import bound, make_session
 
     model = Path(target.model)
     session = make_session(model, target.threads, isa=target.isa, configure=configure)
     loaded, times = bound(session, feed_of(session.get_inputs(), target.sizes)), []
-    for _ in range(WARM_UP + runs):
+    for _ in range(WARM_UP):
+        loaded.run()
+    used = time.process_time()
+    for _ in range(runs):
         start = time.perf_counter()
         loaded.run()
         times.append(1e3 * (time.perf_counter() - start))
-    return session, times[WARM_UP:]
+    cores = 1e3 * (time.process_time() - used) / sum(times)
+    return session, {"ms": times, "median_ms": statistics.median(times), "cores": cores}
 
 
 def target_of(given: argparse.Namespace) -> Target:
@@ -270,7 +257,7 @@ def _isa(wanted: str | None) -> str:
 def show(
     target: Target, times: Mapping[str, Any], memory: Mapping[str, Any] | None, top: int
 ) -> None:
-    """Print tables; `top` nodes."""
+    """Print tables; `top` rows of nodes."""
     from fp4dit_onnx.benchmark.machine import cpu_model
     from fp4dit_onnx.commands.output import print_line, print_table
 
@@ -281,17 +268,21 @@ def show(
     columns = ("", ">ms", ">share", ">count", ">mean ms")
     for title, key in (("By group", "groups"), ("By operator", "operators")):
         print_table(title, columns, [_total_cells(row) for row in times[key]])
-    columns = ("node", "operator", ">ms", ">GOP/s", "inputs", "outputs")
-    print_table("Slowest nodes", columns, [_node_cells(node) for node in times["nodes"][:top]])
-    inside, wall = times["nodes_ms"], times["wall_ms"]
-    low, high = times["wall_range_ms"]
+    sums = ("nodes, * for any block", "operator", ">ms", ">count", ">mean ms", ">GOP/s")
+    rows = [_alike_cells(row) for row in alike(times["nodes"])[:top]]
+    print_table("Slowest nodes", (*sums, "inputs", "outputs"), rows)
+    inside, plain, slowed = times["nodes_ms"], times["plain"], times["profiled"]
+    wall, ms = plain["median_ms"], plain["ms"]
     print_line(
-        f"sum of nodes {inside:.1f} ms; wall-clock without profiler {wall:.1f} ms ({low:.1f} - "
-        f"{high:.1f}): {wall - inside:+.1f} ms, {(wall - inside) / wall:+.1%}, outside nodes; "
-        f"with profiler {times['wall_profiled_ms']:.1f} ms"
+        f"sum of nodes {inside:.1f} ms; with profiler {slowed['median_ms']:.1f} ms, "
+        f"{slowed['cores']:.2f} cores busy; without {wall:.1f} ms ({min(ms):.1f} - {max(ms):.1f}), "
+        f"{plain['cores']:.2f} cores busy: {wall - inside:+.1f} ms, {(wall - inside) / wall:+.1%}, "
+        "outside nodes"
     )
     if wall < inside:
-        print_line("below 0: the profiler slows nodes, by some microseconds each")
+        print_line(
+            "below 0: the profiler takes some microseconds a node, or others used the cores"
+        )
     if memory is None:
         print_line("memory: this system has no /proc/self/smaps_rollup to read it from")
     else:
@@ -318,13 +309,28 @@ def _total_cells(row: Mapping[str, Any]) -> tuple[object, ...]:
     return row["name"], f"{row['ms']:.2f}", f"{row['share']:.1%}", row["count"], mean
 
 
-def _node_cells(node: Mapping[str, Any]) -> tuple[object, ...]:
+def alike(nodes: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Nodes of the same module in several blocks, and of the same shapes, together; slowest first."""
+    found: dict[str, dict[str, Any]] = {}
+    for node in nodes:
+        name = re.sub(r"\.\d+(?=[./]|$)", ".*", node["name"], count=1)
+        key = json.dumps([name, node["op"], node["inputs"], node["outputs"]])
+        row = found.setdefault(key, {**node, "ms": 0.0, "gop": 0.0, "count": 0})
+        row["name"] = name if row["count"] else node["name"]
+        row["count"] += 1
+        row["ms"] += node["ms"]
+        row["gop"] += (node["gops"] or 0.0) * node["ms"]
+    return sorted(found.values(), key=lambda row: -float(row["ms"]))
+
+
+def _alike_cells(row: Mapping[str, Any]) -> tuple[object, ...]:
     inputs, outputs = (
-        " ".join("x".join(map(str, shape)) or "1" for shape in node[key])
+        " ".join("x".join(map(str, shape)) or "1" for shape in row[key])
         for key in ("inputs", "outputs")
     )
-    gops = "" if node["gops"] is None else f"{node['gops']:.0f}"
-    return node["name"], node["op"], f"{node['ms']:.3f}", gops, inputs, outputs
+    gops = f"{row['gop'] / row['ms']:.0f}" if row["gop"] else ""
+    mean = f"{row['ms'] / row['count']:.3f}"
+    return row["name"], row["op"], f"{row['ms']:.2f}", row["count"], mean, gops, inputs, outputs
 
 
 def _mb(nbytes: float) -> str:
