@@ -15,8 +15,8 @@ namespace {
 
 using test::Sample;
 
-constexpr const char* kOps[] = {"FpQuantize",   "FpQuantizeInt16", "FpQuantizeFloat",
-                                "FpDequantize", "FpUnpack",        "FpLinear"};
+constexpr const char* kOps[] = {"FpQuantize", "FpQuantizeInt16", "FpQuantizeFloat", "FpDequantize",
+                                "FpUnpack",   "FpLinear",        "FpAttention"};
 constexpr int64_t kOddNumbers[] = {
     INT64_MIN,        -1,       0, 1, 2, 3, 4, 8, 127, 128, 4096, INT32_MAX, int64_t{1} << 32,
     int64_t{1} << 61, INT64_MAX};
@@ -132,7 +132,7 @@ int Fuzz(unsigned seed, int count) {
   int ran = 0;
   for (int i = 0; i < count; ++i) {
     Fuzzer fuzzer(seed + static_cast<unsigned>(i));
-    const char* op = kOps[fuzzer.Below(6)];
+    const char* op = kOps[fuzzer.Below(sizeof(kOps) / sizeof(*kOps))];
     Sample sample = fuzzer.Make(op);
     for (size_t spoils = fuzzer.Below(4); spoils > 0; --spoils) fuzzer.Spoil(&sample);
     const fake::Outcome outcome = fake::Run(ops[op], &sample.node, 2);

@@ -71,6 +71,25 @@ void TestLinearAttributes() {
   Refuses("FpLinear", [](Sample* s) { s->node.inputs.pop_back(); }, {"4 inputs", "5"});
 }
 
+void TestAttention() {
+  const char* op = "FpAttention";
+  Refuses(op, SetText("format", "e4m3"), {"'format'", "'e4m3'", "int8 or int16"});
+  Refuses(op, SetText("format", ""), {"'format'", "''"});
+  Refuses(op, [](Sample* s) { s->node.floats.clear(); }, {"'attention_scale'"});
+  Refuses(op, [](Sample* s) { s->node.inputs.pop_back(); }, {"6 inputs", "7"});
+  Refuses(op, SetInput(0, ort::kInt16, {2, 3, 2, 10}), {"'q'", "int16", "int8", "e2m3"});
+  Refuses(op, SetInput(0, ort::kInt8, {2, 3, 20}), {"'q'", "[2, 3, 20]"});
+  Refuses(op, SetInput(0, ort::kInt8, {2, 3, 2, 257}), {"'q'", "257", "1 to 256"});
+  Refuses(op, SetInput(0, ort::kInt8, {2, 3, 2, 0}), {"'q'", "[2, 3, 2, 0]"});
+  Refuses(op, SetInput(1, ort::kFloat, {2, 3, 1, 1}), {"'q_scale'", "[2, 3, 1, 1]"});
+  Refuses(op, SetInput(1, ort::kFloat16, {2, 3, 2, 1}), {"'q_scale'", "float16"});
+  Refuses(op, SetInput(2, ort::kInt8, {2, 5, 3, 10}), {"'k'", "[2, 5, 3, 10]"});
+  Refuses(op, SetInput(2, ort::kInt8, {2, 0, 2, 10}), {"'k_scale'"});
+  Refuses(op, SetInput(4, ort::kInt8, {2, 5, 2, 9}), {"'v'", "[2, 5, 2, 9]"});
+  Refuses(op, SetInput(6, ort::kFloat, {2, 1, 3, 5}), {"'bias'", "[2, 1, 3, 5]"});
+  Refuses(op, SetInput(6, ort::kFloat, {5}), {"'bias'", "[5]"});
+}
+
 void TestLinearInputs() {
   Refuses("FpLinear", SetInput(0, ort::kInt8, {3, 9}), {"'q'", "[3, 9]", "K = 10"});
   Refuses("FpLinear", SetInput(0, ort::kInt8, {}), {"'q'", "[]", "K = 10"});
@@ -181,6 +200,7 @@ void TestOps() {
   TestRegistration();
   if (ops.size() != 7) return;
   TestLinearAttributes();
+  TestAttention();
   TestLinearInputs();
   TestWideFormats();
   TestOtherOps();

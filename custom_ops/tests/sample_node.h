@@ -56,6 +56,14 @@ inline Sample MakeSample(const std::string& op, const std::string& act, const st
     s.Add(ort::kFloat16, {n, groups});
     s.Add(ort::kFloat, {n});
     s.node.constant = {false, false, true, true, true};
+  } else if (op == "FpAttention") {  // two pictures, m queries and n keys of two heads of size k
+    s.node.texts["format"] = act;
+    s.node.floats["attention_scale"] = 0.5f;
+    for (const int64_t tokens : {m, n, n}) {
+      s.Add(ActivationType(a), {2, tokens, 2, k});
+      s.Add(ort::kFloat, {2, tokens, 2, 1});
+    }
+    s.Add(ort::kFloat, {2, 1, 1, n});
   } else if (op == "FpUnpack") {
     s.node.texts["format"] = weight;
     SetGrid(*w, k, &s.node);
