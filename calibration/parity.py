@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import diffusers
@@ -11,13 +12,14 @@ import numpy.typing as npt
 import torch
 
 from fp4dit_onnx.calibration.grid import quantize_rows
-from fp4dit_onnx.calibration.simulate import simulate
+from fp4dit_onnx.calibration.simulate import simulate, unquantized
 from fp4dit_onnx.errors import BundleError
 from fp4dit_onnx.formats import FloatFormat
 from fp4dit_onnx.models import Family
 from fp4dit_onnx.state import QuantizedState
+from fp4dit_onnx.tracing.dynamic import dynamic
 
-__all__ = ["network_runner", "simulated_network", "torch_quantize"]
+__all__ = ["Simulation", "network_runner", "torch_quantize"]
 
 Array = npt.NDArray[Any]
 
@@ -28,12 +30,7 @@ def torch_quantize(x: Array, fmt: FloatFormat) -> tuple[Array, Array]:
     return q.numpy().astype(fmt.integer_type), scale.numpy()
 
 
-def simulated_network(
-    family: Family,
-    config: Mapping[str, Any],
-    parameters: Mapping[str, Array],
-    state: QuantizedState,
-) -> Callable[[Mapping[str, Array]], Array]:
+class Simulation:
     """The simulation as a function of named inputs, from a bundle's own tensors.
 
     Args:
@@ -45,34 +42,51 @@ def simulated_network(
     Raises:
         BundleError: a parameter is neither in `parameters` nor in `state`, or of another shape.
     """
-    network = getattr(diffusers, family.transformer).from_config(dict(config)).float().eval()
-    own = network.state_dict()
-    missing = [
-        name
-        for name in own
-        if name not in parameters and name.removesuffix(".weight") not in state.layers
-    ]
-    if missing:
-        raise BundleError(f"the bundle holds no tensor for the transformer's {missing[0]}")
-    given = {k: torch.from_numpy(np.array(parameters[k])) for k in own if k in parameters}
-    try:
-        network.load_state_dict(given, strict=False)
-    except RuntimeError as error:
-        raise BundleError(f"the bundle's tensors do not fit the transformer: {error}") from error
-    simulate(network, state)
 
-    return network_runner(network, family)
+    def __init__(
+        self,
+        family: Family,
+        config: Mapping[str, Any],
+        parameters: Mapping[str, Array],
+        state: QuantizedState,
+    ) -> None:
+        network = getattr(diffusers, family.transformer).from_config(dict(config)).float().eval()
+        own = network.state_dict()
+        missing = [
+            name
+            for name in own
+            if name not in parameters and name.removesuffix(".weight") not in state.layers
+        ]
+        if missing:
+            raise BundleError(f"the bundle holds no tensor for the transformer's {missing[0]}")
+        given = {k: torch.from_numpy(np.array(parameters[k])) for k in own if k in parameters}
+        try:
+            network.load_state_dict(given, strict=False)
+        except RuntimeError as error:
+            raise BundleError(
+                f"the bundle's tensors do not fit the transformer: {error}"
+            ) from error
+        simulate(network, state)
+        self._network, self._run = network, network_runner(network, family)
+
+    def __call__(self, inputs: Mapping[str, Array], *, float_activations: bool = False) -> Array:
+        """The output; with `float_activations`, from quantized weights alone."""
+        quantized = nullcontext() if not float_activations else unquantized(self._network)
+        with quantized:
+            return self._run(inputs)
 
 
 def network_runner(
     network: torch.nn.Module, family: Family
 ) -> Callable[[Mapping[str, Array]], Array]:
-    """A torch transformer as a function of named numpy inputs."""
+    """A torch transformer as a function of named numpy inputs, of any size."""
+    arguments = family.interface(network.config).arguments  # type: ignore[arg-type]
 
     @torch.no_grad()
     def run(inputs: Mapping[str, Array]) -> Array:
         tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
-        result: Array = network(**family.arguments(tensors), return_dict=False)[0].numpy()
+        with dynamic(network):
+            result: Array = network(**arguments(tensors))[0].numpy()
         return result
 
     return run

@@ -10,7 +10,7 @@ from fp4dit_onnx.calibration.rounding import round_to_nearest, scaled_weight
 from fp4dit_onnx.formats import FloatFormat
 from fp4dit_onnx.numerics import SMALLEST_AMAX, group_count
 
-__all__ = ["absmax_scale", "group_absmax", "group_scale", "mse_scale", "storable"]
+__all__ = ["absmax_scale", "group_absmax", "group_scale", "mse_scale", "row_chunks", "storable"]
 
 _FLOAT16_NORMAL = (2.0**-14, 65504.0)
 MSE_STEPS = 31
@@ -18,17 +18,28 @@ MSE_STEPS = 31
 MSE_LOWEST = 0.7
 
 
+CHUNK = 1 << 20
+"""Elements that are worked on at a time: they stay in a core's cache, and no memory is asked for."""
+
+
+def row_chunks(values: torch.Tensor, width: int | None = None) -> tuple[torch.Tensor, ...]:
+    """`values` [N, ...] in chunks of rows, as many as `CHUNK` elements of rows of `width` make."""
+    rows = max(1, CHUNK // max(1, width or values.shape[1]))
+    return torch.split(values, rows)
+
+
 def _grouped(values: torch.Tensor, group_size: int) -> torch.Tensor:
     """[N, K] -> [N, G, group], zeros where the last group is short."""
     n, k = values.shape
     groups = group_count(k, group_size)
-    padded = torch.nn.functional.pad(values, (0, groups * group_size - k))
+    missing = groups * group_size - k
+    padded = torch.nn.functional.pad(values, (0, missing)) if missing else values
     return padded.reshape(n, groups, group_size)
 
 
 def group_absmax(weight: torch.Tensor, group_size: int) -> torch.Tensor:
     """Largest magnitude of each group: float32 [N, G] of a weight [N, K]; the last may be short."""
-    return _grouped(weight, group_size).abs().amax(dim=-1)
+    return torch.cat([_grouped(w, group_size).abs().amax(dim=-1) for w in row_chunks(weight)])
 
 
 def storable(scale: torch.Tensor) -> torch.Tensor:
@@ -61,6 +72,14 @@ def mse_scale(weight: torch.Tensor, fmt: FloatFormat, group_size: int) -> torch.
         float16 or float32 [N, G], 0 for an all-zero group.
     """
     full = absmax_scale(weight, fmt, group_size)
+    pairs = zip(row_chunks(weight), row_chunks(full, weight.shape[1]), strict=True)
+    return storable(torch.cat([_best_scale(w, s, fmt, group_size) for w, s in pairs]))
+
+
+def _best_scale(
+    weight: torch.Tensor, full: torch.Tensor, fmt: FloatFormat, group_size: int
+) -> torch.Tensor:
+    """The search of `mse_scale` from the absmax scales `full` [N, G]; float32."""
     best, least = full.float(), torch.full(full.shape, torch.inf)
     for share in torch.linspace(MSE_LOWEST, 1, MSE_STEPS).tolist():
         scale = (full.float() * share).to(full.dtype).float()
@@ -69,7 +88,7 @@ def mse_scale(weight: torch.Tensor, fmt: FloatFormat, group_size: int) -> torch.
         squares = _grouped(error.square(), group_size).sum(dim=-1) * scale.square()
         best = torch.where(squares < least, scale, best)
         least = torch.minimum(squares, least)
-    return storable(torch.where(full > 0, best, 0.0))
+    return torch.where(full > 0, best, 0.0)
 
 
 _SCALES: dict[str, Callable[[torch.Tensor, FloatFormat, int], torch.Tensor]] = {

@@ -14,7 +14,7 @@ from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.formats import format_by_name
 from fp4dit_onnx.state import QuantizedLayer, QuantizedState
 
-__all__ = ["SimulatedLinear", "place", "simulate", "simulated"]
+__all__ = ["SimulatedLinear", "place", "simulate", "simulated", "unquantized"]
 
 
 class SimulatedLinear(torch.nn.Module):
@@ -27,6 +27,8 @@ class SimulatedLinear(torch.nn.Module):
 
     weight: torch.Tensor
     bias: torch.Tensor | None
+    rounds = True
+    """Whether activations are quantized, where the layer's specification says so."""
 
     def __init__(self, layer: QuantizedLayer, bias: torch.Tensor | None) -> None:
         super().__init__()
@@ -38,7 +40,7 @@ class SimulatedLinear(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., K] -> [..., N], float32."""
         fmt = self.layer.spec.activation_format
-        if fmt is None:
+        if fmt is None or not self.rounds:
             return torch.nn.functional.linear(x, self.weight, self.bias)
         q, scale = quantize_rows(x, fmt)
         y = torch.nn.functional.linear(q, self.weight) * scale
@@ -91,3 +93,25 @@ def simulated(network: torch.nn.Module, state: QuantizedState) -> Iterator[torch
             place(network, name, module)
         for name, processor in processors.items():
             modules[name].set_processor(processor)
+
+
+@contextmanager
+def unquantized(network: torch.nn.Module) -> Iterator[None]:
+    """While open, a simulation's activations are float; its weights stay quantized."""
+    linears = [m for m in network.modules() if isinstance(m, SimulatedLinear)]
+    attentions = {
+        m: m.processor
+        for m in network.modules()
+        if isinstance(getattr(m, "processor", None), AttentionProcessor)
+    }
+    try:
+        for linear in linears:
+            linear.rounds = False
+        for attention in attentions:
+            attention.set_processor(AttentionProcessor())  # type: ignore[operator]
+        yield
+    finally:
+        for linear in linears:
+            linear.rounds = True
+        for attention, processor in attentions.items():
+            attention.set_processor(processor)  # type: ignore[operator]

@@ -3,6 +3,7 @@
     import fp4dit_onnx
     fp4dit_onnx.export(output="bundle", bits="w4a6")           # needs the extra [export]
     fp4dit_onnx.Pipeline("bundle").generate(["a red apple"])   # needs ONNX Runtime only
+    pipe.transformer = fp4dit_onnx.load_transformer("bundle")  # in any pipeline of diffusers
 
 What `__all__` lists is imported on first use, so that running a bundle never imports torch.
 """
@@ -26,6 +27,7 @@ from fp4dit_onnx.errors import (
 
 if TYPE_CHECKING:
     from fp4dit_onnx.bundle import Bundle
+    from fp4dit_onnx.drop_in import load_transformer
     from fp4dit_onnx.export import ExportResult
     from fp4dit_onnx.library import library_path
     from fp4dit_onnx.progress import Reporter
@@ -46,6 +48,7 @@ __all__ = [
     "__version__",
     "export",
     "library_path",
+    "load_transformer",
     "session",
 ]
 
@@ -53,6 +56,7 @@ _HOMES = {
     "Bundle": "fp4dit_onnx.bundle",
     "Pipeline": "fp4dit_onnx.runtime.pipeline",
     "library_path": "fp4dit_onnx.library",
+    "load_transformer": "fp4dit_onnx.drop_in",
     "session": "fp4dit_onnx.runtime.session",
 }
 """Where each name that is imported on first use lives."""

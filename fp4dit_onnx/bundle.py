@@ -25,14 +25,8 @@ __all__ = ["FORMAT_VERSION", "MANIFEST", "Bundle", "new_bundle", "write_manifest
 FORMAT_VERSION = 1
 MANIFEST = "quantization.json"
 
-REQUIRED_FILES = (
-    "model_index.json",
-    "scheduler/scheduler_config.json",
-    "tokenizer/tokenizer.json",
-    "transformer/model.onnx",
-    "text_encoder/model.onnx",
-    "vae_decoder/model.onnx",
-)
+REQUIRED_FILES = ("model_index.json", "transformer/config.json", "transformer/model.onnx")
+"""Of every bundle; what else there is, the manifest lists."""
 MANIFEST_KEYS: dict[str, type] = {
     "recipe": dict,
     "sampling": dict,
@@ -82,6 +76,11 @@ class Bundle:
     def transformer(self) -> Path:
         """The quantized transformer."""
         return self.folder / "transformer" / "model.onnx"
+
+    @property
+    def whole(self) -> bool:
+        """Whether it has all that drawing needs, not the transformer alone."""
+        return "vae_decoder/model.onnx" in self.manifest["files"]
 
     @property
     def text_encoder(self) -> Path:

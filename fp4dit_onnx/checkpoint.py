@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,14 @@ def demo_folder() -> Path:
     return folder
 
 
-def open_checkpoint(folder: Path | str | None = None) -> Checkpoint:
+def open_checkpoint(
+    folder: Path | str | None = None, *, only: Collection[str] | None = None
+) -> Checkpoint:
     """Read and check a diffusers pipeline folder; None is the embedded demo pipeline.
+
+    Args:
+        folder: of the pipeline.
+        only: names of the components to look at; the others may be absent. None for all.
 
     Raises:
         CheckpointError: no pipeline, or an incomplete or damaged one; the message says what was
@@ -105,7 +111,11 @@ def open_checkpoint(folder: Path | str | None = None) -> Checkpoint:
             f"{root} ({pipeline_class}) has no transformer (it lists {listed}): "
             "expected a diffusion transformer's pipeline, such as PixArt"
         )
-    components = {name: _component(root, name, cls) for name, cls in classes.items()}
+    components = {
+        name: _component(root, name, cls)
+        for name, cls in classes.items()
+        if only is None or name in only
+    }
     config = _transformer_config(root / "transformer", classes["transformer"])
     return Checkpoint(
         folder=root,

@@ -16,6 +16,7 @@ __all__ = [
     "Comparison",
     "attention_rounding_bound",
     "linear_rounding_bound",
+    "ratio_db",
     "same_bits",
     "sqnr_db",
     "within",
@@ -179,7 +180,12 @@ def sqnr_db(signal: Array, approximation: Array) -> float:
     """10 log10(|signal|^2 / |signal - approximation|^2); infinite if equal, NaN if either has NaN."""
     reference = signal.astype(np.float64)
     noise = float(np.square(reference - approximation.astype(np.float64)).sum())
+    return ratio_db(float(np.square(reference).sum()), noise)
+
+
+def ratio_db(signal: float, noise: float) -> float:
+    """10 log10 of the ratio of two energies; infinite without noise, -infinite without signal."""
     if noise == 0:
         return math.inf
-    with np.errstate(divide="ignore"):  # a signal of zeros has -inf
-        return float(10 * np.log10(np.square(reference).sum() / noise))
+    with np.errstate(divide="ignore"):
+        return float(10 * np.log10(np.float64(signal) / noise))

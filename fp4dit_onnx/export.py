@@ -1,14 +1,19 @@
-"""From a checkpoint to a bundle: calibrate in torch, trace to ONNX, run the passes, write."""
+"""From a checkpoint to a bundle: calibrate in torch, trace to ONNX, run the passes, write.
+
+Methods that need no data read the weights tensor by tensor; the network is never in memory.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import importlib.util
 import platform
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,22 +23,29 @@ import onnx
 from fp4dit_onnx.bundle import FORMAT_VERSION, new_bundle, write_manifest
 from fp4dit_onnx.cases import CASES, case_inputs
 from fp4dit_onnx.compare import sqnr_db
-from fp4dit_onnx.errors import MissingExtraError, UsageError
+from fp4dit_onnx.component_writing import Component, ComponentWriter
+from fp4dit_onnx.components import copy_settings, write_vae_decoder
+from fp4dit_onnx.errors import Fp4DitError, MissingExtraError, UsageError
 from fp4dit_onnx.layers import totals
-from fp4dit_onnx.methods import AdaRound
-from fp4dit_onnx.model_file import save_model
-from fp4dit_onnx.plan import WORK_MANIFEST, ExportRequest, Plan, plan, work_folder
+from fp4dit_onnx.plan import ExportRequest, Plan, plan, work_folder
 from fp4dit_onnx.progress import Reporter, SilentReporter
-from fp4dit_onnx.state import QuantizedState, save_state
+from fp4dit_onnx.resources import Resources
+from fp4dit_onnx.state import WORK_MANIFEST, LayerLayout, QuantizedState, save_state
+from fp4dit_onnx.streaming import LayerNote, Quantizer, nearest
+from fp4dit_onnx.text_encoders import write_encoder
 
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.run import Calibration
+    from fp4dit_onnx.calibration.work import Work
     from fp4dit_onnx.passes.base import PassReport
+    from fp4dit_onnx.tensor_files import TensorInfo
+    from fp4dit_onnx.tracing.networks import FakeNetwork
 
 __all__ = ["ExportRequest", "ExportResult", "Plan", "export", "plan"]
 
-LARGEST_MODEL = 2**31 - 2**26
 TORCH_PACKAGES = ("torch", "diffusers", "transformers", "onnx_graphsurgeon", "onnxscript")
+DISK_MARGIN = 64 * 2**20
+"""Bytes that a bundle may take beyond its large tensors: graphs, tokenizers, settings."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +68,7 @@ def export(request: ExportRequest, reporter: Reporter | None = None) -> ExportRe
 
     Raises:
         MissingExtraError: the packages of the extra ``export`` are not installed.
-        UsageError: see `plan`; also an output folder that is not empty.
+        UsageError: see `plan`; also an output folder that is not empty, or a disk that is full.
     """
     start = time.monotonic()
     report = reporter or SilentReporter()
@@ -64,21 +76,47 @@ def export(request: ExportRequest, reporter: Reporter | None = None) -> ExportRe
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package.replace("_", "-"), "export")
     planned = plan(request)
-    _check_size(planned)
+    _check_disk(request, planned)
     if request.restart:
         _forget(work_folder(request))
-    with new_bundle(
-        request.output, overwrite=request.overwrite, source=planned.checkpoint.folder
-    ) as folder:
-        manifest = _write_bundle(request, planned, folder, report)
-    if _keeps_work(planned):
-        _forget(work_folder(request))
+    with (
+        _clear_disk_errors(request),
+        new_bundle(
+            request.output, overwrite=request.overwrite, source=planned.checkpoint.folder
+        ) as folder,
+    ):
+        manifest = _Export(request, planned, folder, report).write()
+    _forget(work_folder(request))
     return ExportResult(request.output, manifest, time.monotonic() - start)
 
 
-def _keeps_work(planned: Plan) -> bool:
-    """Whether calibration needs a work folder: it trains, or chooses formats."""
-    return bool(planned.recipe.search) or isinstance(planned.method.rounding, AdaRound)
+@contextmanager
+def _clear_disk_errors(request: ExportRequest) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UsageError(
+            f"the disk of {request.output} is full: free some room and give the same command "
+            "again; what is quantized by then is not done again"
+        ) from error
+
+
+def _check_disk(request: ExportRequest, planned: Plan) -> None:
+    """Refuse what cannot fit; the weights that an export of this request wrote before count as free."""
+    folder = request.output.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    needed = planned.bundle_bytes + DISK_MARGIN
+    work = work_folder(request)
+    written = sum(p.stat().st_size for p in work.rglob("*.data")) if work.is_dir() else 0
+    free = shutil.disk_usage(folder).free + written
+    if free < needed:
+        raise UsageError(
+            f"{folder} has {free / 2**30:.1f} GiB free, the bundle needs {needed / 2**30:.1f}: "
+            "free some room, or choose another folder with --output"
+        )
 
 
 def _forget(work: Path) -> None:
@@ -87,57 +125,167 @@ def _forget(work: Path) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _check_size(planned: Plan) -> None:
-    """The traced graph holds the float weights in one protobuf message, which ends at 2 GiB."""
-    size = planned.totals["transformer_bytes_float32"]
-    if size >= LARGEST_MODEL:
-        raise UsageError(
-            f"the transformer of {planned.checkpoint.folder} takes {size / 2**30:.1f} GiB in "
-            f"float32: this version exports up to {LARGEST_MODEL / 2**30:.1f} GiB; --dry-run works"
+@dataclass(frozen=True)
+class _Weights:
+    """Where the values of the transformer's layers come from.
+
+    Attributes:
+        layers: what is quantized, and how.
+        quantizer: gives a layer.
+        output_errors: SQNR of each layer's output where it was measured.
+        measured: what the manifest says of the whole model's error.
+        state: all layers at once, where they are in memory.
+    """
+
+    layers: Mapping[str, LayerLayout]
+    quantizer: Quantizer
+    output_errors: Mapping[str, float]
+    measured: Mapping[str, Any]
+    state: QuantizedState | None = None
+
+
+class _Export:
+    """One export, into a folder that becomes the bundle."""
+
+    def __init__(
+        self, request: ExportRequest, planned: Plan, folder: Path, report: Reporter
+    ) -> None:
+        self._request, self._planned, self._folder = request, planned, folder
+        self._report, self._resources = report, Resources()
+
+    def write(self) -> dict[str, Any]:
+        """All files of the bundle; returns its manifest."""
+        from fp4dit_onnx.tracing.networks import fake_transformer
+
+        planned = self._planned
+        checkpoint = planned.checkpoint
+        self._resources.imported()
+        network = fake_transformer(planned.family.transformer, checkpoint.transformer_config)
+        tensors = network.stored_under(checkpoint.tensors)
+        with self._resources.stage("calibration"):
+            weights = self._calibrated() if planned.measured else self._streamed(tensors)
+        work = None if planned.measured else self._work()
+        try:
+            manifest = self._write_components(
+                network, tensors, weights, work.folder if work else None
+            )
+        except Fp4DitError:
+            if work is not None:  # the same command would fail again
+                work.remove()
+            raise
+        copy_settings(checkpoint, self._folder)
+        if self._request.state is not None and weights.state is not None:
+            save_state(weights.state, self._request.state)
+        manifest |= weights.measured
+        return write_manifest(self._folder, {**manifest, "resources": self._resources.to_json()})
+
+    def _write_components(
+        self,
+        network: FakeNetwork,
+        tensors: Mapping[str, TensorInfo],
+        weights: _Weights,
+        work: Path | None,
+    ) -> dict[str, Any]:
+        """Every graph of the bundle; returns what the manifest says of them."""
+        planned = self._planned
+        parts = planned.checkpoint.components
+        writer = ComponentWriter(
+            self._folder, work, self._request.form, self._report, self._resources
+        )
+        rows, reports = self._write_transformer(writer, network, tensors, weights)
+        encoders = {
+            name: write_encoder(parts[name], recipe, planned.method.range, writer)
+            for name, recipe in planned.encoders.items()
+        }
+        if "vae" in parts:
+            write_vae_decoder(parts["vae"], writer)
+        writer.collect()
+        return {**_manifest(planned, rows, reports), "text_encoders": encoders}
+
+    def _streamed(self, tensors: Mapping[str, TensorInfo]) -> _Weights:
+        """Layers rounded to nearest from the checkpoint's own tensors, one at a time."""
+        planned = self._planned
+        layers = {
+            name: LayerLayout(name, spec, *tensors[f"{name}.weight"].shape)
+            for name, spec in planned.specs.items()
+        }
+        quantizer = nearest(tensors, layers, planned.method.range)
+        return _Weights(layers, quantizer, {}, {"model_sqnr_db": None, "case_sqnr_db": []})
+
+    def _calibrated(self) -> _Weights:
+        """Layers as calibration finds them, with the float pipeline in memory."""
+        from fp4dit_onnx.calibration.sampling import load_pipeline
+
+        with self._report.stage("loading the model", 1) as advance:
+            pipeline = load_pipeline(self._planned.checkpoint)
+            advance(1)
+        result = _calibrate(self._request, self._planned, pipeline, self._report)
+        state, errors = result.state, result.errors
+        measured = {
+            "model_sqnr_db": result.model_sqnr_db,
+            "case_sqnr_db": _case_errors(self._planned, pipeline.transformer, state),
+        }
+        return _Weights(
+            layers=state.layout.layers,
+            quantizer=lambda name: (state.layers[name], errors[name].weight),
+            output_errors={name: error.output for name, error in errors.items()},
+            measured=measured,
+            state=state,
         )
 
+    def _write_transformer(
+        self,
+        writer: ComponentWriter,
+        network: FakeNetwork,
+        tensors: Mapping[str, TensorInfo],
+        weights: _Weights,
+    ) -> tuple[list[dict[str, Any]], tuple[PassReport, ...]]:
+        """The transformer's files; returns a row for each quantized layer, and the passes' reports."""
+        planned = self._planned
+        rows: list[dict[str, Any]] = []
 
-def _write_bundle(
-    request: ExportRequest, planned: Plan, folder: Path, report: Reporter
-) -> dict[str, Any]:
-    from fp4dit_onnx import components
-    from fp4dit_onnx.calibration.sampling import load_pipeline
+        def annotate(model: onnx.ModelProto, notes: Mapping[str, LayerNote]) -> None:
+            for row in planned.layers:
+                name = row["name"]
+                row = {**row, "weight_format": weights.layers[name].spec.weight}
+                output = weights.output_errors.get(name)
+                rows.append({**row, **asdict(notes[name]), "output_sqnr_db": output})
+            _annotate(model, rows)
 
-    checkpoint = planned.checkpoint
-    with report.stage("loading the model", 1) as advance:
-        pipeline = load_pipeline(checkpoint)
-        advance(1)
-    result = _calibrate(request, planned, pipeline, report)
-    state = result.state
-    model, reports = _quantized_graph(request, planned, pipeline.transformer, state, report)
-    rows = [
-        {
-            **row,
-            "weight_format": state.layers[row["name"]].spec.weight,
-            "bytes": state.layers[row["name"]].nbytes,
-            "weight_sqnr_db": result.errors[row["name"]].weight,
-            "output_sqnr_db": result.errors[row["name"]].output,
-        }
-        for row in planned.layers
-    ]
-    _annotate(model, rows)
-    with report.stage("writing the bundle", 4) as advance:
-        (folder / "transformer").mkdir()
-        save_model(model, folder / "transformer" / "model.onnx")
-        advance(1)
-        components.export_text_encoder(checkpoint.folder, folder / "text_encoder")
-        advance(1)
-        components.export_vae_decoder(checkpoint.folder, folder / "vae_decoder")
-        advance(1)
-        components.copy_settings(checkpoint.folder, folder)
-        if request.state is not None:
-            save_state(state, request.state)
-        advance(1)
-    measured = {
-        "model_sqnr_db": result.model_sqnr_db,
-        "case_sqnr_db": _case_errors(planned, pipeline.transformer, state),
-    }
-    return write_manifest(folder, {**_manifest(planned, rows, reports), **measured})
+        component = Component(
+            name="transformer",
+            network=network,
+            interface=planned.family.interface(network.config),
+            tensors=tensors,
+            layers=weights.layers,
+            quantizer=weights.quantizer,
+            attention=planned.attention,
+        )
+        _, reports = writer.write(component, annotate)
+        return rows, reports
+
+    def _work(self) -> Work:
+        """The folder in which a killed export goes on."""
+        from fp4dit_onnx.calibration.work import Work
+
+        planned = self._planned
+        parts = planned.checkpoint.components.values()
+        files = sorted({info.file for part in parts for info in part.tensors.values()})
+        return Work(
+            work_folder(self._request),
+            {
+                "model": {
+                    f"{p.parent.name}/{p.name}": [p.stat().st_size, p.stat().st_mtime_ns]
+                    for p in files
+                },
+                "config": dict(planned.checkpoint.transformer_config),
+                "recipe": planned.recipe.to_json(),
+                "method": asdict(planned.method),
+                "encoders": {n: r and r.to_json() for n, r in planned.encoders.items()},
+                "form": self._request.form,
+                "versions": {p: importlib.metadata.version(p) for p in ("fp4dit-onnx", "torch")},
+            },
+        )
 
 
 def _calibrate(
@@ -150,7 +298,7 @@ def _calibrate(
     seeds = [request.seed + i for i in range(len(planned.prompts))]
     candidates = planned.recipe.candidates(tuple(planned.specs))
     work = None
-    if _keeps_work(planned):
+    if planned.trains:
         fingerprint = _fingerprint(request, planned, pipeline.transformer)
         work = Work(work_folder(request), fingerprint)
     try:
@@ -205,22 +353,6 @@ def _case_errors(planned: Plan, network: Any, state: QuantizedState) -> list[flo
         return [sqnr_db(s, run(feed)) for s, feed in zip(signals, feeds, strict=True)]
 
 
-def _quantized_graph(
-    request: ExportRequest, planned: Plan, network: Any, state: QuantizedState, report: Reporter
-) -> tuple[onnx.ModelProto, tuple[PassReport, ...]]:
-    from fp4dit_onnx.passes.pipeline import float_passes, quantize_passes, run_passes
-    from fp4dit_onnx.torch_export import export_float
-
-    with report.stage("tracing the transformer", 1) as advance:
-        model = export_float(network, planned.family, planned.checkpoint.transformer_config)
-        advance(1)
-    parameters = frozenset(t.name for t in model.graph.initializer)
-    passes = (*float_passes(parameters), *quantize_passes(state, parameters, request.form))
-    with report.stage("rewriting the graph", len(passes)) as advance:
-        model, reports = run_passes(model, passes, lambda: advance(1))
-    return model, reports
-
-
 def _annotate(model: onnx.ModelProto, rows: list[dict[str, Any]]) -> None:
     """Give every quantized layer's node its measured errors, for viewers to show."""
     by_name = {row["name"]: row for row in rows}
@@ -229,7 +361,8 @@ def _annotate(model: onnx.ModelProto, rows: list[dict[str, Any]]) -> None:
         if row is None:
             continue
         for key in ("weight_sqnr_db", "output_sqnr_db"):
-            node.metadata_props.add(key=f"fp4dit.{key}", value=f"{row[key]:.2f}")
+            if row[key] is not None:
+                node.metadata_props.add(key=f"fp4dit.{key}", value=f"{row[key]:.2f}")
     model.producer_name = "fp4dit-onnx"
     model.producer_version = importlib.metadata.version("fp4dit-onnx")
 

@@ -7,6 +7,8 @@ Everything is float32 and computed on grid integers (see `formats`): a quantized
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import numpy.typing as npt
 
@@ -55,10 +57,22 @@ def round_to_grid(t: npt.NDArray[np.floating], fmt: FloatFormat) -> FloatArray:
 
 def encode(integers: npt.NDArray[np.floating], fmt: FloatFormat) -> npt.NDArray[np.uint8]:
     """Codes (uint8, same shape) of grid integers that lie on the grid; the sign of zero is kept."""
-    magnitude = np.searchsorted(fmt.magnitudes, np.abs(integers)).astype(np.uint8)
-    sign = np.signbit(integers).astype(np.uint8) << np.uint8(fmt.bits - 1)
-    codes: npt.NDArray[np.uint8] = magnitude | sign
+    bits = np.ascontiguousarray(integers, np.float32).view(np.uint32)
+    codes: npt.NDArray[np.uint8] = _codes_by_bits(fmt)[bits >> np.uint32(23 - fmt.mantissa_bits)]
     return codes
+
+
+@functools.cache
+def _codes_by_bits(fmt: FloatFormat) -> npt.NDArray[np.uint8]:
+    """Code by sign, exponent and the format's mantissa bits of a grid integer's float32."""
+    table = np.zeros(1 << (9 + fmt.mantissa_bits), np.uint8)
+    shift = np.uint32(23 - fmt.mantissa_bits)
+    magnitudes = np.asarray(fmt.magnitudes, np.float32)
+    own = np.arange(len(magnitudes), dtype=np.uint8)
+    for sign, values in enumerate((magnitudes, -magnitudes)):
+        at = np.copysign(values, -1 if sign else 1).astype(np.float32).view(np.uint32) >> shift
+        table[at] = own | np.uint8(sign << (fmt.bits - 1))
+    return table
 
 
 def decode(codes: npt.NDArray[np.uint8], fmt: FloatFormat) -> FloatArray:

@@ -7,23 +7,30 @@ import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from fp4dit_onnx.checkpoint import Checkpoint, open_checkpoint
+from fp4dit_onnx.components import check_vae
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.layers import layer_size, linear_layers, totals
-from fp4dit_onnx.methods import Method, method_by_name
+from fp4dit_onnx.methods import AdaRound, Method, method_by_name
 from fp4dit_onnx.models import Family, family_of
 from fp4dit_onnx.prompts import demo_prompts, general_prompts, read_prompts
 from fp4dit_onnx.recipe import DEFAULT_GROUP_SIZE, FORMS, LayerSpec, Recipe, make_recipe
 from fp4dit_onnx.runtime.pipeline import Sampling
+from fp4dit_onnx.text_encoders import check_encoders, encoder_bytes, encoder_recipe
 
-__all__ = ["WORK_MANIFEST", "ExportRequest", "Plan", "plan", "work_folder"]
+__all__ = ["ExportRequest", "Plan", "plan", "work_folder"]
 
 SMALLEST_RAM = 2**26
-WORK_MANIFEST = "calibration.json"
-"""Tells a work folder from any other."""
+LAYER_COPIES = 6
+"""Memory that rounding a layer from its file takes, in copies of its weight in float32: measured up to
+5 on Flux, whose largest is 189 MB."""
+MEASURED_BELOW = 2**30
+"""Bytes in float32."""
+COMPONENTS = ("all", "transformer")
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,13 @@ class ExportRequest:
         work: folder for what calibration records and has finished; None is beside the output. It is
             removed once the bundle is there.
         restart: forget what an earlier run left in the work folder.
-        max_ram: bytes of recorded activations that may be in memory at a time.
+        max_ram: bytes of recorded activations that may be in memory at a time, and that quantizing
+            a layer may take.
+        measure: run the float pipeline to measure the outputs' errors even if the method needs no
+            data; None does so where the pipeline takes less than `MEASURED_BELOW` in float32.
+        components: ``all``, or ``transformer`` alone.
+        text_encoder_bits: bits of the text encoders' linears, such as ``w4a16``, or ``none`` for
+            float; None is ``none`` for encoders below `MEASURED_BELOW` and ``w4a16`` above.
     """
 
     output: Path
@@ -84,6 +97,9 @@ class ExportRequest:
     work: Path | None = None
     restart: bool = False
     max_ram: int = 2 * 2**30
+    measure: bool | None = None
+    components: str = "all"
+    text_encoder_bits: str | None = None
 
     def resolved_method(self) -> Method:
         """The method with its settings.
@@ -108,6 +124,8 @@ class Plan:
         recipe: the resolved request.
         sampling: how calibration samples.
         method: with its settings.
+        measured: whether the float pipeline is loaded and run.
+        encoders: recipe of each text encoder, None where it stays in float.
     """
 
     layers: tuple[Mapping[str, Any], ...]
@@ -121,6 +139,21 @@ class Plan:
     specs: Mapping[str, LayerSpec]
     prompts: tuple[str, ...]
     method: Method
+    measured: bool
+    encoders: Mapping[str, Recipe | None]
+
+    @property
+    def bundle_bytes(self) -> int:
+        """About what the bundle's tensors will take."""
+        parts = self.checkpoint.components
+        encoders = sum(encoder_bytes(parts[name], r) for name, r in self.encoders.items())
+        vae = parts["vae"].nbytes if "vae" in parts else 0
+        return int(self.totals["transformer_bytes"]) + encoders + vae
+
+    @property
+    def trains(self) -> bool:
+        """Whether calibration trains, or chooses formats, and so needs data and a work folder."""
+        return bool(self.recipe.search) or isinstance(self.method.rounding, AdaRound)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
@@ -132,6 +165,9 @@ class Plan:
             "recipe": self.recipe.to_json(),
             "method": asdict(self.method),
             "sampling": asdict(self.sampling),
+            "measured": self.measured,
+            "bundle_bytes": self.bundle_bytes,
+            "text_encoders": {n: r and r.to_json() for n, r in self.encoders.items()},
         }
 
 
@@ -143,7 +179,7 @@ def plan(request: ExportRequest) -> Plan:
         UsageError: bits, formats, method, form, rules or prompts are unusable.
     """
     _check_choices(request)
-    checkpoint = open_checkpoint(request.model)
+    checkpoint = open_checkpoint(request.model, only=_only(request))
     family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
     recipe = make_recipe(
         request.bits,
@@ -156,13 +192,21 @@ def plan(request: ExportRequest) -> Plan:
         group_size=request.group_size,
         rules=request.rules,
     )
+    method = request.resolved_method()
+    trains = bool(recipe.search) or isinstance(method.rounding, AdaRound)
+    if (trains or request.measure) and not family.calibrates:
+        raise UsageError(
+            f"{family.name} cannot be calibrated yet, and method {request.method} needs data: "
+            "round to nearest with --method fp-rtn or int-rtn, without --measure"
+        )
     sizes = linear_layers(checkpoint)
     specs, skipped = recipe.assign(tuple(sizes))
+    _check_ram(request, sizes)
     rows = [_row(name, *sizes[name], spec) for name, spec in specs.items()]
     return Plan(
         layers=tuple(rows),
         skipped=tuple({"name": name, "reason": reason} for name, reason in skipped),
-        attention=recipe.attentions(tuple(sizes)),
+        attention=recipe.attentions(tuple(sizes)) if family.attention else {},
         totals=totals(checkpoint, rows),
         recipe=recipe,
         sampling=_sampling(request, family, checkpoint),
@@ -170,8 +214,48 @@ def plan(request: ExportRequest) -> Plan:
         checkpoint=checkpoint,
         specs=specs,
         prompts=_prompts(request),
-        method=request.resolved_method(),
+        method=method,
+        measured=trains or (family.calibrates and _measures(request, checkpoint)),
+        encoders=_encoders(request, checkpoint),
     )
+
+
+def _encoders(request: ExportRequest, checkpoint: Checkpoint) -> dict[str, Recipe | None]:
+    check_encoders(checkpoint.components)
+    if "vae" in checkpoint.components:
+        check_vae(checkpoint.components["vae"])
+    return {
+        name: encoder_recipe(part, request.text_encoder_bits, request.group_size)
+        for name, part in checkpoint.components.items()
+        if name.startswith("text_encoder")
+    }
+
+
+def _check_ram(request: ExportRequest, sizes: Mapping[str, tuple[int, int]]) -> None:
+    """Refuse a limit that the largest layer alone exceeds."""
+    largest = max(sizes, key=lambda name: prod(sizes[name]), default=None)
+    needed = LAYER_COPIES * 4 * prod(sizes[largest]) if largest else 0
+    if needed > request.max_ram:
+        raise UsageError(
+            f"max RAM {request.max_ram / 2**30:.2f} GiB: layer {largest} of shape "
+            f"{list(sizes[str(largest)])} alone takes about {needed / 2**30:.2f} while it is "
+            "quantized; give more with --max-ram"
+        )
+
+
+def _only(request: ExportRequest) -> tuple[str, ...] | None:
+    """The components that a request reads; None for all."""
+    return None if request.components == "all" else ("transformer",)
+
+
+def _measures(request: ExportRequest, checkpoint: Checkpoint) -> bool:
+    """Whether the errors of outputs are measured by a method that needs no data."""
+    if request.components != "all":
+        return False
+    if request.measure is not None:
+        return request.measure
+    elements = (t for c in checkpoint.components.values() for t in c.tensors.values())
+    return sum(4 * prod(t.shape) for t in elements) < MEASURED_BELOW
 
 
 def work_folder(request: ExportRequest) -> Path:
@@ -184,6 +268,10 @@ def work_folder(request: ExportRequest) -> Path:
 
 def _check_choices(request: ExportRequest) -> None:
     request.resolved_method()
+    if request.components not in COMPONENTS:
+        raise UsageError(
+            f"unknown components {request.components!r}: expected {' or '.join(COMPONENTS)}"
+        )
     if request.form not in FORMS:
         raise UsageError(f"unknown form {request.form!r}: expected one of {', '.join(FORMS)}")
     for what in ("calibration_prompts", "steps", "iterations", "samples"):
@@ -215,9 +303,8 @@ def _sampling(request: ExportRequest, family: Family, checkpoint: Checkpoint) ->
     if request.model is None:
         demo = importlib.resources.files("fp4dit_onnx") / "demo" / "sampling.json"
         defaults |= json.loads(demo.read_text())
-    vae = json.loads((checkpoint.folder / "vae" / "config.json").read_text())
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    pixels = int(checkpoint.transformer_config["sample_size"]) * factor
+    own = checkpoint.transformer_config.get("sample_size") or defaults["sample_size"]
+    pixels = int(own) * _pixels_a_latent(checkpoint)
     return Sampling(
         steps=request.steps or int(defaults["steps"]),
         guidance=defaults["guidance"] if request.guidance is None else request.guidance,
@@ -225,6 +312,16 @@ def _sampling(request: ExportRequest, family: Family, checkpoint: Checkpoint) ->
         width=pixels,
         max_sequence_length=int(defaults["max_sequence_length"]),
     )
+
+
+def _pixels_a_latent(checkpoint: Checkpoint) -> int:
+    """Along one side; 8, that of all families' own VAEs, where the VAE is not at hand."""
+    path = checkpoint.folder / "vae" / "config.json"
+    if not path.is_file():
+        return 8
+    vae = json.loads(path.read_text())
+    levels = vae.get("block_out_channels") or vae["encoder_block_out_channels"]
+    return int(2 ** (len(levels) - 1))
 
 
 def _prompts(request: ExportRequest) -> tuple[str, ...]:

@@ -29,6 +29,8 @@ __all__ = [
 ]
 
 Array = npt.NDArray[Any]
+CODES = ".weight.codes"
+"""Ends the name of a layer's packed weight."""
 
 
 def load_model(path: Path) -> onnx.ModelProto:
@@ -93,7 +95,7 @@ def read_state(model: onnx.ModelProto) -> QuantizedState:
             continue
         given = attributes(view.node)
         spec = LayerSpec(given["weight_format"], given["act_format"] or None, given["group_size"])
-        name = view.node.name
+        name = view.node.input[2].removesuffix(CODES)
         try:
             codes, scale = (view.constants[i] for i in view.node.input[2:4])
         except KeyError as error:

@@ -22,15 +22,51 @@ from fp4dit_onnx.formats import FloatArray, format_by_name
 from fp4dit_onnx.numerics import decode, dequantize, group_count, unpack
 from fp4dit_onnx.recipe import LayerSpec
 
-__all__ = ["QuantizedLayer", "QuantizedState", "load_state", "packed_shape", "save_state"]
+__all__ = [
+    "WORK_MANIFEST",
+    "LayerLayout",
+    "Layout",
+    "QuantizedLayer",
+    "QuantizedState",
+    "load_state",
+    "packed_shape",
+    "save_state",
+]
 
 STATE_VERSION = 1
+WORK_MANIFEST = "calibration.json"
+"""Tells the work folder of an export from any other."""
 _METADATA = "fp4dit_onnx"
 
 
 def packed_shape(n: int, k: int, spec: LayerSpec) -> tuple[tuple[int, int], tuple[int, int]]:
     """Shapes of the packed codes [N, B] and of the scales [N, G] of a weight [n, k]."""
     return (n, -(-k * spec.weight_format.storage_bits // 8)), (n, group_count(k, spec.group_size))
+
+
+@dataclass(frozen=True)
+class LayerLayout:
+    """A quantized linear as the graph knows it: all but the values.
+
+    Attributes:
+        name: torch name of the module.
+        spec: formats and group size.
+        n: output channels.
+        k: input channels.
+    """
+
+    name: str
+    spec: LayerSpec
+    n: int
+    k: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is quantized, as the graph knows it; see `QuantizedState`."""
+
+    layers: Mapping[str, LayerLayout]
+    attention: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,6 +112,11 @@ class QuantizedLayer:
         """Bytes of codes and scales."""
         return int(self.codes.nbytes + self.scale.nbytes)
 
+    @property
+    def layout(self) -> LayerLayout:
+        """The layer without its values."""
+        return LayerLayout(self.name, self.spec, self.n, self.k)
+
     def integers(self) -> FloatArray:
         """Grid integers of the weight, float32 [N, K]."""
         fmt = self.spec.weight_format
@@ -100,6 +141,12 @@ class QuantizedState:
     layers: Mapping[str, QuantizedLayer]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     attention: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def layout(self) -> Layout:
+        """What is quantized, without the values."""
+        layers = {name: layer.layout for name, layer in self.layers.items()}
+        return Layout(layers, self.attention)
 
 
 def save_state(state: QuantizedState, path: Path) -> None:

@@ -40,6 +40,11 @@ class PassReport:
     rewritten: int
     skipped: tuple[Skip, ...] = ()
 
+    def plus(self, other: PassReport, renamed: Callable[[str], str]) -> PassReport:
+        """Both together, the places of `other` under other names."""
+        skipped = tuple(Skip(renamed(s.name), s.reason) for s in other.skipped)
+        return PassReport(self.name, self.rewritten + other.rewritten, (*self.skipped, *skipped))
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for the manifest."""
         skipped = [{"name": s.name, "reason": s.reason} for s in self.skipped]

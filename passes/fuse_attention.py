@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -163,7 +164,7 @@ def _operand(tensor: gs.Tensor) -> _Operand | None:
         if multiply is None:
             return None
         constants = [t for t in multiply.inputs if isinstance(t, gs.Constant)]
-        if len(constants) != 1 or np.asarray(constants[0].values).size != 1:
+        if len(constants) != 1 or prod(constants[0].shape) != 1:
             return None
         factor *= float(np.asarray(constants[0].values).reshape(-1)[0])
         tensor = next(t for t in multiply.inputs if t is not constants[0])

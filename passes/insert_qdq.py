@@ -19,7 +19,7 @@ from fp4dit_onnx.passes.match import (
     tensor_names,
     unique_name,
 )
-from fp4dit_onnx.state import QuantizedLayer, QuantizedState
+from fp4dit_onnx.state import LayerLayout, Layout, QuantizedLayer, QuantizedState
 
 __all__ = ["InsertQdq", "insert_pair"]
 
@@ -28,7 +28,7 @@ __all__ = ["InsertQdq", "insert_pair"]
 class _Match:
     matmul: gs.Node
     x: gs.Tensor
-    layer: QuantizedLayer
+    layer: LayerLayout | QuantizedLayer
     format: FloatFormat
 
 
@@ -39,7 +39,7 @@ class InsertQdq:
     Linears that read the same tensor in the same format share one pair: q, k and v quantize once.
     """
 
-    state: QuantizedState
+    state: QuantizedState | Layout
     name: str = "insert_qdq"
 
     def __call__(self, graph: gs.Graph) -> PassReport:
@@ -60,7 +60,7 @@ class InsertQdq:
             yield _match(linear, self.state.layers.get(linear.layer))
 
 
-def _match(linear: Linear, layer: QuantizedLayer | None) -> _Match | Skip:
+def _match(linear: Linear, layer: LayerLayout | QuantizedLayer | None) -> _Match | Skip:
     x = linear.matmul.inputs[0]
     if layer is None:
         return Skip(linear.layer, "not in the quantized state")

@@ -17,7 +17,8 @@ __all__ = ["MendSqueeze"]
 class MendSqueeze:
     """``Squeeze(x, axes)`` whose every axis has a known size other than 1 is ``x``.
 
-    In torch squeezing such an axis does nothing; in ONNX it is an error. Where the result is a graph
+    So is one whose result has the rank of ``x``, as torch recorded it for an axis of open size. In
+    torch squeezing such an axis does nothing; in ONNX it is an error. Where the result is a graph
     output an Identity takes the Squeeze's place.
     """
 
@@ -34,7 +35,9 @@ def _found(graph: gs.Graph) -> Iterator[gs.Node | Skip]:
             continue
         axes, shape = constant_ints(node.inputs[1]), node.inputs[0].shape
         sizes = [shape[a] for a in axes] if axes and shape else []
-        if sizes and all(isinstance(s, int) and s != 1 for s in sizes):
+        result = node.outputs[0].shape
+        kept = bool(shape) and result is not None and len(result) == len(shape)
+        if sizes and (kept or all(isinstance(s, int) and s != 1 for s in sizes)):
             yield node
         else:
             yield Skip(node.name, f"axes {axes} of sizes {sizes} may be squeezed")

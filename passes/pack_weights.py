@@ -6,12 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.passes.base import PassReport, Skip, rewrite_all
 from fp4dit_onnx.passes.match import Linear, is_output, linears
-from fp4dit_onnx.state import QuantizedLayer, QuantizedState
+from fp4dit_onnx.skeleton import placeholder
+from fp4dit_onnx.state import LayerLayout, Layout, QuantizedLayer, QuantizedState, packed_shape
 
 __all__ = ["PackWeights", "codes_name", "scale_name"]
 
@@ -28,7 +31,7 @@ def scale_name(layer: str) -> str:
 
 @dataclass(frozen=True)
 class _Match:
-    layer: QuantizedLayer
+    layer: LayerLayout | QuantizedLayer
     transposes: tuple[gs.Node, ...]
 
 
@@ -37,10 +40,11 @@ class PackWeights:
     """The weight of a layer in the state becomes ``Dequantize(Unpack(codes), scale)``.
 
     All linears that read a weight read the same packed one afterwards. The float initializer is gone
-    then: if anything else reads it the layer is skipped.
+    then: if anything else reads it the layer is skipped. Given a layout, codes and scales are
+    placeholders.
     """
 
-    state: QuantizedState
+    state: QuantizedState | Layout
     name: str = "pack_weights"
 
     def __call__(self, graph: gs.Graph) -> PassReport:
@@ -59,7 +63,9 @@ class PackWeights:
                 yield _match(graph, layer, uses)
 
 
-def _match(graph: gs.Graph, layer: QuantizedLayer, uses: Sequence[Linear]) -> _Match | Skip:
+def _match(
+    graph: gs.Graph, layer: LayerLayout | QuantizedLayer, uses: Sequence[Linear]
+) -> _Match | Skip:
     weight = uses[0].weight
     shape, expected = tuple(weight.shape), (layer.n, layer.k)
     if shape != expected:
@@ -84,10 +90,21 @@ def _rewrite(graph: gs.Graph, match: _Match) -> None:
         transpose.inputs[0] = weight
 
 
-def _packed(graph: gs.Graph, layer: QuantizedLayer) -> gs.Variable:
+def _constants(layer: LayerLayout | QuantizedLayer) -> tuple[gs.Constant, gs.Constant]:
+    """Codes and scales; of a layout, by shape and type alone."""
+    names = codes_name(layer.name), scale_name(layer.name)
+    if isinstance(layer, QuantizedLayer):
+        return gs.Constant(names[0], layer.codes), gs.Constant(names[1], layer.scale)
+    shapes = packed_shape(layer.n, layer.k, layer.spec)
+    types = onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT16
+    absent = [placeholder(*a) for a in zip(names, shapes, types, strict=True)]
+    codes, scale = (gs.Constant(t.name, LazyValues(t)) for t in absent)
+    return codes, scale
+
+
+def _packed(graph: gs.Graph, layer: LayerLayout | QuantizedLayer) -> gs.Variable:
     fmt, name = layer.spec.weight_format, layer.name
-    codes = gs.Constant(codes_name(name), layer.codes)
-    scale = gs.Constant(scale_name(name), layer.scale)
+    codes, scale = _constants(layer)
     integers = gs.Variable(f"{name}.weight.q", np.float32, [layer.n, layer.k])
     weight = gs.Variable(f"{name}.weight.value", np.float32, [layer.n, layer.k])
     graph.nodes += [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -23,9 +25,17 @@ from fp4dit_onnx.passes.mend_squeeze import MendSqueeze
 from fp4dit_onnx.passes.name_tensors import NameTensors
 from fp4dit_onnx.passes.pack_weights import PackWeights
 from fp4dit_onnx.passes.quantize_attention import QuantizeAttention, part_names
-from fp4dit_onnx.state import QuantizedState
+from fp4dit_onnx.skeleton import (
+    BLOCK_DOMAIN,
+    Kind,
+    Traced,
+    assemble,
+    is_placeholder,
+    renamed_block,
+)
+from fp4dit_onnx.state import Layout, QuantizedState
 
-__all__ = ["float_passes", "quantize_passes", "run_passes"]
+__all__ = ["float_passes", "quantize_passes", "quantized_graph", "run_passes"]
 
 
 def float_passes(parameters: frozenset[str]) -> tuple[Pass, ...]:
@@ -42,7 +52,7 @@ def float_passes(parameters: frozenset[str]) -> tuple[Pass, ...]:
 
 
 def quantize_passes(
-    state: QuantizedState, parameters: frozenset[str], form: str
+    state: QuantizedState | Layout, parameters: frozenset[str], form: str
 ) -> tuple[Pass, ...]:
     """Put the quantized state into a mended float graph, in the `form` asked for."""
     fuse: tuple[Pass, ...] = (FuseLinear(), FuseAttention()) if form == "fused" else ()
@@ -78,18 +88,78 @@ def run_passes(
         reports.append(step(graph))
         model = _exported(graph)
         try:
-            onnx.checker.check_model(model, full_check=True)
-            model = _inferred(model)
+            _check_and_infer(model)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise Fp4DitError(f"pass {step.name} left an invalid model: {error}") from error
         done()
     return model, tuple(reports)
 
 
+def quantized_graph(
+    traced: Traced, layout: Layout, form: str, done: Callable[[], None] = lambda: None
+) -> tuple[onnx.ModelProto, tuple[PassReport, ...]]:
+    """Run all passes on the shell and on each kind of block, and put the blocks in their places.
+
+    Blocks whose layers are quantized in different ways are of different kinds from here on.
+
+    Args:
+        traced: the graphs, in float.
+        layout: what is quantized, and how.
+        form: ``fused`` or ``qdq``.
+        done: called for each block.
+
+    Returns:
+        A model whose weights are placeholders, and the reports of each pass, summed over blocks.
+    """
+    shell, reports = _quantized(traced.shell, layout, form)
+    found: dict[tuple[str, str], tuple[Kind, tuple[PassReport, ...]]] = {}
+    kinds = {}
+    for block, kind in traced.kinds.items():
+        own = _renamed(layout, block, kind.first)
+        key = (kind.first, repr(own))
+        if key not in found:
+            model, passed = _quantized(kind.model, own, form)
+            found[key] = Kind(kind.first, model), passed
+        kinds[block], passed = found[key]
+        rename = partial(renamed_block, old=kind.first, new=block)
+        reports = tuple(a.plus(b, rename) for a, b in zip(reports, passed, strict=True))
+        done()
+    return assemble(Traced(shell, kinds)), reports
+
+
+def _renamed(layout: Layout, block: str, first: str) -> Layout:
+    """What is quantized in `block`, under the names of the block `first`."""
+    own = f"{block}."
+    layers = {
+        (name := renamed_block(old, block, first)): replace(layer, name=name)
+        for old, layer in layout.layers.items()
+        if old.startswith(own)
+    }
+    attention = {
+        renamed_block(old, block, first): fmt
+        for old, fmt in layout.attention.items()
+        if old.startswith(own)
+    }
+    return Layout(layers, attention)
+
+
+def _quantized(
+    model: onnx.ModelProto, layout: Layout, form: str
+) -> tuple[onnx.ModelProto, tuple[PassReport, ...]]:
+    """All passes on one graph, with the part of `layout` whose weights it holds."""
+    parameters = frozenset(t.name for t in model.graph.initializer)
+    layers = {n: layer for n, layer in layout.layers.items() if f"{n}.weight" in parameters}
+    attention = {n: f for n, f in layout.attention.items() if f"{n}.to_q" in layers}
+    own = Layout(layers, attention)
+    return run_passes(model, (*float_passes(parameters), *quantize_passes(own, parameters, form)))
+
+
 def _exported(graph: gs.Graph) -> onnx.ModelProto:
     domains = [onnx.helper.make_opsetid("", ops.OPSET)]
-    if any(node.domain == ops.DOMAIN for node in graph.nodes):
-        domains.append(onnx.helper.make_opsetid(ops.DOMAIN, ops.VERSION))
+    used = {node.domain for node in graph.nodes}
+    for domain, version in ((ops.DOMAIN, ops.VERSION), (BLOCK_DOMAIN, 1)):
+        if domain in used:
+            domains.append(onnx.helper.make_opsetid(domain, version))
     graph.import_domains = domains
     model: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
     model.ir_version = ops.IR_VERSION
@@ -97,8 +167,18 @@ def _exported(graph: gs.Graph) -> onnx.ModelProto:
     return model
 
 
-def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
-    inferred: onnx.ModelProto = onnx.shape_inference.infer_shapes(
-        model, strict_mode=False, data_prop=True
-    )
-    return inferred
+def _check_and_infer(model: onnx.ModelProto) -> None:
+    """Check `model` in full and give it the shapes found; placeholders stand in as inputs for that."""
+    subject = onnx.ModelProto()
+    subject.CopyFrom(model)
+    absent = [t for t in subject.graph.initializer if is_placeholder(t)]
+    for tensor in absent:
+        subject.graph.initializer.remove(tensor)
+        subject.graph.input.append(
+            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        )
+    onnx.checker.check_model(subject, full_check=True)
+    inferred = onnx.shape_inference.infer_shapes(subject, strict_mode=False, data_prop=True)
+    for field in ("value_info", "output"):
+        del getattr(model.graph, field)[:]
+        getattr(model.graph, field).extend(getattr(inferred.graph, field))

@@ -13,14 +13,14 @@ from fp4dit_onnx.passes.base import PassReport, Skip, rewrite_all
 from fp4dit_onnx.passes.insert_qdq import insert_pair
 from fp4dit_onnx.passes.match import Linear, linears, node_names, only_consumer
 from fp4dit_onnx.recipe import ATTENTION_PARTS
-from fp4dit_onnx.state import QuantizedState
+from fp4dit_onnx.state import Layout, QuantizedState
 
 __all__ = ["QuantizeAttention", "part_names"]
 
 HEADS_FIRST = [0, 2, 1, 3]  # [B, S, H, D] -> [B, H, S, D]
 
 
-def part_names(state: QuantizedState) -> list[str]:
+def part_names(state: QuantizedState | Layout) -> list[str]:
     """Names of the q, k and v of the attentions in `state`, which begin those of their pairs."""
     return [f"{attention}.{part}" for attention in state.attention for part in ATTENTION_PARTS]
 
@@ -47,7 +47,7 @@ class QuantizeAttention:
             by Reshape and Transpose.
     """
 
-    state: QuantizedState
+    state: QuantizedState | Layout
     name: str = "quantize_attention"
 
     def __call__(self, graph: gs.Graph) -> PassReport:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,17 @@ import onnx.parser
 import pytest
 
 from fp4dit_onnx import numerics
+from fp4dit_onnx.checkpoint import Checkpoint, open_checkpoint
 from fp4dit_onnx.checkpoint import demo_folder as embedded_folder
 from fp4dit_onnx.compare import same_bits, within
+from fp4dit_onnx.models import Family, family_of
 from fp4dit_onnx.ops import DOMAIN, IR_VERSION, OPSET, VERSION, attach_functions
+from fp4dit_onnx.progress import SilentReporter
 from fp4dit_onnx.recipe import LayerSpec
+from fp4dit_onnx.resources import Resources
 from fp4dit_onnx.runtime import Sampling
 from fp4dit_onnx.silence import quiet
+from fp4dit_onnx.skeleton import Traced
 from fp4dit_onnx.state import QuantizedLayer, QuantizedState
 
 Array = npt.NDArray[Any]
@@ -49,6 +57,10 @@ class PassBench:
 
     def parse(self, text: str, parameters: Arrays | None = None) -> onnx.ModelProto:
         """The model of a graph in ONNX's text form, with initializers, its shapes inferred."""
+        return onnx.shape_inference.infer_shapes(self.bare(text, parameters))
+
+    def bare(self, text: str, parameters: Arrays | None = None) -> onnx.ModelProto:
+        """The model of a graph, with the shapes alone that the text gives."""
         header = (
             f'<ir_version: {IR_VERSION}, opset_import: ["": {OPSET}, "{DOMAIN}": {VERSION}]>\n'
         )
@@ -58,7 +70,7 @@ class PassBench:
             del model.opset_import[1:]
         for name, value in (parameters or {}).items():
             model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
-        return onnx.shape_inference.infer_shapes(model)
+        return model
 
     def run(self, model: onnx.ModelProto, feed: Arrays) -> dict[str, npt.NDArray[Any]]:
         """Outputs by name, in ONNX Runtime on one thread with its own graph rewriting off."""
@@ -193,6 +205,61 @@ def tiny_pixart() -> Callable[..., Any]:
     return make
 
 
+@dataclass(frozen=True)
+class TracedTwin:
+    """A small pipeline's transformer with random weights, and what tracing makes of it.
+
+    Attributes:
+        checkpoint: of the transformer alone.
+        family: its family.
+        network: without weights.
+        traced: the graphs; not to be changed.
+    """
+
+    checkpoint: Checkpoint
+    family: Family
+    network: Any
+    traced: Traced
+
+    def torch_network(self) -> Any:
+        """The network of diffusers, with weights, in evaluation mode."""
+        import diffusers
+
+        cls = getattr(diffusers, self.family.transformer)
+        with quiet():
+            loaded = cls.from_pretrained(self.checkpoint.folder / "transformer")
+        return loaded.eval().requires_grad_(requires_grad=False)
+
+
+@pytest.fixture(scope="session")
+def traced_twin(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TracedTwin]:
+    """Makes and traces the twin of an official model's transformer, each once."""
+    for package in ("diffusers", "onnx_graphsurgeon"):
+        pytest.importorskip(package)
+    tools = str(Path(__file__).resolve().parents[1] / "tools")
+    folder = tmp_path_factory.mktemp("twins")
+
+    def make(name: str) -> TracedTwin:
+        from fp4dit_onnx.tracing.networks import fake_transformer
+        from fp4dit_onnx.tracing.trace import trace
+
+        sys.path.insert(0, tools)
+        try:
+            importlib.import_module("random_pipeline").make(
+                name, folder / name, twin=True, components=("transformer",)
+            )
+        finally:
+            sys.path.remove(tools)
+        checkpoint = open_checkpoint(folder / name, only=("transformer",))
+        family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
+        network = fake_transformer(family.transformer, checkpoint.transformer_config)
+        interface = family.interface(network.config)
+        traced = trace(network.module, interface, network.config, network.mode)
+        return TracedTwin(checkpoint, family, network, traced)
+
+    return cache(make)
+
+
 @pytest.fixture(scope="module")
 def one_torch_thread() -> Iterator[None]:
     """Torch's threads wait busily for each other, which is slow where tests share the cores."""
@@ -248,13 +315,17 @@ fake (float[batch, 4, height, width] hidden_states, float[batch, text, 128] enco
 @pytest.fixture(scope="session")
 def bundle(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo pipeline as a bundle, with a transformer that is a small formula."""
-    from fp4dit_onnx.components import copy_settings, export_text_encoder, export_vae_decoder
+    from fp4dit_onnx.component_writing import ComponentWriter
+    from fp4dit_onnx.components import copy_settings, write_vae_decoder
+    from fp4dit_onnx.text_encoders import write_encoder
 
     folder = tmp_path_factory.mktemp("runtime") / "bundle"
     folder.mkdir()
-    export_text_encoder(demo_folder, folder / "text_encoder")
-    export_vae_decoder(demo_folder, folder / "vae_decoder")
-    copy_settings(demo_folder, folder)
+    checkpoint = open_checkpoint(demo_folder)
+    writer = ComponentWriter(folder, None, "fused", SilentReporter(), Resources())
+    write_encoder(checkpoint.components["text_encoder"], None, "absmax", writer)
+    write_vae_decoder(checkpoint.components["vae"], writer)
+    copy_settings(checkpoint, folder)
     text = TRANSFORMER_FORMULA.format(ir=IR_VERSION, opset=OPSET)
     onnx.save(onnx.parser.parse_model(text), folder / "transformer" / "model.onnx")
     sampling = Sampling(steps=20, guidance=3.0, height=64, width=64, max_sequence_length=16)

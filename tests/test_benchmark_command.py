@@ -100,19 +100,25 @@ def test_step_without_a_float_model(models: tuple[Path, Path]) -> None:
 
 def test_step_inputs(models: tuple[Path, Path], tmp_path: Path) -> None:
     text = """<ir_version: 10, opset_import: ["": 21]>
-    g (float[batch, 4] hidden_states, float[batch] timestep, int64[batch, text] mask)
-      => (float[batch, 4] y) { y = Identity (hidden_states) }"""
+    g (float[batch, 4, height, width] hidden_states, float[batch] timestep,
+       int64[batch, text] mask, int64[batch] style)
+      => (float[batch, 4, height, width] y) { y = Identity (hidden_states) }"""
     path = tmp_path / "inputs.onnx"
     onnx.save(onnx.parser.parse_model(text), path)
+    with pytest.raises(UsageError, match="hidden_states: dimension height has no known size"):
+        _ = StepCase(path, None, batch=3, tokens=5).feed
+    path.with_name("config.json").write_text('{"sample_size": 6}')
     feed = StepCase(path, None, batch=3, tokens=5).feed
     assert {name: value.shape for name, value in feed.items()} == {
-        "hidden_states": (3, 4),
+        "hidden_states": (3, 4, 6, 6),
         "timestep": (3,),
         "mask": (3, 5),
+        "style": (3,),
     }
     assert set(feed["timestep"]) == {500.0}
     assert feed["mask"].dtype == np.int64
     assert feed["mask"].all()
+    assert not feed["style"].any()
     with pytest.raises(UsageError, match="takes x; the bundle's transformer takes hidden_states"):
         StepCase(path, models[1], batch=1, tokens=1)
     onnx.save(onnx.parser.parse_model(text.replace("text", "words")), path)

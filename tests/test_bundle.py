@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,18 @@ EMPTY: dict[str, Any] = {
 }
 
 
-def fill(folder: Path, text: str = "content") -> None:
+DRAWING = (
+    "text_encoder/model.onnx",
+    "vae_decoder/model.onnx",
+    "tokenizer/tokenizer.json",
+    "scheduler/scheduler_config.json",
+)
+"""What a bundle that draws has beyond `REQUIRED_FILES`."""
+
+
+def fill(folder: Path, text: str = "content", further: Sequence[str] = DRAWING) -> None:
     """Write the files of a bundle, each with `text`."""
-    for name in REQUIRED_FILES:
+    for name in (*REQUIRED_FILES, *further):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
     write_manifest(folder, EMPTY)
@@ -63,8 +73,19 @@ def test_round_trip(bundle: Path) -> None:
     ):
         assert path.read_text() == "content"
     assert opened.manifest["format_version"] == 1
-    assert set(opened.manifest["files"]) == set(REQUIRED_FILES)
+    assert set(opened.manifest["files"]) == {*REQUIRED_FILES, *DRAWING}
+    assert opened.whole
     assert leftovers(bundle.parent) == []
+
+
+def test_a_transformer_alone_is_a_bundle_too(tmp_path: Path) -> None:
+    fill(tmp_path, further=())
+    opened = Bundle.open(tmp_path)
+    opened.check_files(deep=True)
+    assert not opened.whole
+    assert opened.transformer.read_text() == "content"
+    fill(tmp_path, further=("vae_decoder/model.onnx",))
+    assert Bundle.open(tmp_path).whole
 
 
 def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
@@ -212,10 +233,20 @@ def test_bad_manifest(bundle: Path, changes: dict[str, object], message: str) ->
         Bundle.open(bundle)
 
 
-@pytest.mark.parametrize("name", REQUIRED_FILES)
+@pytest.mark.parametrize("name", [*REQUIRED_FILES, *DRAWING])
 def test_missing_file(bundle: Path, name: str) -> None:
     (bundle / name).unlink()
     with pytest.raises(BundleError, match=f"{name} not found"):
+        Bundle.open(bundle)
+
+
+@pytest.mark.parametrize("name", REQUIRED_FILES)
+def test_a_file_of_every_bundle_is_missed_though_no_manifest_lists_it(
+    bundle: Path, name: str
+) -> None:
+    (bundle / name).unlink()
+    write_manifest(bundle, EMPTY)
+    with pytest.raises(BundleError, match=f"{name} not found: every bundle has it"):
         Bundle.open(bundle)
 
 

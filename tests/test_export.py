@@ -1,6 +1,5 @@
 """The whole line on the embedded demo pipeline: export, what the bundle holds, and the parity gate."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -16,6 +15,7 @@ from onnx import numpy_helper
 from fp4dit_onnx import ops
 from fp4dit_onnx.bundle import Bundle, write_manifest
 from fp4dit_onnx.calibration.sampling import load_pipeline
+from fp4dit_onnx.cases import CASES
 from fp4dit_onnx.compare import same_bits
 from fp4dit_onnx.errors import BundleError, UsageError
 from fp4dit_onnx.export import ExportRequest, ExportResult, export, plan
@@ -177,7 +177,10 @@ def test_verify_passes(exported: ExportResult) -> None:
 
 
 def test_attention_in_float(exported: ExportResult, tmp_path: Path) -> None:
-    """Nothing but linears is quantized then, which costs less."""
+    """Nothing but linears is quantized then, which costs less.
+
+    Not on each single input: attention to one token of text is the same whatever its k is.
+    """
     request = ExportRequest(output=tmp_path / "float", attention_format="none", **FAST)
     result = export(request)
     assert result.manifest["attention"] == {}
@@ -187,8 +190,10 @@ def test_attention_in_float(exported: ExportResult, tmp_path: Path) -> None:
         "FpQuantize",
     }
     assert read_state(model).attention == {}
+    assert result.manifest["model_sqnr_db"] > exported.manifest["model_sqnr_db"]
     mine, other = result.manifest["case_sqnr_db"], exported.manifest["case_sqnr_db"]
-    assert all(a > b for a, b in zip(mine, other, strict=True))
+    texts = [case.text for case in CASES]
+    assert all(a > b for a, b, text in zip(mine, other, texts, strict=True) if text > 1)
     checked = verify(result.bundle, quick=True)
     assert checked.ok, [c for c in checked.checks if not c.ok]
 
@@ -312,15 +317,6 @@ def test_kernels_that_cannot_run_are_one_line_and_exit_2(
     assert result.stderr.startswith("error: custom-op library: ")
     assert "FP4DIT_ISA is 'sparc'" in result.stderr
     assert result.stderr.count("\n") == 1
-
-
-def test_transformers_over_the_size_limit_are_refused_before_loading(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(importlib.import_module("fp4dit_onnx.export"), "LARGEST_MODEL", 10**6)
-    with pytest.raises(UsageError, match="exports up to"):
-        export(ExportRequest(output=tmp_path / "out"))
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_plan_agrees_with_the_export(exported: ExportResult) -> None:

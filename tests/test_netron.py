@@ -37,7 +37,7 @@ LINEAR_INPUTS = ["q", "scale", "codes", "weight_scale", "bias"]
 
 def inputs_of(network: Any) -> tuple[InputSpec, ...]:
     """The inputs of the exported transformer."""
-    return FAMILY.inputs(network.config)
+    return FAMILY.interface(network.config).inputs
 
 
 @pytest.fixture(scope="session")
@@ -66,9 +66,9 @@ def models(network: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     recipe = make_recipe("w4a6", method="fp-rtn", paper_rules=FAMILY.paper_rules, group_size=8)
     linears = [n for n, m in network.named_modules() if isinstance(m, torch.nn.Linear)]
     specs, _ = recipe.assign(linears)
-    sizes = {"batch": 2, "text": 5}
+    sizes = {"batch": 2, "text": 5, "height": 8, "width": 8}
     inputs = {s.name: torch.ones(s.shape(network.config, sizes)) for s in inputs_of(network)}
-    arguments = FAMILY.arguments(inputs)
+    arguments = FAMILY.interface(network.config).arguments(inputs)
 
     def sample(on_call: Callable[[], None]) -> None:
         network(**arguments)

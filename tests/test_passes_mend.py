@@ -82,6 +82,18 @@ def test_squeeze_that_may_squeeze_stays(
     assert only_reason(report, "squeeze") == reason
 
 
+def test_squeeze_of_an_open_axis_that_torch_kept_goes(bench: Any) -> None:
+    """Its result has the rank of x where torch recorded it; the model is invalid before."""
+    text = """g (float[B, N, 3] x) => (float[B, N, 3] y) <int64[1] axes = {1}, float[B, N, 3] z> {
+        [squeeze] z = Squeeze (x, axes)
+        [neg] y = Neg (z)
+    }"""
+    x = normal(2, 5, 3)
+    model, report = bench.rewrite(bench.bare(text), MendSqueeze(), {"x": x}, expected={"y": -x})
+    assert ops(model) == ["Neg"]
+    assert (report.rewritten, report.skipped) == (1, ())
+
+
 def test_squeeze_of_axes_known_only_at_run_time_stays(bench: Any) -> None:
     text = """g (float[2, 1] x, int64[1] axes) => (float[N] y) {
         [squeeze] z = Squeeze (x, axes)

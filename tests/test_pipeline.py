@@ -22,6 +22,7 @@ from fp4dit_onnx.runtime import (
     scheduler_from_config,
     session,
 )
+from fp4dit_onnx.runtime.sampling import step_noise
 from fp4dit_onnx.silence import quiet
 
 pytest.importorskip("onnxruntime")
@@ -43,6 +44,10 @@ SEEDS = (0, 7, 123)
 # the data). Half a grey level is 4e-3 of the decoder's range of 2.
 LATENT_ROUNDING = 1e-4
 GREY_LEVELS = 1  # a value next to a half may be rounded to either side
+FIRST_STEP, SECOND_STEP = (
+    [[0.45598465, -2.1591032], [1.876122, -0.5396083]],
+    [[-0.90865844, 0.10455288], [0.22016653, -0.40991807]],
+)
 
 
 @dataclass
@@ -166,6 +171,27 @@ def test_noise_of_ddpm_belongs_to_the_seed(agree: Agree, bundle: Path, tmp_path:
     agree(alone[0], together[1], LATENT_ROUNDING)
     other = pipeline.sample(PROMPTS[1:2], SEEDS[:1], settings)
     assert np.abs(other[0] - together[1]).max() > 0.1
+
+
+def test_noise_of_a_step_is_defined_by_the_seed() -> None:
+    # As test_noise_is_defined_by_the_seed: the first numbers of seeds 0 and 7 at two steps.
+    first, second = (step_noise([0, 7], index, (2,)) for index in (0, 1))
+    assert first.dtype == np.dtype(np.float32)
+    np.testing.assert_array_equal(first, np.array(FIRST_STEP, np.float32))
+    np.testing.assert_array_equal(second, np.array(SECOND_STEP, np.float32))
+
+
+def test_prompts_are_lower_case_and_trimmed(pipeline: Pipeline) -> None:
+    seen: list[str] = []
+    tokenizer = pipeline.tokenizer
+
+    def watched(texts: Sequence[str], length: int) -> Any:
+        seen.extend(texts)
+        return tokenizer(texts, length)
+
+    pipeline.tokenizer = watched  # type: ignore[assignment]
+    pipeline.generate([" Red Apple\n"], negative_prompt="Ugly ", steps=1)
+    assert seen == ["ugly", "red apple"]
 
 
 def test_steps_are_seen(pipeline: Pipeline) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import warnings
@@ -39,7 +40,7 @@ def damaged(bundle: Path, tmp_path: Path, name: str, content: str | None) -> Pat
     ("name", "content", "error", "message"),
     [
         ("model_index.json", None, BundleError, "does not exist"),
-        ("model_index.json", '{"_class_name": "FluxPipeline"}', UsageError, "FluxPipeline"),
+        ("model_index.json", '{"_class_name": "SanaPipeline"}', UsageError, "SanaPipeline"),
         ("quantization.json", "{}", BundleError, "lacks sampling.steps"),
         ("quantization.json", '{"sampling": {"steps": 1}}', BundleError, "sampling.guidance"),
         ("quantization.json", "[1", BundleError, "is no JSON"),
@@ -57,6 +58,14 @@ def test_damaged_bundles(
     with pytest.raises(error, match=message) as caught:
         Pipeline(folder, library=False)
     assert name.split("/")[0] in str(caught.value) or name.startswith("scheduler")
+
+
+def test_a_transformer_alone_draws_nothing(bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "bundle", symlinks=True)
+    for name in ("text_encoder", "vae_decoder"):
+        shutil.rmtree(tmp_path / "bundle" / name)
+    with pytest.raises(UsageError, match=r"no text_encoder and no vae_decoder.*load_transformer"):
+        Pipeline(tmp_path / "bundle", library=False)
 
 
 def test_generating_loads_no_torch(bundle: Path, tmp_path: Path) -> None:

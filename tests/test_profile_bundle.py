@@ -84,9 +84,9 @@ def float_model(path: Path) -> Path:
 def quantized_bundle(tmp_path: Path) -> Path:
     """A bundle whose transformer is one weight-only FpLinear, K = 128, N = 64."""
     folder = tmp_path / "bundle"
-    for name in REQUIRED_FILES:
+    for name in (*REQUIRED_FILES, "vae_decoder/model.onnx"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("{}")
+        (folder / name).write_text('{"sample_size": 8}')
     fmt = LayerSpec("e2m1", None, 128).weight_format
     constants: dict[str, npt.NDArray[Any]] = {
         "one": np.ones(1, np.float32),
@@ -234,6 +234,7 @@ def test_inputs_are_random_and_masks_hide_nothing(tool: ModuleType) -> None:
         declared("x", ["batch", 3, "text"]),
         declared("mask", ["batch", "text"], "tensor(int64)"),
         declared("timestep", ["batch"], "tensor(float16)"),
+        declared("style", ["batch"], "tensor(int64)"),
     ]
     feed = tool.feed_of(inputs, {"batch": 2, "text": 500})
     assert feed["x"].shape == (2, 3, 500)
@@ -241,6 +242,7 @@ def test_inputs_are_random_and_masks_hide_nothing(tool: ModuleType) -> None:
     assert feed["x"].std() == pytest.approx(1, abs=0.1)
     np.testing.assert_array_equal(feed["mask"], np.ones((2, 500), np.int64))
     np.testing.assert_array_equal(feed["timestep"], np.array([500, 500], np.float16))
+    np.testing.assert_array_equal(feed["style"], np.zeros(2, np.int64))
     with pytest.raises(
         UsageError, match=r"input x: axis height has no known size.*--dim height=SIZE"
     ):
@@ -300,6 +302,26 @@ def test_other_models_are_printed_as_tables(
         assert out.count("3x70x70") <= 4  # two nodes
         assert "sum of nodes" in out
         assert "no /proc/self/smaps_rollup" in out
+
+
+def test_a_transformer_is_run_at_its_own_size(tool: ModuleType, quantized_bundle: Path) -> None:
+    def sizes(*options: str) -> dict[str, int]:
+        given = tool._arguments([str(quantized_bundle), "--tokens", "9", *options])
+        found: dict[str, int] = tool.target_of(given).sizes
+        return found
+
+    path = quantized_bundle / "transformer" / "model.onnx"
+    model = onnx.load(path)
+    model.graph.input.append(
+        onnx.helper.make_tensor_value_info(
+            "z", onnx.TensorProto.FLOAT, ["batch", "height", "width"]
+        )
+    )
+    onnx.save(model, path)
+    manifest = json.loads((quantized_bundle / "quantization.json").read_text())
+    write_manifest(quantized_bundle, {k: v for k, v in manifest.items() if k != "files"})
+    assert sizes() == {"batch": 2, "text": 9, "height": 8, "width": 8}
+    assert sizes("--dim", "width=12") == {"batch": 2, "text": 9, "height": 8, "width": 12}
 
 
 def test_bytes_are_those_of_all_files(tool: ModuleType, tmp_path: Path) -> None:

@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 
-from fp4dit_onnx.errors import CheckpointError, UsageError
+from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.formats import FORMATS
-from fp4dit_onnx.models import FAMILIES, Family, InputSpec, family_of
-from fp4dit_onnx.models.pixart import FIRST_FFN_LINEAR, PIXART_ALPHA, PIXART_SIGMA, has_conditions
 from fp4dit_onnx.recipe import DEFAULT_GROUP_SIZE, LayerSpec, Recipe, Rule, make_recipe, parse_bits
 
 PAPER = (("*.ff.net.0.proj", "e3m0"), ("*", "e2m1"))
@@ -314,87 +312,3 @@ def test_auto_leaves_named_layers_alone() -> None:
 def test_auto_is_for_4_bits_of_floating_point(changes: dict[str, str]) -> None:
     with pytest.raises(UsageError, match="auto chooses among 4-bit floating-point formats"):
         recipe(**{"weight_format": "auto", **changes})
-
-
-# --- families ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("pipeline", "family"),
-    [("PixArtAlphaPipeline", PIXART_ALPHA), ("PixArtSigmaPipeline", PIXART_SIGMA)],
-)
-def test_family_of(pipeline: str, family: Family) -> None:
-    assert family_of(pipeline, "PixArtTransformer2DModel") is family
-
-
-@pytest.mark.parametrize(
-    ("pipeline", "transformer"),
-    [
-        ("FluxPipeline", "FluxTransformer2DModel"),
-        ("PixArtSigmaPipeline", "HunyuanDiT2DModel"),
-        ("FluxPipeline", "PixArtTransformer2DModel"),
-    ],
-)
-def test_family_of_refuses(pipeline: str, transformer: str) -> None:
-    with pytest.raises(CheckpointError) as caught:
-        family_of(pipeline, transformer)
-    message = str(caught.value)
-    assert f"{pipeline} with transformer {transformer}" in message
-    assert "PixArtAlphaPipeline, PixArtSigmaPipeline" in message
-
-
-@pytest.mark.parametrize("family", FAMILIES, ids=[f.name for f in FAMILIES])
-def test_paper_rules_of_a_family_cover_every_layer(family: Family) -> None:
-    specs, _ = recipe(paper_rules=family.paper_rules).assign(LAYERS)
-    assert list(specs) == list(LAYERS)
-    assert [n for n, s in specs.items() if s.weight == "e3m0"] == [LAYERS[3]]
-    assert family.paper_rules[0] == (FIRST_FFN_LINEAR, "e3m0")
-
-
-def test_sigma_has_e1m2_where_alpha_has_e2m1() -> None:
-    assert [f.paper_rules[-1] for f in (PIXART_ALPHA, PIXART_SIGMA)] == [
-        ("*", "e2m1"),
-        ("*", "e1m2"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        ({"sample_size": 128}, True),
-        ({"sample_size": 64}, False),
-        ({"sample_size": 128, "use_additional_conditions": None}, True),
-        ({"sample_size": 128, "use_additional_conditions": False}, False),
-        ({"sample_size": 64, "use_additional_conditions": True}, True),
-    ],
-)
-def test_has_conditions(config: dict[str, Any], expected: bool) -> None:
-    assert has_conditions(config) is expected
-
-
-def test_input_shapes() -> None:
-    config = {"in_channels": 4, "sample_size": 128, "caption_channels": 4096}
-    sizes = {"batch": 2, "text": 120}
-    found = {i.name: (i.dtype, i.shape(config, sizes)) for i in PIXART_ALPHA.inputs(config)}
-    assert list(found.items()) == [
-        ("hidden_states", ("float32", (2, 4, 128, 128))),
-        ("encoder_hidden_states", ("float32", (2, 120, 4096))),
-        ("timestep", ("float32", (2,))),
-        ("encoder_attention_mask", ("int64", (2, 120))),
-        ("resolution", ("float32", (2, 2))),
-        ("aspect_ratio", ("float32", (2, 1))),
-    ]
-    plain = PIXART_ALPHA.inputs({**config, "use_additional_conditions": False})
-    assert [i.name for i in plain] == list(found)[:4]
-
-
-def test_dynamic_axis_goes_before_a_config_key() -> None:
-    spec = InputSpec("x", "float32", ("text", 3, "width"))
-    assert spec.shape({"text": 9, "width": 5}, {"text": 7}) == (7, 3, 5)
-
-
-@pytest.mark.parametrize("conditions", [{}, {"resolution": 1, "aspect_ratio": 2}])
-def test_arguments(conditions: dict[str, int]) -> None:
-    found = PIXART_SIGMA.arguments({"hidden_states": 0, "timestep": 5, **conditions})
-    expected = {"resolution": None, "aspect_ratio": None, **conditions}
-    assert found == {"hidden_states": 0, "timestep": 5, "added_cond_kwargs": expected}

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.runtime.flow_matching import FlowPlan
 from fp4dit_onnx.runtime.noise_schedule import DPM_SOLVER, checked_options, cumulative_alphas
 from fp4dit_onnx.runtime.schedulers import SCHEDULERS, scheduler_from_config
 
@@ -64,26 +65,28 @@ def noise_at(index: int) -> FloatArray:
     return np.random.default_rng([7, index]).standard_normal(SHAPE).astype(np.float32)
 
 
-def our_trajectory(config: Config, steps: int) -> tuple[list[int], list[FloatArray]]:
+def our_trajectory(
+    config: Config, steps: int, plan: FlowPlan | None = None
+) -> tuple[list[float], list[FloatArray]]:
     scheduler = scheduler_from_config(config)
-    run, model, sample = scheduler.start(steps), random_model(1), start(2)
+    run, model, sample = scheduler.start(steps, plan), random_model(1), start(2)
     states = []
     for index, timestep in enumerate(run.timesteps):
         noise = noise_at(index) if scheduler.stochastic else None
         sample = run.step(model(sample, int(timestep)), sample, noise)
         assert sample.dtype == np.float32
         states.append(sample)
-    return [int(t) for t in run.timesteps], states
+    return [float(t) for t in run.timesteps], states
 
 
 def diffusers_trajectory(
-    config: Config, steps: int, monkeypatch: pytest.MonkeyPatch
-) -> tuple[list[int], list[FloatArray]]:
+    config: Config, steps: int, monkeypatch: pytest.MonkeyPatch, **plan: Any
+) -> tuple[list[float], list[FloatArray]]:
     values = {k: v for k, v in config.items() if not k.startswith("_")}
     scheduler = getattr(diffusers, config["_class_name"])(**values)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-        scheduler.set_timesteps(steps)
+        scheduler.set_timesteps(steps, **plan)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
     model, sample, states = random_model(1), torch.from_numpy(start(2)), []
@@ -94,7 +97,7 @@ def diffusers_trajectory(
         output = torch.from_numpy(model(sample.numpy(), int(timestep)))
         sample = scheduler.step(output, timestep, sample, return_dict=False)[0]
         states.append(sample.numpy())
-    return [int(t) for t in scheduler.timesteps], states
+    return [float(t) for t in scheduler.timesteps], states
 
 
 def check(config: Config, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +118,10 @@ def ddim(**options: Any) -> Config:
 
 def ddpm(**options: Any) -> Config:
     return {"_class_name": "DDPMScheduler", "clip_sample": False, **options}
+
+
+def flow(**options: Any) -> Config:
+    return {"_class_name": "FlowMatchEulerDiscreteScheduler", **options}
 
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -200,6 +207,98 @@ def test_ddim_and_ddpm_options(config: Config, monkeypatch: pytest.MonkeyPatch) 
     check(config, 20, monkeypatch)
 
 
+def hunyuan(beta_end: float) -> Config:
+    return ddpm(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=beta_end,
+        prediction_type="v_prediction",
+        steps_offset=1,
+    )
+
+
+LINEAR = {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}
+OFFICIAL = {
+    "PixArt-alpha and PixArt-Sigma": dpm(**LINEAR, algorithm_type="dpmsolver++"),
+    "Hunyuan-DiT 1.1": hunyuan(0.03),
+    "Hunyuan-DiT 1.2": hunyuan(0.018),
+    "DiT": ddim(**LINEAR, set_alpha_to_one=True, steps_offset=0),
+    "SD3": flow(shift=3.0),
+    "AuraFlow": flow(shift=1.73),
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_schedulers_of_the_families(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(OFFICIAL[name], 20, monkeypatch)
+
+
+def check_flow(
+    config: Config, steps: int, plan: FlowPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against diffusers told what its pipelines tell it: sigmas, and the shift of the size."""
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    theirs: Config = {"sigmas": np.linspace(1, 1 / steps, steps)} if plan.from_one else {}
+    if config.get("use_dynamic_shifting"):
+        theirs["mu"] = calculate_shift(plan.tokens, base_shift=0.5, max_shift=1.15)
+    times, states = our_trajectory(config, steps, plan)
+    expected_times, expected = diffusers_trajectory(config, steps, monkeypatch, **theirs)
+    np.testing.assert_allclose(times, expected_times, rtol=2e-7)  # two roundings of float32
+    assert worst_relative_error(states, expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("steps", [1, 4, 20])
+@pytest.mark.parametrize("tokens", [256, 1024, 5000])
+@pytest.mark.parametrize("from_one", [False, True])
+@pytest.mark.parametrize(
+    "config",
+    [
+        flow(shift=1.0),  # Flux schnell
+        flow(shift=6.0),  # Lumina2
+        flow(shift=3.0, use_dynamic_shifting=True),  # Flux dev
+        flow(use_dynamic_shifting=True, time_shift_type="linear"),
+    ],
+)
+def test_flow_matching(
+    config: Config, from_one: bool, tokens: int, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_flow(config, steps, FlowPlan(tokens, from_one), monkeypatch)
+
+
+def test_flow_matching_ends_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = flow(use_dynamic_shifting=True, shift_terminal=0.1)
+    check_flow(config, 20, FlowPlan(2000, from_one=True), monkeypatch)
+
+
+def test_flow_matching_depends_on_every_part_of_its_plan() -> None:
+    config = flow(shift=3.0, use_dynamic_shifting=True)
+    start = scheduler_from_config(config).start
+    usual = start(20, FlowPlan(1024, from_one=True)).timesteps
+    for plan in (FlowPlan(1056, from_one=True), FlowPlan(1024, from_one=False)):
+        assert np.abs(start(20, plan).timesteps / usual - 1).max() > 1e-3
+    with pytest.raises(UsageError, match="expected a FlowPlan"):
+        start(20)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("PixArt-alpha and PixArt-Sigma", {"solver_type": "heun"}),
+        ("Hunyuan-DiT 1.1", {"steps_offset": 0}),
+        ("Hunyuan-DiT 1.2", {"prediction_type": "epsilon"}),
+        ("DiT", {"timestep_spacing": "trailing"}),
+        ("SD3", {"shift": 3.01}),
+    ],
+)
+def test_another_option_is_another_trajectory(
+    name: str, change: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, found = our_trajectory(OFFICIAL[name] | change, 20)
+    _, expected = diffusers_trajectory(OFFICIAL[name], 20, monkeypatch)
+    assert worst_relative_error(found, expected) > 10 * TOLERANCE
+
+
 @pytest.mark.parametrize("betas", BETAS)
 def test_table_is_diffusers_bit_for_bit(betas: Config) -> None:
     ours = cumulative_alphas(checked_options("test", betas, DPM_SOLVER))
@@ -226,6 +325,9 @@ def test_defaults_are_diffusers() -> None:
         (dpm(solver_order=4), ["solver_order", "4", "1, 2, 3"]),
         (dpm(skip_prk_steps=True), ["skip_prk_steps", "True"]),
         (ddpm(variance_type="learned_range"), ["variance_type", "'fixed_small'"]),
+        (flow(use_karras_sigmas=True), ["use_karras_sigmas", "False"]),
+        (flow(stochastic_sampling=True), ["stochastic_sampling"]),
+        (flow(invert_sigmas=True), ["invert_sigmas"]),
         ({"_class_name": "UniPCMultistepScheduler"}, ["UniPC", "DDIMScheduler"]),
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 import warnings
 from pathlib import Path
 
@@ -15,6 +17,22 @@ from fp4dit_onnx.runtime import Tokenizer
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # third parties' deprecations at import
     transformers = pytest.importorskip("transformers")
+
+
+TOOLS = Path(__file__).resolve().parents[1] / "tools"
+
+
+@pytest.fixture(scope="module")
+def hunyuan_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline with BERT's tokenizer and T5's."""
+    folder = tmp_path_factory.mktemp("hunyuan") / "pipeline"
+    sys.path.insert(0, str(TOOLS))
+    try:
+        tool = importlib.import_module("random_pipeline")
+    finally:
+        sys.path.remove(str(TOOLS))
+    tool.make("hunyuan-dit-1.1", folder, twin=True, components=["tokenizer", "tokenizer_2"])
+    return folder
 
 
 HARD_PROMPTS = (
@@ -44,6 +62,40 @@ def test_tokenizer_is_that_of_transformers(demo_folder: Path, length: int) -> No
     np.testing.assert_array_equal(ids, theirs["input_ids"])
     np.testing.assert_array_equal(mask, theirs["attention_mask"])
     assert ids.shape == (len(prompts), length)
+
+
+BERT_PROMPTS = (
+    "一个宇航员在骑马",
+    "A Photo of a CAFÉ, naïve; 3.14%",
+    "two  spaces\tand\r\na line",
+    "[MASK] and [SEP] and [PAD]",
+    "un" * 120,
+    "马" * 90,
+    "a cat and a dog, " * 50,
+)
+
+
+@pytest.mark.parametrize(("name", "length"), [("tokenizer", 77), ("tokenizer_2", 256)])
+def test_tokenizers_of_hunyuan_are_those_of_transformers(
+    hunyuan_folder: Path, name: str, length: int
+) -> None:
+    prompts = [*BERT_PROMPTS, *HARD_PROMPTS]
+    theirs = transformers.AutoTokenizer.from_pretrained(hunyuan_folder / name)(
+        prompts, padding="max_length", max_length=length, truncation=True, return_tensors="np"
+    )
+    ids, mask = Tokenizer(hunyuan_folder / name)(prompts, length)
+    np.testing.assert_array_equal(ids, theirs["input_ids"])
+    np.testing.assert_array_equal(mask, theirs["attention_mask"])
+    assert ids.shape == (len(prompts), length)
+    assert mask.min() == 0  # padding was seen
+    assert mask.sum(axis=1).max() == length  # and cutting
+
+
+def test_bert_pads_with_its_own_token(hunyuan_folder: Path) -> None:
+    folder = hunyuan_folder / "tokenizer"
+    words = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    ids, _ = Tokenizer(folder)([""], 4)
+    assert ids.tolist() == [[words["[CLS]"], words["[SEP]"], words["[PAD]"], words["[PAD]"]]]
 
 
 def test_long_prompt_keeps_its_end_token(demo_folder: Path) -> None:

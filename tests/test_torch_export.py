@@ -42,11 +42,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "conditioned": CONDITIONED,
     "no_bias_geglu": {"attention_bias": False, "activation_fn": "geglu", "num_layers": 1},
-    # 64 tokens, as large as the axis that torch "squeezes"
+    # at 8 x 8, 64 tokens, as large as the axis that torch "squeezes"
     "unpatched": {"patch_size": 1, "out_channels": 4, "num_layers": 1},
+    "larger": {"sample_size": 16, "num_layers": 1},
+    "interpolated": {"sample_size": 16, "interpolation_scale": 2, "num_layers": 1},
 }
-SIZES = [(1, 1), (2, 16), (5, 33)]
-"""Batch and text length; none is what the tracer was shown."""
+SIZES = [
+    (1, 1, 8, 8),
+    (2, 16, 16, 16),
+    (5, 33, 24, 24),
+    (2, 7, 12, 8),
+    (3, 9, 16, 24),
+    (1, 2, 2, 22),
+]
+"""Batch, text length, height and width; none is what the tracer was shown.
+
+The variants' own sizes are 8 and 16: each is asked for smaller, equal and larger ones.
+"""
 
 
 class Export:
@@ -58,12 +70,12 @@ class Export:
         self.parameters = frozenset(t.name for t in self.traced.graph.initializer)
         self.model, self.reports = run_passes(self.traced, float_passes(self.parameters))
 
-    def inputs(self, batch: int, text: int) -> dict[str, Any]:
+    def inputs(self, batch: int, text: int, height: int, width: int) -> dict[str, Any]:
         """Random inputs; every text has a first token, the timesteps span the sampler's."""
         random = torch.Generator().manual_seed(batch)
-        sizes = {"batch": batch, "text": text}
+        sizes = {"batch": batch, "text": text, "height": height, "width": width}
         made = {}
-        for spec in FAMILY.inputs(self.network.config):
+        for spec in FAMILY.interface(self.network.config).inputs:
             value = torch.randn(spec.shape(self.network.config, sizes), generator=random)
             if spec.name == "timestep":
                 value = torch.rand(batch, generator=random) * 999
@@ -88,7 +100,8 @@ def export(request: pytest.FixtureRequest, exported: Callable[[str], Export]) ->
 
 def run_torch(network: Any, inputs: Inputs) -> Array:
     with torch.no_grad():
-        result: Array = network(**FAMILY.arguments(inputs), return_dict=False)[0].numpy()
+        arguments = FAMILY.interface(network.config).arguments(inputs)
+        result: Array = network(**arguments)[0].numpy()
     return result
 
 
@@ -146,14 +159,13 @@ def test_nodes_are_called_after_their_modules(export: Export) -> None:
     assert {f"{layer}/MatMul" for layer in linears} <= products
 
 
-def test_batch_and_text_are_dynamic_and_nothing_else(export: Export) -> None:
+def test_batch_text_height_and_width_are_dynamic_and_nothing_else(export: Export) -> None:
     def dims(value: onnx.ValueInfoProto) -> list[int | str]:
         return [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
 
     config = export.network.config
-    size = config.sample_size
     expected: dict[str, list[int | str]] = {
-        "hidden_states": ["batch", 4, size, size],
+        "hidden_states": ["batch", 4, "height", "width"],
         "encoder_hidden_states": ["batch", "text", 24],
         "timestep": ["batch"],
         "encoder_attention_mask": ["batch", "text"],
@@ -163,22 +175,33 @@ def test_batch_and_text_are_dynamic_and_nothing_else(export: Export) -> None:
     for model in (export.traced, export.model):
         assert {i.name: dims(i) for i in model.graph.input} == expected
         assert [o.name for o in model.graph.output] == ["sample"]
-    assert dims(export.model.graph.output[0]) == ["batch", config.out_channels, size, size]
+    patch = config.patch_size
+    spaces = [
+        f"{patch}*(({axis}//{patch}))" if patch > 1 else axis for axis in ("height", "width")
+    ]
+    assert dims(export.model.graph.output[0]) == ["batch", config.out_channels, *spaces]
     assert (export.model.ir_version, export.model.opset_import[0].version) == (IR_VERSION, OPSET)
 
 
-@pytest.mark.parametrize(("batch", "text"), SIZES)
-def test_the_float_model_computes_what_torch_does(export: Export, batch: int, text: int) -> None:
-    inputs = export.inputs(batch, text)
-    assert agrees(export.network, inputs, run_model(export.model, inputs))
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_the_float_model_computes_what_torch_does(
+    export: Export, sizes: tuple[int, int, int, int]
+) -> None:
+    inputs = export.inputs(*sizes)
+    found = run_model(export.model, inputs)
+    assert found.shape == (sizes[0], export.network.config.out_channels, *sizes[2:])
+    assert agrees(export.network, inputs, found)
 
 
 def test_a_slightly_different_network_is_told_apart(
     exported: Callable[[str], Export], tiny_pixart: Callable[..., Any]
 ) -> None:
-    """The comparator: a wrong sign, a NaN, one weight moved by 1e-4, erf's GELU for tanh's."""
+    """The comparator: a wrong sign, a NaN, one weight moved by 1e-4, erf's GELU for tanh's.
+
+    And the positions: of another trained size, and of a picture lying on its side.
+    """
     export = exported("plain")
-    inputs = export.inputs(2, 16)
+    inputs = export.inputs(2, 16, 8, 12)
     found = run_model(export.model, inputs)
     assert agrees(export.network, inputs, found)
     assert not agrees(export.network, inputs, -found)
@@ -187,15 +210,24 @@ def test_a_slightly_different_network_is_told_apart(
     moved.proj_out.weight[0, 0] += 1e-4
     assert not agrees(moved, inputs, found)
     assert not agrees(tiny_pixart(activation_fn="gelu"), inputs, found)
+    assert not agrees(tiny_pixart(sample_size=16), inputs, found)
+    standing = {**inputs, "hidden_states": inputs["hidden_states"].transpose(2, 3)}
+    turned = np.swapaxes(run_model(export.model, standing), 2, 3)
+    assert not agrees(export.network, inputs, turned)
 
 
 def test_the_passes_leave_nothing_that_runtimes_stumble_over(export: Export) -> None:
-    """Shapes are constant where 0 and -1 can say them, and there are no sequences."""
+    """Shapes are constant where 0 and -1 can say them, and there are no sequences.
+
+    They cannot where tokens become a picture, of which height and width are open: at the end.
+    """
     kinds = {node.op_type for node in export.model.graph.node}
     assert kinds.isdisjoint({"SplitToSequence", "SequenceAt", "Identity", "Gemm", "CastLike"})
     constant = {t.name for t in export.model.graph.initializer}
     reshapes = [node for node in export.model.graph.node if node.op_type == "Reshape"]
-    assert all(node.input[1] in constant for node in reshapes)
+    computed = [node.name for node in reshapes if node.input[1] not in constant]
+    assert len(computed) == (2 if export.network.config.patch_size > 1 else 1)
+    assert not any("/" in name for name in computed), "in a module of the network"
     _, again = run_passes(export.model, float_passes(export.parameters))
     assert [(r.name, r.rewritten) for r in again if r.rewritten] == []
 

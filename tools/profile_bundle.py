@@ -214,7 +214,7 @@ def target_of(given: argparse.Namespace) -> Target:
         config = bundle.transformer.with_name("config.json")
         if config.is_file():
             latent = int(json.loads(config.read_text(encoding="utf-8"))["sample_size"])
-            sizes |= {"latent_height": latent, "latent_width": latent}
+            sizes |= dict.fromkeys(("height", "width", "latent_height", "latent_width"), latent)
     sizes |= dict(given.dim)
     axes, custom, nbytes = _contents(path)
     if unknown := sorted({name for name, _ in given.dim} - axes):

@@ -53,7 +53,7 @@ class Target:
 
 
 def feed_of(inputs: Iterable[Any], sizes: Mapping[str, int]) -> dict[str, np.ndarray[Any, Any]]:
-    """Random values of a session's inputs: floats standard normal, integers ones.
+    """Random values of a session's inputs: floats standard normal, masks ones, indices zero.
 
     Raises:
         UsageError: an axis has no known size, or an input is of no type known here.
@@ -81,7 +81,8 @@ def feed_of(inputs: Iterable[Any], sizes: Mapping[str, int]) -> dict[str, np.nda
         elif dtype.kind == "f":
             value = random.standard_normal(shape)
         else:
-            value = np.ones(shape)
+            # A mask has an axis of its text, an index has not.
+            value = np.full(shape, len(shape) > 1)
         feed[declared.name] = value.astype(dtype)
     return feed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,8 +68,8 @@ class StepCase:
 
     @cached_property
     def feed(self) -> dict[str, Array]:
-        """Input name -> value: floats are standard normal, integers a mask that hides nothing."""
-        sizes = {"batch": self.batch, "text": self.tokens}
+        """Input name -> value: floats are standard normal, masks hide nothing, indices are 0."""
+        sizes = {"batch": self.batch, "text": self.tokens, **_latent_sizes(self.model)}
         random = np.random.default_rng(0)
         return {info.name: _value(info, sizes, random) for info in _inputs(self.model)}
 
@@ -85,6 +86,15 @@ class StepCase:
         """See `Case.sqnr`."""
         reference = result if self.reference is None else self.reference
         return checked_sqnr(reference, result)
+
+
+def _latent_sizes(model: Path) -> dict[str, int]:
+    """Height and width of the model's own size, as the configuration beside it has it."""
+    path = model.with_name("config.json")
+    if not path.is_file():
+        return {}
+    side = json.loads(path.read_text(encoding="utf-8")).get("sample_size")
+    return {"height": int(side), "width": int(side)} if side else {}
 
 
 def _inputs(path: Path) -> list[onnx.ValueInfoProto]:
@@ -117,7 +127,8 @@ def _value(
     if info.name == "timestep":
         return np.full(shape, TIMESTEP, dtype)
     if np.issubdtype(dtype, np.integer):
-        return np.ones(shape, dtype)
+        # A mask has an axis of its text, an index has not.
+        return np.full(shape, len(shape) > 1, dtype)
     return random.standard_normal(shape).astype(dtype)
 
 

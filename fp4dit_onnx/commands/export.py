@@ -104,8 +104,29 @@ def run(
         bool, typer.Option("--restart", help="Forget what a killed run left in the work folder.")
     ] = _DEFAULT["restart"],
     max_ram: Annotated[
-        float, typer.Option(min=0.1, help="GiB of recorded activations in memory at a time.")
+        float,
+        typer.Option(
+            min=0.1, help="GiB that recorded activations, and a layer being quantized, may take."
+        ),
     ] = _DEFAULT["max_ram"] / 2**30,
+    measure: Annotated[
+        bool | None,
+        typer.Option(
+            "--measure/--no-measure",
+            help="With methods that need no data: run the float pipeline to measure the errors of "
+            "outputs; by default where it takes less than 1 GiB.",
+        ),
+    ] = _DEFAULT["measure"],
+    components: Annotated[
+        str, typer.Option(help="all, or transformer: leave out text encoders and VAE.")
+    ] = _DEFAULT["components"],
+    text_encoder_bits: Annotated[
+        str | None,
+        typer.Option(
+            help="Bits of the text encoders' linears: w4a16, w4a8, w8a16, ..., or none for float; "
+            "by default w4a16 from 1 GiB in float32 on."
+        ),
+    ] = _DEFAULT["text_encoder_bits"],
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a bundle that is there.")
     ] = _DEFAULT["overwrite"],
@@ -142,6 +163,9 @@ def run(
         work=work,
         restart=restart,
         max_ram=int(max_ram * 2**30),
+        measure=measure,
+        components=components,
+        text_encoder_bits=text_encoder_bits,
     )
     if dry_run:
         _show_plan(plan(request), json=json)

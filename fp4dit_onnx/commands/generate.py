@@ -31,7 +31,10 @@ def run(
         typer.Option("--output", "-o", help="Picture file, or a folder for several pictures."),
     ],
     prompt: Annotated[
-        list[str] | None, typer.Option(help="What to draw. Repeatable, a picture each.")
+        list[str] | None,
+        typer.Option(
+            help="What to draw; for DiT the name or number of a class. Repeatable, a picture each."
+        ),
     ] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="Text file with a prompt a line, after those of --prompt.")
@@ -126,7 +129,8 @@ def picture_paths(output: Path, prompts: Sequence[str], *, overwrite: bool) -> l
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].strip("-") or "picture"
+    """Letters and digits of any script, with dashes between words."""
+    return re.sub(r"[\W_]+", "-", text.lower()).strip("-")[:40].strip("-") or "picture"
 
 
 def _save(picture: Image.Image, path: Path) -> None:

@@ -3,7 +3,17 @@
 Adding a family is one file with a `Family` and one line in `FAMILIES`. No module here imports torch.
 """
 
-from fp4dit_onnx.models.family import Family, InputSpec, family_of
+from fp4dit_onnx.models.family import DYNAMIC, Family, InputSpec, Interface, family_of
 from fp4dit_onnx.models.table import FAMILIES
+from fp4dit_onnx.models.text import TEXT_ENCODERS, TextEncoder
 
-__all__ = ["FAMILIES", "Family", "InputSpec", "family_of"]
+__all__ = [
+    "DYNAMIC",
+    "FAMILIES",
+    "TEXT_ENCODERS",
+    "Family",
+    "InputSpec",
+    "Interface",
+    "TextEncoder",
+    "family_of",
+]

@@ -8,9 +8,11 @@ from typing import Any
 
 from fp4dit_onnx.errors import CheckpointError
 
-__all__ = ["Family", "InputSpec", "family_of"]
+__all__ = ["DYNAMIC", "Family", "InputSpec", "Interface", "family_of"]
 
 Config = Mapping[str, Any]
+DYNAMIC = ("batch", "text", "height", "width", "image")
+"""Axes whose size is open in an exported graph: height and width of the latents, or their patches."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,15 @@ class InputSpec:
         name: diffusers' own name.
         dtype: numpy name of the element type.
         dims: one entry an axis: a key of the transformer's config (its value is the size), a fixed
-            size, or the name of a dynamic axis (``batch``, ``text``).
+            size, or the name of a dynamic axis, one of `DYNAMIC`.
+        values: numbers below which integers are drawn, or a key of the config; None for a mask. Of
+            the timestep: the one at which there is nothing but noise, 1000 if None.
     """
 
     name: str
     dtype: str
     dims: tuple[str | int, ...]
+    values: int | str | None = None
 
     def shape(self, config: Config, dynamic: Mapping[str, int]) -> tuple[int, ...]:
         """The shape for given sizes of the dynamic axes."""
@@ -34,6 +39,32 @@ class InputSpec:
             d if isinstance(d, int) else dynamic[d] if d in dynamic else int(config[d])
             for d in self.dims
         )
+
+
+def _as_they_are(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(inputs)
+
+
+@dataclass(frozen=True)
+class Interface:
+    """How a torch module is called, and what of it repeats.
+
+    Attributes:
+        inputs: in graph order.
+        outputs: names of the graph's outputs, in the order in which the module gives them.
+        arguments: turns named inputs into keyword arguments of the module's forward. It may compute
+            further arguments from them in torch; they become part of the graph.
+        blocks: name of a list of equal modules -> names of the arguments of their forward that
+            their results are like, in order. Each kind of block is traced once.
+        results: from what the module gives to the outputs; None takes those called as the outputs,
+            or, of a tuple, the first.
+    """
+
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[str, ...] = ("sample",)
+    arguments: Callable[[Mapping[str, Any]], dict[str, Any]] = _as_they_are
+    blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    results: Callable[[Any], tuple[Any, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,23 +75,28 @@ class Family:
         name: shown to users.
         pipelines: diffusers pipeline classes of the family.
         transformer: diffusers transformer class.
-        inputs: inputs of the transformer for a config, in graph order.
-        arguments: turns named inputs into keyword arguments of the transformer's forward.
+        interface: the transformer's for a config.
         paper_rules: weight format of each layer after FP4DiT, as (pattern, format), first match wins.
-        sampling: defaults of the pipeline: steps and guidance, max_sequence_length.
+        sampling: defaults of the pipeline: steps and guidance, max_sequence_length; sample_size where
+            the config has none.
         pipeline_options: keyword arguments that make the diffusers pipeline deterministic and local.
         skip: layers that stay in float, as (pattern, reason).
+        attention: whether q, k and v can be quantized.
+        calibrates: whether methods that need data can run its pipeline.
+        older: names that older versions of diffusers gave the transformer class.
     """
 
     name: str
     pipelines: tuple[str, ...]
     transformer: str
-    inputs: Callable[[Config], tuple[InputSpec, ...]]
-    arguments: Callable[[Mapping[str, Any]], dict[str, Any]]
+    interface: Callable[[Config], Interface]
     paper_rules: tuple[tuple[str, str], ...]
     sampling: Mapping[str, Any]
     pipeline_options: Mapping[str, Any] = field(default_factory=dict)
     skip: tuple[tuple[str, str], ...] = ()
+    attention: bool = True
+    calibrates: bool = False
+    older: tuple[str, ...] = ()
 
 
 def family_of(pipeline_class: str, transformer_class: str) -> Family:
@@ -72,7 +108,10 @@ def family_of(pipeline_class: str, transformer_class: str) -> Family:
     from fp4dit_onnx.models.table import FAMILIES
 
     for family in FAMILIES:
-        if pipeline_class in family.pipelines and transformer_class == family.transformer:
+        if pipeline_class in family.pipelines and transformer_class in (
+            family.transformer,
+            *family.older,
+        ):
             return family
     known = ", ".join(p for family in FAMILIES for p in family.pipelines)
     raise CheckpointError(

@@ -15,7 +15,16 @@ import numpy.typing as npt
 
 from fp4dit_onnx.errors import UsageError
 
-__all__ = ["DDIM", "DDPM", "DPM_SOLVER", "Options", "checked_options", "cumulative_alphas"]
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "DPM_SOLVER",
+    "FLOW_MATCH_EULER",
+    "Options",
+    "check_steps",
+    "checked_options",
+    "cumulative_alphas",
+]
 
 FloatArray = npt.NDArray[np.float32]
 Options = Mapping[str, Any]
@@ -67,6 +76,22 @@ DDPM = _SCHEDULE | {
     "clip_sample_range": (1.0, None),
     "variance_type": ("fixed_small", ("fixed_small", "fixed_large")),
 }
+FLOW_MATCH_EULER: dict[str, tuple[Any, tuple[Any, ...] | None]] = {
+    "num_train_timesteps": (1000, None),
+    "shift": (1.0, None),
+    "use_dynamic_shifting": (False, (True, False)),
+    "base_shift": (0.5, None),
+    "max_shift": (1.15, None),
+    "base_image_seq_len": (256, None),
+    "max_image_seq_len": (4096, None),
+    "invert_sigmas": (False, (False,)),
+    "shift_terminal": (None, None),
+    "use_karras_sigmas": (False, (False,)),
+    "use_exponential_sigmas": (False, (False,)),
+    "use_beta_sigmas": (False, (False,)),
+    "time_shift_type": ("exponential", ("exponential", "linear")),
+    "stochastic_sampling": (False, (False,)),
+}
 
 
 def checked_options(
@@ -101,6 +126,17 @@ def checked_options(
             )
         options[key] = value
     return options
+
+
+def check_steps(steps: int, options: Options) -> None:
+    """Refuse a number of steps that no trajectory has.
+
+    Raises:
+        UsageError: `steps` is not between 1 and the number of training timesteps.
+    """
+    most = options["num_train_timesteps"]
+    if not 1 <= steps <= most:
+        raise UsageError(f"steps = {steps}: expected a whole number from 1 to {most}")
 
 
 def _linspace(start: float, end: float, count: int) -> FloatArray:

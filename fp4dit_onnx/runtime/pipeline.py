@@ -1,15 +1,13 @@
-"""Text to image from a bundle: numpy and ONNX Runtime, no torch.
+"""Text or class to image from a bundle: numpy and ONNX Runtime, no torch.
 
-The sampling is that of diffusers' PixArtAlphaPipeline. The noise of a seed is the project's own
-definition (`initial_latents`), so that a float model in torch can start from the same latents.
+The sampling is that of diffusers' pipelines; what differs between them is in `families`.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,17 +16,30 @@ import numpy.typing as npt
 from PIL import Image
 
 from fp4dit_onnx.errors import BundleError, UsageError, VerificationError
-from fp4dit_onnx.runtime.schedulers import scheduler_from_config
+from fp4dit_onnx.runtime.families import Encoded, Family, Request, Text, family_of_pipeline
+from fp4dit_onnx.runtime.families.packing import pack, unpack
+from fp4dit_onnx.runtime.files import read_json
+from fp4dit_onnx.runtime.sampling import (
+    Sampling,
+    Step,
+    default_sampling,
+    initial_latents,
+    seed_list,
+    step_noise,
+)
+from fp4dit_onnx.runtime.schedulers import FlowPlan, scheduler_from_config
 from fp4dit_onnx.runtime.session import session
 from fp4dit_onnx.runtime.tokenizer import Tokenizer
 
 __all__ = ["Pipeline", "Sampling", "Step", "initial_latents"]
 
 FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
 OnStep = Callable[["Step"], None]
 OnLatents = Callable[[int, FloatArray], None]
 
-_FAMILIES = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
+_POOLED = ("text_embeds", "pooler_output")
+"""Outputs of text encoders with one vector a text."""
 
 
 class Session(Protocol):
@@ -37,94 +48,57 @@ class Session(Protocol):
     def get_inputs(self) -> Sequence[Any]:
         """What the model takes; every item has a ``name`` and a ``shape``."""
 
+    def get_outputs(self) -> Sequence[Any]:
+        """What the model gives; every item has a ``name``. Asked of text encoders only."""
+
     def run(self, outputs: Sequence[str] | None, feed: Mapping[str, Any]) -> list[Any]:
         """The model's outputs, in the order of `outputs`, or all of them."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to sample.
-
-    Attributes:
-        steps: calls of the transformer.
-        guidance: weight of classifier-free guidance; at most 1 means none.
-        height: of the picture, in pixels.
-        width: of the picture, in pixels.
-        max_sequence_length: tokens that a prompt is padded or cut to.
-    """
-
-    steps: int
-    guidance: float
-    height: int
-    width: int
-    max_sequence_length: int
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a callback sees of one denoising step.
-
-    Attributes:
-        index: 0, 1, ...
-        timestep: the training timestep that the model was told.
-        latents: what the model was given, float32 [B, C, H, W].
-        model_output: its prediction after guidance, without the variance half, the same shape.
-    """
-
-    index: int
-    timestep: int
-    latents: FloatArray
-    model_output: FloatArray
-
-
-def initial_latents(seed: int, shape: tuple[int, ...]) -> FloatArray:
-    """The noise of `seed`: standard normal from numpy's PCG64, drawn in float32.
-
-    Args:
-        seed: not negative.
-        shape: of one picture's latents, [C, H, W]; a batch has one seed a picture.
-    """
-    return np.random.Generator(np.random.PCG64(seed)).standard_normal(shape, np.float32)
-
-
-def _step_noise(seeds: Sequence[int], index: int, shape: tuple[int, ...]) -> FloatArray:
-    """Noise of step `index` for every seed, float32 [B, *shape]; only stochastic schedulers."""
-    streams = (np.random.PCG64(np.random.SeedSequence([seed, index + 1])) for seed in seeds)
-    noise = [np.random.Generator(s).standard_normal(shape, np.float32) for s in streams]
-    return np.stack(noise)
 
 
 class Pipeline:
     """A bundle, ready to generate.
 
-    The parts are public and may be replaced: `tokenizer`, `scheduler`, and the sessions
-    `text_encoder`, `transformer` and `vae_decoder`.
+    The parts are public and may be replaced: `scheduler`, the sessions `transformer` and
+    `vae_decoder`, and as many as the family has of the sessions `text_encoder`, `text_encoder_2`
+    and `text_encoder_3` with their `tokenizer`, `tokenizer_2` and `tokenizer_3`.
 
     Args:
         bundle_folder: as ``fp4dit-onnx export`` writes it.
-        library: run the transformer's quantized layers in the custom-op library.
+        library: run quantized layers in the custom-op library.
         threads: how many threads run one operator; None leaves the choice to ONNX Runtime.
 
     Raises:
         BundleError: a file is missing or damaged.
         MissingExtraError: onnxruntime is not installed.
-        UsageError: the pipeline's family or its scheduler is not supported.
+        UsageError: the pipeline's family or its scheduler is not supported, or the bundle holds
+            the transformer only.
     """
+
+    text_encoder: Session
+    text_encoder_2: Session
+    text_encoder_3: Session
+    tokenizer: Tokenizer
+    tokenizer_2: Tokenizer
+    tokenizer_3: Tokenizer
 
     def __init__(
         self, bundle_folder: Path, *, library: bool = True, threads: int | None = None
     ) -> None:
         folder = Path(bundle_folder)
-        _check_family(folder)
-        self.defaults = _default_sampling(folder / "quantization.json")
-        self.scheduler = scheduler_from_config(_read(folder / "scheduler/scheduler_config.json"))
-        self.tokenizer = Tokenizer(folder / "tokenizer")
-        self._transformer_path = folder / "transformer" / "model.onnx"
-        self._transformer_config = _read(folder / "transformer/config.json")
-        self._vae_config = _read(folder / "vae_decoder/config.json")
-        self.text_encoder: Session = session(
-            folder / "text_encoder" / "model.onnx", library=False, threads=threads
+        self._model_index = read_json(folder / "model_index.json")
+        self._family = _family(folder, self._model_index)
+        self.defaults = default_sampling(folder / "quantization.json")
+        self.scheduler = scheduler_from_config(
+            read_json(folder / "scheduler" / "scheduler_config.json")
         )
+        self._transformer_path = folder / "transformer" / "model.onnx"
+        self._transformer_config = read_json(folder / "transformer" / "config.json")
+        self._vae_config = read_json(folder / "vae_decoder" / "config.json")
+        for name in self._family.encoders:
+            tokenizer = _tokenizer_of(name)
+            setattr(self, tokenizer, Tokenizer(folder / tokenizer))
+            path = folder / name / "model.onnx"
+            setattr(self, name, session(path, library=library, threads=threads))
         self.transformer: Session = session(
             self._transformer_path, library=library, threads=threads
         )
@@ -153,7 +127,7 @@ class Pipeline:
             height=default.height if height is None else height,
             width=default.width if width is None else width,
         )
-        multiple = self._scale_factor * int(self._transformer_config.get("patch_size", 1))
+        multiple = self._scale_factor * self._token_side
         for name in ("height", "width"):
             size = getattr(sampling, name)
             if size < multiple or size % multiple:
@@ -165,7 +139,8 @@ class Pipeline:
         """Refuse a size that differs from the one that the transformer was exported with, if any."""
         declared = {item.name: item.shape for item in self.transformer.get_inputs()}
         wanted = self.latent_shape(sampling)[1:]
-        axes = list(declared.get("hidden_states", ()))[2:]  # of [B, C, H, W]
+        shape = list(declared.get("hidden_states", ()))
+        axes = shape[2:] if len(shape) == 4 else []  # of [B, C, H, W]; packed ones have no such
         for name, axis, latents in zip(("height", "width"), axes, wanted, strict=False):
             if isinstance(axis, int) and axis != latents:
                 raise UsageError(
@@ -176,7 +151,7 @@ class Pipeline:
     def latent_shape(self, sampling: Sampling) -> tuple[int, int, int]:
         """Shape of one picture's latents, [C, H, W]."""
         factor = self._scale_factor
-        channels = int(self._transformer_config["in_channels"])
+        channels = int(self._transformer_config["in_channels"]) // self._family.packing**2
         return channels, sampling.height // factor, sampling.width // factor
 
     def generate(
@@ -198,8 +173,8 @@ class Pipeline:
         A picture depends on its own prompt and seed only, not on the others in the batch.
 
         Args:
-            prompts: what to draw.
-            negative_prompt: what guidance leads away from.
+            prompts: what to draw; for DiT a class each, by name or number.
+            negative_prompt: what guidance leads away from; DiT knows none.
             seeds: one a prompt, or one for all.
             steps: calls of the transformer; None here and below means the bundle's default.
             guidance: weight of classifier-free guidance; at most 1 means none.
@@ -218,7 +193,8 @@ class Pipeline:
         if batch_size < 1:
             raise UsageError(f"batch_size = {batch_size}: expected at least 1")
         sampling = self.settings(steps=steps, guidance=guidance, height=height, width=width)
-        seed_list = _seed_list(seeds, len(prompts))
+        chosen_seeds = seed_list(seeds, len(prompts))
+        self._family.check(self._request(prompts, negative_prompt, sampling))
         starts = range(0, len(prompts), batch_size)
         total, counter = len(starts) * sampling.steps, itertools.count(1)
 
@@ -232,7 +208,7 @@ class Pipeline:
             batch = slice(start, start + batch_size)
             latents = self.sample(
                 prompts[batch],
-                seed_list[batch],
+                chosen_seeds[batch],
                 sampling,
                 negative_prompt=negative_prompt,
                 after_step=after_step,
@@ -265,13 +241,16 @@ class Pipeline:
         """
         shape = self.latent_shape(sampling)
         latents = np.stack([initial_latents(seed, shape) for seed in seeds])  # [B, C, H, W]
-        fixed = self._conditions(prompts, negative_prompt, sampling)
-        trajectory = self.scheduler.start(sampling.steps)
+        request = self._request(prompts, negative_prompt, sampling)
+        fixed = self._family.conditions(request, self._encode)
+        tokens = shape[1] * shape[2] // self._token_side**2
+        plan = FlowPlan(tokens, self._family.sigmas_from_one)
+        trajectory = self.scheduler.start(sampling.steps, plan)
         for index, timestep in enumerate(trajectory.timesteps):
-            output = self._predict(latents, int(timestep), fixed, sampling.guidance)
+            output = self._predict(latents, timestep.item(), fixed, request)
             if on_step is not None:
-                on_step(Step(index, int(timestep), latents, output))
-            noise = _step_noise(seeds, index, shape) if self.scheduler.stochastic else None
+                on_step(Step(index, timestep.item(), latents, output))
+            noise = step_noise(seeds, index, shape) if self.scheduler.stochastic else None
             latents = trajectory.step(output, latents, noise)
             after_step(index, latents)
         for prompt, row in zip(prompts, latents, strict=True):
@@ -289,7 +268,7 @@ class Pipeline:
         pictures = []
         for row in latents:
             feed = {"latent_sample": row[None] / scaling + shift}  # [1, C, H, W]
-            pixels = _run(self.vae_decoder, feed, "vae_decoder")[0]  # [3, H, W], -1 .. 1
+            pixels = _run(self.vae_decoder, feed, "vae_decoder")[0][0]  # [3, H, W], -1 .. 1
             scaled = np.clip(pixels / 2 + 0.5, 0, 1).transpose(1, 2, 0) * 255
             pictures.append(Image.fromarray(scaled.round().astype(np.uint8)))
         return pictures
@@ -299,51 +278,67 @@ class Pipeline:
         """Pixels a latent, along one side."""
         return int(2 ** (len(self._vae_config["block_out_channels"]) - 1))
 
-    def _conditions(
+    @property
+    def _token_side(self) -> int:
+        """Latents a token of the transformer, along one side."""
+        return int(self._transformer_config.get("patch_size", 1)) * self._family.packing
+
+    def _request(
         self, prompts: Sequence[str], negative_prompt: str, sampling: Sampling
-    ) -> dict[str, npt.NDArray[Any]]:
-        """The transformer's inputs that no step changes; with guidance, negative first."""
-        texts = [negative_prompt, *prompts] if sampling.guidance > 1 else list(prompts)
-        cleaned = [text.lower().strip() for text in texts]
-        ids, mask = self.tokenizer(cleaned, sampling.max_sequence_length)
-        feed = {"input_ids": ids, "attention_mask": mask}
-        states = _run(self.text_encoder, feed, "text_encoder")  # [texts, L, D]
-        count = len(prompts)
-        if sampling.guidance > 1:
-            rows = [0] * count + list(range(1, count + 1))
-            states, mask = states[rows], mask[rows]  # [2 B, L, D] and [2 B, L]
-        size = [sampling.height, sampling.width]
-        return {
-            "encoder_hidden_states": states,
-            "encoder_attention_mask": mask,
-            "resolution": np.tile(np.array(size, np.float32), (len(states), 1)),
-            "aspect_ratio": np.full((len(states), 1), size[0] / size[1], np.float32),
-        }
+    ) -> Request:
+        guided = self._family.classifier_free and sampling.guidance > 1
+        return Request(
+            prompts,
+            negative_prompt,
+            sampling,
+            guided,
+            self._transformer_config,
+            self._model_index,
+        )
+
+    def _encode(self, text: Text, texts: Sequence[str]) -> Encoded:
+        """See `families.Encode`; runs the parts as they are now."""
+        encoder: Session = getattr(self, text.encoder)
+        names = [item.name for item in encoder.get_outputs()]
+        if text.output not in names:
+            raise BundleError(
+                f"{text.encoder} gives {', '.join(names)}: expected {text.output} among them; "
+                "export the bundle again"
+            )
+        ids, mask = getattr(self, _tokenizer_of(text.encoder))(texts, text.length)
+        feed = {"input_ids": ids, "attention_mask": mask if text.masked else np.ones_like(mask)}
+        found = dict(zip(names, _run(encoder, feed, text.encoder), strict=True))
+        pooled = [found[name] for name in _POOLED if name in found]
+        return Encoded(found[text.output], mask, pooled[0] if pooled else None)
 
     def _predict(
         self,
         latents: FloatArray,
-        timestep: int,
+        timestep: float,
         fixed: Mapping[str, npt.NDArray[Any]],
-        guidance: float,
+        request: Request,
     ) -> FloatArray:
         """The model's output after guidance and without the variance half, as `latents`."""
-        rows = np.concatenate([latents, latents]) if guidance > 1 else latents  # [B or 2 B, ...]
+        family = self._family
+        rows = np.concatenate([latents, latents]) if request.guided else latents  # [rows, ...]
         feed = {
-            "hidden_states": rows,
-            "timestep": np.full(len(rows), timestep, np.float32),
+            "hidden_states": pack(rows, family.packing) if family.packing > 1 else rows,
+            "timestep": np.full(len(rows), timestep / family.time_divisor, family.timestep),
             **fixed,
         }
-        output = _run(self.transformer, feed, "transformer")
-        if guidance > 1:
-            negative, positive = np.split(output, 2)
-            output = negative + np.float32(guidance) * (positive - negative)
+        output = _run(self.transformer, feed, "transformer")[0]
+        if family.packing > 1:
+            output = unpack(output, rows.shape, family.packing)
+        if request.guided:
+            first, second = np.split(output, 2)
+            without, given = (first, second) if family.negative_first else (second, first)
+            output = without + np.float32(request.sampling.guidance) * (given - without)
         channels = latents.shape[1]
         return output[:, :channels] if output.shape[1] == 2 * channels else output
 
 
-def _run(part: Session, feed: Mapping[str, npt.NDArray[Any]], name: str) -> FloatArray:
-    """First output of `part` given those of `feed` that it declares."""
+def _run(part: Session, feed: Mapping[str, npt.NDArray[Any]], name: str) -> list[FloatArray]:
+    """The outputs of `part` given those of `feed` that it declares."""
     declared = [item.name for item in part.get_inputs()]
     unknown = [item for item in declared if item not in feed]
     if unknown:
@@ -351,49 +346,24 @@ def _run(part: Session, feed: Mapping[str, npt.NDArray[Any]], name: str) -> Floa
             f"{name} needs the input {unknown[0]}, which this version does not feed: expected "
             f"inputs among {', '.join(feed)}; export the bundle again"
         )
-    output: FloatArray = part.run(None, {item: feed[item] for item in declared})[0]
-    return output
+    return part.run(None, {item: feed[item] for item in declared})
 
 
-def _seed_list(seeds: Sequence[int] | int, count: int) -> list[int]:
-    result = [seeds] * count if isinstance(seeds, int) else list(seeds)
-    if len(result) != count:
-        raise UsageError(f"{len(result)} seeds for {count} prompts: expected one each, or one int")
-    negative = [seed for seed in result if seed < 0]
-    if negative:
-        raise UsageError(f"seed {negative[0]}: expected a whole number from 0")
-    return result
+def _tokenizer_of(encoder: str) -> str:
+    """Name of the tokenizer that belongs to an encoder, such as tokenizer_2 of text_encoder_2."""
+    return encoder.replace("text_encoder", "tokenizer")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BundleError(
-            f"{path} does not exist: expected a file of the bundle; give the folder that "
-            "fp4dit-onnx export wrote"
-        ) from None
-    except ValueError as cause:
-        raise BundleError(f"{path} is no JSON: {cause}; export the bundle again") from cause
-    if not isinstance(value, dict):
-        raise BundleError(f"{path} holds no JSON object: export the bundle again")
-    return value
-
-
-def _check_family(folder: Path) -> None:
-    name = str(_read(folder / "model_index.json").get("_class_name"))
-    if name.removeprefix("ORT") not in _FAMILIES:
+def _family(folder: Path, model_index: Mapping[str, Any]) -> Family:
+    """The family that `folder` is of; refuses one that lacks a part besides the transformer."""
+    name = str(model_index.get("_class_name"))
+    family = family_of_pipeline(name, folder / "model_index.json")
+    parts = (*family.encoders, "vae_decoder")
+    missing = [name for name in parts if not (folder / name).is_dir()]
+    if missing:
         raise UsageError(
-            f"{folder}/model_index.json names the pipeline {name}: "
-            f"expected one of {', '.join(_FAMILIES)}"
+            f"{folder} holds no {' and no '.join(missing)}, which drawing needs: run its "
+            "transformer inside the diffusers pipeline with fp4dit_onnx.load_transformer, or export "
+            "the whole pipeline"
         )
-
-
-def _default_sampling(path: Path) -> Sampling:
-    stored = _read(path).get("sampling")
-    expected = [field.name for field in fields(Sampling)]
-    missing = [n for n in expected if not isinstance(stored, dict) or n not in stored]
-    if missing or not isinstance(stored, dict):
-        raise BundleError(f"{path} lacks sampling.{missing[0]}: export the bundle again")
-    return Sampling(**{name: stored[name] for name in expected})
+    return family

@@ -15,16 +15,19 @@ import numpy as np
 import numpy.typing as npt
 
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.runtime.flow_matching import FlowMatchEuler, FlowPlan
 from fp4dit_onnx.runtime.noise_schedule import (
     DDIM,
     DDPM,
     DPM_SOLVER,
+    FLOW_MATCH_EULER,
     Options,
+    check_steps,
     checked_options,
     cumulative_alphas,
 )
 
-__all__ = ["SCHEDULERS", "Scheduler", "Trajectory", "scheduler_from_config"]
+__all__ = ["SCHEDULERS", "FlowPlan", "Scheduler", "Trajectory", "scheduler_from_config"]
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -34,8 +37,8 @@ class Trajectory(Protocol):
     """One run from noise to data; `step` is called once for every timestep, in order."""
 
     @property
-    def timesteps(self) -> IntArray:
-        """The timesteps at which the model is called, int64 [steps]."""
+    def timesteps(self) -> IntArray | FloatArray:
+        """The timesteps at which the model is called, [steps]: int64, of flow matching float32."""
 
     def step(
         self, model_output: FloatArray, sample: FloatArray, noise: FloatArray | None = None
@@ -56,18 +59,16 @@ class Scheduler(Protocol):
     def stochastic(self) -> bool:
         """Whether every step needs noise."""
 
-    def start(self, steps: int) -> Trajectory:
+    def start(self, steps: int, plan: FlowPlan | None = None) -> Trajectory:
         """A fresh trajectory of `steps` steps.
+
+        Args:
+            steps: calls of the model.
+            plan: what the run looks like; only flow matching asks for it.
 
         Raises:
             UsageError: `steps` is not between 1 and the number of training timesteps.
         """
-
-
-def _check_steps(steps: int, options: Options) -> None:
-    most = options["num_train_timesteps"]
-    if not 1 <= steps <= most:
-        raise UsageError(f"steps = {steps}: expected a whole number from 1 to {most}")
 
 
 def _data_and_noise(
@@ -96,9 +97,9 @@ class DpmSolverMultistep:
     options: Options
     stochastic: bool = False
 
-    def start(self, steps: int) -> DpmSolverTrajectory:
+    def start(self, steps: int, plan: FlowPlan | None = None) -> DpmSolverTrajectory:
         """A fresh trajectory; see `Scheduler.start`."""
-        _check_steps(steps, self.options)
+        check_steps(steps, self.options)
         cumulative = cumulative_alphas(self.options)
         table = np.sqrt((1 - cumulative) / cumulative)
         if self.options["use_karras_sigmas"]:
@@ -233,9 +234,9 @@ class Ancestral:
     options: Options
     stochastic: bool
 
-    def start(self, steps: int) -> AncestralTrajectory:
+    def start(self, steps: int, plan: FlowPlan | None = None) -> AncestralTrajectory:
         """A fresh trajectory; see `Scheduler.start`."""
-        _check_steps(steps, self.options)
+        check_steps(steps, self.options)
         times = _ancestral_times(self.options, steps)
         count = self.options["num_train_timesteps"]
         if times.max() >= count:
@@ -306,6 +307,9 @@ SCHEDULERS: dict[str, Callable[[Options], Scheduler]] = {
     ),
     "DDPMScheduler": lambda config: Ancestral(
         checked_options("DDPMScheduler", config, DDPM), True
+    ),
+    "FlowMatchEulerDiscreteScheduler": lambda config: FlowMatchEuler(
+        checked_options("FlowMatchEulerDiscreteScheduler", config, FLOW_MATCH_EULER)
     ),
 }
 """diffusers' class name -> constructor from the contents of scheduler_config.json."""

@@ -1,0 +1,198 @@
+"""A bundle's transformer inside a diffusers pipeline, in place of the torch module.
+
+    pipe = diffusers.PixArtAlphaPipeline.from_pretrained(folder, transformer=None)
+    pipe.transformer = fp4dit_onnx.load_transformer("bundle")
+
+Everything around the transformer stays in torch; the transformer runs in ONNX Runtime on the CPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fp4dit_onnx.errors import BundleError, MissingExtraError, UsageError
+from fp4dit_onnx.runtime.files import read_json
+from fp4dit_onnx.runtime.session import session
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["load_transformer"]
+
+FloatArray = npt.NDArray[np.float32]
+
+_TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(bool)": "bool"}
+"""ONNX Runtime's name of an element type -> torch's."""
+_COMPUTED = ("image_rotary_emb",)
+"""Arguments that the graph makes itself."""
+_SWITCHED = ("aspect_ratio", "image_meta_size", "resolution", "style")
+"""Arguments that pipelines give to networks without the switch for them, which ignore them."""
+
+
+def load_transformer(
+    bundle: Path | str, *, library: bool = True, threads: int | None = None
+) -> nn.Module:
+    """The transformer of `bundle` as a torch module that can be assigned to ``pipe.transformer``.
+
+    It takes the arguments of the diffusers class that was exported and returns its output class,
+    on the device and in the type of ``hidden_states``; inside it computes on the CPU in float32.
+    ``config`` is that of the class, ``dtype`` is float32 and ``device`` the CPU. It has no
+    parameters and cannot be trained.
+
+    Args:
+        bundle: as ``fp4dit-onnx export`` writes it; only its transformer is read.
+        library: run the quantized layers in the custom-op library.
+        threads: how many threads run one operator; None leaves the choice to ONNX Runtime.
+
+    Raises:
+        BundleError: a file is missing or damaged.
+        MissingExtraError: onnxruntime, torch or diffusers is not installed.
+        UsageError: when the module is called: an argument that the graph cannot take.
+    """
+    folder = Path(bundle) / "transformer"
+    config = read_json(folder / "config.json")
+    original = _original_class(folder / "config.json", config)
+    graph = _Graph(session(folder / "model.onnx", library=library, threads=threads))
+    module: nn.Module = _module_class()(graph, original, config)
+    return module
+
+
+def _original_class(path: Path, config: Mapping[str, Any]) -> type:
+    """The diffusers class that `config` is of."""
+    try:
+        import diffusers
+    except ImportError as cause:
+        raise MissingExtraError("diffusers", "export") from cause
+    name = str(config.get("_class_name"))
+    if not hasattr(diffusers, name):
+        raise BundleError(
+            f"{path} names the class {name}: expected one of diffusers {diffusers.__version__}; "
+            "export the bundle again, or install the version that it was exported with"
+        )
+    found: type = getattr(diffusers, name)
+    return found
+
+
+def _defaults(function: Any) -> dict[str, Any]:
+    """Default values of a function's parameters."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A session and what it takes.
+
+    Attributes:
+        session: an onnxruntime.InferenceSession.
+    """
+
+    session: Any
+
+    def run(self, arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> FloatArray:
+        """The first output, float32.
+
+        Args:
+            arguments: of the original class, by name; the entries of a dictionary count as such.
+            defaults: what the original class takes where nothing is given.
+
+        Raises:
+            UsageError: an argument that is missing, of another rank, or that the graph lacks.
+        """
+        declared = {item.name: item for item in self.session.get_inputs()}
+        given = dict(_flat(arguments))
+        for name, value in given.items():
+            ignored = name in _COMPUTED or name in _SWITCHED or _is(value, defaults.get(name))
+            if name not in declared and not ignored:
+                raise UsageError(
+                    f"{name} is given: expected nothing there, the exported transformer takes "
+                    f"{', '.join(declared)}; leave it out"
+                )
+        missing = [name for name in declared if given.get(name) is None]
+        if missing:
+            raise UsageError(f"{missing[0]} is missing: the exported transformer needs it")
+        rows = len(given["hidden_states"])
+        feed = {name: _array(given[name], item, rows) for name, item in declared.items()}
+        output: FloatArray = self.session.run(None, feed)[0]
+        return output
+
+
+def _flat(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Arguments with those inside dictionaries, such as added_cond_kwargs, among them."""
+    for name, value in arguments.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value)
+        else:
+            yield name, value
+
+
+def _is(value: Any, default: Any) -> bool:
+    """Whether `value` says nothing: None, or the default, which is no tensor."""
+    plain = isinstance(value, bool | int | float | str)
+    return value is None or (plain and type(value) is type(default) and bool(value == default))
+
+
+def _array(value: Tensor | float, item: Any, rows: int) -> npt.NDArray[Any]:
+    """`value` as the input `item` takes it; one timestep for all is repeated `rows` times."""
+    import torch
+
+    tensor = torch.as_tensor(value).detach().to("cpu", getattr(torch, _TYPES[item.type]))
+    rank = len(item.shape)
+    if rank == 1 and tensor.ndim <= 1 and tensor.numel() == 1:
+        tensor = tensor.reshape(1).expand(rows)
+    if tensor.ndim != rank:
+        raise UsageError(
+            f"{item.name} has the shape {tuple(tensor.shape)}: expected {rank} dimensions, "
+            f"as {item.shape}"
+        )
+    array: npt.NDArray[Any] = tensor.contiguous().numpy()
+    return array
+
+
+@functools.cache
+def _module_class() -> Any:
+    """The class of the modules, made when torch and diffusers are wanted."""
+    import torch
+    from diffusers import ModelMixin
+    from diffusers.configuration_utils import FrozenDict
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+    class OnnxTransformer(ModelMixin):
+        dtype = torch.float32
+        device = torch.device("cpu")
+
+        def __init__(self, graph: _Graph, original: Any, config: Mapping[str, Any]) -> None:
+            super().__init__()  # type: ignore[no-untyped-call]
+            values = {**_defaults(original.__init__), **config}
+            self.config = FrozenDict(values)  # type: ignore[no-untyped-call]
+            self._graph = graph
+            self._signature = inspect.signature(original.forward)
+            self._argument_defaults = _defaults(original.forward)
+            if {"num_attention_heads", "attention_head_dim"} <= set(self.config):
+                self.num_heads = int(self.config["num_attention_heads"])
+                self.inner_dim = self.num_heads * int(self.config["attention_head_dim"])
+
+        def forward(self, *arguments: Any, **named: Any) -> Any:
+            given = self._signature.bind(self, *arguments, **named).arguments
+            given.pop("self")
+            return_dict = given.pop("return_dict", True)
+            hidden = given["hidden_states"]
+            output = self._graph.run(given, self._argument_defaults)
+            sample = torch.from_numpy(output).to(hidden.device, hidden.dtype)
+            return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+        @contextmanager
+        def cache_context(self, *_: Any, **__: Any) -> Iterator[None]:
+            """Nothing is cached between calls."""
+            yield
+
+    return OnnxTransformer

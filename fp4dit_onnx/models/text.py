@@ -1,0 +1,65 @@
+"""Text encoders of transformers, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fp4dit_onnx.models.family import InputSpec, Interface
+
+__all__ = ["TEXT_ENCODERS", "TextEncoder"]
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A class of text encoders.
+
+    Attributes:
+        outputs: of the graph, under the names that transformers gives them.
+        prefix: of the names of stored tensors, where transformers takes it off.
+        unused: patterns of linears that no output depends on.
+        results: see `Interface`.
+    """
+
+    outputs: tuple[str, ...] = ("last_hidden_state",)
+    prefix: str = ""
+    unused: tuple[str, ...] = ()
+    results: Callable[[Any], tuple[Any, ...]] | None = None
+
+    @property
+    def interface(self) -> Interface:
+        """input_ids and attention_mask, both int64 [B, L], B and L open."""
+        return Interface(
+            inputs=(
+                InputSpec("input_ids", "int64", ("batch", "text"), values="vocab_size"),
+                InputSpec("attention_mask", "int64", ("batch", "text")),
+            ),
+            outputs=self.outputs,
+            arguments=_arguments if self.results is None else _with_states,
+            results=self.results,
+        )
+
+
+def _arguments(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {**inputs, "return_dict": True}
+
+
+def _with_states(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {**_arguments(inputs), "output_hidden_states": True}
+
+
+def _projected(result: Any) -> tuple[Any, ...]:
+    """What Stable Diffusion 3 takes of a CLIP: the projection, and the states before the last layer."""
+    return result.text_embeds, result.hidden_states[-2]
+
+
+TEXT_ENCODERS: Mapping[str, TextEncoder] = {
+    "BertModel": TextEncoder(unused=("pooler.*",)),
+    "CLIPTextModel": TextEncoder(("last_hidden_state", "pooler_output"), "text_model."),
+    "CLIPTextModelWithProjection": TextEncoder(
+        ("text_embeds", "penultimate_hidden_state"), results=_projected
+    ),
+    "T5EncoderModel": TextEncoder(),
+}
+"""Class of transformers -> what the tool must know of it."""

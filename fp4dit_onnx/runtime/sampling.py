@@ -1,0 +1,110 @@
+"""How to sample, and the noise of a seed.
+
+The noise is the project's own definition, so that a float model in torch can start from the same
+latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fp4dit_onnx.errors import BundleError, UsageError
+from fp4dit_onnx.runtime.files import read_json
+
+__all__ = ["Sampling", "Step", "default_sampling", "initial_latents", "seed_list", "step_noise"]
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample.
+
+    Attributes:
+        steps: calls of the transformer.
+        guidance: weight of classifier-free guidance; at most 1 means none.
+        height: of the picture, in pixels.
+        width: of the picture, in pixels.
+        max_sequence_length: tokens that a prompt is padded or cut to, where the family lets one
+            choose: PixArt.
+    """
+
+    steps: int
+    guidance: float
+    height: int
+    width: int
+    max_sequence_length: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a callback sees of one denoising step.
+
+    Attributes:
+        index: 0, 1, ...
+        timestep: the training timestep that the model was told.
+        latents: what the model was given, float32 [B, C, H, W].
+        model_output: its prediction after guidance, without the variance half, the same shape.
+    """
+
+    index: int
+    timestep: float
+    latents: FloatArray
+    model_output: FloatArray
+
+
+def initial_latents(seed: int, shape: tuple[int, ...]) -> FloatArray:
+    """The noise of `seed`: standard normal from numpy's PCG64, drawn in float32.
+
+    Args:
+        seed: not negative.
+        shape: of one picture's latents, [C, H, W]; a batch has one seed a picture.
+    """
+    return np.random.Generator(np.random.PCG64(seed)).standard_normal(shape, np.float32)
+
+
+def step_noise(seeds: Sequence[int], index: int, shape: tuple[int, ...]) -> FloatArray:
+    """Noise of step `index` for every seed, float32 [B, *shape]; only stochastic schedulers.
+
+    Args:
+        seeds: B seeds, not negative.
+        index: 0, 1, ...
+        shape: of one picture's latents, [C, H, W].
+    """
+    streams = (np.random.PCG64(np.random.SeedSequence([seed, index + 1])) for seed in seeds)
+    noise = [np.random.Generator(s).standard_normal(shape, np.float32) for s in streams]
+    return np.stack(noise)
+
+
+def seed_list(seeds: Sequence[int] | int, count: int) -> list[int]:
+    """One seed a picture.
+
+    Raises:
+        UsageError: another number of seeds than `count`, or a negative one.
+    """
+    result = [seeds] * count if isinstance(seeds, int) else list(seeds)
+    if len(result) != count:
+        raise UsageError(f"{len(result)} seeds for {count} prompts: expected one each, or one int")
+    negative = [seed for seed in result if seed < 0]
+    if negative:
+        raise UsageError(f"seed {negative[0]}: expected a whole number from 0")
+    return result
+
+
+def default_sampling(manifest: Path) -> Sampling:
+    """The sampling settings that a bundle's manifest carries.
+
+    Raises:
+        BundleError: the manifest cannot be read, or lacks one.
+    """
+    stored = read_json(manifest).get("sampling")
+    expected = [field.name for field in fields(Sampling)]
+    missing = [n for n in expected if not isinstance(stored, dict) or n not in stored]
+    if missing or not isinstance(stored, dict):
+        raise BundleError(f"{manifest} lacks sampling.{missing[0]}: export the bundle again")
+    return Sampling(**{name: stored[name] for name in expected})

@@ -1,0 +1,1 @@
+"""From a configuration to ONNX graphs without weights; each kind of block is traced once."""

@@ -1,0 +1,332 @@
+"""From a torch module to a float ONNX graph that keeps the parameters' names; blocks once a kind."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx
+import onnx_ir
+import torch
+from torch.utils import _pytree as pytree
+
+from fp4dit_onnx.errors import Fp4DitError
+from fp4dit_onnx.models import DYNAMIC, Interface
+from fp4dit_onnx.ops import IR_VERSION, OPSET
+from fp4dit_onnx.silence import quiet
+from fp4dit_onnx.skeleton import BLOCK, BLOCK_DOMAIN, PLACEHOLDER, Kind, Traced
+from fp4dit_onnx.tracing.dynamic import dynamic
+from fp4dit_onnx.tracing.fake import is_fake
+
+__all__ = ["trace"]
+
+_WRAPPED = "network"
+_NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
+_SCOPES = "pkg.torch.onnx.name_scopes"
+# Sizes of dynamic axes while tracing: unlike each other, and unlike 0 and 1, which torch specializes.
+_TRACE_SIZES = dict(zip(DYNAMIC, (3, 7, 20, 26, 11), strict=True))
+_LARGEST = 1 << 16
+_JOINED = "tokens"
+
+
+@dataclass(frozen=True)
+class _Call:
+    """How a block was called while the shell was traced."""
+
+    module: torch.nn.Module
+    leaves: list[Any]
+    spec: pytree.TreeSpec
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [leaf for leaf in self.leaves if isinstance(leaf, torch.Tensor)]
+
+    def kind(self) -> tuple[object, ...]:
+        """Equal for blocks that have the same graph."""
+        tensors = self.module.state_dict().items()
+        return (
+            type(self.module),
+            tuple((name, tuple(t.shape)) for name, t in tensors),
+            tuple(
+                (str(tuple(leaf.shape)), leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf
+                for leaf in self.leaves
+            ),
+            str(self.spec),
+        )
+
+
+@dataclass
+class _Axes:
+    """Names of the sizes that are open, by torch's expression for them."""
+
+    names: dict[str, str] = field(default_factory=dict)
+
+    def note(self, size: Any, name: str) -> None:
+        if isinstance(size, torch.SymInt):
+            self.names.setdefault(str(size), name)
+
+    def name(self, size: torch.SymInt) -> str:
+        """Of a size; one that no input has is called ``tokens``, with a number from the second on."""
+        joined = [n for n in self.names.values() if n.startswith(_JOINED)]
+        new = _JOINED if not joined else f"{_JOINED}_{len(joined) + 1}"
+        return self.names.setdefault(str(size), new)
+
+
+class _Positional(torch.nn.Module):
+    """A module with its inputs as plain positional tensors, in the interface's order."""
+
+    def __init__(self, network: torch.nn.Module, interface: Interface, axes: _Axes) -> None:
+        super().__init__()
+        self.network = network
+        self._interface, self._axes = interface, axes
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        specs = self._interface.inputs
+        for spec, tensor in zip(specs, inputs, strict=True):
+            for dim, size in zip(spec.dims, tensor.shape, strict=True):
+                self._axes.note(size, str(dim))
+        named = {spec.name: tensor for spec, tensor in zip(specs, inputs, strict=True)}
+        result = self.network(**self._interface.arguments(named))
+        wanted = self._interface.outputs
+        if self._interface.results is not None:
+            return self._interface.results(result)
+        if isinstance(result, Mapping):
+            return tuple(result[name] for name in wanted)
+        return tuple(result[: len(wanted)])
+
+
+class _Block(torch.nn.Module):
+    """One block with its tensors as plain positional arguments, as it was called."""
+
+    def __init__(self, call: _Call) -> None:
+        super().__init__()
+        self.network = call.module
+        self._call = call
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        given = iter(tensors)
+        call = self._call
+        leaves = [next(given) if isinstance(v, torch.Tensor) else v for v in call.leaves]
+        result = self.network(**pytree.tree_unflatten(leaves, call.spec))
+        outputs = result if isinstance(result, tuple) else (result,)
+        return tuple(t for t in outputs if t is not None)
+
+
+def trace(
+    network: torch.nn.Module, interface: Interface, config: Mapping[str, Any], mode: Any = None
+) -> Traced:
+    """Trace `network` (eval mode, float32) into ONNX, every axis named in `DYNAMIC` open.
+
+    Args:
+        network: real, or fake (`fake_network`): then initializers refer to data at `PLACEHOLDER`.
+        interface: how it is called; without `blocks` it is traced whole.
+        config: sizes of the other axes.
+        mode: of a fake network's tensors; None for a real one.
+
+    Returns:
+        Graphs whose initializers are called as the torch parameters, and whose nodes are called
+        after the module that they come from.
+
+    Raises:
+        Fp4DitError: torch cannot trace the network, or not convert what it traced.
+    """
+    axes, calls = _Axes(), dict[str, _Call]()
+    specs, fake = interface.inputs, mode or contextlib.nullcontext()
+    with fake:
+        examples = tuple(
+            torch.ones(s.shape(config, _TRACE_SIZES), dtype=getattr(torch, s.dtype)) for s in specs
+        )
+    dims = {name: torch.export.Dim(name, min=1, max=_LARGEST) for name in DYNAMIC}
+    shapes = tuple({i: dims[str(d)] for i, d in enumerate(s.dims) if d in dims} for s in specs)
+    names, outputs = [s.name for s in specs], list(interface.outputs)
+    with quiet(), torch.no_grad(), dynamic(network):
+        with _stubbed(network, interface.blocks, calls):
+            wrapped = _Positional(network, interface, axes).eval()
+            shell = _converted(wrapped, examples, shapes, names, outputs)
+        found: dict[object, Kind] = {}
+        kinds: dict[str, Kind] = {}
+        for name, call in calls.items():
+            key = call.kind()
+            if key not in found:
+                found[key] = Kind(name, _block(name, call, axes, fake))
+            kinds[name] = found[key]
+    _finish(shell, "")
+    return Traced(shell, kinds)
+
+
+@contextlib.contextmanager
+def _stubbed(
+    network: torch.nn.Module, blocks: Mapping[str, Sequence[str]], calls: dict[str, _Call]
+) -> Iterator[None]:
+    """While open, a block gives a node of `BLOCK` and notes how it was called."""
+    found: dict[str, tuple[Any, tuple[str, ...]]] = {
+        f"{part}.{i}": (block, tuple(like))
+        for part, like in blocks.items()
+        for i, block in enumerate(_children(network, part))
+    }
+    modules: list[Any] = [block for block, _ in found.values()]
+    for name, (block, like) in found.items():
+        block.forward = _stub(name, block, like, calls)
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward
+
+
+def _children(network: torch.nn.Module, part: str) -> list[Any]:
+    return list(network.get_submodule(part).children())
+
+
+def _stub(
+    name: str, block: Any, like: tuple[str, ...], calls: dict[str, _Call]
+) -> Callable[..., Any]:
+    signature = inspect.signature(type(block).forward)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        given = dict(signature.bind(block, *args, **kwargs).arguments)
+        del given["self"]
+        given.update(given.pop("kwargs", {}))
+        leaves, spec = pytree.tree_flatten(given)
+        calls[name] = call = _Call(block, leaves, spec)
+        same = [given[argument] for argument in like]
+        outputs = torch.onnx.ops.symbolic_multi_out(
+            f"{BLOCK_DOMAIN}::{BLOCK}",
+            call.tensors,
+            {"module": name},
+            dtypes=[t.dtype for t in same],
+            shapes=[t.shape for t in same],
+            version=1,
+        )
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    return forward
+
+
+def _block(name: str, call: _Call, axes: _Axes, fake: Any) -> onnx.ModelProto:
+    """The graph of one block, its tensors' open sizes named as in the shell."""
+    examples, shapes = [], []
+    called: list[dict[int, str]] = []
+    for tensor in call.tensors:
+        given: list[Any] = list(tensor.shape)
+        open_ = {i: d for i, d in enumerate(given) if isinstance(d, torch.SymInt)}
+        sizes = [d.node.hint if i in open_ else d for i, d in enumerate(given)]
+        with fake:
+            examples.append(torch.ones(sizes, dtype=tensor.dtype))
+        # Sizes may depend on each other, such as text and image tokens joined: torch finds out.
+        shapes.append(dict.fromkeys(open_, torch.export.Dim.AUTO))
+        called.append({i: axes.name(d) for i, d in open_.items()})
+    inputs = [f"{name}:in{i}" for i in range(len(examples))]
+    model = _converted(_Block(call).eval(), tuple(examples), tuple(shapes), inputs, None)
+    _name_sizes(model, called)
+    _finish(model, name)
+    return model
+
+
+def _name_sizes(model: onnx.ModelProto, called: Sequence[Mapping[int, str]]) -> None:
+    """Give open sizes the shell's names; those that it has no name for have none.
+
+    Raises:
+        Fp4DitError: the block fixes a size that is open in the shell.
+    """
+    names: dict[str, str] = {}
+    for value, axes in zip(model.graph.input, called, strict=True):
+        dims = value.type.tensor_type.shape.dim
+        for axis, name in axes.items():
+            if not dims[axis].dim_param:
+                raise Fp4DitError(
+                    f"{value.name}: its axis {name} can only be {dims[axis].dim_value}: "
+                    "the block cannot be traced for other sizes"
+                )
+            names[dims[axis].dim_param] = name
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                own = names.get(dim.dim_param)
+                dim.ClearField("dim_param")
+                if own:
+                    dim.dim_param = own
+
+
+def _converted(
+    wrapped: torch.nn.Module,
+    examples: tuple[torch.Tensor, ...],
+    shapes: tuple[dict[int, Any], ...],
+    inputs: list[str],
+    outputs: list[str] | None,
+) -> onnx.ModelProto:
+    try:
+        program = torch.onnx.export(
+            wrapped,
+            examples,
+            dynamo=True,
+            optimize=False,  # optimizing loses the weights' names and merges equal tensors
+            opset_version=OPSET,
+            dynamic_shapes=(shapes,),
+            input_names=inputs,
+            output_names=outputs,
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        kind = type(wrapped.network).__name__
+        raise Fp4DitError(f"torch.onnx cannot trace {kind}: {_first_line(error)}") from error
+    assert program is not None
+    for value in program.model.graph.initializers.values():
+        tensor: Any = value.const_value
+        if tensor is not None and is_fake(getattr(tensor, "raw", None)):
+            value.const_value = onnx_ir.ExternalTensor(
+                PLACEHOLDER, 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=tensor.name
+            )
+    model = onnx_ir.serde.serialize_model(program.model)
+    model.ir_version = IR_VERSION
+    return model
+
+
+def _first_line(error: BaseException) -> str:
+    """Type and first line of what made the exporter raise `error`."""
+    cause = error.__cause__ or error
+    text = str(cause).strip()
+    return f"{type(cause).__name__}: {text.splitlines()[0]}" if text else type(cause).__name__
+
+
+def _finish(model: onnx.ModelProto, prefix: str) -> None:
+    """Name initializers and nodes after the network that has the block `prefix`."""
+    own, path = f"{_WRAPPED}.", f"{prefix}." if prefix else ""
+
+    def parameter(name: str) -> str:
+        return path + name.removeprefix(own) if name.startswith(own) else name
+
+    for tensor in model.graph.initializer:
+        tensor.name = parameter(tensor.name)
+    for node in model.graph.node:
+        node.input[:] = [parameter(name) for name in node.input]
+    held = {tensor.name for tensor in model.graph.initializer}
+    infos = [i for i in model.graph.value_info if parameter(i.name) not in held]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(infos)
+    _name_after_modules(model, prefix)
+
+
+def _module_path(node: onnx.NodeProto, prefix: str) -> str:
+    scopes = next((p.value for p in node.metadata_props if p.key == _SCOPES), "[]")
+    path = [s for s in ast.literal_eval(scopes)[:-1] if s not in ("", _WRAPPED, _NO_MODULE)]
+    inner = str(path[-1]).removeprefix(f"{_WRAPPED}.") if path else ""
+    return ".".join(part for part in (prefix, inner) if part)
+
+
+def _name_after_modules(model: onnx.ModelProto, prefix: str) -> None:
+    """Nodes are called ``module.path/Op``, with a number where one module has several."""
+    seen: dict[str, int] = {}
+    for node in model.graph.node:
+        if node.domain == BLOCK_DOMAIN:
+            node.name = next(a.s.decode() for a in node.attribute if a.name == "module")
+            continue
+        path = _module_path(node, prefix)
+        name = f"{path}/{node.op_type}" if path else node.op_type
+        seen[name] = seen.get(name, 0) + 1
+        node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
+        del node.metadata_props[:]

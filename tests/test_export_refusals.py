@@ -1,0 +1,188 @@
+"""Exports that cannot be: one clear line, nothing half-written, the source as it was."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+pytest.importorskip("diffusers")
+pytest.importorskip("onnx_graphsurgeon")
+pytest.importorskip("onnxruntime")
+
+from random_pipeline import make
+from safetensors.numpy import load_file, save_file
+
+from fp4dit_onnx.errors import CheckpointError, UsageError
+from fp4dit_onnx.export import ExportRequest, export, plan
+from fp4dit_onnx.model_file import ModelFile
+
+TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
+
+
+def request(output: Path, model: Path | None = None, **changes: Any) -> ExportRequest:
+    """A transformer alone, rounded to nearest from its files."""
+    settings = {"method": "fp-rtn", "components": "transformer", "measure": False, **changes}
+    return ExportRequest(output=output, model=model, **settings)
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """Every file of a folder and what it holds."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    path = folder / "transformer" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    path = folder / TRANSFORMER
+    tensors = dict(load_file(path))
+    change(tensors)
+    save_file(tensors, path)
+
+
+def quantized_before(tensors: dict[str, Any]) -> None:
+    tensors["proj_out.weight"] = tensors["proj_out.weight"].astype("int8")
+
+
+def transposed(tensors: dict[str, Any]) -> None:
+    name = "adaln_single.linear.weight"
+    tensors[name] = tensors[name].T.copy()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda folder: edit_tensors(folder, lambda t: t.pop("proj_out.bias")),
+            r"has no tensor 'proj_out.bias': PixArtTransformer2DModel of this config.json needs it",
+        ),
+        (
+            lambda folder: edit_tensors(folder, transposed),
+            r"tensor 'adaln_single.linear.weight' has shape \[192, 1152\], .* needs \[1152, 192\]",
+        ),
+        (
+            lambda folder: edit_tensors(folder, quantized_before),
+            r"tensor 'proj_out.weight' is of type I8, expected F32, F16 or BF16",
+        ),
+        (
+            lambda folder: edit_config(folder, num_layers=9),
+            r"has no tensor 'transformer_blocks.8",
+        ),
+        (
+            lambda folder: edit_config(folder, num_attention_heads="many"),
+            r"config.json makes no PixArtTransformer2DModel: ",
+        ),
+        (
+            lambda folder: edit_config(folder, _class_name="FluxTransformer2DModel"),
+            r"config.json is of class FluxTransformer2DModel: expected PixArtTransformer2DModel",
+        ),
+    ],
+)
+def test_a_checkpoint_that_contradicts_itself(
+    demo_copy: Path, tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    damage(demo_copy)
+    before = digest(demo_copy)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        export(request(tmp_path / "out" / "bundle", demo_copy))
+    assert "\n" not in str(caught.value)
+    assert digest(demo_copy) == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    make("pixart-alpha-512", tmp_path / "pipeline", twin=True, shard_bytes=100_000)
+    shards = sorted((tmp_path / "pipeline" / "transformer").glob("*.safetensors"))
+    assert len(shards) > 2
+    assert plan(request(tmp_path / "out", tmp_path / "pipeline")).layers
+    shards[1].unlink()
+    with pytest.raises(CheckpointError, match=f"shard '{shards[1].name}' not found"):
+        export(request(tmp_path / "out", tmp_path / "pipeline"))
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What an export that nothing disturbs writes: the transformer's files."""
+    folder = tmp_path_factory.mktemp("complete") / "bundle"
+    export(request(folder))
+    return digest(folder / "transformer")
+
+
+def test_a_disk_that_fills_up_half_way(
+    tmp_path: Path, complete: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message says what to do; the same command then goes on where it stopped."""
+    fill, left, done = ModelFile._fill, 60, list[str]()
+
+    def full(self: ModelFile, tensor: Any, *rest: Any) -> None:
+        if len(done) == left:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        done.append(tensor.name)
+        fill(self, tensor, *rest)
+
+    monkeypatch.setattr(ModelFile, "_fill", full)
+    with pytest.raises(UsageError, match=r"is full: free some room and give the same command"):
+        export(request(tmp_path / "bundle"))
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle.calibration"]
+    first, left = done.copy(), 10**6
+    export(request(tmp_path / "bundle"))
+    large = {name for name in first if done.count(name) == 1}
+    assert len(large) > 20  # what was in the data file is not done again; small tensors are
+    assert digest(tmp_path / "bundle" / "transformer") == complete
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_disk_too_small_is_told_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Usage(NamedTuple):
+        total: int
+        used: int
+        free: int
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100, 100, 2**20))
+    with pytest.raises(UsageError, match=r"has 0.0 GiB free, the bundle needs 0.1"):
+        export(request(tmp_path / "bundle"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_layer_that_exceeds_the_memory_allowed(tmp_path: Path) -> None:
+    config = {"max_ram": 2**26}
+    assert plan(request(tmp_path / "bundle", **config)).layers
+    make("dit-xl-2-256", tmp_path / "pipeline", twin=True)
+    folder = tmp_path / "pipeline" / "transformer"
+    tensors = load_file(folder / "diffusion_pytorch_model.safetensors")
+    tensors["big.weight"] = np.zeros((4096, 1024), np.float32)
+    save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
+    asked = request(tmp_path / "bundle", tmp_path / "pipeline", **config)
+    with pytest.raises(UsageError, match=r"layer big of shape \[4096, 1024\] alone takes about 0"):
+        plan(asked)
+
+
+def test_a_source_that_changed_begins_anew(demo_copy: Path, tmp_path: Path) -> None:
+    """A work folder of other weights is refused, and used up with --restart."""
+    work = tmp_path / "bundle.calibration"
+    work.mkdir()
+    (work / "calibration.json").write_text(json.dumps({"model": {"other": [1, 2]}}))
+    with pytest.raises(UsageError, match="holds another calibration"):
+        export(request(tmp_path / "bundle", demo_copy))
+    export(request(tmp_path / "bundle", demo_copy, restart=True))
+    assert (tmp_path / "bundle").is_dir()
+
+
+def test_methods_that_need_data_are_refused_where_no_pipeline_can_run(tmp_path: Path) -> None:
+    make("hunyuan-dit-1.2", tmp_path / "pipeline", twin=True)
+    for changes in ({"method": "fp4dit"}, {"weight_format": "auto"}, {"measure": True}):
+        with pytest.raises(UsageError, match="Hunyuan-DiT cannot be calibrated yet"):
+            plan(request(tmp_path / "out", tmp_path / "pipeline", **changes))

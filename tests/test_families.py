@@ -1,0 +1,159 @@
+"""Model families: which pipelines they are, what their layers become, what their networks take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fp4dit_onnx.errors import CheckpointError
+from fp4dit_onnx.models import DYNAMIC, FAMILIES, Family, InputSpec, family_of
+from fp4dit_onnx.models.dit import DIT
+from fp4dit_onnx.models.hunyuan import HUNYUAN_DIT
+from fp4dit_onnx.models.pixart import FIRST_FFN_LINEAR, PIXART_ALPHA, PIXART_SIGMA, has_conditions
+from fp4dit_onnx.recipe import LayerSpec, make_recipe
+
+LAYERS = (
+    "adaln_single.linear",
+    "transformer_blocks.0.attn1.to_q",
+    "transformer_blocks.0.attn2.to_k",
+    "transformer_blocks.0.ff.net.0.proj",
+    "transformer_blocks.0.ff.net.2",
+    "proj_out",
+)
+
+
+def assigned(
+    family: Family, layers: tuple[str, ...], *, skip: bool = False
+) -> tuple[dict[str, LayerSpec], list[str]]:
+    """Specs by layer, and the layers left in float."""
+    recipe = make_recipe(
+        "w4a6",
+        method="fp-rtn",
+        paper_rules=family.paper_rules,
+        skip=family.skip if skip else (),
+    )
+    specs, skipped = recipe.assign(layers)
+    return dict(specs), [name for name, _ in skipped]
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "transformer", "family"),
+    [
+        ("PixArtAlphaPipeline", "PixArtTransformer2DModel", PIXART_ALPHA),
+        ("PixArtSigmaPipeline", "PixArtTransformer2DModel", PIXART_SIGMA),
+        ("HunyuanDiTPipeline", "HunyuanDiT2DModel", HUNYUAN_DIT),
+        ("DiTPipeline", "DiTTransformer2DModel", DIT),
+    ],
+)
+def test_family_of(pipeline: str, transformer: str, family: Family) -> None:
+    assert family_of(pipeline, transformer) is family
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "transformer"),
+    [
+        ("StableDiffusionPipeline", "UNet2DConditionModel"),
+        ("PixArtSigmaPipeline", "HunyuanDiT2DModel"),
+        ("StableDiffusionPipeline", "PixArtTransformer2DModel"),
+    ],
+)
+def test_family_of_refuses(pipeline: str, transformer: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        family_of(pipeline, transformer)
+    message = str(caught.value)
+    assert f"{pipeline} with transformer {transformer}" in message
+    assert "PixArtAlphaPipeline, PixArtSigmaPipeline" in message
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=[f.name for f in FAMILIES])
+def test_rules_of_a_family_cover_every_layer(family: Family) -> None:
+    layers = (*LAYERS, "context_embedder", "blocks.7.anything")
+    specs, skipped = assigned(family, layers)
+    assert (tuple(specs), skipped) == (layers, [])
+    assert {spec.weight_format.bits for spec in specs.values()} == {4}
+
+
+PAPER = (PIXART_ALPHA, PIXART_SIGMA, HUNYUAN_DIT, DIT)
+
+
+@pytest.mark.parametrize("family", PAPER, ids=[f.name for f in PAPER])
+def test_paper_has_e3m0_for_the_first_linear_of_the_feed_forward(family: Family) -> None:
+    """For Hunyuan-DiT that of the blocks alone."""
+    blocks = "blocks" if family is HUNYUAN_DIT else "transformer_blocks"
+    layers = tuple(name.replace("transformer_blocks", blocks) for name in LAYERS)
+    specs, _ = assigned(family, layers)
+    assert [n for n, s in specs.items() if s.weight == "e3m0"] == [layers[3]]
+    pattern = "blocks.*.ff.net.0.proj" if family is HUNYUAN_DIT else FIRST_FFN_LINEAR
+    assert family.paper_rules[0] == (pattern, "e3m0")
+
+
+def test_hunyuan_quantizes_its_blocks_alone() -> None:
+    outside = (
+        "time_extra_emb.pooler.q_proj",
+        "text_embedder.linear_1",
+        "norm_out.linear",
+        "proj_out",
+    )
+    blocks = ("blocks.0.attn1.to_q", "blocks.39.skip_linear")
+    specs, skipped = assigned(HUNYUAN_DIT, (*outside, *blocks), skip=True)
+    assert (tuple(specs), tuple(skipped)) == (blocks, outside)
+
+
+def test_sigma_has_e1m2_where_alpha_has_e2m1() -> None:
+    assert [f.paper_rules[-1] for f in (PIXART_ALPHA, PIXART_SIGMA)] == [
+        ("*", "e2m1"),
+        ("*", "e1m2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"sample_size": 128}, True),
+        ({"sample_size": 64}, False),
+        ({"sample_size": 128, "use_additional_conditions": None}, True),
+        ({"sample_size": 128, "use_additional_conditions": False}, False),
+        ({"sample_size": 64, "use_additional_conditions": True}, True),
+    ],
+)
+def test_has_conditions(config: dict[str, Any], expected: bool) -> None:
+    assert has_conditions(config) is expected
+
+
+def test_input_shapes() -> None:
+    """Height and width are open: not the config's sample size."""
+    config = {"in_channels": 4, "sample_size": 128, "caption_channels": 4096}
+    sizes = {"batch": 2, "text": 120, "height": 96, "width": 160}
+    inputs = PIXART_ALPHA.interface(config).inputs
+    found = {i.name: (i.dtype, i.shape(config, sizes)) for i in inputs}
+    assert list(found.items()) == [
+        ("hidden_states", ("float32", (2, 4, 96, 160))),
+        ("encoder_hidden_states", ("float32", (2, 120, 4096))),
+        ("timestep", ("float32", (2,))),
+        ("encoder_attention_mask", ("int64", (2, 120))),
+        ("resolution", ("float32", (2, 2))),
+        ("aspect_ratio", ("float32", (2, 1))),
+    ]
+    plain = PIXART_ALPHA.interface({**config, "use_additional_conditions": False}).inputs
+    assert [i.name for i in plain] == list(found)[:4]
+    dynamic = {str(dim) for i in inputs for dim in i.dims} & set(DYNAMIC)
+    assert dynamic == {"batch", "text", "height", "width"}
+
+
+def test_dynamic_axis_goes_before_a_config_key() -> None:
+    spec = InputSpec("x", "float32", ("text", 3, "width"))
+    assert spec.shape({"text": 9, "width": 5}, {"text": 7}) == (7, 3, 5)
+
+
+@pytest.mark.parametrize("conditions", [{}, {"resolution": 1, "aspect_ratio": 2}])
+def test_arguments(conditions: dict[str, int]) -> None:
+    arguments = PIXART_SIGMA.interface({"sample_size": 64}).arguments
+    found = arguments({"hidden_states": 0, "timestep": 5, **conditions})
+    expected = {"resolution": None, "aspect_ratio": None, **conditions}
+    assert found == {
+        "hidden_states": 0,
+        "timestep": 5,
+        "added_cond_kwargs": expected,
+        "return_dict": False,
+    }

@@ -1,0 +1,192 @@
+"""Export models of official size, from random weights, and note time, memory and size.
+
+    python tools/full_size.py --folder /somewhere/with/60/GB [CASE ...]
+
+Each case makes a checkpoint in bfloat16 as tools/random_pipeline.py does it, exports it in a process
+of its own, and deletes both unless told to keep them. The export measures its own time and memory;
+they are read from its quantization.json. The table goes to docs/models.md, between its marks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from random_pipeline import make
+
+from fp4dit_onnx.errors import Fp4DitError, UsageError
+
+__all__ = ["CASES", "Case", "table"]
+
+GB = 1e9
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "models.md"
+BEGIN, END = "<!-- full size -->", "<!-- end of full size -->"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model to export, and what is wanted of it.
+
+    Attributes:
+        model: of tools/official_models.py.
+        components: that are made.
+        options: of the export.
+        ram: GB of peak memory that it must stay below.
+        seconds: that it must stay below; None for any.
+        size: GB that the transformer's files must stay below; None for any.
+    """
+
+    model: str
+    components: tuple[str, ...]
+    options: tuple[str, ...]
+    ram: float
+    seconds: float | None = None
+    size: float | None = None
+
+
+TRANSFORMER = ("--components", "transformer")
+ALL_OF_HUNYUAN = (
+    "transformer",
+    *("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+    *("vae", "scheduler"),
+)
+CASES = {
+    "pixart": Case("pixart-alpha-512", ("transformer",), TRANSFORMER, 2.5, 90, 0.36),
+    "pixart-t5": Case(
+        "pixart-alpha-512",
+        ("transformer", "text_encoder", "tokenizer", "vae", "scheduler"),
+        ("--text-encoder-bits", "w4a16"),
+        3.0,
+    ),
+    "sigma": Case("pixart-sigma-1024-ms", ("transformer",), TRANSFORMER, 2.5, 90, 0.36),
+    "dit": Case("dit-xl-2-512", ("transformer",), TRANSFORMER, 2.5),
+    "hunyuan": Case("hunyuan-dit-1.2", ("transformer",), TRANSFORMER, 4.0),
+    "hunyuan-encoders": Case(
+        "hunyuan-dit-1.1",
+        ALL_OF_HUNYUAN,
+        ("--text-encoder-bits", "w4a16"),
+        4.0,
+    ),
+    "flux": Case("flux-dev", ("transformer",), TRANSFORMER, 6.0),
+}
+
+
+def export(case: Case, source: Path, bundle: Path) -> dict[str, Any]:
+    """Export in a process of its own; returns its manifest.
+
+    Raises:
+        Fp4DitError: the export failed.
+    """
+    command = [sys.executable, "-m", "fp4dit_onnx", "export", str(source), "-o", str(bundle)]
+    command += ["--bits", "w4a6", "--method", "fp-rtn", "--no-measure", "--overwrite"]
+    done = subprocess.run([*command, *case.options], check=False, stdout=subprocess.DEVNULL)
+    if done.returncode:
+        raise Fp4DitError(f"the export of {case.model} failed with code {done.returncode}")
+    manifest: dict[str, Any] = json.loads((bundle / "quantization.json").read_text())
+    return manifest
+
+
+def row(name: str, case: Case, source: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """What is known of a case once it is exported."""
+    used = manifest["resources"]
+    sizes = {p: entry["bytes"] for p, entry in manifest["files"].items()}
+    own = sum(size for path, size in sizes.items() if path.startswith("transformer/"))
+    found = {
+        "case": name,
+        "model": case.model,
+        "components": ", ".join(c for c in case.components if c in _WEIGHTS),
+        "source": sum(p.stat().st_size for p in source.rglob("*.safetensors")) / GB,
+        "transformer": own / GB,
+        "bundle": sum(sizes.values()) / GB,
+        "seconds": used["seconds"]["total"],
+        "peak": used["peak_rss_bytes"] / GB,
+        "imports": used["peak_rss_bytes_after_imports"] / GB,
+    }
+    found["ok"] = (
+        found["peak"] < case.ram
+        and (case.seconds is None or found["seconds"] < case.seconds)
+        and (case.size is None or found["transformer"] < case.size)
+    )
+    return found
+
+
+_WEIGHTS = ("transformer", "text_encoder", "text_encoder_2", "vae")
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    heads = ("model", "exported", "checkpoint, GB", "transformer, GB", "bundle, GB", "seconds")
+    heads += ("peak RSS, GB", "after imports, GB", "wanted", "")
+    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    for found in rows:
+        case = CASES[found["case"]]
+        wanted = [f"RSS < {case.ram:g}"]
+        wanted += [f"{case.seconds:g} s"] if case.seconds else []
+        wanted += [f"{case.size:g} GB"] if case.size else []
+        lines.append(
+            f"| {found['model']} | {found['components']} | {found['source']:.2f} "
+            f"| {found['transformer']:.3f} | {found['bundle']:.3f} | {found['seconds']:.0f} "
+            f"| {found['peak']:.2f} | {found['peak'] - found['imports']:.2f} "
+            f"| {', '.join(wanted)} | {'ok' if found['ok'] else 'missed'} |"
+        )
+    return "\n".join(lines)
+
+
+def run(name: str, folder: Path, *, keep: bool) -> dict[str, Any]:
+    """Make, export and measure one case."""
+    case = CASES[name]
+    source, bundle = folder / f"{name}.checkpoint", folder / f"{name}.bundle"
+    start = time.monotonic()
+    if not source.exists():
+        make(case.model, source, twin=False, dtype="bfloat16", components=case.components)
+    print(f"{name}: made in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+    try:
+        return row(name, case, source, export(case, source, bundle))
+    finally:
+        if not keep:
+            shutil.rmtree(source, ignore_errors=True)
+            shutil.rmtree(bundle, ignore_errors=True)
+
+
+def into(text: str, rows: str) -> str:
+    """`text` with `rows` between the marks."""
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    return f"{before}{BEGIN}\n{rows}\n{END}{after}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; 1 where a goal is missed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("cases", nargs="*", help=f"some of {', '.join(CASES)}; all by default")
+    parser.add_argument("--folder", type=Path, required=True, help="for checkpoints and bundles")
+    parser.add_argument("--keep", action="store_true", help="leave both there")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {DOCS.name}")
+    given = parser.parse_args(arguments)
+    try:
+        unknown = [name for name in given.cases if name not in CASES]
+        if unknown:
+            raise UsageError(f"unknown case {unknown[0]}: expected some of {', '.join(CASES)}")
+        given.folder.mkdir(parents=True, exist_ok=True)
+        rows = []
+        for name in given.cases or CASES:
+            rows.append(run(name, given.folder, keep=given.keep))
+            print(table(rows[-1:]).splitlines()[-1], flush=True)
+    except Fp4DitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    if given.write:
+        DOCS.write_text(into(DOCS.read_text(), table(rows)))
+    return 0 if all(found["ok"] for found in rows) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

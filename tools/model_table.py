@@ -1,0 +1,245 @@
+"""Check every family of models on its small random twin and write the table in docs/models.md.
+
+    python tools/model_table.py --write
+
+For each official model of tools/official_models.py whose family the tool knows: its twin is made; its
+float graph, traced without weights, is compared with diffusers' own network at up to four sizes and
+two batches; it is exported to W4A6; and the bundle is verified, with the custom-op library and without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from official_models import MODELS
+from random_pipeline import make
+
+from fp4dit_onnx.cases import PACKED_SIZE, inputs_of_sizes
+from fp4dit_onnx.checkpoint import open_checkpoint
+from fp4dit_onnx.errors import Fp4DitError, UsageError
+from fp4dit_onnx.export import ExportRequest, export
+from fp4dit_onnx.models import Family, family_of
+from fp4dit_onnx.runtime.session import session
+from fp4dit_onnx.state import Layout
+from fp4dit_onnx.streaming import GraphValues, write_model
+from fp4dit_onnx.verify import verify
+
+__all__ = ["Size", "float_distances", "table"]
+
+Array = npt.NDArray[Any]
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "models.md"
+BEGIN, END = "<!-- families -->", "<!-- end of families -->"
+TEXT = 9
+NEAR = 1e-4
+"""Of the output's largest value. float32 rounding over 4 to 6 blocks gives up to 3e-5 on the twins,
+whose timestep embedding magnifies it; a table of positions that is one patch off gives 1e-1."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Rows and patches of one comparison, as shares of the model's own grid.
+
+    Attributes:
+        batch: rows.
+        height: of the grid.
+        width: of the grid.
+    """
+
+    batch: int
+    height: float
+    width: float
+
+
+SIZES = tuple(
+    Size(batch, *shape) for shape in ((1, 1), (0.5, 0.5), (1, 1.5), (2 / 3, 1)) for batch in (1, 2)
+)
+SMALLER_ONLY = ("AuraFlow",)
+"""Its positions are a stored table of its own size."""
+SQUARE_ONLY = ("DiT",)
+"""diffusers' own network takes every picture for a square; the exported graph does not."""
+
+
+def float_distances(folder: Path) -> dict[Size, float]:
+    """Largest difference between the float graph and diffusers' network, over the largest value.
+
+    Args:
+        folder: a checkpoint.
+    """
+    import diffusers
+    import torch
+
+    source = open_checkpoint(folder, only=("transformer",))
+    family = family_of(source.pipeline_class, source.transformer_class)
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "model.onnx"
+        write_float(folder, path)
+        ours = session(path, library=False)
+        cls = getattr(diffusers, family.transformer)
+        network = cls.from_pretrained(folder / "transformer", torch_dtype=torch.float32).eval()
+        found = {}
+        for index, size in enumerate(sizes_of(family)):
+            feed = _feed(family, network.config, size, index)
+            tensors = {name: torch.from_numpy(value) for name, value in feed.items()}
+            arguments = family.interface(network.config).arguments(tensors)
+            with torch.no_grad():
+                wanted: Array = network(**arguments)[0].numpy()
+            result: Array = ours.run(None, feed)[0]
+            same = result.shape == wanted.shape
+            distance = np.abs(result - wanted).max() / np.abs(wanted).max() if same else np.inf
+            found[size] = float(distance)
+    return found
+
+
+def sizes_of(family: Family) -> tuple[Size, ...]:
+    """Those at which diffusers' own network can be compared."""
+    square, small = family.name in SQUARE_ONLY, family.name in SMALLER_ONLY
+    return tuple(
+        s
+        for s in SIZES
+        if not (square and s.height != s.width) and not (small and max(s.height, s.width) > 1)
+    )
+
+
+def _feed(family: Family, config: Mapping[str, Any], size: Size, seed: int) -> dict[str, Array]:
+    patch = int(config.get("patch_size") or 1)
+    own = int(config.get("sample_size") or PACKED_SIZE * patch) // patch
+    height, width = (max(1, round(own * share)) for share in (size.height, size.width))
+    sizes = {"batch": size.batch, "text": TEXT, "image": height * width}
+    sizes |= {"height": height * patch, "width": width * patch}
+    feed = inputs_of_sizes(family, config, sizes, 500.0, seed)
+    if "guidance" in feed:  # trained on values about 3.5, in thousandths of which it is embedded
+        feed["guidance"][:] = 3.5
+    return feed
+
+
+def write_float(folder: Path, path: Path) -> None:
+    """The transformer of the checkpoint `folder` in float, as an export traces it."""
+    from fp4dit_onnx.passes.pipeline import quantized_graph
+    from fp4dit_onnx.tracing.networks import fake_transformer
+    from fp4dit_onnx.tracing.trace import trace
+
+    source = open_checkpoint(folder, only=("transformer",))
+    family = family_of(source.pipeline_class, source.transformer_class)
+    net = fake_transformer(family.transformer, source.transformer_config)
+    tensors = net.stored_under(source.tensors)
+    traced = trace(net.module, family.interface(net.config), net.config, net.mode)
+    model, _ = quantized_graph(traced, Layout({}, {}), "fused")
+    write_model(model, GraphValues(tensors, {}), path)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was found of one model.
+
+    Attributes:
+        model: its name.
+        family: the tool's.
+        distances: of the float graph from torch.
+        checks: of `verify` that hold, and all.
+        error: why there is nothing more.
+    """
+
+    model: str
+    family: str
+    distances: Mapping[Size, float]
+    checks: tuple[int, int]
+    error: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything holds."""
+        near = self.distances and max(self.distances.values()) <= NEAR
+        return bool(near) and not self.error and self.checks[0] == self.checks[1] > 0
+
+
+def check(name: str) -> Row:
+    """Make the twin of a model, compare, export and verify it."""
+    with tempfile.TemporaryDirectory() as place:
+        folder, bundle = Path(place) / "twin", Path(place) / "bundle"
+        make(name, folder, twin=True)
+        source = open_checkpoint(folder, only=("transformer",))
+        family = family_of(source.pipeline_class, source.transformer_class).name
+        try:
+            distances = float_distances(folder)
+            export(
+                ExportRequest(
+                    bundle,
+                    folder,
+                    method="fp-rtn",
+                    measure=False,
+                    components="transformer",
+                )
+            )
+            found = verify(bundle).checks
+        except Fp4DitError as error:
+            return Row(name, family, {}, (0, 0), str(error))
+        failed = [c for c in found if not c.ok]
+        for bad in failed:
+            print(f"{name}: {bad.name}: {bad.detail}: {bad.found}, {bad.bound}", file=sys.stderr)
+        return Row(name, family, distances, (len(found) - len(failed), len(found)))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "| model | family | float graph against torch | sizes x batches | W4A6 bundle verified | |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        grids = {(s.height, s.width) for s in row.distances}
+        batches = {s.batch for s in row.distances}
+        distance = f"{max(row.distances.values()):.1e}" if row.distances else "-"
+        lines.append(
+            f"| {row.model} | {row.family} | {distance} | {len(grids)} x {len(batches)} "
+            f"| {row.checks[0]} of {row.checks[1]} checks | {row.error or ('ok' if row.ok else 'no')} |"
+        )
+    return "\n".join(lines)
+
+
+def known_models() -> list[str]:
+    """Official models of a family that the tool knows."""
+    from fp4dit_onnx.models import FAMILIES
+
+    pipelines = {name for family in FAMILIES for name in family.pipelines}
+    return [name for name, model in MODELS.items() if model.class_name in pipelines]
+
+
+def into(text: str, rows: str) -> str:
+    """`text` with `rows` between the marks."""
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{rows}\n{END}{rest.split(END)[1]}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; 1 where something does not hold."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("models", nargs="*", help="names; all known ones by default")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {DOCS.name}")
+    given = parser.parse_args(arguments)
+    warnings.simplefilter("ignore")  # third parties' deprecations
+    names, rows = known_models(), []
+    try:
+        for name in given.models or names:
+            if name not in names:
+                raise UsageError(f"unknown model {name}: expected some of {', '.join(names)}")
+            rows.append(check(name))
+            print(table(rows[-1:]).splitlines()[-1], flush=True)
+    except Fp4DitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    if given.write:
+        DOCS.write_text(into(DOCS.read_text(), table(rows)))
+    return 0 if all(row.ok for row in rows) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
