@@ -40,7 +40,7 @@ $(VENV)/.installed: Makefile constraints.txt pyproject.toml README.md $(SOURCES)
 	  echo "error: $(PYTHON) cannot make a virtual environment: install its venv module (python3-venv)" >&2; exit 1; }
 	@echo "installing into $(VENV) (the first time takes a few minutes)"
 	@$(PIP) install --quiet --quiet scikit-build-core cmake ninja
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --quiet --quiet --no-build-isolation '.[cpu,export,evaluate,view,dev]'
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --quiet --quiet --no-build-isolation '.[cpu,export,evaluate,view,report,docs,dev]'
 	@touch $@
 
 clean:  ## remove what make made

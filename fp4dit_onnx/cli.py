@@ -26,6 +26,7 @@ COMMANDS = {
     "export": "Quantize a diffusers pipeline and write it as an ONNX bundle.",
     "generate": "Draw pictures with a bundle, on ONNX Runtime alone.",
     "inspect": "Show what a bundle, an ONNX file or a diffusers folder holds.",
+    "view": "Open the quantized transformer in Netron.",
     "verify": "Prove that a bundle computes what it should; exit 1 where it does not.",
     "evaluate": "Compare a bundle's pictures with those of the float model.",
     "bench": "Measure speed side by side with other libraries, in one interleaved run.",

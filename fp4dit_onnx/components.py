@@ -9,6 +9,7 @@ from fp4dit_onnx import checkpoint
 from fp4dit_onnx.component_writing import Component, ComponentWriter
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.models import InputSpec, Interface
+from fp4dit_onnx.runtime.step_table import write_step_table
 from fp4dit_onnx.tensor_files import read_json
 
 __all__ = ["VAES", "check_vae", "copy_settings", "write_vae_decoder"]
@@ -65,12 +66,16 @@ def _older_name(name: str) -> str:
     return name
 
 
-def copy_settings(source: checkpoint.Checkpoint, bundle_folder: Path) -> None:
+def copy_settings(
+    source: checkpoint.Checkpoint, bundle_folder: Path, steps: int | None = None
+) -> None:
     """Copy what needs no export: model_index.json, scheduler, tokenizers, configurations.
 
     Args:
         source: the pipeline.
         bundle_folder: exists.
+        steps: those of a run by default, whose table is written beside the scheduler's settings;
+            None for no table.
     """
     for name in source.components:
         if name.startswith(("scheduler", "tokenizer")):
@@ -79,3 +84,5 @@ def copy_settings(source: checkpoint.Checkpoint, bundle_folder: Path) -> None:
     for name in ("model_index.json", *(f"{part}/config.json" for part in parts)):
         (bundle_folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source.folder / name, bundle_folder / name)
+    if steps is not None and "scheduler" in source.components:
+        write_step_table(bundle_folder, steps)

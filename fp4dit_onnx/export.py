@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
+from fp4dit_onnx.annotation import annotate as annotate_graph
 from fp4dit_onnx.bundle import FORMAT_VERSION, new_bundle, write_manifest
 from fp4dit_onnx.cases import CASES, case_inputs
 from fp4dit_onnx.compare import sqnr_db
@@ -173,7 +174,7 @@ class _Export:
             if work is not None:  # the same command would fail again
                 work.remove()
             raise
-        copy_settings(checkpoint, self._folder)
+        copy_settings(checkpoint, self._folder, planned.sampling.steps)
         if self._request.state is not None and weights.state is not None:
             save_state(weights.state, self._request.state)
         manifest |= weights.measured
@@ -250,7 +251,7 @@ class _Export:
                 row = {**row, "weight_format": weights.layers[name].spec.weight}
                 output = weights.output_errors.get(name)
                 rows.append({**row, **asdict(notes[name]), "output_sqnr_db": output})
-            _annotate(model, rows)
+            annotate_graph(model, rows, _facts(planned))
 
         component = Component(
             name="transformer",
@@ -353,18 +354,14 @@ def _case_errors(planned: Plan, network: Any, state: QuantizedState) -> list[flo
         return [sqnr_db(s, run(feed)) for s, feed in zip(signals, feeds, strict=True)]
 
 
-def _annotate(model: onnx.ModelProto, rows: list[dict[str, Any]]) -> None:
-    """Give every quantized layer's node its measured errors, for viewers to show."""
-    by_name = {row["name"]: row for row in rows}
-    for node in model.graph.node:
-        row = by_name.get(node.name)
-        if row is None:
-            continue
-        for key in ("weight_sqnr_db", "output_sqnr_db"):
-            if row[key] is not None:
-                node.metadata_props.add(key=f"fp4dit.{key}", value=f"{row[key]:.2f}")
-    model.producer_name = "fp4dit-onnx"
-    model.producer_version = importlib.metadata.version("fp4dit-onnx")
+def _facts(planned: Plan) -> dict[str, str]:
+    """What the graph itself says of how it was made."""
+    return {
+        "bits": str(planned.recipe.bits),
+        "method": planned.recipe.method,
+        "source": f"{planned.checkpoint.folder.name} ({planned.checkpoint.pipeline_class})",
+        "paper": "FP4DiT, arXiv 2503.15465",
+    }
 
 
 def _manifest(

@@ -187,6 +187,21 @@ FpAttention <format, attention_scale> (q, q_scale, k, k_scale, v, v_scale, bias)
 """,
 }
 
+_QUANTIZE_DOC = (
+    "Quantizes each row of the last axis: q is the nearest grid integer of the format, ties to even, "
+    "scale is the row's largest magnitude by the format's largest integer; x is about q * scale."
+)
+_DOCS = {
+    **dict.fromkeys(QUANTIZE_OPS, _QUANTIZE_DOC),
+    DEQUANTIZE: "y = q * scale, one scale for every group_size elements of the last axis.",
+    UNPACK: "Codes to grid integers: two 4-bit codes a byte, the even element in the low nibble.",
+    LINEAR: "y = x W^T + bias for packed weights W [N, K], with one scale for each output channel and "
+    "group_size inputs; x is q * scale, or q itself where act_format is empty.",
+    ATTENTION: "Softmax attention of quantized queries, keys and values, [batch, token, head, "
+    "channel]; bias is added to the scores.",
+}
+"""What an operator computes, for viewers; the bodies define it."""
+
 _CALLS = {LINEAR: (UNPACK, DEQUANTIZE), ATTENTION: (DEQUANTIZE,)}
 """Functions that a body calls, so that a model carries them too."""
 
@@ -207,7 +222,10 @@ def function(op: str) -> onnx.FunctionProto:
     for node in proto.node:
         if list(node.output) == ["nan"]:  # the text form has no way to write it
             node.attribute[0].f = np.nan
-    proto.doc_string = f"fp4dit-onnx {op}, version {VERSION}: runs as a kernel with the library"
+    proto.doc_string = (
+        f"{_DOCS[op]} Version {VERSION}. Runs as a kernel with the custom-op library of fp4dit-onnx, "
+        "as this function's body without."
+    )
     return proto
 
 

@@ -8,14 +8,17 @@ from fnmatch import fnmatchcase
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+import onnx
+
 from fp4dit_onnx import checkpoint
+from fp4dit_onnx.annotation import annotate
 from fp4dit_onnx.component_writing import Component, ComponentWriter
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.layers import layer_size
 from fp4dit_onnx.models import TEXT_ENCODERS
 from fp4dit_onnx.recipe import Recipe, make_recipe
 from fp4dit_onnx.state import LayerLayout
-from fp4dit_onnx.streaming import nearest
+from fp4dit_onnx.streaming import LayerNote, nearest
 from fp4dit_onnx.tensor_files import read_json
 
 if TYPE_CHECKING:
@@ -125,7 +128,16 @@ def write_encoder(
         attention={},
         half=recipe is not None,
     )
-    notes, _ = writer.write(component)
+
+    def note(model: onnx.ModelProto, found: Mapping[str, LayerNote]) -> None:
+        if recipe is not None:
+            rows = [
+                {"name": name, "shape": (layers[name].n, layers[name].k), **asdict(of_layer)}
+                for name, of_layer in found.items()
+            ]
+            annotate(model, rows, {"bits": recipe.bits, "method": METHOD})
+
+    notes, _ = writer.write(component, note)
     noise = [note.weight_sqnr_db for note in notes.values()]
     return {
         "class": part.class_name,

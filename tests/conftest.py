@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
+import os
 import shutil
 import sys
 import warnings
@@ -334,6 +336,37 @@ def bundle(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def drawable(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Makes whole bundles of the demo pipeline, rounded to nearest, by bits; not to be changed."""
+    from fp4dit_onnx.bundle import write_manifest
+    from fp4dit_onnx.export import ExportRequest, export
+    from fp4dit_onnx.runtime.step_table import write_step_table
+
+    @cache
+    def make(bits: str) -> Path:
+        part = tmp_path_factory.mktemp("drawable") / "part"
+        request = ExportRequest(output=part, bits=bits, method="fp-rtn", components="transformer")
+        manifest = export(request).manifest
+        folder = shutil.copytree(bundle, part.with_name(bits))
+        shutil.rmtree(folder / "transformer")
+        shutil.move(part / "transformer", folder / "transformer")
+        write_step_table(folder, manifest["sampling"]["steps"])
+        write_manifest(folder, {k: v for k, v in manifest.items() if k != "files"})
+        return Path(folder)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo pipeline exported as it is, to w4a6 rounded to nearest; not to be changed."""
+    from fp4dit_onnx.export import ExportRequest, export
+
+    folder = tmp_path_factory.mktemp("demo") / "bundle"
+    return export(ExportRequest(folder, method="fp-rtn", measure=False)).bundle
+
+
 @pytest.fixture
 def agree() -> Callable[[npt.NDArray[Any], npt.NDArray[Any], float], None]:
     """Asserts that an array is the expected one up to a part of the largest expected magnitude."""
@@ -343,3 +376,20 @@ def agree() -> Callable[[npt.NDArray[Any], npt.NDArray[Any], float], None]:
         assert comparison.ok, comparison.detail
 
     return check
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium under Playwright; without it tests are skipped, in CI they fail."""
+    absent = pytest.fail if os.environ.get("CI") else pytest.skip
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+    if program is None:
+        absent("needs Chromium: install Debian's package chromium")
+    if importlib.util.find_spec("playwright") is None:
+        absent("needs Playwright: pip install playwright")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

@@ -1,0 +1,153 @@
+"""A run of a scheduler as a table of numbers, for runtimes that have no schedulers of their own.
+
+Every step of the schedulers supported is linear in the samples, the model's outputs and the noise,
+of which it looks back at most two steps. So a run of a given number of steps is a table:
+
+    x[i+1] = sum over j of sample[i][j] * x[i-j] + output[i][j] * o[i-j]  +  noise[i] * z[i]
+
+with x[0] the initial noise, o the model's prediction after guidance and without the variance half,
+and z the noise of the step. The table is read off a `Trajectory` that is given basis vectors in
+place of pictures, so the mathematics stays where it is, in `schedulers` and `flow_matching`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.runtime.families import family_of_pipeline
+from fp4dit_onnx.runtime.files import read_json
+from fp4dit_onnx.runtime.schedulers import FlowPlan, Scheduler, scheduler_from_config
+
+__all__ = ["STEP_TABLE", "StepTable", "bundle_step_table", "step_table", "write_step_table"]
+
+FloatArray = npt.NDArray[np.float32]
+
+STEP_TABLE = "scheduler/steps.json"
+"""Where a bundle has the table of its default number of steps."""
+
+FORMAT_VERSION = 1
+TAPS = 3
+"""Samples and outputs that a step looks at: its own and those of the two steps before."""
+
+_FACTOR = np.float32(2**20)
+"""A power of two, by which float32 scales without rounding: what is linear scales exactly."""
+
+
+@dataclass(frozen=True)
+class StepTable:
+    """A run of a scheduler, as numbers.
+
+    Attributes:
+        timesteps: what the model is told, [steps]: whole numbers, of flow matching float32.
+        sample: weights of x[i], x[i-1] and x[i-2] in x[i+1], float32 [steps, 3].
+        output: weights of o[i], o[i-1] and o[i-2] in x[i+1], float32 [steps, 3].
+        noise: weight of z[i] in x[i+1], float32 [steps]; 0 where a step takes none.
+    """
+
+    timesteps: npt.NDArray[Any]
+    sample: FloatArray
+    output: FloatArray
+    noise: FloatArray
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``scheduler/steps.json``; float32 values as they are."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "steps": len(self.timesteps),
+            "timesteps": self.timesteps.tolist(),
+            "sample": self.sample.tolist(),
+            "output": self.output.tolist(),
+            "noise": self.noise.tolist(),
+        }
+
+    def dumps(self) -> str:
+        """The JSON text, an entry a line, ending in a newline."""
+        rows = (f" {json.dumps(key)}: {json.dumps(v)}" for key, v in self.to_json().items())
+        return "{\n" + ",\n".join(rows) + "\n}\n"
+
+
+def step_table(scheduler: Scheduler, steps: int, plan: FlowPlan | None = None) -> StepTable:
+    """The table of a run of `steps` steps.
+
+    Args:
+        scheduler: whose run.
+        steps: calls of the model.
+        plan: see `Scheduler.start`.
+
+    Raises:
+        UsageError: `steps` is out of range, or a step is not linear: it clips.
+    """
+    weights = _weights(scheduler, steps, plan, np.float32(1))
+    scaled = _weights(scheduler, steps, plan, _FACTOR)
+    if not np.array_equal(scaled, weights * _FACTOR):
+        raise UsageError(
+            "the scheduler's steps are not linear: expected clip_sample false in "
+            "scheduler_config.json; run the bundle in Python"
+        )
+    timesteps = np.asarray(scheduler.start(steps, plan).timesteps)
+    return StepTable(timesteps, weights[:, :TAPS], weights[:, TAPS:-1], weights[:, -1])
+
+
+def _weights(
+    scheduler: Scheduler, steps: int, plan: FlowPlan | None, size: np.float32
+) -> FloatArray:
+    """Weights of 3 samples, 3 outputs and the noise in every next sample, [steps, 7].
+
+    Basis vectors of length `size` stand for them. Sample and output of step i take place i modulo
+    3, so what a step gives holds the weights of its own and of the two before.
+    """
+    basis = np.eye(2 * TAPS + 1, dtype=np.float32)[:, None, None] * size  # [7, 1, 1, 7]
+    run = scheduler.start(steps, plan)
+    rows = np.zeros((steps, 2 * TAPS + 1), np.float32)
+    for i in range(steps):
+        sample, output, noise = basis[[i % TAPS]], basis[[TAPS + i % TAPS]], basis[[-1]]
+        found = run.step(output, sample, noise).ravel()
+        ago = [(i - j) % TAPS for j in range(TAPS)]
+        rows[i] = found[[*ago, *(TAPS + place for place in ago), -1]]
+    return rows
+
+
+def bundle_step_table(folder: Path, steps: int) -> StepTable:
+    """The table of `steps` steps of the bundle in `folder`.
+
+    Args:
+        folder: holds ``model_index.json`` and ``scheduler/scheduler_config.json``.
+        steps: calls of the model.
+
+    Raises:
+        BundleError: one of the two cannot be read.
+        UsageError: no table: a family or scheduler that is not supported, steps that are not
+            linear or whose sizes depend on the picture's, or `steps` out of range.
+    """
+    index = folder / "model_index.json"
+    family = family_of_pipeline(str(read_json(index).get("_class_name")), index)
+    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    scheduler = scheduler_from_config(config)
+    if config.get("use_dynamic_shifting"):
+        raise UsageError(
+            "use_dynamic_shifting makes the steps depend on the picture's size: expected a "
+            "scheduler whose steps are the same for every size; run the bundle in Python"
+        )
+    return step_table(scheduler, steps, FlowPlan(0, family.sigmas_from_one))
+
+
+def write_step_table(folder: Path, steps: int) -> bool:
+    """Write ``scheduler/steps.json`` into a bundle; returns whether there is such a table.
+
+    Args:
+        folder: as for `bundle_step_table`.
+        steps: the bundle's default number of steps.
+    """
+    try:
+        table = bundle_step_table(folder, steps)
+    except UsageError:
+        return False
+    (folder / STEP_TABLE).write_text(table.dumps(), encoding="utf-8")
+    return True

@@ -1,0 +1,92 @@
+"""Netron on one model, served from this machine and kept from talking to others.
+
+Netron's page asks another host where its reader is, and sends it statistics. A model that is looked
+at here is nobody else's business: the page is told that it was agreed to, and its browser is told to
+connect to this server only.
+"""
+
+from __future__ import annotations
+
+import html
+import importlib.util
+import re
+from pathlib import Path
+
+from fp4dit_onnx.bundle import MANIFEST, Bundle
+from fp4dit_onnx.errors import BundleError, MissingExtraError, UsageError
+from fp4dit_onnx.local_server import FileServer
+
+__all__ = ["netron_server", "onnx_file"]
+
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self' 'unsafe-inline' data: blob:; connect-src 'self'",
+    "Set-Cookie": "consent=local; SameSite=Strict",
+    "Referrer-Policy": "no-referrer",
+}
+_VERSION = re.compile(r'<meta name="version" content="[^"]*">')
+"""In Netron's page; what tells it of a file stands beside it."""
+
+
+def onnx_file(path: Path, part: str) -> Path:
+    """The model to show.
+
+    Args:
+        path: a bundle or an ONNX file.
+        part: which of a bundle's models.
+
+    Raises:
+        BundleError: no bundle, or one without such a part.
+        UsageError: another file.
+    """
+    if path.is_file():
+        if path.suffix != ".onnx":
+            raise UsageError(f"{path}: expected an .onnx file, or a folder made by export")
+        return path
+    bundle = Bundle.open(path)
+    models = sorted(name for name in bundle.manifest["files"] if name.endswith("/model.onnx"))
+    if f"{part}/model.onnx" not in models:
+        held = ", ".join(name.removesuffix("/model.onnx") for name in models)
+        raise BundleError(f"{path / MANIFEST} lists no {part}: expected one of {held}")
+    return path / part / "model.onnx"
+
+
+def netron_server(model: Path, host: str, port: int) -> FileServer:
+    """A server of Netron's page with `model` open; `serve_forever` starts it.
+
+    Args:
+        model: an ONNX file; its data files lie beside it.
+        host: name or address to listen on.
+        port: 0 takes a free one.
+
+    Raises:
+        MissingExtraError: Netron is not installed.
+        UsageError: the port or the host cannot be used, or Netron's page is an unknown one.
+    """
+    spec = importlib.util.find_spec("netron")
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtraError("netron", "view")
+    folder = Path(spec.submodule_search_locations[0])
+    pages: dict[str, Path | bytes] = {
+        f"/{path.relative_to(folder).as_posix()}": path
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+    }
+    beside = {f"/data/{path.name}": path for path in model.parent.glob(f"{model.name}*")}
+    page = _page(folder / "index.html", model)
+    return FileServer({**pages, **beside, "/": page, "/index.html": page}, _HEADERS, host, port)
+
+
+def _page(index: Path, model: Path) -> bytes:
+    text = index.read_text(encoding="utf-8")
+    found = _VERSION.search(text)
+    if found is None:
+        raise UsageError(
+            f"{index} is of another version of Netron than expected: run  pip install 'netron<10'"
+        )
+    name = html.escape(f"{model.parent.name}/{model.name}")
+    facts = (
+        f'<meta name="file" content="/data/{html.escape(model.name)}">',
+        f'<meta name="name" content="{name}">',
+        f'<meta name="identifier" content="{html.escape(model.name)}">',
+    )
+    return "\n".join((text[: found.end()], *facts, text[found.end() :])).encode()
