@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,8 +61,34 @@ def session(
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as cause:  # its error classes share no base below Exception
         raise BundleError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {_reason(cause)}"
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {_explained(cause)}"
         ) from cause
+
+
+_UPGRADE = "install a newer one with  pip install --upgrade onnxruntime"
+_COPY = "copy or export the bundle again"
+_CAUSES = {
+    r"Unsupported model IR version: (\d+), max supported IR version: (\d+)": (
+        f"the model is of IR version {{0}} and it reads up to {{1}}: {_UPGRADE}"
+    ),
+    r"Opset (\d+) is under development .* till opset (\d+)": (
+        f"the model uses opset {{0}} and it knows up to {{1}}: {_UPGRADE}"
+    ),
+    r"(Protobuf parsing failed)": f"it is no ONNX model or was cut short ({{0}}): {_COPY}",
+    r"(External (?:initializer|data path)\b.*)": (
+        f"its data file is missing or too short ({{0}}): {_COPY}"
+    ),
+}
+"""What ONNX Runtime says of files and of its own age, and what that means."""
+
+
+def _explained(cause: Exception) -> str:
+    """Cause and cure where they are known, else what ONNX Runtime says."""
+    for pattern, text in _CAUSES.items():
+        found = re.search(pattern, str(cause))
+        if found is not None:
+            return text.format(*found.groups())
+    return _reason(cause)
 
 
 def _reason(cause: Exception) -> str:
