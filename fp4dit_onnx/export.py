@@ -30,9 +30,11 @@ from fp4dit_onnx.errors import Fp4DitError, MissingExtraError, UsageError
 from fp4dit_onnx.layers import totals
 from fp4dit_onnx.plan import ExportRequest, Plan, plan, work_folder
 from fp4dit_onnx.progress import Reporter, SilentReporter
+from fp4dit_onnx.report.writing import report_of_export
 from fp4dit_onnx.resources import Resources
 from fp4dit_onnx.state import WORK_MANIFEST, LayerLayout, QuantizedState, save_state
 from fp4dit_onnx.streaming import LayerNote, Quantizer, nearest
+from fp4dit_onnx.targets import DEFAULT_TARGET, convert_in_place, target_by_name
 from fp4dit_onnx.text_encoders import write_encoder
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["ExportRequest", "ExportResult", "Plan", "export", "plan"]
 
 TORCH_PACKAGES = ("torch", "diffusers", "transformers", "onnx_graphsurgeon", "onnxscript")
+REPORT_PACKAGES = ("jinja2", "matplotlib")
 DISK_MARGIN = 64 * 2**20
 """Bytes that a bundle may take beyond its large tensors: graphs, tokenizers, settings."""
 
@@ -73,7 +76,7 @@ def export(request: ExportRequest, reporter: Reporter | None = None) -> ExportRe
     """
     start = time.monotonic()
     report = reporter or SilentReporter()
-    for package in TORCH_PACKAGES:
+    for package in (*TORCH_PACKAGES, *REPORT_PACKAGES):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package.replace("_", "-"), "export")
     planned = plan(request)
@@ -178,7 +181,14 @@ class _Export:
         if self._request.state is not None and weights.state is not None:
             save_state(weights.state, self._request.state)
         manifest |= weights.measured
-        return write_manifest(self._folder, {**manifest, "resources": self._resources.to_json()})
+        manifest |= {"resources": self._resources.to_json()}
+        written = write_manifest(self._folder, manifest)
+        if self._request.target != DEFAULT_TARGET:
+            target = target_by_name(self._request.target)
+            return convert_in_place(self._folder, written, target, self._report)
+        if not self._request.report:
+            return written
+        return report_of_export(self._folder, self._request, planned, self._report)
 
     def _write_components(
         self,
@@ -251,7 +261,7 @@ class _Export:
                 row = {**row, "weight_format": weights.layers[name].spec.weight}
                 output = weights.output_errors.get(name)
                 rows.append({**row, **asdict(notes[name]), "output_sqnr_db": output})
-            annotate_graph(model, rows, _facts(planned))
+            annotate_graph(model, rows, planned.summary)
 
         component = Component(
             name="transformer",
@@ -352,16 +362,6 @@ def _case_errors(planned: Plan, network: Any, state: QuantizedState) -> list[flo
     signals = [run(feed) for feed in feeds]
     with simulated(network, state):
         return [sqnr_db(s, run(feed)) for s, feed in zip(signals, feeds, strict=True)]
-
-
-def _facts(planned: Plan) -> dict[str, str]:
-    """What the graph itself says of how it was made."""
-    return {
-        "bits": str(planned.recipe.bits),
-        "method": planned.recipe.method,
-        "source": f"{planned.checkpoint.folder.name} ({planned.checkpoint.pipeline_class})",
-        "paper": "FP4DiT, arXiv 2503.15465",
-    }
 
 
 def _manifest(

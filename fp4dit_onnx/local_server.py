@@ -8,15 +8,17 @@ from __future__ import annotations
 import errno
 import http.server
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 from urllib.parse import unquote, urlsplit
 
 from fp4dit_onnx.errors import UsageError
 
-__all__ = ["FileServer", "Handler"]
+__all__ = ["MEDIA_TYPES", "FileServer", "Handler"]
 
 MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -70,6 +72,18 @@ class FileServer(http.server.ThreadingHTTPServer):
         """Where the page is."""
         host, port = self.server_address[:2]
         return f"http://{host!s}:{port}/"
+
+    @contextmanager
+    def in_background(self) -> Iterator[Self]:
+        """Answer in a thread while the block runs, then close."""
+        with self:
+            thread = threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True)
+            thread.start()
+            try:
+                yield self
+            finally:
+                self.shutdown()
+                thread.join()
 
 
 def _unavailable(host: str, port: int, cause: Exception) -> str:

@@ -107,6 +107,8 @@ _QUANTIZE = """
 }}
 """
 
+# FpUnpack divides where it could shift to the right: OpenVINO 2026.4 rounds such shifts. It
+# subtracts in int64: ONNX Runtime before 1.21 cannot in uint64.
 _TEXTS = {
     DEQUANTIZE: """
 FpDequantize <format, group_size> (q, scale) => (y) {
@@ -134,20 +136,23 @@ FpUnpack <format, bits, grid, K> (codes) => (q) {
     first = Constant <value_ints = [0]> ()
     last = Constant <value_ints = [-1]> ()
     rows_by_rest = Constant <value_ints = [0, -1]> ()
-    shift_wide = Range (zero, eight, width)
-    shift = Cast <to = 2> (shift_wide)
     one_wide = Cast <to = 13> (one)
     width_wide = Cast <to = 13> (width)
-    count = BitShift <direction = "LEFT"> (one_wide, width_wide)
-    mask_wide = Sub (count, one_wide)
-    mask = Cast <to = 2> (mask_wide)
-    bytes = Unsqueeze (codes, last)
-    shifted = BitShift <direction = "RIGHT"> (bytes, shift)
+    shift = Range (zero, eight, width)
+    shift_wide = Cast <to = 13> (shift)
+    divisor_wide = BitShift <direction = "LEFT"> (one_wide, shift_wide)
+    divisor = Cast <to = 6> (divisor_wide)
+    count_wide = BitShift <direction = "LEFT"> (one_wide, width_wide)
+    count = Cast <to = 7> (count_wide)
+    largest = Sub (count, one)
+    mask = Cast <to = 6> (largest)
+    byte = Cast <to = 6> (codes)
+    bytes = Unsqueeze (byte, last)
+    shifted = Div (bytes, divisor)
     fields = BitwiseAnd (shifted, mask)
     rows = Reshape (fields, rows_by_rest)
     end = Unsqueeze (columns, first)
-    code = Slice (rows, first, end, last)
-    index = Cast <to = 6> (code)
+    index = Slice (rows, first, end, last)
     q = Gather (table, index)
 }
 """,

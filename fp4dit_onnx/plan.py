@@ -20,6 +20,8 @@ from fp4dit_onnx.models import Family, family_of
 from fp4dit_onnx.prompts import demo_prompts, general_prompts, read_prompts
 from fp4dit_onnx.recipe import DEFAULT_GROUP_SIZE, FORMS, LayerSpec, Recipe, make_recipe
 from fp4dit_onnx.runtime.pipeline import Sampling
+from fp4dit_onnx.targets.table import target_by_name
+from fp4dit_onnx.targets.target import DEFAULT_TARGET
 from fp4dit_onnx.text_encoders import check_encoders, encoder_bytes, encoder_recipe
 
 __all__ = ["ExportRequest", "Plan", "plan", "work_folder"]
@@ -71,6 +73,9 @@ class ExportRequest:
         components: ``all``, or ``transformer`` alone.
         text_encoder_bits: bits of the text encoders' linears, such as ``w4a16``, or ``none`` for
             float; None is ``none`` for encoders below `MEASURED_BELOW` and ``w4a16`` above.
+        target: what the graphs are made of, one of `targets.TARGETS` or ``fp4dit``.
+        report: write report.html into the bundle; where the float pipeline is run anyway, with
+            pictures, distributions, times and memory beside it.
     """
 
     output: Path
@@ -100,6 +105,8 @@ class ExportRequest:
     measure: bool | None = None
     components: str = "all"
     text_encoder_bits: str | None = None
+    target: str = DEFAULT_TARGET
+    report: bool = True
 
     def resolved_method(self) -> Method:
         """The method with its settings.
@@ -155,6 +162,16 @@ class Plan:
         """Whether calibration trains, or chooses formats, and so needs data and a work folder."""
         return bool(self.recipe.search) or isinstance(self.method.rounding, AdaRound)
 
+    @property
+    def summary(self) -> dict[str, str]:
+        """What the graph itself says of how it was made."""
+        return {
+            "bits": self.recipe.bits,
+            "method": self.recipe.method,
+            "source": f"{self.checkpoint.folder.name} ({self.checkpoint.pipeline_class})",
+            "paper": "FP4DiT, arXiv 2503.15465",
+        }
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
         return {
@@ -202,6 +219,9 @@ def plan(request: ExportRequest) -> Plan:
     sizes = linear_layers(checkpoint)
     specs, skipped = recipe.assign(tuple(sizes))
     _check_ram(request, sizes)
+    if request.target != DEFAULT_TARGET:
+        formats = {spec.weight for spec in specs.values()} | set(recipe.search)
+        target_by_name(request.target).check(request.form, formats)
     rows = [_row(name, *sizes[name], spec) for name, spec in specs.items()]
     return Plan(
         layers=tuple(rows),

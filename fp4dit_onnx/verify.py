@@ -49,6 +49,7 @@ from fp4dit_onnx.probe import (
 )
 from fp4dit_onnx.progress import Reporter, SilentReporter
 from fp4dit_onnx.runtime.session import session
+from fp4dit_onnx.targets.target import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.parity import Simulation
@@ -120,6 +121,12 @@ def verify(
     """
     report = reporter or SilentReporter()
     opened = Bundle.open(bundle)
+    target = opened.manifest.get("target", DEFAULT_TARGET)
+    if target != DEFAULT_TARGET:
+        raise BundleError(
+            f"{opened.folder} is for the target {target}: expected a bundle of our operators, whose "
+            "nodes are checked one by one; verify the one that it was made of"
+        )
     opened.check_files(deep=True)
     checks = [Check("files", ok=True, detail="sizes and sha256", bound="equal", found="equal")]
     subject = _Subject.load(opened)

@@ -23,6 +23,8 @@ _HEADERS = {
     "Set-Cookie": "consent=local; SameSite=Strict",
     "Referrer-Policy": "no-referrer",
 }
+_ATTRIBUTES_SHOWN = """<script>localStorage.options ??= '{"attributes": true}'</script>"""
+"""Netron draws a node's attributes in its box, such as formats, when its options say so."""
 _VERSION = re.compile(r'<meta name="version" content="[^"]*">')
 """In Netron's page; what tells it of a file stands beside it."""
 
@@ -88,5 +90,6 @@ def _page(index: Path, model: Path) -> bytes:
         f'<meta name="file" content="/data/{html.escape(model.name)}">',
         f'<meta name="name" content="{name}">',
         f'<meta name="identifier" content="{html.escape(model.name)}">',
+        _ATTRIBUTES_SHOWN,
     )
     return "\n".join((text[: found.end()], *facts, text[found.end() :])).encode()

@@ -346,7 +346,14 @@ def drawable(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
     @cache
     def make(bits: str) -> Path:
         part = tmp_path_factory.mktemp("drawable") / "part"
-        request = ExportRequest(output=part, bits=bits, method="fp-rtn", components="transformer")
+        request = ExportRequest(
+            output=part,
+            bits=bits,
+            method="fp-rtn",
+            components="transformer",
+            measure=False,
+            report=False,
+        )
         manifest = export(request).manifest
         folder = shutil.copytree(bundle, part.with_name(bits))
         shutil.rmtree(folder / "transformer")
@@ -359,12 +366,9 @@ def drawable(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo pipeline exported as it is, to w4a6 rounded to nearest; not to be changed."""
-    from fp4dit_onnx.export import ExportRequest, export
-
-    folder = tmp_path_factory.mktemp("demo") / "bundle"
-    return export(ExportRequest(folder, method="fp-rtn", measure=False)).bundle
+def demo_bundle(drawable: Callable[[str], Path]) -> Path:
+    """The demo pipeline as a w4a6 bundle, rounded to nearest; not to be changed."""
+    return drawable("w4a6")
 
 
 @pytest.fixture

@@ -52,7 +52,11 @@ def test_nothing_is_measured_but_the_weights(streamed: ExportResult) -> None:
 def test_the_transformer_alone_is_a_bundle(streamed: ExportResult) -> None:
     bundle = Bundle.open(streamed.bundle)
     assert not bundle.whole
-    assert set(bundle.manifest["files"]) == {*REQUIRED_FILES, "transformer/model.onnx.data"}
+    assert set(bundle.manifest["files"]) == {
+        *REQUIRED_FILES,
+        "report.html",
+        "transformer/model.onnx.data",
+    }
     assert not streamed.bundle.with_name("bundle.calibration").exists()
     checked = verify(streamed.bundle, quick=True)
     assert checked.ok, [c for c in checked.checks if not c.ok]

@@ -337,7 +337,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", default=",".join(CHECKS), help="checks, comma separated")
     parser.add_argument("--bundle", type=Path, help="default: the demo's, exported")
     parser.add_argument("--work", type=Path, help="folder to keep; default: a temporary one")
-    parser.add_argument("--prompt", default="red apple")
+    parser.add_argument("--prompt", default="giraffe face")
     parser.add_argument("--steps", type=int, help="default: the bundle's")
     parser.add_argument("--json", type=Path, help="file for a summary")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)

@@ -13,12 +13,9 @@ import argparse
 import re
 import shutil
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
@@ -29,17 +26,6 @@ from fp4dit_onnx.viewing import netron_server, onnx_file
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 LAYER = "transformer_blocks.0.ff.net.0.proj"
-
-
-@contextmanager
-def served(server: Any) -> Iterator[str]:
-    """The address of `server` while it runs."""
-    with server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield server.url
-        server.shutdown()
-        thread.join()
 
 
 def open_in_netron(page: Page, url: str, layer: str) -> None:
@@ -61,8 +47,8 @@ def open_in_netron(page: Page, url: str, layer: str) -> None:
 def netron(page: Page, bundle: Path) -> bytes:
     """A quantized feed-forward layer, its inputs, formats and errors beside it."""
     page.set_viewport_size({"width": 1280, "height": 840})
-    with served(netron_server(onnx_file(bundle, "transformer"), "127.0.0.1", 0)) as url:
-        open_in_netron(page, url, LAYER)
+    with netron_server(onnx_file(bundle, "transformer"), "127.0.0.1", 0).in_background() as server:
+        open_in_netron(page, server.url, LAYER)
         page.wait_for_timeout(1000)  # the graph glides there
         return page.screenshot()
 
@@ -70,8 +56,8 @@ def netron(page: Page, bundle: Path) -> bytes:
 def browser(page: Page, bundle: Path) -> bytes:
     """The page of ``fp4dit-onnx serve`` after it drew its first prompt."""
     page.set_viewport_size({"width": 1040, "height": 760})
-    with served(Server(Bundle.open(bundle), "127.0.0.1", 0)) as url:
-        page.goto(url)
+    with Server(Bundle.open(bundle), "127.0.0.1", 0).in_background() as server:
+        page.goto(server.url)
         page.locator("#draw:enabled").click(timeout=120_000)
         page.locator("#result:visible").wait_for(timeout=120_000)
         return page.screenshot(full_page=True)

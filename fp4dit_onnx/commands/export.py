@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fp4dit_onnx.bundle import REPORT
 from fp4dit_onnx.commands.layer_table import print_attention, print_layers
 from fp4dit_onnx.commands.output import print_json, print_line, print_table, reporter, size
 from fp4dit_onnx.errors import UsageError
@@ -127,6 +128,23 @@ def run(
             "by default w4a16 from 1 GiB in float32 on."
         ),
     ] = _DEFAULT["text_encoder_bits"],
+    target: Annotated[
+        str,
+        typer.Option(
+            help="fp4dit: our operators with their bodies; inline, standard: see convert."
+        ),
+    ] = _DEFAULT["target"],
+    inline: Annotated[
+        bool, typer.Option("--inline", help="Short for --target inline: no local functions.")
+    ] = False,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report/--no-report",
+            help="Write report.html into the bundle; pictures and times are in it where the float "
+            "pipeline is run anyway.",
+        ),
+    ] = _DEFAULT["report"],
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a bundle that is there.")
     ] = _DEFAULT["overwrite"],
@@ -166,6 +184,8 @@ def run(
         measure=measure,
         components=components,
         text_encoder_bits=text_encoder_bits,
+        target="inline" if inline else target,
+        report=report,
     )
     if dry_run:
         _show_plan(plan(request), json=json)
@@ -193,6 +213,8 @@ def _show_result(result: ExportResult, *, json: bool) -> None:
     _print_skipped(manifest["skipped"])
     _print_totals(manifest.get("totals", {}))
     print_line(f"{result.bundle} written in {result.seconds:.0f} s")
+    if REPORT in manifest.get("files", {}):
+        print_line(f"{result.bundle / REPORT} shows what was lost")
 
 
 def _print_skipped(skipped: Any) -> None:

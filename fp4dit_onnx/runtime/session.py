@@ -65,17 +65,24 @@ def session(
         ) from cause
 
 
-_UPGRADE = "install a newer one with  pip install --upgrade onnxruntime"
+_UPGRADE = "with  pip install --upgrade onnxruntime"
 _COPY = "copy or export the bundle again"
 _CAUSES = {
+    r"Could not find an implementation for ((?:Deq|Q)uantizeLinear)\(": (
+        "it has no kernel for {0} of these types; a bundle of the target standard is for other "
+        "runtimes: export or convert for another target"
+    ),
+    r"Could not find an implementation for (\w+)\(": (
+        f"it has no kernel for {{0}} of these types: install a newer one {_UPGRADE}"
+    ),
     r"Unsupported model IR version: (\d+), max supported IR version: (\d+)": (
-        f"the model is of IR version {{0}} and it reads up to {{1}}: {_UPGRADE}"
+        f"the model is of IR version {{0}} and it reads up to {{1}}: install 1.18 or newer {_UPGRADE}"
     ),
     r"Opset (\d+) is under development .* till opset (\d+)": (
-        f"the model uses opset {{0}} and it knows up to {{1}}: {_UPGRADE}"
+        f"the model uses opset {{0}} and it knows up to {{1}}: install 1.18 or newer {_UPGRADE}"
     ),
     r"(Protobuf parsing failed)": f"it is no ONNX model or was cut short ({{0}}): {_COPY}",
-    r"(External (?:initializer|data path)\b.*)": (
+    r"(External (?:initializer|data path)\b.*|cannot get file size: .*)": (
         f"its data file is missing or too short ({{0}}): {_COPY}"
     ),
 }
@@ -92,6 +99,6 @@ def _explained(cause: Exception) -> str:
 
 
 def _reason(cause: Exception) -> str:
-    """The first line of an ONNX Runtime error, without its own code."""
+    """The first line of an ONNX Runtime error, without its codes."""
     text = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
-    return text.rpartition("INVALID_ARGUMENT : ")[2]
+    return re.split(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", text)[-1]

@@ -6,6 +6,7 @@ a symbol of a trace.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -52,7 +53,8 @@ def sincos_table(
         stretch = (_number(size) / base_size).float()
         at = torch.arange(size, dtype=torch.float32) / stretch / scale
         angle = at.double().unsqueeze(1) * omega  # [size, C / 4]
-        return torch.cat([angle.sin(), angle.cos()], dim=1).float()
+        # A shifted sine is the cosine: ONNX Runtime before 1.29 has none in float64.
+        return torch.cat([angle.sin(), (angle + math.pi / 2).sin()], dim=1).float()
 
     return _over_grid(axis(height), axis(width)).unsqueeze(0)
 

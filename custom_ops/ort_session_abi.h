@@ -1,8 +1,8 @@
-// The part of ONNX Runtime's C ABI that it takes to run a model, in the manner of ort_abi.h: the
-// library itself needs none of it.
+// The part of ONNX Runtime's C ABI that it takes to run a model, in the manner of ort_abi.h: for
+// programs, not for the library, which needs none of it.
 
-#ifndef FP4DIT_TESTS_ORT_SESSION_ABI_H_
-#define FP4DIT_TESTS_ORT_SESSION_ABI_H_
+#ifndef FP4DIT_ORT_SESSION_ABI_H_
+#define FP4DIT_ORT_SESSION_ABI_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -17,7 +17,7 @@ struct OrtAllocator;
 
 namespace fp4dit::ort {
 
-enum LogLevel : int32_t { kLogErrors = 3 };
+enum LogLevel : int32_t { kLogErrors = 3, kLogFatal = 4 };
 enum AllocatorKind : int32_t { kDeviceAllocator = 0 };
 
 // Element types that models have at their edges, beside those that the operators know.
@@ -44,6 +44,7 @@ constexpr ElementType kDouble = static_cast<ElementType>(11);
     (const OrtMemoryInfo*, void*, size_t, const int64_t*, size_t, ElementType, OrtValue**))   \
   X(IsTensor, 50, OrtStatus*, (const OrtValue*, int*))                                        \
   X(CreateCpuMemoryInfo, 69, OrtStatus*, (AllocatorKind, MemoryType, OrtMemoryInfo**))        \
+  X(AllocatorFree, 76, OrtStatus*, (OrtAllocator*, void*))                                    \
   X(GetAllocatorWithDefaultOptions, 78, OrtStatus*, (OrtAllocator**))                         \
   X(ReleaseEnv, 92, void, (OrtEnv*))                                                          \
   X(ReleaseMemoryInfo, 94, void, (OrtMemoryInfo*))                                            \
@@ -74,4 +75,4 @@ class SessionApi {
 
 }  // namespace fp4dit::ort
 
-#endif  // FP4DIT_TESTS_ORT_SESSION_ABI_H_
+#endif  // FP4DIT_ORT_SESSION_ABI_H_

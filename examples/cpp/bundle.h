@@ -1,0 +1,96 @@
+// What the JSON files of a PixArt bundle say about drawing a picture.
+
+#ifndef FP4DIT_EXAMPLES_BUNDLE_H_
+#define FP4DIT_EXAMPLES_BUNDLE_H_
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "json_file.h"
+
+namespace example {
+
+// A step of the sampler: x[i+1] = sum_j sample[j] * x[i-j] + output[j] * o[i-j]  +  noise * z[i].
+struct Step {
+  float timestep;                      // what the transformer is told
+  std::vector<double> sample, output;  // weights of the latest sample or output, and those before
+  double noise;                        // weight of fresh noise
+};
+
+struct Bundle {
+  explicit Bundle(const std::filesystem::path& place) : folder(place) {
+    if (!std::filesystem::is_directory(folder)) {
+      throw Error(folder.string() + " is no folder: expected a bundle of fp4dit-onnx export");
+    }
+    const std::string pipeline = JsonFile(folder / "model_index.json").Text("/_class_name");
+    if (pipeline.rfind("PixArt", 0) != 0) {
+      throw Error(folder.string() + " is a " + pipeline + ": this example draws with PixArt only");
+    }
+    const JsonFile manifest(folder / "quantization.json");
+    const JsonFile transformer(folder / "transformer" / "config.json");
+    const JsonFile decoder(folder / "vae_decoder" / "config.json");
+    if (!decoder["/block_out_channels"].is_array()) decoder.Fail("/block_out_channels", "a list");
+    const size_t blocks = decoder["/block_out_channels"].size();
+    if (blocks < 1 || blocks > 8) decoder.Fail("/block_out_channels", "1 to 8 numbers");
+    const size_t patch = transformer.Whole("/patch_size", 1, 64);
+    const size_t pixels = size_t{1} << (blocks - 1);  // a latent's side
+    for (const char* side : {"/sampling/height", "/sampling/width"}) {
+      const size_t multiple = pixels * patch;
+      if (manifest.Whole(side, 1, 8192) % multiple != 0) {
+        manifest.Fail(side, "a multiple of " + std::to_string(multiple));
+      }
+    }
+    height = manifest.Whole("/sampling/height", 1, 8192);
+    width = manifest.Whole("/sampling/width", 1, 8192);
+    rows = height / pixels;
+    columns = width / pixels;
+    channels = transformer.Whole("/in_channels", 1, 256);
+    guidance = static_cast<float>(manifest.Number("/sampling/guidance", 0, 1000));
+    text_length = manifest.Whole("/sampling/max_sequence_length", 1, 4096);
+    scaling = static_cast<float>(decoder.Number("/scaling_factor", 1e-6, 1e6));
+    if (!decoder["/shift_factor"].is_null()) {
+      shift = static_cast<float>(decoder.Number("/shift_factor", -1e6, 1e6));
+    }
+    ReadSteps(JsonFile(folder / "scheduler" / "steps.json"));
+  }
+
+  std::string Model(const char* part) const { return (folder / part / "model.onnx").string(); }
+  bool guided() const { return guidance > 1; }
+  // Rows of the transformer's batch: with guidance the empty prompt's and the prompt's.
+  int64_t batch() const { return guided() ? 2 : 1; }
+  size_t latents() const { return channels * rows * columns; }
+  std::vector<int64_t> LatentShape(int64_t pictures) const {
+    return {pictures, static_cast<int64_t>(channels), static_cast<int64_t>(rows),
+            static_cast<int64_t>(columns)};
+  }
+
+  std::filesystem::path folder;
+  size_t height, width;            // of the picture, in pixels
+  size_t channels, rows, columns;  // of the latents
+  size_t text_length;              // tokens that a prompt is padded or cut to
+  float guidance;                  // weight of classifier-free guidance; at most 1 means none
+  float scaling, shift = 0;        // of the latents that the decoder takes
+  std::vector<Step> steps;
+
+ private:
+  void ReadSteps(const JsonFile& table) {
+    table.Whole("/format_version", 1, 1);
+    const size_t count = table.Whole("/steps", 1, 1000);
+    const std::vector<double> timesteps = table.Numbers("/timesteps", count);
+    const std::vector<double> noise = table.Numbers("/noise", count);
+    for (const char* key : {"/sample", "/output"}) {
+      if (table[key].size() != count) table.Fail(key, "a list of " + std::to_string(count));
+    }
+    for (size_t i = 0; i < count; ++i) {
+      const std::string index = "/" + std::to_string(i);
+      steps.push_back({static_cast<float>(timesteps[i]), table.Numbers("/sample" + index, 3),
+                       table.Numbers("/output" + index, 3), noise[i]});
+    }
+  }
+};
+
+}  // namespace example
+
+#endif  // FP4DIT_EXAMPLES_BUNDLE_H_

@@ -1,0 +1,133 @@
+"""``fp4dit-onnx report``."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fp4dit_onnx.bundle import EVIDENCE, REPORT, Bundle
+from fp4dit_onnx.checkpoint import demo_folder
+from fp4dit_onnx.commands.output import print_json, print_line, reporter, size
+from fp4dit_onnx.errors import MissingExtraError, UsageError
+from fp4dit_onnx.prompts import demo_prompts, general_prompts, read_prompts
+from fp4dit_onnx.report.data import Evidence, read_evidence, to_json
+
+__all__ = ["run"]
+
+COMPARISON = Path("comparison.html")
+COUNT = 4
+
+
+def run(
+    bundles: Annotated[
+        list[Path], typer.Argument(help="A folder made by export, or two to compare.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="HTML file to write; by default report.html in the bundle, of two bundles "
+            "comparison.html here.",
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="The float pipeline that the bundle was made from: measure anew."),
+    ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="Measure anew; so do --model, --prompts, --count and --seeds. Without --model: "
+            "against the embedded demo pipeline.",
+        ),
+    ] = False,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file with a prompt a line; by default built-in ones.")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help=f"Prompts to draw; by default {COUNT}.")
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pictures a prompt, from seeds 0, 1, ...; by default 1."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the evidence as JSON.")] = False,
+) -> None:
+    """Write report.html: what a bundle lost, layer by layer and picture by picture."""
+    options = {"--model": model, "--prompts": prompts, "--count": count, "--seeds": seeds}
+    given = [name for name, value in options.items() if value is not None]
+    given += ["--measure"] if measure else []
+    if len(bundles) > 2:
+        raise UsageError(f"{len(bundles)} bundles given: expected one, or two to compare")
+    opened = [Bundle.open(folder) for folder in bundles]
+    if len(opened) == 1:
+        (bundle,) = opened
+        texts = _prompts(prompts, model, count or COUNT)
+        evidence = _measured(bundle, model, texts, range(seeds or 1)) if given else None
+        _report(bundle, evidence, output, json=json)
+        return
+    if given:
+        raise UsageError(
+            f"{given[0]} with two bundles: they are compared as they were measured; measure each "
+            "alone first"
+        )
+    _compare(opened[0], opened[1], output or COMPARISON, json=json)
+
+
+def _measured(
+    bundle: Bundle, model: Path | None, prompts: Sequence[str], seeds: Sequence[int]
+) -> Evidence:
+    source = bundle.manifest["source"].get("name")
+    if model is None and source != demo_folder().name:
+        raise UsageError(
+            f"{bundle.folder} was made from {source!r}, not from the embedded demo pipeline: give "
+            "the float pipeline with --model"
+        )
+    for package in ("torch", "diffusers"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, "export")
+    from fp4dit_onnx.report.measuring import measure
+
+    return measure(bundle, model or demo_folder(), prompts, seeds, reporter())
+
+
+def _prompts(file: Path | None, model: Path | None, count: int) -> list[str]:
+    if file is not None:
+        texts = read_prompts(file)
+    else:
+        texts = demo_prompts("evaluation") if model is None else general_prompts()
+    return texts[:count]
+
+
+def _report(bundle: Bundle, evidence: Evidence | None, output: Path | None, *, json: bool) -> None:
+    """Into the bundle, or to a file of its own."""
+    from fp4dit_onnx.report.writing import add_report, report_html, write_file
+
+    if output is None:
+        add_report(bundle, evidence)
+    else:
+        write_file(output, report_html(bundle, evidence))
+    path = output or bundle.folder / REPORT
+    if json:
+        kept = evidence or read_evidence(bundle.folder / EVIDENCE)
+        print_json({"report": str(path), "evidence": to_json(kept) if kept else None})
+    else:
+        print_line(f"{path} written, {size(path.stat().st_size)}")
+
+
+def _compare(first: Bundle, second: Bundle, output: Path, *, json: bool) -> None:
+    from fp4dit_onnx.report.writing import comparison_html, write_file
+
+    write_file(output, comparison_html(first, second))
+    if json:
+        found = {str(b.folder): read_evidence(b.folder / EVIDENCE) for b in (first, second)}
+        kept = {name: to_json(evidence) if evidence else None for name, evidence in found.items()}
+        print_json({"report": str(output), "evidence": kept})
+    else:
+        print_line(f"{output} written, {size(output.stat().st_size)}")

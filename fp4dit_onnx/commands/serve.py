@@ -1,0 +1,65 @@
+"""``fp4dit-onnx serve``."""
+
+from __future__ import annotations
+
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fp4dit_onnx.bundle import Bundle
+from fp4dit_onnx.commands.output import print_line, size
+
+__all__ = ["run"]
+
+LOCAL_HOSTS = ("127.0.0.1", "localhost")
+
+
+def run(
+    bundle: Annotated[Path, typer.Argument(help="Folder made by export.")],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free one.")
+    ] = 8000,
+    open_browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page in the web browser.")
+    ] = True,
+    isolated: Annotated[
+        bool,
+        typer.Option("--isolated/--no-isolated", hidden=True, help="Let the page use threads."),
+    ] = True,
+) -> None:
+    """Draw in a web browser: one page, everything on this machine."""
+    from fp4dit_onnx.serving import Server, check_drawable
+
+    opened = Bundle.open(bundle)
+    check_drawable(opened)
+    with Server(opened, host, port, isolated=isolated) as server:
+        try:
+            _announce(opened, host, server.url)
+            if open_browser:
+                webbrowser.open(server.url)
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print_line("ended")
+
+
+def _announce(bundle: Bundle, host: str, url: str) -> None:
+    """Say where the page is, and what will not go well."""
+    from fp4dit_onnx.serving import ADDRESS_SPACE, memory_estimate
+
+    needed = memory_estimate(bundle)
+    if needed > ADDRESS_SPACE:
+        print_line(
+            f"warning: the weights take {size(needed)} when unpacked, a page has at most "
+            f"{size(ADDRESS_SPACE)}: it will not load; draw with  fp4dit-onnx generate"
+        )
+    if host not in LOCAL_HOSTS:
+        print_line(
+            "other machines: browsers give a page threads only over https or on localhost, "
+            "so there it draws on one thread"
+        )
+    print_line(f"{url}  (Ctrl-C ends)")

@@ -1,0 +1,286 @@
+"""How weights and activations of a few characteristic layers lie on the grids of their formats."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+from onnx.external_data_helper import load_external_data_for_tensor
+
+from fp4dit_onnx import ops
+from fp4dit_onnx.bundle import Bundle
+from fp4dit_onnx.compare import ratio_db
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.formats import FloatFormat, format_by_name
+from fp4dit_onnx.numerics import dequantize, expand_groups, quantize
+from fp4dit_onnx.probe import CODES
+from fp4dit_onnx.report.data import Histogram
+from fp4dit_onnx.runtime import Pipeline
+from fp4dit_onnx.tensor_files import TensorInfo
+from fp4dit_onnx.tensor_reading import read_float32
+
+__all__ = ["Chosen", "chosen_layers", "histograms"]
+
+Array = npt.NDArray[Any]
+BINS = {"weight": 120, "input": 60}
+"""By part; rows of inputs are few on a small model."""
+BEYOND = 1.1
+"""How far the bins reach, in largest values of the format: weights may lie beyond their range."""
+STEPS = 3
+"""Of the sampler, spread from the first to the last, at which activations are looked at."""
+MOST_BYTES = 2**31 - 2**24
+"""Of a transformer whose inner tensors can be looked at: it becomes one protobuf in memory."""
+SCALES = ".weight.scale"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A characteristic layer.
+
+    Attributes:
+        row: its row of the manifest.
+        why: the rule that chose it.
+    """
+
+    row: Mapping[str, Any]
+    why: str
+
+    @property
+    def name(self) -> str:
+        """Torch name."""
+        return str(self.row["name"])
+
+
+def _first_of_feed_forward(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Of the middle block; it is the layer that FP4DiT gives another format."""
+    named = [
+        r for r in rows if re.search(r"\bff\w*\.(net\.0\.proj|linear_1|linear_in)$", r["name"])
+    ]
+    return named[len(named) // 2] if named else None
+
+
+def chosen_layers(rows: Sequence[Mapping[str, Any]]) -> list[Chosen]:
+    """The layers with the least and the largest error, and the first linear of a feed-forward.
+
+    Errors are those of outputs where they were measured, else of weights.
+
+    Args:
+        rows: of the manifest.
+    """
+    key = next(
+        (
+            k
+            for k in ("output_sqnr_db", "weight_sqnr_db")
+            if any(r.get(k) is not None for r in rows)
+        ),
+        None,
+    )
+    candidates: list[tuple[Mapping[str, Any] | None, str]] = []
+    if key is not None:
+        measured = sorted((r for r in rows if r.get(key) is not None), key=lambda r: float(r[key]))
+        what = key.partition("_")[0]
+        candidates += [
+            (measured[0], f"lowest {what} SQNR"),
+            (measured[-1], f"highest {what} SQNR"),
+        ]
+    candidates.append((_first_of_feed_forward(rows), "first feed-forward linear, middle block"))
+    found: dict[str, Chosen] = {}
+    for row, why in candidates:
+        if row is not None:
+            found.setdefault(row["name"], Chosen(row, why))
+    return list(found.values())
+
+
+def histograms(
+    bundle: Bundle,
+    tensors: Mapping[str, TensorInfo],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    pipeline: Pipeline,
+) -> tuple[Histogram, ...]:
+    """Weights of the chosen layers from the float checkpoint, and their inputs while drawing.
+
+    Args:
+        bundle: a bundle that can draw.
+        tensors: of the float transformer, by torch name.
+        prompts: drawn to see activations.
+        seeds: one a prompt.
+        pipeline: of the bundle; its transformer is replaced.
+    """
+    graph = onnx.load(bundle.transformer, load_external_data=False)
+    layers = chosen_layers(bundle.manifest["layers"])
+    found = []
+    for layer in layers:
+        if (info := tensors.get(f"{layer.name}.weight")) is not None:
+            scale = _initializer(graph, layer.name + SCALES, bundle.transformer.parent)
+            found.append(_of_weight(layer, read_float32(info), scale))
+    found += _of_inputs(bundle, graph, layers, prompts, seeds, pipeline)
+    order = {layer.name: number for number, layer in enumerate(layers)}
+    return tuple(sorted(found, key=lambda h: order[h.layer]))
+
+
+def _initializer(model: onnx.ModelProto, name: str, folder: Path) -> Array:
+    tensor = next((t for t in model.graph.initializer if t.name == name), None)
+    if tensor is None:
+        raise UsageError(f"{folder}: the graph has no {name}: expected it of a quantized layer")
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        load_external_data_for_tensor(tensor, str(folder))
+    return numpy_helper.to_array(tensor)
+
+
+def _of_weight(layer: Chosen, weight: Array, scale: Array) -> Histogram:
+    """Weight [N, K] under its group scales [N, G]."""
+    fmt, group = format_by_name(layer.row["weight_format"]), int(layer.row["group_size"])
+    step = expand_groups(scale.astype(np.float32), weight.shape[1], group)
+    live = step > 0
+    integers = np.where(live, weight, 0) / np.where(live, step, 1)
+    # The error is that of the codes which the method chose; the manifest has it.
+    error = layer.row.get("weight_sqnr_db")
+    return _histogram(layer, "weight", fmt, None, integers[live], error)
+
+
+def _histogram(
+    layer: Chosen,
+    part: str,
+    fmt: FloatFormat,
+    step: int | None,
+    integers: Array,
+    sqnr: float | None,
+) -> Histogram:
+    """Counts of `integers`, in units of the grid before rounding."""
+    high = BEYOND * fmt.max
+    values = np.clip(integers / fmt.unit, -high, high)
+    counts, _ = np.histogram(values, BINS[part], (-high, high))
+    finite = None if sqnr is None or not np.isfinite(sqnr) else float(sqnr)
+    return Histogram(
+        layer.name, layer.why, part, fmt.name, step, -high, high, tuple(map(int, counts)), finite
+    )
+
+
+@dataclass
+class _Inputs:
+    """Collects what a layer's quantizer reads, step by step."""
+
+    fmt: FloatFormat
+    integers: dict[int, Array] = field(default_factory=dict)
+    sqnr: dict[int, float] = field(default_factory=dict)
+
+    def add(self, step: int, x: Array) -> None:
+        """Note the rows [..., K] of one step."""
+        rows = x.reshape(-1, x.shape[-1]).astype(np.float32)
+        q, scale = quantize(rows, self.fmt)
+        live = scale > 0
+        self.integers[step] = (rows / np.where(live, scale, 1))[live[:, 0]]
+        noise = (rows - dequantize(q, scale, rows.shape[1])).astype(np.float64)
+        signal = rows.astype(np.float64)
+        self.sqnr[step] = ratio_db(float((signal**2).sum()), float((noise**2).sum()))
+
+
+class _Watching:
+    """A session that hands inner tensors of some calls to `note`, else like the one it wraps."""
+
+    def __init__(self, session: Any, inner: Sequence[str], note: Callable[..., None]) -> None:
+        self._session, self._inner, self._note = session, list(inner), note
+        self._outputs = [o.name for o in session.get_outputs() if o.name not in self._inner]
+        self.calls = 0
+
+    def get_inputs(self) -> Sequence[Any]:
+        """What the model takes."""
+        inputs: Sequence[Any] = self._session.get_inputs()
+        return inputs
+
+    def get_outputs(self) -> Sequence[Any]:
+        """What the model gives, the inner tensors left out."""
+        return [o for o in self._session.get_outputs() if o.name in self._outputs]
+
+    def run(self, outputs: Sequence[str] | None, feed: Mapping[str, Any]) -> list[Any]:
+        """Run the model once."""
+        names = list(outputs or self._outputs)
+        found: list[Any] = self._session.run([*names, *self._inner], dict(feed))
+        self._note(self.calls, dict(zip(self._inner, found[len(names) :], strict=True)))
+        self.calls += 1
+        return found[: len(names)]
+
+
+def _of_inputs(
+    bundle: Bundle,
+    graph: onnx.ModelProto,
+    layers: Sequence[Chosen],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    pipeline: Pipeline,
+) -> list[Histogram]:
+    """Inputs of the layers whose activations are quantized, while `prompts` are drawn once."""
+    read = {layer.name: quantizer_input(graph.graph, layer.name) for layer in layers}
+    watched = [layer for layer in layers if read[layer.name] is not None]
+    if not watched or bundle.transformer.with_suffix(".onnx.data").stat().st_size > MOST_BYTES:
+        return []
+    collected = {
+        layer.name: _Inputs(format_by_name(layer.row["activation_format"])) for layer in watched
+    }
+    last = pipeline.defaults.steps - 1
+    steps = sorted({round(last * i / (STEPS - 1)) for i in range(STEPS)})
+
+    def note(call: int, tensors: Mapping[str, Array]) -> None:
+        if call in steps:
+            for name, inputs in collected.items():
+                inputs.add(call, tensors[str(read[name])])
+
+    names = sorted({str(read[layer.name]) for layer in watched})
+    session = _exposing(bundle.transformer, names)
+    pipeline.transformer = _Watching(session, names, note)
+    pipeline.generate(prompts, seeds=list(seeds), batch_size=len(prompts))
+    return [
+        _histogram(layer, "input", inputs.fmt, step, values, inputs.sqnr[step])
+        for layer in watched
+        for inputs in (collected[layer.name],)
+        for step, values in inputs.integers.items()
+    ]
+
+
+def quantizer_input(graph: onnx.GraphProto, layer: str) -> str | None:
+    """The float tensor that is quantized for a layer; None where its activations stay in float.
+
+    From the packed codes forward to the product, then back along the other operand.
+    """
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    makers = {name: node for node in graph.node for name in node.output}
+    reached = layer + CODES
+    while node := next(iter(readers.get(reached, ())), None):
+        operand = next((name for name in node.input if name in makers and name != reached), None)
+        if operand is not None:
+            maker = makers[operand]
+            if maker.op_type == ops.DEQUANTIZE:
+                maker = makers.get(maker.input[0], maker)
+            return str(maker.input[0]) if maker.op_type in ops.QUANTIZE_OPS else None
+        if node.op_type == ops.LINEAR:
+            return None
+        reached = node.output[0]
+    return None
+
+
+def _exposing(path: Path, names: Sequence[str]) -> Any:
+    """A session of the model at `path` whose outputs are also the float tensors `names`."""
+    from fp4dit_onnx.benchmark.machine import usable_cores
+    from fp4dit_onnx.benchmark.sessions import make_session
+    from fp4dit_onnx.library import supported_isas
+    from fp4dit_onnx.probe import load_model
+
+    model = load_model(path)
+    declared = {output.name for output in model.graph.output}
+    model.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        for name in names
+        if name not in declared
+    )
+    return make_session(model.SerializeToString(), usable_cores(), isa=supported_isas()[0])

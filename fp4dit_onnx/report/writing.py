@@ -1,0 +1,154 @@
+"""Writes reports: into a bundle, or anywhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fp4dit_onnx.bundle import EVIDENCE, REPORT, Bundle, put_files
+from fp4dit_onnx.errors import MissingExtraError, UsageError
+from fp4dit_onnx.progress import Reporter
+from fp4dit_onnx.prompts import demo_prompts
+from fp4dit_onnx.report.data import Evidence, to_json
+from fp4dit_onnx.report.facts import Subject, open_subject
+
+if TYPE_CHECKING:
+    from fp4dit_onnx.plan import ExportRequest, Plan
+
+__all__ = [
+    "add_report",
+    "comparison_html",
+    "report_html",
+    "report_of_export",
+    "write_file",
+]
+
+PACKAGES = ("jinja2", "matplotlib")
+DRAWN_PROMPTS = 4
+"""That an export draws for its report."""
+
+
+def _check_packages() -> None:
+    for package in PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, "report")
+
+
+def report_html(bundle: Bundle, evidence: Evidence | None = None) -> str:
+    """The page of one bundle.
+
+    Args:
+        bundle: the bundle.
+        evidence: in place of what the bundle keeps.
+
+    Raises:
+        BundleError: the manifest or the evidence kept in the bundle is damaged.
+        MissingExtraError: jinja2 or matplotlib is not installed.
+    """
+    _check_packages()
+    from fp4dit_onnx.report.pages import page_of
+    from fp4dit_onnx.report.rendering import rendered
+
+    subject = open_subject(bundle, bundle.folder.resolve().name, evidence)
+    return rendered("report.html.j2", page_of(subject))
+
+
+def comparison_html(first: Bundle, second: Bundle) -> str:
+    """The page of two bundles side by side; raises as `report_html` does.
+
+    Raises:
+        UsageError: the same bundle twice.
+    """
+    _check_packages()
+    from fp4dit_onnx.report.comparing import comparison_of
+    from fp4dit_onnx.report.rendering import rendered
+
+    return rendered("comparison.html.j2", comparison_of(*_named(first, second)))
+
+
+def _named(first: Bundle, second: Bundle) -> tuple[Subject, Subject]:
+    """Both bundles under what tells them apart: folder, else path."""
+    folders = [bundle.folder.resolve() for bundle in (first, second)]
+    if folders[0] == folders[1]:
+        raise UsageError(f"{first.folder} is given twice: expected two bundles to compare")
+    names = [folder.name for folder in folders]
+    if names[0] == names[1]:
+        names = [str(bundle.folder) for bundle in (first, second)]
+    return open_subject(first, names[0]), open_subject(second, names[1])
+
+
+def add_report(bundle: Bundle, evidence: Evidence | None = None) -> dict[str, Any]:
+    """Write report.html into a bundle, and report.json if there is new evidence.
+
+    Args:
+        bundle: the bundle.
+        evidence: what was measured anew; None renders what the bundle keeps.
+
+    Returns:
+        The manifest, which lists the files as they are now.
+
+    Raises:
+        UsageError: the bundle cannot be written; see `report_html` too.
+    """
+    contents = _contents(bundle, evidence)
+    try:
+        return put_files(bundle.folder, contents)
+    except OSError as error:
+        raise UsageError(
+            f"{bundle.folder} cannot be written ({error.strerror}): write the report elsewhere "
+            "with  -o FILE"
+        ) from error
+
+
+def _contents(bundle: Bundle, evidence: Evidence | None) -> dict[str, bytes]:
+    """The files of a report."""
+    page = {REPORT: report_html(bundle, evidence).encode()}
+    if evidence is None:
+        return page
+    text = json.dumps(to_json(evidence), indent=1, allow_nan=False) + "\n"
+    return {EVIDENCE: text.encode(), **page}
+
+
+def report_of_export(
+    folder: Path, request: ExportRequest, planned: Plan, reporter: Reporter
+) -> dict[str, Any]:
+    """Add the report to a bundle that an export has just written; returns its manifest.
+
+    Args:
+        folder: the bundle, complete but for the report.
+        request: what was asked for.
+        planned: what was done; the float pipeline is run again if it was run before.
+        reporter: told of every stage.
+    """
+    bundle = Bundle.open(folder)
+    evidence = None
+    if planned.measured and bundle.whole:
+        from fp4dit_onnx.report.measuring import measure
+
+        own = demo_prompts("evaluation") if request.model is None else planned.prompts
+        prompts = own[:DRAWN_PROMPTS]
+        evidence = measure(bundle, planned.checkpoint.folder, prompts, [0], reporter)
+    with reporter.stage("writing the report", 1) as advance:
+        manifest = put_files(folder, _contents(bundle, evidence))
+        advance(1)
+    return manifest
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a page to a file of its own, whole or not at all.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UsageError(
+            f"{path} cannot be written ({error.strerror}): choose another file with -o"
+        ) from error

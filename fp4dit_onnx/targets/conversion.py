@@ -1,0 +1,137 @@
+"""A bundle for another target, made of a bundle: the layers keep their values."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from fp4dit_onnx import ops
+from fp4dit_onnx.bundle import EVIDENCE, MANIFEST, REPORT, Bundle, new_bundle, write_manifest
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.progress import Reporter, SilentReporter
+from fp4dit_onnx.targets.target import DEFAULT_TARGET, Target
+
+__all__ = ["Conversion", "convert", "convert_in_place"]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A finished conversion.
+
+    Attributes:
+        bundle: the new bundle.
+        bytes_before: of each rewritten model, its data included, by its folder.
+        bytes_after: the same of the new bundle.
+        manifest: of the new bundle.
+    """
+
+    bundle: Path
+    bytes_before: Mapping[str, int]
+    bytes_after: Mapping[str, int]
+    manifest: Mapping[str, Any]
+
+
+def convert(
+    source: Path,
+    output: Path,
+    target: Target,
+    *,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> Conversion:
+    """Write the bundle `source` once more, for `target`; it appears whole or not at all.
+
+    Raises:
+        BundleError: no readable bundle.
+        UsageError: it is for another target than the default already, `output` may not be written
+            to, or a layer cannot be expressed.
+    """
+    bundle = Bundle.open(source)
+    bundle.check_files(deep=True)
+    _check_source(bundle)
+    with new_bundle(output, overwrite=overwrite, source=bundle.folder) as folder:
+        for name in (MANIFEST, *bundle.manifest["files"]):
+            if name not in (REPORT, EVIDENCE):  # of the bundle that is converted
+                _copy(bundle.folder / name, folder / name)
+        before = _sizes(bundle.folder)
+        manifest = convert_in_place(folder, bundle.manifest, target, reporter)
+        after = _sizes(folder)
+    changed = [name for name in before if before[name] != after[name]]
+    return Conversion(
+        output,
+        {name: before[name] for name in changed},
+        {name: after[name] for name in changed},
+        manifest,
+    )
+
+
+def convert_in_place(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    target: Target,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Rewrite the quantized models of a whole bundle, and its manifest.
+
+    Args:
+        folder: the bundle; where it is interrupted, it is of no use.
+        manifest: the bundle's.
+        target: what to make of it.
+        reporter: progress.
+
+    Returns:
+        The new manifest.
+    """
+    facts = _rewritten(folder, target, reporter or SilentReporter())
+    kept = {k: v for k, v in manifest.items() if k not in ("files", "format_version")}
+    return write_manifest(folder, {**kept, "target": target.name, "converted": facts})
+
+
+def _rewritten(folder: Path, target: Target, reporter: Reporter) -> dict[str, Any]:
+    """Rewrites the models in place; gives what the manifest says of each, by its folder."""
+    facts = {}
+    models = [path for path in sorted(folder.glob("*/model.onnx")) if _is_quantized(path)]
+    with reporter.stage(f"rewriting for {target.name}", len(models)) as advance:
+        for path in models:
+            made = folder / f".{path.parent.name}.{target.name}"
+            made.mkdir()
+            facts[path.parent.name] = dict(target.rewrite(path.parent, made, folder))
+            for old in path.parent.glob("model.onnx*"):
+                old.unlink()
+            for new in made.iterdir():
+                shutil.move(new, path.parent / new.name)
+            made.rmdir()
+            advance(1)
+    return facts
+
+
+def _check_source(bundle: Bundle) -> None:
+    found = bundle.manifest.get("target", DEFAULT_TARGET)
+    if found != DEFAULT_TARGET:
+        raise UsageError(
+            f"{bundle.folder} is for the target {found} already: expected a bundle as export "
+            "writes it; convert the one that this was made of"
+        )
+
+
+def _is_quantized(path: Path) -> bool:
+    model = onnx.load(path, load_external_data=False)
+    return any(node.domain == ops.DOMAIN for node in model.graph.node)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """No hard link: onnx refuses data files that have several names."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {
+        part.parent.name: sum(p.stat().st_size for p in part.parent.glob("model.onnx*"))
+        for part in sorted(folder.glob("*/model.onnx"))
+    }

@@ -1,0 +1,74 @@
+"""The largest magnitude of activations, measured while the bundle itself draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+
+from fp4dit_onnx.prompts import general_prompts
+from fp4dit_onnx.runtime import Pipeline
+from fp4dit_onnx.runtime.session import session
+
+__all__ = ["PICTURES", "activation_ranges"]
+
+PICTURES = 4
+"""That are drawn, of the built-in prompts, at the bundle's own settings."""
+_SUFFIX = "/largest"
+
+
+def activation_ranges(bundle: Path, names: Sequence[str]) -> dict[str, float]:
+    """The largest magnitude of each value of the transformer in `names`, over whole runs.
+
+    Args:
+        bundle: holds all that drawing needs.
+        names: float values of the transformer's graph.
+    """
+    pipeline = Pipeline(bundle)
+    source = bundle / "transformer"
+    model = onnx.load(source / "model.onnx", load_external_data=False)
+    for name in names:
+        magnitude = onnx.helper.make_node("Abs", [name], [f"{name}/magnitude"])
+        largest = onnx.helper.make_node(
+            "ReduceMax", [f"{name}/magnitude"], [f"{name}{_SUFFIX}"], keepdims=0
+        )
+        model.graph.node.extend([magnitude, largest])
+        model.graph.output.append(onnx.ValueInfoProto(name=f"{name}{_SUFFIX}"))
+    with TemporaryDirectory() as folder:
+        place = Path(folder)
+        for data in source.glob("model.onnx.*"):
+            (place / data.name).write_bytes(data.read_bytes())
+        (place / "model.onnx").write_bytes(model.SerializeToString())
+        recorder = _Recorder(session(place / "model.onnx"), len(names))
+        pipeline.transformer = recorder
+        prompts = general_prompts()[:PICTURES]
+        pipeline.generate(prompts, seeds=list(range(len(prompts))))
+    return dict(zip(names, map(float, recorder.largest), strict=True))
+
+
+class _Recorder:
+    """The transformer's session, that keeps the maxima which the model gives besides."""
+
+    def __init__(self, inner: Any, count: int) -> None:
+        self._inner, self._count = inner, count
+        self.largest = np.zeros(count, np.float32)
+
+    def get_inputs(self) -> Sequence[Any]:
+        """Those of the model."""
+        inputs: Sequence[Any] = self._inner.get_inputs()
+        return inputs
+
+    def get_outputs(self) -> Sequence[Any]:
+        """Those of the model, without the maxima."""
+        outputs: Sequence[Any] = self._inner.get_outputs()
+        return outputs[: -self._count]
+
+    def run(self, outputs: Sequence[str] | None, feed: Mapping[str, Any]) -> list[Any]:
+        """The model's own outputs."""
+        results: list[Any] = self._inner.run(None, feed)
+        self.largest = np.maximum(self.largest, np.array(results[-self._count :]))
+        return results[: -self._count]

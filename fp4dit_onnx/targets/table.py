@@ -1,0 +1,26 @@
+"""Every target that a bundle can be converted to."""
+
+from __future__ import annotations
+
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.targets.inline import INLINE
+from fp4dit_onnx.targets.standard import STANDARD
+from fp4dit_onnx.targets.target import DEFAULT_TARGET, Target
+
+__all__ = ["TARGETS", "target_by_name"]
+
+TARGETS: dict[str, Target] = {target.name: target for target in (INLINE, STANDARD)}
+
+
+def target_by_name(name: str) -> Target:
+    """The target called `name`.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in TARGETS:
+        known = ", ".join(TARGETS)
+        raise UsageError(
+            f"target {name!r}: expected one of {known} ({DEFAULT_TARGET} is what export writes)"
+        )
+    return TARGETS[name]

@@ -1,0 +1,310 @@
+/**
+ * Text or class to image from a bundle, with any of ONNX Runtime's JavaScript packages.
+ *
+ * The same steps as `fp4dit_onnx.Pipeline`, one picture at a time: the models run through the
+ * function bodies that they carry, and `scheduler/steps.json` says how a step combines samples,
+ * outputs and noise.
+ */
+
+import { familyOfPipeline } from "./families/table.js";
+import { initialLatents, stepNoise } from "./noise.js";
+import { Tokens } from "./tokens.js";
+
+/**
+ * @typedef {import("./families/family.js").Value} Value
+ * @typedef {import("./families/family.js").Request} Request
+ *
+ * @typedef {object} Files where a bundle comes from.
+ * @property {(name: string) => boolean} has whether the bundle has a file, by its path in there.
+ * @property {(name: string) => Promise<any>} json the content of a JSON file.
+ * @property {(steps: number) => Promise<StepTable>} steps the table of a run.
+ * @property {(folder: string) => Promise<{model: string | Uint8Array, externalData?: object[]}>}
+ *   model what InferenceSession.create takes.
+ *
+ * @typedef {object} StepTable see `fp4dit_onnx/runtime/step_table.py`.
+ * @property {number} steps
+ * @property {number[]} timesteps
+ * @property {number[][]} sample
+ * @property {number[][]} output
+ * @property {number[]} noise
+ *
+ * @typedef {object} Picture
+ * @property {number} width
+ * @property {number} height
+ * @property {Uint8ClampedArray} rgba [height, width, 4].
+ */
+
+/**
+ * ONNX Runtime fuses DequantizeLinear and MatMul to MatMulNBits and, unless this is 0, quantizes
+ * the activations once more on the way.
+ */
+const EXACT_MATMUL = { session: { qdq_matmulnbits_accuracy_level: "0" } };
+
+const ERRORS_ONLY = 3;
+
+/** Thrown where the one who asked has taken it back. */
+export class Cancelled extends Error {}
+
+/** A bundle, ready to draw. */
+export class Pipeline {
+  /**
+   * @param {object} parts
+   * @param {any} parts.ort the package: InferenceSession and Tensor.
+   * @param {any} parts.Tokenizer class of the package @huggingface/tokenizers.
+   * @param {Files} parts.files
+   * @param {object} [parts.sessionOptions] besides those that every session gets.
+   * @param {(what: string) => void} [parts.onLoad] called before each part is loaded.
+   * @returns {Promise<Pipeline>}
+   */
+  static async open({ ort, Tokenizer, files, sessionOptions = {}, onLoad = () => {} }) {
+    const pipeline = new Pipeline(ort, files);
+    const { sampling } = await files.json("quantization.json");
+    pipeline.modelIndex = await files.json("model_index.json");
+    pipeline.family = familyOfPipeline(pipeline.modelIndex._class_name);
+    const { max_sequence_length: maxSequenceLength, ...others } = sampling;
+    pipeline.defaults = { ...others, maxSequenceLength };
+    pipeline.transformerConfig = await files.json("transformer/config.json");
+    pipeline.vaeConfig = await files.json("vae_decoder/config.json");
+    for (const encoder of pipeline.family.encoders) {
+      const folder = encoder.replace("text_encoder", "tokenizer");
+      const description = await files.json(`${folder}/tokenizer.json`);
+      const settings = `${folder}/tokenizer_config.json`;
+      const chosen = files.has(settings) ? await files.json(settings) : {};
+      pipeline.tokens[encoder] = new Tokens(Tokenizer, description, chosen);
+    }
+    const options = { extra: EXACT_MATMUL, logSeverityLevel: ERRORS_ONLY, ...sessionOptions };
+    for (const name of [...pipeline.family.encoders, "transformer", "vae_decoder"]) {
+      onLoad(name);
+      const { model, externalData } = await files.model(name);
+      const all = externalData === undefined ? options : { ...options, externalData };
+      pipeline.sessions[name] = await ort.InferenceSession.create(model, all);
+    }
+    return pipeline;
+  }
+
+  /**
+   * @param {any} ort
+   * @param {Files} files
+   * @private use `open`.
+   */
+  constructor(ort, files) {
+    this.ort = ort;
+    this.files = files;
+    /** @type {Record<string, any>} */
+    this.sessions = {};
+    /** @type {Record<string, Tokens>} */
+    this.tokens = {};
+  }
+
+  /** Pixels a latent, along one side. */
+  get scaleFactor() {
+    return 2 ** (this.vaeConfig.block_out_channels.length - 1);
+  }
+
+  /** What height and width are multiples of, in pixels. */
+  get sizeMultiple() {
+    return this.scaleFactor * (this.transformerConfig.patch_size ?? 1);
+  }
+
+  /**
+   * @param {Partial<import("./families/family.js").Sampling>} changes
+   * @returns {import("./families/family.js").Sampling} the bundle's settings with the changes.
+   */
+  settings(changes) {
+    const given = Object.entries(changes).filter(([, value]) => value != null);
+    const sampling = { ...this.defaults, ...Object.fromEntries(given) };
+    if (!Number.isInteger(sampling.steps) || sampling.steps < 1) {
+      throw new Error(`Steps are ${sampling.steps}: expected a whole number from 1.`);
+    }
+    if (!Number.isFinite(sampling.guidance)) {
+      throw new Error(`Guidance is ${sampling.guidance}: expected a number.`);
+    }
+    const multiple = this.sizeMultiple;
+    for (const side of ["height", "width"]) {
+      const size = sampling[side];
+      if (!(size >= multiple) || size % multiple !== 0) {
+        throw new Error(`The ${side} is ${size}: expected a positive multiple of ${multiple}.`);
+      }
+    }
+    return sampling;
+  }
+
+  /**
+   * One picture.
+   * @param {string} prompt what to draw; for DiT a class, by name or number.
+   * @param {object} [options]
+   * @param {string} [options.negativePrompt] what guidance leads away from.
+   * @param {bigint} [options.seed] of the noise, not negative.
+   * @param {Partial<import("./families/family.js").Sampling>} [options.sampling] changes.
+   * @param {(done: number, of: number) => void | Promise<void>} [options.onStep] called after each
+   *   step and waited for.
+   * @param {() => boolean} [options.cancelled] asked before each step.
+   * @returns {Promise<Picture>}
+   */
+  async draw(prompt, options = {}) {
+    const { negativePrompt = "", seed = 0n, onStep = () => {}, cancelled = () => false } = options;
+    const sampling = this.settings(options.sampling ?? {});
+    /** @type {Request} */
+    const request = {
+      prompt,
+      negativePrompt,
+      sampling,
+      guided: sampling.guidance > 1,
+      transformerConfig: this.transformerConfig,
+      modelIndex: this.modelIndex,
+    };
+    const table = await this.files.steps(sampling.steps);
+    const fixed = await this.family.conditions(request, (text, texts) => this.encode(text, texts));
+    const latents = await this.sample(request, fixed, table, seed, onStep, cancelled);
+    if (!latents.data.every(Number.isFinite)) {
+      throw new Error(
+        "The transformer gave numbers that are not finite: export the bundle again with another " +
+          "recipe.",
+      );
+    }
+    return this.decode(latents);
+  }
+
+  /**
+   * @param {Request} request
+   * @param {Record<string, Value>} fixed inputs that no step changes.
+   * @param {StepTable} table
+   * @param {bigint} seed
+   * @param {(done: number, of: number) => void | Promise<void>} onStep
+   * @param {() => boolean} cancelled
+   * @returns {Promise<Value>} denoised latents, [1, C, H, W].
+   */
+  async sample(request, fixed, table, seed, onStep, cancelled) {
+    const { height, width } = request.sampling;
+    const channels = this.transformerConfig.in_channels;
+    const dims = [1, channels, height / this.scaleFactor, width / this.scaleFactor];
+    const count = dims.reduce((a, b) => a * b);
+    let samples = [initialLatents(seed, count)]; // the newest first
+    /** @type {Float32Array[]} */
+    let outputs = [];
+    for (let i = 0; i < table.steps; i++) {
+      if (cancelled()) throw new Cancelled();
+      const output = await this.predict(samples[0], dims, table.timesteps[i], fixed, request);
+      outputs = [output, ...outputs].slice(0, table.output[i].length);
+      const noise = table.noise[i] === 0 ? null : stepNoise(seed, i, count);
+      const next = nextSample(table, i, samples, outputs, noise);
+      samples = [next, ...samples].slice(0, table.sample[i].length);
+      await onStep(i + 1, table.steps);
+    }
+    return { type: "float32", data: samples[0], dims };
+  }
+
+  /**
+   * @param {Float32Array} latents of one picture.
+   * @param {number[]} dims their shape, [1, C, H, W].
+   * @param {number} timestep
+   * @param {Record<string, Value>} fixed
+   * @param {Request} request
+   * @returns {Promise<Float32Array>} the model's output after guidance, without the variance half.
+   */
+  async predict(latents, dims, timestep, fixed, request) {
+    const rows = request.guided ? 2 : 1;
+    const twice = new Float32Array(rows * latents.length);
+    for (let row = 0; row < rows; row++) twice.set(latents, row * latents.length);
+    const time =
+      this.family.timestep === "int64"
+        ? new BigInt64Array(rows).fill(BigInt(timestep))
+        : new Float32Array(rows).fill(timestep);
+    const found = await this.run("transformer", {
+      ...fixed,
+      hidden_states: { type: "float32", data: twice, dims: [rows, ...dims.slice(1)] },
+      timestep: { type: this.family.timestep, data: time, dims: [rows] },
+    });
+    const output = Object.values(found)[0];
+    const size = output.data.length / rows;
+    const count = latents.length; // the rest of a row, if any, is the variance
+    if (!request.guided) return output.data.slice(0, count);
+    const halves = [output.data.subarray(0, count), output.data.subarray(size, size + count)];
+    const [without, given] = this.family.negativeFirst ? halves : halves.reverse();
+    const weight = Math.fround(request.sampling.guidance);
+    return without.map((/** @type {number} */ base, /** @type {number} */ i) => {
+      return base + Math.fround(weight * Math.fround(given[i] - base));
+    });
+  }
+
+  /**
+   * @param {import("./families/family.js").Text} text
+   * @param {string[]} texts
+   * @returns {Promise<import("./families/family.js").Encoded>}
+   */
+  async encode(text, texts) {
+    const { ids, mask } = this.tokens[text.encoder].encode(texts, text.length);
+    const dims = [texts.length, text.length];
+    /** @type {Record<string, Value>} */
+    const feed = {
+      input_ids: { type: "int64", data: ids, dims },
+      attention_mask: { type: "int64", data: mask, dims },
+    };
+    const found = await this.run(text.encoder, feed);
+    return { states: found.last_hidden_state, mask: feed.attention_mask };
+  }
+
+  /**
+   * @param {Value} latents [1, C, H, W].
+   * @returns {Promise<Picture>}
+   */
+  async decode(latents) {
+    const scaling = Math.fround(this.vaeConfig.scaling_factor);
+    const shift = Math.fround(this.vaeConfig.shift_factor ?? 0);
+    const data = latents.data.map((x) => Math.fround(x / scaling) + shift);
+    const found = await this.run("vae_decoder", { latent_sample: { ...latents, data } });
+    const { data: pixels, dims } = Object.values(found)[0]; // [1, 3, height, width], -1 .. 1
+    const [, , height, width] = dims;
+    const rgba = new Uint8ClampedArray(height * width * 4).fill(255);
+    for (let i = 0; i < 3 * height * width; i++) {
+      const value = Math.fround(Math.min(Math.max(Math.fround(pixels[i] / 2 + 0.5), 0), 1) * 255);
+      const place = i % (height * width);
+      rgba[4 * place + Math.floor(i / (height * width))] = value; // rounds ties to even
+    }
+    return { width, height, rgba };
+  }
+
+  /**
+   * @param {string} name of the part.
+   * @param {Record<string, Value>} feed more than it declares may be in there.
+   * @returns {Promise<Record<string, any>>} its outputs by name; data lie in JavaScript's memory.
+   */
+  async run(name, feed) {
+    const session = this.sessions[name];
+    const missing = session.inputNames.filter((/** @type {string} */ input) => !(input in feed));
+    if (missing.length > 0) {
+      throw new Error(
+        `${name} needs the input ${missing[0]}, which this version does not feed: export the ` +
+          "bundle again.",
+      );
+    }
+    const tensors = session.inputNames.map((/** @type {string} */ input) => {
+      const { type, data, dims } = feed[input];
+      return [input, new this.ort.Tensor(type, data, dims)];
+    });
+    return session.run(Object.fromEntries(tensors));
+  }
+
+  /** Give the memory of all parts back. */
+  async close() {
+    await Promise.all(Object.values(this.sessions).map((session) => session.release()));
+    this.sessions = {};
+  }
+}
+
+/**
+ * @param {StepTable} table
+ * @param {number} i the step.
+ * @param {Float32Array[]} samples x[i], x[i-1], ...
+ * @param {Float32Array[]} outputs o[i], o[i-1], ...
+ * @param {Float32Array | null} noise z[i].
+ * @returns {Float32Array} x[i+1].
+ */
+function nextSample(table, i, samples, outputs, noise) {
+  return samples[0].map((_, k) => {
+    let sum = noise === null ? 0 : table.noise[i] * noise[k];
+    samples.forEach((sample, j) => (sum += table.sample[i][j] * sample[k]));
+    outputs.forEach((output, j) => (sum += table.output[i][j] * output[k]));
+    return sum;
+  });
+}

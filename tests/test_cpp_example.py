@@ -1,0 +1,356 @@
+"""The C++ example: built here and for aarch64, it draws what the Python pipeline draws."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+pytest.importorskip("onnx_graphsurgeon")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("nlohmann_json")
+
+import emulation
+import nlohmann_json
+from PIL import Image
+
+from fp4dit_onnx.export import ExportRequest, export
+from fp4dit_onnx.library import library_path
+from fp4dit_onnx.metrics import psnr
+from fp4dit_onnx.prompts import demo_prompts
+from fp4dit_onnx.runtime.families.pixart import _cleaned
+from fp4dit_onnx.runtime.pipeline import Pipeline
+from fp4dit_onnx.runtime.step_table import bundle_step_table
+from fp4dit_onnx.runtime.tokenizer import Tokenizer
+
+Array = npt.NDArray[Any]
+SOURCE = Path(__file__).resolve().parents[1] / "examples" / "cpp"
+PROMPT = "red apple"
+STEPS = 4
+SAME_PICTURE_DB = 15.0
+"""After two steps. Rounding alone, by the sampler, the function bodies or another processor, leaves
+18 to 20 dB; pictures of other seeds are 9 to 11 dB apart. (More steps bring the pictures of all
+seeds closer, and so what is to be told apart.)"""
+ABSENT_HERE = [name for name in ("c++", "cmake") if shutil.which(name) is None]
+ABSENT_THERE = [
+    name
+    for name in ("aarch64-linux-gnu-g++", "qemu-aarch64", "cmake")
+    if shutil.which(name) is None
+]
+
+pytestmark = pytest.mark.skipif(
+    bool(ABSENT_HERE) or sys.platform == "win32",
+    reason=f"needs c++ and cmake, and no Windows; absent: {', '.join(ABSENT_HERE) or 'none'}",
+)
+
+
+def built(folder: Path, *options: str, targets: Sequence[str] = ("text_to_image",)) -> Path:
+    common = ["-DFP4DIT_WERROR=ON", "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1 -g1"]
+    common += [f"-DNLOHMANN_JSON_INCLUDE={nlohmann_json.get_include()}"]
+    emulation.call(["cmake", *options, "-S", SOURCE, "-B", folder, *common])
+    emulation.call(["cmake", "--build", folder, "--parallel", "2", "--target", *targets])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the programs are, with sanitizers."""
+    folder, sanitize = tmp_path_factory.mktemp("build"), "-DFP4DIT_SANITIZE=address,undefined"
+    return built(folder, sanitize, targets=("text_to_image", "parts"))
+
+
+def write_table(folder: Path, steps: int) -> None:
+    table = bundle_step_table(folder, steps)
+    (folder / "scheduler" / "steps.json").write_text(table.dumps())
+
+
+@pytest.fixture(scope="module")
+def drawable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's bundle, rounded to nearest, with a table of few steps."""
+    folder = tmp_path_factory.mktemp("cpp") / "bundle"
+    export(ExportRequest(folder, method="fp-rtn", measure=False))
+    write_table(folder, STEPS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def short(drawable: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same bundle with a table of two steps."""
+    folder = Path(shutil.copytree(drawable, tmp_path_factory.mktemp("short") / "bundle"))
+    write_table(folder, 2)
+    return folder
+
+
+@pytest.fixture
+def damaged(drawable: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Makes a copy of the bundle with one value of a JSON file replaced."""
+
+    def make(file: str, place: Sequence[str | int], value: Any) -> Path:
+        folder = Path(shutil.copytree(drawable, tmp_path / "damaged"))
+        content = json.loads((folder / file).read_text())
+        target = content
+        for key in place[:-1]:
+            target = target[key]
+        target[place[-1]] = value
+        (folder / file).write_text(json.dumps(content))
+        return folder
+
+    return make
+
+
+def run(program: Path, *arguments: object, text: str = "") -> subprocess.CompletedProcess[bytes]:
+    """Run a program; the runtime keeps what it allocated once to the end of the process."""
+    env = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+    command = [str(program), *map(str, arguments)]
+    return subprocess.run(
+        command, env=env, input=text.encode(), capture_output=True, check=False, timeout=300
+    )
+
+
+@pytest.fixture
+def draw(programs: Path, tmp_path: Path) -> Callable[..., Array]:
+    """Draws with the program: the picture, uint8 [H, W, 3]."""
+
+    def make(bundle: Path, *options: object, prompt: str = PROMPT) -> Array:
+        path = tmp_path / "picture.bmp"
+        places = ["--runtime", emulation.x86_runtime(), "--threads", 1, *options, bundle]
+        program = programs / "text_to_image"
+        result = run(program, "--library", library_path(), *places, prompt, path)
+        assert (result.returncode, result.stderr) == (0, b""), result.stderr.decode()
+        with Image.open(path) as picture:
+            return np.asarray(picture)
+
+    return make
+
+
+class Table:
+    """A scheduler, and its run, that takes the steps of a bundle's steps.json."""
+
+    def __init__(self, folder: Path) -> None:
+        self.rows = json.loads((folder / "scheduler" / "steps.json").read_text())
+        self.timesteps = np.array(self.rows["timesteps"])
+        self.stochastic = any(self.rows["noise"])
+        self.samples: list[Array] = []
+        self.outputs: list[Array] = []
+        self.index = 0
+
+    def start(self, steps: int, plan: Any = None) -> Table:
+        """The run: the table's own steps."""
+        del steps, plan
+        return self
+
+    def step(self, output: Array, sample: Array, noise: Array | None = None) -> Array:
+        """The next sample, summed in float64."""
+        self.samples = [sample, *self.samples[:2]]
+        self.outputs = [output, *self.outputs[:2]]
+        i, total = self.index, np.zeros(sample.shape)
+        self.index += 1
+        for j, (x, o) in enumerate(zip(self.samples, self.outputs, strict=True)):
+            total += self.rows["sample"][i][j] * x.astype(np.float64)
+            total += self.rows["output"][i][j] * o.astype(np.float64)
+        if noise is not None:
+            total += self.rows["noise"][i] * noise.astype(np.float64)
+        return total.astype(np.float32)
+
+
+def drawn_in_python(
+    bundle: Path, *, table: bool = True, library: bool = True, steps: int = STEPS, **settings: Any
+) -> Array:
+    """The picture of the Python pipeline, by the table or by its own scheduler."""
+    pipeline = Pipeline(bundle, library=library, threads=1)
+    if table:
+        pipeline.scheduler = Table(bundle)
+    return np.asarray(pipeline.generate([PROMPT], steps=steps, **settings)[0])
+
+
+@pytest.mark.parametrize("library", [True, False])
+def test_the_picture_is_that_of_the_python_pipeline(
+    drawable: Path, draw: Callable[..., Array], library: bool
+) -> None:
+    """The same pixels by the same table: noise, tokens, guidance and decoding leave no difference."""
+    found = draw(drawable, *([] if library else ["--no-library"]))
+    np.testing.assert_array_equal(found, drawn_in_python(drawable, library=library))
+
+
+def test_the_seed_is_the_python_pipelines(drawable: Path, draw: Callable[..., Array]) -> None:
+    found = draw(drawable, "--seed", 2**40 + 7)
+    np.testing.assert_array_equal(found, drawn_in_python(drawable, seeds=2**40 + 7))
+    assert not np.array_equal(found, draw(drawable))
+
+
+def test_the_pipelines_own_scheduler_differs_by_rounding_only(
+    short: Path, draw: Callable[..., Array]
+) -> None:
+    found = draw(short)
+    assert psnr(found, drawn_in_python(short, table=False, steps=2)) > SAME_PICTURE_DB
+    assert psnr(found, drawn_in_python(short, table=False, steps=2, seeds=1)) < SAME_PICTURE_DB
+
+
+def test_steps_may_look_two_steps_back(
+    damaged: Callable[..., Path], draw: Callable[..., Array]
+) -> None:
+    weights = [[1.5, 0.5, 9.0], [1.5, -0.5, 9.0], [1.5, -0.25, -0.25], [1.0, 0.125, -0.125]]
+    bundle = damaged("scheduler/steps.json", ["sample"], weights)
+    found = draw(bundle)
+    np.testing.assert_array_equal(found, drawn_in_python(bundle))
+    assert len(np.unique(found)) > 50
+
+
+def test_token_ids_in_place_of_a_prompt(drawable: Path, draw: Callable[..., Array]) -> None:
+    ids, mask = Tokenizer(drawable / "tokenizer")([PROMPT], 16)
+    words = ",".join(str(i) for i in ids[0][mask[0] == 1])
+    np.testing.assert_array_equal(
+        draw(drawable, "--ids", words, prompt="\N{SNOWMAN}"), draw(drawable)
+    )
+
+
+def test_without_guidance(damaged: Callable[..., Path], draw: Callable[..., Array]) -> None:
+    bundle = damaged("quantization.json", ["sampling", "guidance"], 1)
+    np.testing.assert_array_equal(draw(bundle), drawn_in_python(bundle))
+
+
+def test_noise_between_the_steps(damaged: Callable[..., Path], draw: Callable[..., Array]) -> None:
+    bundle = damaged("scheduler/steps.json", ["noise"], [0.25, 0.5, 0, 0.125])
+    found = draw(bundle, "--seed", 3)
+    np.testing.assert_array_equal(found, drawn_in_python(bundle, seeds=3))
+
+
+@pytest.mark.parametrize(
+    ("count", "seeds"), [(1_000_000, [0]), (3, [2**64 - 1]), (99, [7, 3]), (9, [2**40, 2, 3, 4])]
+)
+def test_noise_has_numpys_bits(programs: Path, count: int, seeds: list[int]) -> None:
+    result = run(programs / "parts", "noise", count, *seeds)
+    found = np.frombuffer(result.stdout, np.float32)
+    sequence = np.random.SeedSequence(seeds if len(seeds) > 1 else seeds[0])
+    source = np.random.Generator(np.random.PCG64(sequence))
+    wanted = source.standard_normal(count, np.float32)
+    np.testing.assert_array_equal(found.view(np.uint32), wanted.view(np.uint32))
+    assert not np.array_equal(found, np.roll(wanted, 1))
+
+
+def test_prompts_become_the_tokens_of_the_python_tokenizer(programs: Path, drawable: Path) -> None:
+    lines = [p for p in demo_prompts("evaluation") if p.isascii()]
+    lines += ["", "  Red  APPLE!?", "a</s>b <PAD> <unk", "x" * 100, "x" * 101, "don't\tstop\x01"]
+    lines += [" ".join(["sixteen"] * 20), "xqzj ##s"]
+    folder = drawable / "tokenizer"
+    for length in (16, 2):
+        result = run(programs / "parts", "ids", folder, length, text="\n".join(lines) + "\n")
+        found = [[int(n) for n in line.split()] for line in result.stdout.decode().splitlines()]
+        ids, mask = Tokenizer(folder)([_cleaned(line) for line in lines], length)
+        assert found == [list(row[keep == 1]) for row, keep in zip(ids, mask, strict=True)]
+    assert len(set(map(tuple, found))) > 3
+
+
+BAD_VALUES: tuple[tuple[str, list[str | int], Any, str], ...] = (
+    ("model_index.json", ["_class_name"], "FluxPipeline", "draws with PixArt only"),
+    ("quantization.json", ["sampling", "height"], 60, "is 60: expected a multiple of 8"),
+    ("quantization.json", ["sampling", "width"], -64, "is -64: expected a whole number"),
+    ("quantization.json", ["sampling"], None, "/sampling/height is absent"),
+    ("quantization.json", ["sampling", "guidance"], "3", '/sampling/guidance is "3"'),
+    ("transformer/config.json", ["in_channels"], 7, "model.onnx: Got invalid dimensions"),
+    ("vae_decoder/config.json", ["scaling_factor"], 0, "expected a number from 1e-06"),
+    ("vae_decoder/config.json", ["block_out_channels"], [], "expected 1 to 8 numbers"),
+    ("scheduler/steps.json", ["format_version"], 2, "is 2: expected a whole number from 1 to 1"),
+    ("scheduler/steps.json", ["steps"], 5, "expected a list of 5"),
+    ("scheduler/steps.json", ["sample", 1], [1, 2], "/sample/1 is [1,2]: expected a list of 3"),
+    ("scheduler/steps.json", ["output", 2, 0], None, "/output/2/0 is absent: expected a number"),
+    ("tokenizer/tokenizer.json", ["model", "type"], "Unigram", "token ids with --ids"),
+    ("tokenizer/tokenizer.json", ["model", "vocab", "apple"], -4, "expected token ids"),
+    ("tokenizer/tokenizer.json", ["model", "vocab", "apple"], 4000, "text_encoder/model.onnx: "),
+    ("tokenizer/tokenizer.json", ["post_processor"], None, "expected TemplateProcessing"),
+    ("tokenizer/tokenizer_config.json", ["padding_side"], "left", 'expected "right"'),
+)
+
+
+def refusal(programs: Path, *arguments: object) -> str:
+    """The line that a refused request ends with."""
+    result = run(programs / "text_to_image", *arguments)
+    lines = result.stderr.decode().splitlines()
+    assert result.returncode == 2, result.stderr.decode()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(("file", "place", "value", "message"), BAD_VALUES)
+def test_altered_bundles_are_refused_in_a_line(
+    programs: Path,
+    damaged: Callable[..., Path],
+    tmp_path: Path,
+    file: str,
+    place: list[str | int],
+    value: Any,
+    message: str,
+) -> None:
+    bundle, out = damaged(file, place, value), tmp_path / "out.bmp"
+    options = ["--runtime", emulation.x86_runtime(), "--no-library", "--threads", 1]
+    assert message in refusal(programs, *options, bundle, PROMPT, out)
+    assert list(tmp_path.glob("out.bmp*")) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected BUNDLE, PROMPT and OUT.bmp"),
+        (["--seed", "-1", "BUNDLE", PROMPT, "OUT"], "--seed -1: expected a whole number from 0"),
+        (["--size", "9", "BUNDLE", PROMPT, "OUT"], "--size is unknown"),
+        (["--ids", "", "BUNDLE", PROMPT, "OUT"], "--ids is empty"),
+        (["--ids", "1" + ",1" * 16, "BUNDLE", PROMPT, "OUT"], "--ids has 17 numbers"),
+        (["/absent", PROMPT, "OUT"], "/absent is no folder"),
+        (["BUNDLE", "\N{SNOWMAN}", "OUT"], "the prompt is not ASCII"),
+        (["BUNDLE", PROMPT, "/absent/out.bmp"], "/absent/out.bmp cannot be written"),
+        (["--runtime", "/absent.so", "BUNDLE", PROMPT, "OUT"], "name it with --runtime"),
+        (["--library", "/absent.so", "BUNDLE", PROMPT, "OUT"], "Failed to load library"),
+    ],
+)
+def test_bad_requests_are_refused_in_a_line(
+    programs: Path, drawable: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    names = {"BUNDLE": drawable, "OUT": tmp_path / "out.bmp"}
+    given: list[object] = [names.get(word, word) for word in arguments]
+    library = [] if "--library" in arguments else ["--no-library"]
+    runtime = [] if "--runtime" in arguments else ["--runtime", emulation.x86_runtime()]
+    assert message in refusal(programs, *library, *runtime, "--threads", 1, *given)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "transformer", "vae_decoder"])
+def test_damaged_models_are_refused_in_a_line(
+    programs: Path, drawable: Path, tmp_path: Path, part: str
+) -> None:
+    bundle = Path(shutil.copytree(drawable, tmp_path / "bundle"))
+    model = bundle / part / "model.onnx"
+    model.write_bytes(model.read_bytes()[:1000])
+    options = ["--runtime", emulation.x86_runtime(), "--no-library", "--threads", 1]
+    assert str(model) in refusal(programs, *options, bundle, PROMPT, tmp_path / "out.bmp")
+
+
+@pytest.mark.skipif(
+    bool(ABSENT_THERE) or platform.machine() != "x86_64",
+    reason=f"needs x86-64, the cross compiler and qemu; absent: {', '.join(ABSENT_THERE)}",
+)
+def test_on_aarch64_under_qemu(short: Path, draw: Callable[..., Array], tmp_path: Path) -> None:
+    """Program and library cross-compiled, ONNX Runtime of the wheel for aarch64."""
+    toolchain = ["--toolchain", str(emulation.TOOLCHAIN)]
+    programs = built(tmp_path / "example", *toolchain)
+    library = tmp_path / "library"
+    emulation.call(["cmake", *toolchain, "-S", emulation.SOURCE, "-B", library])
+    emulation.call(["cmake", "--build", library, "--parallel", "2", "--target", "fp4dit_ops"])
+    machine = emulation.Machine.aarch64("max", emulation.Build(library), tmp_path)
+    path = tmp_path / "picture.bmp"
+    words = ["--library", machine.build.library, "--threads", "1", short, PROMPT, path]
+    runtime = emulation.aarch64_runtime(tmp_path)
+    emulation.call([*machine.emulator, programs / "text_to_image", "--runtime", runtime, *words])
+    with Image.open(path) as picture:
+        found = np.asarray(picture)
+    assert psnr(found, draw(short)) > SAME_PICTURE_DB
+    assert psnr(found, draw(short, "--seed", 1)) < SAME_PICTURE_DB

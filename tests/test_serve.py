@@ -1,0 +1,232 @@
+"""The local server of ``fp4dit-onnx serve``; test_page has what it serves."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fp4dit_onnx import serving
+from fp4dit_onnx.bundle import Bundle
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.runtime.step_table import bundle_step_table
+
+pytest.importorskip("torch")  # the bundle that the small one is a copy of
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Stands in for ONNX Runtime for the web, which tests of the server alone do not run."""
+    if not serving.RUNTIME.is_file():
+        stand_in = tmp_path / "runtime.wasm"
+        stand_in.write_bytes(b"\0asm")
+        monkeypatch.setattr(serving, "RUNTIME", stand_in)
+
+
+def serve(folder: Path) -> AbstractContextManager[serving.Server]:
+    return serving.Server(Bundle.open(folder), "127.0.0.1", 0).in_background()
+
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+def ask(server: serving.Server, path: str, method: str = "GET", **headers: str) -> Answer:
+    """Status, headers and body; the path goes out as it is written."""
+    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=20)
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request(method, path, headers=given)
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    return answer.status, dict(answer.getheaders()), body
+
+
+@pytest.fixture
+def small(bundle: Path, tmp_path: Path) -> Path:
+    """A whole bundle whose models are a few bytes; for the server, not for a runtime."""
+    from fp4dit_onnx.bundle import MANIFEST_KEYS, write_manifest
+
+    folder = tmp_path / "small"
+    for path in sorted(p for p in bundle.rglob("*") if p.suffix == ".json"):
+        target = folder / path.relative_to(bundle)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    for part in ("text_encoder", "transformer", "vae_decoder"):
+        (folder / part / "model.onnx").write_bytes(bytes(range(100)))
+    sampling = json.loads((bundle / "quantization.json").read_text())["sampling"]
+    content = {key: kind() for key, kind in MANIFEST_KEYS.items()}
+    write_manifest(folder, {**content, "sampling": sampling})
+    return folder
+
+
+@pytest.mark.usefixtures("web")
+def test_files_and_headers(small: Path) -> None:
+    with serve(small) as server:
+        status, headers, body = ask(server, "/")
+        assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+        assert b"<canvas" in body
+        assert headers["Cross-Origin-Opener-Policy"] == "same-origin"
+        assert headers["Cross-Origin-Embedder-Policy"] == "require-corp"
+        assert "http" not in headers["Content-Security-Policy"]
+        kinds = {
+            "/js/page.js": "text/javascript; charset=utf-8",
+            "/style.css": "text/css; charset=utf-8",
+            "/bundle/quantization.json": "application/json",
+            "/bundle/transformer/model.onnx": "application/octet-stream",
+        }
+        for path, kind in kinds.items():
+            status, headers, body = ask(server, path)
+            assert (status, headers["Content-Type"]) == (200, kind)
+            assert len(body) == int(headers["Content-Length"])
+        assert ask(server, "/bundle/transformer/model.onnx", "HEAD")[2] == b""
+        assert ask(server, "/", "POST")[0] == 501
+
+
+@pytest.mark.usefixtures("web")
+def test_ranges_and_caching(small: Path) -> None:
+    path, whole = "/bundle/transformer/model.onnx", bytes(range(100))
+    ranges = {
+        "bytes=10-19": (206, whole[10:20], "bytes 10-19/100"),
+        "bytes=90-": (206, whole[90:], "bytes 90-99/100"),
+        "bytes=-5": (206, whole[95:], "bytes 95-99/100"),
+        "bytes=95-500": (206, whole[95:], "bytes 95-99/100"),
+        "bytes=100-": (416, b"", "bytes */100"),
+        "bytes=0-1,5-6": (200, whole, None),
+        "lines=1-2": (200, whole, None),
+    }
+    with serve(small) as server:
+        for asked, (status, body, shown) in ranges.items():
+            found = ask(server, path, Range=asked)
+            assert (found[0], found[2], found[1].get("Content-Range")) == (status, body, shown)
+        tag = ask(server, path)[1]["ETag"]
+        assert ask(server, path, If_None_Match=tag)[::2] == (304, b"")
+        (small / "transformer" / "model.onnx").write_bytes(whole[::-1] + b"!")
+        assert ask(server, path, If_None_Match=tag)[::2] == (200, whole[::-1] + b"!")
+        (small / "transformer" / "model.onnx").unlink()
+        status, _, body = ask(server, path)
+        assert status == 404
+        assert b"is gone" in body
+
+
+@pytest.mark.usefixtures("web")
+def test_nothing_else_is_served(small: Path) -> None:
+    (small / "secret.txt").write_text("not in the manifest")
+    paths = [
+        "/bundle/secret.txt",
+        "/bundle/../secret.txt",
+        "/../../../../etc/passwd",
+        "/bundle/%2e%2e/%2e%2e/etc/passwd",
+        "/bundle//etc/passwd",
+        "//etc/passwd",
+        "/js/..%2fpackage.json",
+        "/package.json",
+        "/js",
+        "/bundle/",
+    ]
+    with serve(small) as server:
+        for path in paths:
+            assert ask(server, path)[0] == 404, path
+
+
+@pytest.mark.usefixtures("web")
+def test_tables_of_other_steps(small: Path) -> None:
+    with serve(small) as server:
+        path = "/bundle/scheduler/steps.json"  # which this bundle lacks
+        for query, steps in (("", 20), ("?steps=7", 7)):
+            status, _, body = ask(server, path + query)
+            assert status == 200
+            assert json.loads(body) == bundle_step_table(small, steps).to_json()
+        for query in ("?steps=0", "?steps=-1", "?steps=ten", "?steps=1001", "?steps=", "?n=1"):
+            status, _, body = ask(server, path + query)
+            assert status == 400, query
+            assert len(body.decode().splitlines()) == 1
+
+
+@pytest.mark.usefixtures("web")
+def test_port_in_use(small: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"port {port} .*in use.*--port"):
+            serving.Server(Bundle.open(small), "127.0.0.1", port)
+
+
+@pytest.mark.usefixtures("web")
+def test_host_of_another_machine(small: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot listen on 192\.0\.2\.1"):
+        serving.Server(Bundle.open(small), "192.0.2.1", 0)
+
+
+def test_without_the_runtime_one_line_says_what_to_run(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "RUNTIME", tmp_path / "absent.wasm")
+    with pytest.raises(UsageError, match=r"absent\.wasm not found.*tools/vendor_web\.py"):
+        serving.Server(Bundle.open(small), "127.0.0.1", 0)
+
+
+def test_bundles_that_a_page_cannot_draw(small: Path) -> None:
+    serving.check_drawable(Bundle.open(small))
+    index = small / "model_index.json"
+    manifest = small / "quantization.json"
+    whole = json.loads(manifest.read_text())
+
+    def store(pipeline: str, files: dict[str, Any]) -> Bundle:
+        index.write_text(json.dumps({"_class_name": pipeline}))
+        entry = {**files["model_index.json"], "bytes": index.stat().st_size}
+        manifest.write_text(json.dumps({**whole, "files": {**files, "model_index.json": entry}}))
+        return Bundle.open(small)
+
+    with pytest.raises(UsageError, match=r"FluxPipeline.*PixArtAlphaPipeline.*generate"):
+        serving.check_drawable(store("FluxPipeline", whole["files"]))
+    alone = {n: e for n, e in whole["files"].items() if not n.startswith("vae_decoder")}
+    with pytest.raises(UsageError, match=r"holds no vae_decoder.*whole pipeline"):
+        serving.check_drawable(store("PixArtAlphaPipeline", alone))
+
+
+def test_page_families_are_those_of_the_page() -> None:
+    table = (serving.WEB / "js" / "families" / "table.js").read_text()
+    found = []
+    for module in sorted((serving.WEB / "js" / "families").glob("*.js")):
+        if f"./{module.name}" in table:
+            names = module.read_text().partition("pipelines: [")[2].partition("]")[0]
+            found += json.loads(f"[{names}]")
+    assert sorted(found) == sorted(serving.PAGE_FAMILIES)
+
+
+def test_memory_estimate(small: Path) -> None:
+    manifest = {
+        "totals": {"transformer_bytes_float32": 8000},
+        "text_encoders": {"text_encoder": {"layers": {"a": {"bytes": 30, "bytes_float32": 240}}}},
+        "files": {
+            "text_encoder/model.onnx.data": {"bytes": 50},
+            "vae_decoder/model.onnx": {"bytes": 100},
+        },
+    }
+    assert serving.memory_estimate(Bundle(small, manifest)) == 8000 + 240 + 2 * 20 + 2 * 100
+
+
+@pytest.mark.usefixtures("web")
+def test_ctrl_c_ends_the_command(small: Path) -> None:
+    if not (serving.WEB / "vendor").is_dir():
+        pytest.skip("needs fp4dit_onnx/web/vendor: run tools/vendor_web.py")
+    program = [sys.executable, "-m", "fp4dit_onnx", "serve", str(small), "--port", "0"]
+    with subprocess.Popen(
+        [*program, "--no-browser"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as command:
+        assert command.stdout is not None
+        line = command.stdout.readline()
+        command.send_signal(signal.SIGINT)
+        output, errors = command.communicate(timeout=30)
+    assert line.startswith("http://127.0.0.1:"), line
+    assert (command.returncode, output, errors) == (0, "ended\n", "")

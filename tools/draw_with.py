@@ -1,0 +1,106 @@
+"""Draw a picture with another runtime below the Python pipeline, in a process of its own.
+
+    python tools/draw_with.py openvino INLINED_BUNDLE PROMPT PICTURE.png
+    python tools/draw_with.py cuda BUNDLE PROMPT PICTURE.png
+
+Tokenizer, scheduler and noise are `fp4dit_onnx.Pipeline`'s; what runs models is replaced. OpenVINO
+converts no local functions, so its bundle is one of ``fp4dit-onnx convert --target inline``. The
+CUDA provider runs the models' function bodies: the custom-op library has kernels for CPUs only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fp4dit_onnx.errors import Fp4DitError, UsageError
+from fp4dit_onnx.runtime import pipeline
+
+__all__ = ["SESSIONS", "draw"]
+
+Array = npt.NDArray[Any]
+
+
+class OpenVinoModel:
+    """A model on OpenVINO's CPU device in float32, as `fp4dit_onnx.Pipeline` takes sessions.
+
+    Args:
+        path: an ONNX file without local functions.
+    """
+
+    def __init__(self, path: Path, **_: object) -> None:
+        import openvino
+
+        core = openvino.Core()
+        options = {"INFERENCE_PRECISION_HINT": "f32"}
+        self._model = core.compile_model(core.read_model(str(path)), "CPU", options)
+
+    def get_inputs(self) -> list[Any]:
+        """Name and shape of each input."""
+        return [item for port in self._model.inputs for item in _described(port)]
+
+    def get_outputs(self) -> list[Any]:
+        """Name and shape of each output, once for every name that it has."""
+        return [item for port in self._model.outputs for item in _described(port)]
+
+    def run(self, outputs: Sequence[str] | None, feed: Mapping[str, Array]) -> list[Array]:
+        """All outputs, or those named."""
+        found = self._model(dict(feed))
+        names = [item.name for item in self.get_outputs()] if outputs is None else outputs
+        return [np.array(found[name]) for name in names]
+
+
+def _described(port: Any) -> list[Any]:
+    shape = [d.get_length() if d.is_static else str(d) for d in port.get_partial_shape()]
+    return [SimpleNamespace(name=name, shape=shape) for name in sorted(port.get_names())]
+
+
+def cuda_session(path: Path, **_: object) -> Any:
+    """A session of onnxruntime-gpu on the first GPU."""
+    import onnxruntime
+
+    onnxruntime.preload_dlls()  # CUDA's libraries from NVIDIA's Python packages, if there are any
+    provider = "CUDAExecutionProvider"
+    session = onnxruntime.InferenceSession(path, providers=[provider])
+    if provider not in session.get_providers():
+        raise UsageError(f"ONNX Runtime took {session.get_providers()[0]}: expected {provider}")
+    return session
+
+
+SESSIONS: dict[str, Callable[..., Any]] = {"openvino": OpenVinoModel, "cuda": cuda_session}
+"""Runtime -> what takes the place of `fp4dit_onnx.runtime.session.session`."""
+
+
+def draw(runtime: str, bundle: Path, prompt: str, picture: Path) -> None:
+    """Draw with `runtime`, one of `SESSIONS`, seed 0 and the bundle's settings."""
+    pipeline.session = SESSIONS[runtime]  # type: ignore[attr-defined]
+    pipeline.Pipeline(bundle, library=False).generate([prompt])[0].save(picture)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runtime", choices=list(SESSIONS))
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("prompt")
+    parser.add_argument("picture", type=Path)
+    given = parser.parse_args(arguments)
+    try:
+        draw(given.runtime, given.bundle, given.prompt, given.picture)
+    except Fp4DitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

