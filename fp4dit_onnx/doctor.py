@@ -221,6 +221,18 @@ def _tiny_model() -> bytes:
     return bytes(model.SerializeToString())
 
 
+def _targets(name: str) -> Finding:
+    """Which forms of a bundle the runtimes here load without the library."""
+    import onnx
+
+    from fp4dit_onnx.targets.capability import capabilities
+
+    loads = capabilities(onnx.load_from_string(_tiny_model()))
+    fits = {r: [t for t, why in targets.items() if not why] for r, targets in loads.items()}
+    found = "; ".join(f"{runtime}: {', '.join(t) or 'none'}" for runtime, t in fits.items())
+    return Finding(name, bool(found), False, found or "no runtime")
+
+
 def _demo(name: str) -> Finding:
     from fp4dit_onnx.checkpoint import open_checkpoint
 
@@ -253,6 +265,7 @@ CHECKS: dict[str, Callable[[str], Finding]] = {
     "library file": _library_file,
     "library loads": _library_loads,
     "kernels": _kernels,
+    "targets": _targets,
     "demo pipeline": _demo,
     "extra export": _extra(EXPORT, "export", "needed by export and evaluate only"),
     "extra view": _extra(VIEW, "view", "needed to look at models in Netron only"),

@@ -25,7 +25,8 @@ from fp4dit_onnx.export import ExportRequest, plan
 from fp4dit_onnx.formats import FORMATS, format_by_name
 from fp4dit_onnx.runtime import Pipeline
 from fp4dit_onnx.runtime.session import session
-from fp4dit_onnx.targets import convert, target_by_name
+from fp4dit_onnx.targets import capability, convert, target_by_name
+from fp4dit_onnx.targets.capability import capabilities
 from fp4dit_onnx.targets.inline import inline
 from fp4dit_onnx.targets.standard import standard, weight_type
 from fp4dit_onnx.verify import verify
@@ -287,3 +288,18 @@ def test_export_inlines_by_itself(tmp_path: Path) -> None:
     Bundle.open(tmp_path / "bundle").check_files(deep=True)
     model = onnx.load(tmp_path / "bundle/transformer/model.onnx", load_external_data=False)
     assert {node.domain for node in model.graph.node} == {""}
+
+
+def test_capabilities_tell_targets_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _, _ = linear_model("e2m1")
+    found = capabilities(model)["onnxruntime"]
+    assert (found["fp4dit"], found["inline"]) == ("", "")
+    assert "DequantizeLinear" in found["standard"]
+
+    def refuse(model: bytes) -> None:
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr(capability, "RUNTIMES", {"onnxruntime": refuse, "no_such_module": refuse})
+    assert capabilities(model) == {
+        "onnxruntime": dict.fromkeys(("fp4dit", "inline", "standard"), "first line")
+    }
