@@ -15,7 +15,9 @@ pytest.importorskip("diffusers")
 
 import onnx
 import openvino
+from onnx.reference import ReferenceEvaluator
 
+from fp4dit_onnx.compare import sqnr_db
 from fp4dit_onnx.metrics import psnr
 from fp4dit_onnx.runtime import Pipeline
 from fp4dit_onnx.targets import convert, target_by_name
@@ -58,3 +60,21 @@ def test_the_whole_pipeline_draws_the_same_picture(demo_bundle: Path, tmp_path: 
     pixels = [np.asarray(picture) for picture in (found, expected, other)]
     assert psnr(pixels[0], pixels[1]) > APART_DB
     assert psnr(pixels[0], pixels[2]) < APART_DB
+
+
+def test_the_standard_transformer_is_that_of_the_reference(
+    demo_bundle: Path, tmp_path: Path
+) -> None:
+    """FLOAT4E2M1 and FLOAT8E4M3FN in OpenVINO: at most e4m3 decisions fall otherwise."""
+    folder = convert(demo_bundle, tmp_path / "standard", target_by_name("standard")).bundle
+    model = onnx.load(folder / "transformer" / "model.onnx")
+    rng = np.random.default_rng(0)
+    feed = {
+        "hidden_states": rng.standard_normal((2, 4, 8, 8)).astype(np.float32),
+        "encoder_hidden_states": rng.standard_normal((2, 16, 128)).astype(np.float32),
+        "timestep": np.full(2, 500, np.float32),
+        "encoder_attention_mask": np.ones((2, 16), np.int64),
+    }
+    expected = ReferenceEvaluator(model).run(None, dict(feed))[0]
+    found = Compiled(folder / "transformer" / "model.onnx").run(None, feed)[0]
+    assert sqnr_db(expected, found) > 30

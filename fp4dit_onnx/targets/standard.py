@@ -9,6 +9,7 @@ Attention, whose per-token scales no standard node has, computes in float.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -146,14 +147,11 @@ class _Standard:
         codes, scale = (view.constants[name] for name in node.input[2:4])
         name = node.input[2].removesuffix(".weight.codes")
         weight = _values(fmt)[numerics.unpack(codes, given["K"], fmt.storage_bits)]
-        scales = scale.astype(np.float32) * np.float32(fmt.unit)
+        scales, block = _blocks(scale.astype(np.float32) * np.float32(fmt.unit), given)
         stored = self._constant(f"{name}.weight", weight.astype(weight_type(fmt)))
         steps = self._constant(f"{name}.weight_scale", scales)
         x = self._quantized.get(node.input[0], node.input[0])
-        grouped = scales.shape[1] > 1
-        blocks = {"axis": 1, "block_size": given["group_size"]} if grouped else {"axis": 0}
-        if not grouped:  # a scale a channel
-            self._new[-1].CopyFrom(numpy_helper.from_array(scales[:, 0], steps))
+        blocks = {"axis": 1, "block_size": block} if scales.ndim == 2 else {"axis": 0}
         make = onnx.helper.make_node
         made = [
             make(
@@ -196,6 +194,18 @@ class _Standard:
             self._used.add(name)
             self._new.append(numpy_helper.from_array(value, name))
         return name
+
+
+def _blocks(scale: Array, given: Mapping[str, Any]) -> tuple[Array, int]:
+    """Scales [N, K / block] and the block that divides K: OpenVINO takes no short one at the end.
+
+    A group of several blocks repeats its scale. One group is a scale a channel, [N].
+    """
+    k, group = given["K"], given["group_size"]
+    if scale.shape[1] == 1:
+        return scale[:, 0], k
+    block = math.gcd(k, group)
+    return scale[:, np.arange(0, k, block) // group], block
 
 
 def _linear_inputs(model: onnx.ModelProto) -> list[str]:
