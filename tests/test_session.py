@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ pytest.importorskip("onnxruntime")
 
 import onnxruntime
 
-from fp4dit_onnx.errors import BundleError
+from fp4dit_onnx.errors import BundleError, UsageError
 from fp4dit_onnx.runtime.session import session
 
 FAIL = "[ONNXRuntimeError] : 1 : FAIL : "
@@ -87,3 +88,15 @@ def test_data_that_are_not_there(demo_bundle: Path, tmp_path: Path, damage: str)
     with pytest.raises(BundleError, match="its data file is missing or too short") as caught:
         session(folder / "model.onnx", library=False)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_installation_that_does_not_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "onnxruntime"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError('numpy.core.multiarray failed')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    with pytest.raises(UsageError, match=r"cannot be imported \(numpy.core.multiarray failed\)"):
+        session(tmp_path / "model.onnx", library=False)

@@ -37,8 +37,13 @@ def session(
     """
     try:
         import onnxruntime
-    except ImportError as cause:
+    except ModuleNotFoundError as cause:
         raise MissingExtraError("onnxruntime", "cpu") from cause
+    except ImportError as cause:
+        raise UsageError(
+            f"onnxruntime is installed and cannot be imported ({cause}): before 1.19 it needs "
+            "numpy 1; run  pip install --upgrade onnxruntime, or  pip install 'numpy<2'"
+        ) from cause
     path = Path(path)
     if not path.is_file():
         raise BundleError(
