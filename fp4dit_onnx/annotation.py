@@ -157,4 +157,5 @@ def _worst(rows: Collection[Mapping[str, Any]]) -> dict[str, str]:
 def _set(place: onnx.NodeProto | onnx.ModelProto, facts: Mapping[str, Any]) -> None:
     del place.metadata_props[:]
     for key, value in facts.items():
-        place.metadata_props.add(key=key, value=str(value))
+        if text := str(value):
+            place.metadata_props.add(key=key, value=text)

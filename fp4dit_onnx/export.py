@@ -30,7 +30,7 @@ from fp4dit_onnx.errors import Fp4DitError, MissingExtraError, UsageError
 from fp4dit_onnx.layers import totals
 from fp4dit_onnx.plan import ExportRequest, Plan, plan, work_folder
 from fp4dit_onnx.progress import Reporter, SilentReporter
-from fp4dit_onnx.report.writing import report_of_export
+from fp4dit_onnx.report.writing import evidence_of_export, report_of_export
 from fp4dit_onnx.resources import Resources
 from fp4dit_onnx.state import WORK_MANIFEST, LayerLayout, QuantizedState, save_state
 from fp4dit_onnx.streaming import LayerNote, Quantizer, nearest
@@ -183,12 +183,13 @@ class _Export:
         manifest |= weights.measured
         manifest |= {"resources": self._resources.to_json()}
         written = write_manifest(self._folder, manifest)
+        evidence = evidence_of_export(self._folder, self._request, planned, self._report)
         if self._request.target != DEFAULT_TARGET:
             target = target_by_name(self._request.target)
-            return convert_in_place(self._folder, written, target, self._report)
+            written = convert_in_place(self._folder, written, target, self._report)
         if not self._request.report:
             return written
-        return report_of_export(self._folder, self._request, planned, self._report)
+        return report_of_export(self._folder, evidence, self._report)
 
     def _write_components(
         self,

@@ -1,12 +1,13 @@
 """Netron on one model, served from this machine and kept from talking to others.
 
 Netron's page asks another host where its reader is, and sends it statistics. A model that is looked
-at here is nobody else's business: the page is told that it was agreed to, and its browser is told to
-connect to this server only.
+at here is nobody else's business: the page is told that it was agreed to and that it is no release,
+so that it asks and sends nothing, and its browser is told to connect to this server only.
 """
 
 from __future__ import annotations
 
+import glob
 import html
 import importlib.util
 import re
@@ -23,10 +24,15 @@ _HEADERS = {
     "Set-Cookie": "consent=local; SameSite=Strict",
     "Referrer-Policy": "no-referrer",
 }
-_ATTRIBUTES_SHOWN = """<script>localStorage.options ??= '{"attributes": true}'</script>"""
-"""Netron draws a node's attributes in its box, such as formats, when its options say so."""
-_VERSION = re.compile(r'<meta name="version" content="[^"]*">')
-"""In Netron's page; what tells it of a file stands beside it."""
+_OPTIONS = "/netron_options.js"
+"""Beside this module, and the path in the URL."""
+_OLDEST = 9
+"""Major version; 8 shows bytes of the model where it should show those of its data file."""
+_VERSION = re.compile(r'<meta name="version" content="(\d+)[^"]*">')
+_DATE = re.compile(r'<meta name="date" content="[^"]*">')
+"""In Netron's page. It refuses to open anything half a year after its date."""
+_NO_VERSION = '<meta name="version" content="0.0.0">'
+"""Of a page that sends no statistics: Netron run from its sources."""
 
 
 def onnx_file(path: Path, part: str) -> Path:
@@ -73,23 +79,28 @@ def netron_server(model: Path, host: str, port: int) -> FileServer:
         for path in folder.rglob("*")
         if path.is_file() and path.suffix not in (".py", ".pyc")
     }
-    beside = {f"/data/{path.name}": path for path in model.parent.glob(f"{model.name}*")}
-    page = _page(folder / "index.html", model)
-    return FileServer({**pages, **beside, "/": page, "/index.html": page}, _HEADERS, host, port)
+    for path in model.parent.glob(f"{glob.escape(model.name)}*"):
+        pages[f"/data/{path.name}"] = path
+    pages[_OPTIONS] = Path(__file__).with_name(_OPTIONS[1:])
+    pages["/"] = pages["/index.html"] = _page(folder / "index.html", model)
+    return FileServer(pages, _HEADERS, host, port)
 
 
 def _page(index: Path, model: Path) -> bytes:
     text = index.read_text(encoding="utf-8")
     found = _VERSION.search(text)
-    if found is None:
+    if found is None or int(found[1]) < _OLDEST:
         raise UsageError(
-            f"{index} is of another version of Netron than expected: run  pip install 'netron<10'"
+            f"{index} is of another version of Netron than expected: "
+            f"run  pip install 'netron=={_OLDEST}.*'"
         )
     name = html.escape(f"{model.parent.name}/{model.name}")
     facts = (
+        _NO_VERSION,
         f'<meta name="file" content="/data/{html.escape(model.name)}">',
         f'<meta name="name" content="{name}">',
         f'<meta name="identifier" content="{html.escape(model.name)}">',
-        _ATTRIBUTES_SHOWN,
+        f'<script src="{_OPTIONS}"></script>',
     )
-    return "\n".join((text[: found.end()], *facts, text[found.end() :])).encode()
+    text = "\n".join((text[: found.start()], *facts, text[found.end() :]))
+    return _DATE.sub("", text).encode()

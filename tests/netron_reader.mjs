@@ -65,14 +65,17 @@ const argument = async (entry) => ({
     tensors: await Promise.all(entry.value.map(tensor))
 });
 
+const notes = (place) => Object.fromEntries(place.metadata.map((m) => [m.name, m.value]));
+
 const describe = async (node) => ({
     name: node.name,
+    description: node.description,
     type: node.type.name,
     module: node.type.module,
     inputs: await Promise.all(node.inputs.map(argument)),
     outputs: await Promise.all(node.outputs.map(argument)),
     attributes: Object.fromEntries(node.attributes.map((a) => [a.name, shown(a.value)])),
-    metadata: Object.fromEntries(node.metadata.map((m) => [m.name, m.value])),
+    metadata: notes(node),
     body: (node.type.nodes || []).map((inner) => inner.type.name)
 });
 
@@ -81,6 +84,8 @@ const [graph] = opened.modules;
 process.stdout.write(JSON.stringify({
     format: opened.format,
     producer: opened.producer,
+    description: opened.description,
+    metadata: notes(opened),
     imports: opened.imports,
     errors,
     inputs: graph.inputs.map((entry) => entry.name),

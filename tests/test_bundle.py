@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fp4dit_onnx import cli
 from fp4dit_onnx.bundle import MANIFEST, REQUIRED_FILES, Bundle, new_bundle, write_manifest
 from fp4dit_onnx.errors import BundleError, UsageError
 
@@ -275,3 +276,58 @@ def test_what_is_no_bundle(tmp_path: Path, demo_folder: Path) -> None:
         Bundle.open(tmp_path / MANIFEST)
     with pytest.raises(BundleError, match="is not JSON"):
         Bundle.open(tmp_path)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (
+        lambda folder: (folder / "transformer/model.onnx").unlink(),
+        "transformer/model.onnx not found",
+    ),
+    "cut": (
+        lambda folder: os.truncate(folder / "vae_decoder/model.onnx", 3),
+        "vae_decoder/model.onnx has 3 bytes, quantization.json says 7",
+    ),
+    "version": (
+        lambda folder: change_manifest(folder, format_version=2),
+        "quantization.json has format_version 2: this program reads 1",
+    ),
+    "manifest": (
+        lambda folder: (folder / MANIFEST).write_text("{"),
+        "quantization.json is not JSON",
+    ),
+}
+"""What may happen to a bundle, and what every command says then."""
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line of a command that is refused."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    assert (ended.value.code, captured.out) == (2, "")
+    assert len(captured.err.splitlines()) == 1
+    return captured.err
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("command", ["generate", "inspect", "verify", "view"])
+def test_commands_name_the_damage(
+    bundle: Path, command: str, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    further = {
+        "generate": ["--prompt", "red apple", "--output", bundle / "apple.png"],
+        "view": ["--no-browser"],
+    }
+    change, message = DAMAGE[damage]
+    change(bundle)
+    assert message in said(capsys, command, bundle, *further.get(command, ()))
+
+
+def test_commands_on_what_is_no_model(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its bytes and sha256 are those of the manifest."""
+    assert "transformer/model.onnx is no ONNX model" in said(capsys, "inspect", bundle)
+
+
+def test_verify_names_what_was_altered(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (bundle / "transformer/model.onnx").write_text("CONTENT")
+    assert "transformer/model.onnx has sha256" in said(capsys, "verify", bundle)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -19,6 +21,7 @@ pytest.importorskip("netron")
 import torch
 
 from fp4dit_onnx import ops
+from fp4dit_onnx.annotation import annotate
 from fp4dit_onnx.calibration.record import Sampler
 from fp4dit_onnx.calibration.run import calibrate
 from fp4dit_onnx.formats import format_by_name
@@ -86,13 +89,14 @@ def models(network: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     traced = export_float(network, FAMILY, network.config)
     parameters = frozenset(t.name for t in traced.graph.initializer)
     mended, _ = run_passes(traced, float_passes(parameters))
+    rows = [
+        {"name": name, "shape": (layer.n, layer.k), "bytes": layer.nbytes, "output_sqnr_db": 20}
+        for name, layer in result.state.layers.items()
+    ]
     folder, paths = tmp_path_factory.mktemp("models"), {}
     for form in FORMS:
         model, _ = run_passes(mended, quantize_passes(result.state, parameters, form))
-        linear = next((n for n in model.graph.node if n.op_type == ops.LINEAR), None)
-        if linear is not None:
-            # as the export notes each layer's measured errors
-            linear.metadata_props.add(key="fp4dit.output_sqnr_db", value="20.00")
+        annotate(model, rows, {"source": "a random network"})
         paths[form] = folder / f"{form}.onnx"
         save_model(model, paths[form])
     return paths
@@ -212,9 +216,33 @@ def test_function_bodies_are_reachable(shown: dict[str, Any], form: str) -> None
     assert (ops.LINEAR in listed) == (form == "fused")
 
 
-def test_metadata_of_a_node_shows(shown: dict[str, Any]) -> None:
-    first = of_type(shown["fused"], ops.LINEAR)[0]
-    assert first["metadata"] == {"fp4dit.output_sqnr_db": "20.00"}
+def test_notes_of_a_node_show(shown: dict[str, Any]) -> None:
+    """In the form `fused` at the linear, in the form `qdq` at the weight's nodes."""
+    name = "transformer_blocks.0.attn1.to_q"
+    fused = {node["name"]: node for node in shown["fused"]["nodes"]}
+    linear = fused[name]
+    k, n = linear["attributes"]["K"], linear["inputs"][4]["tensors"][0]["bytes"] // 4
+    assert linear["description"] == f"Linear {k} to {n}: W e2m1 in groups of 8, A e2m3"
+    assert list(linear["metadata"]) == ["packed", "density", "output SQNR"]
+    assert linear["metadata"]["output SQNR"] == "20.00 dB"
+    quantize = fused[f"{name}.input/Quantize"]
+    assert quantize["metadata"] == {
+        "bits": "6",
+        "read by": ", ".join(f"transformer_blocks.0.attn1.to_{x}" for x in "qkv"),
+    }
+    spread = {node["name"]: node for node in shown["qdq"]["nodes"]}
+    assert spread[f"{name}.weight/Unpack"]["metadata"] == linear["metadata"]
+    assert spread[f"{name}.input/Quantize"]["metadata"] == quantize["metadata"]
+    assert all(node["description"] for node in spread.values() if node["module"] == ops.DOMAIN)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_notes_of_the_model_show(shown: dict[str, Any], form: str) -> None:
+    model = shown[form]
+    assert re.fullmatch(r"\d+ linear layers in 6\.\d{3} bits a weight", model["description"])
+    assert model["producer"] == f"fp4dit-onnx {importlib.metadata.version('fp4dit-onnx')}"
+    assert model["metadata"]["source"] == "a random network"
+    assert model["metadata"]["least output SQNR"].startswith("20.00 dB, ")
 
 
 def test_the_reader_reports_a_damaged_file(

@@ -21,14 +21,14 @@ START = "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Exception during initializ
 SAID = {
     f"{FAIL}Load model from model.onnx failed:/onnxruntime_src/model.cc:1 Unsupported model IR "
     "version: 10, max supported IR version: 9\n": (
-        "the model is of IR version 10 and it reads up to 9: install 1.18 or newer "
+        "the model is of IR version 10 and it reads up to 9: install a newer one "
         "with  pip install --upgrade onnxruntime"
     ),
     f"{FAIL}/onnxruntime_src/model_load_utils.h:56 ONNX Runtime only *guarantees* support for "
     "models stamped with official released onnx opset versions. Opset 21 is under development and "
     "support for this is limited. (...) Current official support for domain ai.onnx is till "
     "opset 20.": (
-        "the model uses opset 21 and it knows up to 20: install 1.18 or newer "
+        "the model uses opset 21 and it knows up to 20: install a newer one "
         "with  pip install --upgrade onnxruntime"
     ),
     "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation for Cos(7) node "
@@ -68,6 +68,16 @@ def test_what_onnx_runtime_says_is_explained(
         session(model, library=False)
     version = onnxruntime.__version__
     assert str(caught.value) == f"ONNX Runtime {version} cannot load {model}: {SAID[said]}"
+
+
+@pytest.mark.parametrize("version", ["1.17.3", "1.4.0"])
+def test_an_old_runtime_is_refused(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it has a say: of the library it would say less."""
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    with pytest.raises(UsageError, match=r"1\.18 or newer.*pip install --upgrade onnxruntime"):
+        session(tmp_path / "model.onnx")
 
 
 def test_what_is_no_model(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def open_in_netron(page: Page, url: str, layer: str) -> None:
 
 def netron(page: Page, bundle: Path) -> bytes:
     """A quantized feed-forward layer, its inputs, formats and errors beside it."""
-    page.set_viewport_size({"width": 1280, "height": 840})
+    page.set_viewport_size({"width": 1360, "height": 840})
     with netron_server(onnx_file(bundle, "transformer"), "127.0.0.1", 0).in_background() as server:
         open_in_netron(page, server.url, LAYER)
         page.wait_for_timeout(1000)  # the graph glides there

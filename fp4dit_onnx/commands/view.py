@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import webbrowser
 from pathlib import Path
+from threading import Thread
 from typing import Annotated
 
 import typer
@@ -34,7 +35,8 @@ def run(
         try:
             print_line(f"{model} at {server.url}  (Ctrl-C ends)")
             if open_browser:
-                webbrowser.open(server.url)
+                # a browser in the terminal returns when it is closed
+                Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
             server.serve_forever()
         except KeyboardInterrupt:
             print_line("ended")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -44,9 +44,8 @@ def decoded(cls: type[T], value: Any, where: str = "") -> T:
     return cls(**given)
 
 
-@cache
-def _hints(cls: Any) -> dict[str, Any]:
-    return get_type_hints(cls)
+_hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
+"""Types of a dataclass's fields, resolved."""
 
 
 def _required(item: Field[Any]) -> bool:

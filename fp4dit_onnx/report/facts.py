@@ -128,6 +128,7 @@ class Facts:
     text_encoders: Mapping[str, Any] = field(default_factory=dict)
     resources: Mapping[str, Any] = field(default_factory=dict)
     model_sqnr_db: float | None = None
+    target: str = ""
 
     @property
     def own_files(self) -> dict[str, File]:

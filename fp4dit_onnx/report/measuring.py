@@ -90,22 +90,27 @@ def measure(
     found: dict[str, Any] = {}
     absent: dict[str, str] = {}
 
+    def without_folder(reason: str) -> str:
+        """Where the bundle lies says nothing to those who read its report elsewhere."""
+        return reason.replace(f"{bundle.folder}/", "")
+
     def attempt(section: str, function: Callable[[_Subject], Any]) -> None:
         try:
             found[section] = function(subject)
         except Fp4DitError as error:
-            absent[section] = str(error)
+            absent[section] = without_folder(str(error))
         except Exception as error:  # a whole export must not be lost to its report
             first_line = str(error).strip().partition("\n")[0]
-            absent[section] = f"It fails here with {type(error).__name__}: {first_line}"
+            reason = f"It fails here with {type(error).__name__}: {first_line}"
+            absent[section] = without_folder(reason)
 
-    # Memory does not depend on what else runs: its processes draw on the same time as the pictures.
-    with speed.measuring_memory(subject.step) as processes:
+    # Memory does not depend on what else runs, and so is measured while pictures are drawn.
+    with speed.measuring_memory(subject.step) as memory_found:
         attempt("quality", _quality)
         attempt("histograms", _histograms)
-        found["memory"], reason = speed.collected(processes)
+        found["memory"], reason = memory_found()
     if reason is not None:
-        absent["memory"] = reason
+        absent["memory"] = without_folder(reason)
     attempt("speed", lambda subject: speed.measure_speed(subject.step, subject.reporter))
     machine = Machine.measure((), usable_cores())
     return Evidence(checkpoint.folder.name, machine, **found, absent=absent)

@@ -67,6 +67,8 @@ def _made(subject: Subject) -> Iterator[tuple[str, str]]:
     yield "rules", _rules(recipe)
     if recipe.search:
         yield "searched", f"{', '.join(recipe.search)}, layer by layer"
+    if facts.target:
+        yield "target", f"{facts.target}; what was measured is the bundle before it was rewritten"
     yield (
         "sampling",
         f"{s.steps} steps, guidance {s.guidance:g}, {s.width} {TIMES} {s.height} pixels",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +20,13 @@ from fp4dit_onnx.report.data import FLOAT, FUNCTIONS, LIBRARY, Memory, Speed, Ti
 
 __all__ = [
     "StepSetting",
-    "collected",
     "measure_speed",
     "measuring_memory",
 ]
 
 KINDS = {FLOAT: "torch", LIBRARY: "library", FUNCTIONS: "functions"}
 """Who computes -> kind of `memory.Subject`."""
+MemoryFound = tuple[tuple[Memory, ...], str | None]
 SECONDS = 1.0
 """For all rounds together."""
 
@@ -62,9 +64,22 @@ def measure_speed(setting: StepSetting, reporter: Reporter) -> Speed:
         replace(functions, name=FUNCTIONS, about="ONNX Runtime alone, function bodies"),
     )
     case = StepCase(setting.model, None, setting.batch, setting.tokens)
-    found = run_case(case, contestants, FLOAT, Settings(setting.threads, SECONDS), reporter)
+    with _torch_threads_kept():
+        found = run_case(case, contestants, FLOAT, Settings(setting.threads, SECONDS), reporter)
     timings = tuple(Timing(o.name, o.about, o.seconds, o.rounds) for o in found.outcomes)
     return Speed(setting.batch, setting.tokens, setting.threads, isa, timings, found.absent)
+
+
+@contextmanager
+def _torch_threads_kept() -> Iterator[None]:
+    """Torch's number of threads belongs to the process: sums depend on it, in the last bits."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _float(setting: StepSetting) -> Callable[[StepCase, int], Loaded]:
@@ -78,31 +93,41 @@ def _float(setting: StepSetting) -> Callable[[StepCase, int], Loaded]:
 
 
 @contextmanager
-def measuring_memory(setting: StepSetting) -> Iterator[dict[str, Popen[str]]]:
-    """Processes that measure each model's memory, by name; none is left behind."""
-    processes: dict[str, Popen[str]] = {}
-    try:
+def measuring_memory(setting: StepSetting) -> Iterator[Callable[[], MemoryFound]]:
+    """Meanwhile, measure each model's memory in processes of their own, one at a time.
+
+    Yields a function that waits for what was found, and for the first reason why something was not.
+    """
+    begun: list[Popen[str]] = []
+    ended = threading.Event()
+
+    def measure_all() -> MemoryFound:
+        found: list[Memory | str] = []
         for name, kind in KINDS.items():
-            subject = memory.Subject(
-                name=name,
-                kind=kind,
-                model=str(setting.model),
-                pipeline=str(setting.pipeline),
-                batch=setting.batch,
-                tokens=setting.tokens,
-                threads=setting.threads,
-            )
-            processes[name] = memory.start(subject)
-        yield processes
-    finally:
-        for process in processes.values():
-            if process.poll() is None:
-                process.kill()
-                process.communicate()
+            if not ended.is_set():
+                begun.append(memory.start(_subject(setting, name, kind)))
+                found.append(memory.finish(begun[-1]))
+        failed = next((one for one in found if isinstance(one, str)), None)
+        return tuple(one for one in found if isinstance(one, Memory)), failed
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(measure_all)
+        try:
+            yield future.result
+        finally:
+            ended.set()
+            for process in begun:
+                if process.poll() is None:
+                    process.kill()
 
 
-def collected(processes: dict[str, Popen[str]]) -> tuple[tuple[Memory, ...], str | None]:
-    """What the processes found, and the first reason why one found nothing."""
-    found = [memory.finish(process) for process in processes.values()]
-    failed = (one for one in found if isinstance(one, str))
-    return tuple(one for one in found if isinstance(one, Memory)), next(failed, None)
+def _subject(setting: StepSetting, name: str, kind: str) -> memory.Subject:
+    return memory.Subject(
+        name=name,
+        kind=kind,
+        model=str(setting.model),
+        pipeline=str(setting.pipeline),
+        batch=setting.batch,
+        tokens=setting.tokens,
+        threads=setting.threads,
+    )

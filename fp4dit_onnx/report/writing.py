@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "add_report",
     "comparison_html",
+    "evidence_of_export",
     "report_html",
     "report_of_export",
     "write_file",
@@ -111,27 +112,33 @@ def _contents(bundle: Bundle, evidence: Evidence | None) -> dict[str, bytes]:
     return {EVIDENCE: text.encode(), **page}
 
 
-def report_of_export(
+def evidence_of_export(
     folder: Path, request: ExportRequest, planned: Plan, reporter: Reporter
-) -> dict[str, Any]:
-    """Add the report to a bundle that an export has just written; returns its manifest.
+) -> Evidence | None:
+    """What can be measured of a bundle that an export has just written; None if nothing is.
 
     Args:
-        folder: the bundle, complete but for the report.
+        folder: the bundle, complete but for the report, in the form that runs here.
         request: what was asked for.
         planned: what was done; the float pipeline is run again if it was run before.
         reporter: told of every stage.
     """
     bundle = Bundle.open(folder)
-    evidence = None
-    if planned.measured and bundle.whole:
-        from fp4dit_onnx.report.measuring import measure
+    if not (request.report and planned.measured and bundle.whole):
+        return None
+    from fp4dit_onnx.report.measuring import measure
 
-        own = demo_prompts("evaluation") if request.model is None else planned.prompts
-        prompts = own[:DRAWN_PROMPTS]
-        evidence = measure(bundle, planned.checkpoint.folder, prompts, [0], reporter)
+    own = demo_prompts("evaluation") if request.model is None else planned.prompts
+    prompts = own[:DRAWN_PROMPTS]
+    return measure(bundle, planned.checkpoint.folder, prompts, [0], reporter)
+
+
+def report_of_export(
+    folder: Path, evidence: Evidence | None, reporter: Reporter
+) -> dict[str, Any]:
+    """Write the report into a bundle that an export has just written; returns its manifest."""
     with reporter.stage("writing the report", 1) as advance:
-        manifest = put_files(folder, _contents(bundle, evidence))
+        manifest = put_files(folder, _contents(Bundle.open(folder), evidence))
         advance(1)
     return manifest
 

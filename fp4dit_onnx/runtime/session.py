@@ -18,6 +18,8 @@ _EXACT_MATMUL = "session.qdq_matmulnbits_accuracy_level"
 activations once more on the way (relative error 4e-3 in place of 3e-7)."""
 
 _ERRORS_ONLY = 3
+_OLDEST = (1, 18)
+"""The first release that reads opset 21 and IR version 10, which bundles use."""
 
 
 def session(
@@ -33,7 +35,8 @@ def session(
     Raises:
         MissingExtraError: onnxruntime is not installed.
         BundleError: no such file, or one that ONNX Runtime refuses.
-        UsageError: the library cannot be used, or ``FP4DIT_ISA`` names kernels that cannot run.
+        UsageError: ONNX Runtime is too old, the library cannot be used, or ``FP4DIT_ISA`` names
+            kernels that cannot run.
     """
     try:
         import onnxruntime
@@ -44,6 +47,7 @@ def session(
             f"onnxruntime is installed and cannot be imported ({cause}): before 1.19 it needs "
             "numpy 1; run  pip install --upgrade onnxruntime, or  pip install 'numpy<2'"
         ) from cause
+    _check_age(onnxruntime.__version__)
     path = Path(path)
     if not path.is_file():
         raise BundleError(
@@ -70,6 +74,16 @@ def session(
         ) from cause
 
 
+def _check_age(version: str) -> None:
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if found is not None and (int(found[1]), int(found[2])) < _OLDEST:
+        raise UsageError(
+            f"ONNX Runtime {version} is too old for bundles: expected {_OLDEST[0]}.{_OLDEST[1]} "
+            "or newer, the first to read opset 21 and IR version 10; "
+            "run  pip install --upgrade onnxruntime"
+        )
+
+
 _UPGRADE = "with  pip install --upgrade onnxruntime"
 _COPY = "copy or export the bundle again"
 _CAUSES = {
@@ -81,10 +95,10 @@ _CAUSES = {
         f"it has no kernel for {{0}} of these types: install a newer one {_UPGRADE}"
     ),
     r"Unsupported model IR version: (\d+), max supported IR version: (\d+)": (
-        f"the model is of IR version {{0}} and it reads up to {{1}}: install 1.18 or newer {_UPGRADE}"
+        f"the model is of IR version {{0}} and it reads up to {{1}}: install a newer one {_UPGRADE}"
     ),
     r"Opset (\d+) is under development .* till opset (\d+)": (
-        f"the model uses opset {{0}} and it knows up to {{1}}: install 1.18 or newer {_UPGRADE}"
+        f"the model uses opset {{0}} and it knows up to {{1}}: install a newer one {_UPGRADE}"
     ),
     r"(Protobuf parsing failed)": f"it is no ONNX model or was cut short ({{0}}): {_COPY}",
     r"(External (?:initializer|data path)\b.*|cannot get file size: .*)": (

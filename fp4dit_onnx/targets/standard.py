@@ -151,7 +151,9 @@ class _Standard:
         stored = self._constant(f"{name}.weight", weight.astype(weight_type(fmt)))
         steps = self._constant(f"{name}.weight_scale", scales)
         x = self._quantized.get(node.input[0], node.input[0])
-        blocks = {"axis": 1, "block_size": block} if scales.ndim == 2 else {"axis": 0}
+        blocks: dict[str, Any] = {"axis": 0}
+        if scales.ndim == 2:
+            blocks = {"axis": 1, "block_size": block}
         make = onnx.helper.make_node
         made = [
             make(

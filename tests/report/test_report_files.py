@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -148,3 +149,15 @@ def test_requests_that_cannot_be_carried_out(
     assert code == 2
     assert expected in err
     assert err.count("\n") == 1
+
+
+def test_a_missing_package_is_named_with_its_extra(
+    stub_bundle: Bundle, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name)
+    )
+    code, _, err = run("report", stub_bundle.folder)
+    assert code == 2
+    assert "pip install 'fp4dit-onnx[report]'" in err

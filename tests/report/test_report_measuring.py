@@ -79,14 +79,16 @@ def test_a_layer_s_quantizer_is_found_in_both_forms(nodes: str, expected: str | 
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(tmp_path_factory: pytest.TempPathFactory, one_torch_thread: None) -> Path:
     from fp4dit_onnx.export import ExportRequest, export
 
-    pytest.importorskip("torch")
+    torch = pytest.importorskip("torch")
     pytest.importorskip("onnxruntime")
     folder = tmp_path_factory.mktemp("measured") / "bundle"
     request = ExportRequest(folder, method="fp-rtn", steps=3, calibration_prompts=2)
-    assert export(request).manifest == json.loads((folder / "quantization.json").read_text())
+    result = export(request)
+    assert torch.get_num_threads() == 1  # not what the float model was timed on
+    assert result.manifest == json.loads((folder / "quantization.json").read_text())
     return folder
 
 

@@ -1,0 +1,90 @@
+"""What docs/adding-a-format.md, adding-a-pass.md and adding-a-kernel.md tell to do works.
+
+Their Python runs in tests/test_docs.py.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import generate_formats
+import pytest
+
+from fp4dit_onnx.formats import FORMATS
+
+ROOT = Path(__file__).resolve().parents[1]
+COMPILER = os.environ.get("CXX", "c++")
+WARNINGS = ["-std=c++17", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+def compile_only(source: Path, *options: str) -> None:
+    if shutil.which(COMPILER) is None:
+        pytest.skip(f"needs a C++ compiler: {COMPILER}")
+    command = [COMPILER, *WARNINGS, "-c", "-o", os.devnull, *options, str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_format_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's format, in copies of the files that the page names."""
+    text = page("adding-a-format.md")
+    found = re.search(r'FloatFormat\("(\w+)", exponent_bits=(\d), mantissa_bits=(\d)\)', text)
+    assert found
+    name, exponent, mantissa = found.groups()
+    assert name not in FORMATS
+    formats = (ROOT / "fp4dit_onnx" / "formats.py").read_text(encoding="utf-8")
+    first = '        FloatFormat("e2m1", 2, 1),\n'
+    line = f'        FloatFormat("{name}", {exponent}, {mantissa}),\n'
+    assert first in formats
+    module = types.ModuleType("formats_with_one_more")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(formats.replace(first, first + line), module.__dict__)
+
+    copy = Path(shutil.copytree(ROOT / "custom_ops", tmp_path / "custom_ops"))
+    monkeypatch.setattr(generate_formats, "FORMATS", module.FORMATS)
+    monkeypatch.setattr(generate_formats, "TARGET", copy / "formats.inc")
+    assert generate_formats.main(["--check"]) == 1
+    assert generate_formats.main([]) == 0
+    generated = (copy / "formats.inc").read_text(encoding="utf-8")
+    assert f"FP4DIT_FORMAT({name}, 5, 8, 2, 16, 0.0f" in generated
+    compile_only(copy / "formats.cc", f"-I{copy}")
+
+
+def test_the_table_of_a_kernel_compiles(tmp_path: Path) -> None:
+    found = re.search(r"```cpp\n(.*?)```", page("adding-a-kernel.md"), re.DOTALL)
+    assert found
+    source = tmp_path / "my_set.cc"
+    source.write_text(found[1], encoding="utf-8")
+    compile_only(source, f"-I{ROOT / 'custom_ops'}")
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "text"),
+    [
+        ("adding-a-format.md", "tests/test_formats.py", "TABLE"),
+        ("adding-a-format.md", "tests/test_formats.py", "REFERENCE"),
+        ("adding-a-format.md", "fp4dit_onnx/recipe.py", "WEIGHT_FORMATS"),
+        ("adding-a-format.md", "fp4dit_onnx/recipe.py", "ACTIVATION_FORMATS"),
+        ("adding-a-pass.md", "passes/base.py", "rewrite_all"),
+        ("adding-a-pass.md", "passes/pipeline.py", "float_passes"),
+        ("adding-a-pass.md", "passes/pipeline.py", "quantize_passes"),
+        ("adding-a-pass.md", "tests/conftest.py", "bench"),
+        ("adding-a-kernel.md", "custom_ops/CMakeLists.txt", "fp4dit_isa"),
+        ("adding-a-kernel.md", "custom_ops/kernels/kernels.inc", "FP4DIT_ISA"),
+        ("adding-a-kernel.md", "custom_ops/kernels/kernels.h", "PanelLayout"),
+        ("adding-a-kernel.md", "custom_ops/tests/main.cc", "--random"),
+    ],
+)
+def test_names_that_the_pages_use_exist(name: str, file: str, text: str) -> None:
+    assert text in page(name)
+    assert text in (ROOT / file).read_text(encoding="utf-8")

@@ -1,0 +1,233 @@
+"""The operators' pages: every example prints what it says, every reference is the operator."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from onnx import helper
+
+from fp4dit_onnx import numerics, ops
+from fp4dit_onnx.compare import (
+    attention_rounding_bound,
+    linear_rounding_bound,
+    same_bits,
+    within,
+)
+from fp4dit_onnx.formats import FORMATS, FloatFormat
+
+pytest.importorskip("onnxruntime")
+
+Array = npt.NDArray[Any]
+PAGES = Path(__file__).resolve().parents[1] / "docs" / "ops"
+OPERATORS = [*ops.QUANTIZE_OPS, ops.DEQUANTIZE, ops.UNPACK, ops.LINEAR, ops.ATTENTION]
+EVERY_OPERATOR = pytest.mark.parametrize("op", OPERATORS)
+EVERY_FORMAT = pytest.mark.parametrize("fmt", FORMATS.values(), ids=list(FORMATS))
+BLOCK = r"```python\n(.*?)```\n"
+
+
+def page(op: str) -> str:
+    return (PAGES / f"{op}_v{ops.VERSION}.md").read_text(encoding="utf-8")
+
+
+def reference(name: str, op: str, *before: str) -> Callable[..., Any]:
+    """The function `name` of an operator's page, after the references of the pages `before`."""
+    names: dict[str, Any] = {}
+    for each in (*before, op):
+        text = page(each).split("## Reference implementation")[1]
+        found = re.search(BLOCK, text, re.DOTALL)
+        assert found, f"{each}: no reference"
+        exec(compile(found[1], f"{each}_v1.md", "exec"), names)
+    function: Callable[..., Any] = names[name]
+    return function
+
+
+def body(op: str, attributes: dict[str, Any], feed: dict[str, Array], outputs: Any) -> list[Array]:
+    """The function body of `op` in ONNX Runtime."""
+    node = helper.make_node(op, list(feed), list(outputs), domain=ops.DOMAIN, **attributes)
+    graph = helper.make_graph(
+        [node],
+        "page",
+        [
+            helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+            for k, v in feed.items()
+        ],
+        [
+            helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(np.dtype(t)), None)
+            for k, t in outputs.items()
+        ],
+    )
+    imports = [helper.make_opsetid("", ops.OPSET), helper.make_opsetid(ops.DOMAIN, ops.VERSION)]
+    model = helper.make_model(graph, ir_version=ops.IR_VERSION, opset_imports=imports)
+    ops.attach_functions(model)
+    from onnxruntime import InferenceSession
+
+    session = InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return list(session.run(None, feed))
+
+
+def assert_same(wanted: Array, found: Array) -> None:
+    same = same_bits(wanted, found)
+    assert same.ok, same.detail
+
+
+# --- pages ---------------------------------------------------------------------------------------
+
+
+def test_every_operator_has_a_page_and_no_other_has() -> None:
+    found = {path.stem for path in PAGES.glob("*_v*.md")}
+    assert found == {f"{op}_v{ops.VERSION}" for op in OPERATORS}
+    index = (PAGES / "index.md").read_text(encoding="utf-8")
+    assert all(f"({stem}.md)" in index for stem in found)
+
+
+@EVERY_OPERATOR
+def test_the_example_prints_what_the_page_says(
+    op: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = page(op).split("## Example")[1]
+    found = re.search(BLOCK + r"```text\n(.*?)```", text, re.DOTALL)
+    assert found, f"{op}: no example with its output"
+    exec(compile(found[1], f"{op}_v1.md", "exec"), {})
+    assert capsys.readouterr().out == found[2]
+
+
+@EVERY_OPERATOR
+def test_the_tables_name_the_signature(op: str) -> None:
+    text = page(op).split("## Definition")[0]
+    rows = re.findall(r"^\| (\w+) \|", text, re.MULTILINE)
+    function = ops.function(op)
+    named = [*function.input, *function.output, *function.attribute]
+    assert [row for row in rows if row not in ("inputs", "outputs", "attributes")] == named
+
+
+# --- references ----------------------------------------------------------------------------------
+
+
+def rows_of(fmt: FloatFormat) -> Array:
+    """Rows [21, 40]: random, zeros, tiny, NaN, infinity, and every midpoint of the grid."""
+    random = np.random.default_rng(3)
+    x = random.standard_normal((20, 40)) * 10.0 ** random.uniform(-20, 20, (20, 1))
+    x = x.astype(np.float32)
+    x[0], x[1], x[2, 3], x[3, 5] = 0, 2.0**-91, np.nan, -np.inf
+    middle = (fmt.magnitudes[:-1] + fmt.magnitudes[1:]) / 2
+    ties = np.resize(middle, 40)
+    ties[-1] = fmt.max_integer
+    return np.concatenate([x, ties[None].astype(np.float32)])
+
+
+NAMES = {
+    "FpQuantize": "fp_quantize",
+    "FpQuantizeInt16": "fp_quantize_int16",
+    "FpQuantizeFloat": "fp_quantize_float",
+}
+
+
+@EVERY_FORMAT
+def test_quantize(fmt: FloatFormat) -> None:
+    op, attributes = ops.quantize_op(fmt), ops.quantize_attributes(fmt)
+    x = rows_of(fmt)
+    q, scale = reference(NAMES[op], op)(x, fmt.mantissa_bits, fmt.max_integer)
+    wanted = numerics.quantize(x, fmt)
+    found = body(op, attributes, {"x": x}, {"q": ops.QUANTIZE_OPS[op], "scale": np.float32})
+    for expected, own, ran in zip(wanted, (q, scale), found, strict=True):
+        assert_same(expected, own.astype(expected.dtype))
+        assert_same(ran, own.astype(ran.dtype))
+
+
+@pytest.mark.parametrize("group_size", [1, 7, 40])
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.float32])
+def test_dequantize(dtype: type, group_size: int) -> None:
+    random = np.random.default_rng(4)
+    q = random.integers(-127, 128, (3, 40)).astype(dtype)
+    scale = random.standard_normal((3, -(-40 // group_size))).astype(np.float16)
+    scale[0, 0] = np.nan
+    found = reference("fp_dequantize", ops.DEQUANTIZE)(q, scale, group_size)
+    attributes = ops.dequantize_attributes(FORMATS["int8"], group_size)
+    assert_same(numerics.dequantize(q, scale, group_size), found)
+    feed = {"q": q, "scale": scale}
+    assert_same(body(ops.DEQUANTIZE, attributes, feed, {"y": np.float32})[0], found)
+
+
+def codes_of(fmt: FloatFormat, n: int, k: int) -> Array:
+    """Random codes of numbers, [n, k]."""
+    random = np.random.default_rng(5)
+    magnitude = random.integers(0, len(fmt.magnitudes), (n, k))
+    sign = random.integers(0, 2, (n, k)) << (fmt.bits - 1)
+    return (magnitude + sign).astype(np.uint8)
+
+
+@EVERY_FORMAT
+def test_unpack(fmt: FloatFormat) -> None:
+    codes = codes_of(fmt, 5, 33)
+    packed = numerics.pack(codes, fmt.storage_bits)
+    attributes = ops.unpack_attributes(fmt, 33)
+    found = reference("fp_unpack", ops.UNPACK)(packed, fmt.storage_bits, attributes["grid"], 33)
+    assert_same(numerics.decode(codes, fmt), found)
+    ran = body(ops.UNPACK, attributes, {"codes": packed}, {"q": np.float32})[0]
+    assert_same(ran, found)
+
+
+@pytest.mark.parametrize(
+    ("act", "weight"),
+    [("e2m3", "e2m1"), ("e3m4", "e3m0"), ("int8", "int4"), (None, "e1m2"), ("e4m3", "e5m2")],
+)
+def test_linear(act: str | None, weight: str) -> None:
+    m, n, k, group_size = 5, 6, 150, 64
+    random = np.random.default_rng(6)
+    fmt = FORMATS[weight]
+    x = random.standard_normal((m, k)).astype(np.float32)
+    x[1] = 0
+    q, scale = (x, np.ones(1, np.float32)) if act is None else numerics.quantize(x, FORMATS[act])
+    codes = codes_of(fmt, n, k)
+    packed = numerics.pack(codes, fmt.storage_bits)
+    steps = random.uniform(0.5, 2, (n, 3)).astype(np.float16)
+    bias = random.standard_normal(n).astype(np.float32)
+    attributes = ops.linear_attributes(FORMATS[act] if act else None, fmt, k, group_size)
+    found = reference("fp_linear", ops.LINEAR)(
+        q, scale, packed, steps, bias, group_size, k, fmt.storage_bits, attributes["grid"]
+    )
+    integers = numerics.decode(codes, fmt)
+    assert_same(numerics.linear(q, scale, integers, steps, bias, group_size), found)
+    feed = dict(zip(("q", "scale", "codes", "weight_scale", "bias"),
+                    (q, scale, packed, steps, bias), strict=True))  # fmt: skip
+    (ran,) = body(ops.LINEAR, attributes, feed, {"y": np.float32})
+    values = numerics.dequantize(integers, steps, group_size)
+    bound = linear_rounding_bound(q, scale, values, bias, groups=3)
+    close = within(found, ran, bound)
+    assert close.ok, close.detail
+
+
+@pytest.mark.parametrize("name", ["e2m1", "e2m3", "e3m4"])
+def test_attention(name: str) -> None:
+    fmt, random = FORMATS[name], np.random.default_rng(7)
+    parts: list[Array] = []
+    for tokens in (4, 300, 300):  # a whole tile of keys and a part of one
+        parts += numerics.quantize(
+            random.standard_normal((2, tokens, 2, 12)).astype(np.float32), fmt
+        )
+    bias = random.standard_normal((2, 1, 1, 300)).astype(np.float32)
+    bias[1, ..., 200:] = -10000
+    inputs = [*parts, bias]
+    wanted = numerics.attention(*inputs, 0.3, fmt)
+    attend = reference("fp_attention", ops.ATTENTION, "FpQuantize", ops.LINEAR)
+    assert_same(wanted, attend(*inputs, 0.3, fmt.max_integer))
+    assert not same_bits(wanted, attend(*inputs, 0.31, fmt.max_integer)).ok
+    names = ("q", "q_scale", "k", "k_scale", "v", "v_scale", "bias")
+    feed = dict(zip(names, inputs, strict=True))
+    (ran,) = body(ops.ATTENTION, ops.attention_attributes(fmt, 0.3), feed, {"y": np.float32})
+    close = within(wanted, ran, attention_rounding_bound(*inputs, 0.3))
+    assert close.ok, close.detail
+
+
+def test_a_wrong_reference_is_found() -> None:
+    quantize = reference("fp_quantize", "FpQuantize")
+    fmt = FORMATS["e2m1"]
+    x = rows_of(fmt)
+    q, _ = quantize(x, fmt.mantissa_bits + 1, fmt.max_integer)
+    assert not same_bits(numerics.quantize(x, fmt)[0], q.astype(np.int8)).ok
