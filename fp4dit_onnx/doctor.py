@@ -14,11 +14,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from fp4dit_onnx.errors import Fp4DitError
+from fp4dit_onnx.runtime.session import MIN_ORT
 
 __all__ = ["CHECKS", "Diagnosis", "Finding", "diagnose"]
-
-MIN_ORT = (1, 18)
-"""The first ONNX Runtime with opset 21 and IR version 10."""
 
 ORT_FLAVOURS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 """Distributions that install the same module, so that two of them overwrite each other."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 import errno
 import http.server
 import re
-import threading
-from collections.abc import Iterator, Mapping
+import webbrowser
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote, urlsplit
 
@@ -76,11 +77,27 @@ class FileServer(http.server.ThreadingHTTPServer):
         host, port = self.server_address[:2]
         return f"http://{host!s}:{port}/"
 
+    def run(self, announce: Callable[[], None], *, browse: bool) -> None:
+        """Answer until Ctrl-C.
+
+        Args:
+            announce: called once requests are answered.
+            browse: open the page in the web browser.
+        """
+        try:
+            announce()
+            if browse:
+                # a browser in the terminal returns when it is closed
+                Thread(target=webbrowser.open, args=(self.url,), daemon=True).start()
+            self.serve_forever()
+        except KeyboardInterrupt:
+            return
+
     @contextmanager
     def in_background(self) -> Iterator[Self]:
         """Answer in a thread while the block runs, then close."""
         with self:
-            thread = threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True)
+            thread = Thread(target=self.serve_forever, args=(0.05,), daemon=True)
             thread.start()
             try:
                 yield self

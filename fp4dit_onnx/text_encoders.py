@@ -135,7 +135,9 @@ def write_encoder(
                 {"name": name, "shape": (layers[name].n, layers[name].k), **asdict(of_layer)}
                 for name, of_layer in found.items()
             ]
-            annotate(model, rows, {"bits": recipe.bits, "method": METHOD})
+            annotate(
+                model, rows, {"bits": recipe.bits, "method": METHOD, "source": part.class_name}
+            )
 
     notes, _ = writer.write(component, note)
     noise = [note.weight_sqnr_db for note in notes.values()]

@@ -14,7 +14,6 @@ activations.
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -48,6 +47,7 @@ from fp4dit_onnx.probe import (
     read_state,
 )
 from fp4dit_onnx.progress import Reporter, SilentReporter
+from fp4dit_onnx.runtime.files import read_json
 from fp4dit_onnx.runtime.session import session
 from fp4dit_onnx.targets.target import DEFAULT_TARGET
 
@@ -153,7 +153,7 @@ class _Subject:
     @classmethod
     def load(cls, bundle: Bundle) -> _Subject:
         source = bundle.manifest["source"]
-        config = json.loads((bundle.folder / "transformer" / "config.json").read_text())
+        config = read_json(bundle.folder / "transformer" / "config.json")
         family = family_of(source["pipeline"], source["transformer"])
         return cls(bundle, load_model(bundle.transformer), family, config)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import webbrowser
 from pathlib import Path
 from typing import Annotated
 
@@ -38,13 +37,8 @@ def run(
     opened = Bundle.open(bundle)
     check_drawable(opened)
     with Server(opened, host, port, isolated=isolated) as server:
-        try:
-            _announce(opened, host, server.url)
-            if open_browser:
-                webbrowser.open(server.url)
-            server.serve_forever()
-        except KeyboardInterrupt:
-            print_line("ended")
+        server.run(lambda: _announce(opened, host, server.url), browse=open_browser)
+        print_line("ended")
 
 
 def _announce(bundle: Bundle, host: str, url: str) -> None:

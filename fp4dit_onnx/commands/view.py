@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import webbrowser
 from pathlib import Path
-from threading import Thread
 from typing import Annotated
 
 import typer
@@ -32,11 +30,7 @@ def run(
 
     model = onnx_file(path, part)
     with netron_server(model, host, port) as server:
-        try:
-            print_line(f"{model} at {server.url}  (Ctrl-C ends)")
-            if open_browser:
-                # a browser in the terminal returns when it is closed
-                Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
-            server.serve_forever()
-        except KeyboardInterrupt:
-            print_line("ended")
+        server.run(
+            lambda: print_line(f"{model} at {server.url}  (Ctrl-C ends)"), browse=open_browser
+        )
+        print_line("ended")

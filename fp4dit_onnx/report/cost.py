@@ -81,10 +81,12 @@ def _speed_tile(evidence: Evidence | None) -> Tile:
         return Tile(label, "not measured", "", words=True)
     detail = ""
     if FLOAT in medians:
-        ratio = medians[FLOAT] / medians[LIBRARY]
-        detail = f"{ratio:.1f} times as fast as torch's float32, {milliseconds(medians[FLOAT])}"
-    if evidence and is_busy(evidence.machine):
-        detail = f"{detail}; the machine was busy with other work".removeprefix("; ")
+        detail = f"torch's float32 takes {milliseconds(medians[FLOAT])}"
+        if evidence and is_busy(evidence.machine):
+            detail += "; the machine was busy, so neither is reliable"
+        else:
+            ratio = medians[FLOAT] / medians[LIBRARY]
+            detail = f"{ratio:.1f} times as fast: {detail}"
     return Tile(label, milliseconds(medians[LIBRARY]), detail)
 
 

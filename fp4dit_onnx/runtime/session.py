@@ -11,14 +11,14 @@ from fp4dit_onnx.errors import BundleError, MissingExtraError, UsageError
 if TYPE_CHECKING:
     import onnxruntime  # type: ignore[import-untyped]
 
-__all__ = ["session"]
+__all__ = ["MIN_ORT", "session"]
 
 _EXACT_MATMUL = "session.qdq_matmulnbits_accuracy_level"
 """ONNX Runtime fuses DequantizeLinear + MatMul to MatMulNBits and, unless this is 0, quantizes the
 activations once more on the way (relative error 4e-3 in place of 3e-7)."""
 
 _ERRORS_ONLY = 3
-_OLDEST = (1, 18)
+MIN_ORT = (1, 18)
 """The first release that reads opset 21 and IR version 10, which bundles use."""
 
 
@@ -76,9 +76,9 @@ def session(
 
 def _check_age(version: str) -> None:
     found = re.match(r"(\d+)\.(\d+)", version)
-    if found is not None and (int(found[1]), int(found[2])) < _OLDEST:
+    if found is not None and (int(found[1]), int(found[2])) < MIN_ORT:
         raise UsageError(
-            f"ONNX Runtime {version} is too old for bundles: expected {_OLDEST[0]}.{_OLDEST[1]} "
+            f"ONNX Runtime {version} is too old for bundles: expected {MIN_ORT[0]}.{MIN_ORT[1]} "
             "or newer, the first to read opset 21 and IR version 10; "
             "run  pip install --upgrade onnxruntime"
         )

@@ -75,6 +75,17 @@ def test_a_reason_found_while_measuring_is_shown(
     assert page.text.count("Not measured:") == 1
 
 
+def test_times_of_a_busy_machine_give_no_ratio(
+    cases: SimpleNamespace, stub_bundle: Bundle
+) -> None:
+    content = to_json(cases.evidence())
+    assert "1.0 times as fast" in cases.Page(report_html(stub_bundle, cases.evidence())).text
+    content["machine"]["load"] = 3.5  # on 2 cores
+    text = cases.Page(report_html(stub_bundle, decoded(Evidence, content))).text
+    assert "times as fast" not in text
+    assert "neither is reliable" in text
+
+
 def test_a_page_is_the_same_every_time(cases: SimpleNamespace, stub_bundle: Bundle) -> None:
     assert report_html(stub_bundle, cases.evidence()) == report_html(stub_bundle, cases.evidence())
 
