@@ -27,7 +27,7 @@ from fp4dit_onnx.state import load_state
 from fp4dit_onnx.torch_export import export_float
 from fp4dit_onnx.verify import verify
 
-FAST = {"method": "fp-rtn", "steps": 3, "calibration_prompts": 2}
+FAST = {"method": "fp-rtn", "steps": 3, "calibration_prompts": 2, "report": False}
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from fp4dit_onnx.bundle import Bundle
+from fp4dit_onnx.bundle import REPORT, Bundle
 from fp4dit_onnx.serving import Server
 from fp4dit_onnx.viewing import netron_server, onnx_file
 
@@ -63,7 +63,18 @@ def browser(page: Page, bundle: Path) -> bytes:
         return page.screenshot(full_page=True)
 
 
-SCREENSHOTS: dict[str, Callable[[Page, Path], bytes]] = {"browser": browser, "netron": netron}
+def report(page: Page, bundle: Path) -> bytes:
+    """The first part of the bundle's report."""
+    page.set_viewport_size({"width": 1200, "height": 1440})
+    page.goto((bundle / REPORT).resolve().as_uri())
+    return page.screenshot()
+
+
+SCREENSHOTS: dict[str, Callable[[Page, Path], bytes]] = {
+    "browser": browser,
+    "netron": netron,
+    "report": report,
+}
 
 
 def main() -> int:
