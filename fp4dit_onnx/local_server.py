@@ -161,7 +161,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         try:
             stream = path.open("rb")
         except OSError:
-            self.send_body(HTTPStatus.NOT_FOUND, f"{path} is gone\n".encode())
+            self.send_body(
+                HTTPStatus.NOT_FOUND, f"{path} is gone: copy or export it again\n".encode()
+            )
             return
         with stream:
             stat = path.stat()

@@ -141,6 +141,7 @@ def make(size: Size, output: Path, report: Reporter, *, overwrite: bool) -> None
             method=METHOD,
             components="transformer",
             measure=False,
+            report=False,
         )
         made = export(request, report)
         write_float(source, folder, report)

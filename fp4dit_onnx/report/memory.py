@@ -48,7 +48,11 @@ class Subject:
 def start(subject: Subject) -> subprocess.Popen[str]:
     """Begin to measure; `finish` waits for the result."""
     command = [sys.executable, "-m", "fp4dit_onnx.report.memory", json.dumps(asdict(subject))]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(subject.threads)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(subject.threads),
+        "PYTHONSAFEPATH": "1",  # a checkout in the current folder is another package
+    }
     return subprocess.Popen(
         command,
         env=environment,
