@@ -6,11 +6,20 @@ from collections.abc import Callable
 
 import torch
 
+from fp4dit_onnx import block_scales
 from fp4dit_onnx.calibration.rounding import round_to_nearest, scaled_weight
 from fp4dit_onnx.formats import FloatFormat
 from fp4dit_onnx.numerics import SMALLEST_AMAX, group_count
 
-__all__ = ["absmax_scale", "group_absmax", "group_scale", "mse_scale", "row_chunks", "storable"]
+__all__ = [
+    "absmax_scale",
+    "group_absmax",
+    "group_scale",
+    "mse_scale",
+    "nvfp4_scale",
+    "row_chunks",
+    "storable",
+]
 
 _FLOAT16_NORMAL = (2.0**-14, 65504.0)
 MSE_STEPS = 31
@@ -91,9 +100,20 @@ def _best_scale(
     return torch.where(full > 0, best, 0.0)
 
 
+def nvfp4_scale(weight: torch.Tensor, fmt: FloatFormat, group_size: int) -> torch.Tensor:
+    """The absmax scales, rounded to what `block_scales` holds: e4m3 times one factor.
+
+    Returns:
+        float16 or float32 [N, G], 0 for an all-zero group.
+    """
+    full = absmax_scale(weight, fmt, group_size).float()
+    return storable(torch.from_numpy(block_scales.rounded(full.numpy())))
+
+
 _SCALES: dict[str, Callable[[torch.Tensor, FloatFormat, int], torch.Tensor]] = {
     "absmax": absmax_scale,
     "mse": mse_scale,
+    "nvfp4": nvfp4_scale,
 }
 
 

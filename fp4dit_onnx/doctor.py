@@ -159,13 +159,15 @@ def _library_loads(name: str) -> Finding:
 def _kernels(name: str) -> Finding:
     """Run one small quantized linear with the library and without, and compare."""
     import numpy as np
+    import onnx
 
     from fp4dit_onnx.runtime.session import session
+    from fp4dit_onnx.tiny_model import tiny_linear
 
     x = np.linspace(-1, 1, 3 * 32, dtype=np.float32).reshape(3, 32)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        path.write_bytes(_tiny_model())
+        onnx.save_model(tiny_linear(), path)
         with_library, without = (
             session(path, library=library, threads=1).run(None, {"x": x})[0]
             for library in (True, False)
@@ -179,53 +181,11 @@ def _kernels(name: str) -> Finding:
     return Finding(name, False, True, found, cause, f"{REINSTALL}; report it if it stays")
 
 
-def _tiny_model() -> bytes:
-    """FpQuantize and FpLinear on x float32 [M, 32], N = 4, weights of every e2m1 code."""
-    import numpy as np
-    import numpy.typing as npt
-    import onnx
-
-    from fp4dit_onnx import ops
-    from fp4dit_onnx.formats import format_by_name
-
-    act, weight, n, k = format_by_name("e2m3"), format_by_name("e2m1"), 4, 32
-    codes = np.arange(n * k // 2).reshape(n, k // 2) * 37 % 256
-    constants: dict[str, npt.NDArray[Any]] = {
-        "codes": codes.astype(np.uint8),
-        "weight_scale": np.full((n, 1), 0.125, np.float16),
-        "bias": np.arange(n, dtype=np.float32),
-    }
-    quantize = onnx.helper.make_node(
-        ops.quantize_op(act), ["x"], ["q", "s"], domain=ops.DOMAIN, **ops.quantize_attributes(act)
-    )
-    linear = onnx.helper.make_node(
-        ops.LINEAR,
-        ["q", "s", *constants],
-        ["y"],
-        domain=ops.DOMAIN,
-        **ops.linear_attributes(act, weight, k, k),
-    )
-    graph = onnx.helper.make_graph(
-        [quantize, linear],
-        "doctor",
-        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["m", k])],
-        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["m", n])],
-        [onnx.numpy_helper.from_array(value, key) for key, value in constants.items()],
-    )
-    opsets = [onnx.helper.make_opsetid("", ops.OPSET)]
-    opsets.append(onnx.helper.make_opsetid(ops.DOMAIN, ops.VERSION))
-    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=ops.IR_VERSION)
-    ops.attach_functions(model)
-    return bytes(model.SerializeToString())
-
-
 def _targets(name: str) -> Finding:
     """Which forms of a bundle the runtimes here load without the library."""
-    import onnx
-
     from fp4dit_onnx.targets.capability import capabilities
 
-    loads = capabilities(onnx.load_from_string(_tiny_model()))
+    loads = capabilities()
     fits = {r: [t for t, why in targets.items() if not why] for r, targets in loads.items()}
     found = "; ".join(f"{runtime}: {', '.join(t) or 'none'}" for runtime, t in fits.items())
     return Finding(name, bool(found), False, found or "no runtime")

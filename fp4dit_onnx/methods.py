@@ -12,6 +12,7 @@ from typing import Any
 from fp4dit_onnx.errors import UsageError
 
 __all__ = [
+    "DEFAULT_RANGE",
     "METHODS",
     "PRESETS",
     "RANGES",
@@ -22,9 +23,11 @@ __all__ = [
     "method_by_name",
 ]
 
-RANGES = ("absmax", "mse")
+RANGES = ("absmax", "mse", "nvfp4")
 """``absmax`` maps a group's largest weight to the grid's largest value, as FP4DiT does; ``mse``
-searches below it for the scale with the smallest squared error."""
+searches below it for the scale with the smallest squared error; ``nvfp4`` rounds the first to what
+scales of two levels hold, see `block_scales`."""
+DEFAULT_RANGE = "absmax"
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class Method:
 
     grid: str
     rounding: Rounding
-    range: str = "absmax"
+    range: str = DEFAULT_RANGE
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ METHODS: dict[str, _Entry] = {
 
 
 def method_by_name(
-    name: str, preset: str = "balanced", range: str = "absmax", **changes: float
+    name: str, preset: str = "balanced", range: str = DEFAULT_RANGE, **changes: float
 ) -> Method:
     """The method called `name`.
 

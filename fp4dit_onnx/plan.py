@@ -15,12 +15,12 @@ from fp4dit_onnx.checkpoint import Checkpoint, open_checkpoint
 from fp4dit_onnx.components import check_vae
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.layers import layer_size, linear_layers, totals
-from fp4dit_onnx.methods import AdaRound, Method, method_by_name
+from fp4dit_onnx.methods import DEFAULT_RANGE, AdaRound, Method, method_by_name
 from fp4dit_onnx.models import Family, family_of
 from fp4dit_onnx.prompts import demo_prompts, general_prompts, read_prompts
 from fp4dit_onnx.recipe import DEFAULT_GROUP_SIZE, FORMS, LayerSpec, Recipe, make_recipe
 from fp4dit_onnx.runtime.pipeline import Sampling
-from fp4dit_onnx.targets.table import target_by_name
+from fp4dit_onnx.targets.table import TARGETS, target_by_name
 from fp4dit_onnx.targets.target import DEFAULT_TARGET
 from fp4dit_onnx.text_encoders import check_encoders, encoder_bytes, encoder_recipe
 
@@ -45,14 +45,14 @@ class ExportRequest:
         bits: weight and activation bits, such as ``w4a6``.
         method: one of `methods.METHODS`.
         preset: effort of the methods that train, one of `methods.PRESETS`.
-        range: how the scale of a group is found, one of `methods.RANGES`.
+        range: how the scale of a group is found, one of `methods.RANGES`; None is the target's.
         iterations: optimizer steps a block in place of the preset's.
         samples: recorded samples in place of the preset's.
         weight_format: one format for all weights, or ``auto`` for a choice by layer; None is the
-            paper's assignment for the family.
+            target's, or the paper's assignment for the family.
         activation_format: in place of the default for the bits.
         attention_format: of q, k and v in attention, ``none`` for float; None is the activations'.
-        group_size: input channels that share one weight scale.
+        group_size: input channels that share one weight scale; None is the target's.
         rules: ``PATTERN=FORMAT`` texts, first match wins.
         form: ``fused`` or ``qdq``.
         prompts: text file to calibrate with, one a line.
@@ -83,13 +83,13 @@ class ExportRequest:
     bits: str = "w4a6"
     method: str = "fp4dit"
     preset: str = "balanced"
-    range: str = "absmax"
+    range: str | None = None
     iterations: int | None = None
     samples: int | None = None
     weight_format: str | None = None
     activation_format: str | None = None
     attention_format: str | None = None
-    group_size: int = DEFAULT_GROUP_SIZE
+    group_size: int | None = None
     rules: tuple[str, ...] = ()
     form: str = "fused"
     prompts: Path | None = None
@@ -108,6 +108,19 @@ class ExportRequest:
     target: str = DEFAULT_TARGET
     report: bool = True
 
+    @property
+    def resolved_group_size(self) -> int:
+        """The group size, where none is given the target's or the usual one."""
+        target = TARGETS.get(self.target)
+        usual = (target and target.group_size) or DEFAULT_GROUP_SIZE
+        return usual if self.group_size is None else self.group_size
+
+    @property
+    def resolved_range(self) -> str:
+        """The range rule, where none is given the target's or the usual one."""
+        target = TARGETS.get(self.target)
+        return self.range or (target and target.range) or DEFAULT_RANGE
+
     def resolved_method(self) -> Method:
         """The method with its settings.
 
@@ -116,7 +129,7 @@ class ExportRequest:
         """
         changes = {"iterations": self.iterations, "samples": self.samples}
         given = {name: value for name, value in changes.items() if value is not None}
-        return method_by_name(self.method, self.preset, self.range, **given)
+        return method_by_name(self.method, self.preset, self.resolved_range, **given)
 
 
 @dataclass(frozen=True)
@@ -201,12 +214,12 @@ def plan(request: ExportRequest) -> Plan:
     recipe = make_recipe(
         request.bits,
         method=request.method,
-        paper_rules=family.paper_rules,
+        paper_rules=_paper_rules(request, family),
         skip=family.skip,
         weight_format=request.weight_format,
         activation_format=request.activation_format,
         attention_format=request.attention_format,
-        group_size=request.group_size,
+        group_size=request.resolved_group_size,
         rules=request.rules,
     )
     method = request.resolved_method()
@@ -221,7 +234,7 @@ def plan(request: ExportRequest) -> Plan:
     _check_ram(request, sizes)
     if request.target != DEFAULT_TARGET:
         formats = {spec.weight for spec in specs.values()} | set(recipe.search)
-        target_by_name(request.target).check(request.form, formats)
+        target_by_name(request.target).check(formats)
     rows = [_row(name, *sizes[name], spec) for name, spec in specs.items()]
     return Plan(
         layers=tuple(rows),
@@ -240,12 +253,18 @@ def plan(request: ExportRequest) -> Plan:
     )
 
 
+def _paper_rules(request: ExportRequest, family: Family) -> tuple[tuple[str, str], ...]:
+    """FP4DiT's formats for the family, or the target's."""
+    target = TARGETS.get(request.target)
+    return (target and target.formats) or family.paper_rules
+
+
 def _encoders(request: ExportRequest, checkpoint: Checkpoint) -> dict[str, Recipe | None]:
     check_encoders(checkpoint.components)
     if "vae" in checkpoint.components:
         check_vae(checkpoint.components["vae"])
     return {
-        name: encoder_recipe(part, request.text_encoder_bits, request.group_size)
+        name: encoder_recipe(part, request.text_encoder_bits, request.resolved_group_size)
         for name, part in checkpoint.components.items()
         if name.startswith("text_encoder")
     }

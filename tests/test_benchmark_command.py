@@ -25,11 +25,11 @@ from fp4dit_onnx.benchmark import (
     run_case,
 )
 from fp4dit_onnx.bundle import Bundle
-from fp4dit_onnx.doctor import _tiny_model
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.formats import format_by_name
 from fp4dit_onnx.library import supported_isas
 from fp4dit_onnx.progress import SilentReporter
+from fp4dit_onnx.tiny_model import tiny_linear
 
 SMALL = Settings(threads=1, seconds=0.0, rounds=1)
 
@@ -55,7 +55,7 @@ g (float[batch, 32] x) => (float[batch, 4] y) {
 @pytest.fixture
 def models(tmp_path: Path) -> tuple[Path, Path]:
     """A quantized model [batch, 32] -> [batch, 4], in a bundle's place, and its float model."""
-    quantized = onnx.load_from_string(_tiny_model())
+    quantized = tiny_linear()
     for info in (*quantized.graph.input, *quantized.graph.output):
         info.type.tensor_type.shape.dim[0].dim_param = "batch"
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in quantized.graph.initializer}

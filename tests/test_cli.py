@@ -330,10 +330,10 @@ def test_groups_of_layers() -> None:
 @pytest.fixture
 def small_model(tmp_path: Path) -> Path:
     """A model of one FpQuantize and one FpLinear [M, 32] -> [M, 4]."""
-    from fp4dit_onnx.doctor import _tiny_model
+    from fp4dit_onnx.tiny_model import tiny_linear
 
     path = tmp_path / "model.onnx"
-    path.write_bytes(_tiny_model())
+    onnx.save_model(tiny_linear(), path)
     return path
 
 

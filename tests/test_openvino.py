@@ -21,6 +21,8 @@ from fp4dit_onnx.compare import sqnr_db
 from fp4dit_onnx.metrics import psnr
 from fp4dit_onnx.runtime import Pipeline
 from fp4dit_onnx.targets import convert, target_by_name
+from fp4dit_onnx.targets.standard import standard
+from fp4dit_onnx.tiny_model import tiny_linear
 
 APART_DB = 25.0
 """Pictures of two evaluators are 31 to 37 dB apart here, of two seeds less than 20."""
@@ -60,6 +62,16 @@ def test_the_whole_pipeline_draws_the_same_picture(demo_bundle: Path, tmp_path: 
     pixels = [np.asarray(picture) for picture in (found, expected, other)]
     assert psnr(pixels[0], pixels[1]) > APART_DB
     assert psnr(pixels[0], pixels[2]) < APART_DB
+
+
+def test_scales_of_two_levels_are_exact(tmp_path: Path) -> None:
+    """The rows of the identity give the weights: NVFP4's values, bit for bit."""
+    model = standard(tiny_linear(16), {})
+    onnx.save_model(model, tmp_path / "model.onnx")
+    feed = {"x": np.eye(32, dtype=np.float32)}
+    found = Compiled(tmp_path / "model.onnx").run(None, feed)[0]
+    assert np.array_equal(found, ReferenceEvaluator(model).run(None, feed)[0])
+    assert len(np.unique(found)) > 8
 
 
 def test_the_standard_transformer_is_that_of_the_reference(

@@ -16,24 +16,21 @@ import pytest
 pytest.importorskip("diffusers")
 pytest.importorskip("onnxruntime")
 
-from onnx.reference import ReferenceEvaluator
 
-from fp4dit_onnx import numerics, ops
-from fp4dit_onnx.bundle import Bundle
+from fp4dit_onnx import ops
+from fp4dit_onnx.bundle import Bundle, write_manifest
+from fp4dit_onnx.cli import main
 from fp4dit_onnx.errors import BundleError, UsageError
 from fp4dit_onnx.export import ExportRequest, plan
-from fp4dit_onnx.formats import FORMATS, format_by_name
+from fp4dit_onnx.progress import Reporter
 from fp4dit_onnx.runtime import Pipeline
 from fp4dit_onnx.runtime.session import session
-from fp4dit_onnx.targets import capability, convert, target_by_name
-from fp4dit_onnx.targets.capability import capabilities
+from fp4dit_onnx.targets import Target, convert, convert_in_place, target_by_name
 from fp4dit_onnx.targets.inline import inline
-from fp4dit_onnx.targets.standard import standard, weight_type
 from fp4dit_onnx.verify import verify
 
 Array = npt.NDArray[Any]
 SIZES = {"batch": 2, "text": 5, "height": 8, "width": 8}
-N, K, GROUP = 6, 20, 8
 
 
 def feed_of(model: onnx.ModelProto) -> dict[str, Array]:
@@ -53,65 +50,10 @@ def run(path: Path, feed: Mapping[str, Array]) -> Array:
     return found
 
 
-def linear_model(weight_format: str) -> tuple[onnx.ModelProto, Array, Array]:
-    """A quantized linear; its weights as float32 [N, K] and the bias [N]."""
-    act, fmt = format_by_name("e2m3"), format_by_name(weight_format)
-    rng = np.random.default_rng(1)
-    weight = rng.standard_normal((N, K)).astype(np.float32)
-    scale = np.full((N, -(-K // GROUP)), 0.0625, np.float16)
-    scale *= 1 + np.arange(N, dtype=np.float16)[:, None] % 3
-    codes = numerics.quantize_groups(weight, scale.astype(np.float32), fmt, GROUP)
-    q = numerics.decode(codes, fmt)
-    packed = numerics.pack(codes, fmt.storage_bits)
-    bias = rng.standard_normal(N).astype(np.float32)
-    constants = {
-        "l.weight.codes": packed,
-        "l.weight.scale": scale,
-        "l.bias": bias,
-    }
-    nodes = [
-        onnx.helper.make_node(
-            ops.quantize_op(act),
-            ["x"],
-            ["l.input.q", "l.input.scale"],
-            "l.input/Quantize",
-            domain=ops.DOMAIN,
-            **ops.quantize_attributes(act),
-        ),
-        onnx.helper.make_node(
-            ops.LINEAR,
-            ["l.input.q", "l.input.scale", *constants],
-            ["y"],
-            "l",
-            domain=ops.DOMAIN,
-            **ops.linear_attributes(act, fmt, K, GROUP),
-        ),
-    ]
-    value = onnx.helper.make_tensor_value_info
-    graph = onnx.helper.make_graph(
-        nodes,
-        "linear",
-        [value("x", onnx.TensorProto.FLOAT, ["rows", K])],
-        [value("y", onnx.TensorProto.FLOAT, ["rows", N])],
-        [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
-    opsets = [onnx.helper.make_opsetid("", ops.OPSET)]
-    opsets.append(onnx.helper.make_opsetid(ops.DOMAIN, ops.VERSION))
-    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=ops.IR_VERSION)
-    ops.attach_functions(model)
-    return model, numerics.dequantize(q, scale.astype(np.float32), GROUP), bias
-
-
 @pytest.fixture(scope="module")
 def inlined(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inline") / "bundle"
     return convert(demo_bundle, folder, target_by_name("inline")).bundle
-
-
-@pytest.fixture(scope="module")
-def standardized(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("standard") / "bundle"
-    return convert(demo_bundle, folder, target_by_name("standard")).bundle
 
 
 def test_inlined_has_standard_operators_only(inlined: Path) -> None:
@@ -165,76 +107,39 @@ def test_a_model_is_not_changed_by_inlining(demo_bundle: Path) -> None:
     assert model.SerializeToString(deterministic=True) == before
 
 
-@pytest.mark.parametrize("name", sorted(FORMATS))
-def test_weight_types_hold_every_value(name: str) -> None:
-    fmt = format_by_name(name)
-    values = (np.nan_to_num(fmt.grid, nan=0.0) / fmt.unit).astype(np.float32)
-    if name in ("e3m4", "e5m2"):
-        with pytest.raises(UsageError, match=f"weights of {name}: expected a format"):
-            weight_type(fmt)
-        return
-    dtype = np.dtype(weight_type(fmt))
-    assert np.array_equal(values.astype(dtype).astype(np.float32), values)
-    assert (dtype.name == "float4_e2m1fn") == (name == "e2m1")
+def test_inspect_names_the_target(inlined: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["inspect", str(inlined)])
+    assert "transformer for the target inline: activations as exported" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["e2m1", "e1m2", "e3m0", "int4", "int8"])
-def test_a_standard_linear_is_the_exact_one_in_the_reference(name: str) -> None:
-    """With activations in float: y = x W^T + bias for exactly the bundle's W."""
-    model, weight, bias = linear_model(name)
-    made = standard(model, {})
-    onnx.checker.check_model(made, full_check=True)
-    made.graph.output.append(
-        onnx.helper.make_tensor_value_info("l/weight", onnx.TensorProto.FLOAT, [N, K])
-    )
-    x = np.random.default_rng(2).standard_normal((3, K)).astype(np.float32)
-    y, dequantized = ReferenceEvaluator(made).run(None, {"x": x})
-    assert np.array_equal(dequantized, weight)
-    products = np.abs(x.astype(np.float64)) @ np.abs(weight.astype(np.float64)).T
-    bound = (K + 1) * np.finfo(np.float32).eps * (products + np.abs(bias))
-    exact = x.astype(np.float64) @ weight.astype(np.float64).T + bias
-    assert (np.abs(y - exact) <= bound).all()
+def test_models_are_replaced_when_all_are_written(demo_bundle: Path, tmp_path: Path) -> None:
+    """A target may draw with the bundle, for ranges, so no model of it is replaced before."""
+    seen = []
+
+    def rewrite(source: Path, made: Path, bundle: Path, reporter: Reporter) -> dict[str, str]:
+        shutil.copytree(source, made, dirs_exist_ok=True)
+        seen.append(Bundle.open(bundle).check_files(deep=True))
+        return {"by": "test"}
+
+    both = shutil.copytree(demo_bundle, tmp_path / "both")
+    shutil.copyfile(both / "transformer/model.onnx", both / "vae_decoder/model.onnx")
+    manifest = write_manifest(both, Bundle.open(demo_bundle).manifest)
+    target = Target("copied", "a copy", ops.OPSET, rewrite)
+    made = convert_in_place(both, manifest, target)
+    assert len(seen) == 2
+    assert made["converted"]["transformer"]["by"] == "test"
 
 
-def test_activations_pass_float8_with_a_constant_scale() -> None:
-    model, weight, bias = linear_model("e2m1")
-    made = standard(model, {"x": 4.0})
-    x = np.random.default_rng(3).uniform(-4, 4, (5, K)).astype(np.float32)
-    y = ReferenceEvaluator(made).run(None, {"x": x})[0]
-    scale = np.float32(4.0 / 448.0)
-    fmt = format_by_name("e4m3")
-    grid = numerics.round_to_grid((x / scale) * np.float32(fmt.unit), fmt) / fmt.unit
-    expected = (grid * scale) @ weight.T + bias
-    assert np.abs(y - expected).max() <= 1e-5 * np.abs(expected).max()
-    other = ReferenceEvaluator(standard(model, {"x": 2.0})).run(None, {"x": x})[0]
-    assert np.abs(other - expected).max() > 0.1  # what is larger than the range is cut off
+def test_a_failure_leaves_nothing(demo_bundle: Path, tmp_path: Path) -> None:
+    def rewrite(source: Path, made: Path, bundle: Path, reporter: Reporter) -> dict[str, str]:
+        (made / "model.onnx").write_bytes(b"half")
+        raise OSError("disk full")
 
-
-def test_the_standard_bundle_in_the_reference(standardized: Path, demo_bundle: Path) -> None:
-    """Checked, and near the float model as e4m3 activations are: within 3 dB of e2m3's distance."""
-    path = standardized / "transformer" / "model.onnx"
-    onnx.checker.check_model(path, full_check=True)
-    model = onnx.load(path)
-    kinds = {tensor.data_type for tensor in model.graph.initializer}
-    assert {onnx.TensorProto.FLOAT4E2M1, onnx.TensorProto.FLOAT8E4M3FN} <= kinds
-    assert {(o.domain, o.version) for o in model.opset_import} == {("", 23)}
-    feed = feed_of(model)
-    found = ReferenceEvaluator(model).run(None, dict(feed))[0]
-    expected = run(demo_bundle / "transformer" / "model.onnx", feed)
-    noise = ((found - expected) ** 2).sum() / (expected**2).sum()
-    assert 15 < -10 * np.log10(noise) < 60
-
-
-def test_ranges_are_in_the_manifest(standardized: Path) -> None:
-    facts = Bundle.open(standardized).manifest["converted"]["transformer"]
-    assert facts["activations"].startswith("e4m3, ranges of")
-    assert all(0 < value < 1e4 for value in facts["ranges"].values())
-    assert len(facts["ranges"]) == 55
-
-
-def test_a_runtime_without_the_types_is_told(standardized: Path) -> None:
-    with pytest.raises(BundleError, match="it has no kernel for DequantizeLinear of these types"):
-        Pipeline(standardized, library=False)
+    target = Target("broken", "fails", ops.OPSET, rewrite)
+    with pytest.raises(OSError, match="disk full"):
+        convert(demo_bundle, tmp_path / "made", target)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_refusals(inlined: Path, demo_bundle: Path, tmp_path: Path) -> None:
@@ -260,9 +165,6 @@ def test_refusals(inlined: Path, demo_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_an_export_is_refused_before_it_begins(tmp_path: Path) -> None:
-    request = ExportRequest(tmp_path / "b", method="fp-rtn", target="standard", form="qdq")
-    with pytest.raises(UsageError, match="expected a bundle of the form fused"):
-        plan(request)
     request = ExportRequest(
         tmp_path / "b", bits="w8a8", method="fp-rtn", target="standard", weight_format="e3m4"
     )
@@ -288,18 +190,3 @@ def test_export_inlines_by_itself(tmp_path: Path) -> None:
     Bundle.open(tmp_path / "bundle").check_files(deep=True)
     model = onnx.load(tmp_path / "bundle/transformer/model.onnx", load_external_data=False)
     assert {node.domain for node in model.graph.node} == {""}
-
-
-def test_capabilities_tell_targets_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _, _ = linear_model("e2m1")
-    found = capabilities(model)["onnxruntime"]
-    assert (found["fp4dit"], found["inline"]) == ("", "")
-    assert "DequantizeLinear" in found["standard"]
-
-    def refuse(model: bytes) -> None:
-        raise RuntimeError("first line\nsecond line")
-
-    monkeypatch.setattr(capability, "RUNTIMES", {"onnxruntime": refuse, "no_such_module": refuse})
-    assert capabilities(model) == {
-        "onnxruntime": dict.fromkeys(("fp4dit", "inline", "standard"), "first line")
-    }

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fp4dit_onnx.commands.output import print_json, print_line, print_table, reporter, size
+from fp4dit_onnx.errors import UsageError
+
+if TYPE_CHECKING:
+    from fp4dit_onnx.targets import Conversion, Target
 
 __all__ = ["run"]
 
 
 def run(
-    bundle: Annotated[Path, typer.Argument(help="Folder made by export.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle to write.")],
+    bundle: Annotated[Path | None, typer.Argument(help="Folder made by export.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the bundle to write.")
+    ] = None,
     target: Annotated[
         str,
         typer.Option(
@@ -25,18 +32,70 @@ def run(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a bundle that is there.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the bundle and name what would be rewritten.")
+    ] = False,
+    show: Annotated[
+        bool, typer.Option("--list", help="Show the targets, and which runtimes here load each.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write a bundle for runtimes without local functions, or with standard types only."""
-    from fp4dit_onnx.targets import convert, target_by_name
+    from fp4dit_onnx.targets import convert, rewritable, target_by_name
 
+    if show:
+        _list(json=json)
+        return
+    if bundle is None:
+        raise UsageError("no bundle: expected a folder made by export, or --list")
     chosen = target_by_name(target)
+    if dry_run:
+        _show_plan(bundle, chosen, rewritable(bundle, chosen), json=json)
+        return
+    if output is None:
+        raise UsageError("no output folder: expected where to write the bundle; give -o DIR")
     made = convert(bundle, output, chosen, overwrite=overwrite, reporter=reporter())
+    _show_result(made, chosen, json=json)
+
+
+def _list(*, json: bool) -> None:
+    from fp4dit_onnx.targets import DEFAULT_SUMMARY, DEFAULT_TARGET, TARGETS
+    from fp4dit_onnx.targets.capability import capabilities
+
+    loads = capabilities()
+    summaries = {DEFAULT_TARGET: DEFAULT_SUMMARY} | {n: t.summary for n, t in TARGETS.items()}
+    if json:
+        print_json({"targets": summaries, "runtimes": loads})
+        return
+    rows = [
+        (name, text, ", ".join(r for r, whys in loads.items() if not whys[name]) or "none here")
+        for name, text in summaries.items()
+    ]
+    print_table("Targets", ("target", "made of", "loaded by"), rows)
+    for runtime, whys in loads.items():
+        for name, why in whys.items():
+            if why:
+                print_line(f"{runtime} does not load {name}: {why}")
+
+
+def _show_plan(bundle: Path, target: Target, models: Mapping[str, int], *, json: bool) -> None:
+    if json:
+        print_json({"target": target.name, "bytes_before": models})
+        return
+    print_table(
+        "To be rewritten (dry run: nothing is written)",
+        ("model", ">size"),
+        [(name, size(count)) for name, count in models.items()],
+    )
+    print_line(f"{bundle} can be converted to {target.name}: {target.summary}")
+
+
+def _show_result(made: Conversion, target: Target, *, json: bool) -> None:
     if json:
         print_json(
             {
                 "bundle": str(made.bundle),
-                "target": chosen.name,
+                "target": target.name,
                 "bytes_before": made.bytes_before,
                 "bytes_after": made.bytes_after,
                 "converted": made.manifest["converted"],
@@ -47,5 +106,5 @@ def run(
         (name, size(made.bytes_before[name]), size(made.bytes_after[name]))
         for name in made.bytes_before
     ]
-    print_table(chosen.summary, ("model", ">before", ">after"), rows)
-    print_line(f"{made.bundle} written")
+    print_table("Rewritten models", ("model", ">before", ">after"), rows)
+    print_line(f"{made.bundle} written for the target {target.name}: {target.summary}")

@@ -52,7 +52,11 @@ def run(
         ),
     ] = _DEFAULT["weight_format"],
     range: Annotated[
-        str, typer.Option(help="Range of a group: absmax, or mse for the least squared error.")
+        str | None,
+        typer.Option(
+            help="Range of a group: absmax (the default), mse for the least squared error, or nvfp4 "
+            "for FP8 scales (the default of --target standard)."
+        ),
     ] = _DEFAULT["range"],
     activation_format: Annotated[
         str | None, typer.Option(help="Format of the activations; by default that of the bits.")
@@ -65,7 +69,10 @@ def run(
         ),
     ] = _DEFAULT["attention_format"],
     group_size: Annotated[
-        int, typer.Option(help="Input channels that share one weight scale.")
+        int | None,
+        typer.Option(
+            help="Input channels that share one weight scale; by default 128, of --target standard 16."
+        ),
     ] = _DEFAULT["group_size"],
     rule: Annotated[
         list[str] | None,
@@ -212,6 +219,8 @@ def _show_result(result: ExportResult, *, json: bool) -> None:
     print_attention(manifest.get("attention", {}))
     _print_skipped(manifest["skipped"])
     _print_totals(manifest.get("totals", {}))
+    for name, found in manifest.get("converted", {}).items():
+        print_line(f"{name} for the target {manifest['target']}: {size(found['bytes'])}")
     print_line(f"{result.bundle} written in {result.seconds:.0f} s")
     if REPORT in manifest.get("files", {}):
         print_line(f"{result.bundle / REPORT} shows what was lost")

@@ -33,6 +33,9 @@ def _show_bundle(facts: Mapping[str, Any]) -> None:
     manifest = facts["manifest"]
     recipe, sampling = manifest["recipe"], manifest["sampling"]
     print_line(f"bundle {facts['path']}: {recipe.get('bits')}, method {recipe.get('method')}")
+    for name, found in manifest.get("converted", {}).items():
+        activations = found.get("activations", "as exported")
+        print_line(f"{name} for the target {manifest['target']}: activations {activations}")
     print_line("sampling: " + ", ".join(f"{key} {value}" for key, value in sampling.items()))
     print_layers("Quantized layers", facts["layers"])
     if manifest["skipped"]:

@@ -13,10 +13,14 @@ import onnx
 from fp4dit_onnx import ops
 from fp4dit_onnx.bundle import EVIDENCE, MANIFEST, REPORT, Bundle, new_bundle, write_manifest
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.probe import attributes
 from fp4dit_onnx.progress import Reporter, SilentReporter
 from fp4dit_onnx.targets.target import DEFAULT_TARGET, Target
 
-__all__ = ["Conversion", "convert", "convert_in_place"]
+__all__ = ["Conversion", "convert", "convert_in_place", "rewritable"]
+
+FORMAT_OF = {ops.LINEAR: "weight_format", ops.UNPACK: "format"}
+"""Attribute with the format of a weight, by operator."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,7 @@ def convert(
             to, or a layer cannot be expressed.
     """
     bundle = Bundle.open(source)
-    bundle.check_files(deep=True)
-    _check_source(bundle)
+    _check_source(bundle, target)
     with new_bundle(output, overwrite=overwrite, source=bundle.folder) as folder:
         for name in (MANIFEST, *bundle.manifest["files"]):
             if name not in (REPORT, EVIDENCE):  # of the bundle that is converted
@@ -93,35 +96,63 @@ def convert_in_place(
 
 
 def _rewritten(folder: Path, target: Target, reporter: Reporter) -> dict[str, Any]:
-    """Rewrites the models in place; gives what the manifest says of each, by its folder."""
-    facts = {}
-    models = [path for path in sorted(folder.glob("*/model.onnx")) if _is_quantized(path)]
-    with reporter.stage(f"rewriting for {target.name}", len(models)) as advance:
-        for path in models:
-            made = folder / f".{path.parent.name}.{target.name}"
-            made.mkdir()
-            facts[path.parent.name] = dict(target.rewrite(path.parent, made, folder))
-            for old in path.parent.glob("model.onnx*"):
-                old.unlink()
-            for new in made.iterdir():
-                shutil.move(new, path.parent / new.name)
-            made.rmdir()
-            advance(1)
-    return facts
+    """Rewrites the models in place; gives what the manifest says of each, by its folder.
+
+    None is replaced before all are written: a target may draw with the bundle as it was.
+    """
+    facts: dict[str, Mapping[str, Any]] = {}
+    made: dict[str, Path] = {}
+    for model in quantized_models(folder):
+        place = folder / f".{model}.{target.name}"
+        place.mkdir()
+        facts[model] = target.rewrite(folder / model, place, folder, reporter)
+        made[model] = place
+    for model, place in made.items():
+        for old in (folder / model).glob("model.onnx*"):
+            old.unlink()
+        for new in place.iterdir():
+            shutil.move(new, folder / model / new.name)
+        place.rmdir()
+    sizes = _sizes(folder)
+    return {model: {"bytes": sizes[model], **found} for model, found in facts.items()}
 
 
-def _check_source(bundle: Bundle) -> None:
+def rewritable(source: Path, target: Target) -> dict[str, int]:
+    """What `convert` would rewrite: bytes of each model, its data included, by its folder.
+
+    Raises:
+        BundleError: no readable bundle.
+        UsageError: it cannot be converted.
+    """
+    bundle = Bundle.open(source)
+    _check_source(bundle, target)
+    sizes = _sizes(bundle.folder)
+    return {name: sizes[name] for name in quantized_models(bundle.folder)}
+
+
+def _check_source(bundle: Bundle, target: Target) -> None:
     found = bundle.manifest.get("target", DEFAULT_TARGET)
     if found != DEFAULT_TARGET:
         raise UsageError(
             f"{bundle.folder} is for the target {found} already: expected a bundle as export "
             "writes it; convert the one that this was made of"
         )
+    bundle.check_files(deep=True)
+    for formats in quantized_models(bundle.folder).values():
+        target.check(formats)
 
 
-def _is_quantized(path: Path) -> bool:
-    model = onnx.load(path, load_external_data=False)
-    return any(node.domain == ops.DOMAIN for node in model.graph.node)
+def quantized_models(folder: Path) -> dict[str, set[str]]:
+    """Folder of each model in the bundle `folder` that holds our operators -> its weights' formats."""
+    models = {}
+    for path in sorted(folder.glob("*/model.onnx")):
+        graph = onnx.load(path, load_external_data=False).graph
+        nodes = [node for node in graph.node if node.domain == ops.DOMAIN]
+        if nodes:
+            given = [attributes(n) | {"op": n.op_type} for n in nodes]
+            formats = {a[FORMAT_OF[a["op"]]] for a in given if a["op"] in FORMAT_OF}
+            models[path.parent.name] = formats
+    return models
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -17,6 +17,7 @@ import onnx
 from onnx import numpy_helper
 
 from fp4dit_onnx import ops
+from fp4dit_onnx.progress import Reporter
 from fp4dit_onnx.targets.target import Target
 
 __all__ = ["INLINE", "inline"]
@@ -88,6 +89,7 @@ class _Inliner:
         for inner in found:
             if node.output[0] in inner.output:  # what viewers showed of the call
                 inner.metadata_props.extend(node.metadata_props)
+                inner.doc_string = node.doc_string
         return found
 
     def _constant(self, node: onnx.NodeProto) -> str:
@@ -131,12 +133,14 @@ def _resolve(node: onnx.NodeProto, given: Mapping[str, onnx.AttributeProto]) -> 
     node.attribute.extend(kept)
 
 
-def _rewrite(source: Path, target: Path, bundle: Path) -> Mapping[str, Any]:
+def _rewrite(source: Path, target: Path, bundle: Path, reporter: Reporter) -> Mapping[str, Any]:
     """The graph anew; the weights are the same file."""
-    model = onnx.load(source / "model.onnx", load_external_data=False)
-    for data in source.glob("model.onnx.*"):
-        data.rename(target / data.name)
-    (target / "model.onnx").write_bytes(inline(model).SerializeToString())
+    with reporter.stage(f"{source.name} without functions", 1) as advance:
+        model = onnx.load(source / "model.onnx", load_external_data=False)
+        for data in source.glob("model.onnx.*"):
+            data.rename(target / data.name)
+        (target / "model.onnx").write_bytes(inline(model).SerializeToString())
+        advance(1)
     return {}
 
 
@@ -145,5 +149,4 @@ INLINE = Target(
     summary="standard operators only: the bodies in place of our operators",
     opset=ops.OPSET,
     rewrite=_rewrite,
-    drawable=True,
 )

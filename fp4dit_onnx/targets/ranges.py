@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import onnx
 
+from fp4dit_onnx.progress import Reporter
 from fp4dit_onnx.prompts import general_prompts
 from fp4dit_onnx.runtime import Pipeline
 from fp4dit_onnx.runtime.session import session
@@ -21,12 +21,13 @@ PICTURES = 4
 _SUFFIX = "/largest"
 
 
-def activation_ranges(bundle: Path, names: Sequence[str]) -> dict[str, float]:
+def activation_ranges(bundle: Path, names: Sequence[str], reporter: Reporter) -> dict[str, float]:
     """The largest magnitude of each value of the transformer in `names`, over whole runs.
 
     Args:
         bundle: holds all that drawing needs.
         names: float values of the transformer's graph.
+        reporter: progress.
     """
     pipeline = Pipeline(bundle)
     source = bundle / "transformer"
@@ -38,15 +39,22 @@ def activation_ranges(bundle: Path, names: Sequence[str]) -> dict[str, float]:
         )
         model.graph.node.extend([magnitude, largest])
         model.graph.output.append(onnx.ValueInfoProto(name=f"{name}{_SUFFIX}"))
-    with TemporaryDirectory() as folder:
-        place = Path(folder)
-        for data in source.glob("model.onnx.*"):
-            (place / data.name).write_bytes(data.read_bytes())
-        (place / "model.onnx").write_bytes(model.SerializeToString())
-        recorder = _Recorder(session(place / "model.onnx"), len(names))
+    path = source / ".ranges.onnx"  # beside the data, which it shares
+    path.write_bytes(model.SerializeToString())
+    try:
+        del pipeline.transformer  # two would be in memory
+        recorder = _Recorder(session(path), len(names))
         pipeline.transformer = recorder
-        prompts = general_prompts()[:PICTURES]
-        pipeline.generate(prompts, seeds=list(range(len(prompts))))
+        settings = pipeline.settings()
+        with reporter.stage("ranges of activations", settings.steps) as advance:
+            pipeline.sample(
+                general_prompts()[:PICTURES],
+                range(PICTURES),
+                settings,
+                after_step=lambda *_: advance(1),
+            )
+    finally:
+        path.unlink()
     return dict(zip(names, map(float, recorder.largest), strict=True))
 
 

@@ -3,13 +3,13 @@
 For compilers that take quantized graphs as pairs of QuantizeLinear and DequantizeLinear, TensorRT
 among them. The layout is that of NVIDIA's Model Optimizer: a weight [N, K] is an initializer of a
 small type behind a DequantizeLinear over blocks of its input channels, a Transpose and a MatMul;
-activations pass a pair with one constant scale for the tensor. The weights are exactly the bundle's.
-Attention, whose per-token scales no standard node has, computes in float.
+scales that two levels hold are FLOAT8E4M3FN behind a DequantizeLinear of their own, as NVFP4 has
+them; activations pass a pair with one constant scale for the tensor. The weights are exactly the
+bundle's. Attention, whose per-token scales no standard node has, computes in float.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,164 +20,203 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from fp4dit_onnx import numerics, ops
+from fp4dit_onnx import ops
+from fp4dit_onnx.block_scales import NVFP4_BLOCK, two_levels
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.formats import FloatFormat, format_by_name
-from fp4dit_onnx.probe import NodeView, attributes, custom_nodes
+from fp4dit_onnx.formats import FloatArray, format_by_name
+from fp4dit_onnx.probe import CODES, attributes
+from fp4dit_onnx.progress import Reporter
+from fp4dit_onnx.recipe import ATTENTION_PARTS
+from fp4dit_onnx.targets import deferred
+from fp4dit_onnx.targets.deferred import Deferred, as_bytes
 from fp4dit_onnx.targets.inline import inline
 from fp4dit_onnx.targets.ranges import PICTURES, activation_ranges
 from fp4dit_onnx.targets.target import Target
+from fp4dit_onnx.targets.weights import block_scales, stored_weight, weight_type
 
-__all__ = ["STANDARD", "WEIGHT_TYPES", "standard", "weight_type"]
+__all__ = ["STANDARD", "standard"]
 
 OPSET = 23
 IR_VERSION = 11
 """The first with opset 23."""
-WEIGHT_TYPES: tuple[npt.DTypeLike, ...] = (
-    ml_dtypes.float4_e2m1fn,
-    ml_dtypes.float8_e4m3fn,
-    np.int8,
-)
-"""Smallest first; a layer takes the first that holds every value of its format."""
 LARGEST_E4M3 = 448.0
-_FUSED = "expected a bundle of the form fused; export it again without --form qdq"
+HEADROOM = 2.0
+"""Over the largest magnitude that was seen: other prompts go beyond it, and what exceeds the range is
+cut off. A floating-point type has the same relative precision with it."""
 
 Array = npt.NDArray[Any]
-
-
-def weight_type(fmt: FloatFormat) -> npt.DTypeLike:
-    """The standard type that holds every value of `fmt`.
-
-    Raises:
-        UsageError: none does.
-    """
-    values = _values(fmt)
-    for dtype in WEIGHT_TYPES:
-        if np.array_equal(values.astype(dtype).astype(np.float32), values):
-            return dtype
-    raise UsageError(
-        f"weights of {fmt.name}: expected a format whose values FLOAT4E2M1, FLOAT8E4M3FN or INT8 "
-        "hold; export again with another --weight-format"
-    )
-
-
-def _values(fmt: FloatFormat) -> npt.NDArray[np.float32]:
-    """The number of every code, 0 for codes of none."""
-    return np.asarray(np.nan_to_num(fmt.grid, nan=0.0) / fmt.unit, np.float32)
+Nodes = list[onnx.NodeProto]
+_node = onnx.helper.make_node
 
 
 def standard(model: onnx.ModelProto, ranges: Mapping[str, float]) -> onnx.ModelProto:
     """`model` in standard types.
 
     Args:
-        model: in the form ``fused``, initializers with values; it is not changed.
+        model: initializers with values; it is not changed.
         ranges: largest magnitude of the linears' inputs, by the name of the float value; an input
             that it lacks stays in float.
 
     Raises:
-        UsageError: another form, or weights that no standard type holds.
+        UsageError: an operator without a standard form, or weights that no standard type holds.
     """
+    result, tensors = _standard(model, ranges, "")
+    deferred.fill(result, tensors)
+    return result
+
+
+def _standard(
+    model: onnx.ModelProto, ranges: Mapping[str, float], folder: str
+) -> tuple[onnx.ModelProto, Mapping[str, Deferred]]:
+    """The model with placeholders, and what belongs in their places."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    _Standard(result, ranges).run()
+    rewriter = _Standard(result.graph, ranges, folder)
+    rewriter.run()
     result = inline(result)
     del result.opset_import[:]
     result.opset_import.append(onnx.helper.make_opsetid("", OPSET))
     result.ir_version = IR_VERSION
-    return result
+    return result, rewriter.tensors
 
 
 class _Standard:
-    """Rewrites the graph of one model."""
+    """Rewrites a graph.
 
-    def __init__(self, model: onnx.ModelProto, ranges: Mapping[str, float]) -> None:
-        self._graph, self._ranges = model.graph, ranges
-        self._views = {view.node.name: view for view in custom_nodes(model)}
-        self._quantized: dict[str, str] = {}  # q -> the float value it was made of
-        self._new: list[onnx.TensorProto] = []
-        self._used: set[str] = set()
+    Args:
+        graph: changed.
+        ranges: see `standard`.
+        folder: where the data of its initializers lies.
+    """
+
+    def __init__(self, graph: onnx.GraphProto, ranges: Mapping[str, float], folder: str) -> None:
+        self._graph, self._ranges, self._folder = graph, ranges, folder
+        self._given = {tensor.name: tensor for tensor in graph.initializer}
+        self._names: dict[str, str] = {}  # what is read in place of a value
+        self._packed: dict[str, onnx.NodeProto] = {}  # result -> FpUnpack
+        self._new: dict[str, onnx.TensorProto] = {}
+        self._made: set[str] = set()
+        self.tensors: dict[str, Deferred] = {}
 
     def run(self) -> None:
         """Replace every node of our domain."""
-        nodes = [new for node in self._graph.node for new in self._replaced(node)]
+        nodes: Nodes = []
+        for node in self._graph.node:
+            node.input[:] = [self._names.get(name, name) for name in node.input]
+            nodes.extend(self._replaced(node) if node.domain == ops.DOMAIN else [node])
         del self._graph.node[:]
         self._graph.node.extend(nodes)
         read = {name for node in nodes for name in node.input}
-        kept = [t for t in (*self._graph.initializer, *self._new) if t.name in read]
+        kept = [t for t in (*self._graph.initializer, *self._new.values()) if t.name in read]
         del self._graph.initializer[:]
         self._graph.initializer.extend(kept)
 
-    def _replaced(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        if node.domain != ops.DOMAIN:
-            return [node]
+    def _replaced(self, node: onnx.NodeProto) -> Nodes:
         if node.op_type in ops.QUANTIZE_OPS:
             return self._activation(node)
         if node.op_type == ops.LINEAR:
-            return self._linear(self._views[node.name])
+            return self._linear(node)
         if node.op_type == ops.ATTENTION:
             return self._attention(node)
-        raise UsageError(f"node {node.name} is of type {node.op_type}: {_FUSED}")
-
-    def _activation(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        """Quantize and dequantize x with a constant scale; what reads q and scale reads that."""
-        x, q = node.input[0], node.output[0]
-        largest = self._ranges.get(x, 0.0)
-        if largest <= 0:
-            self._quantized[q] = x
+        if node.op_type == ops.UNPACK:
+            self._packed[node.output[0]] = node
             return []
-        scale = self._constant(f"{x}/scale", np.array(largest / LARGEST_E4M3, np.float32))
+        if node.op_type == ops.DEQUANTIZE:
+            return self._dequantized(node)
+        raise UsageError(
+            f"node {node.name} is of type {node.op_type}, which has no standard form: expected a "
+            "bundle as this version exports it; export it again"
+        )
+
+    def _activation(self, node: onnx.NodeProto) -> Nodes:
+        """Quantize and dequantize x with a constant scale; what reads q reads that."""
+        x = node.input[0]
+        largest = self._ranges.get(x, 0.0)
+        self._names[node.output[0]] = f"{x}/dequantized" if largest > 0 else x
+        if largest <= 0 or x in self._made:
+            return []
+        self._made.add(x)
+        scale = self._constant(
+            f"{x}/scale", np.array(HEADROOM * largest / LARGEST_E4M3, np.float32)
+        )
         zero = self._constant(f"{x}/zero", np.zeros((), ml_dtypes.float8_e4m3fn))
-        self._quantized[q] = f"{x}/dequantized"
-        stem = node.name.removesuffix("/Quantize")
+        stem, q, y = node.name.removesuffix("/Quantize"), f"{x}/e4m3", f"{x}/dequantized"
         return [
-            onnx.helper.make_node(
-                "QuantizeLinear", [x, scale, zero], [f"{x}/e4m3"], f"{stem}/QuantizeLinear"
-            ),
-            onnx.helper.make_node(
-                "DequantizeLinear",
-                [f"{x}/e4m3", scale, zero],
-                [f"{x}/dequantized"],
-                f"{stem}/DequantizeLinear",
-            ),
+            _node("QuantizeLinear", [x, scale, zero], [q], f"{stem}/QuantizeLinear"),
+            _node("DequantizeLinear", [q, scale, zero], [y], f"{stem}/DequantizeLinear"),
         ]
 
-    def _linear(self, view: NodeView) -> list[onnx.NodeProto]:
-        node, given = view.node, attributes(view.node)
-        fmt = format_by_name(given["weight_format"])
-        codes, scale = (view.constants[name] for name in node.input[2:4])
-        name = node.input[2].removesuffix(".weight.codes")
-        weight = _values(fmt)[numerics.unpack(codes, given["K"], fmt.storage_bits)]
-        scales, block = _blocks(scale.astype(np.float32) * np.float32(fmt.unit), given)
-        stored = self._constant(f"{name}.weight", weight.astype(weight_type(fmt)))
-        steps = self._constant(f"{name}.weight_scale", scales)
-        x = self._quantized.get(node.input[0], node.input[0])
-        blocks: dict[str, Any] = {"axis": 0}
-        if scales.ndim == 2:
-            blocks = {"axis": 1, "block_size": block}
-        make = onnx.helper.make_node
+    def _dequantized(self, node: onnx.NodeProto) -> Nodes:
+        """A weight of the form qdq; of activations nothing is left to do."""
+        unpack = self._packed.get(node.input[0])
+        if unpack is None:
+            self._names[node.output[0]] = node.input[0]
+            return []
+        given = attributes(unpack) | attributes(node)
+        return self._weight(unpack.input[0], node.input[1], given, node.output[0])
+
+    def _linear(self, node: onnx.NodeProto) -> Nodes:
+        given = attributes(node)
+        codes, scale = node.input[2:4]
+        value = f"{codes.removesuffix(CODES)}/weight"
+        columns, product = f"{node.name}/columns", f"{node.name}/product"
         made = [
-            make(
-                "DequantizeLinear", [stored, steps], [f"{name}/weight"], f"{name}/weight", **blocks
-            ),
-            make(
-                "Transpose",
-                [f"{name}/weight"],
-                [f"{name}/columns"],
-                f"{name}/columns",
-                perm=[1, 0],
-            ),
-            make("MatMul", [x, f"{name}/columns"], [f"{name}/product"], f"{name}/product"),
-            make("Add", [f"{name}/product", node.input[4]], list(node.output), name),
+            *self._weight(codes, scale, given | {"format": given["weight_format"]}, value),
+            _node("Transpose", [value], [columns], columns, perm=[1, 0]),
+            _node("MatMul", [node.input[0], columns], [product], product),
+            _node("Add", [product, node.input[4]], list(node.output), node.name),
         ]
         made[-1].metadata_props.extend(node.metadata_props)
         return made
 
-    def _attention(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    def _weight(self, codes: str, scale: str, given: Mapping[str, Any], value: str) -> Nodes:
+        """Dequantize the weight of `codes`; its values are called `value`."""
+        if value in self._made:
+            return []
+        self._made.add(value)
+        fmt, k = format_by_name(given["format"]), given["K"]
+        kind, name, group = (
+            weight_type(fmt),
+            f"{codes.removesuffix(CODES)}.weight",
+            given["group_size"],
+        )
+
+        def scales() -> tuple[FloatArray, int]:
+            steps = self._read(scale).astype(np.float32) * kind.step(fmt)
+            return block_scales(steps, k, group)
+
+        def weight() -> npt.NDArray[np.uint8]:
+            return stored_weight(self._read(codes), self._read(scale), k, fmt, group)
+
+        steps, block = scales()
+        self._later(name, Deferred(kind.data_type, kind.bits, (steps.shape[0], k), weight))
+        levels = two_levels(steps) if block == NVFP4_BLOCK else None
+        if levels is None:
+            made: Nodes = []
+            blocks = f"{name}_scale"
+            given_type = (onnx.TensorProto.FLOAT, 32, steps.shape)
+            self._later(blocks, Deferred(*given_type, lambda: as_bytes(scales()[0])))
+        else:
+            made, blocks = self._levels(name, *levels)
+        axes: dict[str, Any] = {"axis": 1, "block_size": block} if steps.ndim == 2 else {"axis": 0}
+        return [*made, _node("DequantizeLinear", [name, blocks], [value], value, **axes)]
+
+    def _levels(
+        self, name: str, codes: npt.NDArray[np.uint8], factor: np.float32
+    ) -> tuple[Nodes, str]:
+        """Scales of two levels: e4m3 numbers times a factor."""
+        first, second, value = f"{name}_scale", f"{name}_scale_2", f"{name}_scale/value"
+        e4m3 = (onnx.TensorProto.FLOAT8E4M3FN, 8, codes.shape)
+        self._later(first, Deferred(*e4m3, lambda: as_bytes(codes)))
+        self._constant(second, np.array(factor, np.float32))
+        return [_node("DequantizeLinear", [first, second], [value], value)], value
+
+    def _attention(self, node: onnx.NodeProto) -> Nodes:
         """Attention of the float values; its body without the dequantizing."""
-        floats = [self._quantized[name] for name in (node.input[i] for i in (0, 2, 4))]
         factor = self._constant(
             f"{node.name}/factor", np.array(attributes(node)["attention_scale"], np.float32)
         )
+        floats = (node.input[i] for i in (0, 2, 4))
         made, names = [], dict(zip(("queries", "keys", "values"), floats, strict=True))
         names |= {"bias": node.input[6], "y": node.output[0], "factor": factor}
         for template in ops.function(ops.ATTENTION).node:
@@ -191,55 +230,46 @@ class _Standard:
             made.append(inner)
         return made
 
+    def _read(self, name: str) -> Array:
+        return numpy_helper.to_array(self._given[name], base_dir=self._folder)
+
     def _constant(self, name: str, value: Array) -> str:
-        if name not in self._used:
-            self._used.add(name)
-            self._new.append(numpy_helper.from_array(value, name))
+        self._new.setdefault(name, numpy_helper.from_array(value, name))
         return name
 
-
-def _blocks(scale: Array, given: Mapping[str, Any]) -> tuple[Array, int]:
-    """Scales [N, K / block] and the block that divides K: OpenVINO takes no short one at the end.
-
-    A group of several blocks repeats its scale. One group is a scale a channel, [N].
-    """
-    k, group = given["K"], given["group_size"]
-    if scale.shape[1] == 1:
-        return scale[:, 0], k
-    block = math.gcd(k, group)
-    return scale[:, np.arange(0, k, block) // group], block
+    def _later(self, name: str, tensor: Deferred) -> None:
+        self.tensors[name] = tensor
+        self._new[name] = tensor.placeholder(name)
 
 
-def _linear_inputs(model: onnx.ModelProto) -> list[str]:
-    """The float values that linears read quantized."""
-    read = {n.input[0] for n in model.graph.node if n.op_type == ops.LINEAR}
-    made = [n for n in model.graph.node if n.op_type in ops.QUANTIZE_OPS and n.output[0] in read]
-    return list(dict.fromkeys(node.input[0] for node in made))
+def _linear_inputs(graph: onnx.GraphProto) -> list[str]:
+    """The float values that linears read quantized: all that are, but attention's."""
+    found = []
+    for node in graph.node:
+        part = node.name.removesuffix("/Quantize").rpartition(".")[2]
+        if node.op_type in ops.QUANTIZE_OPS and part not in ATTENTION_PARTS:
+            found.append(node.input[0])
+    return list(dict.fromkeys(found))
 
 
-def _rewrite(source: Path, target: Path, bundle: Path) -> Mapping[str, Any]:
-    model = onnx.load(source / "model.onnx")
+def _rewrite(source: Path, target: Path, bundle: Path, reporter: Reporter) -> Mapping[str, Any]:
+    model = onnx.load(source / "model.onnx", load_external_data=False)
     ranges: Mapping[str, float] = {}
     whole = (bundle / "vae_decoder" / "model.onnx").is_file()
     if source.name == "transformer" and whole:
-        ranges = activation_ranges(bundle, _linear_inputs(model))
-    onnx.save_model(
-        standard(model, ranges),
-        target / "model.onnx",
-        save_as_external_data=True,
-        location="model.onnx.data",
-        size_threshold=1024,
-    )
-    (target / "model.onnx.data").chmod(0o644)  # onnx makes it the owner's alone
+        ranges = activation_ranges(bundle, _linear_inputs(model.graph), reporter)
+    made, tensors = _standard(model, ranges, str(source))
+    with reporter.stage(
+        f"{source.name} in standard types", len(made.graph.initializer)
+    ) as advance:
+        deferred.write(made, tensors, target / "model.onnx", source, lambda count: advance(1))
     return {
         "activations": f"e4m3, ranges of {PICTURES} pictures" if ranges else "float",
         "ranges": ranges,
     }
 
 
-def _check(form: str, formats: Iterable[str]) -> None:
-    if form != "fused":
-        raise UsageError(f"target standard of the form {form}: {_FUSED}")
+def _check(formats: Iterable[str]) -> None:
     for name in formats:
         weight_type(format_by_name(name))
 
@@ -249,6 +279,8 @@ STANDARD = Target(
     summary="standard types of opset 23: FLOAT4E2M1 weights, FLOAT8E4M3FN activations",
     opset=OPSET,
     rewrite=_rewrite,
-    drawable=False,
     check=_check,
+    group_size=NVFP4_BLOCK,
+    range="nvfp4",
+    formats=(("*", "e2m1"),),
 )

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DEFAULT_TARGET", "Target"]
+from fp4dit_onnx.progress import Reporter
+
+__all__ = ["DEFAULT_SUMMARY", "DEFAULT_TARGET", "Target"]
 
 DEFAULT_TARGET = "fp4dit"
-"""Operators of our domain with their bodies: what `export` writes."""
+DEFAULT_SUMMARY = "our operators and their bodies, opset 21: what export writes"
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,17 @@ class Target:
         rewrite: writes ``model.onnx`` and its data into the second folder, of the quantized model in
             the first; the bundle that it belongs to is the third argument. Gives what the manifest
             says of the model.
-        check: raises UsageError where an export of a form, with weights of these formats, could not
-            be rewritten.
-        drawable: whether ONNX Runtime on a CPU runs it.
+        check: raises UsageError where weights of one of these formats cannot be expressed.
+        group_size: of an export for the target that asks for none; None is what others have.
+        range: the same of the scales' rule.
+        formats: (pattern, format) of weights of 4 bits in place of FP4DiT's; empty keeps these.
     """
 
     name: str
     summary: str
     opset: int
-    rewrite: Callable[[Path, Path, Path], Mapping[str, Any]]
-    drawable: bool
-    check: Callable[[str, Iterable[str]], None] = lambda form, formats: None
+    rewrite: Callable[[Path, Path, Path, Reporter], Mapping[str, Any]]
+    check: Callable[[Iterable[str]], None] = lambda formats: None
+    group_size: int | None = None
+    range: str | None = None
+    formats: tuple[tuple[str, str], ...] = ()
