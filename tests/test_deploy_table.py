@@ -120,8 +120,7 @@ def test_part_of_the_table_is_not_written(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_the_page_holds_the_table_that_the_tool_writes() -> None:
-    page = deploy_table.DOCS.read_text()
-    own = page.split(deploy_table.BEGIN)[1].split(deploy_table.END)[0]
+    own = deploy_table.TABLE.read()
     for entry in ROWS:
         assert f"| {entry.runtime} | " in own
-    assert deploy_table.into(page, own.strip("\n")) == page
+    assert deploy_table.TABLE.replaced(own) == deploy_table.TABLE.path.read_text()

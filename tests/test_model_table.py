@@ -80,13 +80,12 @@ def test_a_row_of_the_table() -> None:
 
 
 def test_the_page_holds_the_tables_that_the_tools_write() -> None:
-    page = model_table.DOCS.read_text()
-    for tool, name in ((model_table, "pixart-alpha-512"), (full_size, "flux-dev")):
-        own = page.split(tool.BEGIN)[1].split(tool.END)[0]
-        assert f"| {name} |" in own
-        assert "| no |" not in own
-        assert tool.into(page, own.strip("\n")) == page
-    rows = page.split(model_table.BEGIN)[1].split(model_table.END)[0]
+    for table, name in ((model_table.TABLE, "pixart-alpha-512"), (full_size.TABLE, "flux-dev")):
+        rows = table.read()
+        assert f"| {name} |" in rows
+        assert "| no |" not in rows
+        assert table.replaced(rows) == table.path.read_text()
+    rows = model_table.TABLE.read()
     assert [name for name in model_table.known_models() if f"| {name} |" not in rows] == []
 
 

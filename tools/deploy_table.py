@@ -32,6 +32,7 @@ import numpy.typing as npt
 from check_aarch64 import demo_bundle
 from deploy_rows import ROOT, ROWS, Command, NotRunError, Row, Stage, last_line
 from emulation import CheckError
+from pages import Section, commit
 from PIL import Image
 
 from fp4dit_onnx.benchmark.machine import cpu_model, usable_cores
@@ -42,8 +43,7 @@ from fp4dit_onnx.runtime.pipeline import Pipeline
 __all__ = ["SAME_PICTURE_DB", "Outcome", "judged", "table"]
 
 Pixels = npt.NDArray[np.uint8]
-DOCS = ROOT / "docs" / "deploy.md"
-BEGIN, END = "<!-- runtimes -->", "<!-- end of runtimes -->"
+TABLE = Section("deploy.md", "runtimes")
 PROMPT = "giraffe face"
 SAME_PICTURE_DB = 25.0
 """A value next to a rounding threshold falls on its other side in another runtime, which leaves 29
@@ -219,21 +219,13 @@ def verdict(row: Outcome) -> str:
 
 def caption(stage: Stage, rounds: int) -> str:
     """On what and how it was measured."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return (
         f"Written by `python tools/deploy_table.py --write` on {date.today()}, commit "
-        f"{commit or 'unknown'}: the demo's bundle, {stage.prompt!r}, seed 0, its 20 steps of 64x64 "
+        f"{commit()}: the demo's bundle, {stage.prompt!r}, seed 0, its 20 steps of 64x64 "
         f"pixels. Seconds are those of the whole process, start included, each runtime with its "
         f"own number of threads, medians of {rounds} in turns, on {usable_cores()} cores of an "
         f"{cpu_model()} ({platform.system()} {platform.machine()})."
     )
-
-
-def into(text: str, rows: str) -> str:
-    """`text` with `rows` between the marks."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{rows}\n\n{END}{rest.split(END)[1]}"
 
 
 def say(text: str) -> None:
@@ -252,7 +244,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="folder to keep; default: a temporary one")
     parser.add_argument("--prompt", default=PROMPT)
     parser.add_argument("--rounds", type=int, default=3, help="pictures of each row")
-    parser.add_argument("--write", action="store_true", help=f"put the table into {DOCS.name}")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {TABLE.page}")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
     if given.write and given.only:
@@ -285,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = f"{caption(stage, given.rounds)}\n\n{table(found)}"
     print(json.dumps([plain(row) for row in found], indent=1) if given.json else text)
     if given.write:
-        DOCS.write_text(into(DOCS.read_text(), text))
+        TABLE.write(text)
     return 1 if any(row.failed for row in found) else 0
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ import numpy.typing as npt
 from fp4dit_onnx.errors import Fp4DitError, UsageError
 from fp4dit_onnx.runtime import pipeline
 
-__all__ = ["SESSIONS", "draw"]
+__all__ = ["SESSIONS", "pipeline_with"]
 
 Array = npt.NDArray[Any]
 
@@ -78,10 +79,10 @@ SESSIONS: dict[str, Callable[..., Any]] = {"openvino": OpenVinoModel, "cuda": cu
 """Runtime -> what takes the place of `fp4dit_onnx.runtime.session.session`."""
 
 
-def draw(runtime: str, bundle: Path, prompt: str, picture: Path) -> None:
-    """Draw with `runtime`, one of `SESSIONS`, seed 0 and the bundle's settings."""
-    pipeline.session = SESSIONS[runtime]  # type: ignore[attr-defined]
-    pipeline.Pipeline(bundle, library=False).generate([prompt])[0].save(picture)
+def pipeline_with(runtime: str, bundle: Path) -> pipeline.Pipeline:
+    """The pipeline of a bundle, its models run by `runtime`, one of `SESSIONS`."""
+    with mock.patch.object(pipeline, "session", SESSIONS[runtime]):
+        return pipeline.Pipeline(bundle, library=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("picture", type=Path)
     given = parser.parse_args(arguments)
     try:
-        draw(given.runtime, given.bundle, given.prompt, given.picture)
+        made = pipeline_with(given.runtime, given.bundle)
+        made.generate([given.prompt])[0].save(given.picture)
     except Fp4DitError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

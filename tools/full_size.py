@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pages import Section
 from random_pipeline import make
 
 from fp4dit_onnx.errors import Fp4DitError, UsageError
@@ -27,8 +28,7 @@ from fp4dit_onnx.errors import Fp4DitError, UsageError
 __all__ = ["CASES", "Case", "table"]
 
 GB = 1e9
-DOCS = Path(__file__).resolve().parent.parent / "docs" / "models.md"
-BEGIN, END = "<!-- full size -->", "<!-- end of full size -->"
+TABLE = Section("models.md", "full size")
 
 
 @dataclass(frozen=True)
@@ -156,20 +156,13 @@ def run(name: str, folder: Path, *, keep: bool) -> dict[str, Any]:
             shutil.rmtree(bundle, ignore_errors=True)
 
 
-def into(text: str, rows: str) -> str:
-    """`text` with `rows` between the marks."""
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n{rows}\n{END}{after}"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 1 where a goal is missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("cases", nargs="*", help=f"some of {', '.join(CASES)}; all by default")
     parser.add_argument("--folder", type=Path, required=True, help="for checkpoints and bundles")
     parser.add_argument("--keep", action="store_true", help="leave both there")
-    parser.add_argument("--write", action="store_true", help=f"put the table into {DOCS.name}")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {TABLE.page}")
     given = parser.parse_args(arguments)
     try:
         unknown = [name for name in given.cases if name not in CASES]
@@ -184,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     if given.write:
-        DOCS.write_text(into(DOCS.read_text(), table(rows)))
+        TABLE.write(table(rows))
     return 0 if all(found["ok"] for found in rows) else 1
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from official_models import MODELS
+from pages import Section
 from random_pipeline import make
 
 from fp4dit_onnx.cases import PACKED_SIZE, inputs_of_sizes
@@ -36,8 +37,7 @@ from fp4dit_onnx.verify import verify
 __all__ = ["Size", "float_distances", "table"]
 
 Array = npt.NDArray[Any]
-DOCS = Path(__file__).resolve().parent.parent / "docs" / "models.md"
-BEGIN, END = "<!-- families -->", "<!-- end of families -->"
+TABLE = Section("models.md", "families")
 TEXT = 9
 NEAR = 1e-4
 """Of the output's largest value. float32 rounding over 4 to 6 blocks gives up to 3e-5 on the twins,
@@ -213,17 +213,11 @@ def known_models() -> list[str]:
     return [name for name, model in MODELS.items() if model.class_name in pipelines]
 
 
-def into(text: str, rows: str) -> str:
-    """`text` with `rows` between the marks."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{rows}\n{END}{rest.split(END)[1]}"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 1 where something does not hold."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("models", nargs="*", help="names; all known ones by default")
-    parser.add_argument("--write", action="store_true", help=f"put the table into {DOCS.name}")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {TABLE.page}")
     given = parser.parse_args(arguments)
     warnings.simplefilter("ignore")  # third parties' deprecations
     names, rows = known_models(), []
@@ -237,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     if given.write:
-        DOCS.write_text(into(DOCS.read_text(), table(rows)))
+        TABLE.write(table(rows))
     return 0 if all(row.ok for row in rows) else 1
 
 

@@ -20,7 +20,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+from pages import DOCS, commit
+
 READING = "\n## Reading\n"
 XL_SHAPES = ("1024x1152x1152", "1024x1152x4608", "1024x4608x1152", "1x1152x6912", "120x4096x1152")
 OURS = "fp4dit "
@@ -184,7 +185,7 @@ def page(runs: Sequence[tuple[Measurement, Mapping[str, Any]]]) -> str:
         for isa, kinds in machine["limits"].items()
     )
     written = (
-        f"Written by `python tools/performance.py` on {date.today()}, commit {_commit()}: "
+        f"Written by `python tools/performance.py` on {date.today()}, commit {commit()}: "
         f"{machine['cpu']}, {machine['threads']} threads on {machine['cores']} cores; {versions}."
     )
     lines = [
@@ -203,11 +204,6 @@ def page(runs: Sequence[tuple[Measurement, Mapping[str, Any]]]) -> str:
         for case in found["cases"]:
             lines += case_table(case)
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(DOCS), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -19,7 +19,6 @@ import itertools
 import json
 import os
 import platform
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -29,6 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from pages import DOCS, commit
 
 from fp4dit_onnx.calibration.run import calibrate
 from fp4dit_onnx.calibration.sampling import load_pipeline, pipeline_sampler, sample_latents
@@ -43,7 +43,6 @@ from fp4dit_onnx.progress import RichReporter
 from fp4dit_onnx.prompts import demo_prompts
 from fp4dit_onnx.state import QuantizedState, load_state, save_state
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
 COLUMNS = ("w4a8", "w4a6", "w4a4")
 READING = "\n## Reading\n"
 FIRST_SEED = 2000
@@ -276,8 +275,6 @@ COMPARISONS = (
 
 def _document(bench: Bench, results: Sequence[Mapping[str, Any]]) -> str:
     """The page up to `READING`: tables and comparisons."""
-    command = ["git", "-C", str(DOCS), "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     count, sampling = len(bench.prompts), bench.sampling
     effort = [
         f"| {e['row']['name']} | {e['seconds'] / 60:.1f} | "
@@ -291,7 +288,7 @@ def _document(bench: Bench, results: Sequence[Mapping[str, Any]]) -> str:
     ]
     titles = " | ".join(bits.upper() for bits in COLUMNS)
     written = (
-        f"Written by `python tools/quality.py` at commit {commit}, torch {torch.__version__}, "
+        f"Written by `python tools/quality.py` at commit {commit()}, torch {torch.__version__}, "
         f"{os.cpu_count()} cores ({platform.machine()}). The demo pipeline, {count} pictures "
         f"({len(set(bench.prompts))} prompts, none used in calibration), {sampling.steps} steps, "
         f"guidance {sampling.guidance:g}, every linear of the transformer and q, k, v quantized; "

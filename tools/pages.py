@@ -1,0 +1,60 @@
+"""What tools write into pages of docs/: a table between two marks, and at which commit it was made."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["DOCS", "Section", "commit"]
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+@dataclass(frozen=True)
+class Section:
+    """The part of a page between ``<!-- NAME -->`` and ``<!-- end of NAME -->``.
+
+    Attributes:
+        page: Markdown file below docs/.
+        name: of the marks.
+    """
+
+    page: str
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """Of the page."""
+        return DOCS / self.page
+
+    def read(self) -> str:
+        """What is there, without blank lines around it."""
+        return self._parts()[1].strip("\n")
+
+    def write(self, text: str) -> None:
+        """Replace what is there."""
+        self.path.write_text(self.replaced(text), encoding="utf-8")
+
+    def replaced(self, text: str) -> str:
+        """The page with `text` there."""
+        before, _, after = self._parts()
+        return f"{before}\n\n{text}\n\n{after}"
+
+    def _parts(self) -> tuple[str, str, str]:
+        """The page up to the first mark, between them, from the second."""
+        page, begin, end = (
+            self.path.read_text(),
+            f"<!-- {self.name} -->",
+            f"<!-- end of {self.name} -->",
+        )
+        before, rest = page.split(begin)
+        own, after = rest.split(end)
+        return before + begin, own, end + after
+
+
+def commit() -> str:
+    """Of the checkout, with ``-dirty`` where files differ from it."""
+    command = ["git", "-C", str(DOCS), "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
