@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("diffusers")
 pytest.importorskip("onnxruntime")
 
+import target_quality
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.bundle import Bundle, write_manifest
@@ -190,3 +191,9 @@ def test_export_inlines_by_itself(tmp_path: Path) -> None:
     Bundle.open(tmp_path / "bundle").check_files(deep=True)
     model = onnx.load(tmp_path / "bundle/transformer/model.onnx", load_external_data=False)
     assert {node.domain for node in model.graph.node} == {""}
+
+
+def test_the_page_holds_the_table_that_the_tool_writes() -> None:
+    rows = target_quality.TABLE.read()
+    assert all(f"| {variant.title} | " in rows for variant in target_quality.VARIANTS)
+    assert target_quality.TABLE.replaced(rows) == target_quality.TABLE.path.read_text()
