@@ -13,7 +13,8 @@ pytest.importorskip("diffusers")
 pytest.importorskip("onnxruntime")
 
 from fp4dit_onnx import cli
-from fp4dit_onnx.bundle import MANIFEST, Bundle
+from fp4dit_onnx.bundle import MANIFEST, REPORT, Bundle
+from fp4dit_onnx.report import writing
 from fp4dit_onnx.targets import TARGETS
 
 Outcome = tuple[int, str, str]
@@ -41,6 +42,22 @@ def test_sizes_are_shown(run: Run, demo_bundle: Path, tmp_path: Path) -> None:
     assert "text_encoder" not in out, "it is not quantized"
     assert "written for the target inline" in out
     Bundle.open(tmp_path / "made").check_files(deep=True)
+
+
+def test_the_report_is_written_where_it_can_be(
+    run: Run, demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tmp_path / "made"
+    assert run(demo_bundle, "-o", made)[0] == 0
+    assert "converted" in json.loads((made / MANIFEST).read_text())
+    assert (made / REPORT).is_file()
+    Bundle.open(made).check_files(deep=True)
+    monkeypatch.setattr(writing, "PACKAGES", ("no_such_package",))
+    code, _, err = run(demo_bundle, "-o", tmp_path / "other")
+    assert code == 0
+    assert "no report.html in" in err
+    assert "pip install 'fp4dit-onnx[report]'" in err
+    assert not (tmp_path / "other" / REPORT).exists()
 
 
 def test_json_alone(run: Run, demo_bundle: Path, tmp_path: Path) -> None:

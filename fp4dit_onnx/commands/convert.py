@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fp4dit_onnx.bundle import REPORT, Bundle
 from fp4dit_onnx.commands.output import print_json, print_line, print_table, reporter, size
-from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     from fp4dit_onnx.targets import Conversion, Target
@@ -35,6 +36,9 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the bundle and name what would be rewritten.")
     ] = False,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write report.html too; needs [report].")
+    ] = True,
     show: Annotated[
         bool, typer.Option("--list", help="Show the targets, and which runtimes here load each.")
     ] = False,
@@ -56,6 +60,18 @@ def run(
         raise UsageError("no output folder: expected where to write the bundle; give -o DIR")
     made = convert(bundle, output, chosen, overwrite=overwrite, reporter=reporter())
     _show_result(made, chosen, json=json)
+    if report:
+        _add_report(made.bundle)
+
+
+def _add_report(folder: Path) -> None:
+    """What is known of the new bundle; nothing is measured."""
+    from fp4dit_onnx.report.writing import add_report
+
+    try:
+        add_report(Bundle.open(folder))
+    except MissingExtraError as error:
+        reporter().note(f"no {REPORT} in {folder}: {error}")
 
 
 def _list(*, json: bool) -> None:
