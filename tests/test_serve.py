@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from fp4dit_onnx import serving
-from fp4dit_onnx.bundle import Bundle
+from fp4dit_onnx import serving, static_site
+from fp4dit_onnx.bundle import MANIFEST_KEYS, Bundle, write_manifest
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.runtime.step_table import bundle_step_table
+from fp4dit_onnx.progress import SilentReporter
+from fp4dit_onnx.runtime.step_table import STEP_TABLE, bundle_step_table, write_step_table
 
 pytest.importorskip("torch")  # the bundle that the small one is a copy of
 
@@ -53,8 +54,6 @@ def ask(server: serving.Server, path: str, method: str = "GET", **headers: str) 
 @pytest.fixture
 def small(bundle: Path, tmp_path: Path) -> Path:
     """A whole bundle whose models are a few bytes; for the server, not for a runtime."""
-    from fp4dit_onnx.bundle import MANIFEST_KEYS, write_manifest
-
     folder = tmp_path / "small"
     for path in sorted(p for p in bundle.rglob("*") if p.suffix == ".json"):
         target = folder / path.relative_to(bundle)
@@ -202,6 +201,30 @@ def test_page_families_are_those_of_the_page() -> None:
             names = module.read_text().partition("pipelines: [")[2].partition("]")[0]
             found += json.loads(f"[{names}]")
     assert sorted(found) == sorted(serving.PAGE_FAMILIES)
+
+
+@pytest.mark.usefixtures("web")
+def test_a_copy_is_written_whole_or_not_at_all(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_step_table(small, 2)
+    write_manifest(small, Bundle.open(small).manifest)
+    bundle, site = Bundle.open(small), tmp_path / "site"
+    with monkeypatch.context() as patch:
+        patch.setattr(static_site.shutil, "copyfile", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            static_site.write_site(bundle, site, SilentReporter())
+    assert not site.exists()
+    static_site.write_site(bundle, site, SilentReporter())
+    for name in bundle.manifest["files"]:
+        assert (site / "bundle" / name).read_bytes() == (small / name).read_bytes()
+    headers = (site / static_site.HEADER_FILE).read_text()
+    assert "  Cross-Origin-Embedder-Policy: require-corp\n" in headers
+    with pytest.raises(UsageError, match="site is not empty: expected a new folder"):
+        static_site.write_site(bundle, site, SilentReporter())
+    del bundle.manifest["files"][STEP_TABLE]
+    with pytest.raises(UsageError, match=r"holds no scheduler/steps\.json"):
+        static_site.write_site(bundle, tmp_path / "other", SilentReporter())
 
 
 def test_memory_estimate(small: Path) -> None:

@@ -3,12 +3,14 @@
 
 The versions are those of fp4dit_onnx/web/package-lock.json. ``npm ci`` runs in build/web, without
 the packages' scripts, and only the files below are copied: ONNX Runtime's WebAssembly build for
-the CPU and the tokenizer. A second run with the same lock file does nothing.
+the CPU and the tokenizer. Its npm package has no licence texts, so those of the installed Python
+package are copied. A second run with the same lock file does nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -29,6 +31,11 @@ FILES = {
     "tokenizers.LICENSE.txt": "@huggingface/tokenizers/LICENSE",
 }
 """Name in vendor/ -> place in node_modules/."""
+LICENCES = {
+    "onnxruntime.LICENSE.txt": "LICENSE",
+    "onnxruntime.ThirdPartyNotices.txt": "ThirdPartyNotices.txt",
+}
+"""Name in vendor/ -> place in the Python package onnxruntime."""
 PACKAGES = ("onnxruntime-web", "@huggingface/tokenizers")
 
 
@@ -44,7 +51,7 @@ def is_current(vendor: Path) -> bool:
         stored = json.loads((vendor / STAMP).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return stored == stamp() and all((vendor / name).is_file() for name in FILES)
+    return stored == stamp() and all((vendor / name).is_file() for name in (*FILES, *LICENCES))
 
 
 def install() -> Path:
@@ -62,6 +69,16 @@ def install() -> Path:
     return WORK / "node_modules"
 
 
+def runtime_package() -> Path:
+    """The folder of the installed onnxruntime."""
+    found = importlib.util.find_spec("onnxruntime")
+    if found is None or found.origin is None:
+        sys.exit(
+            "error: onnxruntime not found: expected it for its licence; run  pip install onnxruntime"
+        )
+    return Path(found.origin).parent
+
+
 def notices(modules: Path) -> str:
     """Name, version and licence of the packages whose files are copied."""
     lines = []
@@ -73,12 +90,14 @@ def notices(modules: Path) -> str:
 
 def vendor_files(vendor: Path) -> None:
     """Make `vendor` anew, beside its place and then renamed."""
-    modules = install()
+    package, modules = runtime_package(), install()
     partial = vendor.with_name(".vendor.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     for name, source in FILES.items():
         shutil.copyfile(modules / source, partial / name)
+    for name, source in LICENCES.items():
+        shutil.copyfile(package / source, partial / name)
     (partial / "NOTICES.txt").write_text(notices(modules), encoding="utf-8")
     (partial / STAMP).write_text(json.dumps(stamp(), indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(vendor, ignore_errors=True)

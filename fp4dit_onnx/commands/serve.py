@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fp4dit_onnx.bundle import Bundle
-from fp4dit_onnx.commands.output import print_line, size
+from fp4dit_onnx.commands.output import print_line, reporter, size
 
 __all__ = ["run"]
 
@@ -26,6 +26,10 @@ def run(
     open_browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the page in the web browser.")
     ] = True,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write the page into a folder, for any web server."),
+    ] = None,
     isolated: Annotated[
         bool,
         typer.Option("--isolated/--no-isolated", hidden=True, help="Let the page use threads."),
@@ -36,13 +40,26 @@ def run(
 
     opened = Bundle.open(bundle)
     check_drawable(opened)
+    if output is not None:
+        _write(opened, output)
+        return
     with Server(opened, host, port, isolated=isolated) as server:
         server.run(lambda: _announce(opened, host, server.url), browse=open_browser)
         print_line("ended")
 
 
-def _announce(bundle: Bundle, host: str, url: str) -> None:
-    """Say where the page is, and what will not go well."""
+def _write(bundle: Bundle, output: Path) -> None:
+    from fp4dit_onnx.static_site import HEADER_FILE, write_site
+
+    written = write_site(bundle, output, reporter())
+    _warn_of_size(bundle)
+    print_line(
+        f"{output} written, {size(written)}: put it on any web server; the page draws on several "
+        f"threads where the server sends the headers in {HEADER_FILE}"
+    )
+
+
+def _warn_of_size(bundle: Bundle) -> None:
     from fp4dit_onnx.serving import ADDRESS_SPACE, memory_estimate
 
     needed = memory_estimate(bundle)
@@ -51,6 +68,11 @@ def _announce(bundle: Bundle, host: str, url: str) -> None:
             f"warning: the weights take {size(needed)} when unpacked, a page has at most "
             f"{size(ADDRESS_SPACE)}: it will not load; draw with  fp4dit-onnx generate"
         )
+
+
+def _announce(bundle: Bundle, host: str, url: str) -> None:
+    """Say where the page is, and what will not go well."""
+    _warn_of_size(bundle)
     if host not in LOCAL_HOSTS:
         print_line(
             "other machines: browsers give a page threads only over https or on localhost, "
