@@ -1,7 +1,8 @@
-"""The smallest quantized model, to try a runtime with."""
+"""The smallest quantized models, to try a runtime with."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import onnx
 from fp4dit_onnx import ops
 from fp4dit_onnx.formats import format_by_name
 
-__all__ = ["tiny_linear"]
+__all__ = ["tiny_linear", "tiny_model"]
 
 
 def tiny_linear(group_size: int = 32) -> onnx.ModelProto:
@@ -29,7 +30,7 @@ def tiny_linear(group_size: int = 32) -> onnx.ModelProto:
         "weight_scale": np.full((n, k // group_size), 0.125, np.float16),
         "bias": np.arange(n, dtype=np.float32),
     }
-    own, value = {"domain": ops.DOMAIN}, onnx.helper.make_tensor_value_info
+    own = {"domain": ops.DOMAIN}
     quantize, linear = (
         ops.quantize_attributes(act),
         ops.linear_attributes(act, weight, k, group_size),
@@ -40,11 +41,27 @@ def tiny_linear(group_size: int = 32) -> onnx.ModelProto:
         ),
         onnx.helper.make_node(ops.LINEAR, ["q", "s", *constants], ["y"], "layer", **linear, **own),
     ]
+    return tiny_model(nodes, (k, n), constants)
+
+
+def tiny_model(
+    nodes: Sequence[onnx.NodeProto],
+    sizes: tuple[int, int],
+    constants: Mapping[str, npt.NDArray[Any]],
+) -> onnx.ModelProto:
+    """A model of x float32 [m, K] to y [m, N] with the bodies of what it uses.
+
+    Args:
+        nodes: standard ones and ours.
+        sizes: K and N.
+        constants: initializers by name.
+    """
+    value = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
         nodes,
-        "tiny_linear",
-        [value("x", onnx.TensorProto.FLOAT, ["m", k])],
-        [value("y", onnx.TensorProto.FLOAT, ["m", n])],
+        "tiny",
+        [value("x", onnx.TensorProto.FLOAT, ["m", sizes[0]])],
+        [value("y", onnx.TensorProto.FLOAT, ["m", sizes[1]])],
         [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     opsets = [onnx.helper.make_opsetid("", ops.OPSET)]

@@ -372,6 +372,18 @@ def demo_bundle(drawable: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture
+def demo_feed() -> dict[str, Array]:
+    """Inputs of the demo's transformer: two pictures, five tokens."""
+    rng = np.random.default_rng(0)
+    return {
+        "hidden_states": rng.standard_normal((2, 4, 8, 8)).astype(np.float32),
+        "encoder_hidden_states": rng.standard_normal((2, 5, 128)).astype(np.float32),
+        "timestep": np.full(2, 500, np.float32),
+        "encoder_attention_mask": np.ones((2, 5), np.int64),
+    }
+
+
+@pytest.fixture
 def agree() -> Callable[[npt.NDArray[Any], npt.NDArray[Any], float], None]:
     """Asserts that an array is the expected one up to a part of the largest expected magnitude."""
 

@@ -31,19 +31,6 @@ from fp4dit_onnx.targets.inline import inline
 from fp4dit_onnx.verify import verify
 
 Array = npt.NDArray[Any]
-SIZES = {"batch": 2, "text": 5, "height": 8, "width": 8}
-
-
-def feed_of(model: onnx.ModelProto) -> dict[str, Array]:
-    """Inputs of the demo's transformer."""
-    rng, feed = np.random.default_rng(0), {}
-    for value in model.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        shape = [d.dim_value or SIZES[d.dim_param] for d in dims]
-        feed[value.name] = rng.standard_normal(shape).astype(np.float32)
-    feed["timestep"] = np.full(2, 500, np.float32)
-    feed["encoder_attention_mask"] = np.ones((2, 5), np.int64)
-    return feed
 
 
 def run(path: Path, feed: Mapping[str, Array]) -> Array:
@@ -68,13 +55,14 @@ def test_inlined_has_standard_operators_only(inlined: Path) -> None:
     onnx.checker.check_model(inlined / "transformer" / "model.onnx", full_check=True)
 
 
-def test_inlined_computes_the_same_bits(inlined: Path, demo_bundle: Path) -> None:
+def test_inlined_computes_the_same_bits(
+    inlined: Path, demo_bundle: Path, demo_feed: dict[str, Array]
+) -> None:
     path = demo_bundle / "transformer" / "model.onnx"
-    feed = feed_of(onnx.load(path, load_external_data=False))
-    expected = run(path, feed)
-    assert np.array_equal(run(inlined / "transformer" / "model.onnx", feed), expected)
-    feed["timestep"] = feed["timestep"] + 1  # the comparison sees a difference
-    assert not np.array_equal(run(inlined / "transformer" / "model.onnx", feed), expected)
+    expected = run(path, demo_feed)
+    assert np.array_equal(run(inlined / "transformer" / "model.onnx", demo_feed), expected)
+    demo_feed["timestep"] += 1  # the comparison sees a difference
+    assert not np.array_equal(run(inlined / "transformer" / "model.onnx", demo_feed), expected)
 
 
 def test_notes_stay_with_the_layer(inlined: Path) -> None:
