@@ -118,7 +118,7 @@ def _onnxruntime(name: str) -> Finding:
         return Finding(
             name, False, True, found or "nothing", "ONNX Runtime is not installed", cure
         )
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime
 
     version = onnxruntime.__version__
     if _release(version) < MIN_ORT:

@@ -92,6 +92,10 @@ class Recording:
         """As the session that it stands before."""
         return self.inner.get_inputs()
 
+    def get_outputs(self) -> Any:
+        """As the session that it stands before."""
+        return self.inner.get_outputs()
+
     def run(self, outputs: Any, feed: Mapping[str, Array]) -> list[Array]:
         """Keep the inputs, and run."""
         self.feeds.append(dict(feed))

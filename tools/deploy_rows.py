@@ -128,7 +128,8 @@ def in_environment(requirement: str, row: Row, stage: Stage) -> Command:
     if not (folder / "complete").is_file():
         needs = importlib.metadata.requires("fp4dit-onnx") or []
         own = [need for need in needs if "extra ==" not in need]
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python]
+        pip: list[str | Path] = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+        pip += ["--python", python]
         try:
             emulation.call([sys.executable, "-m", "venv", "--clear", "--without-pip", folder])
             emulation.call([*pip, "install", "--quiet", requirement, *own], {"PIP_CONSTRAINT": ""})
@@ -186,9 +187,9 @@ def cpp_aarch64(row: Row, stage: Stage) -> Command:
         raise NotRunError(f"no wheel for aarch64: {last_line(error)}") from error
     machine = Machine.aarch64("max", emulation.Build(folder), stage.work)
     picture = stage.picture(row.key, ".bmp")
-    words = (*machine.emulator, program, "--library", machine.build.library, "--threads", "1")
-    places = ("--runtime", runtime, stage.bundle, stage.prompt, picture)
-    return Command((*words, *places), picture, installed("onnxruntime"), emulated=True)
+    words: list[str | Path] = [*machine.emulator, program, "--library", machine.build.library]
+    words += ["--threads", "1", "--runtime", runtime, stage.bundle, stage.prompt, picture]
+    return Command(tuple(words), picture, installed("onnxruntime"), emulated=True)
 
 
 def node(row: Row, stage: Stage) -> Command:
@@ -230,8 +231,8 @@ def openvino(row: Row, stage: Stage) -> Command:
     version = installed("openvino").split("-")[0]
     inlined = stage.work / "inlined"
     shutil.rmtree(inlined, ignore_errors=True)
-    convert = ["fp4dit_onnx", "convert", stage.bundle, "--target", "inline", "-o", inlined]
-    emulation.call([sys.executable, "-m", *convert])
+    target = ("--target", "inline", "-o", inlined)
+    emulation.call([sys.executable, "-m", "fp4dit_onnx", "convert", stage.bundle, *target])
     return drawn_with(row.key, "openvino", inlined, stage, version)
 
 

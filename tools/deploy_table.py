@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -96,13 +96,13 @@ def judged(
 ) -> Outcome:
     """The outcome of a picture, uint8 [H, W, 3], beside the reference."""
     bound = float("inf") if row.exact else SAME_PICTURE_DB
-    names = {"key": row.key, "runtime": row.runtime, "layers": row.layers, "version": version}
+    outcome = Outcome(row.key, row.runtime, row.layers, version, bound_db=bound)
     if found.shape != reference.shape:
         problem = f"the picture is {found.shape}, expected {reference.shape}"
-        return Outcome(**names, bound_db=bound, problem=problem)
+        return replace(outcome, problem=problem)
     largest = int(np.abs(found.astype(int) - reference).max())
     distance = psnr(found, reference) if largest else float("inf")
-    return Outcome(**names, psnr_db=distance, largest=largest, bound_db=bound, seconds=seconds)
+    return replace(outcome, psnr_db=distance, largest=largest, seconds=seconds)
 
 
 def run(command: Command) -> float:

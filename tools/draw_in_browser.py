@@ -45,9 +45,9 @@ def draw(folder: Path, prompt: str, picture: Path) -> None:
         page = chromium.new_page()
         page.set_default_timeout(LIMIT_MS)
         page.goto(server.url)
-        for action in (lambda: page.fill("#prompt", prompt), lambda: page.click("#draw")):
-            page.wait_for_function(ENDED)
-            action()
+        page.wait_for_function(ENDED)
+        page.fill("#prompt", prompt)
+        page.click("#draw")
         page.wait_for_function(ENDED)
         if page.is_visible("#error"):
             raise UsageError(f"the page says: {page.inner_text('#error')}")

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -277,6 +278,10 @@ class EmulatedSession:
     def get_inputs(self) -> Sequence[Any]:
         """Name and shape of each input."""
         return self._inputs
+
+    def get_outputs(self) -> Sequence[Any]:
+        """Name of each output."""
+        return [SimpleNamespace(name=name) for name in self._outputs]
 
     def run(
         self, outputs: Sequence[str] | None, feed: Mapping[str, Any]

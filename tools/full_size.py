@@ -123,7 +123,7 @@ _WEIGHTS = ("transformer", "text_encoder", "text_encoder_2", "vae")
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as Markdown."""
-    heads = ("model", "exported", "checkpoint, GB", "transformer, GB", "bundle, GB", "seconds")
+    heads = ["model", "exported", "checkpoint, GB", "transformer, GB", "bundle, GB", "seconds"]
     heads += ("peak RSS, GB", "after imports, GB", "wanted", "")
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for found in rows:

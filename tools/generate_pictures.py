@@ -11,8 +11,10 @@ import sys
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fp4dit_onnx import numerics
 from fp4dit_onnx.formats import FORMATS, FloatArray
@@ -39,7 +41,9 @@ def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float 
     return f'<path d="M{start}L{end}" stroke="{colour}" stroke-width="{_number(width)}"/>'
 
 
-def _ticks(xs: FloatArray, y: float, half: float, colour: str, width: float) -> str:
+def _ticks(
+    xs: npt.NDArray[np.floating[Any]], y: float, half: float, colour: str, width: float
+) -> str:
     """Upright strokes at `xs`, from `half` above to `half` below y."""
     path = "".join(f"M{_number(x)} {_number(y - half)}v{_number(2 * half)}" for x in xs)
     return f'<path d="{path}" stroke="{colour}" stroke-width="{_number(width)}"/>'

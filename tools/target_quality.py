@@ -93,8 +93,8 @@ def bundle_of(variant: Variant, work: Path, reporter: Reporter) -> Path:
     if variant.source:
         target = target_by_name(variant.target)
         return convert(work / variant.source, folder, target, reporter=reporter).bundle
-    given = {"output": folder, "target": variant.target, "report": False} | variant.request
-    return export(ExportRequest(**given), reporter).bundle
+    request = ExportRequest(folder, target=variant.target, report=False, **variant.request)
+    return export(request, reporter).bundle
 
 
 def pipeline_of(variant: Variant, bundle: Path) -> Pipeline:

@@ -101,7 +101,7 @@ LOADERS = {"library": _session(True), "functions": _session(False), "torch": _to
 
 def _import(kind: str) -> None:
     """All packages that the kind needs, before memory counts."""
-    import onnxruntime  # type: ignore[import-untyped]  # noqa: F401
+    import onnxruntime  # noqa: F401
 
     import fp4dit_onnx.benchmark.step  # noqa: F401
 

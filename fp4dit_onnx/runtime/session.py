@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fp4dit_onnx.errors import BundleError, MissingExtraError, UsageError
 
 if TYPE_CHECKING:
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime
 
 __all__ = ["MIN_ORT", "session"]
 

@@ -38,7 +38,7 @@ Loads = Iterator[tuple[str, Callable[[str], Any]]]
 
 def _onnxruntime() -> Loads:
     """ONNX Runtime's CPU provider, and each other one where it takes the whole model."""
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime
 
     def load(path: str, provider: str, alone: str) -> None:
         options = onnxruntime.SessionOptions()
