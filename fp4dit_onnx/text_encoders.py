@@ -14,7 +14,7 @@ from fp4dit_onnx import checkpoint
 from fp4dit_onnx.annotation import annotate
 from fp4dit_onnx.component_writing import Component, ComponentWriter
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.layers import layer_size
+from fp4dit_onnx.layers import FLOAT32_BYTES, layer_size
 from fp4dit_onnx.models import TEXT_ENCODERS
 from fp4dit_onnx.recipe import Recipe, make_recipe
 from fp4dit_onnx.state import LayerLayout
@@ -129,22 +129,29 @@ def write_encoder(
         half=recipe is not None,
     )
 
+    def rows(found: Mapping[str, LayerNote]) -> dict[str, dict[str, Any]]:
+        shapes = {name: (layers[name].n, layers[name].k) for name in found}
+        return {
+            name: {
+                "shape": shapes[name],
+                **asdict(of_layer),
+                "bytes_float32": FLOAT32_BYTES * prod(shapes[name]),
+            }
+            for name, of_layer in found.items()
+        }
+
     def note(model: onnx.ModelProto, found: Mapping[str, LayerNote]) -> None:
         if recipe is not None:
-            rows = [
-                {"name": name, "shape": (layers[name].n, layers[name].k), **asdict(of_layer)}
-                for name, of_layer in found.items()
-            ]
-            annotate(
-                model, rows, {"bits": recipe.bits, "method": METHOD, "source": part.class_name}
-            )
+            named = [{"name": name, **row} for name, row in rows(found).items()]
+            facts = {"bits": recipe.bits, "method": METHOD, "source": part.class_name}
+            annotate(model, named, facts)
 
     notes, _ = writer.write(component, note)
     noise = [note.weight_sqnr_db for note in notes.values()]
     return {
         "class": part.class_name,
         "recipe": recipe.to_json() if recipe else None,
-        "layers": {name: asdict(note) for name, note in notes.items()},
+        "layers": rows(notes),
         "worst_weight_sqnr_db": min(noise) if noise else None,
     }
 

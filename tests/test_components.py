@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,10 @@ def test_weight_only_encoders_compute_with_their_codes(
     path = tmp_path / "out" / part / "model.onnx"
     state = read_state(load_model(path))
     assert set(state.layers) == set(entry["layers"])
+    assert all(
+        row["bytes_float32"] == 4 * prod(row["shape"]) > row["bytes"]
+        for row in entry["layers"].values()
+    )
     assert {layer.spec.activation for layer in state.layers.values()} == {None}
     network = loaded(component.folder, component.class_name)
     linears = [n for n, m in network.named_modules() if isinstance(m, torch.nn.Linear)]

@@ -191,6 +191,11 @@ def test_bundles_that_a_page_cannot_draw(small: Path) -> None:
     alone = {n: e for n, e in whole["files"].items() if not n.startswith("vae_decoder")}
     with pytest.raises(UsageError, match=r"holds no vae_decoder.*whole pipeline"):
         serving.check_drawable(store("PixArtAlphaPipeline", alone))
+    whole["target"] = "standard"
+    with pytest.raises(
+        UsageError, match=r"for the target standard, whose types.*serve the bundle"
+    ):
+        serving.check_drawable(store("PixArtAlphaPipeline", whole["files"]))
 
 
 def test_page_families_are_those_of_the_page() -> None:

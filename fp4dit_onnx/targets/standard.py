@@ -283,4 +283,5 @@ STANDARD = Target(
     group_size=NVFP4_BLOCK,
     range="nvfp4",
     formats=(("*", "e2m1"),),
+    drawable=False,
 )

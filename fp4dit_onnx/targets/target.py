@@ -30,6 +30,7 @@ class Target:
         group_size: of an export for the target that asks for none; None is what others have.
         range: the same of the scales' rule.
         formats: (pattern, format) of weights of 4 bits in place of FP4DiT's; empty keeps these.
+        drawable: ONNX Runtime's CPU provider has kernels for what it is made of.
     """
 
     name: str
@@ -40,3 +41,4 @@ class Target:
     group_size: int | None = None
     range: str | None = None
     formats: tuple[tuple[str, str], ...] = ()
+    drawable: bool = True
