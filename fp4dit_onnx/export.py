@@ -34,7 +34,7 @@ from fp4dit_onnx.report.writing import evidence_of_export, report_of_export
 from fp4dit_onnx.resources import Resources
 from fp4dit_onnx.state import WORK_MANIFEST, LayerLayout, QuantizedState, save_state
 from fp4dit_onnx.streaming import LayerNote, Quantizer, nearest
-from fp4dit_onnx.targets import DEFAULT_TARGET, convert_in_place, target_by_name
+from fp4dit_onnx.targets import convert_in_place, target_by_name
 from fp4dit_onnx.text_encoders import write_encoder
 
 if TYPE_CHECKING:
@@ -184,8 +184,8 @@ class _Export:
         manifest |= {"resources": self._resources.to_json()}
         written = write_manifest(self._folder, manifest)
         evidence = evidence_of_export(self._folder, self._request, planned, self._report)
-        if self._request.target != DEFAULT_TARGET:
-            target = target_by_name(self._request.target)
+        target = target_by_name(self._request.target)
+        if target.rewrite is not None:
             written = convert_in_place(self._folder, written, target, self._report)
         if not self._request.report:
             return written

@@ -15,12 +15,12 @@ from fp4dit_onnx.checkpoint import Checkpoint, open_checkpoint
 from fp4dit_onnx.components import check_vae
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.layers import layer_size, linear_layers, totals
-from fp4dit_onnx.methods import DEFAULT_RANGE, AdaRound, Method, method_by_name
+from fp4dit_onnx.methods import AdaRound, Method, method_by_name
 from fp4dit_onnx.models import Family, family_of
 from fp4dit_onnx.prompts import demo_prompts, general_prompts, read_prompts
-from fp4dit_onnx.recipe import DEFAULT_GROUP_SIZE, FORMS, LayerSpec, Recipe, make_recipe
+from fp4dit_onnx.recipe import FORMS, LayerSpec, Recipe, make_recipe
 from fp4dit_onnx.runtime.pipeline import Sampling
-from fp4dit_onnx.targets.table import TARGETS, target_by_name
+from fp4dit_onnx.targets.table import target_by_name
 from fp4dit_onnx.targets.target import DEFAULT_TARGET
 from fp4dit_onnx.text_encoders import check_encoders, encoder_bytes, encoder_recipe
 
@@ -110,16 +110,14 @@ class ExportRequest:
 
     @property
     def resolved_group_size(self) -> int:
-        """The group size, where none is given the target's or the usual one."""
-        target = TARGETS.get(self.target)
-        usual = (target and target.group_size) or DEFAULT_GROUP_SIZE
+        """The group size, where none is given the target's."""
+        usual = target_by_name(self.target).group_size
         return usual if self.group_size is None else self.group_size
 
     @property
     def resolved_range(self) -> str:
-        """The range rule, where none is given the target's or the usual one."""
-        target = TARGETS.get(self.target)
-        return self.range or (target and target.range) or DEFAULT_RANGE
+        """The range rule, where none is given the target's."""
+        return self.range or target_by_name(self.target).range
 
     def resolved_method(self) -> Method:
         """The method with its settings.
@@ -206,15 +204,16 @@ def plan(request: ExportRequest) -> Plan:
 
     Raises:
         CheckpointError: the model folder is unusable.
-        UsageError: bits, formats, method, form, rules or prompts are unusable.
+        UsageError: bits, formats, method, form, target, rules or prompts are unusable.
     """
     _check_choices(request)
     checkpoint = open_checkpoint(request.model, only=_only(request))
     family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
+    target = target_by_name(request.target)
     recipe = make_recipe(
         request.bits,
         method=request.method,
-        paper_rules=_paper_rules(request, family),
+        paper_rules=target.formats or family.paper_rules,
         skip=family.skip,
         weight_format=request.weight_format,
         activation_format=request.activation_format,
@@ -232,9 +231,7 @@ def plan(request: ExportRequest) -> Plan:
     sizes = linear_layers(checkpoint)
     specs, skipped = recipe.assign(tuple(sizes))
     _check_ram(request, sizes)
-    if request.target != DEFAULT_TARGET:
-        formats = {spec.weight for spec in specs.values()} | set(recipe.search)
-        target_by_name(request.target).check(formats)
+    target.check({spec.weight for spec in specs.values()} | set(recipe.search))
     rows = [_row(name, *sizes[name], spec) for name, spec in specs.items()]
     return Plan(
         layers=tuple(rows),
@@ -251,12 +248,6 @@ def plan(request: ExportRequest) -> Plan:
         measured=trains or (family.calibrates and _measures(request, checkpoint)),
         encoders=_encoders(request, checkpoint),
     )
-
-
-def _paper_rules(request: ExportRequest, family: Family) -> tuple[tuple[str, str], ...]:
-    """FP4DiT's formats for the family, or the target's."""
-    target = TARGETS.get(request.target)
-    return (target and target.formats) or family.paper_rules
 
 
 def _encoders(request: ExportRequest, checkpoint: Checkpoint) -> dict[str, Recipe | None]:

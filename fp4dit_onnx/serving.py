@@ -18,7 +18,7 @@ from fp4dit_onnx.local_server import MEDIA_TYPES, FileServer, Handler
 from fp4dit_onnx.runtime.families import FAMILIES, family_of_pipeline
 from fp4dit_onnx.runtime.files import read_json
 from fp4dit_onnx.runtime.step_table import STEP_TABLE, bundle_step_table
-from fp4dit_onnx.targets import DEFAULT_TARGET, TARGETS
+from fp4dit_onnx.targets import target_by_name, target_of
 
 __all__ = [
     "HEADERS",
@@ -102,8 +102,8 @@ def check_drawable(bundle: Bundle) -> None:
             f"{index} names the pipeline {name}: the page draws {known}; "
             "draw with  fp4dit-onnx generate"
         )
-    target = TARGETS.get(bundle.manifest.get("target", DEFAULT_TARGET))
-    if target is not None and not target.drawable:
+    target = target_by_name(target_of(bundle.manifest))
+    if not target.drawable:
         raise UsageError(
             f"{bundle.folder} is for the target {target.name}, whose types ONNX Runtime for the web "
             "has not: serve the bundle that it was made of"

@@ -49,7 +49,7 @@ from fp4dit_onnx.probe import (
 from fp4dit_onnx.progress import Reporter, SilentReporter
 from fp4dit_onnx.runtime.files import read_json
 from fp4dit_onnx.runtime.session import session
-from fp4dit_onnx.targets.target import DEFAULT_TARGET
+from fp4dit_onnx.targets.target import DEFAULT_TARGET, target_of
 
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.parity import Simulation
@@ -121,7 +121,7 @@ def verify(
     """
     report = reporter or SilentReporter()
     opened = Bundle.open(bundle)
-    target = opened.manifest.get("target", DEFAULT_TARGET)
+    target = target_of(opened.manifest)
     if target != DEFAULT_TARGET:
         raise BundleError(
             f"{opened.folder} is for the target {target}: expected a bundle of our operators, whose "

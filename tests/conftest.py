@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import shutil
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -20,26 +19,21 @@ import numpy.typing as npt
 import onnx
 import onnx.parser
 import pytest
+from pass_bench import PassBench
 
-from fp4dit_onnx import numerics
 from fp4dit_onnx.checkpoint import Checkpoint, open_checkpoint
 from fp4dit_onnx.checkpoint import demo_folder as embedded_folder
-from fp4dit_onnx.compare import same_bits, within
+from fp4dit_onnx.compare import within
 from fp4dit_onnx.models import Family, family_of
-from fp4dit_onnx.ops import DOMAIN, IR_VERSION, OPSET, VERSION, attach_functions
+from fp4dit_onnx.ops import IR_VERSION, OPSET
 from fp4dit_onnx.progress import SilentReporter
-from fp4dit_onnx.recipe import LayerSpec
 from fp4dit_onnx.resources import Resources
 from fp4dit_onnx.runtime import Sampling
 from fp4dit_onnx.silence import quiet
 from fp4dit_onnx.skeleton import Traced
-from fp4dit_onnx.state import QuantizedLayer, QuantizedState
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
-K = 20
-GROUP = 8
-"""Not a divisor of K: the last group is short."""
 
 
 @pytest.fixture(scope="session")
@@ -52,126 +46,6 @@ def demo_folder() -> Path:
 def demo_copy(demo_folder: Path, tmp_path: Path) -> Path:
     """A copy of the embedded demo pipeline, to be damaged."""
     return shutil.copytree(demo_folder, tmp_path / "pipeline")
-
-
-class PassBench:
-    """Runs passes on small graphs and checks what holds for every pass."""
-
-    def parse(self, text: str, parameters: Arrays | None = None) -> onnx.ModelProto:
-        """The model of a graph in ONNX's text form, with initializers, its shapes inferred."""
-        return onnx.shape_inference.infer_shapes(self.bare(text, parameters))
-
-    def bare(self, text: str, parameters: Arrays | None = None) -> onnx.ModelProto:
-        """The model of a graph, with the shapes alone that the text gives."""
-        header = (
-            f'<ir_version: {IR_VERSION}, opset_import: ["": {OPSET}, "{DOMAIN}": {VERSION}]>\n'
-        )
-        model = onnx.parser.parse_model(header + text)
-        attach_functions(model)
-        if not model.functions:
-            del model.opset_import[1:]
-        for name, value in (parameters or {}).items():
-            model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
-        return model
-
-    def run(self, model: onnx.ModelProto, feed: Arrays) -> dict[str, npt.NDArray[Any]]:
-        """Outputs by name, in ONNX Runtime on one thread with its own graph rewriting off."""
-        ort = pytest.importorskip("onnxruntime")
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.intra_op_num_threads = 1
-        session = ort.InferenceSession(model.SerializeToString(), options)
-        names = [output.name for output in model.graph.output]
-        return dict(zip(names, session.run(names, dict(feed)), strict=True))
-
-    def rewrite(
-        self,
-        model: onnx.ModelProto | str,
-        step: Any,
-        feed: Arrays,
-        *,
-        expected: Arrays | None = None,
-        bound: npt.ArrayLike = 0.0,
-    ) -> tuple[onnx.ModelProto, Any]:
-        """The model after pass `step`, and its report.
-
-        Asserts that the model passes the full check, that its outputs are `expected` (by default:
-        what they were) up to `bound`, and that a second run rewrites nothing.
-        """
-        from fp4dit_onnx.passes.pipeline import run_passes
-
-        model = self.parse(model) if isinstance(model, str) else model
-        wanted = self.run(model, feed) if expected is None else expected
-        result, (report,) = run_passes(model, [step])
-        onnx.checker.check_model(result, full_check=True)
-        found = self.run(result, feed)
-        assert list(found) == list(wanted)
-        for name, value in found.items():
-            same = (
-                within(value, wanted[name], bound)
-                if np.any(bound)
-                else same_bits(value, wanted[name])
-            )
-            assert same.ok, f"{name}: {same.detail}"
-        _, (again,) = run_passes(result, [step])
-        assert again.rewritten == 0, f"{step.name}: the second run rewrites too"
-        assert report.name == step.name
-        return result, report
-
-    def normal(self, *shape: int) -> Array:
-        """Random numbers, the same for the same shape."""
-        return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
-
-    def quantized(
-        self, name: str, weight: Array, weight_format: str, activation: str | None
-    ) -> QuantizedLayer:
-        """`weight` rounded to nearest under absmax scales in float16."""
-        spec = LayerSpec(weight_format, activation, GROUP)
-        fmt = spec.weight_format
-        starts = np.arange(0, weight.shape[1], GROUP)
-        amax = np.maximum.reduceat(np.abs(weight), starts, axis=1)
-        scale = (amax / np.float32(fmt.max_integer)).astype(np.float16)
-        codes = numerics.quantize_groups(weight, scale.astype(np.float32), fmt, GROUP)
-        packed = numerics.pack(codes, fmt.storage_bits)
-        return QuantizedLayer(name, spec, weight.shape[1], packed, scale)
-
-    def state_of(self, parameters: Mapping[str, Array], **formats: str) -> QuantizedState:
-        """A state of the layers named, each with formats written ``weight/activation``."""
-        layers = {}
-        for name, spec in formats.items():
-            weight, _, activation = spec.partition("/")
-            layers[name] = self.quantized(
-                name, parameters[f"{name}.weight"], weight, activation or None
-            )
-        return QuantizedState(layers)
-
-    def linear(self, layer: str, x: str, y: str, bias: bool = True) -> str:
-        """Text of a canonical linear."""
-        product = f"{y}_product" if bias else y
-        add = f'["{layer}/Add"] {y} = Add ({product}, "{layer}.bias")' if bias else ""
-        return f"""["{layer}/Transpose"] {y}_columns = Transpose <perm = [1, 0]> ("{layer}.weight")
-            ["{layer}/MatMul"] {product} = MatMul ({x}, {y}_columns) {add}
-        """
-
-    def layer_parameters(self, *layers: str, n: int = 12, k: int = K) -> dict[str, Array]:
-        """Weights [n, k] and biases [n] of the layers named."""
-        values = np.random.default_rng(n * k)
-        parameters = {}
-        for layer in layers:
-            parameters[f"{layer}.weight"] = values.standard_normal((n, k)).astype(np.float32)
-            parameters[f"{layer}.bias"] = values.standard_normal(n).astype(np.float32)
-        return parameters
-
-    def one_layer(self, bias: bool = True) -> tuple[onnx.ModelProto, dict[str, Array]]:
-        """A graph of the linear ``fc`` alone, and its parameters."""
-        parameters = self.layer_parameters("fc")
-        text = f"g (float[B, S, {K}] x) => (float[B, S, 12] y) {{ {self.linear('fc', 'x', 'y', bias)} }}"
-        return self.parse(text, parameters), parameters
-
-    def tensor(self, model: onnx.ModelProto, name: str) -> Array:
-        """The value of an initializer."""
-        (found,) = (t for t in model.graph.initializer if t.name == name)
-        return onnx.numpy_helper.to_array(found)
 
 
 @pytest.fixture
@@ -238,20 +112,15 @@ def traced_twin(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tra
     """Makes and traces the twin of an official model's transformer, each once."""
     for package in ("diffusers", "onnx_graphsurgeon"):
         pytest.importorskip(package)
-    tools = str(Path(__file__).resolve().parents[1] / "tools")
     folder = tmp_path_factory.mktemp("twins")
 
     def make(name: str) -> TracedTwin:
+        from random_pipeline import make as make_pipeline
+
         from fp4dit_onnx.tracing.networks import fake_transformer
         from fp4dit_onnx.tracing.trace import trace
 
-        sys.path.insert(0, tools)
-        try:
-            importlib.import_module("random_pipeline").make(
-                name, folder / name, twin=True, components=("transformer",)
-            )
-        finally:
-            sys.path.remove(tools)
+        make_pipeline(name, folder / name, twin=True, components=("transformer",))
         checkpoint = open_checkpoint(folder / name, only=("transformer",))
         family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
         network = fake_transformer(family.transformer, checkpoint.transformer_config)

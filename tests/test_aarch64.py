@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import platform
@@ -10,8 +9,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
+import check_aarch64 as tool
 import numpy as np
 import pytest
 
@@ -32,22 +31,6 @@ def run_tool(*options: str, **environment: str) -> subprocess.CompletedProcess[s
     return subprocess.run(
         command, env=env, capture_output=True, text=True, check=False, timeout=300
     )
-
-
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    """tools/check_aarch64.py as a module."""
-    sys.path.insert(0, str(TOOLS))
-    try:
-        spec = importlib.util.spec_from_file_location("check_aarch64", TOOLS / "check_aarch64.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["check_aarch64"] = module  # where dataclasses look their module up
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(TOOLS))
-    return module
 
 
 @emulated
@@ -95,14 +78,14 @@ def test_missing_programs_are_named(tmp_path: Path) -> None:
         (lambda a: a[:, None], "q is float32 (3, 1), expected float32 (3,)"),
     ],
 )
-def test_comparator(tool: ModuleType, change: object, expected: str | None) -> None:
+def test_comparator(change: object, expected: str | None) -> None:
     wanted = np.array([0.0, 1.0, -2.5], np.float32)
     assert callable(change)
     found = change(wanted)
     assert tool.first_difference(["x", "q"], [wanted, wanted], [wanted, found]) == expected
 
 
-def test_comparator_tells_nan_from_numbers(tool: ModuleType) -> None:
+def test_comparator_tells_nan_from_numbers() -> None:
     wanted = [np.array([np.nan, 1.0], np.float32)]
     assert tool.first_difference(["q"], wanted, wanted) is None
     found = [np.array([1.0, 1.0], np.float32)]

@@ -85,7 +85,7 @@ def test_list(run: Run) -> None:
     code, out, _ = run("--list", "--json")
     facts = json.loads(out)
     assert code == 0
-    assert list(facts["targets"]) == ["fp4dit", *TARGETS]
+    assert list(facts["targets"]) == list(TARGETS)
     assert facts["runtimes"]["onnxruntime"]["inline"] == ""
     table = run("--list")[1]
     assert "onnxruntime does not load standard: " in table
@@ -108,9 +108,11 @@ def test_refusals_are_one_line(run: Run, demo_bundle: Path, tmp_path: Path) -> N
             made,
             "--target",
             "trt",
-        ): "target 'trt': expected one of inline, standard",
+        ): "target 'trt': expected one of fp4dit, inline, standard",
+        (demo_bundle, "-o", made, "--target", "fp4dit"): "fp4dit is what export writes",
+        (demo_bundle, "--dry-run", "--target", "fp4dit"): "fp4dit is what export writes",
         (demo_bundle, "-o", taken): "is not empty",
-        (demo_bundle, "-o", demo_bundle, "--overwrite"): "",
+        (demo_bundle, "-o", demo_bundle, "--overwrite"): "overlaps the source",
         (tmp_path / "nowhere", "-o", made): "nowhere",
         (broken, "-o", made): "model.onnx.data not found",
         (garbled, "-o", made): "is not JSON",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,8 @@ from fp4dit_onnx.recipe import LayerSpec
 
 pytest.importorskip("onnxruntime")
 
-TOOLS = Path(__file__).resolve().parents[1] / "tools"
+import profile_bundle as tool
+
 MANIFEST: dict[str, Any] = {
     **{key: {} for key in ("recipe", "sampling", "totals", "versions", "source")},
     **{key: [] for key in ("layers", "skipped", "passes", "case_sqnr_db")},
@@ -51,24 +51,6 @@ g (float[batch, text, 8] x, int64[batch, text] mask, float[batch] timestep)
     y = Mul (p, row)
 }}
 """
-
-
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    """tools/profile_bundle.py as a module."""
-    sys.path.insert(0, str(TOOLS))
-    try:
-        spec = importlib.util.spec_from_file_location(
-            "profile_bundle", TOOLS / "profile_bundle.py"
-        )
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["profile_bundle"] = module  # its dataclasses look themselves up
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(TOOLS))
-    return module
 
 
 def float_model(path: Path) -> Path:
@@ -133,7 +115,7 @@ def node_event(name: str, start: int, length: int, **args: Any) -> dict[str, Any
     return {"cat": "Node", "name": name, "ts": start, "dur": length, "args": given}
 
 
-def test_nodes_are_medians_over_the_last_runs(tool: ModuleType) -> None:
+def test_nodes_are_medians_over_the_last_runs() -> None:
     def linear(at: int, length: int) -> dict[str, Any]:
         shapes = {"input": [(2, 3, 8), (2, 3, 1)], "output": [(2, 3, 5)]}
         return node_event("fc_kernel_time", at, length, op_name="FpLinear", **shapes)
@@ -181,7 +163,6 @@ def test_nodes_are_medians_over_the_last_runs(tool: ModuleType) -> None:
     ],
 )
 def test_groups_and_rates(
-    tool: ModuleType,
     op: str,
     inputs: list[tuple[int, ...]],
     outputs: list[tuple[int, ...]],
@@ -194,7 +175,7 @@ def test_groups_and_rates(
     assert tool.Node("n", op, 0.0, tuple(inputs), tuple(outputs)).gops is None
 
 
-def test_totals_add_up(tool: ModuleType) -> None:
+def test_totals_add_up() -> None:
     nodes = [
         tool.Node(str(i), op, ms, (), ())
         for i, (op, ms) in enumerate([("Add", 1.0), ("Mul", 6.0), ("Add", 3.0)])
@@ -206,7 +187,7 @@ def test_totals_add_up(tool: ModuleType) -> None:
     assert tool.totals([], lambda node: node.op) == []
 
 
-def test_the_same_nodes_of_several_blocks_are_one_row(tool: ModuleType) -> None:
+def test_the_same_nodes_of_several_blocks_are_one_row() -> None:
     def node(name: str, ms: float, rows: int = 4) -> dict[str, Any]:
         made: dict[str, Any] = tool.Node(
             name, "FpLinear", ms, ((rows, 8),), ((rows, 3),)
@@ -229,7 +210,7 @@ def declared(name: str, shape: list[Any], element: str = "tensor(float)") -> Sim
     return SimpleNamespace(name=name, shape=shape, type=element)
 
 
-def test_inputs_are_random_and_masks_hide_nothing(tool: ModuleType) -> None:
+def test_inputs_are_random_and_masks_hide_nothing() -> None:
     inputs = [
         declared("x", ["batch", 3, "text"]),
         declared("mask", ["batch", "text"], "tensor(int64)"),
@@ -252,7 +233,7 @@ def test_inputs_are_random_and_masks_hide_nothing(tool: ModuleType) -> None:
 
 
 def test_a_bundle_from_end_to_end(
-    tool: ModuleType, quantized_bundle: Path, capsys: pytest.CaptureFixture[str]
+    quantized_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tool.main([str(quantized_bundle), "--tokens", "9", "--runs", "3", "--threads", "1", "--json"])
     found = json.loads(capsys.readouterr().out)
@@ -283,7 +264,6 @@ def test_a_bundle_from_end_to_end(
 
 
 def test_other_models_are_printed_as_tables(
-    tool: ModuleType,
     quantized_bundle: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -304,7 +284,7 @@ def test_other_models_are_printed_as_tables(
         assert "no /proc/self/smaps_rollup" in out
 
 
-def test_a_transformer_is_run_at_its_own_size(tool: ModuleType, quantized_bundle: Path) -> None:
+def test_a_transformer_is_run_at_its_own_size(quantized_bundle: Path) -> None:
     def sizes(*options: str) -> dict[str, int]:
         given = tool._arguments([str(quantized_bundle), "--tokens", "9", *options])
         found: dict[str, int] = tool.target_of(given).sizes
@@ -324,7 +304,7 @@ def test_a_transformer_is_run_at_its_own_size(tool: ModuleType, quantized_bundle
     assert sizes("--dim", "width=12") == {"batch": 2, "text": 9, "height": 8, "width": 12}
 
 
-def test_bytes_are_those_of_all_files(tool: ModuleType, tmp_path: Path) -> None:
+def test_bytes_are_those_of_all_files(tmp_path: Path) -> None:
     path = float_model(tmp_path / "m.onnx")
 
     def target(*options: str) -> Any:
@@ -346,7 +326,6 @@ def test_bytes_are_those_of_all_files(tool: ModuleType, tmp_path: Path) -> None:
     ],
 )
 def test_errors_are_one_line(
-    tool: ModuleType,
     quantized_bundle: Path,
     capsys: pytest.CaptureFixture[str],
     options: list[str],
@@ -367,7 +346,6 @@ def test_errors_are_one_line(
     [(b"w.data", "v.data not found"), (b"text", "axis tevt has no known size")],
 )
 def test_models_that_cannot_be_run(
-    tool: ModuleType,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     old: bytes,
@@ -385,9 +363,7 @@ def test_models_that_cannot_be_run(
 
 
 @pytest.mark.parametrize("option", [["--runs", "0"], ["--dim", "text"], ["--batch", "x"]])
-def test_numbers_are_checked(
-    tool: ModuleType, capsys: pytest.CaptureFixture[str], option: list[str]
-) -> None:
+def test_numbers_are_checked(capsys: pytest.CaptureFixture[str], option: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         tool.main(["bundle", *option])
     assert caught.value.code == 2

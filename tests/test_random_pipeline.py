@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+import random_pipeline as tool
 import torch
 from safetensors import safe_open
 from tokenizers import Tokenizer
@@ -25,7 +25,6 @@ from fp4dit_onnx.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.silence import quiet
 
-TOOLS = Path(__file__).resolve().parents[1] / "tools"
 _NAMES = """
     pixart-alpha-256 pixart-alpha-512 pixart-alpha-1024-ms
     pixart-sigma-512 pixart-sigma-1024-ms pixart-sigma-2k-ms
@@ -39,24 +38,7 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    """tools/random_pipeline.py as a module, the modules beside it within reach."""
-    sys.path.insert(0, str(TOOLS))
-    try:
-        path = TOOLS / "random_pipeline.py"
-        spec = importlib.util.spec_from_file_location("random_pipeline", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["random_pipeline"] = module  # its dataclasses look themselves up
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(TOOLS))
-    return module
-
-
-@pytest.fixture(scope="module")
-def twin(tool: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Makes the twin of a model, once; not to be changed."""
     made: dict[str, Path] = {}
 
@@ -211,7 +193,7 @@ def test_tokenizers_are_read_by_transformers_and_alone(twin: Callable[[str], Pat
             assert set(long[-3:]) == {tokenizer.pad_token_id}
 
 
-def test_shards_and_their_index(tool: ModuleType, tmp_path: Path) -> None:
+def test_shards_and_their_index(tmp_path: Path) -> None:
     import diffusers
     import transformers
 
@@ -250,7 +232,7 @@ def test_shards_and_their_index(tool: ModuleType, tmp_path: Path) -> None:
         ("flux-dev", "transformer", 11.901),
     ],
 )
-def test_official_sizes(tool: ModuleType, name: str, part: str, billions: float) -> None:
+def test_official_sizes(name: str, part: str, billions: float) -> None:
     tensors = tool.describe(tool.MODELS[name].parts[part], twin=False).tensors
     total = sum(tensor.size for tensor in tensors if tensor.kind != "grid")
     copies = sum(tensor.size for tensor in tensors if ".norm1.emb." in tensor.name)  # DiT's
@@ -280,7 +262,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-def test_the_seed_decides_every_byte(tool: ModuleType, tmp_path: Path) -> None:
+def test_the_seed_decides_every_byte(tmp_path: Path) -> None:
     name, part = "hunyuan-dit-1.2", "transformer"
     tool.make(name, tmp_path / "a", twin=True, seed=3)
     tool.make(name, tmp_path / "b", twin=True, seed=3)
@@ -297,7 +279,7 @@ def test_the_seed_decides_every_byte(tool: ModuleType, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["model_index.json", part]
 
 
-def test_weights_spread_as_trained_ones(tool: ModuleType) -> None:
+def test_weights_spread_as_trained_ones() -> None:
     weights = sys.modules[tool.Drawer.__module__]
     drawer = tool.Drawer(1, "transformer")
 
@@ -322,7 +304,7 @@ def test_weights_spread_as_trained_ones(tool: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("name", ["pixart-alpha-512", "dit-xl-2-256"])
-def test_class_names_of_older_files(tool: ModuleType, tmp_path: Path, name: str) -> None:
+def test_class_names_of_older_files(tmp_path: Path, name: str) -> None:
     import diffusers
 
     tool.make(name, tmp_path / "old", twin=True, legacy=True, components=["transformer"])
@@ -346,7 +328,6 @@ def test_class_names_of_older_files(tool: ModuleType, tmp_path: Path, name: str)
     ],
 )
 def test_bad_requests_are_refused(
-    tool: ModuleType,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
@@ -362,7 +343,7 @@ def test_bad_requests_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_folders_are_left_alone(tool: ModuleType, tmp_path: Path) -> None:
+def test_other_folders_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("kept")
     for target in (tmp_path, tmp_path / "mine.txt", tmp_path / "absent" / "new"):
         with pytest.raises(UsageError, match=r"is not an empty folder|is no folder"):
@@ -370,9 +351,7 @@ def test_other_folders_are_left_alone(tool: ModuleType, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_nothing_half_written_stays(
-    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("the disk is full")
 
@@ -386,9 +365,7 @@ def test_nothing_half_written_stays(
         tool.make("dit-xl-2-256", tmp_path / "new", twin=True)
 
 
-def test_command_line(
-    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tool.main(["--list"])
     listed = capsys.readouterr().out.splitlines()
     assert tuple(line.split()[0] for line in listed) == MODELS == tuple(tool.MODELS)

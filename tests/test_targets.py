@@ -134,7 +134,9 @@ def test_a_failure_leaves_nothing(demo_bundle: Path, tmp_path: Path) -> None:
 def test_refusals(inlined: Path, demo_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is for the target inline already"):
         convert(inlined, tmp_path / "again", target_by_name("standard"))
-    with pytest.raises(UsageError, match="target 'tensorrt': expected one of inline, standard"):
+    with pytest.raises(
+        UsageError, match="target 'tensorrt': expected one of fp4dit, inline, standard"
+    ):
         target_by_name("tensorrt")
     with pytest.raises(BundleError, match="is for the target inline: expected a bundle of our"):
         verify(inlined)

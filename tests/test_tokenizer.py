@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 import warnings
 from pathlib import Path
 
@@ -19,19 +17,13 @@ with warnings.catch_warnings():
     transformers = pytest.importorskip("transformers")
 
 
-TOOLS = Path(__file__).resolve().parents[1] / "tools"
-
-
 @pytest.fixture(scope="module")
 def hunyuan_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline with BERT's tokenizer and T5's."""
     folder = tmp_path_factory.mktemp("hunyuan") / "pipeline"
-    sys.path.insert(0, str(TOOLS))
-    try:
-        tool = importlib.import_module("random_pipeline")
-    finally:
-        sys.path.remove(str(TOOLS))
-    tool.make("hunyuan-dit-1.1", folder, twin=True, components=["tokenizer", "tokenizer_2"])
+    from random_pipeline import make
+
+    make("hunyuan-dit-1.1", folder, twin=True, components=["tokenizer", "tokenizer_2"])
     return folder
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,6 +16,7 @@ pytest.importorskip("onnx_graphsurgeon")
 pytest.importorskip("onnxruntime")
 
 import torch
+import xl_step as tool
 from diffusers import PixArtTransformer2DModel
 
 from fp4dit_onnx.benchmark.requests import step_case
@@ -33,29 +31,12 @@ from fp4dit_onnx.probe import load_model, read_state
 from fp4dit_onnx.silence import quiet
 
 Array = npt.NDArray[Any]
-TOOLS = Path(__file__).resolve().parents[1] / "tools"
 OPTIONS = ("--blocks", "3", "--width", "96", "--heads", "4", "--caption", "64", "--size", "64")
 FORMS = ("float", "transformer")
 
 
 @pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    """tools/xl_step.py as a module."""
-    sys.path.insert(0, str(TOOLS))
-    try:
-        spec = importlib.util.spec_from_file_location("xl_step", TOOLS / "xl_step.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["xl_step"] = module  # its dataclasses look themselves up
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(TOOLS))
-    return module
-
-
-@pytest.fixture(scope="module")
-def made(tool: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the command writes for three blocks of width 96; not to be changed."""
     output = tmp_path_factory.mktemp("xl") / "made"
     tool.main(["--output", str(output), *OPTIONS])
@@ -63,7 +44,7 @@ def made(tool: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def network(tool: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def network(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The same transformer in torch, from weights drawn anew."""
     folder = tmp_path_factory.mktemp("drawn") / "again"
     tool.write_checkpoint(tool.Size(blocks=3, width=96, heads=4, caption=64, pixels=64), folder)
@@ -155,7 +136,7 @@ def test_the_folder_is_a_bundle_that_can_be_timed(made: Path) -> None:
     assert case.reference.shape == (2, 8, 8, 8)
 
 
-def test_seeds_give_other_weights(tool: ModuleType, tmp_path: Path) -> None:
+def test_seeds_give_other_weights(tmp_path: Path) -> None:
     drawn = []
     for seed in (0, 1, 1):
         folder = tmp_path / str(len(drawn))
@@ -175,7 +156,6 @@ def test_seeds_give_other_weights(tool: ModuleType, tmp_path: Path) -> None:
     ],
 )
 def test_sizes_are_checked_before_anything_is_made(
-    tool: ModuleType,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     options: list[str],
@@ -189,9 +169,7 @@ def test_sizes_are_checked_before_anything_is_made(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_folders_are_left_alone(
-    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_folders_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.txt").write_text("kept")
     with pytest.raises(SystemExit) as caught:
         tool.main(["--output", str(tmp_path), "--overwrite"])
@@ -200,9 +178,7 @@ def test_other_folders_are_left_alone(
     assert (tmp_path / "mine.txt").read_text() == "kept"
 
 
-def test_a_failure_leaves_nothing_behind(
-    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 

@@ -75,11 +75,11 @@ def _add_report(folder: Path) -> None:
 
 
 def _list(*, json: bool) -> None:
-    from fp4dit_onnx.targets import DEFAULT_SUMMARY, DEFAULT_TARGET, TARGETS
+    from fp4dit_onnx.targets import TARGETS
     from fp4dit_onnx.targets.capability import capabilities
 
     loads = capabilities()
-    summaries = {DEFAULT_TARGET: DEFAULT_SUMMARY} | {n: t.summary for n, t in TARGETS.items()}
+    summaries = {name: target.summary for name, target in TARGETS.items()}
     if json:
         print_json({"targets": summaries, "runtimes": loads})
         return

@@ -20,9 +20,7 @@ from typing import Any
 import onnx
 
 from fp4dit_onnx.block_scales import NVFP4_BLOCK
-from fp4dit_onnx.targets.inline import INLINE, inline
-from fp4dit_onnx.targets.standard import STANDARD, standard
-from fp4dit_onnx.targets.target import DEFAULT_TARGET
+from fp4dit_onnx.targets.table import TARGETS
 from fp4dit_onnx.tiny_model import tiny_linear
 
 __all__ = ["RUNTIMES", "capabilities"]
@@ -88,14 +86,9 @@ library."""
 def capabilities() -> dict[str, dict[str, str]]:
     """Runtime -> target -> why it does not load, empty where it does; installed runtimes only."""
     linear = tiny_linear(NVFP4_BLOCK)
-    models = {
-        DEFAULT_TARGET: linear,
-        INLINE.name: inline(linear),
-        STANDARD.name: standard(linear, {linear.graph.input[0].name: 1.0}),
-    }
     with TemporaryDirectory() as folder:
-        for target, model in models.items():
-            onnx.save_model(model, Path(folder) / f"{target}.onnx")
+        for name, target in TARGETS.items():
+            onnx.save_model(target.linear(linear), Path(folder) / f"{name}.onnx")
         found: dict[str, dict[str, str]] = {}
         for runtime in RUNTIMES:
             found |= _in_a_process(runtime, Path(folder))

@@ -15,7 +15,7 @@ from fp4dit_onnx.bundle import EVIDENCE, MANIFEST, REPORT, Bundle, new_bundle, w
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.probe import attributes
 from fp4dit_onnx.progress import Reporter, SilentReporter
-from fp4dit_onnx.targets.target import DEFAULT_TARGET, Target
+from fp4dit_onnx.targets.target import DEFAULT_TARGET, Rewrite, Target, target_of
 
 __all__ = ["Conversion", "convert", "convert_in_place", "rewritable"]
 
@@ -102,10 +102,11 @@ def _rewritten(folder: Path, target: Target, reporter: Reporter) -> dict[str, An
     """
     facts: dict[str, Mapping[str, Any]] = {}
     made: dict[str, Path] = {}
+    rewrite = _rewrite_of(target)
     for model in quantized_models(folder):
         place = folder / f".{model}.{target.name}"
         place.mkdir()
-        facts[model] = target.rewrite(folder / model, place, folder, reporter)
+        facts[model] = rewrite(folder / model, place, folder, reporter)
         made[model] = place
     for model, place in made.items():
         for old in (folder / model).glob("model.onnx*"):
@@ -115,6 +116,20 @@ def _rewritten(folder: Path, target: Target, reporter: Reporter) -> dict[str, An
         place.rmdir()
     sizes = _sizes(folder)
     return {model: {"bytes": sizes[model], **found} for model, found in facts.items()}
+
+
+def _rewrite_of(target: Target) -> Rewrite:
+    """Its function.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if target.rewrite is None:
+        raise UsageError(
+            f"target {target.name} is what export writes: expected one that bundles are converted to; "
+            "convert --list shows them"
+        )
+    return target.rewrite
 
 
 def rewritable(source: Path, target: Target) -> dict[str, int]:
@@ -131,7 +146,8 @@ def rewritable(source: Path, target: Target) -> dict[str, int]:
 
 
 def _check_source(bundle: Bundle, target: Target) -> None:
-    found = bundle.manifest.get("target", DEFAULT_TARGET)
+    found = target_of(bundle.manifest)
+    _rewrite_of(target)
     if found != DEFAULT_TARGET:
         raise UsageError(
             f"{bundle.folder} is for the target {found} already: expected a bundle as export "

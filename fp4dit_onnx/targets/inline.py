@@ -149,4 +149,5 @@ INLINE = Target(
     summary="standard operators only: the bodies in place of our operators",
     opset=ops.OPSET,
     rewrite=_rewrite,
+    linear=inline,
 )

@@ -10,7 +10,7 @@ bundle's. Attention, whose per-token scales no standard node has, computes in fl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -197,17 +197,26 @@ class _Standard:
             given_type = (onnx.TensorProto.FLOAT, 32, steps.shape)
             self._later(blocks, Deferred(*given_type, lambda: as_bytes(scales()[0])))
         else:
-            made, blocks = self._levels(name, *levels)
+            made, blocks = self._levels(name, steps.shape, levels[1], lambda: scales()[0])
         axes: dict[str, Any] = {"axis": 1, "block_size": block} if steps.ndim == 2 else {"axis": 0}
         return [*made, _node("DequantizeLinear", [name, blocks], [value], value, **axes)]
 
     def _levels(
-        self, name: str, codes: npt.NDArray[np.uint8], factor: np.float32
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        factor: np.float32,
+        scales: Callable[[], FloatArray],
     ) -> tuple[Nodes, str]:
         """Scales of two levels: e4m3 numbers times a factor."""
         first, second, value = f"{name}_scale", f"{name}_scale_2", f"{name}_scale/value"
-        e4m3 = (onnx.TensorProto.FLOAT8E4M3FN, 8, codes.shape)
-        self._later(first, Deferred(*e4m3, lambda: as_bytes(codes)))
+
+        def codes() -> npt.NDArray[np.uint8]:
+            levels = two_levels(scales())
+            assert levels is not None
+            return as_bytes(levels[0])
+
+        self._later(first, Deferred(onnx.TensorProto.FLOAT8E4M3FN, 8, shape, codes))
         self._constant(second, np.array(factor, np.float32))
         return [_node("DequantizeLinear", [first, second], [value], value)], value
 
@@ -279,6 +288,7 @@ STANDARD = Target(
     summary="standard types of opset 23: FLOAT4E2M1 weights, FLOAT8E4M3FN activations",
     opset=OPSET,
     rewrite=_rewrite,
+    linear=lambda model: standard(model, {model.graph.input[0].name: 1.0}),
     check=_check,
     group_size=NVFP4_BLOCK,
     range="nvfp4",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.targets.inline import INLINE
 from fp4dit_onnx.targets.standard import STANDARD
-from fp4dit_onnx.targets.target import DEFAULT_TARGET, Target
+from fp4dit_onnx.targets.target import FP4DIT, Target
 
 __all__ = ["TARGETS", "target_by_name"]
 
-TARGETS: dict[str, Target] = {target.name: target for target in (INLINE, STANDARD)}
+TARGETS: dict[str, Target] = {target.name: target for target in (FP4DIT, INLINE, STANDARD)}
 
 
 def target_by_name(name: str) -> Target:
@@ -19,8 +19,5 @@ def target_by_name(name: str) -> Target:
         UsageError: there is none.
     """
     if name not in TARGETS:
-        known = ", ".join(TARGETS)
-        raise UsageError(
-            f"target {name!r}: expected one of {known} ({DEFAULT_TARGET} is what export writes)"
-        )
+        raise UsageError(f"target {name!r}: expected one of {', '.join(TARGETS)}")
     return TARGETS[name]

@@ -7,27 +7,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fp4dit_onnx.progress import Reporter
+import onnx
 
-__all__ = ["DEFAULT_SUMMARY", "DEFAULT_TARGET", "Target"]
+from fp4dit_onnx import ops
+from fp4dit_onnx.methods import DEFAULT_RANGE
+from fp4dit_onnx.progress import Reporter
+from fp4dit_onnx.recipe import DEFAULT_GROUP_SIZE
+
+__all__ = ["DEFAULT_TARGET", "FP4DIT", "Rewrite", "Target", "target_of"]
 
 DEFAULT_TARGET = "fp4dit"
-DEFAULT_SUMMARY = "our operators and their bodies, opset 21: what export writes"
+Rewrite = Callable[[Path, Path, Path, Reporter], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Target:
-    """A form of the graphs.
+    """A form of a bundle's quantized graphs.
 
     Attributes:
-        name: what people type.
-        summary: one line on what the graphs are made of.
-        opset: of the standard operators that they need.
+        name: of ``--target``.
+        summary: a few words for people.
+        opset: of the default domain.
         rewrite: writes ``model.onnx`` and its data into the second folder, of the quantized model in
             the first; the bundle that it belongs to is the third argument. Gives what the manifest
-            says of the model.
+            says of the model. None is the form that `export` writes.
+        linear: the form of one linear of x in [-1, 1], to try runtimes with.
         check: raises UsageError where weights of one of these formats cannot be expressed.
-        group_size: of an export for the target that asks for none; None is what others have.
+        group_size: of an export for the target that asks for none.
         range: the same of the scales' rule.
         formats: (pattern, format) of weights of 4 bits in place of FP4DiT's; empty keeps these.
         drawable: ONNX Runtime's CPU provider has kernels for what it is made of.
@@ -36,9 +42,20 @@ class Target:
     name: str
     summary: str
     opset: int
-    rewrite: Callable[[Path, Path, Path, Reporter], Mapping[str, Any]]
+    rewrite: Rewrite | None = None
+    linear: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda model: model
     check: Callable[[Iterable[str]], None] = lambda formats: None
-    group_size: int | None = None
-    range: str | None = None
+    group_size: int = DEFAULT_GROUP_SIZE
+    range: str = DEFAULT_RANGE
     formats: tuple[tuple[str, str], ...] = ()
     drawable: bool = True
+
+
+FP4DIT = Target(
+    DEFAULT_TARGET, "our operators and their bodies, opset 21: what export writes", ops.OPSET
+)
+
+
+def target_of(manifest: Mapping[str, Any]) -> str:
+    """The name of the target that a bundle is for."""
+    return str(manifest.get("target", DEFAULT_TARGET))
