@@ -9,10 +9,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import check_aarch64 as tool
+import emulation
 import numpy as np
+import onnx
 import pytest
+
+from fp4dit_onnx.tiny_model import tiny_linear
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 NEEDED = ("aarch64-linux-gnu-g++", "qemu-aarch64", "cmake")
@@ -90,3 +96,40 @@ def test_comparator_tells_nan_from_numbers() -> None:
     assert tool.first_difference(["q"], wanted, wanted) is None
     found = [np.array([1.0, 1.0], np.float32)]
     assert tool.first_difference(["q"], wanted, found) == "q differs in 1 of 2 values"
+
+
+RUNNER = """
+import sys
+from pathlib import Path
+import numpy as np
+
+print("isa neon", "input 0 x", "output 0 y", "output 1 z", "ready", sep="\\n", flush=True)
+for line in sys.stdin:
+    folder = Path(line.rstrip())
+    x = np.load(folder / "input_0.npy")
+    np.save(folder / "output_0.npy", x + 1)
+    np.save(folder / "output_1.npy", x + 2)
+    print("done", flush=True)
+print('counters {"FpLinear/int8/neon": 3}')
+"""
+
+
+def test_an_emulated_session_is_what_a_pipeline_takes(tmp_path: Path) -> None:
+    """With a stand-in of the runner: names, order of outputs and counters."""
+    (tmp_path / "runner.py").write_text(RUNNER)
+    build = SimpleNamespace(runner=tmp_path / "runner.py", library=tmp_path / "library")
+    machine: Any = SimpleNamespace(emulator=[sys.executable], build=build)
+    onnx.save_model(tiny_linear(), tmp_path / "model.onnx")
+    session = emulation.EmulatedSession(
+        machine, tmp_path, tmp_path / "model.onnx", library=False, folder=tmp_path / "tensors"
+    )
+    recording = tool.Recording(session)
+    for made in (session, recording):
+        assert [(i.name, i.shape) for i in made.get_inputs()] == [("x", ["m", 32])]
+        assert [o.name for o in made.get_outputs()] == ["y", "z"]
+        x = np.ones((2, 32), np.float32)
+        z, y = made.run(["z", "y"], {"x": x})
+        assert np.array_equal(y, x + 1)
+        assert np.array_equal(z, x + 2)
+    session.close()
+    assert (session.isa, session.counters) == ("neon", {"FpLinear/int8/neon": 3})

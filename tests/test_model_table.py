@@ -19,6 +19,7 @@ pytest.importorskip("onnxruntime")
 import diffusers
 import full_size
 import model_table
+import pages
 import torch
 from random_pipeline import make
 
@@ -164,3 +165,12 @@ def test_an_exported_flux_draws_what_diffusers_does(
     wanted = pipe._unpack_latents(packed, 64, 96, pipe.vae_scale_factor).numpy()
     agree(found, wanted, TRAJECTORY)
     assert [picture.size for picture in ours.decode(found)] == [(96, 64)] * 2
+
+
+def test_what_a_person_wrote_stays(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    pages.write_above_reading(page, "# One\n")
+    assert page.read_text() == "# One\n"
+    page.write_text("# One\n\n## Reading\n\nGood.\n")
+    pages.write_above_reading(page, "# Two\n")
+    assert page.read_text() == "# Two\n\n## Reading\n\nGood.\n"

@@ -224,6 +224,11 @@ def test_the_standard_bundle_in_the_reference(
     assert 25 < sqnr_db(inner.run(None, demo_feed)[0], found) < 50
 
 
+def test_nothing_of_the_search_for_ranges_stays(standardized: Path) -> None:
+    left = {path.name for path in (standardized / "transformer").iterdir()}
+    assert left == {"config.json", "model.onnx", "model.onnx.data"}
+
+
 def test_ranges_are_in_the_manifest(standardized: Path) -> None:
     facts = Bundle.open(standardized).manifest["converted"]["transformer"]
     assert facts["activations"].startswith("e4m3, ranges of")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import check_wheel
 import pytest
+import vendor_web
 from check_wheel import Place, linked_distributions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,6 +64,29 @@ def test_what_is_in_it(wheel: Path) -> None:
     vendor = ROOT / "fp4dit_onnx" / "web" / "vendor"
     for path in vendor.iterdir() if vendor.is_dir() else ():  # git ignores these
         assert f"fp4dit_onnx/web/vendor/{path.name}" in names
+
+
+def test_files_of_others_come_with_their_licences(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder from before they were copied is made anew."""
+    pytest.importorskip("onnxruntime")
+    modules = tmp_path / "node_modules"
+    for place in vendor_web.FILES.values():
+        (modules / place).parent.mkdir(parents=True, exist_ok=True)
+        (modules / place).write_text(place)
+    for name in vendor_web.PACKAGES:
+        (modules / name / "package.json").write_text('{"version": "1", "license": "MIT"}')
+    monkeypatch.setattr(vendor_web, "install", lambda: modules)
+    vendor = tmp_path / "vendor"
+    vendor_web.vendor_files(vendor)
+    assert vendor_web.is_current(vendor)
+    for name in vendor_web.LICENCES:
+        text = (vendor / name).read_text(encoding="utf-8")
+        assert "Microsoft" in text or "ONNX Runtime" in text
+        (vendor / name).unlink()
+        assert not vendor_web.is_current(vendor)
+        vendor_web.vendor_files(vendor)
 
 
 @LINUX

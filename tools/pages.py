@@ -1,4 +1,4 @@
-"""What tools write into pages of docs/: a table between two marks, and at which commit it was made."""
+"""What tools write into pages of docs/: a part of a page, and at which commit it was made."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["DOCS", "Section", "commit"]
+__all__ = ["DOCS", "Section", "commit", "write_above_reading"]
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+READING = "\n## Reading\n"
+"""Below it stands what a person wrote."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,13 @@ class Section:
         before, rest = page.split(begin)
         own, after = rest.split(end)
         return before + begin, own, end + after
+
+
+def write_above_reading(page: Path, text: str) -> None:
+    """Replace a page, if there is one, but for what stands from `READING` on."""
+    old = page.read_text(encoding="utf-8") if page.exists() else ""
+    _, heading, reading = old.partition(READING)
+    page.write_text(text + heading + reading, encoding="utf-8")
 
 
 def commit() -> str:

@@ -20,9 +20,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from pages import DOCS, commit
+from pages import DOCS, commit, write_above_reading
 
-READING = "\n## Reading\n"
 XL_SHAPES = ("1024x1152x1152", "1024x1152x4608", "1024x4608x1152", "1x1152x6912", "120x4096x1152")
 OURS = "fp4dit "
 
@@ -177,7 +176,7 @@ def _measured(goal: Goal, results: Mapping[str, Mapping[str, Any]]) -> Iterator[
 
 
 def page(runs: Sequence[tuple[Measurement, Mapping[str, Any]]]) -> str:
-    """The page up to `READING`."""
+    """The page up to its reading."""
     machine = runs[0][1]["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     limits = "; ".join(
@@ -216,9 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=DOCS / "performance.md")
     given = parser.parse_args(arguments)
     runs = [(m, run(m)) for m in measurements(given.step, given.seconds)]
-    old = given.output.read_text() if given.output.exists() else ""
-    _, heading, reading = old.partition(READING)
-    given.output.write_text(page(runs) + heading + reading)
+    write_above_reading(given.output, page(runs))
 
 
 if __name__ == "__main__":

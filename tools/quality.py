@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pages import DOCS, commit
+from pages import DOCS, commit, write_above_reading
 
 from fp4dit_onnx.calibration.run import calibrate
 from fp4dit_onnx.calibration.sampling import load_pipeline, pipeline_sampler, sample_latents
@@ -44,7 +44,6 @@ from fp4dit_onnx.prompts import demo_prompts
 from fp4dit_onnx.state import QuantizedState, load_state, save_state
 
 COLUMNS = ("w4a8", "w4a6", "w4a4")
-READING = "\n## Reading\n"
 FIRST_SEED = 2000
 """Apart from the seeds of calibration, which start at 0."""
 
@@ -274,7 +273,7 @@ COMPARISONS = (
 
 
 def _document(bench: Bench, results: Sequence[Mapping[str, Any]]) -> str:
-    """The page up to `READING`: tables and comparisons."""
+    """The page up to its reading: tables and comparisons."""
     count, sampling = len(bench.prompts), bench.sampling
     effort = [
         f"| {e['row']['name']} | {e['seconds'] / 60:.1f} | "
@@ -323,13 +322,6 @@ def _document(bench: Bench, results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _write(path: Path, document: str) -> None:
-    """Replace the page, but for what a person wrote below `READING`."""
-    old = path.read_text(encoding="utf-8") if path.exists() else ""
-    _, heading, reading = old.partition(READING)
-    path.write_text(document + heading + reading, encoding="utf-8")
-
-
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -345,7 +337,7 @@ def main() -> None:
         parser.error(f"unknown rows {sorted(unknown)}: expected {[row.name for row in ROWS]}")
     bench = Bench(options.work, options.prompts, options.seeds)
     results = _results(bench, [row for row in ROWS if not names or row.name in names])
-    _write(options.output, _document(bench, results))
+    write_above_reading(options.output, _document(bench, results))
     print(f"{options.output} written")
 
 
