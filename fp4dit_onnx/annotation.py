@@ -15,14 +15,12 @@ import onnx
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.formats import format_by_name
-from fp4dit_onnx.probe import attributes
+from fp4dit_onnx.probe import attributes, layer_of
 
 __all__ = ["annotate"]
 
 _ERRORS = {"weight_sqnr_db": "weight SQNR", "output_sqnr_db": "output SQNR"}
 """Entries of a layer in the manifest, and what a viewer calls them."""
-_WEIGHT = ".weight"
-"""Between a layer's name and what its weight's nodes do."""
 _WEIGHT_FORMAT = {ops.LINEAR: "weight_format", ops.UNPACK: "format"}
 """The attribute that names the format, of the operators that take a layer's codes."""
 
@@ -42,25 +40,22 @@ def annotate(
     """
     by_name = {row["name"]: row for row in rows}
     readers = _readers(model.graph)
-    formats: Counter[str] = Counter()
+    formats: dict[str, str] = {}
     for node in model.graph.node:
         if node.domain != ops.DOMAIN:
             continue
-        given, row = attributes(node), by_name.get(_layer(node), {})
-        if node.op_type in _WEIGHT_FORMAT:
-            formats[given[_WEIGHT_FORMAT[node.op_type]]] += 1
+        given, layer = attributes(node), layer_of(node)
+        row = by_name[layer] if layer else {}
+        if layer and node.op_type in _WEIGHT_FORMAT:
+            formats[layer] = given[_WEIGHT_FORMAT[node.op_type]]
         node.doc_string = _SENTENCES[node.op_type](given, row)
         _set(node, _node_facts(node, given, row, readers))
-    counts = ", ".join(f"{count} {name}" for name, count in sorted(formats.items()))
+    counted = sorted(Counter(formats.values()).items())
+    counts = ", ".join(f"{count} {name}" for name, count in counted)
     model.doc_string = _summary(by_name.values())
     _set(model, {**facts, "weight formats": counts, **_worst(by_name.values())})
     model.producer_name = "fp4dit-onnx"
     model.producer_version = importlib.metadata.version("fp4dit-onnx")
-
-
-def _layer(node: onnx.NodeProto) -> str:
-    """The linear whose weight the node holds, or a name that is no linear's."""
-    return str(node.name.partition("/")[0].removesuffix(_WEIGHT))
 
 
 def _linear(given: Mapping[str, Any], row: Mapping[str, Any]) -> str:
@@ -130,7 +125,8 @@ def _readers(graph: onnx.GraphProto) -> dict[str, list[str]]:
     found: dict[str, dict[str, None]] = {}
     for node in reversed(graph.node):
         through = node.domain == ops.DOMAIN and node.op_type == ops.DEQUANTIZE
-        names = found.get(node.output[0], {}) if through else {node.name.partition("/")[0]: None}
+        own = layer_of(node) or node.name.partition("/")[0]
+        names = found.get(node.output[0], {}) if through else {own: None}
         for value in node.input:
             found[value] = {**names, **found.get(value, {})}
     return {value: list(names) for value, names in found.items()}

@@ -16,7 +16,7 @@ from fp4dit_onnx.bundle import MANIFEST, Bundle
 from fp4dit_onnx.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.models import FAMILIES
-from fp4dit_onnx.probe import attention_formats
+from fp4dit_onnx.probe import attention_formats, layer_of
 
 __all__ = ["inspect_bundle", "inspect_model", "inspect_path", "inspect_pipeline"]
 
@@ -167,17 +167,17 @@ def _bytes_by_kind(graph: onnx.GraphProto) -> dict[str, int]:
 
 
 def _layers(graph: onnx.GraphProto) -> list[dict[str, Any]]:
-    """A row for each node that takes packed weight codes."""
+    """A row for each weight of packed codes, as the first node that takes it has it."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
-    rows = []
+    rows: dict[str, dict[str, Any]] = {}
     for node in graph.node:
         if node.domain != ops.DOMAIN or node.op_type not in CODES_INPUT:
             continue
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         codes = tensors.get(node.input[CODES_INPUT[node.op_type]])
         if codes is not None:
-            rows.append(_layer(node, attributes, codes))
-    return rows
+            rows.setdefault(codes.name, _layer(node, attributes, codes))
+    return list(rows.values())
 
 
 def _layer(
@@ -188,7 +188,7 @@ def _layer(
         return value.decode() if isinstance(value, bytes) else str(value)
 
     return {
-        "name": node.name or codes.name,
+        "name": layer_of(node) or node.name or codes.name,
         "operator": node.op_type,
         "weight_format": text("weight_format", "format"),
         "activation_format": text("act_format") or None,

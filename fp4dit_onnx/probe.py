@@ -23,14 +23,15 @@ __all__ = [
     "attributes",
     "custom_nodes",
     "exposed",
+    "layer_of",
     "load_model",
     "node_model",
     "read_state",
 ]
 
 Array = npt.NDArray[Any]
-CODES = ".weight.codes"
-"""Ends the name of a layer's packed weight."""
+CODES, SCALE = ".weight.codes", ".weight.scale"
+"""End the names of a layer's packed weight and of its group scales."""
 
 
 def load_model(path: Path) -> onnx.ModelProto:
@@ -53,6 +54,15 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     """Attributes of a node by name; strings are decoded."""
     values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     return {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
+
+
+def layer_of(node: onnx.NodeProto) -> str | None:
+    """The layer whose packed weight or scales the node takes, None where it takes neither.
+
+    The name of the node will not do: where a linear is called again, that of the second has a number.
+    """
+    ends = [(name, end) for name in node.input for end in (CODES, SCALE) if name.endswith(end)]
+    return ends[0][0].removesuffix(ends[0][1]) if ends else None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from fp4dit_onnx import ops
 from fp4dit_onnx.passes.base import PassReport, Skip, rewrite_all
 from fp4dit_onnx.passes.match import Linear, is_output, linears
+from fp4dit_onnx.probe import CODES, SCALE
 from fp4dit_onnx.skeleton import placeholder
 from fp4dit_onnx.state import LayerLayout, Layout, QuantizedLayer, QuantizedState, packed_shape
 
@@ -21,12 +22,12 @@ __all__ = ["PackWeights", "codes_name", "scale_name"]
 
 def codes_name(layer: str) -> str:
     """Name of the packed initializer of `layer`."""
-    return f"{layer}.weight.codes"
+    return layer + CODES
 
 
 def scale_name(layer: str) -> str:
     """Name of the group scales of `layer`."""
-    return f"{layer}.weight.scale"
+    return layer + SCALE
 
 
 @dataclass(frozen=True)

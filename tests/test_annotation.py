@@ -15,7 +15,7 @@ from fp4dit_onnx.annotation import annotate
 TEXT = """
 <ir_version: 10, opset_import: ["": 21, "com.fp4dit": 1]>
 g (float[2, 8] x, uint8[4, 4] c, float16[4, 2] s, float[4] b, uint8[8, 4] d, float16[8, 1] t)
-=> (float[2, 4] y, float[8, 2] z) {
+=> (float[2, 4] y, float[8, 2] z, float[2, 4] p) {
     q, a = com.fp4dit.FpQuantize
         <format = "e2m3", mantissa_bits = 3, max = 60> (x)
     y = com.fp4dit.FpLinear <act_format = "e2m3", weight_format = "e3m0", group_size = 4,
@@ -28,6 +28,8 @@ g (float[2, 8] x, uint8[4, 4] c, float16[4, 2] s, float[4] b, uint8[8, 4] d, flo
     z = MatMul (f, r)
     o = com.fp4dit.FpAttention <format = "e3m4", attention_scale = 0.5>
         (q, a, q, a, q, a, b)
+    p = com.fp4dit.FpLinear <act_format = "e2m3", weight_format = "e3m0", group_size = 4,
+        K = 8, bits = 4, grid = [0.0, 1.0]> (q, a, c, s, b)
 }
 """
 NAMES = (
@@ -39,8 +41,16 @@ NAMES = (
     "down/Transpose",
     "down/MatMul",
     "attn",
+    "up_2",
 )
-"""Of the nodes: the text form has no way to write these."""
+"""Of the nodes: the text form has no way to write these. The last calls a linear again."""
+WEIGHTS = {
+    "c": "up.weight.codes",
+    "s": "up.weight.scale",
+    "d": "down.weight.codes",
+    "t": "down.weight.scale",
+}
+"""Names of tensors, for the same reason."""
 ROWS: list[dict[str, Any]] = [
     {"name": "up", "shape": [4, 8], "bytes": 32, "weight_sqnr_db": 18.456, "output_sqnr_db": 20.0},
     {"name": "down", "shape": [8, 8], "bytes": 1048, "weight_sqnr_db": 15.0},
@@ -51,6 +61,7 @@ def annotated(text: str = TEXT) -> onnx.ModelProto:
     model = onnx.parser.parse_model(text)
     for node, name in zip(model.graph.node, NAMES, strict=True):
         node.name = name
+        node.input[:] = [WEIGHTS.get(i, i) for i in node.input]
     annotate(model, ROWS, {"method": "fp-rtn", "steps": 20})
     return model
 
@@ -65,20 +76,22 @@ def notes(place: onnx.NodeProto | onnx.ModelProto) -> dict[str, str]:
 
 
 DOWN = {"weight SQNR": "15.00 dB"}
+UP = (
+    "Linear 8 to 4: W e3m0 in groups of 4, A e2m3",
+    {
+        "packed": "32 bytes",
+        "density": "8.000 bits a weight",
+        "weight SQNR": "18.46 dB",
+        "output SQNR": "20.00 dB",
+    },
+)
 EXPECTED = {
     "up.input/Quantize": (
         "Activations to e2m3, one scale a row",
         {"bits": "6", "read by": "up, down, attn"},
     ),
-    "up": (
-        "Linear 8 to 4: W e3m0 in groups of 4, A e2m3",
-        {
-            "packed": "32 bytes",
-            "density": "8.000 bits a weight",
-            "weight SQNR": "18.46 dB",
-            "output SQNR": "20.00 dB",
-        },
-    ),
+    "up": UP,
+    "up_2": UP,
     "up.input/Dequantize": ("Activations in e2m3, one scale a row", {"bits": "6"}),
     "down.weight/Unpack": (
         "Weight, 8 to 8: packed e2m1",
@@ -92,7 +105,7 @@ EXPECTED = {
 
 
 def test_each_node_of_our_domain_is_noted(model: onnx.ModelProto) -> None:
-    """Quantize names the modules that read it, those behind a Dequantize too."""
+    """Quantize names the modules that read it, those behind a Dequantize too, each once."""
     found = {node.name: (node.doc_string, notes(node)) for node in model.graph.node}
     assert found == EXPECTED
 
