@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fp4dit_onnx.errors import Fp4DitError
+from fp4dit_onnx.resources import checked_threads
 
 __all__ = [
     "DOT_KINDS",
@@ -205,7 +206,7 @@ def dot_product_limit(isa: str, kind: str, threads: int) -> float | None:
         return None
     best = 0.0
     end = time.perf_counter() + LIMIT_SECONDS
-    with ThreadPoolExecutor(threads) as pool:  # ctypes releases the lock
+    with ThreadPoolExecutor(checked_threads(threads)) as pool:  # ctypes releases the lock
         while best == 0.0 or time.perf_counter() < end:
             start = time.perf_counter()
             products = sum(

@@ -1,7 +1,8 @@
-"""What a process has used: memory and time, measured by itself."""
+"""What a process may use and has used: cores, memory and time."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -9,9 +10,40 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Resources", "peak_rss"]
+from fp4dit_onnx.errors import UsageError
 
+__all__ = ["Resources", "checked_threads", "most_threads", "peak_rss", "usable_cores"]
+
+_THREADS_A_CORE = 4
+_THREADS_ANYWHERE = 16
+"""Few enough for any machine, and what a test or a measurement of scaling may ask of a small one."""
 _STATUS = Path("/proc/self/status")
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def most_threads() -> int:
+    """How many threads may be asked for: more than the cores, not far above them."""
+    return max(_THREADS_ANYWHERE, _THREADS_A_CORE * usable_cores())
+
+
+def checked_threads(threads: int) -> int:
+    """`threads`, which a pool is about to start.
+
+    Raises:
+        UsageError: none, or so many that they take the machine's memory and time from each other.
+    """
+    if not 1 <= threads <= most_threads():
+        raise UsageError(
+            f"threads {threads}: expected 1 to {most_threads()} on {usable_cores()} usable cores; "
+            "leave the number out for all cores"
+        )
+    return threads
 
 
 def peak_rss() -> int | None:

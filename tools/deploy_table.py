@@ -35,9 +35,10 @@ from emulation import CheckError
 from pages import Section, commit
 from PIL import Image
 
-from fp4dit_onnx.benchmark.machine import cpu_model, usable_cores
+from fp4dit_onnx.benchmark.machine import cpu_model
 from fp4dit_onnx.errors import Fp4DitError, UsageError
 from fp4dit_onnx.metrics import psnr
+from fp4dit_onnx.resources import usable_cores
 from fp4dit_onnx.runtime.pipeline import Pipeline
 
 __all__ = ["SAME_PICTURE_DB", "Outcome", "judged", "table"]

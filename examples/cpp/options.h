@@ -3,6 +3,7 @@
 #ifndef FP4DIT_EXAMPLES_OPTIONS_H_
 #define FP4DIT_EXAMPLES_OPTIONS_H_
 
+#include <algorithm>
 #include <cctype>
 #include <cerrno>
 #include <cstdint>
@@ -10,6 +11,7 @@
 #include <cstdlib>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "ort.h"
@@ -39,6 +41,9 @@ struct Options {
   int threads = 0;
   std::vector<int64_t> ids;
 };
+
+// Threads that may be asked for, as fp4dit_onnx/resources.py has it.
+inline uint64_t MostThreads() { return std::max(16u, 4 * std::thread::hardware_concurrency()); }
 
 inline uint64_t WholeNumber(const std::string& option, const std::string& text, uint64_t most) {
   errno = 0;
@@ -81,7 +86,7 @@ inline Options ParseOptions(int count, char** arguments) {
     } else if (name == "--seed") {
       options.seed = WholeNumber(name, value, UINT64_MAX);
     } else if (name == "--threads") {
-      options.threads = static_cast<int>(WholeNumber(name, value, 1024));
+      options.threads = static_cast<int>(WholeNumber(name, value, MostThreads()));
     } else if (name == "--ids") {
       std::istringstream list(value);
       for (std::string id; std::getline(list, id, ',');) {

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fp4dit_onnx.library import DOT_KINDS, dot_product_limit
+from fp4dit_onnx.resources import usable_cores
 
-__all__ = ["Machine", "usable_cores"]
+__all__ = ["Machine"]
 
 PACKAGES = ("fp4dit-onnx", "numpy", "onnxruntime", "torch", "openvino")
 
@@ -54,13 +55,6 @@ class Machine:
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
         return asdict(self)
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

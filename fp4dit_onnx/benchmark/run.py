@@ -19,6 +19,7 @@ from fp4dit_onnx.benchmark.rounds import (
     settle,
 )
 from fp4dit_onnx.progress import Reporter
+from fp4dit_onnx.resources import checked_threads
 
 __all__ = ["Outcome", "Report", "Settings", "run_case"]
 
@@ -38,6 +39,10 @@ class Settings:
     seconds: float
     rounds: int | None = None
     limits: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the threads; see `checked_threads`."""
+        checked_threads(self.threads)
 
     def limit(self, isa: str | None, product: str | None) -> float | None:
         """10^9 operations a second that `isa` can reach in products of a kind; None if unknown."""

@@ -14,6 +14,7 @@ from fp4dit_onnx import ops
 from fp4dit_onnx.benchmark.case import Array
 from fp4dit_onnx.benchmark.contestant import Loaded, package
 from fp4dit_onnx.library import library_path, select_isa
+from fp4dit_onnx.resources import checked_threads
 
 __all__ = ["MICROSOFT", "bound", "graph_model", "make_session"]
 
@@ -71,7 +72,7 @@ def make_session(
     ort = package("onnxruntime")
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = checked_threads(threads)
     options.add_session_config_entry(_STOP_SPINNING, "1")
     if configure is not None:
         configure(options)

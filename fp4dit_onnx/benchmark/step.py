@@ -15,10 +15,10 @@ import onnx
 
 from fp4dit_onnx.benchmark.case import Array, checked_sqnr
 from fp4dit_onnx.benchmark.contestant import Absent, Contestant, Loaded, package
-from fp4dit_onnx.benchmark.machine import usable_cores
 from fp4dit_onnx.benchmark.openvino_models import onnx_model
 from fp4dit_onnx.benchmark.sessions import bound, make_session
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.resources import usable_cores
 from fp4dit_onnx.silence import quiet
 
 __all__ = ["PEERS", "StepCase", "ours"]

@@ -77,12 +77,13 @@ def run(
 ) -> None:
     """Measure speed side by side with other libraries, in one interleaved run."""
     from fp4dit_onnx.benchmark import PEERS, Settings, choose
-    from fp4dit_onnx.benchmark.machine import usable_cores
     from fp4dit_onnx.benchmark.requests import Formats, operator_cases, step_case
     from fp4dit_onnx.library import supported_isas
+    from fp4dit_onnx.resources import usable_cores
 
     if bundle is None and float_model is not None:
         raise UsageError("--float is the float model of a bundle: give the bundle too")
+    settings = Settings(usable_cores() if threads is None else threads, seconds, rounds)
     formats = Formats(bits, weight_format, activation_format, group_size)
     cases: list[Case] = []
     if bundle is not None:
@@ -95,7 +96,7 @@ def run(
     if dry_run:
         _print_plan(cases, isas, peers, json=json)
         return
-    _measure(cases, isas, peers, Settings(threads or usable_cores(), seconds, rounds), json=json)
+    _measure(cases, isas, peers, settings, json=json)
 
 
 def _print_plan(

@@ -271,10 +271,10 @@ def quantizer_input(graph: onnx.GraphProto, layer: str) -> str | None:
 
 def _exposing(path: Path, names: Sequence[str]) -> Any:
     """A session of the model at `path` whose outputs are also the float tensors `names`."""
-    from fp4dit_onnx.benchmark.machine import usable_cores
     from fp4dit_onnx.benchmark.sessions import make_session
     from fp4dit_onnx.library import supported_isas
     from fp4dit_onnx.probe import load_model
+    from fp4dit_onnx.resources import usable_cores
 
     model = load_model(path)
     declared = {output.name for output in model.graph.output}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fp4dit_onnx.benchmark.machine import Machine, usable_cores
+from fp4dit_onnx.benchmark.machine import Machine
 from fp4dit_onnx.bundle import Bundle
 from fp4dit_onnx.checkpoint import Checkpoint, open_checkpoint
 from fp4dit_onnx.errors import Fp4DitError, UsageError
@@ -23,6 +23,7 @@ from fp4dit_onnx.quality import FLOAT, evaluate
 from fp4dit_onnx.report import speed
 from fp4dit_onnx.report.data import SECTIONS, Evidence, Picture, Quality
 from fp4dit_onnx.report.histograms import histograms
+from fp4dit_onnx.resources import usable_cores
 from fp4dit_onnx.runtime import Pipeline
 
 __all__ = ["DIFFERENCE_GAIN", "measure"]

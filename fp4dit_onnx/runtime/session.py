@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fp4dit_onnx.errors import BundleError, MissingExtraError, UsageError
+from fp4dit_onnx.resources import checked_threads
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -35,8 +36,8 @@ def session(
     Raises:
         MissingExtraError: onnxruntime is not installed.
         BundleError: no such file, or one that ONNX Runtime refuses.
-        UsageError: ONNX Runtime is too old, the library cannot be used, or ``FP4DIT_ISA`` names
-            kernels that cannot run.
+        UsageError: ONNX Runtime is too old, the library cannot be used, ``FP4DIT_ISA`` names
+            kernels that cannot run, or there are too many threads; see `checked_threads`.
     """
     try:
         import onnxruntime
@@ -57,7 +58,7 @@ def session(
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry(_EXACT_MATMUL, "0")
     if threads is not None:
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = checked_threads(threads)
     if library:
         from fp4dit_onnx.library import library_path
 

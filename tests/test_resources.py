@@ -1,0 +1,75 @@
+"""What a process may use: threads far above the cores are refused wherever they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.resources import checked_threads, most_threads, usable_cores
+
+
+@pytest.mark.parametrize("threads", [-1, 0, most_threads() + 1, 100_000])
+def test_threads_that_no_machine_has(threads: int) -> None:
+    with pytest.raises(UsageError, match=rf"threads {threads}: expected 1 to {most_threads()} on"):
+        checked_threads(threads)
+
+
+def test_more_threads_than_cores_may_be_asked_for() -> None:
+    assert usable_cores() < most_threads() == checked_threads(most_threads())
+
+
+def in_a_session(bundle: Path) -> object:
+    from fp4dit_onnx.runtime.session import session
+
+    return session(bundle / "transformer" / "model.onnx", threads=100_000)
+
+
+def in_a_pipeline(bundle: Path) -> object:
+    from fp4dit_onnx.runtime.pipeline import Pipeline
+
+    return Pipeline(bundle, threads=100_000)
+
+
+def in_a_benchmark(bundle: Path) -> object:
+    from fp4dit_onnx.benchmark import Settings
+
+    return Settings(threads=100_000, seconds=1.0)
+
+
+def in_a_contestant(bundle: Path) -> object:
+    from fp4dit_onnx.benchmark.sessions import make_session
+
+    return make_session(bundle / "transformer" / "model.onnx", 100_000)
+
+
+def in_a_limit(bundle: Path) -> object:
+    from fp4dit_onnx.library import dot_product_limit, supported_isas
+
+    return dot_product_limit(supported_isas()[0], "float", 100_000)
+
+
+@pytest.mark.parametrize(
+    "start", [in_a_session, in_a_pipeline, in_a_benchmark, in_a_contestant, in_a_limit]
+)
+def test_who_starts_threads_checks_their_number(
+    start: Callable[[Path], Any], demo_bundle: Path
+) -> None:
+    with pytest.raises(UsageError, match="threads 100000: expected 1 to"):
+        start(demo_bundle)
+
+
+@pytest.mark.parametrize("command", ["generate", "bench"])
+def test_commands_end_in_a_line(
+    command: str, demo_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fp4dit_onnx.cli import main
+
+    words = {"generate": ["--prompt", "a", "-o", str(tmp_path / "a.png")], "bench": ["--dry-run"]}
+    with pytest.raises(SystemExit) as left:
+        main([command, str(demo_bundle), "--threads", "100000", *words[command]])
+    assert left.value.code == 2
+    assert capsys.readouterr().err.startswith("error: threads 100000: expected 1 to")
