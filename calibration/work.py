@@ -16,6 +16,7 @@ import torch
 
 from fp4dit_onnx.calibration.samples import Samples, Stored
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.files import Origin, plain, read_json
 from fp4dit_onnx.state import WORK_MANIFEST, QuantizedLayer, QuantizedState, load_state, save_state
 
 __all__ = ["Work", "model_digest"]
@@ -54,7 +55,7 @@ class Work:
     def __init__(self, folder: Path, fingerprint: Mapping[str, Any]) -> None:
         self.folder = folder
         manifest = folder / WORK_MANIFEST
-        wanted = json.loads(json.dumps(fingerprint))
+        wanted = plain(fingerprint)
         if not manifest.exists():
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
                 raise UsageError(
@@ -64,10 +65,8 @@ class Work:
             folder.mkdir(parents=True, exist_ok=True)
             self._write(manifest, json.dumps(wanted, indent=1))
             return
-        try:
-            found = json.loads(manifest.read_text())
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{manifest} is not readable ({error}): delete {folder}") from error
+        origin = Origin(UsageError, f"delete {folder}")
+        found = read_json(manifest, "what is calibrated there", origin)
         self._compare(_flat(found), _flat(wanted))
 
     def _compare(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

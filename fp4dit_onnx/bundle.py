@@ -11,8 +11,6 @@ The manifest, quantization.json, holds ``format_version``, ``recipe``, ``samplin
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,6 +18,7 @@ from typing import Any
 
 from fp4dit_onnx.bundle_writing import new_bundle
 from fp4dit_onnx.errors import BundleError
+from fp4dit_onnx.files import BUNDLE, json_text, plain, read_json
 
 __all__ = [
     "EVIDENCE",
@@ -158,8 +157,8 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
     files = {p.relative_to(folder).as_posix(): _entry(p) for p in paths}
     content = {"format_version": FORMAT_VERSION, **manifest, "files": files}
-    finite: dict[str, Any] = {key: _finite(value) for key, value in content.items()}
-    (folder / MANIFEST).write_bytes(_manifest_text(finite))
+    finite: dict[str, Any] = plain(content)
+    (folder / MANIFEST).write_bytes(json_text(finite))
     return finite
 
 
@@ -183,21 +182,17 @@ def put_files(folder: Path, contents: Mapping[str, bytes]) -> dict[str, Any]:
     manifest = _read_manifest(folder / MANIFEST)
     files = {name: entry for name, entry in manifest["files"].items() if name not in contents}
     if files != manifest["files"]:
-        _write_whole(folder / MANIFEST, _manifest_text({**manifest, "files": files}))
+        _write_whole(folder / MANIFEST, json_text({**manifest, "files": files}))
     for name, content in contents.items():
         _write_whole(folder / name, content)
     files |= {name: _entry(folder / name) for name in contents}
     listed = {**manifest, "files": dict(sorted(files.items()))}
-    _write_whole(folder / MANIFEST, _manifest_text(listed))
+    _write_whole(folder / MANIFEST, json_text(listed))
     return listed
 
 
 def _entry(path: Path) -> dict[str, Any]:
     return {"sha256": _sha256(path), "bytes": path.stat().st_size}
-
-
-def _manifest_text(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
 
 
 def _write_whole(path: Path, content: bytes) -> None:
@@ -208,16 +203,6 @@ def _write_whole(path: Path, content: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return value
 
 
 def _sha256(path: Path) -> str:
@@ -245,11 +230,8 @@ def _check_is_bundle(root: Path) -> None:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BundleError(f"{path} is not JSON ({error}); {_EXPORT_AGAIN}") from None
-    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    manifest = read_json(path, "the bundle's manifest", BUNDLE)
+    version = manifest.get("format_version")
     if version != FORMAT_VERSION:
         raise BundleError(
             f"{path} has format_version {version!r}: this program reads {FORMAT_VERSION}; "

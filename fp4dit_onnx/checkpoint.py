@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fp4dit_onnx.errors import CheckpointError
-from fp4dit_onnx.tensor_files import TensorInfo, WeightFiles, read_json, read_weights
+from fp4dit_onnx.files import CHECKPOINT, LARGE, read_json
+from fp4dit_onnx.tensor_files import TensorInfo, WeightFiles, read_weights
 
 __all__ = ["Checkpoint", "Component", "TensorInfo", "demo_folder", "open_checkpoint"]
 
@@ -97,7 +98,7 @@ def open_checkpoint(
     """
     root = demo_folder() if folder is None else Path(folder)
     _check_is_pipeline(root)
-    index = read_json(root / _INDEX, "the pipeline's list of components")
+    index = read_json(root / _INDEX, "the pipeline's list of components", CHECKPOINT)
     pipeline_class = index.get("_class_name")
     if not isinstance(pipeline_class, str):
         raise CheckpointError(
@@ -175,9 +176,10 @@ def _component(root: Path, name: str, class_name: str) -> Component:
     if name.startswith("tokenizer"):
         _check_tokenizer(folder)
     elif name.startswith("scheduler"):
-        read_json(folder / "scheduler_config.json", "the scheduler's settings")
+        path = folder / "scheduler_config.json"
+        read_json(path, "the scheduler's settings", CHECKPOINT, infinite=True)
     else:
-        read_json(folder / "config.json", f"the settings of {class_name}")
+        read_json(folder / "config.json", f"the settings of {class_name}", CHECKPOINT)
         weights = read_weights(folder)
     return Component(name, folder, class_name, weights.tensors, weights.variant)
 
@@ -185,7 +187,7 @@ def _component(root: Path, name: str, class_name: str) -> Component:
 def _check_tokenizer(folder: Path) -> None:
     path = folder / "tokenizer.json"
     if path.is_file():
-        read_json(path, "the tokenizer in one file")
+        read_json(path, "the tokenizer in one file", CHECKPOINT, limit=LARGE)
         return
     held = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
     raise CheckpointError(
@@ -197,7 +199,7 @@ def _check_tokenizer(folder: Path) -> None:
 
 def _transformer_config(folder: Path, expected: str) -> dict[str, Any]:
     path = folder / "config.json"
-    config = read_json(path, f"the settings of {expected}")
+    config = read_json(path, f"the settings of {expected}", CHECKPOINT)
     found = config.get("_class_name")
     if found != expected:
         raise CheckpointError(

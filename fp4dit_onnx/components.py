@@ -8,9 +8,9 @@ from pathlib import Path
 from fp4dit_onnx import checkpoint
 from fp4dit_onnx.component_writing import Component, ComponentWriter
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.files import CHECKPOINT, read_json
 from fp4dit_onnx.models import InputSpec, Interface
 from fp4dit_onnx.runtime.step_table import write_step_table
-from fp4dit_onnx.tensor_files import read_json
 
 __all__ = ["VAES", "check_vae", "copy_settings", "write_vae_decoder"]
 
@@ -47,7 +47,9 @@ def write_vae_decoder(part: checkpoint.Component, writer: ComponentWriter) -> No
     """
     from fp4dit_onnx.tracing.networks import fake_vae_decoder
 
-    config = read_json(part.folder / "config.json", f"the settings of {part.class_name}")
+    config = read_json(
+        part.folder / "config.json", f"the settings of {part.class_name}", CHECKPOINT
+    )
     network = fake_vae_decoder(part.class_name, config)
     component = Component(
         name="vae_decoder",

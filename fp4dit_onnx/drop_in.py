@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fp4dit_onnx.errors import BundleError, MissingExtraError, UsageError
-from fp4dit_onnx.runtime.files import read_json
+from fp4dit_onnx.files import BUNDLE, read_json
 from fp4dit_onnx.runtime.session import session
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def load_transformer(
         UsageError: when the module is called: an argument that the graph cannot take.
     """
     folder = Path(bundle) / "transformer"
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", "the transformer's settings", BUNDLE)
     original = _original_class(folder / "config.json", config)
     graph = _Graph(session(folder / "model.onnx", library=library, threads=threads))
     module: nn.Module = _module_class()(graph, original, config)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
-import json
 import os
 import sys
 import time
@@ -17,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fp4dit_onnx.errors import Fp4DitError
+from fp4dit_onnx.files import GIVEN, parse_object
 from fp4dit_onnx.resources import checked_threads
 
 __all__ = [
@@ -170,7 +170,9 @@ class Library:
         size: int = self._library.fp4dit_counters_json(None, 0) + 256  # others may be counting
         buffer = ctypes.create_string_buffer(size)
         self._library.fp4dit_counters_json(buffer, size)
-        counts: dict[str, int] = json.loads(buffer.value)
+        counts: dict[str, int] = parse_object(
+            buffer.value, "the library's counters", "counts", GIVEN
+        )
         return counts
 
     def reset_counters(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from fp4dit_onnx.errors import Fp4DitError
+from fp4dit_onnx.errors import Fp4DitError, UsageError
+from fp4dit_onnx.files import GIVEN, Count, WrongType, decoded, parse_object
 from fp4dit_onnx.skeleton import is_placeholder
 
 if TYPE_CHECKING:
@@ -32,6 +34,22 @@ ALIGNMENT = 64
 PAGE_ALIGNMENT = 1 << 16
 PAGE_ALIGN_FROM = 1 << 20
 """Bytes; from here on a tensor starts at a multiple of every page size, so that it can be mapped."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor lies in the data file, as the journal notes it."""
+
+    name: str
+    offset: Count
+    length: Count
+    type: int
+    note: Any = None
+
+    @property
+    def end(self) -> int:
+        """The byte after it."""
+        return self.offset + self.length
 
 
 def save_model(model: onnx.ModelProto, path: Path) -> None:
@@ -59,7 +77,7 @@ class ModelFile:
     def __init__(self, path: Path, journal: Path | None = None) -> None:
         self.path = path
         self._journal = journal
-        self._places: dict[str, dict[str, Any]] = {}
+        self._places: dict[str, _Place] = {}
         data = path.with_name(path.name + DATA_SUFFIX)
         self._file = self._reopened(data) if journal and journal.exists() else data.open("wb")
         self._name = data.name
@@ -75,22 +93,23 @@ class ModelFile:
     @property
     def notes(self) -> Mapping[str, Any]:
         """What was noted of each tensor, those of an earlier run included."""
-        return {name: place.get("note") for name, place in self._places.items()}
+        return {name: place.note for name, place in self._places.items()}
 
     def _reopened(self, data: Path) -> IO[bytes]:
         """The data file of an earlier run, cut after the last tensor that its journal has."""
         assert self._journal is not None
         size = data.stat().st_size if data.exists() else 0
-        for line in self._journal.read_text().splitlines():
+        for line in self._journal.read_bytes().splitlines():
             try:
-                place = json.loads(line)
-            except ValueError:
+                found = parse_object(line, "a line", "a tensor's place", GIVEN, infinite=True)
+                place = decoded(_Place, found)
+            except (UsageError, WrongType):
                 break  # the line at which the run was killed
-            if place["offset"] + place["length"] > size:
+            if place.end > size:
                 break
-            self._places[place["name"]] = place
-        end = max((p["offset"] + p["length"] for p in self._places.values()), default=0)
-        lines = [json.dumps(place) + "\n" for place in self._places.values()]
+            self._places[place.name] = place
+        end = max((place.end for place in self._places.values()), default=0)
+        lines = [json.dumps(asdict(place)) + "\n" for place in self._places.values()]
         self._journal.write_text("".join(lines))
         file = data.open("r+b" if data.exists() else "wb")
         file.truncate(end)
@@ -148,17 +167,16 @@ class ModelFile:
             return
         alignment = PAGE_ALIGNMENT if length >= PAGE_ALIGN_FROM else ALIGNMENT
         self._file.write(bytes(-self._file.tell() % alignment))
-        place = {"name": tensor.name, "offset": self._file.tell(), "length": length}
-        place["type"] = tensor.data_type
+        offset = self._file.tell()
         for part in values:
             self._file.write(_stored(tensor, part, dtype).data)
-        assert self._file.tell() == place["offset"] + length, tensor.name
-        place["note"] = note(tensor.name)
+        place = _Place(tensor.name, offset, length, tensor.data_type, note(tensor.name))
+        assert self._file.tell() == place.end, tensor.name
         self._places[tensor.name] = place
         if self._journal is not None:
             self._file.flush()
             with self._journal.open("a") as journal:
-                journal.write(json.dumps(place) + "\n")
+                journal.write(json.dumps(asdict(place)) + "\n")
         _refer(tensor, place, self._name)
 
 
@@ -178,11 +196,11 @@ def _stored(tensor: onnx.TensorProto, values: Array, dtype: np.dtype[Any]) -> Ar
     return np.ascontiguousarray(values, dtype)
 
 
-def _refer(tensor: onnx.TensorProto, place: Mapping[str, Any], location: str) -> None:
+def _refer(tensor: onnx.TensorProto, place: _Place, location: str) -> None:
     """Let `tensor` refer to its place in the data file."""
     tensor.ClearField("raw_data")
     del tensor.external_data[:]
-    tensor.data_type, tensor.data_location = place["type"], onnx.TensorProto.EXTERNAL
-    found = {"location": location, "offset": place["offset"], "length": place["length"]}
+    tensor.data_type, tensor.data_location = place.type, onnx.TensorProto.EXTERNAL
+    found = {"location": location, "offset": place.offset, "length": place.length}
     for key, value in found.items():
         tensor.external_data.add(key=key, value=str(value))

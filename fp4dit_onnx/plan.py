@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.resources
 import itertools
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import prod
@@ -14,6 +13,7 @@ from typing import Any
 from fp4dit_onnx.checkpoint import Checkpoint, open_checkpoint
 from fp4dit_onnx.components import check_vae
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.files import CHECKPOINT, parse_object, read_json
 from fp4dit_onnx.layers import layer_size, linear_layers, totals
 from fp4dit_onnx.methods import AdaRound, Method, method_by_name
 from fp4dit_onnx.models import Family, family_of
@@ -332,7 +332,7 @@ def _sampling(request: ExportRequest, family: Family, checkpoint: Checkpoint) ->
     defaults = dict(family.sampling)
     if request.model is None:
         demo = importlib.resources.files("fp4dit_onnx") / "demo" / "sampling.json"
-        defaults |= json.loads(demo.read_text())
+        defaults |= parse_object(demo.read_bytes(), str(demo), "sampling defaults", CHECKPOINT)
     own = checkpoint.transformer_config.get("sample_size") or defaults["sample_size"]
     pixels = int(own) * _pixels_a_latent(checkpoint)
     return Sampling(
@@ -349,7 +349,7 @@ def _pixels_a_latent(checkpoint: Checkpoint) -> int:
     path = checkpoint.folder / "vae" / "config.json"
     if not path.is_file():
         return 8
-    vae = json.loads(path.read_text())
+    vae = read_json(path, "the VAE's settings", CHECKPOINT)
     levels = vae.get("block_out_channels") or vae["encoder_block_out_channels"]
     return int(2 ** (len(levels) - 1))
 

@@ -6,6 +6,7 @@ import importlib.resources
 from pathlib import Path
 
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.files import GIVEN, read_text
 
 __all__ = ["demo_prompts", "general_prompts", "read_prompts"]
 
@@ -14,16 +15,9 @@ def read_prompts(path: Path) -> list[str]:
     """The lines of a UTF-8 text file that are not blank, in order.
 
     Raises:
-        UsageError: no such file, not UTF-8, or without a line.
+        UsageError: no such file, not UTF-8, or without a line; see `files.read_text`.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"prompts file {path}: {error.strerror}; give a text file") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"prompts file {path}: byte {error.start} is not UTF-8; save the file as UTF-8 text"
-        ) from error
+    text = read_text(path, "a file of prompts", GIVEN)
     prompts = [line.strip() for line in text.splitlines() if line.strip()]
     if not prompts:
         raise UsageError(f"prompts file {path} is empty: expected one prompt a line")

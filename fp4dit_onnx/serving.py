@@ -14,9 +14,9 @@ from urllib.parse import parse_qs
 
 from fp4dit_onnx.bundle import MANIFEST, Bundle
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.files import BUNDLE, read_json
 from fp4dit_onnx.local_server import MEDIA_TYPES, FileServer, Handler
 from fp4dit_onnx.runtime.families import FAMILIES, family_of_pipeline
-from fp4dit_onnx.runtime.files import read_json
 from fp4dit_onnx.runtime.step_table import STEP_TABLE, bundle_step_table
 from fp4dit_onnx.targets import target_by_name, target_of
 
@@ -94,7 +94,7 @@ def served_files(bundle: Bundle) -> dict[str, Path]:
 def check_drawable(bundle: Bundle) -> None:
     """Raise UsageError for a bundle that the page cannot draw with."""
     index = bundle.model_index
-    name = str(read_json(index).get("_class_name"))
+    name = str(read_json(index, "the list of components", BUNDLE).get("_class_name"))
     family = family_of_pipeline(name, index)
     if not set(family.pipelines) & set(PAGE_FAMILIES):
         known = ", ".join(n for f in FAMILIES for n in f.pipelines if n in PAGE_FAMILIES)

@@ -18,6 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.files import GIVEN, Positive, WrongType, decoded, parse_object, plain
 from fp4dit_onnx.formats import FloatArray, format_by_name
 from fp4dit_onnx.numerics import decode, dequantize, group_count, unpack
 from fp4dit_onnx.recipe import LayerSpec
@@ -162,13 +163,32 @@ def save_state(state: QuantizedState, path: Path) -> None:
         "attention": dict(state.attention),
         "provenance": dict(state.provenance),
     }
-    metadata = {_METADATA: json.dumps(header, sort_keys=True)}
+    metadata = {_METADATA: json.dumps(plain(header), sort_keys=True)}
     partial = path.with_name(f".{path.name}.partial")
     try:
         safetensors.numpy.save_file(tensors, partial, metadata=metadata)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _StoredLayer:
+    """What the header says of a layer."""
+
+    k: Positive
+    weight: str
+    activation: str | None
+    group_size: Positive
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The metadata of a state file."""
+
+    layers: Mapping[str, _StoredLayer]
+    provenance: Mapping[str, Any]
+    attention: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_state(path: Path) -> QuantizedState:
@@ -180,27 +200,30 @@ def load_state(path: Path) -> QuantizedState:
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            header = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
-            version = header.get("version") if isinstance(header, dict) else None
-            if version != STATE_VERSION:
-                raise UsageError(
-                    f"{path}: state version {version}, expected {STATE_VERSION}: "
-                    "write it again with this version of fp4dit-onnx"
-                )
-            provenance = header["provenance"]
-            attention = dict(header.get("attention", {}))
-            for name in attention.values():
+            header = _header(path, (file.metadata() or {}).get(_METADATA, "{}"))
+            for name in header.attention.values():
                 format_by_name(name)
             layers = {
                 name: QuantizedLayer(
                     name,
-                    LayerSpec(row["weight"], row["activation"], row["group_size"]),
-                    row["k"],
+                    LayerSpec(row.weight, row.activation, row.group_size),
+                    row.k,
                     file.get_tensor(f"{name}.codes"),
                     file.get_tensor(f"{name}.scale"),
                 )
-                for name, row in header["layers"].items()
+                for name, row in header.layers.items()
             }
-    except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, safetensors.SafetensorError, WrongType) as error:
         raise UsageError(f"{path}: no readable quantized state ({error})") from error
-    return QuantizedState(layers, provenance, attention)
+    return QuantizedState(layers, header.provenance, header.attention)
+
+
+def _header(path: Path, text: str) -> _Header:
+    header = parse_object(text.encode(), f"{path}: its header", "a quantized state", GIVEN)
+    version = header.get("version")
+    if version != STATE_VERSION:
+        raise UsageError(
+            f"{path}: state version {version}, expected {STATE_VERSION}: "
+            "write it again with this version of fp4dit-onnx"
+        )
+    return decoded(_Header, header)

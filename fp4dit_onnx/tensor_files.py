@@ -6,20 +6,16 @@ tensors' bytes. A component may be split into shards, which an index file lists 
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fp4dit_onnx.errors import CheckpointError
+from fp4dit_onnx.files import CHECKPOINT, LARGE, parse_object, read_json
 
-__all__ = ["TensorInfo", "WeightFiles", "read_header", "read_json", "read_weights"]
-
-MAX_HEADER_BYTES = 100 * 2**20
-"""The format's own limit."""
+__all__ = ["TensorInfo", "WeightFiles", "read_header", "read_weights"]
 
 BITS = {
     "BOOL": 8,
@@ -78,27 +74,6 @@ class WeightFiles:
     variant: str | None
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """The JSON object in `path`.
-
-    Raises:
-        CheckpointError: the file is absent, is no JSON, or holds no object; `what` names its role.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path} not found: expected {what}; download the folder again")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path} is not JSON ({error}): expected {what}; download the file again"
-        ) from None
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path} holds a JSON {type(content).__name__}: expected an object, {what}"
-        )
-    return content
-
-
 def _damaged(path: Path, found: str) -> CheckpointError:
     return CheckpointError(
         f"{path} is damaged: {found}; expected a whole safetensors file: download it again"
@@ -118,17 +93,12 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         if len(prefix) < 8:
             raise _damaged(path, f"{size} bytes, too short for a header")
         (length,) = struct.unpack("<Q", prefix)
-        if length > MAX_HEADER_BYTES:
+        if length > LARGE:
             raise _damaged(path, f"its first 8 bytes announce a header of {length} bytes")
         if 8 + length > size:
             raise _damaged(path, f"header of {length} bytes in a file of {size}")
         raw = stream.read(length)
-    try:
-        header = json.loads(raw.decode("utf-8"))
-    except ValueError:
-        raise _damaged(path, "its header is not JSON") from None
-    if not isinstance(header, dict):
-        raise _damaged(path, "its header is no JSON object")
+    header = parse_object(raw, f"{path}: its header", "a safetensors header", CHECKPOINT)
     header.pop("__metadata__", None)
     tensors = {name: _tensor(path, name, entry, 8 + length) for name, entry in header.items()}
     end = max((t.offset + t.nbytes for t in tensors.values()), default=8 + length)
@@ -204,7 +174,7 @@ def _no_weights(folder: Path) -> CheckpointError:
 
 
 def _read_shards(index: Path) -> dict[str, TensorInfo]:
-    content = read_json(index, "the index of a model's shards")
+    content = read_json(index, "the index of a model's shards", CHECKPOINT, limit=LARGE)
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not all(
         isinstance(shard, str) for shard in weight_map.values()

@@ -14,12 +14,12 @@ from fp4dit_onnx import checkpoint
 from fp4dit_onnx.annotation import annotate
 from fp4dit_onnx.component_writing import Component, ComponentWriter
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.files import CHECKPOINT, read_json
 from fp4dit_onnx.layers import FLOAT32_BYTES, layer_size
 from fp4dit_onnx.models import TEXT_ENCODERS
 from fp4dit_onnx.recipe import Recipe, make_recipe
 from fp4dit_onnx.state import LayerLayout
 from fp4dit_onnx.streaming import LayerNote, nearest
-from fp4dit_onnx.tensor_files import read_json
 
 if TYPE_CHECKING:
     from fp4dit_onnx.tracing.networks import FakeNetwork
@@ -113,7 +113,9 @@ def write_encoder(
     from fp4dit_onnx.tracing.networks import fake_text_encoder
 
     kind = TEXT_ENCODERS[part.class_name]
-    config = read_json(part.folder / "config.json", f"the settings of {part.class_name}")
+    config = read_json(
+        part.folder / "config.json", f"the settings of {part.class_name}", CHECKPOINT
+    )
     network = fake_text_encoder(part.class_name, config)
     tensors = network.stored_under(part.tensors, lambda name: kind.prefix + name)
     used = [n for n in network.linears if not any(fnmatchcase(n, u) for u in kind.unused)]

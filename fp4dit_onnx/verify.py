@@ -32,6 +32,7 @@ from fp4dit_onnx.bundle import Bundle
 from fp4dit_onnx.cases import CASES, case_inputs
 from fp4dit_onnx.compare import Comparison, sqnr_db
 from fp4dit_onnx.errors import BundleError
+from fp4dit_onnx.files import BUNDLE, read_json
 from fp4dit_onnx.formats import format_by_name
 from fp4dit_onnx.library import Library
 from fp4dit_onnx.models import Family, family_of
@@ -47,7 +48,6 @@ from fp4dit_onnx.probe import (
     read_state,
 )
 from fp4dit_onnx.progress import Reporter, SilentReporter
-from fp4dit_onnx.runtime.files import read_json
 from fp4dit_onnx.runtime.session import session
 from fp4dit_onnx.targets.target import DEFAULT_TARGET, target_of
 
@@ -153,7 +153,8 @@ class _Subject:
     @classmethod
     def load(cls, bundle: Bundle) -> _Subject:
         source = bundle.manifest["source"]
-        config = read_json(bundle.folder / "transformer" / "config.json")
+        path = bundle.folder / "transformer" / "config.json"
+        config = read_json(path, "the transformer's settings", BUNDLE)
         family = family_of(source["pipeline"], source["transformer"])
         return cls(bundle, load_model(bundle.transformer), family, config)
 

@@ -196,12 +196,12 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         ("announce a header of", "download"),
     ),
     "header garbage": (
-        lambda f: replace_header(f, b"\xff\xfe\x00garbage"),
-        ("its header is not JSON", "download"),
+        lambda f: replace_header(f, b"\xfd\xfc garbage\x00"),
+        ("its header is not a text: byte 10 is NUL", "download"),
     ),
     "header no object": (
         lambda f: replace_header(f, b"[1]"),
-        ("its header is no JSON object", "download"),
+        ("its header holds a JSON list", "download"),
     ),
     "entry no object": (lambda f: replace_header(f, header_of(3)), ("entry 'w'", "download")),
     "entry of unknown type": (

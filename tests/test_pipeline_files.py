@@ -39,15 +39,15 @@ def damaged(bundle: Path, tmp_path: Path, name: str, content: str | None) -> Pat
 @pytest.mark.parametrize(
     ("name", "content", "error", "message"),
     [
-        ("model_index.json", None, BundleError, "does not exist"),
+        ("model_index.json", None, BundleError, "not found"),
         ("model_index.json", '{"_class_name": "SanaPipeline"}', UsageError, "SanaPipeline"),
         ("quantization.json", "{}", BundleError, "lacks sampling.steps"),
         ("quantization.json", '{"sampling": {"steps": 1}}', BundleError, "sampling.guidance"),
-        ("quantization.json", "[1", BundleError, "is no JSON"),
-        ("quantization.json", "[1]", BundleError, "no JSON object"),
+        ("quantization.json", "[1", BundleError, "is not JSON"),
+        ("quantization.json", "[1]", BundleError, "holds a JSON list"),
         ("transformer/model.onnx", None, BundleError, "does not exist"),
         ("transformer/model.onnx", "nonsense", BundleError, "cannot load"),
-        ("vae_decoder/config.json", None, BundleError, "does not exist"),
+        ("vae_decoder/config.json", None, BundleError, "not found"),
         ("scheduler/scheduler_config.json", "{}", UsageError, "scheduler None"),
     ],
 )

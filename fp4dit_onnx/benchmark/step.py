@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from fp4dit_onnx.benchmark.contestant import Absent, Contestant, Loaded, package
 from fp4dit_onnx.benchmark.openvino_models import onnx_model
 from fp4dit_onnx.benchmark.sessions import bound, make_session
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.files import BUNDLE, read_json
 from fp4dit_onnx.resources import usable_cores
 from fp4dit_onnx.silence import quiet
 
@@ -93,7 +93,7 @@ def _latent_sizes(model: Path) -> dict[str, int]:
     path = model.with_name("config.json")
     if not path.is_file():
         return {}
-    side = json.loads(path.read_text(encoding="utf-8")).get("sample_size")
+    side = read_json(path, "the transformer's settings", BUNDLE).get("sample_size")
     return {"height": int(side), "width": int(side)} if side else {}
 
 

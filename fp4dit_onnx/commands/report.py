@@ -13,8 +13,9 @@ from fp4dit_onnx.bundle import EVIDENCE, REPORT, Bundle
 from fp4dit_onnx.checkpoint import demo_folder
 from fp4dit_onnx.commands.output import print_json, print_line, reporter, size
 from fp4dit_onnx.errors import MissingExtraError, UsageError
+from fp4dit_onnx.files import plain
 from fp4dit_onnx.prompts import demo_prompts, general_prompts, read_prompts
-from fp4dit_onnx.report.data import Evidence, read_evidence, to_json
+from fp4dit_onnx.report.data import Evidence, read_evidence
 
 __all__ = ["run"]
 
@@ -116,7 +117,7 @@ def _report(bundle: Bundle, evidence: Evidence | None, output: Path | None, *, j
     path = output or bundle.folder / REPORT
     if json:
         kept = evidence or read_evidence(bundle.folder / EVIDENCE)
-        print_json({"report": str(path), "evidence": to_json(kept) if kept else None})
+        print_json({"report": str(path), "evidence": plain(kept) if kept else None})
     else:
         print_line(f"{path} written, {size(path.stat().st_size)}")
 
@@ -127,7 +128,7 @@ def _compare(first: Bundle, second: Bundle, output: Path, *, json: bool) -> None
     write_file(output, comparison_html(first, second))
     if json:
         found = {str(b.folder): read_evidence(b.folder / EVIDENCE) for b in (first, second)}
-        kept = {name: to_json(evidence) if evidence else None for name, evidence in found.items()}
+        kept = {name: plain(evidence) if evidence else None for name, evidence in found.items()}
         print_json({"report": str(output), "evidence": kept})
     else:
         print_line(f"{output} written, {size(output.stat().st_size)}")

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from fp4dit_onnx.benchmark.machine import Machine
 from fp4dit_onnx.benchmark.rounds import Spread
 from fp4dit_onnx.errors import BundleError
+from fp4dit_onnx.files import LARGE, Origin, WrongType, decoded, read_json
 from fp4dit_onnx.metrics import Score
-from fp4dit_onnx.report.decoding import WrongType, decoded
 from fp4dit_onnx.runtime.sampling import Sampling
 
 __all__ = [
@@ -35,12 +32,12 @@ __all__ = [
     "Speed",
     "Timing",
     "read_evidence",
-    "to_json",
 ]
 
 VERSION = 1
 FLOAT, LIBRARY, FUNCTIONS = "float32, torch", "quantized", "quantized, no library"
 """Who computes a denoising step, as tables show it."""
+_ORIGIN = Origin(BundleError, "measure again with  fp4dit-onnx report BUNDLE --model PIPELINE")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SECTIONS = {
     "quality": "pictures and latents beside the float model's",
@@ -198,21 +195,6 @@ class Evidence:
     version: int = VERSION
 
 
-def to_json(evidence: Evidence) -> dict[str, Any]:
-    """Plain data; numbers that JSON lacks become null."""
-    return {key: _finite(value) for key, value in asdict(evidence).items()}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
-
-
 def read_evidence(path: Path) -> Evidence | None:
     """What is kept at `path`; None where there is no such file.
 
@@ -221,19 +203,17 @@ def read_evidence(path: Path) -> Evidence | None:
     """
     if not path.is_file():
         return None
-    cure = "measure again with  fp4dit-onnx report BUNDLE --model PIPELINE"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BundleError(f"{path} is not JSON ({error}): {cure}") from None
-    version = content.get("version") if isinstance(content, dict) else None
+    content = read_json(path, "measurements for a report", _ORIGIN, limit=LARGE)
+    version = content.get("version")
     if version != VERSION:
-        raise BundleError(f"{path} has version {version!r}: this program reads {VERSION}; {cure}")
+        raise BundleError(
+            f"{path} has version {version!r}: this program reads {VERSION}; {_ORIGIN.cure}"
+        )
     try:
         found = decoded(Evidence, content)
         _check(found)
     except WrongType as error:
-        raise BundleError(f"{path}: {error}; {cure}") from None
+        raise BundleError(f"{path}: {error}; {_ORIGIN.cure}") from None
     return found
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from fp4dit_onnx.bundle import EVIDENCE, MANIFEST, REPORT, Bundle
 from fp4dit_onnx.errors import BundleError
+from fp4dit_onnx.files import WrongType, decoded
 from fp4dit_onnx.report.data import Evidence, read_evidence
-from fp4dit_onnx.report.decoding import WrongType, decoded
 from fp4dit_onnx.runtime.sampling import Sampling
 
 __all__ = ["Facts", "Layer", "Subject", "open_subject"]

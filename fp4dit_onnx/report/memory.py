@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fp4dit_onnx.errors import Fp4DitError
+from fp4dit_onnx.files import GIVEN, decoded, parse_object
 from fp4dit_onnx.report.data import Memory
 from fp4dit_onnx.resources import peak_rss
 
@@ -68,7 +69,9 @@ def finish(process: subprocess.Popen[str]) -> Memory | str:
     out, err = process.communicate()
     if process.returncode != 0:
         return (err.strip().splitlines() or [f"ended with {process.returncode}"])[-1]
-    return Memory(**json.loads(out.splitlines()[-1]))
+    return decoded(
+        Memory, parse_object(out.splitlines()[-1].encode(), "a measurement", "memory", GIVEN)
+    )
 
 
 def _session(library: bool) -> Callable[[Subject], Callable[[], object]]:
@@ -133,7 +136,8 @@ def measure(subject: Subject) -> Memory:
 def main() -> None:
     """Be the process that is measured; its one argument is a `Subject` as JSON."""
     try:
-        print(json.dumps(asdict(measure(Subject(**json.loads(sys.argv[1]))))))
+        given = parse_object(sys.argv[1].encode(), "the argument", "a subject", GIVEN)
+        print(json.dumps(asdict(measure(decoded(Subject, given)))))
     except Fp4DitError as error:
         sys.exit(str(error))
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fp4dit_onnx.bundle import EVIDENCE, REPORT, Bundle, put_files
 from fp4dit_onnx.errors import MissingExtraError, UsageError
+from fp4dit_onnx.files import json_text, plain
 from fp4dit_onnx.progress import Reporter
 from fp4dit_onnx.prompts import demo_prompts
-from fp4dit_onnx.report.data import Evidence, to_json
+from fp4dit_onnx.report.data import Evidence
 from fp4dit_onnx.report.facts import Subject, open_subject
 
 if TYPE_CHECKING:
@@ -108,8 +108,7 @@ def _contents(bundle: Bundle, evidence: Evidence | None) -> dict[str, bytes]:
     page = {REPORT: report_html(bundle, evidence).encode()}
     if evidence is None:
         return page
-    text = json.dumps(to_json(evidence), indent=1, allow_nan=False) + "\n"
-    return {EVIDENCE: text.encode(), **page}
+    return {EVIDENCE: json_text(plain(evidence)), **page}
 
 
 def evidence_of_export(

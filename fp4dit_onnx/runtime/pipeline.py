@@ -16,9 +16,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from fp4dit_onnx.errors import BundleError, UsageError, VerificationError
+from fp4dit_onnx.files import BUNDLE, read_json
 from fp4dit_onnx.runtime.families import Encoded, Family, Request, Text, family_of_pipeline
 from fp4dit_onnx.runtime.families.packing import pack, unpack
-from fp4dit_onnx.runtime.files import read_json
 from fp4dit_onnx.runtime.sampling import (
     Sampling,
     Step,
@@ -85,15 +85,21 @@ class Pipeline:
         self, bundle_folder: Path, *, library: bool = True, threads: int | None = None
     ) -> None:
         folder = Path(bundle_folder)
-        self._model_index = read_json(folder / "model_index.json")
+        self._model_index = read_json(
+            folder / "model_index.json", "the list of components", BUNDLE
+        )
         self._family = _family(folder, self._model_index)
         self.defaults = default_sampling(folder / "quantization.json")
-        self.scheduler = scheduler_from_config(
-            read_json(folder / "scheduler" / "scheduler_config.json")
-        )
+        path = folder / "scheduler" / "scheduler_config.json"
+        settings = read_json(path, "the scheduler's settings", BUNDLE, infinite=True)
+        self.scheduler = scheduler_from_config(settings)
         self._transformer_path = folder / "transformer" / "model.onnx"
-        self._transformer_config = read_json(folder / "transformer" / "config.json")
-        self._vae_config = read_json(folder / "vae_decoder" / "config.json")
+        self._transformer_config = read_json(
+            folder / "transformer" / "config.json", "the transformer's settings", BUNDLE
+        )
+        self._vae_config = read_json(
+            folder / "vae_decoder" / "config.json", "the VAE's settings", BUNDLE
+        )
         for name in self._family.encoders:
             tokenizer = _tokenizer_of(name)
             setattr(self, tokenizer, Tokenizer(folder / tokenizer))

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fp4dit_onnx.errors import BundleError, UsageError
-from fp4dit_onnx.runtime.files import read_json
+from fp4dit_onnx.files import BUNDLE, read_json
 
 __all__ = ["Sampling", "Step", "default_sampling", "initial_latents", "seed_list", "step_noise"]
 
@@ -102,7 +102,7 @@ def default_sampling(manifest: Path) -> Sampling:
     Raises:
         BundleError: the manifest cannot be read, or lacks one.
     """
-    stored = read_json(manifest).get("sampling")
+    stored = read_json(manifest, "the manifest", BUNDLE).get("sampling")
     expected = [field.name for field in fields(Sampling)]
     missing = [n for n in expected if not isinstance(stored, dict) or n not in stored]
     if missing or not isinstance(stored, dict):

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.files import BUNDLE, read_json
 from fp4dit_onnx.runtime.families import family_of_pipeline
-from fp4dit_onnx.runtime.files import read_json
 from fp4dit_onnx.runtime.schedulers import FlowPlan, Scheduler, scheduler_from_config
 
 __all__ = ["STEP_TABLE", "StepTable", "bundle_step_table", "step_table", "write_step_table"]
@@ -127,8 +127,10 @@ def bundle_step_table(folder: Path, steps: int) -> StepTable:
             linear or whose sizes depend on the picture's, or `steps` out of range.
     """
     index = folder / "model_index.json"
-    family = family_of_pipeline(str(read_json(index).get("_class_name")), index)
-    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    pipeline = str(read_json(index, "the list of components", BUNDLE).get("_class_name"))
+    family = family_of_pipeline(pipeline, index)
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = read_json(path, "the scheduler's settings", BUNDLE, infinite=True)
     scheduler = scheduler_from_config(config)
     if config.get("use_dynamic_shifting"):
         raise UsageError(

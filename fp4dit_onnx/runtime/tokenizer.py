@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy.typing as npt
 import tokenizers
 
 from fp4dit_onnx.errors import BundleError
+from fp4dit_onnx.files import BUNDLE, read_json
 
 __all__ = ["Tokenizer"]
 
@@ -46,7 +46,7 @@ class Tokenizer:
         settings_path = folder / "tokenizer_config.json"
         settings: dict[str, Any] = {}
         if settings_path.is_file():
-            settings = json.loads(settings_path.read_text(encoding="utf-8"))
+            settings = read_json(settings_path, "the tokenizer's settings", BUNDLE)
         self._padding_side = settings.get("padding_side", "right")
         self._truncation_side = settings.get("truncation_side", "right")
         self._padding = self._padding_token(settings, path)

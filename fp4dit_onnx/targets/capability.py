@@ -20,6 +20,7 @@ from typing import Any
 import onnx
 
 from fp4dit_onnx.block_scales import NVFP4_BLOCK
+from fp4dit_onnx.files import GIVEN, parse_json
 from fp4dit_onnx.targets.table import TARGETS
 from fp4dit_onnx.tiny_model import tiny_linear
 
@@ -105,9 +106,10 @@ def _in_a_process(runtime: str, folder: Path) -> dict[str, dict[str, str]]:
     except subprocess.TimeoutExpired:
         ended = f"it did not answer in {SECONDS} s"
     results = folder / f"{runtime}{RESULTS}"
-    lines = results.read_text().splitlines() if results.exists() else []
+    lines = results.read_bytes().splitlines() if results.exists() else []
     found: dict[str, dict[str, str]] = {}
-    for name, target, reason in map(json.loads, lines):
+    for line in lines:
+        name, target, reason = parse_json(line, str(results), "what loads", GIVEN)
         found.setdefault(name, {})[target] = reason
     if ended:
         last = next(reversed(found), runtime)

@@ -18,8 +18,8 @@ from PIL import Image
 
 from fp4dit_onnx.bundle import Bundle, write_manifest
 from fp4dit_onnx.cli import main
+from fp4dit_onnx.files import decoded
 from fp4dit_onnx.report.data import Evidence
-from fp4dit_onnx.report.decoding import decoded
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")

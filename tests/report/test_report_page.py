@@ -11,8 +11,8 @@ import pytest
 
 from fp4dit_onnx.bundle import Bundle
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.report.data import Evidence, to_json
-from fp4dit_onnx.report.decoding import decoded
+from fp4dit_onnx.files import decoded, plain
+from fp4dit_onnx.report.data import Evidence
 from fp4dit_onnx.report.rendering import TEMPLATES
 from fp4dit_onnx.report.writing import add_report, comparison_html, report_html
 
@@ -69,7 +69,7 @@ def test_what_was_not_measured_is_said_with_the_command(
 def test_a_reason_found_while_measuring_is_shown(
     cases: SimpleNamespace, stub_bundle: Bundle
 ) -> None:
-    content = to_json(cases.evidence()) | {"speed": None, "absent": {"speed": "no kernels <here>"}}
+    content = plain(cases.evidence()) | {"speed": None, "absent": {"speed": "no kernels <here>"}}
     page = cases.check(report_html(stub_bundle, decoded(Evidence, content)))
     assert "no kernels <here>" in page.text
     assert page.text.count("Not measured:") == 1
@@ -78,7 +78,7 @@ def test_a_reason_found_while_measuring_is_shown(
 def test_times_of_a_busy_machine_give_no_ratio(
     cases: SimpleNamespace, stub_bundle: Bundle
 ) -> None:
-    content = to_json(cases.evidence())
+    content = plain(cases.evidence())
     assert "1.0 times as fast" in cases.Page(report_html(stub_bundle, cases.evidence())).text
     content["machine"]["load"] = 3.5  # on 2 cores
     text = cases.Page(report_html(stub_bundle, decoded(Evidence, content))).text

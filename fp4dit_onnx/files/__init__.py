@@ -1,0 +1,45 @@
+"""Text and JSON from disk: read in one place, with limits, and checked against dataclasses."""
+
+from fp4dit_onnx.files.decoding import (
+    Count,
+    Positive,
+    Range,
+    WrongType,
+    decoded,
+    of_type,
+    plain,
+    shown,
+)
+from fp4dit_onnx.files.reading import (
+    BUNDLE,
+    CHECKPOINT,
+    GIVEN,
+    LARGE,
+    Origin,
+    json_text,
+    parse_json,
+    parse_object,
+    read_json,
+    read_text,
+)
+
+__all__ = [
+    "BUNDLE",
+    "CHECKPOINT",
+    "GIVEN",
+    "LARGE",
+    "Count",
+    "Origin",
+    "Positive",
+    "Range",
+    "WrongType",
+    "decoded",
+    "json_text",
+    "of_type",
+    "parse_json",
+    "parse_object",
+    "plain",
+    "read_json",
+    "read_text",
+    "shown",
+]
