@@ -109,8 +109,9 @@ def sample_latents(
             its batch and the latents [B, C, H, W] that it made.
     """
     network = pipeline.transformer
-    size = network.config.sample_size
-    shape = (network.config.in_channels, size, size)
+    factor = pipeline.vae_scale_factor
+    sides = sampling.height // factor, sampling.width // factor
+    shape = (network.config.in_channels, *sides)
     handle = network.register_forward_hook(lambda *_: on_call())
     parts = []
     try:

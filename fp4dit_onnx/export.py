@@ -329,7 +329,7 @@ def _calibrate(
             attention=planned.attention,
             candidates=candidates,
             work=work,
-            max_ram=request.max_ram,
+            max_ram=int(request.max_ram),
         )
     except BaseException:
         if work is not None and not work.recorded:

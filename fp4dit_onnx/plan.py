@@ -23,6 +23,7 @@ from fp4dit_onnx.runtime.pipeline import Sampling
 from fp4dit_onnx.targets.table import target_by_name
 from fp4dit_onnx.targets.target import DEFAULT_TARGET
 from fp4dit_onnx.text_encoders import check_encoders, encoder_bytes, encoder_recipe
+from fp4dit_onnx.values import checked_seed, real, whole
 
 __all__ = ["ExportRequest", "Plan", "plan", "work_folder"]
 
@@ -101,7 +102,7 @@ class ExportRequest:
     state: Path | None = None
     work: Path | None = None
     restart: bool = False
-    max_ram: int = 2 * 2**30
+    max_ram: float = 2 * 2**30
     measure: bool | None = None
     components: str = "all"
     text_encoder_bits: str | None = None
@@ -306,12 +307,12 @@ def _check_choices(request: ExportRequest) -> None:
         raise UsageError(f"unknown form {request.form!r}: expected one of {', '.join(FORMS)}")
     for what in ("calibration_prompts", "steps", "iterations", "samples"):
         value = getattr(request, what)
-        if value is not None and value < 1:
-            raise UsageError(f"{what.replace('_', ' ')} {value}: expected at least 1")
-    if request.max_ram < SMALLEST_RAM:
-        raise UsageError(f"max RAM {request.max_ram}: expected at least {SMALLEST_RAM} bytes")
-    if request.seed < 0:
-        raise UsageError(f"seed {request.seed}: expected 0 or more")
+        if value is not None:
+            whole(what, value, 1)
+    if request.group_size is not None:
+        whole("group_size", request.group_size, 8)
+    real("max_ram in bytes", request.max_ram, SMALLEST_RAM)
+    checked_seed(request.seed)
     if request.state is not None and not request.state.parent.is_dir():
         raise UsageError(f"state file {request.state}: its folder does not exist; make it first")
 

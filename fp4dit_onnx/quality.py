@@ -24,6 +24,7 @@ from fp4dit_onnx.metrics import METRICS, Metric, Score, psnr, sqnr
 from fp4dit_onnx.models import Family, family_of
 from fp4dit_onnx.progress import Advance, Reporter, SilentReporter
 from fp4dit_onnx.runtime import Pipeline, Sampling
+from fp4dit_onnx.runtime.sampling import seed_list
 from fp4dit_onnx.silence import quiet
 
 __all__ = [
@@ -213,7 +214,9 @@ def evaluate(
     pipelines = {name: Pipeline(path, library=library) for name, path in bundles.items()}
     chosen = sampling or _common_sampling(pipelines)
     drawn = [prompt for prompt in prompts for _ in seeds]
-    drawn_seeds = [seed for _ in prompts for seed in seeds]
+    drawn_seeds = seed_list([seed for _ in prompts for seed in seeds], len(drawn))
+    for pipeline in pipelines.values():
+        pipeline.check(chosen)
     pictures: dict[str, Pictures] = {}
     latents: dict[str, tuple[Score, ...]] = {}
     with reporter.stage("models", 1 + len(pipelines)) as next_model:

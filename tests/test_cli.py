@@ -156,7 +156,7 @@ def test_dry_run_with_attention_in_float(run: Any) -> None:
         (["export", "--method", "magic", "--dry-run"], ("magic", "fp4dit", "int-rtn")),
         (["export", "--preset", "quick", "--dry-run"], ("quick", "fast, balanced, best")),
         (["export", "--range", "max", "--dry-run"], ("max", "absmax, mse")),
-        (["export", "--iterations", "0", "--dry-run"], ("iterations 0", "at least 1")),
+        (["export", "--iterations", "0", "--dry-run"], ("iterations = 0", "whole number from 1")),
         (["export", "--bits", "w8a8", "--weight-format", "auto", "--dry-run"], ("auto", "w4")),
         (["export", "--prompts", "/nowhere.txt", "--dry-run"], ("/nowhere.txt",)),
         (["generate", "/nowhere", "-o", "x.png"], ("nothing to draw", "--prompt")),

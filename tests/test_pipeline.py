@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -267,11 +268,17 @@ def test_numbers_that_are_not_finite_are_refused(pipeline: Pipeline) -> None:
     ("request_", "message"),
     [
         ({"height": 60}, "height = 60: expected a positive multiple of 8"),
-        ({"width": 0}, "width = 0"),
+        ({"width": 0}, "width = 0: expected a whole number from 1"),
         ({"steps": 0}, "steps = 0"),
         ({"batch_size": 0}, "batch_size = 0"),
         ({"seeds": [1]}, "1 seeds for 3 prompts"),
-        ({"seeds": -1}, "seed -1"),
+        ({"seeds": -1}, "seed = -1: expected a whole number from 0 to 18446744073709551615"),
+        ({"seeds": 2**64}, "seed = 18446744073709551616: expected"),
+        ({"seeds": [0, 1, 2.5]}, "seed = 2.5: expected a whole number"),
+        ({"guidance": math.nan}, "guidance = nan: expected a number from 0 to 1000"),
+        ({"guidance": -math.inf}, "guidance = -inf"),
+        ({"steps": 2.0}, "steps = 2.0: expected a whole number"),
+        ({"steps": 1001}, "steps = 1001: expected a whole number from 1 to 1000"),
     ],
 )
 def test_requests_that_cannot_be_met(

@@ -46,6 +46,10 @@ class FakePipeline:
         self.offset = int(folder.name)
         self.defaults = SAMPLING if self.offset < 100 else Sampling(3, 3.0, 64, 64, 16)
 
+    def check(self, sampling: Sampling) -> None:
+        """Every bundle is asked before anything is made."""
+        assert sampling.steps in (2, 3)
+
     def generate(
         self, prompts: Any, *, seeds: Any, on_step: Any, **settings: Any
     ) -> list[Image.Image]:

@@ -39,6 +39,7 @@ class FakePipeline:
     def __init__(self) -> None:
         self.transformer = torch.nn.Identity()
         self.transformer.config = SimpleNamespace(sample_size=4, in_channels=3)
+        self.vae_scale_factor = 8
         self.batches: list[list[str]] = []
         self.options: dict[str, Any] = {}
 
@@ -66,7 +67,7 @@ def test_sample_latents_hands_on_prompts_seeds_and_options() -> None:
     found = sample_latents(pipeline, FAMILY, prompts, seeds, TWO_STEPS, lambda: calls.append(None))
     assert pipeline.batches == [prompts[:BATCH], prompts[BATCH:]]
     wanted = np.stack(
-        [initial_latents(seed, (3, 4, 4)) + np.float32(i) for i, seed in enumerate(seeds)]
+        [initial_latents(seed, (3, 4, 6)) + np.float32(i) for i, seed in enumerate(seeds)]
     )
     assert_same(wanted, found)
     assert len(calls) == network_calls(len(prompts), 2) == 4

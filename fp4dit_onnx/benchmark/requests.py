@@ -106,5 +106,6 @@ def step_case(bundle: Path, float_model: Path | None, batch: int, tokens: int | 
             raise UsageError(f"{bundle} is a model alone: say the number of text tokens, --tokens")
         return StepCase(bundle, float_model, batch, tokens)
     opened = Bundle.open(bundle)
-    text = tokens or int(opened.manifest["sampling"]["max_sequence_length"])
-    return StepCase(opened.transformer, float_model, batch, text)
+    if tokens is None:
+        tokens = int(opened.manifest["sampling"]["max_sequence_length"])
+    return StepCase(opened.transformer, float_model, batch, tokens)

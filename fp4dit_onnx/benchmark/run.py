@@ -20,6 +20,7 @@ from fp4dit_onnx.benchmark.rounds import (
 )
 from fp4dit_onnx.progress import Reporter
 from fp4dit_onnx.resources import checked_threads
+from fp4dit_onnx.values import real, whole
 
 __all__ = ["Outcome", "Report", "Settings", "run_case"]
 
@@ -41,8 +42,11 @@ class Settings:
     limits: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check the threads; see `checked_threads`."""
+        """Refuse what nothing can be timed with."""
         checked_threads(self.threads)
+        real("seconds", self.seconds, 0)
+        if self.rounds is not None:
+            whole("rounds", self.rounds, 1)
 
     def limit(self, isa: str | None, product: str | None) -> float | None:
         """10^9 operations a second that `isa` can reach in products of a kind; None if unknown."""

@@ -20,6 +20,7 @@ from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import BUNDLE, read_json
 from fp4dit_onnx.resources import usable_cores
 from fp4dit_onnx.silence import quiet
+from fp4dit_onnx.values import whole
 
 __all__ = ["PEERS", "StepCase", "ours"]
 
@@ -51,7 +52,9 @@ class StepCase:
     product = None
 
     def __post_init__(self) -> None:
-        """Check that both models take the same inputs."""
+        """Check the sizes, and that both models take the same inputs."""
+        whole("batch", self.batch, 1)
+        whole("tokens", self.tokens, 0)
         if self.float_model is None:
             return
         wanted, found = sorted(self.feed), sorted(v.name for v in _inputs(self.float_model))

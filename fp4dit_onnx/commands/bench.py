@@ -42,9 +42,9 @@ def run(
     float_model: Annotated[
         Path | None, typer.Option("--float", help="The bundle's float model, an ONNX file.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures in a step.")] = 2,
+    batch: Annotated[int, typer.Option(help="Pictures in a step.")] = 2,
     tokens: Annotated[
-        int | None, typer.Option(min=1, help="Text tokens of a step; by default the bundle's.")
+        int | None, typer.Option(help="Text tokens of a step; by default the bundle's.")
     ] = None,
     bits: Annotated[str, typer.Option(help="Of operators, as for export: w4a6, ...")] = "w4a6",
     weight_format: Annotated[
@@ -59,9 +59,9 @@ def run(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Of every contestant; by default all cores.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="Of timing a case.")] = 10.0,
+    seconds: Annotated[float, typer.Option(help="Of timing a case.")] = 10.0,
     rounds: Annotated[
-        int | None, typer.Option(min=1, help="Of timing a case, in place of --seconds.")
+        int | None, typer.Option(help="Of timing a case, in place of --seconds.")
     ] = None,
     isa: Annotated[
         list[str] | None,
@@ -93,6 +93,7 @@ def run(
     peers = None if peer is None else choose("peer", peer, known)
     supported = supported_isas()
     isas = choose("instruction set", isa or supported, supported)
+    settings = Settings(threads or usable_cores(), seconds, rounds)
     if dry_run:
         _print_plan(cases, isas, peers, json=json)
         return

@@ -113,9 +113,7 @@ def run(
     ] = _DEFAULT["restart"],
     max_ram: Annotated[
         float,
-        typer.Option(
-            min=0.1, help="GiB that recorded activations, and a layer being quantized, may take."
-        ),
+        typer.Option(help="GiB that recorded activations, and a layer being quantized, may take."),
     ] = _DEFAULT["max_ram"] / 2**30,
     measure: Annotated[
         bool | None,
@@ -187,7 +185,7 @@ def run(
         state=state,
         work=work,
         restart=restart,
-        max_ram=int(max_ram * 2**30),
+        max_ram=max_ram * 2**30,
         measure=measure,
         components=components,
         text_encoder_bits=text_encoder_bits,

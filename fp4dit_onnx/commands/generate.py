@@ -40,7 +40,7 @@ def run(
         Path | None, typer.Option(help="Text file with a prompt a line, after those of --prompt.")
     ] = None,
     negative_prompt: Annotated[str, typer.Option(help="What to lead away from.")] = "",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise, for every picture.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise, for every picture.")] = 0,
     steps: Annotated[
         int | None, typer.Option(help="Sampler steps; by default the bundle's.")
     ] = None,

@@ -27,9 +27,10 @@ from fp4dit_onnx.runtime.sampling import (
     seed_list,
     step_noise,
 )
-from fp4dit_onnx.runtime.schedulers import FlowPlan, scheduler_from_config
+from fp4dit_onnx.runtime.schedulers import FlowPlan, Trajectory, scheduler_from_config
 from fp4dit_onnx.runtime.session import session
 from fp4dit_onnx.runtime.tokenizer import Tokenizer
+from fp4dit_onnx.values import whole
 
 __all__ = ["Pipeline", "Sampling", "Step", "initial_latents"]
 
@@ -133,13 +134,28 @@ class Pipeline:
             height=default.height if height is None else height,
             width=default.width if width is None else width,
         )
+        self.check(sampling)
+        return sampling
+
+    def check(self, sampling: Sampling) -> None:
+        """Refuse what this bundle cannot make pictures with.
+
+        Raises:
+            UsageError: a size that the model cannot take, or steps that its scheduler has not.
+        """
         multiple = self._scale_factor * self._token_side
         for name in ("height", "width"):
             size = getattr(sampling, name)
-            if size < multiple or size % multiple:
+            if size % multiple:
                 raise UsageError(f"{name} = {size}: expected a positive multiple of {multiple}")
         self._check_fixed_size(sampling)
-        return sampling
+        self._start(sampling)
+
+    def _start(self, sampling: Sampling) -> Trajectory:
+        """A fresh run of the scheduler."""
+        _, height, width = self.latent_shape(sampling)
+        tokens = height * width // self._token_side**2
+        return self.scheduler.start(sampling.steps, FlowPlan(tokens, self._family.sigmas_from_one))
 
     def _check_fixed_size(self, sampling: Sampling) -> None:
         """Refuse a size that differs from the one that the transformer was exported with, if any."""
@@ -196,8 +212,7 @@ class Pipeline:
         """
         if isinstance(prompts, str):
             raise UsageError("prompts is one string: expected a list of strings; write [prompt]")
-        if batch_size < 1:
-            raise UsageError(f"batch_size = {batch_size}: expected at least 1")
+        whole("batch_size", batch_size, 1)
         sampling = self.settings(steps=steps, guidance=guidance, height=height, width=width)
         chosen_seeds = seed_list(seeds, len(prompts))
         self._family.check(self._request(prompts, negative_prompt, sampling))
@@ -243,15 +258,15 @@ class Pipeline:
             after_step: called after every step with its index and the latents it made.
 
         Raises:
+            UsageError: see `check` and `values.checked_seed`.
             VerificationError: the model gave numbers that are not finite.
         """
+        self.check(sampling)
         shape = self.latent_shape(sampling)
         latents = np.stack([initial_latents(seed, shape) for seed in seeds])  # [B, C, H, W]
         request = self._request(prompts, negative_prompt, sampling)
         fixed = self._family.conditions(request, self._encode)
-        tokens = shape[1] * shape[2] // self._token_side**2
-        plan = FlowPlan(tokens, self._family.sigmas_from_one)
-        trajectory = self.scheduler.start(sampling.steps, plan)
+        trajectory = self._start(sampling)
         for index, timestep in enumerate(trajectory.timesteps):
             output = self._predict(latents, timestep.item(), fixed, request)
             if on_step is not None:

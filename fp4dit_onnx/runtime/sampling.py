@@ -6,7 +6,7 @@ latents.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -15,23 +15,29 @@ import numpy.typing as npt
 
 from fp4dit_onnx.errors import BundleError, UsageError
 from fp4dit_onnx.files import BUNDLE, read_json
+from fp4dit_onnx.values import checked_seed, real, whole
 
 __all__ = ["Sampling", "Step", "default_sampling", "initial_latents", "seed_list", "step_noise"]
 
 FloatArray = npt.NDArray[np.float32]
 
+LARGEST_GUIDANCE = 1000.0
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample.
+    """How to sample; checks itself.
 
     Attributes:
-        steps: calls of the transformer.
-        guidance: weight of classifier-free guidance; at most 1 means none.
-        height: of the picture, in pixels.
-        width: of the picture, in pixels.
+        steps: calls of the transformer, from 1.
+        guidance: weight of classifier-free guidance, 0 to `LARGEST_GUIDANCE`; at most 1 means none.
+        height: of the picture, in pixels, from 1.
+        width: of the picture, in pixels, from 1.
         max_sequence_length: tokens that a prompt is padded or cut to, where the family lets one
-            choose: PixArt.
+            choose: PixArt; 0 where there is no text.
+
+    Raises:
+        UsageError: a value of another type or out of its range.
     """
 
     steps: int
@@ -39,6 +45,12 @@ class Sampling:
     height: int
     width: int
     max_sequence_length: int
+
+    def __post_init__(self) -> None:
+        """Refuse what no picture can be made with, whatever the model."""
+        for name, least in (("steps", 1), ("height", 1), ("width", 1), ("max_sequence_length", 0)):
+            whole(name, getattr(self, name), least)
+        real("guidance", self.guidance, 0, LARGEST_GUIDANCE)
 
 
 @dataclass(frozen=True)
@@ -62,10 +74,15 @@ def initial_latents(seed: int, shape: tuple[int, ...]) -> FloatArray:
     """The noise of `seed`: standard normal from numpy's PCG64, drawn in float32.
 
     Args:
-        seed: not negative.
+        seed: 0 to `values.LARGEST_SEED`.
         shape: of one picture's latents, [C, H, W]; a batch has one seed a picture.
+
+    Raises:
+        UsageError: a seed out of range.
     """
-    return np.random.Generator(np.random.PCG64(seed)).standard_normal(shape, np.float32)
+    return np.random.Generator(np.random.PCG64(checked_seed(seed))).standard_normal(
+        shape, np.float32
+    )
 
 
 def step_noise(seeds: Sequence[int], index: int, shape: tuple[int, ...]) -> FloatArray:
@@ -85,26 +102,26 @@ def seed_list(seeds: Sequence[int] | int, count: int) -> list[int]:
     """One seed a picture.
 
     Raises:
-        UsageError: another number of seeds than `count`, or a negative one.
+        UsageError: another number of seeds than `count`, or one out of range (`values.checked_seed`).
     """
-    result = [seeds] * count if isinstance(seeds, int) else list(seeds)
-    if len(result) != count:
-        raise UsageError(f"{len(result)} seeds for {count} prompts: expected one each, or one int")
-    negative = [seed for seed in result if seed < 0]
-    if negative:
-        raise UsageError(f"seed {negative[0]}: expected a whole number from 0")
-    return result
+    given = list(seeds) if isinstance(seeds, Iterable) else [seeds] * count
+    if len(given) != count:
+        raise UsageError(f"{len(given)} seeds for {count} prompts: expected one each, or one int")
+    return [checked_seed(one) for one in given]
 
 
 def default_sampling(manifest: Path) -> Sampling:
     """The sampling settings that a bundle's manifest carries.
 
     Raises:
-        BundleError: the manifest cannot be read, or lacks one.
+        BundleError: the manifest cannot be read, lacks one, or has one out of range.
     """
     stored = read_json(manifest, "the manifest", BUNDLE).get("sampling")
     expected = [field.name for field in fields(Sampling)]
     missing = [n for n in expected if not isinstance(stored, dict) or n not in stored]
     if missing or not isinstance(stored, dict):
         raise BundleError(f"{manifest} lacks sampling.{missing[0]}: export the bundle again")
-    return Sampling(**{name: stored[name] for name in expected})
+    try:
+        return Sampling(**{name: stored[name] for name in expected})
+    except UsageError as error:
+        raise BundleError(f"{manifest}: sampling: {error}; export the bundle again") from error

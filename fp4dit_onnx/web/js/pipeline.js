@@ -42,6 +42,10 @@ const EXACT_MATMUL = { session: { qdq_matmulnbits_accuracy_level: "0" } };
 
 const ERRORS_ONLY = 3;
 
+/** As in `fp4dit_onnx/runtime/sampling.py` and `fp4dit_onnx/values.py`. */
+const LARGEST_GUIDANCE = 1000;
+const LARGEST_SEED = 2n ** 64n - 1n;
+
 /** Thrown where the one who asked has taken it back. */
 export class Cancelled extends Error {}
 
@@ -116,8 +120,10 @@ export class Pipeline {
     if (!Number.isInteger(sampling.steps) || sampling.steps < 1) {
       throw new Error(`Steps are ${sampling.steps}: expected a whole number from 1.`);
     }
-    if (!Number.isFinite(sampling.guidance)) {
-      throw new Error(`Guidance is ${sampling.guidance}: expected a number.`);
+    if (!(sampling.guidance >= 0 && sampling.guidance <= LARGEST_GUIDANCE)) {
+      throw new Error(
+        `Guidance is ${sampling.guidance}: expected a number from 0 to ${LARGEST_GUIDANCE}.`,
+      );
     }
     const multiple = this.sizeMultiple;
     for (const side of ["height", "width"]) {
@@ -134,7 +140,7 @@ export class Pipeline {
    * @param {string} prompt what to draw; for DiT a class, by name or number.
    * @param {object} [options]
    * @param {string} [options.negativePrompt] what guidance leads away from.
-   * @param {bigint} [options.seed] of the noise, not negative.
+   * @param {bigint} [options.seed] of the noise, 0 to 2^64 - 1.
    * @param {Partial<import("./families/family.js").Sampling>} [options.sampling] changes.
    * @param {(done: number, of: number) => void | Promise<void>} [options.onStep] called after each
    *   step and waited for.
@@ -144,6 +150,9 @@ export class Pipeline {
   async draw(prompt, options = {}) {
     const { negativePrompt = "", seed = 0n, onStep = () => {}, cancelled = () => false } = options;
     const sampling = this.settings(options.sampling ?? {});
+    if (seed < 0n || seed > LARGEST_SEED) {
+      throw new Error(`The seed is ${seed}: expected a whole number from 0 to ${LARGEST_SEED}.`);
+    }
     /** @type {Request} */
     const request = {
       prompt,

@@ -1,0 +1,63 @@
+"""Numbers that users give: whole or real, and in their range."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+from fp4dit_onnx.errors import UsageError
+
+__all__ = ["LARGEST_SEED", "checked_seed", "real", "whole"]
+
+LARGEST_SEED = 2**64 - 1
+"""What a seed of the C++ example and of torch's generators holds."""
+
+
+def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """`value` as an int.
+
+    Args:
+        name: what messages call it, such as ``steps``.
+        value: an int of Python or numpy.
+        least: the smallest that is accepted.
+        most: the largest, None for no limit.
+
+    Raises:
+        UsageError: no whole number (True is none), or out of range.
+    """
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if is_whole and value >= least and (most is None or value <= most):
+        return int(value)
+    span = f"from {least}" + ("" if most is None else f" to {most}")
+    raise UsageError(f"{name} = {_shown(value)}: expected a whole number {span}")
+
+
+def real(name: str, value: Any, least: float, most: float | None = None) -> float:
+    """`value` as a float, which is finite; see `whole`.
+
+    Raises:
+        UsageError: no number, NaN, an infinity, or out of range.
+    """
+    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if is_real and least <= value < math.inf and (most is None or value <= most):
+        return float(value)
+    span = f"from {least:.15g}" + ("" if most is None else f" to {most:.15g}")
+    raise UsageError(f"{name} = {_shown(value)}: expected a number {span}")
+
+
+def checked_seed(value: Any) -> int:
+    """A seed of noise, 0 .. `LARGEST_SEED`.
+
+    Raises:
+        UsageError: anything else.
+    """
+    return whole("seed", value, 0, LARGEST_SEED)
+
+
+def _shown(value: Any) -> str:
+    """`value` in a message, short whatever it is."""
+    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to print 5,000 digits
+        return f"a number of {value.bit_length()} bits"
+    text = str(value) if isinstance(value, numbers.Number) else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
