@@ -19,6 +19,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from fp4dit_onnx.errors import Fp4DitError
+from fp4dit_onnx.texts import clean, prepare_streams
 
 __all__ = ["COMMANDS", "main"]
 
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, _on_terminate)
+    prepare_streams()
     try:
         _application(given)(args=given, prog_name="fp4dit-onnx")
     except KeyboardInterrupt:
@@ -108,19 +110,29 @@ def _guarded(run: Callable[..., None]) -> Callable[..., None]:
     def command(**arguments: Any) -> None:
         try:
             run(**arguments)
+            sys.stdout.flush()  # an error of it is told here, not when the interpreter ends
         except Fp4DitError as error:
             _fail(str(error), error.exit_code)
         except KeyboardInterrupt:
             _fail("interrupted; nothing half-written is left", INTERRUPTED)
         except BrokenPipeError:  # the reader of our output has left: nobody to tell
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             raise typer.Exit(1) from None
         except OSError as error:
+            try:
+                sys.stdout.flush()
+            except OSError:  # it is stdout that failed, and the interpreter will flush it again
+                _drop_output()
             _fail(str(error), 1)
 
     return command
 
 
+def _drop_output() -> None:
+    """Send what is left of stdout nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _fail(message: str, code: int) -> NoReturn:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    print("error: " + clean(" ".join(message.split())), file=sys.stderr)
     raise typer.Exit(code)

@@ -23,6 +23,7 @@ from fp4dit_onnx.runtime.pipeline import Sampling
 from fp4dit_onnx.targets.table import target_by_name
 from fp4dit_onnx.targets.target import DEFAULT_TARGET
 from fp4dit_onnx.text_encoders import check_encoders, encoder_bytes, encoder_recipe
+from fp4dit_onnx.texts import clean
 from fp4dit_onnx.values import checked_seed, real, whole
 
 __all__ = ["ExportRequest", "Plan", "plan", "work_folder"]
@@ -180,7 +181,7 @@ class Plan:
         return {
             "bits": self.recipe.bits,
             "method": self.recipe.method,
-            "source": f"{self.checkpoint.folder.name} ({self.checkpoint.pipeline_class})",
+            "source": f"{clean(self.checkpoint.folder.name)} ({self.checkpoint.pipeline_class})",
             "paper": "FP4DiT, arXiv 2503.15465",
         }
 

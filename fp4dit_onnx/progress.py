@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fp4dit_onnx.texts import clean
+
 __all__ = ["Advance", "Reporter", "RichReporter", "SilentReporter"]
 
 
@@ -77,11 +79,11 @@ class RichReporter:
         if outermost:
             self._progress = progress
             progress.start()
-        task = progress.add_task(name, total=total)
+        task = progress.add_task(clean(name), total=total)
 
         def advance(steps: int, detail: str = "") -> None:
             shown = f"{name}: {detail}" if detail else name
-            progress.update(task, advance=steps, description=shown)
+            progress.update(task, advance=steps, description=clean(shown))
 
         try:
             yield advance
@@ -93,11 +95,11 @@ class RichReporter:
 
     def note(self, text: str) -> None:
         """Print the line, above the bars if any are shown."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(clean(text), markup=False, highlight=False, soft_wrap=True)
 
     def _make_progress(self) -> Progress:
         return Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

@@ -310,6 +310,7 @@ def test_altered_bundles_are_refused_in_a_line(
         (["BUNDLE", "\N{SNOWMAN}", "OUT"], "the prompt is not ASCII"),
         (["BUNDLE", PROMPT, "/absent/out.bmp"], "/absent/out.bmp cannot be written"),
         (["--threads", "100000", "BUNDLE", PROMPT, "OUT"], "--threads 100000: expected a whole"),
+        (["--\x1b[31m\x9b7m", "1", "BUNDLE", PROMPT, "OUT"], "--?[31m??7m is unknown"),
         (["--runtime", "/absent.so", "BUNDLE", PROMPT, "OUT"], "name it with --runtime"),
         (["--library", "/absent.so", "BUNDLE", PROMPT, "OUT"], "Failed to load library"),
     ],

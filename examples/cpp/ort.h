@@ -29,6 +29,17 @@ struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// `text` with '?' for the control characters that a terminal would obey: names come from files.
+inline std::string Shown(std::string text) {
+  for (size_t i = 0; i < text.size(); ++i) {
+    const auto byte = static_cast<unsigned char>(text[i]);
+    const bool latin = i > 0 && text[i - 1] == '\xc2';  // U+0080 to U+009F, in UTF-8
+    if (byte < 0x20 || byte == 0x7f) text[i] = '?';
+    if (latin && byte >= 0x80 && byte < 0xa0) text[i - 1] = text[i] = '?';
+  }
+  return text;
+}
+
 template <typename T>
 struct Tensor {
   std::vector<int64_t> shape;

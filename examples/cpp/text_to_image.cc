@@ -155,7 +155,7 @@ int main(int count, char** arguments) {
   try {
     return example::Draw(example::ParseOptions(count, arguments));
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "error: %s\n", error.what());
+    std::fprintf(stderr, "error: %s\n", example::Shown(error.what()).c_str());
     return 2;
   }
 }

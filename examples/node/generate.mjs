@@ -54,6 +54,8 @@ async function main([bundle, prompt, picture, seed = "0"]) {
 }
 
 main(process.argv.slice(2)).catch((error) => {
-  console.error(`error: ${error.message.split("\n")[0]}`);
+  const line = error.message.split("\n")[0];
+  // A terminal would obey the control characters of a name from the bundle.
+  console.error(`error: ${line.replace(/\p{Cc}/gu, "?")}`);
   process.exitCode = 1;
 });

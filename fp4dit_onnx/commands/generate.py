@@ -14,6 +14,7 @@ from fp4dit_onnx.bundle import Bundle
 from fp4dit_onnx.commands.output import print_json, print_line, reporter
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.prompts import read_prompts
+from fp4dit_onnx.texts import utf8_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -62,7 +63,9 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Draw pictures with a bundle, on ONNX Runtime alone."""
-    texts = [*(prompt or ()), *(read_prompts(prompts) if prompts else ())]
+    given = [utf8_text("prompt", text) for text in prompt or ()]
+    negative_prompt = utf8_text("negative prompt", negative_prompt)
+    texts = [*given, *(read_prompts(prompts) if prompts else ())]
     if not texts:
         raise UsageError("nothing to draw: expected --prompt TEXT or --prompts FILE")
     paths = picture_paths(output, texts, overwrite=overwrite)

@@ -9,8 +9,10 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fp4dit_onnx.progress import Reporter, RichReporter, SilentReporter
+from fp4dit_onnx.texts import clean
 
 __all__ = ["decibels", "print_json", "print_line", "print_table", "reporter", "size"]
 
@@ -37,7 +39,7 @@ def print_json(content: Mapping[str, Any]) -> None:
 
 def print_line(text: str) -> None:
     """One line on stdout, never wrapped or coloured."""
-    _console().print(text, markup=False, soft_wrap=True)
+    _console().print(clean(text), markup=False, soft_wrap=True)
 
 
 def print_table(
@@ -48,16 +50,18 @@ def print_table(
     Args:
         title: above it.
         columns: headings; one that begins with ``>`` is aligned to the right.
-        rows: cells, printed as they are.
+        rows: cells, without markup; see `clean` for what is shown of control characters.
         footer: the last row is a sum, set apart.
     """
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table = Table(
+        title=Text(clean(title)), title_justify="left", title_style="bold", box=SIMPLE_HEAD
+    )
     for column in columns:
         if column.startswith(">"):
             table.add_column(column.removeprefix(">"), justify="right")
         else:
             table.add_column(column, overflow="fold")
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[clean(str(cell)) for cell in row] for row in rows]
     for number, row in enumerate(cells):
         table.add_row(*row, end_section=footer and number == len(cells) - 2)
     _console().print(table, markup=False)

@@ -33,10 +33,11 @@ def rendered(template: str, page: Mapping[str, Any]) -> str:
     )
     script = (TEMPLATES / "sorting.js").read_text(encoding="utf-8")
     digest = hashlib.sha256(script.encode()).digest()
-    return environment.get_template(template).render(
+    text = environment.get_template(template).render(
         page=page,
         style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=base64.b64encode(digest).decode(),
         version=importlib.metadata.version("fp4dit-onnx"),
     )
+    return text.encode(errors="backslashreplace").decode()  # names of files that are not UTF-8

@@ -30,6 +30,7 @@ from fp4dit_onnx.runtime.sampling import (
 from fp4dit_onnx.runtime.schedulers import FlowPlan, Trajectory, scheduler_from_config
 from fp4dit_onnx.runtime.session import session
 from fp4dit_onnx.runtime.tokenizer import Tokenizer
+from fp4dit_onnx.texts import utf8_text
 from fp4dit_onnx.values import whole
 
 __all__ = ["Pipeline", "Sampling", "Step", "initial_latents"]
@@ -309,8 +310,8 @@ class Pipeline:
     ) -> Request:
         guided = self._family.classifier_free and sampling.guidance > 1
         return Request(
-            prompts,
-            negative_prompt,
+            [utf8_text("prompt", text) for text in prompts],
+            utf8_text("negative prompt", negative_prompt),
             sampling,
             guided,
             self._transformer_config,

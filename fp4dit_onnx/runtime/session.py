@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fp4dit_onnx.errors import BundleError, MissingExtraError, UsageError
 from fp4dit_onnx.resources import checked_threads
+from fp4dit_onnx.texts import utf8_text
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -18,7 +19,8 @@ _EXACT_MATMUL = "session.qdq_matmulnbits_accuracy_level"
 """ONNX Runtime fuses DequantizeLinear + MatMul to MatMulNBits and, unless this is 0, quantizes the
 activations once more on the way (relative error 4e-3 in place of 3e-7)."""
 
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4
+"""Errors are exceptions too; the log would write names from the model to the terminal as they are."""
 MIN_ORT = (1, 18)
 """The first release that reads opset 21 and IR version 10, which bundles use."""
 
@@ -37,7 +39,8 @@ def session(
         MissingExtraError: onnxruntime is not installed.
         BundleError: no such file, or one that ONNX Runtime refuses.
         UsageError: ONNX Runtime is too old, the library cannot be used, ``FP4DIT_ISA`` names
-            kernels that cannot run, or there are too many threads; see `checked_threads`.
+            kernels that cannot run, the path is no UTF-8, or there are too many threads; see
+            `checked_threads`.
     """
     try:
         import onnxruntime
@@ -54,8 +57,9 @@ def session(
         raise BundleError(
             f"{path} does not exist: expected an ONNX model; export the bundle again"
         )
+    name = utf8_text("path", str(path))
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _FATAL_ONLY
     options.add_session_config_entry(_EXACT_MATMUL, "0")
     if threads is not None:
         options.intra_op_num_threads = checked_threads(threads)
@@ -68,7 +72,7 @@ def session(
         except Exception as cause:  # as below
             raise UsageError(f"custom-op library: {_reason(cause)}") from cause
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(name, options, providers=["CPUExecutionProvider"])
     except Exception as cause:  # its error classes share no base below Exception
         raise BundleError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {_explained(cause)}"

@@ -12,6 +12,7 @@ import tokenizers
 
 from fp4dit_onnx.errors import BundleError
 from fp4dit_onnx.files import BUNDLE, read_json
+from fp4dit_onnx.texts import utf8_text
 
 __all__ = ["Tokenizer"]
 
@@ -37,8 +38,9 @@ class Tokenizer:
             raise BundleError(
                 f"{path} does not exist: expected a tokenizer; export the bundle again"
             )
+        name = utf8_text("path", str(path))
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self._tokenizer = tokenizers.Tokenizer.from_file(name)
         except Exception as cause:  # the package raises Exception itself
             raise BundleError(
                 f"{path} is no tokenizer: {cause}; export the bundle again"
