@@ -22,6 +22,7 @@ import numpy.typing as npt
 from fp4dit_onnx.errors import BundleError, MissingExtraError, UsageError
 from fp4dit_onnx.files import BUNDLE, read_json
 from fp4dit_onnx.runtime.session import session
+from fp4dit_onnx.runtime.sizes import check_latents, pixels_a_latent
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -56,13 +57,18 @@ def load_transformer(
     Raises:
         BundleError: a file is missing or damaged.
         MissingExtraError: onnxruntime, torch or diffusers is not installed.
-        UsageError: when the module is called: an argument that the graph cannot take.
+        UsageError: when the module is called: an argument that the graph cannot take, or latents of
+            another size than it takes.
     """
     folder = Path(bundle) / "transformer"
     config = read_json(folder / "config.json", "the transformer's settings", BUNDLE)
     original = _original_class(folder / "config.json", config)
     graph = _Graph(session(folder / "model.onnx", library=library, threads=threads))
-    module: nn.Module = _module_class()(graph, original, config)
+    vae = Path(bundle) / "vae_decoder" / "config.json"
+    factor = pixels_a_latent(
+        read_json(vae, "the VAE's settings", BUNDLE) if vae.is_file() else None
+    )
+    module: nn.Module = _module_class()(graph, original, config, factor)
     return module
 
 
@@ -170,11 +176,13 @@ def _module_class() -> Any:
         dtype = torch.float32
         device = torch.device("cpu")
 
-        def __init__(self, graph: _Graph, original: Any, config: Mapping[str, Any]) -> None:
+        def __init__(
+            self, graph: _Graph, original: Any, config: Mapping[str, Any], factor: int
+        ) -> None:
             super().__init__()  # type: ignore[no-untyped-call]
             values = {**_defaults(original.__init__), **config}
             self.config = FrozenDict(values)  # type: ignore[no-untyped-call]
-            self._graph = graph
+            self._graph, self._factor = graph, factor
             self._signature = inspect.signature(original.forward)
             self._argument_defaults = _defaults(original.forward)
             if {"num_attention_heads", "attention_head_dim"} <= set(self.config):
@@ -186,6 +194,7 @@ def _module_class() -> Any:
             given.pop("self")
             return_dict = given.pop("return_dict", True)
             hidden = given["hidden_states"]
+            check_latents(tuple(hidden.shape), self.config, self._factor)
             output = self._graph.run(given, self._argument_defaults)
             sample = torch.from_numpy(output).to(hidden.device, hidden.dtype)
             return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)

@@ -376,6 +376,7 @@ def _manifest(
         "recipe": planned.recipe.to_json(),
         "method": asdict(planned.method),
         "sampling": asdict(planned.sampling),
+        "largest_size": planned.largest_size,
         "layers": rows,
         "totals": totals(checkpoint, rows),
         "skipped": list(planned.skipped),

@@ -19,7 +19,8 @@ from fp4dit_onnx.methods import AdaRound, Method, method_by_name
 from fp4dit_onnx.models import Family, family_of
 from fp4dit_onnx.prompts import demo_prompts, general_prompts, read_prompts
 from fp4dit_onnx.recipe import FORMS, LayerSpec, Recipe, make_recipe
-from fp4dit_onnx.runtime.pipeline import Sampling
+from fp4dit_onnx.runtime.sampling import Sampling
+from fp4dit_onnx.runtime.sizes import largest_side, pixels_a_latent
 from fp4dit_onnx.targets.table import target_by_name
 from fp4dit_onnx.targets.target import DEFAULT_TARGET
 from fp4dit_onnx.text_encoders import check_encoders, encoder_bytes, encoder_recipe
@@ -169,6 +170,12 @@ class Plan:
         encoders = sum(encoder_bytes(parts[name], r) for name, r in self.encoders.items())
         vae = parts["vae"].nbytes if "vae" in parts else 0
         return int(self.totals["transformer_bytes"]) + encoders + vae
+
+    @property
+    def largest_size(self) -> int | None:
+        """Pixels along a side that the transformer's stored positions reach; None for any number."""
+        side = largest_side(self.checkpoint.transformer_config)
+        return None if side is None else side * _pixels_a_latent(self.checkpoint)
 
     @property
     def trains(self) -> bool:
@@ -335,8 +342,9 @@ def _sampling(request: ExportRequest, family: Family, checkpoint: Checkpoint) ->
     if request.model is None:
         demo = importlib.resources.files("fp4dit_onnx") / "demo" / "sampling.json"
         defaults |= parse_object(demo.read_bytes(), str(demo), "sampling defaults", CHECKPOINT)
-    own = checkpoint.transformer_config.get("sample_size") or defaults["sample_size"]
-    pixels = int(own) * _pixels_a_latent(checkpoint)
+    own = int(checkpoint.transformer_config.get("sample_size") or defaults["sample_size"])
+    most = largest_side(checkpoint.transformer_config) or own
+    pixels = min(own, most) * _pixels_a_latent(checkpoint)
     return Sampling(
         steps=request.steps or int(defaults["steps"]),
         guidance=defaults["guidance"] if request.guidance is None else request.guidance,
@@ -347,13 +355,10 @@ def _sampling(request: ExportRequest, family: Family, checkpoint: Checkpoint) ->
 
 
 def _pixels_a_latent(checkpoint: Checkpoint) -> int:
-    """Along one side; 8, that of all families' own VAEs, where the VAE is not at hand."""
     path = checkpoint.folder / "vae" / "config.json"
     if not path.is_file():
-        return 8
-    vae = read_json(path, "the VAE's settings", CHECKPOINT)
-    levels = vae.get("block_out_channels") or vae["encoder_block_out_channels"]
-    return int(2 ** (len(levels) - 1))
+        return pixels_a_latent(None)
+    return pixels_a_latent(read_json(path, "the VAE's settings", CHECKPOINT))
 
 
 def _prompts(request: ExportRequest) -> tuple[str, ...]:

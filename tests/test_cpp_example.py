@@ -255,6 +255,12 @@ BAD_VALUES: tuple[tuple[str, list[str | int], Any, str], ...] = (
     ("model_index.json", ["_class_name"], "FluxPipeline", "draws with PixArt only"),
     ("quantization.json", ["sampling", "height"], 60, "is 60: expected a multiple of 8"),
     ("quantization.json", ["sampling", "width"], -64, "is -64: expected a whole number"),
+    (
+        "quantization.json",
+        ["largest_size"],
+        48,
+        "height is 64: expected a whole number from 1 to 48",
+    ),
     ("quantization.json", ["sampling"], None, "/sampling/height is absent"),
     ("quantization.json", ["sampling", "guidance"], "3", '/sampling/guidance is "3"'),
     ("transformer/config.json", ["in_channels"], 7, "model.onnx: Got invalid dimensions"),

@@ -24,7 +24,10 @@ import torch
 from random_pipeline import make
 
 import fp4dit_onnx
+from fp4dit_onnx.cases import inputs_of_sizes
+from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.export import ExportRequest, export
+from fp4dit_onnx.models import family_of
 from fp4dit_onnx.runtime.pipeline import Pipeline, initial_latents
 from fp4dit_onnx.silence import quiet
 from fp4dit_onnx.tracing import positions
@@ -99,7 +102,15 @@ def float_bundle_of(
 
     def made(name: str) -> Path:
         request = ExportRequest(
-            root / name, twin_of(name), method="fp-rtn", measure=False, rules=("*=none",)
+            root / name,
+            twin_of(name),
+            method="fp-rtn",
+            measure=False,
+            rules=("*=none",),
+            components="transformer"
+            if name == "auraflow"
+            else "all",  # of an unknown text encoder
+            report=False,
         )
         return export(request).bundle
 
@@ -165,6 +176,46 @@ def test_an_exported_flux_draws_what_diffusers_does(
     wanted = pipe._unpack_latents(packed, 64, 96, pipe.vae_scale_factor).numpy()
     agree(found, wanted, TRAJECTORY)
     assert [picture.size for picture in ours.decode(found)] == [(96, 64)] * 2
+
+
+@pytest.mark.parametrize(("name", "most"), [("sd3-medium", 48), ("auraflow", 16)])
+def test_positions_reach_the_largest_size_and_no_further(
+    twin_of: Callable[[str], Path], float_bundle_of: Callable[[str], Path], name: str, most: int
+) -> None:
+    bundle = float_bundle_of(name)
+    assert json.loads((bundle / "quantization.json").read_text())["largest_size"] == 8 * most
+    network = fp4dit_onnx.load_transformer(bundle)
+    config = json.loads((bundle / "transformer" / "config.json").read_text())
+    original = getattr(diffusers, config["_class_name"]).from_pretrained(
+        twin_of(name), subfolder="transformer"
+    )
+    family = family_of(
+        json.loads((bundle / "model_index.json").read_text())["_class_name"], config["_class_name"]
+    )
+
+    def feed(height: int, width: int) -> dict[str, Any]:
+        sizes = {"batch": 1, "text": 5, "height": height, "width": width}
+        arrays = inputs_of_sizes(family, config, sizes, 500.0, seed=0)
+        return {key: torch.from_numpy(value) for key, value in arrays.items()}
+
+    for height, width in ((most, most), (most, 6), (2, most)):
+        found = network(**feed(height, width)).sample
+        with torch.no_grad():
+            wanted = original(**feed(height, width)).sample
+        assert (found - wanted).abs().max() <= model_table.NEAR * wanted.abs().max()
+    for height, width in ((most + 2, most), (most, 2 * most), (1000 * most, 2)):
+        with pytest.raises(UsageError, match=f"expected at most {most} .{8 * most} pixels."):
+            network(**feed(height, width))
+    with pytest.raises(UsageError, match="height of 5 latents: expected a positive multiple of 2"):
+        network(**feed(5, 4))
+
+
+def test_sizes_beyond_the_positions_are_not_drawn(float_bundle_of: Callable[[str], Path]) -> None:
+    pipeline = Pipeline(float_bundle_of("sd3-medium"))
+    assert pipeline.settings(height=384, width=64).height == 384
+    for size in (400, 768, 2**20):
+        with pytest.raises(UsageError, match=f"width = {size}: expected at most 384"):
+            pipeline.settings(width=size)
 
 
 def test_what_a_person_wrote_stays(tmp_path: Path) -> None:

@@ -205,6 +205,51 @@ def test_families_are_pythons(name: str, guidance: float) -> None:
         assert dims in ([], list(value.shape))
 
 
+SETTINGS = """
+const { Pipeline } = await import(process.argv[1]);
+const pipeline = new Pipeline(null, null);
+pipeline.defaults = { steps: 4, guidance: 4.5, height: 64, width: 64, maxSequenceLength: 16 };
+pipeline.vaeConfig = { block_out_channels: [1, 1, 1, 1] };
+pipeline.transformerConfig = { patch_size: 2 };
+pipeline.largestSize = 96;
+const refusal = async (changes, seed) => {
+  try {
+    pipeline.settings(changes);
+    await pipeline.draw("a", { sampling: changes, seed });
+  } catch (error) {
+    return error.message;
+  }
+};
+const found = [];
+for (const [changes, seed] of JSON.parse(process.argv[2])) {
+  found.push(await refusal({ ...changes, guidance: Number(changes.guidance ?? 3) }, BigInt(seed)));
+}
+console.log(JSON.stringify(found));
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "seed", "words"),
+    [
+        ({"height": 112}, 0, "height is 112: expected at most 96"),
+        ({"width": 72}, 0, "width is 72: expected a positive multiple of 16"),
+        ({"width": 0}, 0, "width is 0"),
+        ({"height": 48.5}, 0, "height is 48.5"),
+        ({"steps": -1}, 0, "Steps are -1"),
+        ({"steps": 1.5}, 0, "Steps are 1.5"),
+        ({"guidance": "NaN"}, 0, "Guidance is NaN: expected a number from 0 to 1000"),
+        ({"guidance": "Infinity"}, 0, "Guidance is Infinity"),
+        ({"guidance": -1}, 0, "Guidance is -1"),
+        ({}, -1, "seed is -1: expected a whole number from 0 to 18446744073709551615"),
+        ({}, 2**64, "seed is 18446744073709551616"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(changes: dict[str, Any], seed: int, words: str) -> None:
+    content = json.dumps([[changes, str(seed)]])
+    (message,) = json.loads(script(SETTINGS, JS / "pipeline.js", content))
+    assert words in message
+
+
 def test_example_draws_what_python_draws(
     drawable: Callable[[str], Path], example: Path, tmp_path: Path
 ) -> None:

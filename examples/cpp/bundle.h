@@ -36,14 +36,18 @@ struct Bundle {
     if (blocks < 1 || blocks > 8) decoder.Fail("/block_out_channels", "1 to 8 numbers");
     const size_t patch = transformer.Whole("/patch_size", 1, 64);
     const size_t pixels = size_t{1} << (blocks - 1);  // a latent's side
+    // As far as the transformer's positions reach, where it stores them.
+    const size_t most = manifest["/largest_size"].is_null()
+                            ? kLargestSize
+                            : manifest.Whole("/largest_size", 1, kLargestSize);
     for (const char* side : {"/sampling/height", "/sampling/width"}) {
       const size_t multiple = pixels * patch;
-      if (manifest.Whole(side, 1, 8192) % multiple != 0) {
+      if (manifest.Whole(side, 1, most) % multiple != 0) {
         manifest.Fail(side, "a multiple of " + std::to_string(multiple));
       }
     }
-    height = manifest.Whole("/sampling/height", 1, 8192);
-    width = manifest.Whole("/sampling/width", 1, 8192);
+    height = manifest.Whole("/sampling/height", 1, most);
+    width = manifest.Whole("/sampling/width", 1, most);
     rows = height / pixels;
     columns = width / pixels;
     channels = transformer.Whole("/in_channels", 1, 256);
@@ -75,6 +79,8 @@ struct Bundle {
   std::vector<Step> steps;
 
  private:
+  static constexpr size_t kLargestSize = 8192;  // of a picture's side, in pixels
+
   void ReadSteps(const JsonFile& table) {
     table.Whole("/format_version", 1, 1);
     const size_t count = table.Whole("/steps", 1, 1000);

@@ -6,6 +6,7 @@ The sampling is that of diffusers' pipelines; what differs between them is in `f
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from fp4dit_onnx.runtime.sampling import (
 )
 from fp4dit_onnx.runtime.schedulers import FlowPlan, Trajectory, scheduler_from_config
 from fp4dit_onnx.runtime.session import session
+from fp4dit_onnx.runtime.sizes import largest_side, pixels_a_latent
 from fp4dit_onnx.runtime.tokenizer import Tokenizer
 from fp4dit_onnx.texts import utf8_text
 from fp4dit_onnx.values import whole
@@ -149,6 +151,11 @@ class Pipeline:
             size = getattr(sampling, name)
             if size % multiple:
                 raise UsageError(f"{name} = {size}: expected a positive multiple of {multiple}")
+            if size > self._largest_size:
+                raise UsageError(
+                    f"{name} = {size}: expected at most {self._largest_size}, as far as the model's "
+                    "positions reach"
+                )
         self._check_fixed_size(sampling)
         self._start(sampling)
 
@@ -298,7 +305,13 @@ class Pipeline:
     @property
     def _scale_factor(self) -> int:
         """Pixels a latent, along one side."""
-        return int(2 ** (len(self._vae_config["block_out_channels"]) - 1))
+        return pixels_a_latent(self._vae_config)
+
+    @property
+    def _largest_size(self) -> float:
+        """Pixels along one side that the transformer's positions reach."""
+        side = largest_side(self._transformer_config)
+        return math.inf if side is None else side * self._scale_factor
 
     @property
     def _token_side(self) -> int:

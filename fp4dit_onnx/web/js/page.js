@@ -51,13 +51,14 @@ function showError(message) {
 
 /** @param {any} facts what the worker says when it is ready. */
 function showReady(facts) {
-  const { defaults, multiple } = facts;
+  const { defaults, multiple, largest } = facts;
   for (const name of ["steps", "guidance", "width", "height"]) {
     element(name).value = defaults[name];
   }
   for (const side of ["width", "height"]) {
     element(side).min = multiple;
     element(side).step = multiple;
+    element(side).max = Math.min(largest, element(side).max);
   }
   if (facts.encoders.length === 0) {
     element("prompt-label").textContent = "Class, by name or number";

@@ -62,7 +62,8 @@ export class Pipeline {
    */
   static async open({ ort, Tokenizer, files, sessionOptions = {}, onLoad = () => {} }) {
     const pipeline = new Pipeline(ort, files);
-    const { sampling } = await files.json("quantization.json");
+    const { sampling, largest_size: largestSize } = await files.json("quantization.json");
+    pipeline.largestSize = largestSize ?? Infinity;
     pipeline.modelIndex = await files.json("model_index.json");
     pipeline.family = familyOfPipeline(pipeline.modelIndex._class_name);
     const { max_sequence_length: maxSequenceLength, ...others } = sampling;
@@ -94,6 +95,8 @@ export class Pipeline {
   constructor(ort, files) {
     this.ort = ort;
     this.files = files;
+    /** Pixels along a side that the transformer's positions reach. */
+    this.largestSize = Infinity;
     /** @type {Record<string, any>} */
     this.sessions = {};
     /** @type {Record<string, Tokens>} */
@@ -130,6 +133,12 @@ export class Pipeline {
       const size = sampling[side];
       if (!(size >= multiple) || size % multiple !== 0) {
         throw new Error(`The ${side} is ${size}: expected a positive multiple of ${multiple}.`);
+      }
+      if (size > this.largestSize) {
+        throw new Error(
+          `The ${side} is ${size}: expected at most ${this.largestSize}, as far as the model's ` +
+            "positions reach.",
+        );
       }
     }
     return sampling;

@@ -51,6 +51,7 @@ async function load({ root, threads }) {
     type: "ready",
     defaults: pipeline.defaults,
     multiple: pipeline.sizeMultiple,
+    largest: pipeline.largestSize,
     encoders: pipeline.family.encoders,
     source: files.manifest.source,
     bits: files.manifest.recipe.bits,

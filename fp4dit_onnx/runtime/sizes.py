@@ -1,0 +1,87 @@
+"""Which sizes of pictures a transformer takes, by its configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fp4dit_onnx.errors import UsageError
+
+__all__ = ["check_latents", "largest_side", "pixels_a_latent"]
+
+Config = Mapping[str, Any]
+
+USUAL_FACTOR = 8
+"""Pixels a latent of all families' own VAEs."""
+
+
+def _sd3_grid(config: Config) -> int | None:
+    found = config.get("pos_embed_max_size", 96)
+    return None if found is None else int(found)
+
+
+def _auraflow_grid(config: Config) -> int | None:
+    return math.isqrt(int(config.get("pos_embed_max_size", 1024)))  # of all positions
+
+
+_STORED_GRIDS: dict[str, Callable[[Config], int | None]] = {
+    "SD3Transformer2DModel": _sd3_grid,
+    "AuraFlowTransformer2DModel": _auraflow_grid,
+}
+"""Transformer class -> side of its stored table of positions, in patches; others compute theirs."""
+
+
+def largest_side(config: Config) -> int | None:
+    """Latents along a side that the stored positions of a transformer reach; None for any number.
+
+    Args:
+        config: the transformer's config.json.
+    """
+    grid_of = _STORED_GRIDS.get(str(config.get("_class_name")))
+    grid = None if grid_of is None else grid_of(config)
+    return None if grid is None else grid * int(config.get("patch_size", 2))
+
+
+def pixels_a_latent(vae_config: Config | None) -> int:
+    """Along one side; that of all families' own VAEs where the VAE is not at hand.
+
+    Args:
+        vae_config: the VAE's config.json, or None.
+    """
+    if vae_config is None:
+        return USUAL_FACTOR
+    levels = vae_config.get("block_out_channels") or vae_config["encoder_block_out_channels"]
+    return int(2 ** (len(levels) - 1))
+
+
+def check_latents(shape: Sequence[int], config: Config, factor: int) -> None:
+    """Refuse latents that a transformer cannot take.
+
+    Args:
+        shape: of its hidden_states, [B, C, H, W]; packed ones, of three axes, are not looked at.
+        config: the transformer's, with the defaults of its class.
+        factor: pixels a latent, for messages.
+
+    Raises:
+        UsageError: another number of channels, or a side that is no multiple of the patch size or
+            beyond the stored positions.
+    """
+    if len(shape) != 4:
+        return
+    if shape[1] != config["in_channels"]:
+        raise UsageError(
+            f"hidden_states has {shape[1]} channels: expected {config['in_channels']}, [B, C, H, W]"
+        )
+    patch, most = int(config.get("patch_size") or 1), largest_side(config)
+    for name, side in (("height", shape[2]), ("width", shape[3])):
+        if side < patch or side % patch:
+            raise UsageError(
+                f"hidden_states has a {name} of {side} latents: expected a positive multiple of "
+                f"{patch}"
+            )
+        if most is not None and side > most:
+            raise UsageError(
+                f"hidden_states has a {name} of {side} latents ({side * factor} pixels): expected at "
+                f"most {most} ({most * factor} pixels), as far as the model's positions reach"
+            )
