@@ -14,6 +14,33 @@ bool Succeeded(const ort::Api* api, OrtStatus* status) {
   return false;
 }
 
+// Bytes of the UTF-8 character that begins at `text`; 0 if there is none, or it controls terminals.
+size_t PrintableSize(const char* text) {
+  const auto* bytes = reinterpret_cast<const unsigned char*>(text);
+  const unsigned first = bytes[0];
+  if (first < 0x80) return first >= 0x20 && first != 0x7f ? 1 : 0;
+  if (first < 0xc2 || first > 0xf4) return 0;
+  const size_t size = first >= 0xf0 ? 4 : first >= 0xe0 ? 3 : 2;
+  uint32_t character = first & (0x7fu >> size);
+  for (size_t i = 1; i < size; ++i) {
+    if ((bytes[i] & 0xc0) != 0x80) return 0;  // the closing zero, too
+    character = character << 6 | (bytes[i] & 0x3fu);
+  }
+  constexpr uint32_t kLeast[] = {0, 0, 0xa0, 0x800, 0x10000};  // of two bytes below are controls
+  const bool surrogate = character >= 0xd800 && character < 0xe000;
+  return character < kLeast[size] || character > 0x10ffff || surrogate ? 0 : size;
+}
+
+// Names and texts come from models: what is no UTF-8, or would be obeyed by a terminal, becomes
+// '?'.
+void MakePrintable(char* text) {
+  while (*text != '\0') {
+    const size_t size = PrintableSize(text);
+    if (size == 0) *text = '?';
+    text += size == 0 ? 1 : size;
+  }
+}
+
 }  // namespace
 
 void Node::Bind(const ort::Api* the_api, const OrtKernelInfo* the_info, const char* the_op) {
@@ -35,6 +62,7 @@ OrtStatus* Node::Fail(const char* format, ...) const {
   va_start(arguments, format);
   std::vsnprintf(text + used, sizeof(text) - used, format, arguments);
   va_end(arguments);
+  MakePrintable(text);
   return api->CreateStatus()(ort::kInvalidArgument, text);
 }
 

@@ -37,7 +37,7 @@ struct Node {
 
   void Bind(const ort::Api* the_api, const OrtKernelInfo* the_info, const char* the_op);
 
-  // An invalid-argument status: "FpLinear node 'name': " and the text.
+  // An invalid-argument status: "FpLinear node 'name': " and the text, made printable.
   OrtStatus* Fail(const char* format, ...) const FP4DIT_PRINTF(2, 3);
 
   // `count` inputs must be connected.

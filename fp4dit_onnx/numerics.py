@@ -17,6 +17,7 @@ from fp4dit_onnx.formats import FloatArray, FloatFormat
 __all__ = [
     "KEY_TILE",
     "SMALLEST_AMAX",
+    "SUM_LIMIT",
     "attention",
     "decode",
     "dequantize",
@@ -25,6 +26,7 @@ __all__ = [
     "expand_groups",
     "fma",
     "group_count",
+    "largest_sum",
     "linear",
     "pack",
     "quantize",
@@ -101,6 +103,28 @@ def quantize(x: FloatArray, fmt: FloatFormat) -> tuple[npt.NDArray[np.generic], 
     scale = np.where(live, amax / limit, np.float32(0))
     scale = np.where(finite, scale, np.float32(np.nan)).astype(np.float32)
     return q.astype(fmt.integer_type), scale
+
+
+SUM_LIMIT = 2**31
+"""Sums of integers stay below this in magnitude."""
+
+
+def largest_sum(activation: FloatFormat, weight: FloatFormat, size: int) -> int:
+    """The largest sum that any kernel of any machine may hold on the way to `size` exact products.
+
+    Some instructions multiply unsigned by signed bytes: kernels add up to 128 to int8 weights, and take
+    it off again. Others know bytes alone: kernels cut activations that are wider into two, 256 * high
+    + low. One bound serves all machines, so that they accept and refuse the same models.
+
+    Args:
+        activation: format of the one factor, whose integers are int8 or int16.
+        weight: of the other, likewise.
+        size: products that are summed, 1 or more.
+    """
+    act, other = int(activation.max_integer), int(weight.max_integer)
+    if max(act, other) <= 127:
+        return act * (other + 128) * size
+    return -(-act // 256) * 256 * other * size
 
 
 def group_count(size: int, group_size: int) -> int:
@@ -295,7 +319,7 @@ def _weighted(
     total = np.zeros_like(most)
     y = np.zeros((scores.shape[0], v.shape[1]), np.float32)
     group = KEY_TILE
-    while PROBABILITY_FORMAT.max_integer * fmt.max_integer * group >= 2**31:
+    while largest_sum(PROBABILITY_FORMAT, fmt, group) >= SUM_LIMIT:
         group //= 2
     for start in range(0, scores.shape[1], KEY_TILE):
         part = slice(start, min(start + KEY_TILE, scores.shape[1]))

@@ -238,7 +238,7 @@ def plan(request: ExportRequest) -> Plan:
             "round to nearest with --method fp-rtn or int-rtn, without --measure"
         )
     sizes = linear_layers(checkpoint)
-    specs, skipped = recipe.assign(tuple(sizes))
+    specs, skipped = recipe.assign(sizes)
     _check_ram(request, sizes)
     target.check({spec.weight for spec in specs.values()} | set(recipe.search))
     rows = [_row(name, *sizes[name], spec) for name, spec in specs.items()]

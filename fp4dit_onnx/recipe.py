@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.formats import FloatFormat, format_by_name
 from fp4dit_onnx.methods import method_by_name
+from fp4dit_onnx.numerics import SUM_LIMIT, largest_sum
 
 __all__ = [
     "ATTENTION_PARTS",
@@ -143,22 +144,27 @@ class Recipe:
     search: tuple[str, ...] = ()
 
     def assign(
-        self, layers: Sequence[str]
+        self, layers: Sequence[str] | Mapping[str, tuple[int, int]]
     ) -> tuple[dict[str, LayerSpec], tuple[tuple[str, str], ...]]:
         """A specification for each layer, and (name, reason) of those that stay in float.
 
+        Args:
+            layers: their names, or the shape [N, K] by name: a group is no longer than K.
+
         Raises:
-            UsageError: a user's rule matches no layer.
+            UsageError: a user's rule matches no layer, or formats or groups cannot be multiplied.
         """
+        names = tuple(layers)
+        shapes = layers if isinstance(layers, Mapping) else {}
         for rule in self.rules:
-            if rule.required and not any(fnmatchcase(name, rule.pattern) for name in layers):
+            if rule.required and not any(fnmatchcase(name, rule.pattern) for name in names):
                 raise UsageError(
-                    f"layer rule {rule.pattern!r} matches none of the {len(layers)} linear layers; "
-                    f"their names look like {', '.join(layers[:3])}"
+                    f"layer rule {rule.pattern!r} matches none of the {len(names)} linear layers; "
+                    f"their names look like {', '.join(names[:3])}"
                 )
         specs: dict[str, LayerSpec] = {}
         skipped: list[tuple[str, str]] = []
-        for name in layers:
+        for name in names:
             rule = self._rule(name)
             if rule.weight == FLOAT:
                 skipped.append((name, rule.reason))
@@ -167,7 +173,8 @@ class Recipe:
             specs[name] = LayerSpec(
                 rule.weight, None if activation == FLOAT else activation, self.group_size
             )
-            _check_product(name, specs[name])
+            group = min(shapes[name][1], self.group_size) if name in shapes else self.group_size
+            check_product(name, specs[name], group)
         return specs, tuple(skipped)
 
     def _rule(self, layer: str) -> Rule:
@@ -286,8 +293,17 @@ def _weight_rules(
     return (Rule("*", chosen, required=False),)
 
 
-def _check_product(name: str, spec: LayerSpec) -> None:
-    """Integer activations need integer weights, and sums of a group's products below 2^31."""
+def check_product(name: str, spec: LayerSpec, size: int) -> None:
+    """Integer activations need integer weights, and sums of a group's products below 2^31.
+
+    Args:
+        name: of the layer.
+        spec: its formats.
+        size: inputs of its longest group.
+
+    Raises:
+        UsageError: they cannot be multiplied.
+    """
     weight, activation = spec.weight_format, spec.activation_format
     if activation is None or activation.integer_type == np.float32:
         return
@@ -296,11 +312,12 @@ def _check_product(name: str, spec: LayerSpec) -> None:
             f"layer {name}: weights in {weight.name} need float or equally wide activations, found "
             f"{activation.name}: choose another weight format, such as int8, or a16"
         )
-    largest = weight.max_integer * activation.max_integer * spec.group_size
-    if largest >= 2.0**31:
+    largest = largest_sum(activation, weight, size)
+    if largest >= SUM_LIMIT:
         raise UsageError(
-            f"layer {name}: a group of {spec.group_size} products of {weight.name} and "
-            f"{activation.name} can reach {largest:.0f}, expected less than 2^31: use smaller groups"
+            f"layer {name}: a group of {size} products of {weight.name} and {activation.name} can "
+            f"reach {largest}, expected less than 2^31: use groups of at most "
+            f"{(SUM_LIMIT - 1) // largest_sum(activation, weight, 8) * 8}"
         )
 
 

@@ -21,7 +21,7 @@ from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import GIVEN, Positive, WrongType, decoded, parse_object, plain
 from fp4dit_onnx.formats import FloatArray, format_by_name
 from fp4dit_onnx.numerics import decode, dequantize, group_count, unpack
-from fp4dit_onnx.recipe import LayerSpec
+from fp4dit_onnx.recipe import LayerSpec, check_product
 
 __all__ = [
     "WORK_MANIFEST",
@@ -89,7 +89,7 @@ class QuantizedLayer:
     scale: npt.NDArray[np.floating]
 
     def __post_init__(self) -> None:
-        """Check that codes and scales fit the shape."""
+        """Check that codes and scales fit the shape, and what they are multiplied with."""
         n = self.codes.shape[0] if self.codes.ndim else 0
         found = (self.codes.shape, self.scale.shape)
         if self.spec.group_size < 1 or found != packed_shape(n, self.k, self.spec):
@@ -102,6 +102,7 @@ class QuantizedLayer:
                 f"layer {self.name}: codes {self.codes.dtype} and scales {self.scale.dtype}, "
                 "expected uint8 codes and float16 or float32 scales"
             )
+        check_product(self.name, self.spec, min(self.k, self.spec.group_size))
 
     @property
     def n(self) -> int:

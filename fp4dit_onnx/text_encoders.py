@@ -71,8 +71,9 @@ def encoder_bytes(part: checkpoint.Component, recipe: Recipe | None) -> int:
         if recipe is None:
             total += 4 * prod(tensor.shape)
         elif linear and not any(word in name for word in EMBEDDINGS):
-            spec = recipe.assign((name.removesuffix(".weight"),))[0][name.removesuffix(".weight")]
-            total += layer_size(tensor.shape[0], tensor.shape[1], spec).bytes
+            shape = (tensor.shape[0], tensor.shape[1])
+            specs, _ = recipe.assign({name.removesuffix(".weight"): shape})
+            total += sum(layer_size(*shape, spec).bytes for spec in specs.values())
         else:
             total += 2 * prod(tensor.shape)
     return total
@@ -163,5 +164,6 @@ def _layers(
 ) -> dict[str, LayerLayout]:
     if recipe is None:
         return {}
-    specs, _ = recipe.assign(linears)
-    return {name: LayerLayout(name, spec, *network.shape(name)) for name, spec in specs.items()}
+    shapes = {name: network.shape(name) for name in linears}
+    specs, _ = recipe.assign(shapes)
+    return {name: LayerLayout(name, spec, *shapes[name]) for name, spec in specs.items()}

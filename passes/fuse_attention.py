@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.formats import FloatFormat, format_by_name
+from fp4dit_onnx.numerics import SUM_LIMIT, largest_sum
 from fp4dit_onnx.passes.base import PassReport, Skip, rewrite_all
 from fp4dit_onnx.passes.match import (
     node_names,
@@ -132,7 +133,8 @@ def _refusal(
     size = q.pair.outputs[0].shape[-1]
     if fmt.integer_type == np.float32:
         return f"the integers of {fmt.name} are wider than 16 bits"
-    if not isinstance(size, int) or size > MAX_HEAD_SIZE or fmt.max_integer**2 * size >= 2**31:
+    too_wide = largest_sum(fmt, fmt, MAX_HEAD_SIZE) >= SUM_LIMIT
+    if not isinstance(size, int) or size > MAX_HEAD_SIZE or too_wide:
         return f"heads of size {size} in {fmt.name} are too large for exact sums"
     if (q.perm, k.perm, v.perm) != (HEADS_FIRST, KEYS_LAST, HEADS_FIRST) or v.factor != 1:
         return f"its operands are transposed as {q.perm}, {k.perm} and {v.perm}"

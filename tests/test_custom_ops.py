@@ -6,6 +6,7 @@ own: this file is also that process's program.
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
+from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
 from fp4dit_onnx import numerics, ops
 from fp4dit_onnx.formats import FORMATS, FloatFormat
@@ -242,6 +244,30 @@ def check_dequantize_groups() -> None:
                 )
 
 
+def one_group(act: FloatFormat, weight: FloatFormat, k: int) -> None:
+    """Make a kernel for one group of `k` products."""
+    weights = {
+        "codes": (np.uint8, ("n", -(-k * weight.storage_bits // 8))),
+        "ws": (np.float32, ("n", 1)),
+        "bias": (np.float32, ("n",)),
+    }
+    inputs = [value_info("q", act.integer_type, ("m", k)), value_info("s", np.float32, ("m", 1))]
+    inputs += [value_info(name, dtype, shape) for name, (dtype, shape) in weights.items()]
+    attributes = ops.linear_attributes(act, weight, k, k)
+    node = custom(ops.LINEAR, ["q", "s", *weights], ["y"], **attributes)
+    session([node], inputs, [("y", np.float32)], {})
+
+
+def check_longest_groups() -> None:
+    """The library's bound of a group is numerics.largest_sum, for all pairs of formats."""
+    integer = [fmt for fmt in FORMATS.values() if fmt.integer_type != np.float32]
+    for act, weight in itertools.product(integer, integer):
+        longest = (numerics.SUM_LIMIT - 1) // numerics.largest_sum(act, weight, 1)
+        one_group(act, weight, longest)
+        with pytest.raises(RuntimeException, match=f"a group of {longest + 1} products"):
+            one_group(act, weight, longest + 1)
+
+
 def check_everything() -> None:
     """What a process for one instruction set does; prints the counters as JSON."""
     library = Library()  # first: the counters live as long as the library stays loaded
@@ -251,6 +277,7 @@ def check_everything() -> None:
     check_any_integers(constant=True)
     check_any_integers(constant=False)
     check_dequantize_groups()
+    check_longest_groups()
     print(json.dumps(library.counters()))
 
 

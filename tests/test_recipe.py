@@ -264,10 +264,18 @@ def test_integer_activations_need_integer_weights() -> None:
 
 
 def test_group_sums_stay_below_two_to_the_31() -> None:
-    # int8 x e3m4: 127 * 1984 = 251968 a product; 8522 of them fit, and 8520 is a multiple of 8.
-    assert recipe("w8a8", group_size=8520).assign(LAYERS)[0]
-    with pytest.raises(UsageError, match="can reach 2148783104, expected less than 2"):
-        recipe("w8a8", group_size=8528).assign(LAYERS)
+    # int8 x e3m4: 127 * 2048 = 260096 a product, with 1984 in whole bytes; 8256 of them fit.
+    assert recipe("w8a8", group_size=8256).assign(LAYERS)[0]
+    refused = "a group of 8264 .* can reach 2149433344, .* use groups of at most 8256"
+    with pytest.raises(UsageError, match=refused):
+        recipe("w8a8", group_size=8264).assign(LAYERS)
+
+
+def test_a_group_is_no_longer_than_its_row() -> None:
+    wide = recipe("w8a8", group_size=10**6)
+    assert wide.assign(dict.fromkeys(LAYERS, (4, 8256)))[0]
+    with pytest.raises(UsageError, match="a group of 8257 "):
+        wide.assign(dict.fromkeys(LAYERS, (4, 8257)))
 
 
 # --- as data -----------------------------------------------------------------------------------

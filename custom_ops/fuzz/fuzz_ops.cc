@@ -36,8 +36,11 @@ class Fuzzer {
     const Format& weight = formats[Below(count)];
     const bool weight_only = op == "FpLinear" && Below(4) == 0;
     const auto size = [this](size_t limit) { return static_cast<int64_t>(Below(limit)); };
-    Sample sample = test::MakeSample(op, weight_only ? "" : act.name, weight.name, size(20),
-                                     1 + size(300), size(40), 1 + size(140));
+    const bool is_long = op == "FpLinear" && Below(8) == 0;
+    const int64_t k = 1 + (is_long ? size(300000) : size(300));
+    const int64_t group_size = is_long ? k : 1 + size(140);
+    Sample sample = test::MakeSample(op, weight_only ? "" : act.name, weight.name,
+                                     size(is_long ? 4 : 20), k, size(is_long ? 4 : 40), group_size);
     for (size_t i = 2; i < sample.node.constant.size(); ++i) {
       sample.node.constant[i] = Below(4) != 0;
     }
@@ -64,6 +67,7 @@ class Fuzzer {
       }
       case 4:
         node.name.assign(Below(2000), '%');
+        for (char& c : node.name) c = Below(2) == 0 ? c : static_cast<char>(1 + Below(255));
         return;
       default:
         return SpoilTensor(sample->values[Below(sample->values.size())].get());
@@ -72,7 +76,11 @@ class Fuzzer {
 
  private:
   void FillAtRandom(fake::Value* value) {
-    for (size_t i = 0; i < value->Bytes(); ++i) value->data[i] = static_cast<uint8_t>(random_());
+    const uint8_t one = static_cast<uint8_t>(random_());
+    const bool all = Below(3) == 0;  // of sums that grow
+    for (size_t i = 0; i < value->Bytes(); ++i) {
+      value->data[i] = all ? one : static_cast<uint8_t>(random_());
+    }
   }
 
   void SpoilNumber(fake::Node* node) {

@@ -342,6 +342,9 @@ double Peak(size_t rounds) {
 constexpr size_t kFewRows = 3;
 using FewRows = WordDot<Vector512, VnniBytes, kPanel, kFewRows>;
 static_assert(FewRows::kUnit == kUnit && FewRows::kStep == kUnit, "the same panels");
+// The low of two bytes is unsigned: the high one may be of the next multiple of 256.
+constexpr Reach kTwoPlanesReach = {256, 0};
+static_assert(IsWithin(kTwoPlanesReach, kMostReach[kDotInt16]), "see kMostReach");
 
 size_t StagedBytesOfBytes(const Activations& a) {
   const size_t few = StagedBytes<FewRows>(a);
@@ -375,6 +378,7 @@ const Kernels FP4DIT_AMX_TABLE = {
     {{{kPanel, kUnit, kUnit},
       ByteTiles::kRows,
       kBytes,
+      FewRows::kReach,
       StagedBytesOfBytes,
       StageBytes,
       RunBytes,
@@ -382,6 +386,7 @@ const Kernels FP4DIT_AMX_TABLE = {
      {{kPanel, kUnit, kUnit},
       ShortTiles::kRows,
       kBytes,
+      kTwoPlanesReach,
       StagedBytes<StagedRows<int16_t>>,
       StageShorts,
       RunTiles<ShortTiles>,

@@ -27,9 +27,10 @@ struct BytesDot {
   static constexpr size_t kUnit = 4;
   static constexpr size_t kStep = kUnit;
   static constexpr size_t kChunk = 256;
+  static constexpr Reach kReach = {1, 64};
   static constexpr bool kSums = true;
 
-  static bool IsNarrow(const LinearTile& tile) { return tile.max_weight <= 64; }
+  static bool IsNarrow(const LinearTile& tile) { return tile.max_weight <= kReach.weight_offset; }
 
   static constexpr bool kSumsRows = true;
   static int32_t SumRow(const int8_t* q, size_t size, int32_t* largest) {
@@ -139,7 +140,7 @@ struct BytesDot {
     const bool narrow = IsNarrow(*rows.tile);
     __m256i total[R][2];
     for (size_t r = 0; r < R; ++r) {
-      const int32_t start = narrow ? -rows.tile->max_weight * rows.group_sum[r] : 0;
+      const int32_t start = narrow ? Wrapped(-rows.tile->max_weight, rows.group_sum[r]) : 0;
       for (size_t v = 0; v < 2; ++v) {
         total[r][v] = rows.first ? _mm256_set1_epi32(start)
                                  : Vector256::Load(rows.accumulator + r * kPanel + 8 * v);
@@ -179,8 +180,8 @@ struct BytesDot {
                                           Vector256::Bytes(static_cast<uint8_t>(offset)));
     const __m256i mask = Vector256::Bytes(15);
     const __m256i ones = _mm256_set1_epi16(1);
-    __m256i total[2] = {_mm256_set1_epi32(-offset * rows.group_sum[0]),
-                        _mm256_set1_epi32(-offset * rows.group_sum[0])};
+    const __m256i start = _mm256_set1_epi32(Wrapped(-offset, rows.group_sum[0]));
+    __m256i total[2] = {start, start};
     const int8_t* q = rows.q;
     for (size_t left = rows.blocks; left > 0;) {
       const size_t count = left < run ? left : run;

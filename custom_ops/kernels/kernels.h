@@ -17,11 +17,27 @@
 namespace fp4dit {
 
 // How FpLinear multiplies.
-//   kInt8   int8 x int8 -> int32, exact: |q| <= 128, |weight| <= 127
-//   kInt16  int16 x int16 -> int32, exact: max_act * max_weight * group_size < 2^31; the
-//           activations may also be int8
+//   kInt8   int8 x int8 -> int32: |q| <= 128, |weight| <= 127
+//   kInt16  int16 x int16 -> int32; the activations may also be int8
 //   kFloat  float32 fma chain over ascending k
+// Integer sums are exact: the op has checked that no kernel's can leave int32, see Reach. Of
+// activations that are outside their format they are what they would be, modulo 2^32.
 enum DotKind : int { kDotInt8, kDotInt16, kDotFloat, kDotKinds };
+
+// What a kernel may hold on the way to a sum of `size` products, beside the products: at most
+// RoundUp(max_act, act_step) * (max_weight + weight_offset) * size.
+struct Reach {
+  int32_t act_step;       // 256 if it cuts activations into bytes, else 1
+  int32_t weight_offset;  // the most that it adds to weights, to make them unsigned
+};
+
+// The contract of kernels on every machine, so that all accept and refuse the same nodes: none may
+// declare more. numerics.largest_sum is the same. Wider, it would refuse nodes that models have.
+constexpr Reach kMostReach[kDotKinds] = {{1, 128}, {256, 0}, {1, 0}};
+
+constexpr bool IsWithin(const Reach& reach, const Reach& most) {
+  return reach.act_step <= most.act_step && reach.weight_offset <= most.weight_offset;
+}
 
 // The element types of grid integers, which index entries of the table.
 enum IntegerType : int { kInt8Type, kInt16Type, kFloatType, kIntegerTypes };
@@ -80,6 +96,7 @@ struct LinearKernel {
   PanelLayout layout;
   size_t row_step;       // rows that it multiplies at a time: full speed at multiples
   WeightStorage widest;  // of the weights that it takes: this, and those before it in the list
+  Reach reach;
   size_t (*staged_bytes)(const Activations& rows);
   // Returns the largest magnitude of int8 activations, a bound of sums (0 where it is not needed).
   // `staged` is 64-byte aligned.

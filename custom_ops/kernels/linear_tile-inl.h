@@ -8,6 +8,7 @@
 //   Act, Operand, Accumulator               types of an activation, a decoded weight, and a sum
 //   kPanel, kUnit, kStep, kRows             panel width, k_unit, k_step, rows at a time
 //   kChunk                                  inputs decoded at once, a multiple of kStep
+//   kReach                                  see Reach
 //   kSums                                   whether a group's sum of activations is wanted
 //   Decode(tile, packed, blocks, operand)   decodes blocks of the panel; returns the bytes read
 //   Rows<R>(DotRows)                        R rows (1 to kRows) times one chunk
@@ -57,6 +58,11 @@ FP4DIT_ALWAYS_INLINE void Unroll(const Function& f, Arguments&... arguments) {
     f(I, arguments...);
     Unroll<N, I + 1>(f, arguments...);
   }
+}
+
+// a * b modulo 2^32, as sums in registers are.
+inline int32_t Wrapped(int32_t a, int32_t b) {
+  return static_cast<int32_t>(static_cast<uint32_t>(a) * static_cast<uint32_t>(b));
 }
 
 constexpr size_t RoundUp(size_t size, size_t step) { return (size + step - 1) / step * step; }
@@ -186,7 +192,13 @@ template <typename Dot>
 constexpr bool kHasRunCodes<Dot, std::enable_if_t<Dot::kReadsCodes>> = true;
 
 template <typename Dot>
+constexpr DotKind kKind = sizeof(typename Dot::Act) == 1   ? kDotInt8
+                          : sizeof(typename Dot::Act) == 2 ? kDotInt16
+                                                           : kDotFloat;
+
+template <typename Dot>
 void RunLinearTile(const LinearTile& tile) {
+  static_assert(IsWithin(Dot::kReach, kMostReach[kKind<Dot>]), "see kMostReach");
   static_assert(Dot::kChunk % Dot::kStep == 0 && Dot::kStep % Dot::kUnit == 0, "whole blocks");
   alignas(64) typename Dot::Operand operand[Dot::kChunk * Dot::kPanel];
   alignas(64) typename Dot::Accumulator accumulator[kMaxTileRows * Dot::kPanel];
@@ -238,15 +250,16 @@ void RunLinearTile(const LinearTile& tile) {
 
 // The widest weights that a dot decodes to what it multiplies.
 template <typename Dot>
-constexpr WeightStorage kWidest = sizeof(typename Dot::Act) == 1   ? kBytes
-                                  : sizeof(typename Dot::Act) == 2 ? kShorts
-                                                                   : kBfloats;
+constexpr WeightStorage kWidest = kKind<Dot> == kDotInt8    ? kBytes
+                                  : kKind<Dot> == kDotInt16 ? kShorts
+                                                            : kBfloats;
 
 // The table entry of a dot.
 template <typename Dot>
 constexpr LinearKernel kLinear = {{Dot::kPanel, Dot::kUnit, Dot::kStep},
                                   Dot::kRows,
                                   kWidest<Dot>,
+                                  Dot::kReach,
                                   StagedBytes<Dot>,
                                   Stage<Dot>,
                                   RunLinearTile<Dot>,

@@ -150,6 +150,7 @@ struct BroadcastDot {
   static constexpr size_t kUnit = Multiply::kUnit;
   static constexpr size_t kStep = kUnit;
   static constexpr size_t kChunk = 64 * kUnit;
+  static constexpr Reach kReach = {1, 0};
   static constexpr bool kSums = false;
   static constexpr size_t kVectors = kPanel / kLanes;
 

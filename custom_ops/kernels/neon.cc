@@ -26,6 +26,7 @@ struct BytesDot {
   static constexpr size_t kUnit = 1;
   static constexpr size_t kStep = 4;  // keeps the staged sums, int32, aligned
   static constexpr size_t kChunk = 256;
+  static constexpr Reach kReach = {1, 0};
   static constexpr bool kSums = true;
   static constexpr size_t kVectors = kPanel / 8;
 

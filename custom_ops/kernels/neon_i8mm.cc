@@ -21,6 +21,7 @@ struct MatrixDot {
   static constexpr size_t kUnit = 8;
   static constexpr size_t kStep = kUnit;
   static constexpr size_t kChunk = 256;
+  static constexpr Reach kReach = {1, 0};
   static constexpr bool kSums = false;
   static constexpr size_t kPairs = kPanel / 2;  // of channels
 

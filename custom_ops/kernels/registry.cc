@@ -1,6 +1,7 @@
 #include "kernels/registry.h"
 
 #include <atomic>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -83,6 +84,12 @@ Chosen<QuantizeRow> ChooseQuantize(size_t isa, IntegerType type) {
 Chosen<DequantizeRun> ChooseDequantize(size_t isa, IntegerType type) {
   isa = FirstWith(isa, [type](const Kernels& k) { return k.dequantize[type] != nullptr; });
   return {kIsas[isa].kernels->dequantize[type], isa};
+}
+
+double LargestSum(DotKind kind, double max_act, double max_weight, size_t size) {
+  const Reach& reach = kMostReach[kind];
+  const double act = std::ceil(max_act / reach.act_step) * reach.act_step;
+  return act * (max_weight + reach.weight_offset) * static_cast<double>(size);
 }
 
 Selection Select(const char* requested) {

@@ -40,6 +40,11 @@ Chosen<QuantizeRow> ChooseQuantize(size_t isa, IntegerType type);
 Chosen<SoftmaxKernel> ChooseSoftmax(size_t isa);
 Chosen<DequantizeRun> ChooseDequantize(size_t isa, IntegerType type);
 
+// The largest sum that `size` products can be on the way to, in any kernel of any machine; must be
+// below kSumLimit. numerics.largest_sum is the same.
+double LargestSum(DotKind kind, double max_act, double max_weight, size_t size);
+constexpr double kSumLimit = 2147483648.0;
+
 // Where kernels come from.
 struct Selection {
   size_t isa;

@@ -54,6 +54,7 @@ struct ScalarDot {
   static constexpr size_t kStep = kUnit;
   static constexpr size_t kRows = 1;
   static constexpr size_t kChunk = 256;
+  static constexpr Reach kReach = {1, 0};
   static constexpr bool kSums = false;
   static constexpr size_t kBlock = kPanel * kUnit;
 

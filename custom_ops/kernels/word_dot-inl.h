@@ -4,6 +4,7 @@
 //
 // `V` is a Vector256 or what has the same members. A `Multiply` is the instruction:
 //   Act, Accumulator, Total    types of an activation, a sum in memory, a vector of sums
+//   kReach                     see Reach
 //   kSums, Start(sum)          whether sums begin at what the sum of a group's activations says
 //   Decode<kPanel>             see linear_tile-inl.h
 //   Zero, Load, Store          of totals
@@ -134,6 +135,7 @@ struct FloatMultiply {
   using Act = float;
   using Accumulator = float;
   using Total = typename V::Float;
+  static constexpr Reach kReach = {1, 0};
   static constexpr bool kSums = false;
 
   template <size_t kPanel>
@@ -155,6 +157,7 @@ struct IntMultiply {
   using Act = Act_;
   using Accumulator = int32_t;
   using Total = typename V::Int;
+  static constexpr Reach kReach = {1, 0};
   static constexpr bool kSums = false;
 
   static Total Zero() { return V::SplatInt(0); }
@@ -176,6 +179,7 @@ struct ShortMultiply : IntMultiply<V, int16_t> {
 // weight plus 128. What the 128 adds, 128 * sum of the activations, is subtracted at the start.
 template <typename V>
 struct ByteMultiply : IntMultiply<V, int8_t> {
+  static constexpr Reach kReach = {1, 128};
   static constexpr bool kSums = true;
 
   template <size_t kPanel>
@@ -183,7 +187,7 @@ struct ByteMultiply : IntMultiply<V, int8_t> {
     const auto table = V::Xor(V::Table(tile.table), V::Bytes(0x80));
     return DecodeToBytes<V, kPanel>(tile, packed, blocks, table, 0x80, out);
   }
-  static typename V::Int Start(int32_t sum) { return V::SplatInt(-128 * sum); }
+  static typename V::Int Start(int32_t sum) { return V::SplatInt(Wrapped(-128, sum)); }
 };
 
 // One row of int8 times a group of 4-bit codes: what is used once is not worth storing decoded. Two
@@ -238,6 +242,7 @@ struct WordDot {
   static constexpr size_t kUnit = kWordBytes / sizeof(Act);
   static constexpr size_t kStep = kUnit;
   static constexpr size_t kChunk = 64 * kUnit;
+  static constexpr Reach kReach = Multiply::kReach;
   static constexpr bool kSums = Multiply::kSums;
   static constexpr size_t kVectors = kPanel / V::kLanes;
 

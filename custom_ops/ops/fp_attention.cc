@@ -116,22 +116,25 @@ OrtStatus* FpAttention::Create(const Node& node) {
   }
   // The largest power of two whose sums fit, at most a tile.
   value_group_ = kKeyTile;
-  const auto largest =
-      static_cast<double>(kProbabilities.max_integer) * static_cast<double>(format_->max_integer());
-  while (largest * static_cast<double>(value_group_) >= 2147483648.0) value_group_ /= 2;
+  const auto largest = static_cast<double>(format_->max_integer());
+  constexpr double kProbability{kProbabilities.max_integer};
+  while (LargestSum(kDotInt16, kProbability, largest, value_group_) >= kSumLimit) value_group_ /= 2;
+  const DotKind kind = type_ == kInt8Type ? kDotInt8 : kDotInt16;
   const size_t isa = Selected().isa;
   const WeightStorage storage = type_ == kInt8Type ? kBytes : kShorts;
-  scores_ = ChooseLinear(isa, type_ == kInt8Type ? kDotInt8 : kDotInt16, storage);
+  scores_ = ChooseLinear(isa, kind, storage);
   values_ = ChooseNarrow(isa, storage);
   softmax_ = ChooseSoftmax(isa);
   quantize_ = ChooseQuantize(isa, kInt16Type);
   node_.info = nullptr;
-  // Bounds of what a task keeps on its stack; every kernel there is is well within them.
+  // Bounds of scores, and of what a task keeps on its stack: formats and kernels that there are
+  // keep well within them.
   const size_t weights =
       values_.kernel->staged_bytes({nullptr, kInt16Type, kRows, kKeyTile, value_group_});
   const size_t queries =
       scores_.kernel->staged_bytes({nullptr, type_, kRows, kMaxHeadSize, kMaxHeadSize});
-  if (weights > sizeof(Workspace::staged) || queries > sizeof(Workspace::staged_queries) ||
+  if (LargestSum(kind, largest, largest, kMaxHeadSize) >= kSumLimit ||
+      weights > sizeof(Workspace::staged) || queries > sizeof(Workspace::staged_queries) ||
       kKeyTile / value_group_ * values_.kernel->layout.panel_width > kMostScales) {
     return node_.Fail("format '%s' is wider than its kernels take", format_->name);
   }
@@ -187,14 +190,6 @@ OrtStatus* FpAttention::ReadCall(OrtKernelContext* context, Call* call) const {
     return node_.Fail(
         "inputs 'k' and 'v' have shapes %s and %s, wanted as many tokens, one at least",
         ShapeText(call->inputs[kK]).text, ShapeText(call->inputs[kV]).text);
-  }
-  const auto largest = static_cast<double>(format_->max_integer());
-  const double products = largest * largest * static_cast<double>(call->size);
-  if (products >= 2147483648.0) {
-    return node_.Fail(
-        "%zu products of %s can reach %.0f, wanted less than 2^31: use a narrower "
-        "format",
-        call->size, format_->name, products);
   }
   return CheckBias(call->inputs[kBias], *call);
 }

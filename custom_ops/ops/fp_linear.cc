@@ -1,6 +1,7 @@
 #include "ops/fp_linear.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "counters.h"
 #include "ops/fp_quantize.h"
@@ -86,14 +87,15 @@ OrtStatus* FpLinear::ReadAttributes() {
 
 OrtStatus* FpLinear::CheckAccumulator() const {
   if (kind_ == kDotFloat) return nullptr;
-  const double largest = static_cast<double>(act_format_->max_integer()) *
-                         static_cast<double>(weight_format_->max_integer()) *
-                         static_cast<double>(group_size_);
-  if (largest < 2147483648.0) return nullptr;
+  const double act = static_cast<double>(act_format_->max_integer());
+  const double weight = static_cast<double>(weight_format_->max_integer());
+  const double largest = LargestSum(kind_, act, weight, group_size_);
+  if (largest < kSumLimit) return nullptr;
   return node_.Fail(
       "a group of %zu products of %s and %s can reach %.0f, wanted less than 2^31: "
-      "use a smaller group_size",
-      group_size_, act_format_->name, weight_format_->name, largest);
+      "use a group_size of at most %.0f",
+      group_size_, act_format_->name, weight_format_->name, largest,
+      std::floor((kSumLimit - 1) / LargestSum(kind_, act, weight, 1)));
 }
 
 OrtStatus* FpLinear::PackConstants() {

@@ -40,6 +40,7 @@ void TestAmxEmulation();
 // Random cases through the ops on every instruction set; see random_test.cc.
 void TestRandom(unsigned seed, unsigned count);
 void TestOddRows();
+void TestLongestGroups();
 
 }  // namespace fp4dit::test
 

@@ -24,6 +24,7 @@ void RunAll() {
 #endif
   TestOps();
   TestOddRows();
+  TestLongestGroups();
   TestRandom(1, 500);
 }
 

@@ -162,13 +162,14 @@ class Chance {
   std::mt19937 random;
 };
 
-// Whether FpLinear takes the formats.
-bool Fits(const Case& c) {
-  if (c.act == nullptr || c.act->max_integer() > 32767.0f) return true;
-  const double largest = static_cast<double>(c.act->max_integer()) *
-                         static_cast<double>(c.weight->max_integer()) *
-                         static_cast<double>(std::min(c.group_size, c.k));
-  return c.weight->max_integer() <= 32767.0f && largest < 2147483648.0;
+// The longest group that FpLinear takes of these formats.
+size_t LongestGroup(const Format* act, const Format& weight) {
+  if (act == nullptr || act->max_integer() > 32767.0f) return SIZE_MAX;
+  if (weight.max_integer() > 32767.0f) return 0;
+  const double a = static_cast<double>(act->max_integer());
+  const double w = static_cast<double>(weight.max_integer());
+  const DotKind kind = std::max(a, w) <= 127.0 ? kDotInt8 : kDotInt16;
+  return static_cast<size_t>((kSumLimit - 1) / LargestSum(kind, a, w, 1));
 }
 
 Case RandomCase(Chance* chance) {
@@ -186,7 +187,13 @@ Case RandomCase(Chance* chance) {
     const size_t kind = chance->Below(8);
     c.group_size = kind < 5 ? kGroups[kind] : 1 + chance->Below(c.k);
     c.constant = chance->Below(4) != 0;
-  } while (!Fits(c));
+  } while (std::min(c.group_size, c.k) > LongestGroup(c.act, *c.weight));
+  constexpr size_t kLong = 20000;  // as far as there is time for
+  if (chance->Below(200) == 0) {
+    c.rows = 1 + chance->Below(5);
+    c.n = 1 + chance->Below(3);
+    c.k = c.group_size = std::min(kLong, LongestGroup(c.act, *c.weight));
+  }
   return c;
 }
 
@@ -211,6 +218,42 @@ std::vector<float> RandomRows(const Case& c, Chance* chance) {
 
 Weights WeightsOf(const Case& c, Chance* chance) {
   return MakeWeights(*c.weight, c.n, c.k, std::min(c.group_size, c.k), &chance->random);
+}
+
+// Channels of the largest and of the smallest weights, in turn.
+Weights ExtremeWeights(const Case& c) {
+  std::mt19937 random(6);
+  Weights w = MakeWeights(*c.weight, c.n, c.k, c.group_size, &random);
+  const size_t largest = static_cast<size_t>(c.weight->magnitude_count) - 1;
+  for (size_t n = 0; n < c.n; ++n) {
+    const size_t code = n % 2 == 0 ? largest : largest + c.weight->code_count() / 2;
+    const size_t stored = c.weight->storage_bits == 4 ? code << 4 | code : code;
+    std::memset(w.codes.data() + n * w.source.row_bytes(), static_cast<int>(stored),
+                w.source.row_bytes());
+    std::fill_n(w.grid.begin() + static_cast<std::ptrdiff_t>(n * c.k), c.k,
+                c.weight->GridInteger(code));
+  }
+  return w;
+}
+
+// The longest group there is, of the largest integers; and of bytes that no format has, whose sums
+// leave int32: they wrap, and nothing else happens.
+void CheckLongestGroup(const char* act, const char* weight) {
+  Case c = {FindFormat(act), FindFormat(weight), 5, 0, 3, 0, true};  // more rows than AMX calls few
+  c.k = c.group_size = LongestGroup(c.act, *c.weight);
+  const Weights w = ExtremeWeights(c);
+  std::vector<float> x(c.rows * c.k, 1.0f);
+  for (size_t r = 1; r < c.rows; r += 2) std::fill_n(x.data() + r * c.k, c.k, -1.0f);
+  CheckCase(c, x, w, true);
+  Rows rows = Quantize(c, x);
+  std::memset(rows.q.data.get(), 0x80, rows.q.Bytes());
+  CHECK(SelectIsa("scalar"), "scalar runs everywhere");
+  const Value wanted = Multiply(c, &rows, w);
+  for (const char* isa : RunnableIsas()) {
+    CHECK(SelectIsa(isa), "%s", isa);
+    CheckSame(isa, c, Multiply(c, &rows, w), wanted);
+  }
+  SelectIsa(nullptr);
 }
 
 // Row `row` of a case becomes `value` somewhere, or everywhere if `all`.
@@ -263,6 +306,15 @@ void TestOddRows() {
   for (const char* isa : RunnableIsas()) {
     for (const char* act : {"e2m3", "e3m4", "e4m3"}) CheckOddRows(isa, act);
   }
+}
+
+void TestLongestGroups() {
+  CheckLongestGroup("e2m3", "e2m1");  // weights made unsigned
+  CheckLongestGroup("e3m0", "e3m0");  // AVX2's widest that it makes unsigned
+  CheckLongestGroup("int8", "int8");
+  CheckLongestGroup("e2m3", "e3m2");  // int8 activations of the int16 kernels
+  CheckLongestGroup("e3m4", "int8");  // planes of bytes
+  CheckLongestGroup("e3m4", "e3m4");
 }
 
 void TestRandom(unsigned seed, unsigned count) {

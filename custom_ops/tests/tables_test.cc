@@ -78,6 +78,7 @@ void TestRegistry() {
         CHECK(storage <= chosen.kernel->widest, "%s", isas[i].name);
       }
       CHECK(Peak(isas[i].name, kind, 2) >= 0.0, "%s", isas[i].name);
+      CHECK(IsWithin(isas[i].kernels->linear[kind].reach, kMostReach[kind]), "%s", isas[i].name);
     }
     for (int type = 0; type < kIntegerTypes; ++type) {
       const IntegerType t = static_cast<IntegerType>(type);

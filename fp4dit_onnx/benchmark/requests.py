@@ -57,9 +57,9 @@ class Formats:
             )
         return recipe
 
-    def layer(self) -> LayerSpec:
-        """How a linear is quantized; raises as `recipe` does."""
-        specs, _ = self.recipe().assign([LAYER])
+    def layer(self, n: int = 1, k: int = 1) -> LayerSpec:
+        """How a linear [N, K] is quantized; raises as `recipe` does."""
+        specs, _ = self.recipe().assign({LAYER: (n, k)})
         return specs[LAYER]
 
 
@@ -77,11 +77,11 @@ def operator_cases(
     Raises:
         UsageError: sizes or formats are unusable.
     """
-    spec, attention = formats.layer(), formats.recipe().attention
+    attention = formats.recipe().attention
     wanted = [parse_sizes(text, "MxKxN") for text in shapes]
     if default and not wanted and not attentions:
         wanted = list(DEFAULT_SHAPES)
-    cases: list[Case] = [LinearCase(m, k, n, spec) for m, k, n in wanted]
+    cases: list[Case] = [LinearCase(m, k, n, formats.layer(n, k)) for m, k, n in wanted]
     for text in attentions:
         b, s, h, d = parse_sizes(text, "BxSxHxD")
         cases.append(AttentionCase(b, s, h, d, attention))
