@@ -55,6 +55,15 @@ def state() -> QuantizedState:
     return QuantizedState(layers, provenance, {"a.attn": "e2m3", "b.attn": "e3m4"})
 
 
+def test_a_group_whose_sums_leave_int32_is_refused() -> None:
+    """However long the groups are, only as long as the row."""
+    spec = LayerSpec("int8", "e3m4", 10**6)
+    scale = np.ones((1, 1), np.float16)
+    QuantizedLayer("a", spec, 8256, np.zeros((1, 8256), np.uint8), scale)
+    with pytest.raises(UsageError, match="layer a: a group of 8257 products .* at most 8256"):
+        QuantizedLayer("a", spec, 8257, np.zeros((1, 8257), np.uint8), scale)
+
+
 @pytest.fixture
 def saved(state: QuantizedState, tmp_path: Path) -> Path:
     path = tmp_path / "state.safetensors"
