@@ -199,6 +199,7 @@ class Recorder:
 def test_hunyuan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = {
         "_class_name": "HunyuanDiT2DModel",
+        "in_channels": 4,
         "num_attention_heads": 4,
         "attention_head_dim": 24,
     }
