@@ -6,7 +6,6 @@ the trajectory of the float sampler.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,7 +23,7 @@ from fp4dit_onnx.calibration.simulate import SimulatedLinear
 from fp4dit_onnx.calibration.walk import Unit, replaced, run_to
 from fp4dit_onnx.calibration.work import Work
 from fp4dit_onnx.methods import AdaRound, Method
-from fp4dit_onnx.progress import Advance, Reporter
+from fp4dit_onnx.progress import Reporter
 from fp4dit_onnx.recipe import LayerSpec
 from fp4dit_onnx.state import QuantizedLayer
 
@@ -33,7 +32,6 @@ __all__ = ["Blockwise", "chunk_size"]
 LARGEST_CHUNK = 64
 CHOICE_PAIRS = 32
 """Pairs of samples on which formats are compared."""
-TIMED_STEPS = 5
 
 
 @dataclass
@@ -67,12 +65,10 @@ class Blockwise:
     def run(self, units: Sequence[Unit]) -> dict[str, QuantizedLayer]:
         """Quantize the layers of `units`, in order; finished ones are read from the work folder."""
         layers: dict[str, QuantizedLayer] = {}
-        rounding = self.method.rounding
-        steps = rounding.iterations if isinstance(rounding, AdaRound) else 1
         self._blocks: list[str] = []
         self._last: str | None = None
-        with self.reporter.stage("calibrating", steps * len(units)) as advance:
-            self._meter = _Meter(advance, self.reporter, steps * len(units))
+        with self.reporter.stage("calibrating", len(units), "blocks") as advance:
+            self._advance = advance
             for number, unit in enumerate(units):
                 known = self.work.finished(unit.name)
                 if known is None:
@@ -81,7 +77,7 @@ class Blockwise:
                     self.reporter.note(f"{unit.name}: error {error:.3f} of nearest rounding")
                 else:
                     found, _ = known
-                    self._meter.skip(steps)
+                    advance(1, timed=False)
                 layers |= found
                 if unit.block:
                     self._drop_streams(keep=unit.name)
@@ -191,8 +187,9 @@ class Blockwise:
     ) -> tuple[dict[str, QuantizedLayer], float]:
         rounding = self.method.rounding
         if not isinstance(rounding, AdaRound):
-            self._meter.step(unit, 1.0)
+            self._advance(1, unit.name)
             return {name: self._nearest(name, spec) for name, spec in specs.items()}, 1.0
+        step = 1 / rounding.iterations
         with adaptive(self.network, specs, rounding, self.method.range) as linears:
             module = self.network.get_submodule(unit.name)
             error = train_rounding(
@@ -201,7 +198,7 @@ class Blockwise:
                 objective,
                 rounding,
                 seed=self.seed + number,
-                on_step=lambda loss: self._meter.step(unit, loss),
+                on_step=lambda loss: self._advance(step, f"{unit.name}, error {loss:.3f}"),
             )
             return {linear.name: linear.harden() for linear in linears}, error
 
@@ -219,30 +216,6 @@ class Blockwise:
                 if chunk.start == 0:
                     stream.create(inputs.count, output)
                 stream.write(chunk.start, output)
-
-
-class _Meter:
-    """Counts steps, shows the loss, and says after a few steps how long it will take."""
-
-    def __init__(self, advance: Advance, reporter: Reporter, total: int) -> None:
-        self._advance, self._reporter, self._left = advance, reporter, total
-        self._times: list[float] = []
-
-    def skip(self, steps: int) -> None:
-        """Steps of a unit that an earlier run finished."""
-        self._left -= steps
-        self._advance(steps)
-
-    def step(self, unit: Unit, loss: float) -> None:
-        """One step of `unit` was done; the first ones of a block give the estimate."""
-        self._left -= 1
-        self._advance(1, f"{unit.name}, error {loss:.3f}")
-        if unit.block and len(self._times) <= TIMED_STEPS:
-            self._times.append(time.monotonic())
-            if len(self._times) == TIMED_STEPS + 1:
-                each = (self._times[-1] - self._times[0]) / TIMED_STEPS
-                minutes = each * self._left / 60
-                self._reporter.note(f"{self._left} steps to go, about {minutes:.1f} min here")
 
 
 def chunk_size(max_ram: int, unit_bytes: int) -> int:

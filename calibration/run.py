@@ -175,7 +175,7 @@ def _nearest(
     network: torch.nn.Module, specs: Mapping[str, LayerSpec], method: Method, reporter: Reporter
 ) -> dict[str, QuantizedLayer]:
     layers = {}
-    with reporter.stage("quantizing layers", len(specs)) as advance:
+    with reporter.stage("quantizing layers", len(specs), "layers") as advance:
         for name, spec in specs.items():
             weight = _linear(network, name).weight.float()
             layers[name] = quantize_layer(name, weight, spec, method.range)
@@ -221,10 +221,13 @@ def _record(
             advance(1)
         choice = choose(sampler, effort.samples, importance, effort.even, seed)
         chosen = SampleRecorder(network, choice, work.clear("inputs"), paired=sampler.paired)
+    what = "sampling with the float model"
+    if work is None:
+        what = f"{what} to measure errors, which rounding does not need (skip with --no-measure)"
     which = [sampler.calls * i // MEASURED_CALLS for i in range(MEASURED_CALLS)]
     recorder = CallRecorder(network, which)
     try:
-        with reporter.stage("sampling with the float model", sampler.calls) as advance:
+        with reporter.stage(what, sampler.calls, "denoising steps") as advance:
             rows = record_inputs(
                 network,
                 tuple(specs),

@@ -9,19 +9,26 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
+import inspect
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.markup import escape
+from typer.core import TyperGroup
 
-from fp4dit_onnx.errors import Fp4DitError
-from fp4dit_onnx.texts import clean, prepare_streams
+from fp4dit_onnx.commands import output
+from fp4dit_onnx.commands.parameters import parameters_of, typer_signature
+from fp4dit_onnx.errors import Fp4DitError, UsageError
+from fp4dit_onnx.options import OUTPUT, Option
+from fp4dit_onnx.texts import prepare_streams
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "application", "load_command", "main"]
 
 COMMANDS = {
     "export": "Quantize a diffusers pipeline and write it as an ONNX bundle.",
@@ -42,6 +49,14 @@ INTERRUPTED = 130
 TERMINATED = 143
 
 
+SETTINGS: dict[str, Any] = {
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+"""What the parser raises; typer has no public name for it."""
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit.
 
@@ -51,11 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, _on_terminate)
     prepare_streams()
+    output.configure(output.Messages())
     try:
-        _application(given)(args=given, prog_name="fp4dit-onnx")
-    except KeyboardInterrupt:
+        code = application().main(given or ["--help"], "fp4dit-onnx", standalone_mode=False)
+    except USAGE_ERROR as error:
+        sys.exit(_said(_usage_message(error), UsageError.exit_code))
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(INTERRUPTED)
-    sys.exit(0)
+    sys.exit(code or 0)
 
 
 def _on_terminate(signum: int, frame: FrameType | None) -> NoReturn:
@@ -63,27 +81,82 @@ def _on_terminate(signum: int, frame: FrameType | None) -> NoReturn:
     sys.exit(TERMINATED)
 
 
-def _application(arguments: Sequence[str]) -> typer.Typer:
-    """The application, with the real function for the commands named in `arguments` only."""
-    app = typer.Typer(
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
-    app.callback()(_options)
+class _Commands(TyperGroup):
+    """Lists every command by its line of help; imports the one that is called."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, load_command(name) if name in COMMANDS else command, rest
+
+
+def application() -> Any:
+    """The command line, as typer's group of commands."""
+    app = typer.Typer(cls=_Commands, **SETTINGS)
+    parameters = [*parameters_of(_options), *parameters_of(_messages)]
+    app.callback()(_described(_options, parameters))
     for name, line in COMMANDS.items():
-        if name in arguments:
-            module = importlib.import_module(f"fp4dit_onnx.commands.{name}")
-            app.command(name)(_guarded(module.run))
-        else:
-            app.command(name, help=line)(_not_loaded)
-    return app
+        app.command(name, help=escape(line))(_not_loaded)
+    return typer.main.get_command(app)
+
+
+def load_command(name: str) -> Any:
+    """The real command, whose module is imported."""
+    run = importlib.import_module(f"fp4dit_onnx.commands.{name}").run
+    app = typer.Typer(add_completion=False, **SETTINGS)
+    parameters = [*parameters_of(run), *parameters_of(_messages)]
+    app.command(name, help=escape(COMMANDS[name]))(_described(_with_messages(run), parameters))
+    return typer.main.get_command(app)
 
 
 def _not_loaded() -> None:
     """Stand in for a command that was not asked for."""
     raise AssertionError("a command ran that was not named on the command line")
+
+
+def _described(
+    run: Callable[..., None], parameters: Iterable[inspect.Parameter]
+) -> Callable[..., None]:
+    """`run` with a signature for typer, and with errors as one line and an exit code."""
+    command = _guarded(run)
+    command.__signature__ = typer_signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def _messages(
+    quiet: Annotated[
+        bool,
+        Option("Print errors only, and with --json the JSON.", OUTPUT, flags=("--quiet", "-q")),
+    ] = False,
+    verbose: Annotated[
+        bool,
+        Option(
+            "Print every stage with its details, and of an error where it comes from.",
+            OUTPUT,
+            flags=("--verbose", "-v"),
+        ),
+    ] = False,
+    log_file: Annotated[
+        Path | None,
+        Option(
+            "Also append everything that --verbose prints to this file, with times.",
+            OUTPUT,
+            unit="FILE",
+        ),
+    ] = None,
+) -> None:
+    """Say how much the rest of the run says."""
+    output.configure(output.Messages(quiet, verbose, log_file))
+
+
+def _with_messages(run: Callable[..., None]) -> Callable[..., None]:
+    """`run`, after the options about messages, which stand before or behind the command."""
+
+    def command(*, quiet: bool, verbose: bool, log_file: Path | None, **arguments: Any) -> None:
+        before = output.messages()
+        _messages(quiet or before.quiet, verbose or before.verbose, log_file or before.log_file)
+        run(**arguments)
+
+    return command
 
 
 def _show_version(wanted: bool) -> None:
@@ -93,14 +166,17 @@ def _show_version(wanted: bool) -> None:
 
 
 def _options(
+    *,
     version: Annotated[
         bool,
         typer.Option(
             "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
         ),
     ] = False,
+    **messages: Any,
 ) -> None:
     """Diffusion transformers in 4-bit floating point, from PyTorch to ONNX Runtime."""
+    _messages(**messages)
 
 
 def _guarded(run: Callable[..., None]) -> Callable[..., None]:
@@ -112,9 +188,11 @@ def _guarded(run: Callable[..., None]) -> Callable[..., None]:
             run(**arguments)
             sys.stdout.flush()  # an error of it is told here, not when the interpreter ends
         except Fp4DitError as error:
-            _fail(str(error), error.exit_code)
+            raise typer.Exit(_said(str(error), error.exit_code)) from None
         except KeyboardInterrupt:
-            _fail("interrupted; nothing half-written is left", INTERRUPTED)
+            raise typer.Exit(
+                _said("interrupted; nothing half-written is left", INTERRUPTED)
+            ) from None
         except BrokenPipeError:  # the reader of our output has left: nobody to tell
             _drop_output()
             raise typer.Exit(1) from None
@@ -123,7 +201,7 @@ def _guarded(run: Callable[..., None]) -> Callable[..., None]:
                 sys.stdout.flush()
             except OSError:  # it is stdout that failed, and the interpreter will flush it again
                 _drop_output()
-            _fail(str(error), 1)
+            raise typer.Exit(_said(str(error), 1)) from None
 
     return command
 
@@ -133,6 +211,13 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    print("error: " + clean(" ".join(message.split())), file=sys.stderr)
-    raise typer.Exit(code)
+def _usage_message(error: Any) -> str:
+    """What the parser found, and where the options stand."""
+    where = error.ctx.command_path if error.ctx else "fp4dit-onnx"
+    return f"{error.format_message().rstrip('.')}; see  {where} --help"
+
+
+def _said(message: str, code: int) -> int:
+    """Print the error being handled as one line; gives the exit code."""
+    output.print_error(" ".join(message.split()))
+    return code

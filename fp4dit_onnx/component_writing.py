@@ -109,7 +109,9 @@ class ComponentWriter:
         layout = Layout(part.layers, part.attention)
         with (
             self.resources.stage(f"{part.name}: passes"),
-            self.report.stage(f"rewriting {part.name}", max(1, len(traced.kinds))) as advance,
+            self.report.stage(
+                f"rewriting {part.name}", max(1, len(traced.kinds)), "kinds of blocks"
+            ) as advance,
         ):
             model, reports = quantized_graph(traced, layout, self.form, lambda: advance(1))
             if part.half:
@@ -129,7 +131,9 @@ class ComponentWriter:
         values = GraphValues(part.tensors, part.layers, part.quantizer)
         with (
             self.resources.stage(f"{part.name}: weights"),
-            self.report.stage(f"writing {part.name}", len(model.graph.initializer)) as advance,
+            self.report.stage(
+                f"writing {part.name}", len(model.graph.initializer), "tensors"
+            ) as advance,
         ):
             notes = write_model(
                 model,

@@ -15,14 +15,14 @@ from fp4dit_onnx.components import check_vae
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import CHECKPOINT, parse_object, read_json
 from fp4dit_onnx.layers import layer_size, linear_layers, totals
-from fp4dit_onnx.methods import AdaRound, Method, method_by_name
+from fp4dit_onnx.methods import AdaRound, Method
 from fp4dit_onnx.models import Family, family_of
 from fp4dit_onnx.prompts import demo_prompts, general_prompts, read_prompts
 from fp4dit_onnx.recipe import FORMS, LayerSpec, Recipe, make_recipe
+from fp4dit_onnx.request import COMPONENTS, ExportRequest
 from fp4dit_onnx.runtime.sampling import Sampling
 from fp4dit_onnx.runtime.sizes import largest_side, pixels_a_latent
 from fp4dit_onnx.targets.table import target_by_name
-from fp4dit_onnx.targets.target import DEFAULT_TARGET
 from fp4dit_onnx.text_encoders import check_encoders, encoder_bytes, encoder_recipe
 from fp4dit_onnx.texts import clean
 from fp4dit_onnx.values import checked_seed, real, whole
@@ -35,102 +35,6 @@ LAYER_COPIES = 6
 5 on Flux, whose largest is 189 MB."""
 MEASURED_BELOW = 2**30
 """Bytes in float32."""
-COMPONENTS = ("all", "transformer")
-
-
-@dataclass(frozen=True)
-class ExportRequest:
-    """What to export and how; the defaults are those of the command line.
-
-    Attributes:
-        output: the bundle's folder, made by the export.
-        model: a diffusers pipeline folder; None is the embedded demo pipeline.
-        bits: weight and activation bits, such as ``w4a6``.
-        method: one of `methods.METHODS`.
-        preset: effort of the methods that train, one of `methods.PRESETS`.
-        range: how the scale of a group is found, one of `methods.RANGES`; None is the target's.
-        iterations: optimizer steps a block in place of the preset's.
-        samples: recorded samples in place of the preset's.
-        weight_format: one format for all weights, or ``auto`` for a choice by layer; None is the
-            target's, or the paper's assignment for the family.
-        activation_format: in place of the default for the bits.
-        attention_format: of q, k and v in attention, ``none`` for float; None is the activations'.
-        group_size: input channels that share one weight scale; None is the target's.
-        rules: ``PATTERN=FORMAT`` texts, first match wins.
-        form: ``fused`` or ``qdq``.
-        prompts: text file to calibrate with, one a line.
-        calibration_prompts: pictures to draw with them, again from new noise where there are fewer;
-            None is the preset's number.
-        steps: sampler steps; None is the pipeline's default.
-        guidance: classifier-free guidance; None is the pipeline's default.
-        seed: of the noise and of the choice of rows.
-        overwrite: replace an existing output.
-        state: also write the quantized state to this safetensors file.
-        work: folder for what calibration records and has finished; None is beside the output. It is
-            removed once the bundle is there.
-        restart: forget what an earlier run left in the work folder.
-        max_ram: bytes of recorded activations that may be in memory at a time, and that quantizing
-            a layer may take.
-        measure: run the float pipeline to measure the outputs' errors even if the method needs no
-            data; None does so where the pipeline takes less than `MEASURED_BELOW` in float32.
-        components: ``all``, or ``transformer`` alone.
-        text_encoder_bits: bits of the text encoders' linears, such as ``w4a16``, or ``none`` for
-            float; None is ``none`` for encoders below `MEASURED_BELOW` and ``w4a16`` above.
-        target: what the graphs are made of, one of `targets.TARGETS` or ``fp4dit``.
-        report: write report.html into the bundle; where the float pipeline is run anyway, with
-            pictures, distributions, times and memory beside it.
-    """
-
-    output: Path
-    model: Path | None = None
-    bits: str = "w4a6"
-    method: str = "fp4dit"
-    preset: str = "balanced"
-    range: str | None = None
-    iterations: int | None = None
-    samples: int | None = None
-    weight_format: str | None = None
-    activation_format: str | None = None
-    attention_format: str | None = None
-    group_size: int | None = None
-    rules: tuple[str, ...] = ()
-    form: str = "fused"
-    prompts: Path | None = None
-    calibration_prompts: int | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    seed: int = 0
-    overwrite: bool = False
-    state: Path | None = None
-    work: Path | None = None
-    restart: bool = False
-    max_ram: float = 2 * 2**30
-    measure: bool | None = None
-    components: str = "all"
-    text_encoder_bits: str | None = None
-    target: str = DEFAULT_TARGET
-    report: bool = True
-
-    @property
-    def resolved_group_size(self) -> int:
-        """The group size, where none is given the target's."""
-        usual = target_by_name(self.target).group_size
-        return usual if self.group_size is None else self.group_size
-
-    @property
-    def resolved_range(self) -> str:
-        """The range rule, where none is given the target's."""
-        return self.range or target_by_name(self.target).range
-
-    def resolved_method(self) -> Method:
-        """The method with its settings.
-
-        Raises:
-            UsageError: unknown method, preset or range.
-        """
-        changes = {"iterations": self.iterations, "samples": self.samples}
-        given = {name: value for name, value in changes.items() if value is not None}
-        return method_by_name(self.method, self.preset, self.resolved_range, **given)
 
 
 @dataclass(frozen=True)

@@ -219,7 +219,7 @@ def evaluate(
         pipeline.check(chosen)
     pictures: dict[str, Pictures] = {}
     latents: dict[str, tuple[Score, ...]] = {}
-    with reporter.stage("models", 1 + len(pipelines)) as next_model:
+    with reporter.stage("generating and comparing", 1 + len(pipelines), "models") as next_model:
         with _watching(reporter, FLOAT, len(drawn), chosen) as watch:
             pictures[FLOAT] = float_images(model_folder, drawn, drawn_seeds, chosen, watch)
         reference = watch.latents()
@@ -280,7 +280,7 @@ class _Watch:
 @contextmanager
 def _watching(reporter: Reporter, name: str, count: int, sampling: Sampling) -> Iterator[_Watch]:
     steps = math.ceil(count / BATCH) * sampling.steps
-    with reporter.stage(f"drawing with {name}", steps) as advance:
+    with reporter.stage(f"generating with {name}", steps, "denoising steps") as advance:
         yield _Watch(count, advance)
 
 
@@ -309,7 +309,7 @@ def _measure(
     """Scores by variant and metric, and the metrics that are absent with the reasons."""
     scores: dict[str, dict[str, Score]] = {name: {} for name in pictures}
     absent: dict[str, str] = {}
-    with reporter.stage("measuring", len(METRICS)) as advance:
+    with reporter.stage("measuring", len(METRICS), "metrics") as advance:
         for name, metric in METRICS.items():
             advance(0, name)
             found = _of_metric(metric, pictures, prompts)

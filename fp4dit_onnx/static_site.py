@@ -43,7 +43,7 @@ def write_site(bundle: Bundle, output: Path, reporter: Reporter) -> int:
     files = {**page_files(), **served_files(bundle)}
     del files["/"]  # it is index.html
     with new_bundle(output, source=bundle.folder) as folder:
-        with reporter.stage("copying", len(files)) as advance:
+        with reporter.stage("copying", len(files), "files") as advance:
             for url, path in files.items():
                 target = folder / url.removeprefix("/")
                 target.parent.mkdir(parents=True, exist_ok=True)

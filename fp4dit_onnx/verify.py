@@ -132,7 +132,10 @@ def verify(
     subject = _Subject.load(opened)
     checks += _structure(subject)
     cases = CASES[:1] if quick else CASES
-    with tempfile.TemporaryDirectory() as folder, report.stage("verifying", len(cases)) as advance:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        report.stage("verifying", len(cases), "cases") as advance,
+    ):
         evaluators = _Evaluators(subject, Path(folder), whole_reference=not quick)
         for index in range(len(cases)):
             checks += evaluators.checks(index)

@@ -335,7 +335,7 @@ def test_calibrate_advances_the_progress(network: TinyNetwork) -> None:
     stages: list[tuple[str, int, list[int]]] = []
 
     class Recording(SilentReporter):
-        def stage(self, name: str, total: int) -> Any:
+        def stage(self, name: str, total: int, unit: str = "") -> Any:
             steps: list[int] = []
             stages.append((name, total, steps))
             return contextlib.nullcontext(steps.append)
@@ -350,6 +350,7 @@ def test_calibrate_advances_the_progress(network: TinyNetwork) -> None:
         reporter=Recording(),
     )
     assert [(total, sum(steps)) for _, total, steps in stages] == [(6, 6), (1, 1)]
+    assert "rounding does not need (skip with --no-measure)" in stages[0][0]
 
 
 def test_sqnr_db_is_that_of_numpy() -> None:

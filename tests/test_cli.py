@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,17 +14,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import onnx
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from fp4dit_onnx import cli, ops
 from fp4dit_onnx.bundle import MANIFEST, Bundle
-from fp4dit_onnx.commands.generate import picture_paths
+from fp4dit_onnx.commands import output
+from fp4dit_onnx.commands.generate import chosen_seeds, picture_paths
 from fp4dit_onnx.commands.layer_table import group_layers
+from fp4dit_onnx.commands.parameters import parameters_of
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.formats import FORMATS
+from fp4dit_onnx.methods import METHODS, PRESETS, RANGES
+from fp4dit_onnx.progress import RichReporter
+from fp4dit_onnx.recipe import FORMS
+from fp4dit_onnx.targets import TARGETS
 
 ROW = {
     "name": "blocks.0.to_q",
@@ -86,6 +96,120 @@ def test_help_line_is_the_docstring(run: Any, name: str) -> None:
     module = importlib.import_module(f"fp4dit_onnx.commands.{name}")
     assert module.run.__doc__ == cli.COMMANDS[name]
     assert run(name, "--help").code == 0
+
+
+PANELS = {
+    "export": ("Arguments", "Input", "Formats", "Calibration", "Output", "Machine"),
+    "generate": ("Arguments", "Input", "Sampling", "Output", "Machine"),
+}
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_help_stands_in_panels(run: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    found = re.findall(r"^╭─ (\w+) ─", run(name, "--help").out, re.MULTILINE)
+    assert [panel for panel in found if panel != "Options"] == list(PANELS[name])
+
+
+def words_of_help(run: Any, name: str) -> str:
+    """The help in one line, without frames."""
+    return " ".join(re.sub("[│╭╮╰╯─]", " ", run(name, "--help").out).split())
+
+
+def test_help_of_export_has_the_choices_of_the_tables(run: Any) -> None:
+    shown = words_of_help(run, "export")
+    for table in (METHODS, PRESETS, RANGES, FORMS, TARGETS, FORMATS):
+        assert ", ".join(table) in shown
+    assert "w<4|6|8>a<4|6|8|16|32>" in shown
+    assert "--max-ram GiB" in shown
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_prints_brackets(run: Any, name: str) -> None:
+    """Every text as it was written: nothing is taken for markup."""
+    shown = words_of_help(run, name).replace(" ", "")
+    found = [get_args(p.annotation)[1] for p in parameters_of(module_of(name).run)]
+    assert found
+    for option in found:
+        assert option.hidden or option.help.replace(" ", "") in shown
+
+
+def module_of(name: str) -> Any:
+    """A command's module."""
+    return importlib.import_module(f"fp4dit_onnx.commands.{name}")
+
+
+def test_tables_and_lines_print_brackets(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_table("[bold]a[/bold]", ("[export]", "wide" * 5), [["[report]", ""]])
+    output.print_line("pip install 'fp4dit-onnx[export]'")
+    RichReporter(Console(force_terminal=True, file=sys.stdout)).note("[view]")
+    shown = capsys.readouterr().out
+    for text in ("[bold]a[/bold]", "[export]", "[report]", "'fp4dit-onnx[export]'", "[view]"):
+        assert text in shown
+
+
+def completed(words: str) -> list[str]:
+    """What bash is offered for the last word."""
+    command = [sys.executable, "-P", "-c", "from fp4dit_onnx.cli import main; main()"]
+    asked = {
+        "_FP4DIT_ONNX_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
+    }
+    done = subprocess.run(command, env={**os.environ, **asked}, capture_output=True, text=True)
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def test_the_shell_completes(run: Any) -> None:
+    assert completed("fp4dit-onnx ev") == ["evaluate"]
+    assert completed("fp4dit-onnx generate --negative") == ["--negative-prompt"]
+    assert completed("fp4dit-onnx export --method int-") == ["int-adaround", "int-rtn"]
+    assert "--install-completion" in run("--help").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["generate"], ("BUNDLE", "fp4dit-onnx generate --help")),
+        (["exprot"], ("exprot", "export", "--help")),
+        (["inspect", "x", "--jsn"], ("--jsn", "--json")),
+        (["serve", "x", "--port", "70000"], ("--port", "65535")),
+        (["export", "--seed", "x"], ("--seed", "x")),
+        (["--log-file", "/nowhere/log", "inspect", "x"], ("/nowhere/log", "--log-file")),
+    ],
+)
+def test_a_wrong_command_is_one_line(
+    run: Any, arguments: list[str], words: tuple[str, ...]
+) -> None:
+    assert_one_line(run(*arguments), *words)
+
+
+def test_quiet_is_nothing_but_errors_and_json(run: Any, small_model: Path) -> None:
+    for arguments in (["--quiet", "inspect", small_model], ["inspect", small_model, "-q"]):
+        assert run(*arguments) == Outcome(0, "", "")
+    assert json.loads(run("inspect", small_model, "--json", "--quiet").out)["kind"] == "model"
+    assert_one_line(run("inspect", "/nowhere", "--quiet"), "/nowhere not found")
+    assert run("inspect", small_model).out  # the next run is not quiet
+
+
+def test_verbose_says_where_an_error_comes_from(run: Any) -> None:
+    outcome = run("inspect", "/nowhere", "--verbose")
+    assert outcome.code == 2
+    assert outcome.err.startswith("Traceback")
+    assert outcome.err.splitlines()[-1].startswith("error: /nowhere not found")
+
+
+def test_the_log_file_has_everything(run: Any, small_model: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    run("--log-file", log, "inspect", small_model, "--quiet")
+    run("inspect", "/nowhere", "--log-file", log)
+    text = log.read_text(encoding="utf-8")
+    assert "FpLinear" in text
+    assert "Traceback" in text
+    assert "error: /nowhere not found" in text.splitlines()[-1]
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in text.splitlines())
+    assert text.count(" given: ") == 2
 
 
 def test_version(run: Any) -> None:
@@ -275,16 +399,58 @@ def test_verify_is_a_gate(run: Any, monkeypatch: pytest.MonkeyPatch, ok: bool) -
 
 
 def test_picture_paths(tmp_path: Path) -> None:
-    one = picture_paths(tmp_path / "a.png", ["x"], overwrite=False)
+    one = picture_paths(tmp_path / "a.png", [("x", 0)], overwrite=False)
     assert one == [tmp_path / "a.png"]
-    several = picture_paths(tmp_path / "folder", ["Red apple!", "///"], overwrite=False)
+    images = [("Red apple!", 0), ("///", 0)]
+    several = picture_paths(tmp_path / "folder", images, overwrite=False)
     assert [p.name for p in several] == ["0-red-apple.png", "1-picture.png"]
-    with pytest.raises(UsageError, match="give a folder"):
-        picture_paths(tmp_path / "a.png", ["x", "y"], overwrite=False)
+    with pytest.raises(UsageError, match="one file for 2 images: give a folder"):
+        picture_paths(tmp_path / "a.png", images, overwrite=False)
     (tmp_path / "a.png").touch()
     with pytest.raises(UsageError, match="exists"):
-        picture_paths(tmp_path / "a.png", ["x"], overwrite=False)
-    assert picture_paths(tmp_path / "a.png", ["x"], overwrite=True) == one
+        picture_paths(tmp_path / "a.png", [("x", 0)], overwrite=False)
+    assert picture_paths(tmp_path / "a.png", [("x", 0)], overwrite=True) == one
+
+
+def test_images_of_several_seeds_are_named_by_seed(tmp_path: Path) -> None:
+    images = [(text, seed) for text in ("x", "y", "x") for seed in (9, 10)]
+    names = [path.name for path in picture_paths(tmp_path, images, overwrite=False)]
+    assert names[:3] == ["0-x-seed-09.png", "0-x-seed-10.png", "1-y-seed-09.png"]
+    assert len(set(names)) == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ((None, None, None), [0]),
+        ((5, None, 3), [5, 6, 7]),
+        ((None, "3, 1,2", None), [3, 1, 2]),
+        ((None, "3,1", 2), [3, 1]),
+    ],
+)
+def test_seeds(options: tuple[Any, Any, Any], found: list[int]) -> None:
+    assert chosen_seeds(*options) == found
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((None, "1,x", None), "whole numbers"),
+        ((None, "1,", None), "whole numbers"),
+        ((None, "-1", None), "whole numbers"),
+        ((None, "1,2,1", None), "each once"),
+        ((None, "9" * 5000, None), "whole numbers"),
+        ((None, "1,18446744073709551616", None), "seed = 18446744073709551616"),
+        ((-1, None, None), "seed = -1"),
+        ((None, None, 0), "count = 0"),
+        ((None, None, 10**12), "count = 1000000000000"),
+        ((1, "1,2", None), "--seed and --seeds"),
+        ((None, "1,2", 3), "--count 3 with 2 seeds"),
+    ],
+)
+def test_seeds_that_contradict(options: tuple[Any, Any, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        chosen_seeds(*options)
 
 
 class FakePipeline:

@@ -116,11 +116,11 @@ class Killer:
         self._stage, self._steps = stage, steps
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Advance]:
+    def stage(self, name: str, total: int, unit: str = "") -> Iterator[Advance]:
         """Counts the steps of its own stage."""
-        done = 0
+        done = 0.0
 
-        def advance(steps: int, detail: str = "") -> None:
+        def advance(steps: float, detail: str = "", *, timed: bool = True) -> None:
             nonlocal done
             done += steps
             if name == self._stage and done >= self._steps:

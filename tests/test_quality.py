@@ -135,7 +135,7 @@ class Recorder(SilentReporter):
         self.totals: dict[str, int] = {}
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Any]:
+    def stage(self, name: str, total: int, unit: str = "") -> Iterator[Any]:
         """A stage whose reports are kept."""
         self.totals[name] = total
         yield lambda steps, detail="": self.told.append((name, steps, detail))
@@ -145,11 +145,13 @@ class Recorder(SilentReporter):
 def test_evaluate_reports_models_and_batches() -> None:
     reporter = Recorder()
     evaluate({"x": Path("1")}, Path("model"), ["a", "b"], range(5), reporter=reporter)
-    assert reporter.totals == {"models": 2, "drawing with float": 4, "drawing with x": 4} | {
-        "measuring": 2
-    }
+    assert reporter.totals == {
+        "generating and comparing": 2,
+        "generating with float": 4,
+        "generating with x": 4,
+    } | {"measuring": 2}
     batches = ["pictures 1 to 8 of 10"] * 2 + ["pictures 9 to 10 of 10"] * 2
-    for stage in ("drawing with float", "drawing with x"):
+    for stage in ("generating with float", "generating with x"):
         assert [detail for name, _, detail in reporter.told if name == stage] == batches
     for name, total in reporter.totals.items():
         assert sum(steps for told, steps, _ in reporter.told if told == name) == total

@@ -124,7 +124,9 @@ def run_case(
     """Load, check and time `contestants` on `case`."""
     ready: dict[str, _Ready] = {}
     absent: dict[str, str] = {}
-    with reporter.stage(f"{case.kind} {case.name}: preparing", len(contestants)) as advance:
+    with reporter.stage(
+        f"{case.kind} {case.name}: preparing", len(contestants), "contestants"
+    ) as advance:
         for contestant in contestants:
             try:
                 ready[contestant.name] = _prepare(case, contestant, settings.threads)
@@ -135,7 +137,9 @@ def run_case(
     lengths = {name: turn.seconds for name, turn in turns.items()}
     counts = plan_rounds(lengths, settings.seconds, settings.rounds)
     gc.collect()
-    with reporter.stage(f"{case.kind} {case.name}: timing", sum(counts.values())) as advance:
+    with reporter.stage(
+        f"{case.kind} {case.name}: timing", sum(counts.values()), "turns"
+    ) as advance:
         times = interleave(turns, counts, advance=lambda name: advance(1, name))
     outcomes = []
     for name, one in ready.items():

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fp4dit_onnx.commands.output import decibels, print_json, print_line, print_table, reporter
+from fp4dit_onnx.commands.parameters import Json
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.formats import FORMATS
+from fp4dit_onnx.library import LibraryError, supported_isas
+from fp4dit_onnx.options import FORMATS as FORMATS_PANEL
+from fp4dit_onnx.options import INPUT, MACHINE, OUTPUT, Option
 from fp4dit_onnx.recipe import DEFAULT_GROUP_SIZE
 
 if TYPE_CHECKING:
@@ -26,59 +31,111 @@ FAIRNESS = (
 )
 
 
+def _isas() -> tuple[str, ...]:
+    """Those of this machine; none where the library is absent."""
+    try:
+        return supported_isas()
+    except LibraryError:
+        return ()
+
+
+def _peers() -> tuple[str, ...]:
+    from fp4dit_onnx.benchmark import PEERS
+
+    return tuple(dict.fromkeys(one.name for table in PEERS.values() for one in table))
+
+
 def run(
     bundle: Annotated[
         Path | None,
-        typer.Argument(help="Measure one step of this bundle; without it, single operators."),
+        Option(
+            "Measure one denoising step of this bundle; without it, single operators.",
+            INPUT,
+            unit="BUNDLE",
+            positional=True,
+        ),
     ] = None,
     shape: Annotated[
         list[str] | None,
-        typer.Option(help="Linear layer MxKxN: rows, inputs, outputs; by default PixArt-XL's."),
+        Option(
+            "Linear layer MxKxN: rows, inputs, outputs; by default PixArt-XL's. Repeatable.",
+            INPUT,
+            unit="MxKxN",
+        ),
     ] = None,
     attention: Annotated[
         list[str] | None,
-        typer.Option(help="Attention BxSxHxD: batch, tokens, heads, channels of a head."),
+        Option(
+            "Attention BxSxHxD: batch, tokens, heads, channels of a head. Repeatable.",
+            INPUT,
+            unit="BxSxHxD",
+        ),
     ] = None,
     float_model: Annotated[
-        Path | None, typer.Option("--float", help="The bundle's float model, an ONNX file.")
+        Path | None,
+        Option("The bundle's float model, an ONNX file.", INPUT, unit="FILE", flags=("--float",)),
     ] = None,
-    batch: Annotated[int, typer.Option(help="Pictures in a step.")] = 2,
+    batch: Annotated[int, Option("Rows of a step.", INPUT, unit="ROWS")] = 2,
     tokens: Annotated[
-        int | None, typer.Option(help="Text tokens of a step; by default the bundle's.")
+        int | None,
+        Option("Text tokens of a step; by default the bundle's.", INPUT, unit="TOKENS"),
     ] = None,
-    bits: Annotated[str, typer.Option(help="Of operators, as for export: w4a6, ...")] = "w4a6",
+    bits: Annotated[
+        str, Option("Of operators, as for export.", FORMATS_PANEL, unit="BITS")
+    ] = "w4a6",
     weight_format: Annotated[
-        str | None, typer.Option(help="Weights of a linear; by default those of the bits.")
+        str | None,
+        Option(
+            "Weights of a linear; by default those of the bits.",
+            FORMATS_PANEL,
+            unit="FORMAT",
+            choices=FORMATS,
+        ),
     ] = None,
     activation_format: Annotated[
-        str | None, typer.Option(help="Activations; by default those of the bits.")
+        str | None,
+        Option(
+            "Activations; by default those of the bits.",
+            FORMATS_PANEL,
+            unit="FORMAT",
+            choices=FORMATS,
+        ),
     ] = None,
     group_size: Annotated[
-        int, typer.Option(help="Inputs that share one weight scale.")
+        int, Option("Inputs that share one weight scale.", FORMATS_PANEL, unit="CHANNELS")
     ] = DEFAULT_GROUP_SIZE,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Of every contestant; by default all cores.")
+        int | None,
+        Option("Of every contestant; by default all cores.", MACHINE, unit="THREADS", min=1),
     ] = None,
-    seconds: Annotated[float, typer.Option(help="Of timing a case.")] = 10.0,
+    seconds: Annotated[float, Option("Of timing a case.", MACHINE, unit="SECONDS")] = 10.0,
     rounds: Annotated[
-        int | None, typer.Option(help="Of timing a case, in place of --seconds.")
+        int | None,
+        Option("Of timing a case, in place of --seconds.", MACHINE, unit="ROUNDS"),
     ] = None,
     isa: Annotated[
         list[str] | None,
-        typer.Option(help="Instruction set of our kernels; by default each one of this machine."),
+        Option(
+            "Instruction set of our kernels; by default each one of this machine. Repeatable.",
+            MACHINE,
+            unit="ISA",
+            choices=_isas,
+        ),
     ] = None,
     peer: Annotated[
-        list[str] | None, typer.Option(help="Who else runs; by default everyone.")
+        list[str] | None,
+        Option(
+            "Who else runs; by default everyone. Repeatable.", MACHINE, unit="PEER", choices=_peers
+        ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Json = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list who would run what, and who is absent.")
+        bool, Option("Only list who would run what, and who is absent.", OUTPUT)
     ] = False,
 ) -> None:
     """Measure speed side by side with other libraries, in one interleaved run."""
-    from fp4dit_onnx.benchmark import PEERS, Settings, choose
+    from fp4dit_onnx.benchmark import Settings, choose
     from fp4dit_onnx.benchmark.requests import Formats, operator_cases, step_case
-    from fp4dit_onnx.library import supported_isas
     from fp4dit_onnx.resources import usable_cores
 
     if bundle is None and float_model is not None:
@@ -89,11 +146,9 @@ def run(
     if bundle is not None:
         cases.append(step_case(bundle, float_model, batch, tokens))
     cases += operator_cases(shape or (), attention or (), formats, default=bundle is None)
-    known = list(dict.fromkeys(one.name for table in PEERS.values() for one in table))
-    peers = None if peer is None else choose("peer", peer, known)
+    peers = None if peer is None else choose("peer", peer, _peers())
     supported = supported_isas()
     isas = choose("instruction set", isa or supported, supported)
-    settings = Settings(threads or usable_cores(), seconds, rounds)
     if dry_run:
         _print_plan(cases, isas, peers, json=json)
         return
@@ -132,8 +187,11 @@ def _measure(
     from fp4dit_onnx.benchmark import BASELINES, Machine, contestants, run_case
 
     progress = reporter()
-    with progress.stage("measuring the limits of the machine", len(isas)):
+    with progress.stage(
+        "measuring the limits of the machine", len(isas), "instruction sets"
+    ) as advance:
         machine = Machine.measure(isas, settings.threads)
+        advance(len(isas))
     if not json:
         _print_machine(machine)
     settings, reports = replace(settings, limits=machine.limits), []

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from fp4dit_onnx.bundle import REPORT, Bundle
 from fp4dit_onnx.commands.output import print_json, print_line, print_table, reporter, size
+from fp4dit_onnx.commands.parameters import Json, Overwrite
 from fp4dit_onnx.errors import MissingExtraError, UsageError
+from fp4dit_onnx.options import FORMATS, INPUT, OUTPUT, Option
 
 if TYPE_CHECKING:
     from fp4dit_onnx.targets import Conversion, Target
@@ -18,31 +18,39 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 
+def _targets() -> Iterable[str]:
+    from fp4dit_onnx.targets import TARGETS
+
+    return (name for name, target in TARGETS.items() if target.rewrite)
+
+
 def run(
-    bundle: Annotated[Path | None, typer.Argument(help="Folder made by export.")] = None,
+    bundle: Annotated[
+        Path | None, Option("Folder made by export.", INPUT, unit="BUNDLE", positional=True)
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of the bundle to write.")
+        Path | None,
+        Option("Folder of the bundle to write.", OUTPUT, unit="BUNDLE", flags=("--output", "-o")),
     ] = None,
     target: Annotated[
         str,
-        typer.Option(
-            help="inline: standard operators in place of ours and their bodies. standard: FLOAT4E2M1 "
-            "weights and FLOAT8 activations of opset 23."
+        Option(
+            "What the graphs shall be made of; --list says more.",
+            FORMATS,
+            unit="TARGET",
+            choices=_targets,
         ),
     ] = "inline",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a bundle that is there.")
-    ] = False,
+    overwrite: Overwrite = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the bundle and name what would be rewritten.")
+        bool, Option("Check the bundle and name what would be rewritten.", OUTPUT)
     ] = False,
-    report: Annotated[
-        bool, typer.Option("--report/--no-report", help="Write report.html too; needs [report].")
-    ] = True,
+    report: Annotated[bool, Option("Write report.html too; needs [report].", OUTPUT)] = True,
     show: Annotated[
-        bool, typer.Option("--list", help="Show the targets, and which runtimes here load each.")
+        bool,
+        Option("Show the targets, and which runtimes here load each.", OUTPUT, flags=("--list",)),
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Write a bundle for runtimes without local functions, or with standard types only."""
     from fp4dit_onnx.targets import convert, rewritable, target_by_name

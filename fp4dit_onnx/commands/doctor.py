@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
 from fp4dit_onnx.commands.output import print_json, print_line, print_table
+from fp4dit_onnx.commands.parameters import Json
 from fp4dit_onnx.doctor import Finding, diagnose
 
 __all__ = ["run"]
 
 
-def run(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def run(json: Json = False) -> None:
     """Check the installation; name the cause and the cure of what is broken."""
     diagnosis = diagnose()
     if json:

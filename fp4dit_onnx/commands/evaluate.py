@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from fp4dit_onnx.bundle import Bundle
 from fp4dit_onnx.checkpoint import demo_folder
 from fp4dit_onnx.commands.generate import SUFFIXES
 from fp4dit_onnx.commands.output import print_json, print_line, print_table, reporter
+from fp4dit_onnx.commands.parameters import Json, PromptFile
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.options import INPUT, OUTPUT, SAMPLING, Option
 from fp4dit_onnx.prompts import demo_prompts, general_prompts, read_prompts
 
 if TYPE_CHECKING:
@@ -26,20 +26,27 @@ SHOWN_STEPS = 5
 
 
 def run(
-    bundles: Annotated[list[Path], typer.Argument(help="Folders made by export.")],
+    bundles: Annotated[
+        list[Path], Option("Folders made by export.", INPUT, unit="BUNDLE", positional=True)
+    ],
     model: Annotated[
         Path | None,
-        typer.Option(help="The float pipeline; by default the embedded demo pipeline."),
+        Option(
+            "The float pipeline; by default the embedded demo pipeline.", INPUT, unit="PIPELINE"
+        ),
     ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help="Text file with a prompt a line; by default built-in ones.")
-    ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Prompts to draw.")] = 8,
-    seeds: Annotated[int, typer.Option(min=1, help="Pictures a prompt, from seeds 0, 1, ...")] = 1,
+    prompts: PromptFile = None,
+    count: Annotated[
+        int, Option("Prompts to generate images of.", SAMPLING, unit="PROMPTS", min=1)
+    ] = 8,
+    seeds: Annotated[
+        int, Option("Images a prompt, from seeds 0, 1, ...", SAMPLING, unit="IMAGES", min=1)
+    ] = 1,
     grid: Annotated[
-        Path | None, typer.Option(help="Also write the pictures side by side to this file.")
+        Path | None,
+        Option("Also write the images side by side to this file.", OUTPUT, unit="FILE"),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Compare a bundle's pictures with those of the float model."""
     if grid is not None and grid.suffix.lower() not in SUFFIXES:  # before hours of drawing

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from fp4dit_onnx.bundle import Bundle
 from fp4dit_onnx.commands.output import print_json, print_line, reporter
+from fp4dit_onnx.commands.parameters import BundleFolder, Json
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.options import INPUT, MACHINE, OUTPUT, SAMPLING, Option
 from fp4dit_onnx.prompts import read_prompts
 from fp4dit_onnx.texts import utf8_text
+from fp4dit_onnx.values import checked_seed, whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,44 +24,84 @@ __all__ = ["picture_paths", "run"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 BATCH_SIZE = 8
+MOST = 10_000
+"""Images of one prompt in a run."""
 
 
 def run(
-    bundle: Annotated[Path, typer.Argument(help="Folder made by export.")],
+    bundle: BundleFolder,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Picture file, or a folder for several pictures."),
+        Option(
+            f"Image file ({', '.join(SUFFIXES)}), or a folder for several images.",
+            OUTPUT,
+            unit="PATH",
+            flags=("--output", "-o"),
+        ),
     ],
     prompt: Annotated[
         list[str] | None,
-        typer.Option(
-            help="What to draw; for DiT the name or number of a class. Repeatable, a picture each."
+        Option(
+            "What the image shall show; for DiT the name or number of a class. Repeatable.",
+            INPUT,
+            unit="TEXT",
         ),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="Text file with a prompt a line, after those of --prompt.")
+        Path | None,
+        Option("Text file with a prompt a line, after those of --prompt.", INPUT, unit="FILE"),
     ] = None,
-    negative_prompt: Annotated[str, typer.Option(help="What to lead away from.")] = "",
-    seed: Annotated[int, typer.Option(help="Seed of the noise, for every picture.")] = 0,
+    negative_prompt: Annotated[str, Option("What to lead away from.", INPUT, unit="TEXT")] = "",
+    count: Annotated[
+        int | None,
+        Option(
+            "Images of each prompt, from the seeds SEED, SEED + 1, ...; by default 1.",
+            SAMPLING,
+            unit="IMAGES",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        Option(
+            "Seed of the noise, the same for every prompt; by default 0.",
+            SAMPLING,
+            unit="SEED",
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        Option(
+            "Several seeds, such as 1,2,3: an image of each prompt from each; files are named "
+            "by seed.",
+            SAMPLING,
+            unit="SEEDS",
+        ),
+    ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Sampler steps; by default the bundle's.")
+        int | None, Option("Denoising steps; by default the bundle's.", SAMPLING, unit="STEPS")
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance; by default the bundle's.")
+        float | None,
+        Option(
+            "Weight of classifier-free guidance; by default the bundle's.", SAMPLING, unit="SCALE"
+        ),
     ] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels; by default the bundle's.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels; by default the bundle's.")] = None,
+    height: Annotated[
+        int | None, Option("By default the bundle's.", SAMPLING, unit="PIXELS")
+    ] = None,
+    width: Annotated[
+        int | None, Option("By default the bundle's.", SAMPLING, unit="PIXELS")
+    ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of one operator; by default all cores.")
+        int | None,
+        Option("Threads of one operator; by default all cores.", MACHINE, unit="THREADS", min=1),
     ] = None,
     library: Annotated[
         bool,
-        typer.Option("--library/--no-library", help="Run the kernels, or the function bodies."),
+        Option("Run the kernels of the custom-op library, or the function bodies.", MACHINE),
     ] = True,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace picture files that are there.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    overwrite: Annotated[bool, Option("Replace image files that are there.", OUTPUT)] = False,
+    json: Json = False,
 ) -> None:
     """Draw pictures with a bundle, on ONNX Runtime alone."""
     given = [utf8_text("prompt", text) for text in prompt or ()]
@@ -68,7 +109,9 @@ def run(
     texts = [*given, *(read_prompts(prompts) if prompts else ())]
     if not texts:
         raise UsageError("nothing to draw: expected --prompt TEXT or --prompts FILE")
-    paths = picture_paths(output, texts, overwrite=overwrite)
+    chosen = chosen_seeds(seed, seeds, count)
+    images = [(text, one) for text in texts for one in chosen]
+    paths = picture_paths(output, images, overwrite=overwrite)
     opened = Bundle.open(bundle)
     from fp4dit_onnx.runtime.pipeline import Pipeline
 
@@ -76,12 +119,12 @@ def run(
     pipeline = Pipeline(opened.folder, library=library, threads=threads)
     loaded = time.monotonic()
     settings = pipeline.settings(steps=steps, guidance=guidance, height=height, width=width)
-    total = settings.steps * -(-len(texts) // BATCH_SIZE)
-    with reporter().stage(f"drawing {len(texts)}", total) as advance:
+    total = settings.steps * -(-len(images) // BATCH_SIZE)
+    with reporter().stage(f"generating {len(images)}", total, "denoising steps") as advance:
         pictures = pipeline.generate(
-            texts,
+            [text for text, _ in images],
             negative_prompt=negative_prompt,
-            seeds=seed,
+            seeds=[one for _, one in images],
             steps=steps,
             guidance=guidance,
             height=height,
@@ -92,43 +135,84 @@ def run(
     for picture, path in zip(pictures, paths, strict=True):
         _save(picture, path)
     seconds = {"load": loaded - start, "draw": time.monotonic() - loaded}
+    rows = [
+        {"prompt": text, "seed": one, "file": str(path)}
+        for (text, one), path in zip(images, paths, strict=True)
+    ]
     if json:
-        rows = [
-            {"prompt": text, "seed": seed, "file": str(path)}
-            for text, path in zip(texts, paths, strict=True)
-        ]
         print_json({"pictures": rows, "seconds": seconds, "library": library})
         return
-    for text, path in zip(texts, paths, strict=True):
-        print_line(f"{path}: {text}")
-    print_line(f"loaded in {seconds['load']:.1f} s, drawn in {seconds['draw']:.1f} s")
+    for row in rows:
+        print_line(f"{row['file']}: {row['prompt']}")
+    print_line(f"loaded in {seconds['load']:.1f} s, generated in {seconds['draw']:.1f} s")
 
 
-def picture_paths(output: Path, prompts: Sequence[str], *, overwrite: bool) -> list[Path]:
-    """Where each picture goes: `output` itself for one prompt, else files in the folder `output`.
+def chosen_seeds(seed: int | None, seeds: str | None, count: int | None) -> list[int]:
+    """The seeds of each prompt, from ``--seed``, ``--seeds`` and ``--count``.
 
     Raises:
-        UsageError: one file for several prompts, an unknown kind of picture, or a file that is
-            there without `overwrite`.
+        UsageError: no seeds, one twice, or options that contradict each other.
+    """
+    if seeds is None:
+        first = checked_seed(seed or 0)
+        return list(range(first, first + whole("count", 1 if count is None else count, 1, MOST)))
+    words = [word.strip() for word in seeds.split(",")]
+    if not all(re.fullmatch("[0-9]{1,20}", word) for word in words):
+        raise UsageError(f"seeds {seeds!r}: expected whole numbers from 0 with commas, as 1,2,3")
+    found = [checked_seed(int(word)) for word in words]
+    if len(set(found)) < len(found):
+        raise UsageError(
+            f"seeds {seeds!r}: expected each once, the same seed gives the same image"
+        )
+    if seed is not None:
+        raise UsageError("--seed and --seeds: expected one of them")
+    if count not in (None, len(found)):
+        raise UsageError(f"--count {count} with {len(found)} seeds: leave --count out")
+    return found
+
+
+def picture_paths(
+    output: Path, images: Sequence[tuple[str, int]], *, overwrite: bool
+) -> list[Path]:
+    """Where each image goes: `output` itself for one, else files in the folder `output`.
+
+    Args:
+        output: file or folder.
+        images: prompt and seed of each, a prompt's side by side.
+        overwrite: files may be there.
+
+    Raises:
+        UsageError: one file for several images, an unknown kind of image, or a file that is there
+            without `overwrite`.
     """
     suffix = output.suffix.lower()
     if output.is_dir() or not suffix:
-        width = len(str(len(prompts) - 1))
-        paths = [output / f"{i:0{width}}-{_slug(text)}.png" for i, text in enumerate(prompts)]
+        names = _names(images)
+        paths = [output / f"{name}.png" for name in names]
     elif suffix not in SUFFIXES:
         raise UsageError(
             f"output {output}: expected a name ending in {', '.join(SUFFIXES)}, or a folder"
         )
-    elif len(prompts) > 1:
-        raise UsageError(
-            f"output {output} is one file, there are {len(prompts)} prompts: give a folder"
-        )
+    elif len(images) > 1:
+        raise UsageError(f"output {output} is one file for {len(images)} images: give a folder")
     else:
         paths = [output]
     there = [path for path in paths if path.exists()]
     if there and not overwrite:
         raise UsageError(f"{there[0]} exists: replace it with --overwrite, or choose another name")
     return paths
+
+
+def _names(images: Sequence[tuple[str, int]]) -> list[str]:
+    """Of files: number and text of the prompt, and the seed where a prompt has several."""
+    seeds = list(dict.fromkeys(seed for _, seed in images))
+    prompts = [text for text, _ in images[:: len(seeds)]]
+    width, digits = len(str(len(prompts) - 1)), len(str(max(seeds)))
+    return [
+        f"{number:0{width}}-{_slug(text)}" + (f"-seed-{seed:0{digits}}" if len(seeds) > 1 else "")
+        for number, text in enumerate(prompts)
+        for seed in seeds
+    ]
 
 
 def _slug(text: str) -> str:

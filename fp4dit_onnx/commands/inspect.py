@@ -6,18 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from fp4dit_onnx.commands.layer_table import print_attention, print_layers
 from fp4dit_onnx.commands.output import print_json, print_line, print_table, size
+from fp4dit_onnx.commands.parameters import Json
 from fp4dit_onnx.inspection import inspect_path
+from fp4dit_onnx.options import INPUT, Option
 
 __all__ = ["run"]
 
 
 def run(
-    path: Annotated[Path, typer.Argument(help="A bundle, an .onnx file or a diffusers folder.")],
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    path: Annotated[
+        Path,
+        Option(
+            "A bundle, an .onnx file or a diffusers folder.", INPUT, unit="PATH", positional=True
+        ),
+    ],
+    json: Json = False,
 ) -> None:
     """Show what a bundle, an ONNX file or a diffusers folder holds."""
     facts = inspect_path(path)

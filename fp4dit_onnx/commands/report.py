@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from fp4dit_onnx.bundle import EVIDENCE, REPORT, Bundle
 from fp4dit_onnx.checkpoint import demo_folder
 from fp4dit_onnx.commands.output import print_json, print_line, reporter, size
+from fp4dit_onnx.commands.parameters import PromptFile
 from fp4dit_onnx.errors import MissingExtraError, UsageError
 from fp4dit_onnx.files import plain
+from fp4dit_onnx.options import INPUT, OUTPUT, SAMPLING, Option
 from fp4dit_onnx.prompts import demo_prompts, general_prompts, read_prompts
 from fp4dit_onnx.report.data import Evidence, read_evidence
 
@@ -25,40 +25,51 @@ COUNT = 4
 
 def run(
     bundles: Annotated[
-        list[Path], typer.Argument(help="A folder made by export, or two to compare.")
+        list[Path],
+        Option(
+            "A folder made by export, or two to compare.", INPUT, unit="BUNDLE", positional=True
+        ),
     ],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="HTML file to write; by default report.html in the bundle, of two bundles "
+        Option(
+            "HTML file to write; by default report.html in the bundle, of two bundles "
             "comparison.html here.",
+            OUTPUT,
+            unit="FILE",
+            flags=("--output", "-o"),
         ),
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option(help="The float pipeline that the bundle was made from: measure anew."),
+        Option(
+            "The float pipeline that the bundle was made from: measure anew.",
+            INPUT,
+            unit="PIPELINE",
+        ),
     ] = None,
     measure: Annotated[
         bool,
-        typer.Option(
-            "--measure",
-            help="Measure anew; so do --model, --prompts, --count and --seeds. Without --model: "
+        Option(
+            "Measure anew; so do --model, --prompts, --count and --seeds. Without --model: "
             "against the embedded demo pipeline.",
+            SAMPLING,
         ),
     ] = False,
-    prompts: Annotated[
-        Path | None, typer.Option(help="Text file with a prompt a line; by default built-in ones.")
-    ] = None,
+    prompts: PromptFile = None,
     count: Annotated[
-        int | None, typer.Option(min=1, help=f"Prompts to draw; by default {COUNT}.")
+        int | None,
+        Option(
+            f"Prompts to generate images of; by default {COUNT}.", SAMPLING, unit="PROMPTS", min=1
+        ),
     ] = None,
     seeds: Annotated[
         int | None,
-        typer.Option(min=1, help="Pictures a prompt, from seeds 0, 1, ...; by default 1."),
+        Option(
+            "Images a prompt, from seeds 0, 1, ...; by default 1.", SAMPLING, unit="IMAGES", min=1
+        ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the evidence as JSON.")] = False,
+    json: Annotated[bool, Option("Print the evidence as JSON.", OUTPUT)] = False,
 ) -> None:
     """Write report.html: what a bundle lost, layer by layer and picture by picture."""
     options = {"--model": model, "--prompts": prompts, "--count": count, "--seeds": seeds}

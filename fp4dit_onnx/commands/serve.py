@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from fp4dit_onnx.bundle import Bundle
 from fp4dit_onnx.commands.output import print_line, reporter, size
+from fp4dit_onnx.commands.parameters import BundleFolder, Host, OpenBrowser, Port
+from fp4dit_onnx.options import MACHINE, OUTPUT, Option
 
 __all__ = ["run"]
 
@@ -16,24 +16,20 @@ LOCAL_HOSTS = ("127.0.0.1", "localhost")
 
 
 def run(
-    bundle: Annotated[Path, typer.Argument(help="Folder made by export.")],
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free one.")
-    ] = 8000,
-    open_browser: Annotated[
-        bool, typer.Option("--browser/--no-browser", help="Open the page in the web browser.")
-    ] = True,
+    bundle: BundleFolder,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    open_browser: OpenBrowser = True,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write the page into a folder, for any web server."),
+        Option(
+            "Write the page into a folder, for any web server.",
+            OUTPUT,
+            unit="DIR",
+            flags=("--output", "-o"),
+        ),
     ] = None,
-    isolated: Annotated[
-        bool,
-        typer.Option("--isolated/--no-isolated", hidden=True, help="Let the page use threads."),
-    ] = True,
+    isolated: Annotated[bool, Option("Let the page use threads.", MACHINE, hidden=True)] = True,
 ) -> None:
     """Draw in a web browser: one page, everything on this machine."""
     from fp4dit_onnx.serving import Server, check_drawable

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fp4dit_onnx.commands.output import print_json, print_line, print_table, reporter
+from fp4dit_onnx.commands.parameters import BundleFolder, Json
+from fp4dit_onnx.options import INPUT, Option
 from fp4dit_onnx.verify import verify
 
 __all__ = ["run"]
 
 
 def run(
-    bundle: Annotated[Path, typer.Argument(help="Folder made by export.")],
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer batches, text lengths and timesteps.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    bundle: BundleFolder,
+    quick: Annotated[bool, Option("Fewer batches, text lengths and timesteps.", INPUT)] = False,
+    json: Json = False,
 ) -> None:
     """Prove that a bundle computes what it should; exit 1 where it does not."""
     result = verify(bundle=bundle, quick=quick, reporter=reporter())

@@ -5,25 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from fp4dit_onnx.commands.output import print_line
+from fp4dit_onnx.commands.parameters import Host, OpenBrowser, Port
+from fp4dit_onnx.options import INPUT, Option
 
 __all__ = ["run"]
 
 
 def run(
-    path: Annotated[Path, typer.Argument(help="A bundle or an .onnx file.")],
+    path: Annotated[
+        Path, Option("A bundle or an .onnx file.", INPUT, unit="PATH", positional=True)
+    ],
     part: Annotated[
-        str, typer.Option(help="Of a bundle: transformer, text_encoder, vae_decoder, ...")
+        str,
+        Option("Of a bundle: transformer, text_encoder, vae_decoder, ...", INPUT, unit="PART"),
     ] = "transformer",
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free one.")
-    ] = 0,
-    open_browser: Annotated[
-        bool, typer.Option("--browser/--no-browser", help="Open the page in the web browser.")
-    ] = True,
+    host: Host = "127.0.0.1",
+    port: Port = 0,
+    open_browser: OpenBrowser = True,
 ) -> None:
     """Open the quantized transformer in Netron."""
     from fp4dit_onnx.viewing import netron_server, onnx_file

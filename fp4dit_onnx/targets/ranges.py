@@ -46,7 +46,7 @@ def activation_ranges(bundle: Path, names: Sequence[str], reporter: Reporter) ->
         recorder = _Recorder(session(path), len(names))
         pipeline.transformer = recorder
         settings = pipeline.settings()
-        with reporter.stage("ranges of activations", settings.steps) as advance:
+        with reporter.stage("ranges of activations", settings.steps, "denoising steps") as advance:
             pipeline.sample(
                 general_prompts()[:PICTURES],
                 range(PICTURES),

@@ -269,7 +269,7 @@ def _rewrite(source: Path, target: Path, bundle: Path, reporter: Reporter) -> Ma
         ranges = activation_ranges(bundle, _linear_inputs(model.graph), reporter)
     made, tensors = _standard(model, ranges, str(source))
     with reporter.stage(
-        f"{source.name} in standard types", len(made.graph.initializer)
+        f"{source.name} in standard types", len(made.graph.initializer), "tensors"
     ) as advance:
         deferred.write(made, tensors, target / "model.onnx", source, lambda count: advance(1))
     return {
