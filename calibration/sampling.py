@@ -18,6 +18,7 @@ from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.models import Family
 from fp4dit_onnx.runtime.pipeline import Sampling, initial_latents
 from fp4dit_onnx.silence import quiet
+from fp4dit_onnx.tracing.stored import loaded
 
 __all__ = ["BATCH", "load_pipeline", "network_calls", "pipeline_sampler", "sample_latents"]
 
@@ -28,32 +29,26 @@ PROBE_PROMPTS = 4
 
 
 def load_pipeline(checkpoint: Checkpoint) -> Any:
-    """The diffusers pipeline of a checkpoint in float32, from local files alone.
+    """The diffusers pipeline of a checkpoint in float32, from the tensors that an export reads.
 
     Raises:
-        CheckpointError: diffusers or transformers cannot build it.
+        CheckpointError: configuration and weights do not fit, or diffusers cannot build it.
     """
     pipeline_class = getattr(diffusers, checkpoint.pipeline_class)
+    networks = {n: loaded(part) for n, part in checkpoint.components.items() if part.tensors}
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         with quiet():
             pipeline = pipeline_class.from_pretrained(
-                checkpoint.folder,
-                variant=checkpoint.variant,
-                local_files_only=True,
-                use_safetensors=True,
+                checkpoint.folder, local_files_only=True, **networks
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{checkpoint.folder}: diffusers cannot load it as {checkpoint.pipeline_class}: {error}"
         ) from error
-    pipeline.to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    for component in pipeline.components.values():
-        if isinstance(component, torch.nn.Module):
-            component.eval().requires_grad_(requires_grad=False)
     return pipeline
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.resources
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.files import CHECKPOINT, LARGE, read_json
-from fp4dit_onnx.tensor_files import TensorInfo, WeightFiles, read_weights
+from fp4dit_onnx.models.family import RENAMED, current_class
+from fp4dit_onnx.tensor_files import TensorInfo
+from fp4dit_onnx.tensor_names import check_adapters, unwrapped
+from fp4dit_onnx.weight_files import pipeline_variant, read_weights
 
 __all__ = ["Checkpoint", "Component", "TensorInfo", "demo_folder", "open_checkpoint"]
 
@@ -26,15 +29,16 @@ class Component:
         name: the subfolder, such as ``text_encoder``.
         folder: its path.
         class_name: the class that model_index.json names for it.
-        tensors: stored tensors by name; empty for tokenizers and schedulers.
-        variant: infix of its weight files, such as ``fp16``; None for plain names.
+        tensors: stored tensors by name, without wrappers' parts; empty for tokenizers and
+            schedulers.
+        notes: what a reader should know of how its weights are read.
     """
 
     name: str
     folder: Path
     class_name: str
-    tensors: Mapping[str, TensorInfo]
-    variant: str | None
+    tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -49,23 +53,34 @@ class Checkpoint:
     Attributes:
         folder: the pipeline folder.
         pipeline_class: diffusers' class of the pipeline.
-        transformer_class: diffusers' class of the transformer.
         transformer_config: the transformer's config.json.
-        tensors: the transformer's stored tensors, by torch parameter name.
         components: every component that an export needs, by name.
+        variant: infix of the weight files (`variant=` of diffusers' from_pretrained), such as
+            ``fp16``; None for plain names.
     """
 
     folder: Path
     pipeline_class: str
-    transformer_class: str
     transformer_config: Mapping[str, Any]
-    tensors: Mapping[str, TensorInfo]
     components: Mapping[str, Component]
+    variant: str | None
 
     @property
-    def variant(self) -> str | None:
-        """Infix of the transformer's weight files (`variant=` of diffusers' from_pretrained)."""
-        return self.components["transformer"].variant
+    def transformer_class(self) -> str:
+        """The class of the transformer in today's diffusers."""
+        return self.components["transformer"].class_name
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """The transformer's stored tensors, by torch parameter name."""
+        return self.components["transformer"].tensors
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of how the weights are read, a line each."""
+        chosen = f"the weights are of variant {self.variant}, as not all have plain files"
+        said = (chosen,) if self.variant else ()
+        return (*said, *(note for part in self.components.values() for note in part.notes))
 
 
 def demo_folder() -> Path:
@@ -112,19 +127,24 @@ def open_checkpoint(
             f"{root} ({pipeline_class}) has no transformer (it lists {listed}): "
             "expected a diffusion transformer's pipeline, such as PixArt"
         )
-    components = {
-        name: _component(root, name, cls)
-        for name, cls in classes.items()
-        if only is None or name in only
-    }
-    config = _transformer_config(root / "transformer", classes["transformer"])
+    wanted = {n: pair for n, pair in classes.items() if only is None or n in only}
+    for name, (_, class_name) in wanted.items():
+        if not (root / name).is_dir():
+            raise CheckpointError(
+                f"{root} has no folder {name!r}: {_INDEX} names it ({class_name}); "
+                "download the pipeline again, all folders included"
+            )
+    weighty = {root / n: library for n, (library, _) in classes.items() if _has_weights(n)}
+    variant = pipeline_variant({f: of for f, of in weighty.items() if f.is_dir()})
     return Checkpoint(
         folder=root,
         pipeline_class=pipeline_class,
-        transformer_class=classes["transformer"],
-        transformer_config=config,
-        tensors=components["transformer"].tensors,
-        components=components,
+        transformer_config=_transformer_config(root / "transformer", classes["transformer"][1]),
+        components={
+            name: _component(root / name, library, class_name, variant)
+            for name, (library, class_name) in wanted.items()
+        },
+        variant=variant,
     )
 
 
@@ -151,37 +171,60 @@ def _check_is_pipeline(root: Path) -> None:
     raise CheckpointError(f"{root} has no {_INDEX} (it holds {held}): {expected}")
 
 
-def _component_classes(index: Mapping[str, Any]) -> dict[str, str]:
-    """Class by name of the components that an export reads."""
-    classes = {}
-    for name, value in index.items():
-        is_pair = isinstance(value, list) and len(value) == 2
-        if is_pair and isinstance(value[1], str) and _is_needed(name):
-            classes[name] = value[1]
-    return classes
+def _component_classes(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Library and class by name of the components that an export reads."""
+    return {
+        name: (value[0], value[1])
+        for name, value in index.items()
+        if isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(part, str) for part in value)
+        and _is_needed(name)
+    }
 
 
 def _is_needed(name: str) -> bool:
-    return name.startswith(("transformer", "text_encoder", "tokenizer", "vae", "scheduler"))
+    return _has_weights(name) or name.startswith(("tokenizer", "scheduler"))
 
 
-def _component(root: Path, name: str, class_name: str) -> Component:
-    folder = root / name
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"{root} has no folder {name!r}: {_INDEX} names it ({class_name}); "
-            "download the pipeline again, all folders included"
-        )
-    weights = WeightFiles({}, None)
+def _has_weights(name: str) -> bool:
+    return name.startswith(("transformer", "text_encoder", "vae"))
+
+
+def _component(folder: Path, library: str, class_name: str, variant: str | None) -> Component:
+    name = folder.name
     if name.startswith("tokenizer"):
         _check_tokenizer(folder)
-    elif name.startswith("scheduler"):
-        path = folder / "scheduler_config.json"
-        read_json(path, "the scheduler's settings", CHECKPOINT, infinite=True)
-    else:
-        read_json(folder / "config.json", f"the settings of {class_name}", CHECKPOINT)
-        weights = read_weights(folder)
-    return Component(name, folder, class_name, weights.tensors, weights.variant)
+        return Component(name, folder, class_name)
+    if name.startswith("scheduler"):
+        read_json(
+            folder / "scheduler_config.json", "the scheduler's settings", CHECKPOINT, infinite=True
+        )
+        return Component(name, folder, class_name)
+    config = read_json(folder / "config.json", f"the settings of {class_name}", CHECKPOINT)
+    _check_no_other_source(folder, library, config)
+    files = read_weights(folder, library, variant)
+    check_adapters(files.tensors)
+    tensors, notes = unwrapped(name, files.tensors)
+    said = tuple(f"{name}: {note}" for note in files.notes)
+    return Component(name, folder, current_class(class_name, config), tensors, (*said, *notes))
+
+
+def _check_no_other_source(folder: Path, library: str, config: Mapping[str, Any]) -> None:
+    """Refuse weights that transformers would find by other ways than by their names."""
+    if library != "transformers":
+        return
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        raise CheckpointError(
+            f"{adapter} makes an adapter (LoRA) part of the encoder: expected the weights alone; "
+            "merge it (merge_and_unload of peft) and save the pipeline again"
+        )
+    if config.get("transformers_weights") is not None:
+        raise CheckpointError(
+            f"{folder / 'config.json'} names a file of weights itself ('transformers_weights'): "
+            "expected the usual names; load the encoder in transformers and save it again"
+        )
 
 
 def _check_tokenizer(folder: Path) -> None:
@@ -197,11 +240,12 @@ def _check_tokenizer(folder: Path) -> None:
     )
 
 
-def _transformer_config(folder: Path, expected: str) -> dict[str, Any]:
+def _transformer_config(folder: Path, class_name: str) -> dict[str, Any]:
     path = folder / "config.json"
-    config = read_json(path, f"the settings of {expected}", CHECKPOINT)
-    found = config.get("_class_name")
-    if found != expected:
+    config = read_json(path, f"the settings of {class_name}", CHECKPOINT)
+    expected, own = current_class(class_name, config), config.get("_class_name")
+    found = current_class(own, config) if isinstance(own, str) else own
+    if found != expected and expected not in RENAMED.get(str(found), {}).values():
         raise CheckpointError(
             f"{path} is of class {found}: expected {expected}, as {_INDEX} says; "
             "the folder mixes two pipelines: download it again"

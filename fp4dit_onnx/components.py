@@ -9,20 +9,13 @@ from fp4dit_onnx import checkpoint
 from fp4dit_onnx.component_writing import Component, ComponentWriter
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import CHECKPOINT, read_json
-from fp4dit_onnx.models import InputSpec, Interface
+from fp4dit_onnx.models import InputSpec, Interface, older_vae_name
 from fp4dit_onnx.runtime.step_table import write_step_table
 
 __all__ = ["VAES", "check_vae", "copy_settings", "write_vae_decoder"]
 
 VAES = ("AutoencoderKL",)
 """Classes of diffusers whose ``decode`` takes latents alone."""
-OLDER_NAMES = {
-    ".to_q.": ".query.",
-    ".to_k.": ".key.",
-    ".to_v.": ".value.",
-    ".to_out.0.": ".proj_attn.",
-}
-"""What published files call tensors that diffusers renames when it loads them."""
 _LATENTS = InputSpec("latent_sample", "float32", ("batch", "latent_channels", "height", "width"))
 
 
@@ -55,17 +48,11 @@ def write_vae_decoder(part: checkpoint.Component, writer: ComponentWriter) -> No
         name="vae_decoder",
         network=network,
         interface=Interface((_LATENTS,)),
-        tensors=network.stored_under(part.tensors, _older_name),
+        tensors=network.stored_under(part.tensors, older_vae_name),
         half=True,
     )
     writer.write(component)
     shutil.copyfile(part.folder / "config.json", writer.bundle / "vae_decoder" / "config.json")
-
-
-def _older_name(name: str) -> str:
-    for new, old in OLDER_NAMES.items():
-        name = name.replace(new, old)
-    return name
 
 
 def copy_settings(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import importlib.metadata
-import importlib.util
 import platform
 import shutil
 import time
@@ -26,7 +25,7 @@ from fp4dit_onnx.cases import CASES, case_inputs
 from fp4dit_onnx.compare import sqnr_db
 from fp4dit_onnx.component_writing import Component, ComponentWriter
 from fp4dit_onnx.components import copy_settings, write_vae_decoder
-from fp4dit_onnx.errors import Fp4DitError, MissingExtraError, UsageError
+from fp4dit_onnx.errors import Fp4DitError, UsageError
 from fp4dit_onnx.layers import totals
 from fp4dit_onnx.plan import ExportRequest, Plan, plan, work_folder
 from fp4dit_onnx.progress import Reporter, SilentReporter
@@ -46,8 +45,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ExportRequest", "ExportResult", "Plan", "export", "plan"]
 
-TORCH_PACKAGES = ("torch", "diffusers", "transformers", "onnx_graphsurgeon", "onnxscript")
-REPORT_PACKAGES = ("jinja2", "matplotlib")
 DISK_MARGIN = 64 * 2**20
 """Bytes that a bundle may take beyond its large tensors: graphs, tokenizers, settings."""
 
@@ -71,15 +68,13 @@ def export(request: ExportRequest, reporter: Reporter | None = None) -> ExportRe
     """Carry out a request; the bundle appears whole or not at all.
 
     Raises:
-        MissingExtraError: the packages of the extra ``export`` are not installed.
         UsageError: see `plan`; also an output folder that is not empty, or a disk that is full.
     """
     start = time.monotonic()
     report = reporter or SilentReporter()
-    for package in (*TORCH_PACKAGES, *REPORT_PACKAGES):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError(package.replace("_", "-"), "export")
     planned = plan(request)
+    for note in planned.checkpoint.notes:
+        report.note(note)
     _check_disk(request, planned)
     if request.restart:
         _forget(work_folder(request))

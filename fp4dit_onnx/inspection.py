@@ -88,6 +88,7 @@ def inspect_pipeline(folder: Path) -> dict[str, Any]:
         "family": family.name if family else None,
         "components": components,
         "tensors": tensors,
+        "notes": list(checkpoint.notes),
     }
 
 

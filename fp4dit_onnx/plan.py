@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import importlib.util
 import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 from fp4dit_onnx.checkpoint import Checkpoint, open_checkpoint
 from fp4dit_onnx.components import check_vae
-from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.errors import MissingExtraError, UsageError
 from fp4dit_onnx.files import CHECKPOINT, parse_object, read_json
 from fp4dit_onnx.layers import layer_size, linear_layers, totals
 from fp4dit_onnx.methods import AdaRound, Method
@@ -29,6 +30,8 @@ from fp4dit_onnx.values import checked_seed, real, whole
 
 __all__ = ["ExportRequest", "Plan", "plan", "work_folder"]
 
+TORCH_PACKAGES = ("torch", "diffusers", "transformers", "onnx_graphsurgeon", "onnxscript")
+REPORT_PACKAGES = ("jinja2", "matplotlib")
 SMALLEST_RAM = 2**26
 LAYER_COPIES = 6
 """Memory that rounding a layer from its file takes, in copies of its weight in float32: measured up to
@@ -108,6 +111,7 @@ class Plan:
             "sampling": asdict(self.sampling),
             "measured": self.measured,
             "bundle_bytes": self.bundle_bytes,
+            "notes": list(self.checkpoint.notes),
             "text_encoders": {n: r and r.to_json() for n, r in self.encoders.items()},
         }
 
@@ -116,12 +120,19 @@ def plan(request: ExportRequest) -> Plan:
     """Resolve a request: the checkpoint is read, its weights are not.
 
     Raises:
+        MissingExtraError: the packages of the extra ``export`` are not installed.
         CheckpointError: the model folder is unusable.
         UsageError: bits, formats, method, form, target, rules or prompts are unusable.
     """
     _check_choices(request)
+    _check_packages()
+    from fp4dit_onnx.tracing.stored import fitted
+
     checkpoint = open_checkpoint(request.model, only=_only(request))
     family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
+    check_encoders(checkpoint.components)
+    if "vae" in checkpoint.components:
+        check_vae(checkpoint.components["vae"])
     target = target_by_name(request.target)
     recipe = make_recipe(
         request.bits,
@@ -141,6 +152,7 @@ def plan(request: ExportRequest) -> Plan:
             f"{family.name} cannot be calibrated yet, and method {request.method} needs data: "
             "round to nearest with --method fp-rtn or int-rtn, without --measure"
         )
+    checkpoint = fitted(checkpoint)
     sizes = linear_layers(checkpoint)
     specs, skipped = recipe.assign(sizes)
     _check_ram(request, sizes)
@@ -163,10 +175,13 @@ def plan(request: ExportRequest) -> Plan:
     )
 
 
+def _check_packages() -> None:
+    for package in (*TORCH_PACKAGES, *REPORT_PACKAGES):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package.replace("_", "-"), "export")
+
+
 def _encoders(request: ExportRequest, checkpoint: Checkpoint) -> dict[str, Recipe | None]:
-    check_encoders(checkpoint.components)
-    if "vae" in checkpoint.components:
-        check_vae(checkpoint.components["vae"])
     return {
         name: encoder_recipe(part, request.text_encoder_bits, request.resolved_group_size)
         for name, part in checkpoint.components.items()

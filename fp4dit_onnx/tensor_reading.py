@@ -13,7 +13,7 @@ from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.formats import FloatArray
 from fp4dit_onnx.tensor_files import TensorInfo
 
-__all__ = ["check_tensors", "read_chunks", "read_float32"]
+__all__ = ["check_tensors", "read_chunks", "read_float32", "same_data"]
 
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 BF16 = "BF16"
@@ -61,6 +61,20 @@ def _widened(values: npt.NDArray[Any]) -> FloatArray:
     wide = values.astype(np.uint32)
     np.left_shift(wide, np.uint32(16), out=wide)
     return wide.view(np.float32)
+
+
+def same_data(first: TensorInfo, second: TensorInfo) -> bool:
+    """Whether two stored tensors are equal in type, shape and every byte."""
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    with first.file.open("rb") as one, second.file.open("rb") as other:
+        one.seek(first.offset)
+        other.seek(second.offset)
+        for start in range(0, first.nbytes, CHUNK):
+            count = min(CHUNK, first.nbytes - start)
+            if one.read(count) != other.read(count):
+                return False
+    return True
 
 
 def check_tensors(

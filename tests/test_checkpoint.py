@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from fp4dit_onnx.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import CheckpointError
-from fp4dit_onnx.tensor_files import read_header, read_weights
+from fp4dit_onnx.tensor_files import read_header
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 INDEX = "transformer/diffusion_pytorch_model.safetensors.index.json"
@@ -78,18 +78,6 @@ def test_plain_weights_are_preferred_to_a_variant(demo_copy: Path) -> None:
     plain = demo_copy / WEIGHTS
     shutil.copy(plain, plain.with_name("diffusion_pytorch_model.fp16.safetensors"))
     assert open_checkpoint(demo_copy).variant is None
-
-
-@pytest.mark.parametrize("infix", ["index.fp16", "fp16.index"])
-def test_variant_of_an_index_in_either_spelling(demo_copy: Path, infix: str) -> None:
-    index = split_into_shards(demo_copy) / INDEX
-    name = (
-        "diffusion_pytorch_model.safetensors.index.fp16.json"
-        if infix == "index.fp16"
-        else "diffusion_pytorch_model.fp16.safetensors.index.json"
-    )
-    index.rename(index.with_name(name))
-    assert read_weights(demo_copy / "transformer").variant == "fp16"
 
 
 def edit_json(path: Path, change: Callable[[dict], None]) -> None:  # type: ignore[type-arg]

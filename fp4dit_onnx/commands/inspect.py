@@ -92,6 +92,8 @@ def _show_layers(layers: list[Mapping[str, Any]]) -> None:
 def _show_pipeline(facts: Mapping[str, Any]) -> None:
     family = facts["family"] or "unknown family"
     print_line(f"pipeline {facts['path']}: {facts['pipeline']} ({family})")
+    for note in facts["notes"]:
+        print_line(note)
     components = [
         (
             row["name"],

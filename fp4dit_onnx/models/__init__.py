@@ -6,6 +6,7 @@ Adding a family is one file with a `Family` and one line in `FAMILIES`. No modul
 from fp4dit_onnx.models.family import DYNAMIC, Family, InputSpec, Interface, family_of
 from fp4dit_onnx.models.table import FAMILIES
 from fp4dit_onnx.models.text import TEXT_ENCODERS, TextEncoder
+from fp4dit_onnx.models.vae import older_vae_name
 
 __all__ = [
     "DYNAMIC",
@@ -16,4 +17,5 @@ __all__ = [
     "Interface",
     "TextEncoder",
     "family_of",
+    "older_vae_name",
 ]

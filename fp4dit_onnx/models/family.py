@@ -8,11 +8,20 @@ from typing import Any
 
 from fp4dit_onnx.errors import CheckpointError
 
-__all__ = ["DYNAMIC", "Family", "InputSpec", "Interface", "family_of"]
+__all__ = ["DYNAMIC", "Family", "InputSpec", "Interface", "current_class", "family_of"]
 
 Config = Mapping[str, Any]
 DYNAMIC = ("batch", "text", "height", "width", "image")
 """Axes whose size is open in an exported graph: height and width of the latents, or their patches."""
+
+
+RENAMED = {
+    "Transformer2DModel": {
+        "ada_norm_single": "PixArtTransformer2DModel",
+        "ada_norm_zero": "DiTTransformer2DModel",
+    }
+}
+"""Older class of diffusers -> ``norm_type`` of the config -> what it is called today."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,6 @@ class Family:
         skip: layers that stay in float, as (pattern, reason).
         attention: whether q, k and v can be quantized.
         calibrates: whether methods that need data can run its pipeline.
-        older: names that older versions of diffusers gave the transformer class.
     """
 
     name: str
@@ -96,7 +104,21 @@ class Family:
     skip: tuple[tuple[str, str], ...] = ()
     attention: bool = True
     calibrates: bool = False
-    older: tuple[str, ...] = ()
+
+
+def current_class(class_name: str, config: Config) -> str:
+    """What diffusers calls `class_name` today; the class itself where it was not renamed.
+
+    Args:
+        class_name: as model_index.json or config.json has it.
+        config: the component's; its ``norm_type`` tells which class an older one became.
+    """
+    renamed = RENAMED.get(class_name, {})
+    norm_type = config.get("norm_type")
+    if renamed and norm_type is None:
+        own = config.get("_class_name")
+        return own if own in renamed.values() else class_name
+    return renamed.get(norm_type, class_name) if isinstance(norm_type, str) else class_name
 
 
 def family_of(pipeline_class: str, transformer_class: str) -> Family:
@@ -108,10 +130,7 @@ def family_of(pipeline_class: str, transformer_class: str) -> Family:
     from fp4dit_onnx.models.table import FAMILIES
 
     for family in FAMILIES:
-        if pipeline_class in family.pipelines and transformer_class in (
-            family.transformer,
-            *family.older,
-        ):
+        if pipeline_class in family.pipelines and transformer_class == family.transformer:
             return family
     known = ", ".join(p for family in FAMILIES for p in family.pipelines)
     raise CheckpointError(

@@ -54,7 +54,6 @@ PIXART_ALPHA = Family(
     sampling={"steps": 20, "guidance": 4.5, "max_sequence_length": 120},
     pipeline_options=_OPTIONS,
     calibrates=True,
-    older=("Transformer2DModel",),
 )
 
 PIXART_SIGMA = Family(
@@ -66,5 +65,4 @@ PIXART_SIGMA = Family(
     sampling={"steps": 20, "guidance": 4.5, "max_sequence_length": 300},
     pipeline_options=_OPTIONS,
     calibrates=True,
-    older=("Transformer2DModel",),
 )

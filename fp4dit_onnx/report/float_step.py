@@ -14,6 +14,7 @@ from fp4dit_onnx.calibration.parity import network_runner
 from fp4dit_onnx.checkpoint import open_checkpoint
 from fp4dit_onnx.models import family_of
 from fp4dit_onnx.silence import quiet
+from fp4dit_onnx.tracing.stored import loaded
 
 __all__ = ["float_step", "import_networks"]
 
@@ -40,19 +41,10 @@ def float_step(
     Raises:
         CheckpointError: the folder is no pipeline of a known family.
     """
-    import diffusers
-
     checkpoint = open_checkpoint(pipeline, only=("transformer",))
     family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
     feed = StepCase(model, None, batch, tokens).feed
     torch.set_num_threads(threads)
-    with quiet():
-        network = getattr(diffusers, family.transformer).from_pretrained(
-            checkpoint.folder / "transformer",
-            variant=checkpoint.variant,
-            torch_dtype=torch.float32,
-            local_files_only=True,
-        )
-    network.eval().requires_grad_(requires_grad=False)
+    network = loaded(checkpoint.components["transformer"])
     run = network_runner(network, family)
     return lambda: run(feed)

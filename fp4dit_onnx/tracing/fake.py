@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["fake_network", "is_fake"]
+__all__ = ["fake_network", "is_fake", "unfilled"]
 
 
 class _Meta(TorchFunctionMode):
@@ -25,6 +25,12 @@ class _Meta(TorchFunctionMode):
         return result
 
 
+def unfilled(make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+    """What `make` builds, in evaluation mode, with parameters on the meta device and real buffers."""
+    with _Meta(), torch.no_grad():
+        return make().eval().requires_grad_(requires_grad=False)
+
+
 def fake_network(make: Callable[[], torch.nn.Module]) -> tuple[torch.nn.Module, FakeTensorMode]:
     """What `make` builds, in evaluation mode, with fake parameters in float32.
 
@@ -36,8 +42,7 @@ def fake_network(make: Callable[[], torch.nn.Module]) -> tuple[torch.nn.Module, 
     Returns:
         The network, and the mode that its parameters belong to.
     """
-    with _Meta(), torch.no_grad():
-        network = make().eval().requires_grad_(requires_grad=False)
+    network = unfilled(make)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     stored = set(network.state_dict())
 

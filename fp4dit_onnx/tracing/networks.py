@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,21 @@ import transformers
 from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.silence import quiet
 from fp4dit_onnx.tensor_files import TensorInfo
-from fp4dit_onnx.tensor_reading import check_tensors
+from fp4dit_onnx.tensor_reading import check_tensors, same_data
 from fp4dit_onnx.tracing.fake import fake_network
 
-__all__ = ["FakeNetwork", "fake_text_encoder", "fake_transformer", "fake_vae_decoder"]
+__all__ = [
+    "FakeNetwork",
+    "diffusers_maker",
+    "fake_text_encoder",
+    "fake_transformer",
+    "fake_vae_decoder",
+    "faked",
+    "refusals",
+    "stored_names",
+    "stored_tensors",
+    "text_encoder_maker",
+]
 
 
 @dataclass(frozen=True)
@@ -54,35 +66,92 @@ class FakeNetwork:
             other: from a name to another that the checkpoint may have instead.
 
         Raises:
-            CheckpointError: a tensor is absent, or of another shape or type.
+            CheckpointError: a tensor is absent, of another shape or type, or stored twice with
+                different values.
         """
-        state = self.module.state_dict(keep_vars=True)
-        same: dict[int, list[str]] = {}
-        for name, tensor in state.items():
-            same.setdefault(id(tensor), []).append(name)
-        found = {}
-        for name, tensor in state.items():
-            names = [n for own in (name, *same[id(tensor)]) for n in (own, other(own))]
-            found[name] = next((stored[n] for n in names if n in stored), None)
-        given = {name: info for name, info in found.items() if info is not None}
-        wanted = {name: tuple(t.shape) for name, t in state.items()}
-        check_tensors(type(self.module).__name__, given, wanted)
-        return given
+        return stored_tensors(self.module, stored, other)
 
 
-def fake_text_encoder(class_name: str, config: Mapping[str, Any]) -> FakeNetwork:
-    """A text encoder of transformers, of `config`.
+def stored_tensors(
+    module: torch.nn.Module,
+    stored: Mapping[str, TensorInfo],
+    other: Callable[[str], str] = str,
+) -> dict[str, TensorInfo]:
+    """Every tensor of `module` by its name there; see `FakeNetwork.stored_under`."""
+    found = {
+        name: stored[places[0]]
+        for names, places in stored_names(module, stored, other)
+        for name in names
+        if places
+    }
+    what = type(module).__name__
+    wanted = {name: tuple(t.shape) for name, t in module.state_dict().items()}
+    for name in wanted.keys() - found.keys():
+        longer = next((n for n in stored if n.endswith(f".{name}")), None)
+        if longer:
+            raise CheckpointError(
+                f"{stored[longer].file} has {longer!r} in place of {name!r}: expected the names of "
+                f"{what}, and what a name begins with is not known; save the network by itself"
+            )
+    check_tensors(what, found, wanted)
+    return found
+
+
+def stored_names(
+    module: torch.nn.Module, stored: Mapping[str, TensorInfo], other: Callable[[str], str] = str
+) -> list[tuple[list[str], list[str]]]:
+    """For each tensor of `module`: its names there, several where it is tied, and those in `stored`.
 
     Raises:
-        CheckpointError: the class refuses the configuration.
+        CheckpointError: `stored` has two values for one tensor.
     """
+    tied: dict[int, list[str]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        tied.setdefault(id(tensor), []).append(name)
+    pairs = []
+    for names in tied.values():
+        possible = dict.fromkeys(n for name in names for n in (name, other(name)))
+        places = [n for n in possible if n in stored]
+        for place in places[1:]:
+            if not same_data(stored[places[0]], stored[place]):
+                raise CheckpointError(
+                    f"{stored[place].file}: tensors {places[0]!r} and {place!r} are one tensor of "
+                    f"{type(module).__name__} and differ: expected equal values; save the model again"
+                )
+        pairs.append((names, places))
+    return pairs
+
+
+def text_encoder_maker(
+    class_name: str, config: Mapping[str, Any]
+) -> Callable[[], torch.nn.Module]:
+    """What builds a text encoder of transformers, of `config`."""
     cls = getattr(transformers, class_name)
 
     def make() -> torch.nn.Module:
         made: torch.nn.Module = cls(cls.config_class.from_dict(dict(config)))
         return made
 
-    return _made(class_name, make)
+    return make
+
+
+def diffusers_maker(class_name: str, config: Mapping[str, Any]) -> Callable[[], torch.nn.Module]:
+    """What builds a network of diffusers, of `config`.
+
+    Raises:
+        CheckpointError: diffusers has no such class.
+    """
+    cls = getattr(diffusers, class_name, None)
+    if cls is None:
+        raise CheckpointError(
+            f"diffusers {diffusers.__version__} has no class {class_name}: install a newer one"
+        )
+
+    def make() -> torch.nn.Module:
+        made: torch.nn.Module = cls.from_config(dict(config))
+        return made
+
+    return make
 
 
 class _VaeDecoder(torch.nn.Module):
@@ -98,40 +167,44 @@ class _VaeDecoder(torch.nn.Module):
         return (self.decoder(latent_sample if conv is None else conv(latent_sample)),)
 
 
-def fake_vae_decoder(class_name: str, config: Mapping[str, Any]) -> FakeNetwork:
-    """The decoder half of an autoencoder of diffusers, of `config`.
+def fake_text_encoder(class_name: str, config: Mapping[str, Any]) -> FakeNetwork:
+    """A text encoder of transformers, of `config`; raises as `faked`."""
+    return faked(class_name, text_encoder_maker(class_name, config))
 
-    Raises:
-        CheckpointError: the class refuses the configuration.
-    """
-    cls = getattr(diffusers, class_name)
-    return _made(class_name, lambda: _VaeDecoder(cls.from_config(dict(config))))
+
+def fake_vae_decoder(class_name: str, config: Mapping[str, Any]) -> FakeNetwork:
+    """The decoder half of an autoencoder of diffusers, of `config`; raises as `faked`."""
+    make = diffusers_maker(class_name, config)
+    return faked(class_name, lambda: _VaeDecoder(make()))
 
 
 def fake_transformer(class_name: str, config: Mapping[str, Any]) -> FakeNetwork:
-    """A diffusers transformer of `config`.
+    """A diffusers transformer of `config`; raises as `diffusers_maker` and `faked`."""
+    return faked(class_name, diffusers_maker(class_name, config))
+
+
+def faked(class_name: str, make: Callable[[], torch.nn.Module]) -> FakeNetwork:
+    """What `make` builds, without weights.
 
     Raises:
-        CheckpointError: diffusers has no such class, or the class refuses the configuration.
+        CheckpointError: the class refuses its configuration.
     """
-    cls = getattr(diffusers, class_name, None)
-    if cls is None:
-        raise CheckpointError(
-            f"diffusers {diffusers.__version__} has no class {class_name}: install a newer one"
-        )
-    return _made(class_name, lambda: cls.from_config(dict(config)))
+    with refusals(class_name):
+        module, mode = fake_network(make)
+    config: Any = module.config
+    return FakeNetwork(
+        module, mode, dict(config.to_dict() if hasattr(config, "to_dict") else config)
+    )
 
 
-def _made(class_name: str, make: Callable[[], torch.nn.Module]) -> FakeNetwork:
+@contextmanager
+def refusals(class_name: str) -> Iterator[None]:
+    """Turn what a class says of a wrong configuration into a CheckpointError."""
     try:
         with quiet():
-            module, mode = fake_network(make)
+            yield
     except (TypeError, ValueError, RuntimeError, AttributeError, ZeroDivisionError) as error:
         raise CheckpointError(
             f"config.json makes no {class_name}: {str(error).splitlines()[0]}; "
             "it is damaged or of another version: download it again"
         ) from error
-    config: Any = module.config
-    return FakeNetwork(
-        module, mode, dict(config.to_dict() if hasattr(config, "to_dict") else config)
-    )

@@ -1,0 +1,100 @@
+"""The networks of a checkpoint and its stored tensors brought together: what fits, what is left over."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from fp4dit_onnx.checkpoint import Checkpoint, Component
+from fp4dit_onnx.files import CHECKPOINT, read_json
+from fp4dit_onnx.models import TEXT_ENCODERS, older_vae_name
+from fp4dit_onnx.silence import quiet
+from fp4dit_onnx.tensor_reading import read_float32
+from fp4dit_onnx.tracing.fake import unfilled
+from fp4dit_onnx.tracing.networks import (
+    diffusers_maker,
+    faked,
+    refusals,
+    stored_names,
+    stored_tensors,
+    text_encoder_maker,
+)
+
+__all__ = ["fitted", "loaded"]
+
+SHOWN = 3
+"""Names in a note."""
+
+
+def fitted(checkpoint: Checkpoint) -> Checkpoint:
+    """`checkpoint` with the tensors that its networks have, by their names there, and no others.
+
+    What is left out is noted, unless the network's class declares it to be of no use.
+
+    Raises:
+        CheckpointError: a configuration makes no network, or a tensor of one is absent, of another
+            shape or type, or stored twice with different values.
+    """
+    parts = {name: _fitted(part) for name, part in checkpoint.components.items()}
+    return replace(checkpoint, components=parts)
+
+
+def _fitted(part: Component) -> Component:
+    if not part.tensors:
+        return part
+    module = faked(part.class_name, _maker(part)).module
+    other = _other_name(part)
+    stored_tensors(module, part.tensors, other)
+    pairs = stored_names(module, part.tensors, other)
+    own = {names[0]: part.tensors[places[0]] for names, places in pairs}
+    used = {place for _, places in pairs for place in places}
+    foreign = [n for n in part.tensors if n not in used and not _is_useless(n, module)]
+    if not foreign:
+        return replace(part, tensors=own)
+    shown = ", ".join(foreign[:SHOWN]) + (" ..." if len(foreign) > SHOWN else "")
+    note = f"{part.name}: tensors that {part.class_name} does not have are left out"
+    return replace(part, tensors=own, notes=(*part.notes, f"{note} ({len(foreign)}): {shown}"))
+
+
+def loaded(part: Component) -> torch.nn.Module:
+    """The network of a component with its weights, in evaluation mode, without gradients, in float32.
+
+    Raises:
+        CheckpointError: as `fitted`.
+    """
+    with refusals(part.class_name):
+        module = unfilled(_maker(part))
+    found = stored_tensors(module, part.tensors, _other_name(part))
+    values = {id(info): torch.from_numpy(read_float32(info)) for info in found.values()}
+    with quiet():
+        module.load_state_dict({n: values[id(i)] for n, i in found.items()}, assign=True)
+    return module
+
+
+def _maker(part: Component) -> Callable[[], torch.nn.Module]:
+    config = read_json(
+        part.folder / "config.json", f"the settings of {part.class_name}", CHECKPOINT
+    )
+    make = text_encoder_maker if part.name.startswith("text_encoder") else diffusers_maker
+    return make(part.class_name, config)
+
+
+def _other_name(part: Component) -> Callable[[str], str]:
+    """From a tensor's name in the network to another that files may have."""
+    if part.name.startswith("text_encoder"):
+        prefix = TEXT_ENCODERS[part.class_name].prefix
+        return lambda name: prefix + name
+    return older_vae_name if part.name.startswith("vae") else str
+
+
+def _is_useless(name: str, module: torch.nn.Module) -> bool:
+    """Whether the class says so of a stored tensor, or computes it itself, as it does positions."""
+    declared = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
+    if any(re.search(pattern, name) for pattern in declared):
+        return True
+    computed = {n for n, _ in module.named_buffers()} - set(module.state_dict())
+    last = name.rpartition(".")[2]
+    return any(last == buffer.rpartition(".")[2] for buffer in computed)
