@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +23,12 @@ from fp4dit_onnx.errors import (
     UsageError,
     VerificationError,
 )
+from fp4dit_onnx.exporting import export
 
 if TYPE_CHECKING:
     from fp4dit_onnx.bundle import Bundle
     from fp4dit_onnx.drop_in import load_transformer
-    from fp4dit_onnx.export import ExportResult
     from fp4dit_onnx.library import library_path
-    from fp4dit_onnx.progress import Reporter
     from fp4dit_onnx.runtime.pipeline import Pipeline
     from fp4dit_onnx.runtime.session import session
 
@@ -60,44 +58,6 @@ _HOMES = {
     "session": "fp4dit_onnx.runtime.session",
 }
 """Where each name that is imported on first use lives."""
-
-
-def export(
-    model: Path | str | None = None,
-    output: Path | str | None = None,
-    *,
-    reporter: Reporter | None = None,
-    **options: Any,
-) -> ExportResult:
-    """Quantize a diffusers pipeline and write it as a bundle, as ``fp4dit-onnx export`` does.
-
-    Args:
-        model: pipeline folder; None is the embedded demo pipeline.
-        output: the bundle's folder.
-        reporter: told about progress.
-        **options: further fields of `fp4dit_onnx.export.ExportRequest`, such as ``bits="w4a6"``.
-
-    Returns:
-        The bundle's folder, its manifest and the seconds it took.
-
-    Raises:
-        UsageError: no output, an unknown option, or a request that cannot be carried out.
-    """
-    from dataclasses import fields
-
-    from fp4dit_onnx.export import ExportRequest
-    from fp4dit_onnx.export import export as carry_out
-
-    known = {field.name for field in fields(ExportRequest)} - {"model", "output"}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise UsageError(
-            f"unknown option {unknown[0]!r}: expected one of {', '.join(sorted(known))}"
-        )
-    if output is None:
-        raise UsageError("no output: expected the folder to write the bundle to; give output=DIR")
-    source = None if model is None else Path(model)
-    return carry_out(ExportRequest(output=Path(output), model=source, **options), reporter)
 
 
 def __getattr__(name: str) -> Any:

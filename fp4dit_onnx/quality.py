@@ -24,8 +24,8 @@ from fp4dit_onnx.metrics import METRICS, Metric, Score, psnr, sqnr
 from fp4dit_onnx.models import Family, family_of
 from fp4dit_onnx.progress import Advance, Reporter, SilentReporter
 from fp4dit_onnx.runtime import Pipeline, Sampling
-from fp4dit_onnx.runtime.sampling import seed_list
 from fp4dit_onnx.silence import quiet
+from fp4dit_onnx.values import checked_seed
 
 __all__ = [
     "FLOAT",
@@ -214,7 +214,7 @@ def evaluate(
     pipelines = {name: Pipeline(path, library=library) for name, path in bundles.items()}
     chosen = sampling or _common_sampling(pipelines)
     drawn = [prompt for prompt in prompts for _ in seeds]
-    drawn_seeds = seed_list([seed for _ in prompts for seed in seeds], len(drawn))
+    drawn_seeds = [checked_seed(seed) for _ in prompts for seed in seeds]
     for pipeline in pipelines.values():
         pipeline.check(chosen)
     pictures: dict[str, Pictures] = {}

@@ -16,8 +16,9 @@ def check(tool: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_formats_are_up_to_date() -> None:
-    result = check(TOOLS / "generate_formats.py")
+@pytest.mark.parametrize("tool", ["generate_formats.py", "generate_export.py"])
+def test_generated_files_are_up_to_date(tool: str) -> None:
+    result = check(TOOLS / tool)
     assert result.returncode == 0, result.stderr
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
+import inspect
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import fp4dit_onnx
+import fp4dit_onnx.commands.export as command_module
 from fp4dit_onnx import errors
+from fp4dit_onnx.commands.parameters import parameters_of, request_of
+from fp4dit_onnx.request import ExportRequest
 
 
 def in_fresh_process(code: str) -> None:
@@ -31,7 +39,7 @@ for name in fp4dit_onnx.__all__:
     assert getattr(fp4dit_onnx, name) is not None, name
 public = {n for n, v in vars(fp4dit_onnx).items()
           if not n.startswith('_') and not isinstance(v, types.ModuleType)}
-plumbing = {'Any', 'ModuleType', 'Path', 'TYPE_CHECKING', 'annotations'}
+plumbing = {'Any', 'ModuleType', 'TYPE_CHECKING', 'annotations'}
 assert public - plumbing <= set(fp4dit_onnx.__all__), public
 """
     in_fresh_process(code)
@@ -52,7 +60,7 @@ def test_export_stays_a_function(first: str) -> None:
     in_fresh_process(
         f"{first}\n"
         "import fp4dit_onnx\n"
-        "assert fp4dit_onnx.export.__module__ == 'fp4dit_onnx', fp4dit_onnx.export\n"
+        "assert callable(fp4dit_onnx.export), fp4dit_onnx.export\n"
         "from fp4dit_onnx.export import ExportRequest"
     )
 
@@ -66,9 +74,45 @@ def test_unknown_name() -> None:
         fp4dit_onnx.nothing  # noqa: B018
 
 
-def test_export_names_unknown_options() -> None:
-    with pytest.raises(fp4dit_onnx.UsageError, match=r"'bit': expected one of .*bits"):
-        fp4dit_onnx.export(output="x", bit="w4a6")
+def test_export_the_command_and_the_request_agree() -> None:
+    """Name by name, default by default; the command has three options more and units of its own."""
+    command = {p.name: p.default for p in parameters_of(command_module.run)}
+    for name in ("inline", "dry_run", "json"):
+        del command[name]
+    called = {n: p.default for n, p in inspect.signature(fp4dit_onnx.export).parameters.items()}
+    del called["reporter"]
+    request = {field.name: field.default for field in fields(ExportRequest)}
+    assert called == {**request, "output": None}
+    changed = {"output": None, "rules": None, "max_ram": request["max_ram"] / 2**30}
+    assert command == {**request, **changed}
+    assert request_of(ExportRequest, {**command, "output": Path("x")}) == ExportRequest(Path("x"))
+
+
+def test_help_of_export_describes_every_option() -> None:
+    names = re.findall(r"^    (\w+): ", inspect.getdoc(fp4dit_onnx.export) or "", re.M)
+    parameters = list(inspect.signature(fp4dit_onnx.export).parameters)
+    assert names == [*parameters, "UsageError", "MissingExtraError"]
+
+
+def test_export_gives_every_option_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    values: dict[str, Any] = {
+        name: "text" if "str" in str(p.annotation) else 7
+        for name, p in inspect.signature(fp4dit_onnx.export).parameters.items()
+    }
+    seen = []
+    module = importlib.import_module("fp4dit_onnx.export")
+    monkeypatch.setattr(module, "export", lambda request, reporter: seen.append(request))
+    fp4dit_onnx.export(**{**values, "rules": ["a=e2m1"]})
+    (request,) = seen
+    for field in fields(ExportRequest):
+        found = getattr(request, field.name)
+        wanted = ("a=e2m1",) if field.name == "rules" else values[field.name]
+        assert (str(found) if isinstance(found, Path) else found) == wanted
+
+
+def test_export_refuses_unknown_options_and_no_output() -> None:
+    with pytest.raises(TypeError, match="'bit'"):
+        fp4dit_onnx.export(output="x", bit="w4a6")  # type: ignore[call-arg]
     with pytest.raises(fp4dit_onnx.UsageError, match="output=DIR"):
         fp4dit_onnx.export()
 

@@ -17,7 +17,7 @@ from fp4dit_onnx.benchmark.step import StepCase
 from fp4dit_onnx.cli import COMMANDS, main
 from fp4dit_onnx.errors import BundleError, UsageError
 from fp4dit_onnx.plan import ExportRequest, plan
-from fp4dit_onnx.runtime.sampling import Sampling, default_sampling, initial_latents, seed_list
+from fp4dit_onnx.runtime.sampling import Sampling, default_sampling, images_of, initial_latents
 from fp4dit_onnx.values import LARGEST_SEED, real, whole
 
 GOOD = {"steps": 2, "guidance": 3.0, "height": 64, "width": 64, "max_sequence_length": 16}
@@ -40,16 +40,22 @@ def test_sampling_checks_itself(name: str, value: Any) -> None:
 def test_ends_of_the_ranges_and_numpys_numbers_pass() -> None:
     Sampling(steps=1, guidance=0, height=1, width=1, max_sequence_length=0)
     Sampling(np.int64(1), np.float32(1000), np.int32(8), 8, 0)  # type: ignore[arg-type]
-    assert seed_list((0, LARGEST_SEED), 2) == [0, LARGEST_SEED]
-    assert seed_list(np.arange(2), 2) == [0, 1]  # type: ignore[arg-type]
-    assert seed_list(3, 2) == [3, 3]
+    assert images_of("ab", (0, LARGEST_SEED))[1] == [0, LARGEST_SEED]
+    assert images_of("ab", np.arange(2))[1] == [0, 1]  # type: ignore[arg-type]
+    assert images_of("ab", 3) == (["a", "b"], [3, 3])
+    assert images_of("a", [5, 1]) == (["a", "a"], [5, 1])
+    assert images_of("ab", 3, count=2) == (["a", "a", "b", "b"], [3, 4, 3, 4])
+    with pytest.raises(UsageError, match="count = 0: expected a whole number"):
+        images_of("a", 0, count=0)
+    with pytest.raises(UsageError, match="seed = 18446744073709551616"):
+        images_of("a", LARGEST_SEED, count=2)
 
 
 @pytest.mark.parametrize(
     "value", [-1, LARGEST_SEED + 1, 0.5, math.nan, "0", None, pytest.param(10**5000, id="digits")]
 )
 def test_seeds_out_of_range(value: Any) -> None:
-    for call in (lambda: seed_list([value], 1), lambda: initial_latents(value, (1, 2, 2))):
+    for call in (lambda: images_of("a", [value]), lambda: initial_latents(value, (1, 2, 2))):
         with pytest.raises(
             UsageError, match=r"^seed = .*: expected a whole number from 0 to 1844"
         ):

@@ -14,6 +14,7 @@ from fp4dit_onnx.commands.parameters import BundleFolder, Json
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.options import INPUT, MACHINE, OUTPUT, SAMPLING, Option
 from fp4dit_onnx.prompts import read_prompts
+from fp4dit_onnx.runtime.sampling import LARGEST_COUNT
 from fp4dit_onnx.texts import utf8_text
 from fp4dit_onnx.values import checked_seed, whole
 
@@ -24,8 +25,6 @@ __all__ = ["picture_paths", "run"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 BATCH_SIZE = 8
-MOST = 10_000
-"""Images of one prompt in a run."""
 
 
 def run(
@@ -155,7 +154,9 @@ def chosen_seeds(seed: int | None, seeds: str | None, count: int | None) -> list
     """
     if seeds is None:
         first = checked_seed(seed or 0)
-        return list(range(first, first + whole("count", 1 if count is None else count, 1, MOST)))
+        return list(
+            range(first, first + whole("count", 1 if count is None else count, 1, LARGEST_COUNT))
+        )
     words = [word.strip() for word in seeds.split(",")]
     if not all(re.fullmatch("[0-9]{1,20}", word) for word in words):
         raise UsageError(f"seeds {seeds!r}: expected whole numbers from 0 with commas, as 1,2,3")

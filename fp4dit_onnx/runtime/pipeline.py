@@ -24,8 +24,8 @@ from fp4dit_onnx.runtime.sampling import (
     Sampling,
     Step,
     default_sampling,
+    images_of,
     initial_latents,
-    seed_list,
     step_noise,
 )
 from fp4dit_onnx.runtime.schedulers import FlowPlan, Trajectory, scheduler_from_config
@@ -86,7 +86,7 @@ class Pipeline:
     tokenizer_3: Tokenizer
 
     def __init__(
-        self, bundle_folder: Path, *, library: bool = True, threads: int | None = None
+        self, bundle_folder: Path | str, *, library: bool = True, threads: int | None = None
     ) -> None:
         folder = Path(bundle_folder)
         self._model_index = read_json(
@@ -190,6 +190,7 @@ class Pipeline:
         *,
         negative_prompt: str = "",
         seeds: Sequence[int] | int = 0,
+        count: int = 1,
         steps: int | None = None,
         guidance: float | None = None,
         height: int | None = None,
@@ -198,14 +199,15 @@ class Pipeline:
         progress: Callable[[int, int], None] | None = None,
         on_step: OnLatents = lambda *_: None,
     ) -> list[Image.Image]:
-        """One picture a prompt.
+        """Images of prompts, those of one prompt side by side.
 
-        A picture depends on its own prompt and seed only, not on the others in the batch.
+        An image depends on its own prompt and seed only, not on the others in the batch.
 
         Args:
             prompts: what to draw; for DiT a class each, by name or number.
             negative_prompt: what guidance leads away from; DiT knows none.
-            seeds: one a prompt, or one for all.
+            seeds: one a prompt, or one for all; of a single prompt also several, an image each.
+            count: images of each prompt, from the seeds S, S + 1, ... where its seed is S.
             steps: calls of the transformer; None here and below means the bundle's default.
             guidance: weight of classifier-free guidance; at most 1 means none.
             height: in pixels.
@@ -222,7 +224,7 @@ class Pipeline:
             raise UsageError("prompts is one string: expected a list of strings; write [prompt]")
         whole("batch_size", batch_size, 1)
         sampling = self.settings(steps=steps, guidance=guidance, height=height, width=width)
-        chosen_seeds = seed_list(seeds, len(prompts))
+        prompts, chosen_seeds = images_of(prompts, seeds, count)
         self._family.check(self._request(prompts, negative_prompt, sampling))
         starts = range(0, len(prompts), batch_size)
         total, counter = len(starts) * sampling.steps, itertools.count(1)

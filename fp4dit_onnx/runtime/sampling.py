@@ -17,9 +17,20 @@ from fp4dit_onnx.errors import BundleError, UsageError
 from fp4dit_onnx.files import BUNDLE, read_json
 from fp4dit_onnx.values import checked_seed, real, whole
 
-__all__ = ["Sampling", "Step", "default_sampling", "initial_latents", "seed_list", "step_noise"]
+__all__ = [
+    "LARGEST_COUNT",
+    "Sampling",
+    "Step",
+    "default_sampling",
+    "images_of",
+    "initial_latents",
+    "step_noise",
+]
 
 FloatArray = npt.NDArray[np.float32]
+
+LARGEST_COUNT = 10_000
+"""Images of one prompt in a run."""
 
 LARGEST_GUIDANCE = 1000.0
 
@@ -98,16 +109,29 @@ def step_noise(seeds: Sequence[int], index: int, shape: tuple[int, ...]) -> Floa
     return np.stack(noise)
 
 
-def seed_list(seeds: Sequence[int] | int, count: int) -> list[int]:
-    """One seed a picture.
+def images_of(
+    prompts: Sequence[str], seeds: Sequence[int] | int, count: int = 1
+) -> tuple[list[str], list[int]]:
+    """Prompt and seed of each image, those of one prompt side by side.
+
+    Args:
+        prompts: P texts.
+        seeds: one for all, P, or any number for a single prompt.
+        count: images of each prompt and seed S, from S, S + 1, ...
 
     Raises:
-        UsageError: another number of seeds than `count`, or one out of range (`values.checked_seed`).
+        UsageError: another number of seeds, one out of range (`values.checked_seed`), or a count that is
+            not within 1 .. `LARGEST_COUNT`.
     """
-    given = list(seeds) if isinstance(seeds, Iterable) else [seeds] * count
-    if len(given) != count:
-        raise UsageError(f"{len(given)} seeds for {count} prompts: expected one each, or one int")
-    return [checked_seed(one) for one in given]
+    given = list(seeds) if isinstance(seeds, Iterable) else [seeds] * len(prompts)
+    texts = list(prompts) * len(given) if len(prompts) == 1 else list(prompts)
+    if len(given) != len(texts):
+        raise UsageError(
+            f"{len(given)} seeds for {len(texts)} prompts: expected one each, or one int"
+        )
+    each = range(whole("count", count, 1, LARGEST_COUNT))
+    repeated = [text for text in texts for _ in each]
+    return repeated, [checked_seed(checked_seed(seed) + more) for seed in given for more in each]
 
 
 def default_sampling(manifest: Path) -> Sampling:
