@@ -19,6 +19,7 @@ from typing import Any
 from fp4dit_onnx.bundle_writing import new_bundle
 from fp4dit_onnx.errors import BundleError
 from fp4dit_onnx.files import BUNDLE, json_text, plain, read_json
+from fp4dit_onnx.links import followed
 
 __all__ = [
     "EVIDENCE",
@@ -72,11 +73,14 @@ class Bundle:
         """Open a bundle and check layout, version, presence and sizes (not the hashes).
 
         Raises:
-            BundleError: no bundle, of another version, or incomplete.
+            BundleError: no bundle, of another version, or incomplete, or with a link that leads out
+                of it; see `links`.
         """
         root = Path(folder)
         _check_is_bundle(root)
         bundle = cls(root, _read_manifest(root / MANIFEST))
+        for name in (MANIFEST, *bundle.manifest["files"], *REQUIRED_FILES):
+            followed(root / name, root)
         for name in REQUIRED_FILES:
             if not (root / name).is_file():
                 raise BundleError(f"{root / name} not found: every bundle has it; {_EXPORT_AGAIN}")

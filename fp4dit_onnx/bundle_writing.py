@@ -6,13 +6,14 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fp4dit_onnx.errors import UsageError
 
-__all__ = ["new_bundle"]
+__all__ = ["copy_files", "new_bundle"]
 
 
 @contextmanager
@@ -42,11 +43,33 @@ def new_bundle(
         yield partial
         _swap(partial, output)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
         for parent in created:
             with suppress(OSError):
                 parent.rmdir()
         raise
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copy the files in and below a folder: their bytes, not their permissions.
+
+    A source that may not be written to would leave folders that nothing can be added to or deleted
+    from. What is no file, such as a pipe, stays behind.
+    """
+    for folder, _, names in os.walk(source):
+        place = target / Path(folder).relative_to(source)
+        place.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            if Path(folder, name).is_file():
+                shutil.copyfile(Path(folder, name), place / name)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder, write-protected or not."""
+    for place, _, _ in os.walk(folder):  # from the top: what was closed is entered after
+        with suppress(OSError):
+            os.chmod(place, stat.S_IRWXU)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_output(output: Path, overwrite: bool, *, source: Path | None = None) -> None:
@@ -109,7 +132,7 @@ def _swap(partial: Path, output: Path) -> None:
     except BaseException:
         old.rename(output)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
 
 
 def _recover(output: Path) -> None:
@@ -127,7 +150,7 @@ def _recover(output: Path) -> None:
         if match[1] == "old" and not output.exists():
             path.rename(output)
         else:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
 
 
 def _is_running(pid: int) -> bool:

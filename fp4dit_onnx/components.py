@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from fp4dit_onnx import checkpoint
+from fp4dit_onnx.bundle_writing import copy_files
 from fp4dit_onnx.component_writing import Component, ComponentWriter
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import CHECKPOINT, read_json
@@ -68,7 +69,7 @@ def copy_settings(
     """
     for name in source.components:
         if name.startswith(("scheduler", "tokenizer")):
-            shutil.copytree(source.folder / name, bundle_folder / name, dirs_exist_ok=True)
+            copy_files(source.folder / name, bundle_folder / name)
     parts = [n for n in source.components if n.startswith(("transformer", "text_encoder"))]
     for name in ("model_index.json", *(f"{part}/config.json" for part in parts)):
         (bundle_folder / name).parent.mkdir(exist_ok=True)

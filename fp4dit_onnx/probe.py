@@ -14,6 +14,7 @@ from onnx import numpy_helper
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.errors import BundleError
+from fp4dit_onnx.external_data import load_tensor
 from fp4dit_onnx.recipe import ATTENTION_PARTS, LayerSpec
 from fp4dit_onnx.state import QuantizedLayer, QuantizedState
 
@@ -38,16 +39,19 @@ def load_model(path: Path) -> onnx.ModelProto:
     """Read a model with its external data.
 
     Raises:
-        BundleError: unreadable.
+        BundleError: unreadable; see `load_tensor` too.
     """
     try:
-        return onnx.load(path)
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        model = onnx.load(path, load_external_data=False)
+    except (OSError, ValueError) as error:
         raise BundleError(f"{path}: no readable ONNX model ({error})") from error
     except Exception as error:  # protobuf's DecodeError has no public home
         if type(error).__name__ != "DecodeError":
             raise
         raise BundleError(f"{path}: no ONNX model, or a truncated one") from error
+    for tensor in model.graph.initializer:
+        load_tensor(tensor, path.parent)
+    return model
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
-from onnx.external_data_helper import load_external_data_for_tensor
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.bundle import Bundle
 from fp4dit_onnx.compare import ratio_db
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.external_data import load_tensor
 from fp4dit_onnx.formats import FloatFormat, format_by_name
 from fp4dit_onnx.numerics import dequantize, expand_groups, quantize
 from fp4dit_onnx.probe import CODES
@@ -130,8 +130,7 @@ def _initializer(model: onnx.ModelProto, name: str, folder: Path) -> Array:
     tensor = next((t for t in model.graph.initializer if t.name == name), None)
     if tensor is None:
         raise UsageError(f"{folder}: the graph has no {name}: expected it of a quantized layer")
-    if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        load_external_data_for_tensor(tensor, str(folder))
+    load_tensor(tensor, folder)
     return numpy_helper.to_array(tensor)
 
 
