@@ -56,6 +56,7 @@ QUANTIZE_OPS: dict[str, npt.DTypeLike] = {
 }
 """One name a result type: ONNX Runtime wants a custom op's output type fixed or equal to an input's."""
 
+# Constants are tensors: of a value_float, graphsurgeon's folding makes a float64.
 # floor(log(a) / ln 2) may be one off next to a power of two. Both binades hold that power of two, and
 # no tie is near it, so the rounded result is the same. 8.077935669463161e-28 is 2^-90,
 # 3.4028235e38 the largest float32.
@@ -63,14 +64,14 @@ _QUANTIZE = """
 {name} <format, mantissa_bits, max> (x) => (q, scale) {{
     limit = Constant <value_float: float = @max> ()
     mantissa_bits_int = Constant <value_int: int = @mantissa_bits> ()
-    zero = Constant <value_float = 0.0> ()
-    one = Constant <value_float = 1.0> ()
-    tiny = Constant <value_float = 8.077935669463161e-28> ()
-    huge = Constant <value_float = 3.4028234663852886e38> ()
-    per_ln2 = Constant <value_float = 1.4426950408889634> ()
-    steps = Constant <value_floats = {steps}> ()
-    last = Constant <value_ints = [-1]> ()
-    nan = Constant <value_float = 0.0> ()
+    zero = Constant <value = float {{0.0}}> ()
+    one = Constant <value = float {{1.0}}> ()
+    tiny = Constant <value = float {{8.077935669463161e-28}}> ()
+    huge = Constant <value = float {{3.4028234663852886e38}}> ()
+    per_ln2 = Constant <value = float {{1.4426950408889634}}> ()
+    steps = Constant <value = float[32] {{{steps}}}> ()
+    last = Constant <value = int64[1] {{-1}}> ()
+    nan = Constant <value = float {{0.0}}> ()
     magnitude = Abs (x)
     is_finite = LessOrEqual (magnitude, huge)
     is_not_finite = Not (is_finite)
@@ -113,8 +114,8 @@ _TEXTS = {
     DEQUANTIZE: """
 FpDequantize <format, group_size> (q, scale) => (y) {
     group = Constant <value_int: int = @group_size> ()
-    zero = Constant <value_int = 0> ()
-    one = Constant <value_int = 1> ()
+    zero = Constant <value = int64 {0}> ()
+    one = Constant <value = int64 {1}> ()
     last_dim = Shape <start = -1> (q)
     size = Squeeze (last_dim)
     element = Range (zero, size, one)
@@ -130,12 +131,12 @@ FpUnpack <format, bits, grid, K> (codes) => (q) {
     table = Constant <value_floats: floats = @grid> ()
     width = Constant <value_int: int = @bits> ()
     columns = Constant <value_int: int = @K> ()
-    zero = Constant <value_int = 0> ()
-    one = Constant <value_int = 1> ()
-    eight = Constant <value_int = 8> ()
-    first = Constant <value_ints = [0]> ()
-    last = Constant <value_ints = [-1]> ()
-    rows_by_rest = Constant <value_ints = [0, -1]> ()
+    zero = Constant <value = int64 {0}> ()
+    one = Constant <value = int64 {1}> ()
+    eight = Constant <value = int64 {8}> ()
+    first = Constant <value = int64[1] {0}> ()
+    last = Constant <value = int64[1] {-1}> ()
+    rows_by_rest = Constant <value = int64[2] {0, -1}> ()
     one_wide = Cast <to = 13> (one)
     width_wide = Cast <to = 13> (width)
     shift = Range (zero, eight, width)
@@ -214,7 +215,7 @@ _CALLS = {LINEAR: (UNPACK, DEQUANTIZE), ATTENTION: (DEQUANTIZE,)}
 def _text(op: str) -> str:
     if op not in QUANTIZE_OPS:
         return _TEXTS[op]
-    steps = "[" + ", ".join(f"{2.0**i:.1f}" for i in range(32)) + "]"
+    steps = ", ".join(f"{2.0**i:.1f}" for i in range(32))
     element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(QUANTIZE_OPS[op]))
     return _QUANTIZE.format(name=op, steps=steps, type=element)
 
@@ -226,7 +227,7 @@ def function(op: str) -> onnx.FunctionProto:
     proto = onnx.parser.parse_function(header + _text(op))
     for node in proto.node:
         if list(node.output) == ["nan"]:  # the text form has no way to write it
-            node.attribute[0].f = np.nan
+            node.attribute[0].t.float_data[:] = [np.nan]
     proto.doc_string = (
         f"{_DOCS[op]} Version {VERSION}. Runs as a kernel with the custom-op library of fp4dit-onnx, "
         "as this function's body without."
