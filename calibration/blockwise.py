@@ -7,31 +7,26 @@ the trajectory of the float sampler.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from fp4dit_onnx.calibration.methods import quantize_layer
-from fp4dit_onnx.calibration.reconstruct import (
-    Objective,
-    adaptive,
-    output_of,
-    train_rounding,
-)
+from fp4dit_onnx.calibration.draft import Draft, Drafts, finished
+from fp4dit_onnx.calibration.evidence import FloatUnit, Objective, output_of
+from fp4dit_onnx.calibration.methods import apply_stages, nearest_under
 from fp4dit_onnx.calibration.samples import Array, Call, Samples, Tape
-from fp4dit_onnx.calibration.simulate import SimulatedLinear
+from fp4dit_onnx.calibration.simulate import weights_only
+from fp4dit_onnx.calibration.stages import Evidence
 from fp4dit_onnx.calibration.walk import Unit, replaced, run_to
 from fp4dit_onnx.calibration.work import Work
-from fp4dit_onnx.methods import AdaRound, Method
+from fp4dit_onnx.methods import Method
 from fp4dit_onnx.progress import Reporter
-from fp4dit_onnx.recipe import LayerSpec
+from fp4dit_onnx.spec import LayerSpec
 from fp4dit_onnx.state import QuantizedLayer
 
 __all__ = ["Blockwise", "chunk_size"]
 
 LARGEST_CHUNK = 64
-CHOICE_PAIRS = 32
-"""Pairs of samples on which formats are compared."""
 
 
 @dataclass
@@ -41,7 +36,7 @@ class Blockwise:
     Attributes:
         network: the float transformer, left as it was.
         specs: name -> specification of each linear.
-        method: grid, rounding and range.
+        method: its stages are applied to each unit.
         samples: the network's own arguments.
         guidance: of the sampler.
         candidates: weight formats to choose among, by layer; a layer that is not in it keeps its own.
@@ -98,17 +93,38 @@ class Blockwise:
     ) -> tuple[dict[str, QuantizedLayer], float]:
         target = self._target(unit)
         inputs = self._inputs(unit, layers)
-        rounding = self.method.rounding
-        guided = rounding.guided if isinstance(rounding, AdaRound) else 1.0
-        objective = Objective(inputs, target, self.guidance, guided)
-        specs = self._chosen(unit, objective)
-        found, error = self._quantize(number, unit, specs, objective)
+        objective = Objective(inputs, target, self.guidance, self.method.data.guided)
+        drafts = self._quantize(number, unit, objective)
+        found = finished(drafts)
         if unit.block:
             self._advance_stream(unit, inputs, found)
         else:
             self.work.clear(f"float.{unit.name}.npy")
         self.work.clear("arguments")
-        return found, error
+        return found, next((d.error for d in drafts.values() if d.error is not None), 1.0)
+
+    def _quantize(self, number: int, unit: Unit, objective: Objective) -> Drafts:
+        """The unit's layers after every stage of the method."""
+        drafts = {
+            name: Draft(
+                name,
+                self._linear(name).weight.detach().float(),
+                self.specs[name],
+                tuple(self.candidates.get(name, ())),
+            )
+            for name in unit.layers
+        }
+        share = 1 / max(1, self.method.iterations)
+        evidence = Evidence(
+            nearest=nearest_under(self.method.range),
+            unit=FloatUnit(self.network, unit.name, objective, self.chunk),
+            seed=self.seed + number,
+            on_step=lambda error: self._advance(share, f"{unit.name}, error {error:.3f}"),
+        )
+        drafts = apply_stages(self.method.stages, drafts, evidence)
+        if not self.method.iterations:
+            self._advance(1, unit.name)
+        return drafts
 
     def _target(self, unit: Unit) -> Array:
         """Outputs of the float unit in the float network, on disk."""
@@ -149,58 +165,12 @@ class Blockwise:
 
     def _simulations(self, layers: Mapping[str, QuantizedLayer]) -> dict[str, torch.nn.Module]:
         """Stand-ins for linears: quantized weights, float activations."""
-        return {
-            name: SimulatedLinear(
-                replace(layer, spec=replace(layer.spec, activation=None)),
-                self._linear(name).bias,
-            )
-            for name, layer in layers.items()
-        }
+        return {n: weights_only(layer, self._linear(n).bias) for n, layer in layers.items()}
 
     def _linear(self, name: str) -> torch.nn.Linear:
         linear = self.network.get_submodule(name)
         assert isinstance(linear, torch.nn.Linear), name
         return linear
-
-    def _nearest(self, name: str, spec: LayerSpec) -> QuantizedLayer:
-        return quantize_layer(name, self._linear(name).weight.float(), spec, self.method.range)
-
-    def _chosen(self, unit: Unit, objective: Objective) -> dict[str, LayerSpec]:
-        """Each layer's specification, in the candidate format with the least output error."""
-        specs = {name: self.specs[name] for name in unit.layers}
-        for name in unit.layers:
-            options = [replace(specs[name], weight=w) for w in self.candidates.get(name, ())]
-            if options:
-                errors = [self._error(unit, objective, name, option) for option in options]
-                losses = [float(objective.loss(e, errors[0].clamp(min=1e-30))) for e in errors]
-                specs[name] = options[losses.index(min(losses))]
-        return specs
-
-    def _error(self, unit: Unit, objective: Objective, name: str, spec: LayerSpec) -> torch.Tensor:
-        """Output errors of the unit with one of its layers rounded to nearest."""
-        with replaced(self.network, self._simulations({name: self._nearest(name, spec)})):
-            module = self.network.get_submodule(unit.name)
-            return objective.total(module, self.chunk // 2 or 1, CHOICE_PAIRS)
-
-    def _quantize(
-        self, number: int, unit: Unit, specs: Mapping[str, LayerSpec], objective: Objective
-    ) -> tuple[dict[str, QuantizedLayer], float]:
-        rounding = self.method.rounding
-        if not isinstance(rounding, AdaRound):
-            self._advance(1, unit.name)
-            return {name: self._nearest(name, spec) for name, spec in specs.items()}, 1.0
-        step = 1 / rounding.iterations
-        with adaptive(self.network, specs, rounding, self.method.range) as linears:
-            module = self.network.get_submodule(unit.name)
-            error = train_rounding(
-                module,
-                linears,
-                objective,
-                rounding,
-                seed=self.seed + number,
-                on_step=lambda loss: self._advance(step, f"{unit.name}, error {loss:.3f}"),
-            )
-            return {linear.name: linear.harden() for linear in linears}, error
 
     @torch.no_grad()
     def _advance_stream(

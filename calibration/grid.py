@@ -7,10 +7,18 @@ import torch
 from fp4dit_onnx.formats import FloatFormat
 from fp4dit_onnx.numerics import SMALLEST_AMAX
 
-__all__ = ["binade_step", "expand_groups", "quantize_rows", "round_to_grid"]
+__all__ = ["binade_step", "expand_groups", "quantize_rows", "round_to_grid", "row_chunks"]
 
 MANTISSA_BITS, BIAS = 23, 127
 """Of float32."""
+CHUNK = 1 << 20
+"""Elements that are worked on at a time: they stay in a core's cache, and no memory is asked for."""
+
+
+def row_chunks(values: torch.Tensor, width: int | None = None) -> tuple[torch.Tensor, ...]:
+    """`values` [N, ...] in chunks of rows, as many as `CHUNK` elements of rows of `width` make."""
+    rows = max(1, CHUNK // max(1, width or values.shape[1]))
+    return torch.split(values, rows)
 
 
 def binade_step(magnitude: torch.Tensor, fmt: FloatFormat) -> torch.Tensor:

@@ -1,20 +1,23 @@
-"""From a weight to a quantized layer: by rounding to nearest, or from grid integers found elsewhere."""
+"""Running the stages of a method over layers."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable, Iterable
+
 import torch
 
-from fp4dit_onnx import numerics
-from fp4dit_onnx.calibration.grid import expand_groups, round_to_grid
-from fp4dit_onnx.calibration.ranges import group_scale, row_chunks
-from fp4dit_onnx.calibration.rounding import scaled_weight
-from fp4dit_onnx.compare import ratio_db
+from fp4dit_onnx.calibration.draft import Draft, Drafts
+from fp4dit_onnx.calibration.stages import Evidence, Stage
+from fp4dit_onnx.calibration.stages.absmax import Absmax
+from fp4dit_onnx.calibration.stages.nearest import Nearest
+from fp4dit_onnx.compare import sqnr_db
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.recipe import LayerSpec
+from fp4dit_onnx.spec import LayerSpec
 from fp4dit_onnx.state import QuantizedLayer
 
-__all__ = ["check_weight", "packed_layer", "quantize_layer", "quantize_measured"]
+__all__ = ["apply_stages", "check_weight", "nearest_under", "quantize_layer", "quantize_measured"]
+
+NEAREST: tuple[Stage, ...] = (Absmax(), Nearest())
 
 
 def check_weight(name: str, weight: torch.Tensor) -> None:
@@ -26,33 +29,48 @@ def check_weight(name: str, weight: torch.Tensor) -> None:
         )
 
 
-def packed_layer(
-    name: str, spec: LayerSpec, integers: torch.Tensor, scale: torch.Tensor
-) -> QuantizedLayer:
-    """The layer of grid integers (float32 [N, K]) and scales (float16 or float32 [N, G])."""
-    fmt = spec.weight_format
-    codes = numerics.encode(integers.numpy(), fmt)
-    packed = numerics.pack(codes, fmt.storage_bits)
-    return QuantizedLayer(name, spec, integers.shape[1], packed, scale.numpy())
+def apply_stages(stages: Iterable[Stage], drafts: Drafts, evidence: Evidence) -> Drafts:
+    """`drafts` after every stage in turn.
+
+    Raises:
+        UsageError: a weight holds NaN or infinity, or what a stage raises.
+    """
+    for draft in drafts.values():
+        check_weight(draft.name, draft.weight)
+    for stage in stages:
+        drafts = stage.apply(drafts, evidence)
+    return drafts
+
+
+def nearest_under(range_stage: Stage) -> Callable[[Draft], Draft]:
+    """Rounds a draft to nearest under scales that `range_stage` finds."""
+
+    def nearest(draft: Draft) -> Draft:
+        drafts: Drafts = {draft.name: draft}
+        for stage in (range_stage, Nearest()):
+            drafts = stage.apply(drafts, Evidence(nearest))
+        return drafts[draft.name]
+
+    return nearest
 
 
 def quantize_layer(
-    name: str, weight: torch.Tensor, spec: LayerSpec, range_rule: str = "absmax"
+    name: str, weight: torch.Tensor, spec: LayerSpec, stages: Iterable[Stage] = NEAREST
 ) -> QuantizedLayer:
-    """Round the weight of one linear to the nearest grid values; see `quantize_measured`."""
-    return quantize_measured(name, weight, spec, range_rule)[0]
+    """The layer alone; see `quantize_measured`."""
+    return quantize_measured(name, weight, spec, stages)[0]
 
 
 def quantize_measured(
-    name: str, weight: torch.Tensor, spec: LayerSpec, range_rule: str = "absmax"
+    name: str, weight: torch.Tensor, spec: LayerSpec, stages: Iterable[Stage] = NEAREST
 ) -> tuple[QuantizedLayer, float]:
-    """Round the weight of one linear to the nearest grid values, a few rows at a time.
+    """Quantize the weight of one linear by stages that look at nothing else.
 
     Args:
         name: torch name of the layer, for messages and the state.
         weight: float32 [N, K].
         spec: formats and group size.
-        range_rule: how scales are found, one of `methods.RANGES`.
+        stages: of a method; by default absmax and nearest.
 
     Returns:
         The layer, and signal over quantization noise of its weight in dB.
@@ -60,17 +78,9 @@ def quantize_measured(
     Raises:
         UsageError: the weight holds NaN or infinity.
     """
-    check_weight(name, weight)
-    fmt, k = spec.weight_format, weight.shape[1]
-    scale = group_scale(weight, fmt, spec.group_size, range_rule)
-    codes, signal, noise = [], 0.0, 0.0
-    for rows, steps in zip(row_chunks(weight), row_chunks(scale, k), strict=True):
-        exact = scaled_weight(rows, steps, spec.group_size)
-        integers = round_to_grid(exact, fmt)
-        codes.append(numerics.pack(numerics.encode(integers.numpy(), fmt), fmt.storage_bits))
-        restored = integers.mul_(expand_groups(steps.float(), k, spec.group_size))
-        signal += float(rows.square().sum(dtype=torch.float64))
-        noise += float(restored.sub_(rows).square_().sum(dtype=torch.float64))
-    packed = np.concatenate(codes) if codes else np.zeros((0, 0), np.uint8)
-    layer = QuantizedLayer(name, spec, k, packed, scale.numpy())
-    return layer, ratio_db(signal, noise)
+    chosen = tuple(stages)
+    (scale,) = (stage for stage in chosen if stage.kind == "range")
+    evidence = Evidence(nearest_under(scale))
+    draft = apply_stages(chosen, {name: Draft(name, weight, spec)}, evidence)[name]
+    layer, known = draft.layer(), draft.weight_sqnr_db
+    return layer, sqnr_db(weight.numpy(), layer.weight()) if known is None else known

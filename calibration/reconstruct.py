@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,18 +15,13 @@ from fp4dit_onnx.calibration.adaround import (
     rectified_sigmoid,
     regularizer,
 )
-from fp4dit_onnx.calibration.methods import check_weight, packed_layer
-from fp4dit_onnx.calibration.ranges import group_scale
-from fp4dit_onnx.calibration.samples import Array, Samples
-from fp4dit_onnx.calibration.simulate import place
-from fp4dit_onnx.methods import AdaRound
-from fp4dit_onnx.recipe import LayerSpec
-from fp4dit_onnx.state import QuantizedLayer
+from fp4dit_onnx.calibration.draft import Draft, Drafts
+from fp4dit_onnx.calibration.evidence import FloatUnit, Objective
+from fp4dit_onnx.calibration.rounding import packed
+from fp4dit_onnx.calibration.stages.adaround import AdaRound
+from fp4dit_onnx.calibration.walk import replaced
 
-__all__ = ["AdaptiveLinear", "Objective", "adaptive", "output_of", "train_rounding"]
-
-NEAREST_PAIRS = 256
-"""Pairs on which nearest and trained rounding are compared."""
+__all__ = ["AdaptiveLinear", "train_rounding", "trained"]
 
 
 class AdaptiveLinear(torch.nn.Module):
@@ -38,28 +32,17 @@ class AdaptiveLinear(torch.nn.Module):
     rate a step, so V by rate / s: a floor under s keeps that below ``largest_move``.
 
     Args:
-        name: torch name of the layer.
-        linear: the float layer.
-        spec: formats and group size.
+        draft: the layer, with its scales.
+        bias: float32 [N] or None.
         method: settings.
-        range_rule: how scales are found.
     """
 
-    def __init__(
-        self,
-        name: str,
-        linear: torch.nn.Linear,
-        spec: LayerSpec,
-        method: AdaRound,
-        range_rule: str,
-    ) -> None:
+    def __init__(self, draft: Draft, bias: torch.Tensor | None, method: AdaRound) -> None:
         super().__init__()
-        weight = linear.weight.detach().float()
-        check_weight(name, weight)
-        fmt = spec.weight_format
-        self.name, self.spec, self.bias = name, spec, linear.bias
-        self.group_scale = group_scale(weight, fmt, spec.group_size, range_rule)
-        self.place = neighbours(weight, self.group_scale, fmt, spec.group_size)
+        assert draft.scale is not None, draft.name
+        self.draft, self.bias = draft, bias
+        spec = draft.spec
+        self.place = neighbours(draft.weight, draft.scale, spec.weight_format, spec.group_size)
         step = self.place.step * self.place.scale
         floor = method.learning_rate / method.largest_move
         self.unit = step.clamp(min=floor) if method.scale_aware else torch.ones_like(step)
@@ -85,93 +68,34 @@ class AdaptiveLinear(torch.nn.Module):
         self.parameter.copy_(self.unit * initial_parameter(self.place.remainder))
 
     @torch.no_grad()
-    def harden(self) -> QuantizedLayer:
-        """The layer with every weight at the neighbour that its parameter chose."""
+    def harden(self) -> Draft:
+        """The draft with every weight at the neighbour that its parameter chose."""
         integers = self.place.blend((self.parameter >= 0).float())
-        return packed_layer(self.name, self.spec, integers, self.group_scale)
+        return replace(self.draft, codes=packed(integers, self.draft.spec.weight_format))
 
 
-@contextmanager
-def adaptive(
-    network: torch.nn.Module,
-    specs: Mapping[str, LayerSpec],
+def trained(
+    drafts: Drafts,
     method: AdaRound,
-    range_rule: str,
-) -> Iterator[list[AdaptiveLinear]]:
-    """`network` with the float linears named in `specs` made adaptive, restored on exit."""
-    originals = {name: network.get_submodule(name) for name in specs}
-    layers: list[AdaptiveLinear] = []
-    try:
-        for name, spec in specs.items():
-            linear = originals[name]
-            assert isinstance(linear, torch.nn.Linear), name
-            layers.append(AdaptiveLinear(name, linear, spec, method, range_rule))
-            place(network, name, layers[-1])
-        yield layers
-    finally:
-        for name, module in originals.items():
-            place(network, name, module)
+    unit: FloatUnit,
+    seed: int,
+    on_step: Callable[[float], None] = lambda error: None,
+) -> Drafts:
+    """The drafts with trained codes, and the unit's error in units of nearest rounding's.
 
-
-def output_of(module: Callable[..., Any], call: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
-    """The first result of `module` for a call."""
-    args, kwargs = call
-    out = module(*args, **kwargs)
-    return out[0] if isinstance(out, tuple) else out
-
-
-@dataclass(frozen=True)
-class Objective:
-    """How far a module is from its float self on recorded samples.
-
-    Attributes:
-        inputs: arguments, from the network quantized so far.
-        target: [N, ...], the float module's output in the float network.
-        guidance: of the sampler; 1 for none.
-        guided: weight of the guided combination's error.
+    Args:
+        drafts: the unit's layers, with their scales.
+        method: settings.
+        unit: the float unit, left as it was.
+        seed: of the mini-batches.
+        on_step: called with the reconstruction error after each step.
     """
-
-    inputs: Samples
-    target: Array
-    guidance: float
-    guided: float
-
-    def errors(self, module: Callable[..., Any], pairs: torch.Tensor) -> torch.Tensor:
-        """Mean squares over `pairs` (int64 [P]), each weighted as the loss weights its timestep.
-
-        Returns:
-            float32 [2] for twins: of both halves, and of ``u + guidance (c - u)``, which is what the
-            sampler sees; float32 [1] without twins.
-        """
-        index = self.inputs.twins(pairs)
-        output: torch.Tensor = output_of(module, self.inputs.take(index))
-        rows = (output - self.target.read(index)).flatten(1)
-        weight = self.inputs.weight[pairs]
-        if not self.inputs.paired:
-            return (weight * rows.square().mean(dim=1)).mean().reshape(1)
-        unconditional, conditional = rows.chunk(2)
-        combined = unconditional + self.guidance * (conditional - unconditional)
-        halves = (unconditional.square() + conditional.square()).mean(dim=1) / 2
-        both = torch.stack([halves, combined.square().mean(dim=1)])  # [2, P]
-        errors: torch.Tensor = (weight * both).mean(dim=1)
-        return errors
-
-    @torch.no_grad()
-    def total(
-        self, module: Callable[..., Any], batch: int, limit: int = NEAREST_PAIRS
-    ) -> torch.Tensor:
-        """`errors` over up to `limit` pairs, the same ones every time."""
-        count = min(self.inputs.pairs, limit)
-        index = torch.from_numpy(np.linspace(0, self.inputs.pairs - 1, count).round().astype(int))
-        parts = [self.errors(module, part) * len(part) for part in torch.split(index, batch)]
-        return torch.stack(parts).sum(dim=0) / count
-
-    def loss(self, errors: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
-        """One number of `errors`, each in its `unit`."""
-        shares = errors / unit
-        if shares.shape[0] == 1:
-            return shares[0]
-        return (shares[0] + self.guided * shares[1]) / (1 + self.guided)
+    linears = {n: AdaptiveLinear(d, unit.bias(n), method) for n, d in drafts.items()}
+    with replaced(unit.network, dict(linears)):
+        error = train_rounding(
+            unit.module, [*linears.values()], unit.objective, method, seed=seed, on_step=on_step
+        )
+    return {name: replace(linear.harden(), error=error) for name, linear in linears.items()}
 
 
 def _hardened(layers: Sequence[AdaptiveLinear], *, hard: bool) -> None:

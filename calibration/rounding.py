@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from fp4dit_onnx.calibration.grid import expand_groups, round_to_grid
+from fp4dit_onnx import numerics
+from fp4dit_onnx.calibration.draft import Draft
+from fp4dit_onnx.calibration.grid import expand_groups, round_to_grid, row_chunks
+from fp4dit_onnx.compare import ratio_db
 from fp4dit_onnx.formats import FloatFormat
 
-__all__ = ["round_to_nearest", "scaled_weight"]
+__all__ = ["packed", "round_to_nearest", "rounded_to_nearest", "scaled_weight"]
 
 
 def scaled_weight(weight: torch.Tensor, scale: torch.Tensor, group_size: int) -> torch.Tensor:
@@ -22,3 +29,23 @@ def round_to_nearest(
 ) -> torch.Tensor:
     """Nearest grid integers, float32 [N, K]."""
     return round_to_grid(scaled_weight(weight, scale, group_size), fmt)
+
+
+def packed(integers: torch.Tensor, fmt: FloatFormat) -> npt.NDArray[np.uint8]:
+    """Packed codes [N, B] of grid integers, float32 [N, K]."""
+    return numerics.pack(numerics.encode(integers.numpy(), fmt), fmt.storage_bits)
+
+
+def rounded_to_nearest(draft: Draft) -> Draft:
+    """The draft with the codes nearest under its scales, a few rows at a time, and their SQNR."""
+    assert draft.scale is not None
+    fmt, size, k = draft.spec.weight_format, draft.spec.group_size, draft.weight.shape[1]
+    codes, signal, noise = [], 0.0, 0.0
+    for rows, steps in zip(row_chunks(draft.weight), row_chunks(draft.scale, k), strict=True):
+        integers = round_to_nearest(rows, steps, fmt, size)
+        codes.append(packed(integers, fmt))
+        restored = integers.mul_(expand_groups(steps.float(), k, size))
+        signal += float(rows.square().sum(dtype=torch.float64))
+        noise += float(restored.sub_(rows).square_().sum(dtype=torch.float64))
+    joined = np.concatenate(codes) if codes else np.zeros((0, 0), np.uint8)
+    return replace(draft, codes=joined, weight_sqnr_db=ratio_db(signal, noise))

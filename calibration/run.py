@@ -25,11 +25,13 @@ from fp4dit_onnx.calibration.record import (
 )
 from fp4dit_onnx.calibration.samples import Call, Samples
 from fp4dit_onnx.calibration.simulate import SimulatedLinear, simulated
+from fp4dit_onnx.calibration.stages import Stage
+from fp4dit_onnx.calibration.stages.nearest import Nearest
 from fp4dit_onnx.calibration.walk import Unit, units_of
 from fp4dit_onnx.calibration.work import Work
-from fp4dit_onnx.methods import PRESETS, AdaRound, Method
+from fp4dit_onnx.methods import Method
 from fp4dit_onnx.progress import Reporter, SilentReporter
-from fp4dit_onnx.recipe import LayerSpec
+from fp4dit_onnx.spec import LayerSpec
 from fp4dit_onnx.state import QuantizedLayer, QuantizedState
 
 __all__ = ["Calibration", "LayerError", "calibrate", "sqnr_db"]
@@ -116,16 +118,15 @@ def calibrate(
     Args:
         network: float32 transformer, left as it was.
         specs: name -> specification of each linear to quantize.
-        method: grid, rounding and range.
+        method: its stages, and what they are to be shown.
         sampler: the float sampler over the calibration prompts.
         seed: of every random choice.
         provenance: goes into the state as it is.
         reporter: progress.
         attention: name -> format of each attention whose q, k and v are quantized; goes into the
             state as it is.
-        candidates: layer -> weight formats to choose among by measured output error.
-        work: folder for what is recorded and for finished units; needed where rounding is trained
-            or formats are chosen.
+        candidates: layer -> weight formats among which a stage may choose.
+        work: folder for what is recorded and for finished units; needed where a stage looks at inputs.
         max_ram: bytes of recorded activations that may be in memory at a time.
 
     Raises:
@@ -134,8 +135,7 @@ def calibrate(
     """
     for name in specs:
         check_weight(name, _linear(network, name).weight)
-    blockwise = isinstance(method.rounding, AdaRound) or bool(candidates)
-    if blockwise:
+    if method.needs_inputs:
         assert work is not None, "a work folder is needed"
         units, chunk = _prepared(network, specs, method, sampler, work, max_ram)
         recorded = _record(network, specs, method, sampler, seed, reporter, work)
@@ -154,7 +154,7 @@ def calibrate(
         ).run(units)
     else:
         recorded = _record(network, specs, method, sampler, seed, reporter, None)
-        layers = _nearest(network, specs, method, reporter)
+        layers = _quantized(network, specs, method.stages, reporter)
     errors = {n: _measure(_linear(network, n), layers[n], recorded.rows[n]) for n in specs}
     state = QuantizedState({n: layers[n] for n in specs}, provenance, attention)
     return Calibration(state, errors, _model_sqnr(network, state, recorded.calls))
@@ -166,19 +166,19 @@ def _linear(network: torch.nn.Module, name: str) -> torch.nn.Linear:
     return linear
 
 
-def _effort(method: Method) -> AdaRound:
-    """Samples to record: a method's own, or few where formats alone are chosen."""
-    return method.rounding if isinstance(method.rounding, AdaRound) else PRESETS["fast"]
-
-
-def _nearest(
-    network: torch.nn.Module, specs: Mapping[str, LayerSpec], method: Method, reporter: Reporter
+def _quantized(
+    network: torch.nn.Module,
+    specs: Mapping[str, LayerSpec],
+    stages: Sequence[Stage],
+    reporter: Reporter,
 ) -> dict[str, QuantizedLayer]:
+    """Layers by stages that look at weights alone."""
     layers = {}
     with reporter.stage("quantizing layers", len(specs), "layers") as advance:
         for name, spec in specs.items():
-            weight = _linear(network, name).weight.float()
-            layers[name] = quantize_layer(name, weight, spec, method.range)
+            layers[name] = quantize_layer(
+                name, _linear(network, name).weight.float(), spec, stages
+            )
             advance(1)
     return layers
 
@@ -195,7 +195,7 @@ def _prepared(
     call = part_of(first_call(network, sampler), torch.arange(1))
     units = units_of(network, tuple(specs), call)
     own, largest = unit_bytes(network, units, call)
-    samples = _effort(method).samples
+    samples = method.data.samples
     if work.load("recorded") is None:
         check_disk(work.folder, samples * (own + largest), samples)
     return units, chunk_size(max_ram, largest)
@@ -215,11 +215,10 @@ def _record(
         return _Recorded(kept["rows"], kept["calls"], work.load_samples("samples"))
     chosen = None
     if work is not None:
-        effort = _effort(method)
         with reporter.stage("measuring the steps' importance", 1) as advance:
             importance = _importance(network, specs, method, sampler)
             advance(1)
-        choice = choose(sampler, effort.samples, importance, effort.even, seed)
+        choice = choose(sampler, method.data.samples, importance, method.data.even, seed)
         chosen = SampleRecorder(network, choice, work.clear("inputs"), paired=sampler.paired)
     what = "sampling with the float model"
     if work is None:
@@ -254,8 +253,9 @@ def _importance(
 ) -> Sequence[float]:
     if sampler.probe is None:
         return [1.0] * sampler.steps
-    weights_only = {name: replace(spec, activation=None) for name, spec in specs.items()}
-    state = QuantizedState(_nearest(network, weights_only, method, SilentReporter()))
+    weights_only = {name: replace(spec, input=None) for name, spec in specs.items()}
+    stages = (method.range, Nearest())
+    state = QuantizedState(_quantized(network, weights_only, stages, SilentReporter()))
     found = step_importance(network, state, sampler.probe, sampler.steps, sampler.guidance)
     result: list[float] = found.tolist()
     return result

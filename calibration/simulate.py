@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.formats import format_by_name
 from fp4dit_onnx.state import QuantizedLayer, QuantizedState
 
-__all__ = ["SimulatedLinear", "place", "simulate", "simulated", "unquantized"]
+__all__ = ["SimulatedLinear", "place", "simulate", "simulated", "unquantized", "weights_only"]
 
 
 class SimulatedLinear(torch.nn.Module):
@@ -45,6 +46,11 @@ class SimulatedLinear(torch.nn.Module):
         q, scale = quantize_rows(x, fmt)
         y = torch.nn.functional.linear(q, self.weight) * scale
         return y if self.bias is None else y + self.bias
+
+
+def weights_only(layer: QuantizedLayer, bias: torch.Tensor | None) -> SimulatedLinear:
+    """The layer with quantized weights and float activations."""
+    return SimulatedLinear(replace(layer, spec=replace(layer.spec, input=None)), bias)
 
 
 def place(network: torch.nn.Module, name: str, module: torch.nn.Module) -> None:

@@ -27,12 +27,13 @@ from fp4dit_onnx.component_writing import Component, ComponentWriter
 from fp4dit_onnx.components import copy_settings, write_vae_decoder
 from fp4dit_onnx.errors import Fp4DitError, UsageError
 from fp4dit_onnx.layers import totals
-from fp4dit_onnx.plan import ExportRequest, Plan, plan, work_folder
+from fp4dit_onnx.methods import use_of
+from fp4dit_onnx.plan import ExportRequest, Plan, format_row, plan, work_folder
 from fp4dit_onnx.progress import Reporter, SilentReporter
 from fp4dit_onnx.report.writing import evidence_of_export, report_of_export
 from fp4dit_onnx.resources import Resources
 from fp4dit_onnx.state import WORK_MANIFEST, LayerLayout, QuantizedState, save_state
-from fp4dit_onnx.streaming import LayerNote, Quantizer, nearest
+from fp4dit_onnx.streaming import LayerNote, Quantizer, from_weights
 from fp4dit_onnx.targets import convert_in_place, target_by_name
 from fp4dit_onnx.text_encoders import write_encoder
 
@@ -201,7 +202,7 @@ class _Export:
         )
         rows, reports = self._write_transformer(writer, network, tensors, weights)
         encoders = {
-            name: write_encoder(parts[name], recipe, planned.method.range, writer)
+            name: write_encoder(parts[name], recipe, use_of(planned.method.range), writer)
             for name, recipe in planned.encoders.items()
         }
         if "vae" in parts:
@@ -216,7 +217,7 @@ class _Export:
             name: LayerLayout(name, spec, *tensors[f"{name}.weight"].shape)
             for name, spec in planned.specs.items()
         }
-        quantizer = nearest(tensors, layers, planned.method.range)
+        quantizer = from_weights(tensors, layers, planned.method.stages)
         return _Weights(layers, quantizer, {}, {"model_sqnr_db": None, "case_sqnr_db": []})
 
     def _calibrated(self) -> _Weights:
@@ -254,7 +255,7 @@ class _Export:
         def annotate(model: onnx.ModelProto, notes: Mapping[str, LayerNote]) -> None:
             for row in planned.layers:
                 name = row["name"]
-                row = {**row, "weight_format": weights.layers[name].spec.weight}
+                row = {**row, **format_row(weights.layers[name].spec)}
                 output = weights.output_errors.get(name)
                 rows.append({**row, **asdict(notes[name]), "output_sqnr_db": output})
             annotate_graph(model, rows, planned.summary)
@@ -287,7 +288,7 @@ class _Export:
                 },
                 "config": dict(planned.checkpoint.transformer_config),
                 "recipe": planned.recipe.to_json(),
-                "method": asdict(planned.method),
+                "method": planned.method.to_json(),
                 "encoders": {n: r and r.to_json() for n, r in planned.encoders.items()},
                 "form": self._request.form,
                 "versions": {p: importlib.metadata.version(p) for p in ("fp4dit-onnx", "torch")},
@@ -317,7 +318,7 @@ def _calibrate(
             seed=request.seed,
             provenance={
                 "recipe": planned.recipe.to_json(),
-                "method": asdict(planned.method),
+                "method": planned.method.to_json(),
                 "model": planned.checkpoint.folder.name,
             },
             reporter=report,
@@ -342,7 +343,7 @@ def _fingerprint(request: ExportRequest, planned: Plan, network: Any) -> dict[st
         "data": {"prompts": len(planned.prompts), "sha256": prompts, "seed": request.seed},
         "sampling": asdict(planned.sampling),
         "recipe": planned.recipe.to_json(),
-        "method": asdict(planned.method),
+        "method": planned.method.to_json(),
         "versions": {p: importlib.metadata.version(p) for p in ("fp4dit-onnx", "torch")},
     }
 
@@ -369,7 +370,7 @@ def _manifest(
     return {
         "format_version": FORMAT_VERSION,
         "recipe": planned.recipe.to_json(),
-        "method": asdict(planned.method),
+        "method": planned.method.to_json(),
         "sampling": asdict(planned.sampling),
         "largest_size": planned.largest_size,
         "layers": rows,

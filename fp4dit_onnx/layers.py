@@ -8,14 +8,14 @@ from math import prod
 from typing import Any
 
 from fp4dit_onnx.checkpoint import Checkpoint
-from fp4dit_onnx.recipe import LayerSpec
-from fp4dit_onnx.state import packed_shape
+from fp4dit_onnx.scale_formats import scale_format_by_name
+from fp4dit_onnx.spec import LayerSpec
+from fp4dit_onnx.state import part_shapes
 
 __all__ = ["LayerSize", "layer_size", "linear_layers", "totals"]
 
 WEIGHT = ".weight"
 FLOAT32_BYTES = 4
-SCALE_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class LayerSize:
     Attributes:
         shape: (N, K) of the weight.
         weights: N * K.
-        bytes: of packed codes and float16 scales.
+        bytes: of packed codes and scales, where these are as their format usually stores them.
         bytes_float32: of the float32 weight.
     """
 
@@ -46,8 +46,9 @@ def linear_layers(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
 
 def layer_size(n: int, k: int, spec: LayerSpec) -> LayerSize:
     """Sizes of a layer [n, k] under `spec`."""
-    codes, scale = packed_shape(n, k, spec)
-    return LayerSize((n, k), n * k, prod(codes) + prod(scale) * SCALE_BYTES, n * k * FLOAT32_BYTES)
+    shapes = part_shapes(n, k, spec)
+    scales = scale_format_by_name(spec.weight.scale).nbytes * prod(shapes["scale"])
+    return LayerSize((n, k), n * k, prod(shapes["codes"]) + scales, n * k * FLOAT32_BYTES)
 
 
 def totals(checkpoint: Checkpoint, rows: list[dict[str, Any]]) -> Mapping[str, float]:

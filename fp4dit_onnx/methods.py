@@ -1,151 +1,329 @@
-"""Methods as data: names that users type, the grids they stand for, and how they round. No torch here.
+"""Methods: how weights are quantized, as lists of stages that TOML files hold. No torch here.
 
-The functions that carry a rounding out are in `calibration`.
+A recipe file has a grid, ``[data]`` (what calibration is shown), the stages in order, and presets
+that change settings. ``extends`` starts from another recipe. A stage's keys are the fields of its
+dataclass in `calibration.stages`; a table named after a stage changes that stage's settings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+import importlib.resources
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
+from fp4dit_onnx.calibration.stages import KINDS, STAGES, Stage
 from fp4dit_onnx.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 __all__ = [
     "DEFAULT_RANGE",
-    "METHODS",
-    "PRESETS",
-    "RANGES",
-    "AdaRound",
+    "Data",
     "Method",
-    "RoundToNearest",
-    "Rounding",
     "method_by_name",
+    "method_names",
+    "preset_names",
+    "range_names",
+    "read_method",
 ]
 
-RANGES = ("absmax", "mse", "nvfp4")
-"""``absmax`` maps a group's largest weight to the grid's largest value, as FP4DiT does; ``mse``
-searches below it for the scale with the smallest squared error; ``nvfp4`` rounds the first to what
-scales of two levels hold, see `block_scales`."""
 DEFAULT_RANGE = "absmax"
+DEFAULT_PRESET = "balanced"
+_HEAD = ("summary", "source", "cost", "grid", "extends", "data", "stage", "preset", "export")
+_GRIDS = ("fp", "int")
 
 
 @dataclass(frozen=True)
-class RoundToNearest:
-    """Nearest grid value; looks at no inputs."""
-
-    prompts: int = 16
-    """Pictures that the float sampler draws, for the errors that are reported."""
-
-
-@dataclass(frozen=True)
-class AdaRound:
-    """Trained rounding, block by block (FP4DiT section "scale-aware AdaRound"; arXiv 2004.10568).
-
-    Defaults differ from FP4DiT's code where docs/design.md says why.
+class Data:
+    """What calibration is shown.
 
     Attributes:
-        iterations: optimizer steps a block.
+        prompts: pictures that the float sampler generates.
         samples: inputs of the network that are recorded, both halves of guidance counted.
-        prompts: pictures that the float sampler draws for them.
-        batch: samples a step.
-        scale_aware: train V' = s V instead of V.
-        learning_rate: of Adam; in units of the weights if scale-aware, else of V.
-        largest_move: bound on one step's change of V where s is tiny.
-        penalty: weight of the regularizer's mean beside errors in units of nearest rounding's.
-        warm_up: share of the steps without the regularizer.
-        beta_start: exponent of the regularizer after the warm-up.
-        beta_end: at the last step; linear in between.
-        guided: weight of the guided combination's error beside that of its two halves.
         even: share of the samples spread evenly over the timesteps; the others go where an error
             changes the final latents most.
+        guided: weight of the guided combination's error beside that of its two halves.
     """
 
-    iterations: int
-    samples: int
     prompts: int
-    batch: int = 16
-    scale_aware: bool = True
-    learning_rate: float = 3e-3
-    largest_move: float = 0.5
-    penalty: float = 5.0
-    warm_up: float = 0.2
-    beta_start: float = 20.0
-    beta_end: float = 2.0
-    guided: float = 3.0
+    samples: int
     even: float = 0.5
+    guided: float = 1.0
 
-
-Rounding = RoundToNearest | AdaRound
-
-PRESETS: dict[str, AdaRound] = {
-    "fast": AdaRound(iterations=60, samples=256, prompts=24, penalty=50.0),
-    "balanced": AdaRound(iterations=350, samples=1024, prompts=64),
-    "best": AdaRound(iterations=1200, samples=2048, prompts=128),
-}
-"""Effort of the methods that train; times on the demo pipeline are in docs/quality.md."""
-
-CLASSIC: Mapping[str, Any] = {"scale_aware": False, "learning_rate": 3e-2}
-"""AdaRound as published trains V itself."""
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if min(self.prompts, self.samples) < 1 or not 0 <= self.even <= 1 or not self.guided >= 0:
+            raise UsageError(
+                f"data: {self.prompts} prompts, {self.samples} samples, even {self.even}, guided "
+                f"{self.guided}: expected at least 1 of each, a share from 0 to 1, and 0 or more"
+            )
 
 
 @dataclass(frozen=True)
 class Method:
-    """How weights and activations are quantized.
+    """How weights are quantized.
 
     Attributes:
+        name: of the recipe.
         grid: ``fp`` for FP4DiT's formats, ``int`` for integers of the same bits.
-        rounding: settings of the rounding.
-        range: how the scale of a group is found, one of `RANGES`.
+        data: what calibration is shown.
+        stages: in order, one range and one rounding among them.
+        presets: names of the efforts that the recipe knows.
     """
 
+    name: str
     grid: str
-    rounding: Rounding
-    range: str = DEFAULT_RANGE
+    data: Data
+    stages: tuple[Stage, ...]
+    presets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check that the stages make a method."""
+        order = [KINDS.index(stage.kind) for stage in self.stages]
+        counts = {kind: sum(s.kind == kind for s in self.stages) for kind in ("range", "rounding")}
+        if order != sorted(order) or set(counts.values()) != {1}:
+            found = ", ".join(f"{use_of(s)} ({s.kind})" for s in self.stages) or "none"
+            raise UsageError(
+                f"recipe {self.name}: stages {found}: expected one range and one rounding, in the "
+                f"order {', '.join(KINDS)}"
+            )
+
+    @property
+    def range(self) -> Stage:
+        """The stage that finds scales."""
+        return next(stage for stage in self.stages if stage.kind == "range")
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether a stage looks at what layers receive, so at prompts and the float sampler."""
+        return any(stage.needs_inputs for stage in self.stages)
+
+    @property
+    def iterations(self) -> int:
+        """Iterations a unit, for progress."""
+        return sum(stage.iterations for stage in self.stages)
+
+    def with_stage(self, use: str) -> Method:
+        """The same with a stage of its usual settings in place of those of its kind, or added."""
+        stage = _stage(self.name, {"use": use})
+        kept = [*(s for s in self.stages if s.kind != stage.kind), stage]
+        return replace(self, stages=tuple(sorted(kept, key=lambda s: KINDS.index(s.kind))))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as a recipe file has it."""
+        stages = [{"use": use_of(s), **asdict(s)} for s in self.stages]  # type: ignore[call-overload]
+        return {"grid": self.grid, "data": asdict(self.data), "stage": stages}
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A method before its effort is known; `changes` to the preset, None for no training."""
-
-    grid: str
-    changes: Mapping[str, Any] | None
+def use_of(stage: Stage) -> str:
+    """The name of a stage in recipes."""
+    return next(name for name, cls in STAGES.items() if type(stage) is cls)
 
 
-METHODS: dict[str, _Entry] = {
-    "fp4dit": _Entry("fp", {}),
-    "fp-adaround": _Entry("fp", CLASSIC),
-    "fp-rtn": _Entry("fp", None),
-    "int-adaround": _Entry("int", CLASSIC),
-    "int-rtn": _Entry("int", None),
-}
+def range_names() -> tuple[str, ...]:
+    """Names of the stages that find scales."""
+    return tuple(name for name, stage in STAGES.items() if stage.kind == "range")
+
+
+def preset_names() -> tuple[str, ...]:
+    """Names of the usual presets."""
+    return tuple(recipe_table("fp4dit")["preset"])
+
+
+def _folder() -> Path:
+    return Path(str(importlib.resources.files("fp4dit_onnx") / "recipes"))
+
+
+def method_names() -> tuple[str, ...]:
+    """Names of the recipes that the package has."""
+    return tuple(sorted(path.stem for path in _folder().glob("*.toml")))
+
+
+def recipe_table(name: str) -> dict[str, Any]:
+    """The tables of a recipe of the package, what it extends included.
+
+    Raises:
+        UsageError: there is none; the message lists the known ones.
+    """
+    names = method_names()
+    if name not in names:
+        raise UsageError(f"unknown method {name!r}: expected one of {', '.join(names)}")
+    return _extended(_parsed(_folder() / f"{name}.toml"), name)
 
 
 def method_by_name(
-    name: str, preset: str = "balanced", range: str = DEFAULT_RANGE, **changes: float
+    name: str, preset: str = DEFAULT_PRESET, range: str | None = None, **changes: float
 ) -> Method:
-    """The method called `name`.
+    """The method of a recipe of the package.
 
     Args:
-        name: a key of `METHODS`.
-        preset: a key of `PRESETS`; without effect where nothing is trained.
-        range: one of `RANGES`.
-        changes: fields of `AdaRound` in place of the preset's.
+        name: see `method_names`.
+        preset: effort; without effect where the recipe has none.
+        range: a range stage in place of the recipe's.
+        changes: ``samples``, or settings of its stages by name, such as ``iterations``.
 
     Raises:
-        UsageError: no such method, preset, range or field; the message lists the known ones.
+        UsageError: no such method, preset, range or setting; the message lists the known ones.
     """
-    for what, found, known in (
-        ("method", name, METHODS),
-        ("preset", preset, PRESETS),
-        ("range", range, RANGES),
+    return _method(recipe_table(name), name, preset, range, changes)
+
+
+def read_method(
+    path: Path, preset: str = DEFAULT_PRESET, range: str | None = None, **changes: float
+) -> Method:
+    """The method of a recipe file; arguments as `method_by_name`.
+
+    Raises:
+        UsageError: the file cannot be read, or has an unknown key, stage or setting.
+    """
+    return _method(read_recipe(path), path.stem, preset, range, changes)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The tables of a recipe file, what it extends included.
+
+    Raises:
+        UsageError: the file cannot be read or has an unknown key.
+    """
+    return _extended(_parsed(path), path.stem)
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"recipe {path}: {error}: expected a TOML file") from error
+    known = (*_HEAD, *STAGES)
+    for key in table:
+        if key not in known:
+            raise UsageError(f"recipe {path}: unknown key {key!r}: expected {', '.join(known)}")
+    return table
+
+
+def _extended(table: dict[str, Any], name: str) -> dict[str, Any]:
+    base = table.pop("extends", None)
+    if base is None:
+        return table
+    if not isinstance(base, str):
+        raise UsageError(f"recipe {name}: extends {base!r}: expected a recipe's name")
+    return _changed(recipe_table(base), table)
+
+
+def _changed(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables within tables replaced key by key, everything else whole."""
+    both = {**table, **changes}
+    for key in table.keys() & changes.keys():
+        if isinstance(table[key], Mapping) and isinstance(changes[key], Mapping):
+            both[key] = _changed(table[key], changes[key])
+    return both
+
+
+def _method(
+    table: Mapping[str, Any],
+    name: str,
+    preset: str,
+    range: str | None,
+    changes: Mapping[str, float],
+) -> Method:
+    _check_tables(table, name)
+    presets = table.get("preset", {})
+    known = tuple(presets) or preset_names()
+    if preset not in known:
+        raise UsageError(f"unknown preset {preset!r}: expected one of {', '.join(known)}")
+    table = _changed(table, presets.get(preset, {}))
+    rows = table.get("stage", ())
+    stages = tuple(_stage(name, {**row, **table.get(row.get("use"), {})}) for row in rows)
+    data = _checked(Data, table.get("data", {}), f"recipe {name}, data")
+    method = Method(name, table["grid"], data, stages, tuple(presets))
+    if range is not None:
+        if range not in range_names():
+            expected = ", ".join(range_names())
+            raise UsageError(f"unknown range {range!r}: expected one of {expected}")
+        if use_of(method.range) != range:
+            method = method.with_stage(range)
+    return _with_settings(method, changes)
+
+
+def _check_tables(table: Mapping[str, Any], name: str) -> None:
+    """What the checks of single settings take for granted."""
+    if table.get("grid") not in _GRIDS:
+        raise UsageError(f"recipe {name}: grid {table.get('grid')!r}: expected fp or int")
+    rows, presets = table.get("stage", []), table.get("preset", {})
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+        raise UsageError(f"recipe {name}: stage {rows!r}: expected tables, [[stage]]")
+    if not isinstance(presets, Mapping) or not all(
+        isinstance(changes, Mapping) for changes in presets.values()
     ):
-        if found not in known:
-            raise UsageError(f"unknown {what} {found!r}: expected one of {', '.join(known)}")
-    unknown = set(changes) - {field.name for field in fields(AdaRound)}
-    if unknown:
-        raise UsageError(f"unknown setting {min(unknown)!r} of method {name!r}")
-    entry = METHODS[name]
-    if entry.changes is None:
-        return Method(entry.grid, RoundToNearest(), range)
-    return Method(entry.grid, replace(PRESETS[preset], **{**entry.changes, **changes}), range)
+        raise UsageError(f"recipe {name}: preset {presets!r}: expected tables, [preset.NAME]")
+    own = {key: table[key] for key in ("data", *STAGES) if key in table}
+    used = [row.get("use") for row in rows]
+    for preset, changes in {"": own, **presets}.items():
+        where = f"recipe {name}, preset {preset}" if preset else f"recipe {name}"
+        for key, value in changes.items():
+            if key not in ("data", *STAGES):
+                raise UsageError(f"{where}: unknown key {key!r}: expected data or a stage")
+            if not isinstance(value, Mapping):
+                raise UsageError(f"{where}: {key} {value!r}: expected a table")
+            if key in STAGES and key not in used:
+                raise UsageError(f"{where}: settings of {key}, which is none of its stages")
+
+
+def _with_settings(method: Method, changes: Mapping[str, float]) -> Method:
+    """The method with settings of its data or stages changed by name; what no stage has is left."""
+    for key, value in changes.items():
+        if key in {f.name for f in fields(Data)}:
+            method = replace(method, data=replace(method.data, **{key: value}))
+            continue
+        changed = [
+            replace(s, **{key: value}) if key in _names(s) else s  # type: ignore[type-var]
+            for s in method.stages
+        ]
+        if not any(key in _names(stage) for stage in STAGES.values()):
+            raise UsageError(f"unknown setting {key!r} of method {method.name!r}")
+        method = replace(method, stages=tuple(changed))
+    return method
+
+
+def _names(stage: Stage | type[Stage]) -> set[str]:
+    return {field.name for field in fields(stage)}  # type: ignore[arg-type]
+
+
+def _stage(recipe: str, row: Mapping[str, Any]) -> Stage:
+    use = row.get("use")
+    if use not in STAGES:
+        raise UsageError(
+            f"recipe {recipe}: unknown stage {use!r}: expected one of {', '.join(STAGES)}"
+        )
+    settings = {key: value for key, value in row.items() if key != "use"}
+    return _checked(STAGES[use], settings, f"recipe {recipe}, stage {use}")
+
+
+def _checked(make: Callable[..., Any], settings: Mapping[str, Any], where: str) -> Any:
+    """An instance of a dataclass from a table, its keys and types checked."""
+    types = {field.name: str(field.type) for field in fields(make)}  # type: ignore[arg-type]
+    for key, value in settings.items():
+        if key not in types:
+            known = ", ".join(types) or "none"
+            raise UsageError(f"{where}: unknown setting {key!r}: expected one of {known}")
+        if not _fits(value, types[key]):
+            raise UsageError(f"{where}: {key} {value!r}: expected {types[key]}")
+    try:
+        return make(**settings)
+    except TypeError as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
+def _fits(value: object, kind: str) -> bool:
+    accepted: dict[str, tuple[type, ...]] = {
+        "int": (int,),
+        "float": (int, float),
+        "bool": (bool,),
+        "str": (str,),
+    }
+    return isinstance(value, accepted[kind]) and (kind == "bool") == isinstance(value, bool)

@@ -16,19 +16,20 @@ from fp4dit_onnx.components import check_vae
 from fp4dit_onnx.errors import MissingExtraError, UsageError
 from fp4dit_onnx.files import CHECKPOINT, parse_object, read_json
 from fp4dit_onnx.layers import layer_size, linear_layers, totals
-from fp4dit_onnx.methods import AdaRound, Method
+from fp4dit_onnx.methods import Method
 from fp4dit_onnx.models import Family, family_of
 from fp4dit_onnx.prompts import demo_prompts, general_prompts, read_prompts
-from fp4dit_onnx.recipe import FORMS, LayerSpec, Recipe, make_recipe
+from fp4dit_onnx.recipe import FORMS, Recipe, make_recipe
 from fp4dit_onnx.request import COMPONENTS, ExportRequest
 from fp4dit_onnx.runtime.sampling import Sampling
 from fp4dit_onnx.runtime.sizes import largest_side, pixels_a_latent
+from fp4dit_onnx.spec import LayerSpec
 from fp4dit_onnx.targets.table import target_by_name
 from fp4dit_onnx.text_encoders import check_encoders, encoder_bytes, encoder_recipe
 from fp4dit_onnx.texts import clean
 from fp4dit_onnx.values import checked_seed, real, whole
 
-__all__ = ["ExportRequest", "Plan", "plan", "work_folder"]
+__all__ = ["ExportRequest", "Plan", "format_row", "plan", "work_folder"]
 
 TORCH_PACKAGES = ("torch", "diffusers", "transformers", "onnx_graphsurgeon", "onnxscript")
 REPORT_PACKAGES = ("jinja2", "matplotlib")
@@ -86,8 +87,8 @@ class Plan:
 
     @property
     def trains(self) -> bool:
-        """Whether calibration trains, or chooses formats, and so needs data and a work folder."""
-        return bool(self.recipe.search) or isinstance(self.method.rounding, AdaRound)
+        """Whether calibration looks at what layers receive, and so needs data and a work folder."""
+        return self.method.needs_inputs
 
     @property
     def summary(self) -> dict[str, str]:
@@ -107,7 +108,7 @@ class Plan:
             "attention": dict(self.attention),
             "totals": dict(self.totals),
             "recipe": self.recipe.to_json(),
-            "method": asdict(self.method),
+            "method": self.method.to_json(),
             "sampling": asdict(self.sampling),
             "measured": self.measured,
             "bundle_bytes": self.bundle_bytes,
@@ -133,20 +134,20 @@ def plan(request: ExportRequest) -> Plan:
     check_encoders(checkpoint.components)
     if "vae" in checkpoint.components:
         check_vae(checkpoint.components["vae"])
-    target = target_by_name(request.target)
+    target, method = target_by_name(request.target), request.resolved_method()
     recipe = make_recipe(
         request.bits,
-        method=request.method,
+        method=method,
         paper_rules=target.formats or family.paper_rules,
         skip=family.skip,
         weight_format=request.weight_format,
         activation_format=request.activation_format,
         attention_format=request.attention_format,
         group_size=request.resolved_group_size,
+        scale=request.resolved_scale,
         rules=request.rules,
     )
-    method = request.resolved_method()
-    trains = bool(recipe.search) or isinstance(method.rounding, AdaRound)
+    trains = method.needs_inputs
     if (trains or request.measure) and not family.calibrates:
         raise UsageError(
             f"{family.name} cannot be calibrated yet, and method {request.method} needs data: "
@@ -156,7 +157,7 @@ def plan(request: ExportRequest) -> Plan:
     sizes = linear_layers(checkpoint)
     specs, skipped = recipe.assign(sizes)
     _check_ram(request, sizes)
-    target.check({spec.weight for spec in specs.values()} | set(recipe.search))
+    target.check({spec.weight.format for spec in specs.values()} | set(recipe.search))
     rows = [_row(name, *sizes[name], spec) for name, spec in specs.items()]
     return Plan(
         layers=tuple(rows),
@@ -183,7 +184,9 @@ def _check_packages() -> None:
 
 def _encoders(request: ExportRequest, checkpoint: Checkpoint) -> dict[str, Recipe | None]:
     return {
-        name: encoder_recipe(part, request.text_encoder_bits, request.resolved_group_size)
+        name: encoder_recipe(
+            part, request.text_encoder_bits, request.resolved_group_size, request.resolved_scale
+        )
         for name, part in checkpoint.components.items()
         if name.startswith("text_encoder")
     }
@@ -244,13 +247,22 @@ def _check_choices(request: ExportRequest) -> None:
         raise UsageError(f"state file {request.state}: its folder does not exist; make it first")
 
 
+def format_row(spec: LayerSpec) -> dict[str, Any]:
+    """What the manifest says of a layer's formats."""
+    weight, activation = spec.formats
+    return {
+        "weight_format": weight,
+        "activation_format": activation,
+        "group_size": spec.group_size,
+        "scale_format": spec.weight.scale,
+    }
+
+
 def _row(name: str, n: int, k: int, spec: LayerSpec) -> dict[str, Any]:
     size = asdict(layer_size(n, k, spec))
     return {
         "name": name,
-        "weight_format": spec.weight,
-        "activation_format": spec.activation,
-        "group_size": spec.group_size,
+        **format_row(spec),
         **size,
         "shape": list(size["shape"]),
     }
@@ -285,5 +297,5 @@ def _prompts(request: ExportRequest) -> tuple[str, ...]:
         prompts = read_prompts(request.prompts)
     else:
         prompts = demo_prompts("calibration") if request.model is None else general_prompts()
-    count = request.calibration_prompts or request.resolved_method().rounding.prompts
+    count = request.calibration_prompts or request.resolved_method().data.prompts
     return tuple(itertools.islice(itertools.cycle(prompts), count))

@@ -15,7 +15,8 @@ from onnx import numpy_helper
 from fp4dit_onnx import ops
 from fp4dit_onnx.errors import BundleError
 from fp4dit_onnx.external_data import load_tensor
-from fp4dit_onnx.recipe import ATTENTION_PARTS, LayerSpec
+from fp4dit_onnx.recipe import ATTENTION_PARTS
+from fp4dit_onnx.spec import LayerSpec
 from fp4dit_onnx.state import QuantizedLayer, QuantizedState
 
 __all__ = [
@@ -108,13 +109,14 @@ def read_state(model: onnx.ModelProto) -> QuantizedState:
         if view.node.op_type != ops.LINEAR:
             continue
         given = attributes(view.node)
-        spec = LayerSpec(given["weight_format"], given["act_format"] or None, given["group_size"])
+        formats = given["weight_format"], given["act_format"] or None
+        spec = LayerSpec.of(*formats, given["group_size"])
         name = view.node.input[2].removesuffix(CODES)
         try:
             codes, scale = (view.constants[i] for i in view.node.input[2:4])
         except KeyError as error:
             raise BundleError(f"node {name}: input {error} is no initializer") from error
-        layers[name] = QuantizedLayer(name, spec, given["K"], codes, scale)
+        layers[name] = QuantizedLayer(name, spec, given["K"], {"codes": codes, "scale": scale})
     return QuantizedState(layers, attention=attention_formats(model.graph))
 
 

@@ -12,21 +12,20 @@ import numpy as np
 
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.formats import FloatFormat, format_by_name
-from fp4dit_onnx.methods import method_by_name
+from fp4dit_onnx.methods import Method
 from fp4dit_onnx.numerics import SUM_LIMIT, largest_sum
+from fp4dit_onnx.scale_formats import DEFAULT_SCALE, scale_format_by_name
+from fp4dit_onnx.spec import DEFAULT_GROUP_SIZE, LayerSpec
 
 __all__ = [
     "ATTENTION_PARTS",
-    "DEFAULT_GROUP_SIZE",
     "FORMS",
-    "LayerSpec",
     "Recipe",
     "Rule",
     "make_recipe",
     "parse_bits",
 ]
 
-DEFAULT_GROUP_SIZE = 128
 FLOAT = "none"
 """In a rule: the layer stays in float, or its activations do."""
 PAPER = "paper"
@@ -51,31 +50,6 @@ ACTIVATION_FORMATS = {
 }
 """Grid of the method -> bits -> format. FP4DiT section "activations": E2M3 for A6, E3M4 for A8. A16
 and A32 leave activations in float."""
-
-
-@dataclass(frozen=True)
-class LayerSpec:
-    """How one linear layer is quantized.
-
-    Attributes:
-        weight: weight format name.
-        activation: activation format name, or None for float activations.
-        group_size: input channels that share one weight scale.
-    """
-
-    weight: str
-    activation: str | None
-    group_size: int
-
-    @property
-    def weight_format(self) -> FloatFormat:
-        """The weight format."""
-        return format_by_name(self.weight)
-
-    @property
-    def activation_format(self) -> FloatFormat | None:
-        """The activation format, None for float activations."""
-        return format_by_name(self.activation) if self.activation else None
 
 
 @dataclass(frozen=True)
@@ -131,6 +105,7 @@ class Recipe:
         activation: default activation format, or None for float.
         attention: format of q, k and v in attention, or None for float.
         group_size: input channels per weight scale.
+        scale: format of the weights' scales.
         rules: in order; the last one matches everything.
         search: weight formats to choose among where the last rule decides; empty for no choice.
     """
@@ -140,6 +115,7 @@ class Recipe:
     activation: str | None
     attention: str | None
     group_size: int
+    scale: str
     rules: tuple[Rule, ...]
     search: tuple[str, ...] = ()
 
@@ -170,8 +146,11 @@ class Recipe:
                 skipped.append((name, rule.reason))
                 continue
             activation = self.activation if rule.activation is None else rule.activation
-            specs[name] = LayerSpec(
-                rule.weight, None if activation == FLOAT else activation, self.group_size
+            specs[name] = LayerSpec.of(
+                rule.weight,
+                None if activation == FLOAT else activation,
+                self.group_size,
+                self.scale,
             )
             group = min(shapes[name][1], self.group_size) if name in shapes else self.group_size
             check_product(name, specs[name], group)
@@ -226,26 +205,28 @@ def parse_bits(bits: str) -> tuple[int, int]:
 def make_recipe(
     bits: str,
     *,
-    method: str,
+    method: Method,
     paper_rules: Iterable[tuple[str, str]],
     skip: Iterable[tuple[str, str]] = (),
     weight_format: str | None = None,
     activation_format: str | None = None,
     attention_format: str | None = None,
     group_size: int = DEFAULT_GROUP_SIZE,
+    scale: str = DEFAULT_SCALE,
     rules: Iterable[str] = (),
 ) -> Recipe:
     """The recipe of a request: the user's rules, then what the family keeps in float, then the default.
 
     Args:
         bits: such as ``w4a6``.
-        method: name of the method; its grid gives the default formats.
+        method: its grid gives the default formats.
         paper_rules: FP4DiT's weight formats for the family, used at 4 bits without `weight_format`.
         skip: (pattern, reason) of layers that stay in float.
         weight_format: one format for all weights, ``paper`` or ``auto``.
         activation_format: in place of the default for the bits.
         attention_format: of q, k and v in attention, ``none`` for float; None is the activations'.
         group_size: input channels per weight scale, a positive multiple of 8.
+        scale: format of the weights' scales.
         rules: the user's, as `Rule.parse` reads them.
 
     Raises:
@@ -256,7 +237,8 @@ def make_recipe(
         raise UsageError(
             f"group size {group_size}: expected a positive multiple of 8, such as 128"
         )
-    grid = method_by_name(method).grid
+    scale_format_by_name(scale)
+    grid = method.grid
     activation = activation_format or ACTIVATION_FORMATS[grid][activation_bits]
     if activation != FLOAT:
         _check_bits("activation", format_by_name(activation), activation_bits)
@@ -267,10 +249,11 @@ def make_recipe(
     kept = tuple(Rule(p, FLOAT, required=False, reason=why) for p, why in skip)
     return Recipe(
         bits=bits.lower(),
-        method=method,
+        method=method.name,
         activation=None if activation == FLOAT else activation,
         attention=None if attention == FLOAT else attention,
         group_size=group_size,
+        scale=scale,
         rules=(*(Rule.parse(text) for text in rules), *kept, *tail),
         search=AUTO_FORMATS if weight_format == AUTO else (),
     )

@@ -7,9 +7,16 @@ from pathlib import Path
 from typing import Annotated
 
 from fp4dit_onnx.formats import FORMATS as ELEMENT_FORMATS
-from fp4dit_onnx.methods import METHODS, PRESETS, RANGES, Method, method_by_name
+from fp4dit_onnx.methods import (
+    Method,
+    method_by_name,
+    method_names,
+    preset_names,
+    range_names,
+)
 from fp4dit_onnx.options import CALIBRATION, FORMATS, INPUT, MACHINE, OUTPUT, Option
 from fp4dit_onnx.recipe import ACTIVATION_FORMATS, AUTO, FLOAT, FORMS, PAPER, WEIGHT_FORMATS
+from fp4dit_onnx.scale_formats import SCALE_FORMATS
 from fp4dit_onnx.targets.table import TARGETS, target_by_name
 from fp4dit_onnx.targets.target import DEFAULT_TARGET
 
@@ -48,22 +55,37 @@ class ExportRequest:
             "data.",
             CALIBRATION,
             unit="METHOD",
-            choices=METHODS,
+            choices=method_names(),
         ),
     ] = "fp4dit"
     preset: Annotated[
         str,
-        Option("Effort of the methods that train.", CALIBRATION, unit="PRESET", choices=PRESETS),
+        Option(
+            "Effort of the methods that train.", CALIBRATION, unit="PRESET", choices=preset_names()
+        ),
     ] = "balanced"
     range: Annotated[
         str | None,
         Option(
             "How the scale of a group is found: absmax maps the group's largest weight to the "
-            "format's largest value, mse takes the scale of least squared error, nvfp4 has FP8 "
-            "scales; by default the target's.",
+            "format's largest value, mse takes the scale of least squared error; by default the "
+            "method's.",
             FORMATS,
             unit="RULE",
-            choices=RANGES,
+            choices=range_names(),
+        ),
+    ] = None
+    scale: Annotated[
+        str | None,
+        Option(
+            "What a scale may be: "
+            + "; ".join(f"{name}, {fmt.summary}" for name, fmt in SCALE_FORMATS.items())
+            + "; by default "
+            + ", ".join(f"{t.scale} ({name})" for name, t in TARGETS.items())
+            + ", by target.",
+            FORMATS,
+            unit="FORMAT",
+            choices=SCALE_FORMATS,
         ),
     ] = None
     iterations: Annotated[
@@ -252,9 +274,9 @@ class ExportRequest:
         return usual if self.group_size is None else self.group_size
 
     @property
-    def resolved_range(self) -> str:
-        """The range rule, where none is given the target's."""
-        return self.range or target_by_name(self.target).range
+    def resolved_scale(self) -> str:
+        """The scale format, where none is given the target's."""
+        return self.scale or target_by_name(self.target).scale
 
     def resolved_method(self) -> Method:
         """The method with its settings.
@@ -264,4 +286,5 @@ class ExportRequest:
         """
         changes = {"iterations": self.iterations, "samples": self.samples}
         given = {name: value for name, value in changes.items() if value is not None}
-        return method_by_name(self.method, self.preset, self.resolved_range, **given)
+        method = method_by_name(self.method, self.preset, self.range, **given)
+        return method.with_stage("choose-format") if self.weight_format == AUTO else method

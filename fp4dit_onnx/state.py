@@ -1,6 +1,6 @@
 """The quantized state: the one object from which both the simulation and the ONNX weights are made.
 
-On disk it is a safetensors file with ``<layer>.codes`` and ``<layer>.scale`` for each layer and one
+On disk it is a safetensors file with ``<layer>.<role>`` for each part of each layer and one
 JSON metadata entry that holds specifications and provenance.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import GIVEN, Positive, WrongType, decoded, parse_object, plain
 from fp4dit_onnx.formats import FloatArray, format_by_name
 from fp4dit_onnx.numerics import decode, dequantize, group_count, unpack
-from fp4dit_onnx.recipe import LayerSpec, check_product
+from fp4dit_onnx.recipe import check_product
+from fp4dit_onnx.scale_formats import DEFAULT_SCALE, scale_format_by_name
+from fp4dit_onnx.spec import LayerSpec
 
 __all__ = [
     "WORK_MANIFEST",
@@ -30,7 +32,7 @@ __all__ = [
     "QuantizedLayer",
     "QuantizedState",
     "load_state",
-    "packed_shape",
+    "part_shapes",
     "save_state",
 ]
 
@@ -40,9 +42,15 @@ WORK_MANIFEST = "calibration.json"
 _METADATA = "fp4dit_onnx"
 
 
-def packed_shape(n: int, k: int, spec: LayerSpec) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Shapes of the packed codes [N, B] and of the scales [N, G] of a weight [n, k]."""
-    return (n, -(-k * spec.weight_format.storage_bits // 8)), (n, group_count(k, spec.group_size))
+def part_shapes(n: int, k: int, spec: LayerSpec) -> dict[str, tuple[int, int]]:
+    """Shapes of a layer's parts by role, of a weight [n, k].
+
+    ``codes`` is packed, [N, B]; ``scale`` is [N, G].
+    """
+    return {
+        "codes": (n, -(-k * spec.weight_format.storage_bits // 8)),
+        "scale": (n, group_count(k, spec.group_size)),
+    }
 
 
 @dataclass(frozen=True)
@@ -78,24 +86,23 @@ class QuantizedLayer:
         name: torch name of the module.
         spec: formats and group size.
         k: input channels.
-        codes: packed, uint8 [N, B].
-        scale: float16 or float32 [N, G], the value of one grid integer.
+        parts: by role: ``codes``, packed, uint8 [N, B], and ``scale``, float16 or float32 [N, G], the
+            value of one grid integer.
     """
 
     name: str
     spec: LayerSpec
     k: int
-    codes: npt.NDArray[np.uint8]
-    scale: npt.NDArray[np.floating]
+    parts: Mapping[str, npt.NDArray[Any]]
 
     def __post_init__(self) -> None:
-        """Check that codes and scales fit the shape, and what they are multiplied with."""
+        """Check that the parts fit the shape, and what they are multiplied with."""
         n = self.codes.shape[0] if self.codes.ndim else 0
-        found = (self.codes.shape, self.scale.shape)
-        if self.spec.group_size < 1 or found != packed_shape(n, self.k, self.spec):
+        found = {role: part.shape for role, part in self.parts.items()}
+        if self.spec.group_size < 1 or found != part_shapes(n, self.k, self.spec):
             raise UsageError(
-                f"layer {self.name}: codes {found[0]} and scales {found[1]} do not fit K={self.k}, "
-                f"{self.spec}"
+                f"layer {self.name}: codes {self.codes.shape} and scales {self.scale.shape} do not "
+                f"fit K={self.k}, {self.spec}"
             )
         if self.codes.dtype != np.uint8 or self.scale.dtype not in (np.float16, np.float32):
             raise UsageError(
@@ -105,14 +112,24 @@ class QuantizedLayer:
         check_product(self.name, self.spec, min(self.k, self.spec.group_size))
 
     @property
+    def codes(self) -> npt.NDArray[np.uint8]:
+        """Packed codes, uint8 [N, B]."""
+        return self.parts["codes"]
+
+    @property
+    def scale(self) -> npt.NDArray[np.floating]:
+        """The value of one grid integer of each group, float16 or float32 [N, G]."""
+        return self.parts["scale"]
+
+    @property
     def n(self) -> int:
         """Output channels."""
         return int(self.codes.shape[0])
 
     @property
     def nbytes(self) -> int:
-        """Bytes of codes and scales."""
-        return int(self.codes.nbytes + self.scale.nbytes)
+        """Bytes of all parts."""
+        return sum(part.nbytes for part in self.parts.values())
 
     @property
     def layout(self) -> LayerLayout:
@@ -156,8 +173,8 @@ def save_state(state: QuantizedState, path: Path) -> None:
     tensors: dict[str, npt.NDArray[Any]] = {}
     layers = {}
     for name, layer in state.layers.items():
-        tensors[f"{name}.codes"], tensors[f"{name}.scale"] = layer.codes, layer.scale
-        layers[name] = {"k": layer.k, **asdict(layer.spec)}
+        tensors |= {f"{name}.{role}": part for role, part in layer.parts.items()}
+        layers[name] = {"k": layer.k, **layer.spec.to_json()}
     header = {
         "version": STATE_VERSION,
         "layers": layers,
@@ -181,6 +198,7 @@ class _StoredLayer:
     weight: str
     activation: str | None
     group_size: Positive
+    scale: str = DEFAULT_SCALE
 
 
 @dataclass(frozen=True)
@@ -204,16 +222,7 @@ def load_state(path: Path) -> QuantizedState:
             header = _header(path, (file.metadata() or {}).get(_METADATA, "{}"))
             for name in header.attention.values():
                 format_by_name(name)
-            layers = {
-                name: QuantizedLayer(
-                    name,
-                    LayerSpec(row.weight, row.activation, row.group_size),
-                    row.k,
-                    file.get_tensor(f"{name}.codes"),
-                    file.get_tensor(f"{name}.scale"),
-                )
-                for name, row in header.layers.items()
-            }
+            layers = {name: _read_layer(file, name, row) for name, row in header.layers.items()}
     except (OSError, safetensors.SafetensorError, WrongType) as error:
         raise UsageError(f"{path}: no readable quantized state ({error})") from error
     return QuantizedState(layers, header.provenance, header.attention)
@@ -228,3 +237,10 @@ def _header(path: Path, text: str) -> _Header:
             "write it again with this version of fp4dit-onnx"
         )
     return decoded(_Header, header)
+
+
+def _read_layer(file: Any, name: str, row: _StoredLayer) -> QuantizedLayer:
+    spec = LayerSpec.of(row.weight, row.activation, row.group_size, row.scale)
+    scale_format_by_name(row.scale)
+    parts = {role: file.get_tensor(f"{name}.{role}") for role in part_shapes(0, row.k, spec)}
+    return QuantizedLayer(name, spec, row.k, parts)

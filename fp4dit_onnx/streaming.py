@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,17 @@ from fp4dit_onnx.tensor_files import TensorInfo
 from fp4dit_onnx.tensor_reading import read_chunks, read_float32
 
 if TYPE_CHECKING:
+    from fp4dit_onnx.calibration.stages import Stage
     from fp4dit_onnx.progress import Advance
 
-__all__ = ["GraphValues", "LayerNote", "Quantizer", "nearest", "nothing_quantized", "write_model"]
+__all__ = [
+    "GraphValues",
+    "LayerNote",
+    "Quantizer",
+    "from_weights",
+    "nothing_quantized",
+    "write_model",
+]
 
 Array = npt.NDArray[Any]
 Quantizer = Callable[[str], tuple[QuantizedLayer, float]]
@@ -79,17 +87,17 @@ class GraphValues:
         return vars(found) if found else None
 
 
-def nearest(
-    tensors: Mapping[str, TensorInfo], layers: Mapping[str, LayerLayout], range_rule: str
+def from_weights(
+    tensors: Mapping[str, TensorInfo], layers: Mapping[str, LayerLayout], stages: Sequence[Stage]
 ) -> Quantizer:
-    """Reads a layer's weight and rounds it to nearest."""
+    """Reads a layer's weight and quantizes it by stages that look at nothing else."""
     import torch
 
     from fp4dit_onnx.calibration.methods import quantize_measured
 
     def quantize(name: str) -> tuple[QuantizedLayer, float]:
         weight = torch.from_numpy(read_float32(tensors[f"{name}.weight"]))
-        return quantize_measured(name, weight, layers[name].spec, range_rule)
+        return quantize_measured(name, weight, layers[name].spec, stages)
 
     return quantize
 

@@ -16,10 +16,12 @@ from fp4dit_onnx.component_writing import Component, ComponentWriter
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import CHECKPOINT, read_json
 from fp4dit_onnx.layers import FLOAT32_BYTES, layer_size
+from fp4dit_onnx.methods import method_by_name
 from fp4dit_onnx.models import TEXT_ENCODERS
 from fp4dit_onnx.recipe import Recipe, make_recipe
+from fp4dit_onnx.scale_formats import DEFAULT_SCALE
 from fp4dit_onnx.state import LayerLayout
-from fp4dit_onnx.streaming import LayerNote, nearest
+from fp4dit_onnx.streaming import LayerNote, from_weights
 
 if TYPE_CHECKING:
     from fp4dit_onnx.tracing.networks import FakeNetwork
@@ -44,13 +46,16 @@ METHOD = "fp-rtn"
 """Weights are rounded to nearest: no data is needed."""
 
 
-def encoder_recipe(part: checkpoint.Component, bits: str | None, group_size: int) -> Recipe | None:
+def encoder_recipe(
+    part: checkpoint.Component, bits: str | None, group_size: int, scale: str = DEFAULT_SCALE
+) -> Recipe | None:
     """How the linears of an encoder are quantized; None where they stay in float.
 
     Args:
         part: the encoder.
         bits: such as ``w4a8``, ``none`` for float; None decides by size.
         group_size: input channels that share a scale.
+        scale: format of the scales.
 
     Raises:
         UsageError: unknown bits.
@@ -60,7 +65,13 @@ def encoder_recipe(part: checkpoint.Component, bits: str | None, group_size: int
         bits = NO_BITS if size < FLOAT_BELOW else DEFAULT_BITS
     if bits == NO_BITS:
         return None
-    return make_recipe(bits, method=METHOD, paper_rules=(("*", "e2m1"),), group_size=group_size)
+    return make_recipe(
+        bits,
+        method=method_by_name(METHOD),
+        paper_rules=(("*", "e2m1"),),
+        group_size=group_size,
+        scale=scale,
+    )
 
 
 def encoder_bytes(part: checkpoint.Component, recipe: Recipe | None) -> int:
@@ -91,7 +102,7 @@ def check_encoders(parts: Mapping[str, checkpoint.Component]) -> None:
 
 
 def write_encoder(
-    part: checkpoint.Component, recipe: Recipe | None, range_rule: str, writer: ComponentWriter
+    part: checkpoint.Component, recipe: Recipe | None, range: str, writer: ComponentWriter
 ) -> dict[str, Any]:
     """Write an encoder into its folder of the bundle; float tensors of a quantized one are float16.
 
@@ -101,7 +112,7 @@ def write_encoder(
     Args:
         part: the encoder.
         recipe: of its linears; None leaves them in float.
-        range_rule: how scales are found, one of `methods.RANGES`.
+        range: how scales are found, one of `methods.range_names`.
         writer: into the bundle.
 
     Returns:
@@ -127,7 +138,7 @@ def write_encoder(
         interface=kind.interface,
         tensors=tensors,
         layers=layers,
-        quantizer=nearest(tensors, layers, range_rule),
+        quantizer=from_weights(tensors, layers, method_by_name(METHOD, range=range).stages),
         attention={},
         half=recipe is not None,
     )

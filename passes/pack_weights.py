@@ -15,7 +15,7 @@ from fp4dit_onnx.passes.base import PassReport, Skip, rewrite_all
 from fp4dit_onnx.passes.match import Linear, is_output, linears
 from fp4dit_onnx.probe import CODES, SCALE
 from fp4dit_onnx.skeleton import placeholder
-from fp4dit_onnx.state import LayerLayout, Layout, QuantizedLayer, QuantizedState, packed_shape
+from fp4dit_onnx.state import LayerLayout, Layout, QuantizedLayer, QuantizedState, part_shapes
 
 __all__ = ["PackWeights", "codes_name", "scale_name"]
 
@@ -96,9 +96,9 @@ def _constants(layer: LayerLayout | QuantizedLayer) -> tuple[gs.Constant, gs.Con
     names = codes_name(layer.name), scale_name(layer.name)
     if isinstance(layer, QuantizedLayer):
         return gs.Constant(names[0], layer.codes), gs.Constant(names[1], layer.scale)
-    shapes = packed_shape(layer.n, layer.k, layer.spec)
+    shapes = part_shapes(layer.n, layer.k, layer.spec)
     types = onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT16
-    absent = [placeholder(*a) for a in zip(names, shapes, types, strict=True)]
+    absent = [placeholder(*a) for a in zip(names, shapes.values(), types, strict=True)]
     codes, scale = (gs.Constant(t.name, LazyValues(t)) for t in absent)
     return codes, scale
 

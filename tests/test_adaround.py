@@ -19,16 +19,17 @@ from fp4dit_onnx.calibration.adaround import (
     rectified_sigmoid,
     regularizer,
 )
+from fp4dit_onnx.calibration.draft import Draft
 from fp4dit_onnx.calibration.grid import round_to_grid
-from fp4dit_onnx.calibration.ranges import absmax_scale, group_scale, mse_scale
+from fp4dit_onnx.calibration.ranges import absmax_scale, mse_scale
 from fp4dit_onnx.calibration.reconstruct import AdaptiveLinear
 from fp4dit_onnx.calibration.rounding import round_to_nearest
+from fp4dit_onnx.calibration.stages.adaround import AdaRound
 from fp4dit_onnx.formats import FORMATS
-from fp4dit_onnx.methods import PRESETS, RANGES
-from fp4dit_onnx.recipe import LayerSpec
+from fp4dit_onnx.spec import LayerSpec
 
 FORMAT_NAMES = ["e2m1", "e1m2", "e3m0", "int4"]
-METHOD = PRESETS["fast"]
+METHOD = AdaRound()
 
 
 def normal(*shape: int, seed: int = 0) -> Any:
@@ -37,7 +38,9 @@ def normal(*shape: int, seed: int = 0) -> Any:
 
 def placed(weight: Any, name: str, group: int = 8) -> Neighbours:
     fmt = FORMATS[name]
-    return neighbours(weight, absmax_scale(weight, fmt, group), fmt, group)
+    return neighbours(
+        weight, absmax_scale(weight, LayerSpec.of(fmt.name, None, group)), fmt, group
+    )
 
 
 def test_golden_vector() -> None:
@@ -70,7 +73,9 @@ def test_training_starts_from_the_float_weight(name: str) -> None:
 def test_neighbours_are_the_grid_values_around(name: str) -> None:
     weight, fmt = normal(16, 40), FORMATS[name]
     at = placed(weight, name)
-    nearest = round_to_nearest(weight, absmax_scale(weight, fmt, 8), fmt, 8)
+    nearest = round_to_nearest(
+        weight, absmax_scale(weight, LayerSpec.of(fmt.name, None, 8)), fmt, 8
+    )
     lower, upper = at.blend(torch.zeros(())), at.blend(torch.ones(()))
     assert bool(((nearest == lower) | (nearest == upper)).all())
     every = torch.arange(fmt.max_integer + 1, dtype=torch.float32)
@@ -144,7 +149,9 @@ def adaptive(name: str, **changes: float) -> AdaptiveLinear:
     linear = torch.nn.Linear(16, 4)
     linear.weight.data *= 0.1
     method = replace(METHOD, **changes)
-    return AdaptiveLinear("a", linear, LayerSpec(name, None, 8), method, "absmax")
+    weight, spec = linear.weight.detach(), LayerSpec.of(name, None, 8)
+    draft = Draft("a", weight, spec, scale=absmax_scale(weight, spec))
+    return AdaptiveLinear(draft, linear.bias, method)
 
 
 def test_the_guard_bounds_a_step_of_the_parameter() -> None:
@@ -159,8 +166,10 @@ def test_an_untrained_layer_rounds_to_nearest() -> None:
     layer = adaptive("e1m2")
     torch.manual_seed(0)
     weight, fmt = torch.nn.Linear(16, 4).weight.detach() * 0.1, FORMATS["e1m2"]
-    nearest = round_to_nearest(weight, absmax_scale(weight, fmt, 8), fmt, 8)
-    assert torch.equal(torch.from_numpy(layer.harden().integers()), nearest)
+    nearest = round_to_nearest(
+        weight, absmax_scale(weight, LayerSpec.of(fmt.name, None, 8)), fmt, 8
+    )
+    assert torch.equal(torch.from_numpy(layer.harden().layer().integers()), nearest)
 
 
 def test_the_regularizer_vanishes_at_hard_rounding() -> None:
@@ -180,9 +189,7 @@ def test_the_mse_range_is_never_worse(name: str) -> None:
         each = scale.float().repeat_interleave(8, dim=1)[:, :40]
         return (q * each - weight).square().reshape(32, 5, 8).sum(-1)
 
-    full, searched = error(absmax_scale(weight, fmt, 8)), error(mse_scale(weight, fmt, 8))
+    spec = LayerSpec.of(name, None, 8)
+    full, searched = error(absmax_scale(weight, spec)), error(mse_scale(weight, spec, 0.7, 31))
     assert bool((searched <= full * (1 + 1e-5)).all())
     assert float(searched.sum()) < 0.99 * float(full.sum())
-    assert {r: group_scale(weight, fmt, 8, r).shape for r in RANGES} == dict.fromkeys(
-        RANGES, (32, 5)
-    )

@@ -87,7 +87,7 @@ def test_cases_of_a_request() -> None:
 )
 def test_formats(formats: Formats, weight: str, activation: str | None, product: str) -> None:
     spec = formats.layer()
-    assert (spec.weight, spec.activation, spec.group_size) == (weight, activation, 128)
+    assert (*spec.formats, spec.group_size) == (weight, activation, 128)
     assert LinearCase(1, 8, 8, spec).product == product
 
 

@@ -31,14 +31,21 @@ from fp4dit_onnx.calibration.run import Calibration, calibrate
 from fp4dit_onnx.calibration.walk import Unit, units_of
 from fp4dit_onnx.calibration.work import Work, model_digest
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.methods import AdaRound, Method, method_by_name
+from fp4dit_onnx.methods import Method, method_by_name
 from fp4dit_onnx.progress import SilentReporter
-from fp4dit_onnx.recipe import LayerSpec
+from fp4dit_onnx.spec import LayerSpec
 from fp4dit_onnx.state import QuantizedState, save_state
 
 WIDTH, TOKENS, STEPS, PICTURES, BATCH, GUIDANCE = 16, 6, 4, 12, 4, 3.0
-SPEC = LayerSpec("e1m2", "e2m3", 8)
-METHOD = Method("fp", AdaRound(iterations=60, samples=64, prompts=PICTURES, penalty=20.0))
+SPEC = LayerSpec.of("e1m2", "e2m3", 8)
+METHOD = method_by_name("fp4dit", "fast", samples=64, prompts=PICTURES, penalty=20.0)
+
+
+def shortened(iterations: int) -> Method:
+    """`METHOD` with fewer optimizer steps a unit."""
+    return method_by_name(
+        "fp4dit", "fast", samples=64, prompts=PICTURES, penalty=20.0, iterations=iterations
+    )
 
 
 class Block(torch.nn.Module):
@@ -211,7 +218,7 @@ def test_importance_is_what_an_error_costs() -> None:
             x = x - gain * network(x, size)[0]
         return x
 
-    layer = quantize_layer("linear", linear.weight, LayerSpec("e2m1", None, 8))
+    layer = quantize_layer("linear", linear.weight, LayerSpec.of("e2m1", None, 8))
     state = QuantizedState({"linear": layer})
     found = step_importance(network, state, sample, 4, 1.0)
     assert found == pytest.approx([0.25, FLOOR, FLOOR, 1.0], rel=1e-4)
@@ -242,9 +249,7 @@ def guided_error(network: Any, state: QuantizedState) -> float:
     """Of the network's outputs on pictures that calibration did not see."""
     from fp4dit_onnx.calibration.simulate import simulated
 
-    layers = {
-        n: replace(q, spec=replace(q.spec, activation=None)) for n, q in state.layers.items()
-    }
+    layers = {n: replace(q, spec=replace(q.spec, input=None)) for n, q in state.layers.items()}
     reference = draw(network, 1, 16)
     with simulated(network, QuantizedState(layers)):
         return float((draw(network, 1, 16) - reference).square().mean())
@@ -274,16 +279,16 @@ def test_formats_are_chosen_by_evidence(network: Network, tmp_path: Path) -> Non
     )
     powers[:, ::8] = 1.0
     names = ("e2m1", "e1m2", "e3m0")
-    method = method_by_name("fp-rtn")
+    method = method_by_name("fp-rtn").with_stage("choose-format")
     candidates = {"blocks.0.mix": names, "blocks.1.mix": names}
     found = calibrated(network, tmp_path / "w", method, candidates=candidates)
-    chosen = {name: found.state.layers[name].spec.weight for name in LAYERS}
+    chosen = {name: found.state.layers[name].spec.weight.format for name in LAYERS}
     assert (chosen["blocks.0.mix"], chosen["blocks.1.mix"]) == ("e1m2", "e3m0")
-    assert chosen["head"] == SPEC.weight
+    assert chosen["head"] == SPEC.weight.format
 
 
 def test_the_memory_bound_changes_nothing_but_memory(network: Network, tmp_path: Path) -> None:
-    few = replace(METHOD, rounding=replace(METHOD.rounding, iterations=4))
+    few = shortened(4)
     small = calibrated(network, tmp_path / "a", few, max_ram=1)
     large = calibrated(network, tmp_path / "b", few)
     for name in LAYERS:
@@ -302,7 +307,7 @@ class Killed(Exception):  # noqa: N818 - stands for a signal
 def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(
     network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str
 ) -> None:
-    few = replace(METHOD, rounding=replace(METHOD.rounding, iterations=8))
+    few = shortened(8)
     whole = calibrated(network, tmp_path / "whole", few)
     original, trained = Blockwise._quantize, []
 
@@ -379,6 +384,6 @@ def test_activations_that_are_not_finite(network: Network, tmp_path: Path) -> No
 
 def test_an_all_zero_layer_is_kept(network: Network, tmp_path: Path) -> None:
     network.blocks[2].mix.weight.zero_()
-    few = replace(METHOD, rounding=replace(METHOD.rounding, iterations=3))
+    few = shortened(3)
     found = calibrated(network, tmp_path / "w", few)
     assert not found.state.layers["blocks.2.mix"].weight().any()

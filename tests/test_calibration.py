@@ -35,12 +35,12 @@ from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.formats import FORMATS
 from fp4dit_onnx.methods import method_by_name
 from fp4dit_onnx.progress import SilentReporter
-from fp4dit_onnx.recipe import LayerSpec
+from fp4dit_onnx.spec import LayerSpec
 from fp4dit_onnx.state import QuantizedLayer, QuantizedState, save_state
 
 Array = npt.NDArray[Any]
 
-SPEC = LayerSpec("e2m1", "e2m3", 8)
+SPEC = LayerSpec.of("e2m1", "e2m3", 8)
 
 
 def assert_same(wanted: Array, found: Any) -> None:
@@ -199,7 +199,7 @@ def state_of(network: Any, spec: LayerSpec = SPEC, names: Sequence[str] = USED) 
 
 
 def test_float_activations_compute_the_dequantized_linear(network: TinyNetwork) -> None:
-    layer = layer_of(network.first, LayerSpec("e2m1", None, 8))
+    layer = layer_of(network.first, LayerSpec.of("e2m1", None, 8))
     weight = torch.from_numpy(layer.weight())
     for bias in (network.first.bias, None):
         wanted = torch.nn.functional.linear(CALLS[0], weight, bias)
@@ -211,7 +211,7 @@ def test_float_activations_compute_the_dequantized_linear(network: TinyNetwork) 
 def test_simulated_linear_is_the_reference(
     network: TinyNetwork, act: str | None, weight_name: str
 ) -> None:
-    layer = layer_of(network.first, LayerSpec(weight_name, act, 8))
+    layer = layer_of(network.first, LayerSpec.of(weight_name, act, 8))
     x = CALLS[1].reshape(-1, 21).clone()  # [2, 5, 21] -> [10, 21]
     x[2], x[3, 0] = 0, torch.nan
     found = SimulatedLinear(layer, network.first.bias)(x).numpy()
@@ -315,7 +315,7 @@ def test_calibrate_measures_what_it_made(network: TinyNetwork) -> None:
 
 def test_more_bits_less_noise(network: TinyNetwork) -> None:
     coarse = calibrated(network)
-    fine = calibrated(network, LayerSpec("int8", None, 8))
+    fine = calibrated(network, LayerSpec.of("int8", None, 8))
     for name in USED:
         assert fine.errors[name].weight > coarse.errors[name].weight
         assert fine.errors[name].output > coarse.errors[name].output

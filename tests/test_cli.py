@@ -29,9 +29,10 @@ from fp4dit_onnx.commands.layer_table import group_layers
 from fp4dit_onnx.commands.parameters import parameters_of
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.formats import FORMATS
-from fp4dit_onnx.methods import METHODS, PRESETS, RANGES
+from fp4dit_onnx.methods import method_names, preset_names, range_names
 from fp4dit_onnx.progress import RichReporter
 from fp4dit_onnx.recipe import FORMS
+from fp4dit_onnx.scale_formats import SCALE_FORMATS
 from fp4dit_onnx.targets import TARGETS
 
 ROW = {
@@ -118,7 +119,15 @@ def words_of_help(run: Any, name: str) -> str:
 
 def test_help_of_export_has_the_choices_of_the_tables(run: Any) -> None:
     shown = words_of_help(run, "export")
-    for table in (METHODS, PRESETS, RANGES, FORMS, TARGETS, FORMATS):
+    for table in (
+        method_names(),
+        preset_names(),
+        range_names(),
+        SCALE_FORMATS,
+        FORMS,
+        TARGETS,
+        FORMATS,
+    ):
         assert ", ".join(table) in shown
     assert "w<4|6|8>a<4|6|8|16|32>" in shown
     assert "--max-ram GiB" in shown

@@ -132,7 +132,7 @@ def test_weight_only_encoders_compute_with_their_codes(
         row["bytes_float32"] == 4 * prod(row["shape"]) > row["bytes"]
         for row in entry["layers"].values()
     )
-    assert {layer.spec.activation for layer in state.layers.values()} == {None}
+    assert {layer.spec.formats[1] for layer in state.layers.values()} == {None}
     network = loaded(component.folder, component.class_name)
     linears = [n for n, m in network.named_modules() if isinstance(m, torch.nn.Linear)]
     assert set(linears) - set(state.layers) <= {"pooler.dense"}

@@ -81,7 +81,7 @@ def test_trained_weights_arrive_in_the_graph(tmp_path: Path) -> None:
         assert same_bits(layer.codes, found.layers[name].codes).ok
         assert same_bits(layer.scale, found.layers[name].scale).ok
     rows = {row["name"]: row["weight_format"] for row in result.manifest["layers"]}
-    assert rows == {name: layer.spec.weight for name, layer in state.layers.items()}
+    assert rows == {name: layer.spec.weight.format for name, layer in state.layers.items()}
     assert len(set(rows.values())) > 1
     assert result.manifest["method"]["rounding"]["iterations"] == 2
     assert verify(result.bundle, quick=True).ok

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from fp4dit_onnx.errors import CheckpointError
+from fp4dit_onnx.methods import method_by_name
 from fp4dit_onnx.models import DYNAMIC, FAMILIES, Family, InputSpec, family_of
 from fp4dit_onnx.models.dit import DIT
 from fp4dit_onnx.models.hunyuan import HUNYUAN_DIT
 from fp4dit_onnx.models.pixart import FIRST_FFN_LINEAR, PIXART_ALPHA, PIXART_SIGMA, has_conditions
-from fp4dit_onnx.recipe import LayerSpec, make_recipe
+from fp4dit_onnx.recipe import make_recipe
+from fp4dit_onnx.spec import LayerSpec
 
 LAYERS = (
     "adaln_single.linear",
@@ -29,7 +31,7 @@ def assigned(
     """Specs by layer, and the layers left in float."""
     recipe = make_recipe(
         "w4a6",
-        method="fp-rtn",
+        method=method_by_name("fp-rtn"),
         paper_rules=family.paper_rules,
         skip=family.skip if skip else (),
     )
@@ -83,7 +85,7 @@ def test_paper_has_e3m0_for_the_first_linear_of_the_feed_forward(family: Family)
     blocks = "blocks" if family is HUNYUAN_DIT else "transformer_blocks"
     layers = tuple(name.replace("transformer_blocks", blocks) for name in LAYERS)
     specs, _ = assigned(family, layers)
-    assert [n for n, s in specs.items() if s.weight == "e3m0"] == [layers[3]]
+    assert [n for n, s in specs.items() if s.weight.format == "e3m0"] == [layers[3]]
     pattern = "blocks.*.ff.net.0.proj" if family is HUNYUAN_DIT else FIRST_FFN_LINEAR
     assert family.paper_rules[0] == (pattern, "e3m0")
 

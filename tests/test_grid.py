@@ -16,17 +16,18 @@ import torch
 from fp4dit_onnx import numerics
 from fp4dit_onnx.calibration import grid
 from fp4dit_onnx.calibration.methods import quantize_layer
-from fp4dit_onnx.calibration.ranges import absmax_scale, group_absmax, storable
+from fp4dit_onnx.calibration.ranges import absmax_scale, group_absmax
 from fp4dit_onnx.calibration.rounding import round_to_nearest
 from fp4dit_onnx.compare import same_bits
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.formats import FORMATS, FloatFormat
-from fp4dit_onnx.recipe import LayerSpec
+from fp4dit_onnx.scale_formats import SCALE_FORMATS, stored
+from fp4dit_onnx.spec import LayerSpec
 
 Array = npt.NDArray[Any]
 
 EVERY_FORMAT = pytest.mark.parametrize("fmt", FORMATS.values(), ids=list(FORMATS))
-SPEC = LayerSpec("e2m1", "e2m3", 8)
+SPEC = LayerSpec.of("e2m1", "e2m3", 8)
 
 
 def assert_same(wanted: Array, found: Any) -> None:
@@ -150,7 +151,7 @@ def test_group_absmax_of_a_short_group() -> None:
 def test_absmax_scale(fmt: FloatFormat, k: int) -> None:
     weight = normal(5, k) * 100
     weight[1, 8:16] = 0
-    found = absmax_scale(weight, fmt, 8)
+    found = absmax_scale(weight, LayerSpec.of(fmt.name, None, 8))
     padded = np.pad(np.abs(weight.numpy()), ((0, 0), (0, -k % 8))).reshape(5, 3, 8)
     exact = padded.max(axis=-1) / np.float32(fmt.max_integer)  # [N, G, group] -> [N, G]
     fits = fmt.name != "e5m2"  # 100 / 2^31.8 is below float16's normal numbers
@@ -162,21 +163,22 @@ def test_absmax_scale(fmt: FloatFormat, k: int) -> None:
 @pytest.mark.parametrize(
     ("scale", "dtype"),
     [
-        ([0.0, 0.0], torch.float16),
-        ([2.0**-14, 65504.0, 0.0], torch.float16),
-        ([float(np.nextafter(np.float32(2.0**-14), np.float32(0))), 1.0], torch.float32),
-        ([float(np.nextafter(np.float32(65504), np.float32(np.inf))), 1.0], torch.float32),
+        ([0.0, 0.0], np.float16),
+        ([2.0**-14, 65504.0, 0.0], np.float16),
+        ([float(np.nextafter(np.float32(2.0**-14), np.float32(0))), 1.0], np.float32),
+        ([float(np.nextafter(np.float32(65504), np.float32(np.inf))), 1.0], np.float32),
     ],
 )
-def test_storable_is_float16_where_all_scales_are_normal(scale: list[float], dtype: Any) -> None:
-    found = storable(torch.tensor(scale))
+def test_scales_are_float16_where_all_are_normal(scale: list[float], dtype: Any) -> None:
+    fmt = SCALE_FORMATS["float16"]
+    found = stored(fmt.rounded(np.array([scale], np.float32)), fmt)
     assert found.dtype == dtype
-    assert found.tolist() == scale
+    assert found.tolist() == [scale]
 
 
 def test_absmax_scale_of_a_tiny_group_is_zero() -> None:
     weight = torch.tensor([[2.0**-91, 0, 1, 1]])
-    assert absmax_scale(weight, FORMATS["int8"], 2)[0, 0] == 0
+    assert absmax_scale(weight, LayerSpec.of("int8", None, 2))[0, 0] == 0
 
 
 @EVERY_FORMAT
@@ -184,7 +186,7 @@ def test_absmax_scale_of_a_tiny_group_is_zero() -> None:
 def test_round_to_nearest_gives_the_codes_of_numpy(fmt: FloatFormat, k: int) -> None:
     weight = normal(6, k)
     weight[2, :8], weight[3, :] = 0, -0.0
-    scale = absmax_scale(weight, fmt, 8)
+    scale = absmax_scale(weight, LayerSpec.of(fmt.name, None, 8))
     found = numerics.encode(round_to_nearest(weight, scale, fmt, 8).numpy(), fmt)
     assert same_bits(numerics.quantize_groups(weight.numpy(), scale.numpy(), fmt, 8), found).ok
     smaller = scale * 0.5  # saturates
@@ -194,9 +196,9 @@ def test_round_to_nearest_gives_the_codes_of_numpy(fmt: FloatFormat, k: int) -> 
 
 @pytest.mark.parametrize("name", ["e2m1", "e3m0", "e2m3", "int8"])
 def test_quantize_layer(name: str) -> None:
-    weight, spec, fmt = normal(4, 21), LayerSpec(name, None, 8), FORMATS[name]
+    weight, spec, fmt = normal(4, 21), LayerSpec.of(name, None, 8), FORMATS[name]
     layer = quantize_layer("a.b", weight, spec)
-    scale = absmax_scale(weight, fmt, 8).numpy()
+    scale = absmax_scale(weight, spec).numpy()
     codes = numerics.quantize_groups(weight.numpy(), scale, fmt, 8)
     assert (layer.name, layer.spec, layer.k) == ("a.b", spec, 21)
     assert same_bits(layer.scale, scale).ok

@@ -66,7 +66,9 @@ def network(tiny_pixart: Callable[..., Any]) -> Any:
 @pytest.fixture(scope="session")
 def models(network: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The quantized transformer in each form: calibrated on one input, traced, rewritten."""
-    recipe = make_recipe("w4a6", method="fp-rtn", paper_rules=FAMILY.paper_rules, group_size=8)
+    recipe = make_recipe(
+        "w4a6", method=method_by_name("fp-rtn"), paper_rules=FAMILY.paper_rules, group_size=8
+    )
     linears = [n for n, m in network.named_modules() if isinstance(m, torch.nn.Linear)]
     specs, _ = recipe.assign(linears)
     sizes = {"batch": 2, "text": 5, "height": 8, "width": 8}

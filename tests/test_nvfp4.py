@@ -14,17 +14,22 @@ pytest.importorskip("diffusers")
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from fp4dit_onnx import block_scales, numerics
+from fp4dit_onnx import numerics
 from fp4dit_onnx.bundle import Bundle
 from fp4dit_onnx.calibration.methods import quantize_measured
-from fp4dit_onnx.calibration.ranges import absmax_scale, nvfp4_scale
+from fp4dit_onnx.calibration.ranges import absmax_scale
+from fp4dit_onnx.calibration.stages.absmax import Absmax
+from fp4dit_onnx.calibration.stages.mse import Mse
 from fp4dit_onnx.export import ExportRequest, export, plan
 from fp4dit_onnx.formats import format_by_name
-from fp4dit_onnx.recipe import LayerSpec
+from fp4dit_onnx.scale_formats import SCALE_FORMATS, two_levels
+from fp4dit_onnx.spec import LayerSpec
 from fp4dit_onnx.targets.standard import standard
 from fp4dit_onnx.tiny_model import tiny_linear
 
 E2M1 = format_by_name("e2m1")
+PLAIN = LayerSpec.of("e2m1", "e2m3", 16)
+NVFP4 = SCALE_FORMATS["nvfp4"]
 
 
 def weight(scale: float = 0.02) -> torch.Tensor:
@@ -39,9 +44,9 @@ def weight(scale: float = 0.02) -> torch.Tensor:
 
 @pytest.mark.parametrize("scale", [2.0**-30, 0.02, 7.0, 2.0**40])
 def test_rounded_scales_have_two_levels(scale: float) -> None:
-    full = absmax_scale(weight(scale), E2M1, 16).float().numpy()
-    found = block_scales.rounded(full)
-    levels = block_scales.two_levels(found)
+    full = absmax_scale(weight(scale), PLAIN).float().numpy()
+    found = NVFP4.rounded(full)
+    levels = two_levels(found)
     assert levels is not None
     codes, factor = levels
     values = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
@@ -51,7 +56,7 @@ def test_rounded_scales_have_two_levels(scale: float) -> None:
     assert np.array_equal(found > 0, full > 0), "no group vanishes"
     normal = values >= 2.0**-6
     assert (np.abs(found - full)[normal] <= full[normal] / 16).all()
-    assert np.array_equal(block_scales.rounded(found), found)
+    assert np.array_equal(NVFP4.rounded(found), found)
 
 
 def test_rounding_is_that_of_the_type() -> None:
@@ -59,28 +64,28 @@ def test_rounding_is_that_of_the_type() -> None:
     scale[0, 0] = 448 / 4096
     scale = np.minimum(scale, scale[0, 0])
     expected = (scale * 4096).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) / 4096
-    assert np.array_equal(block_scales.rounded(scale), expected)
+    assert np.array_equal(NVFP4.rounded(scale), expected)
 
 
 def test_other_scales_have_one_level() -> None:
-    full = absmax_scale(weight(), E2M1, 16).float().numpy()
-    assert block_scales.two_levels(full) is None
+    full = absmax_scale(weight(), PLAIN).float().numpy()
+    assert two_levels(full) is None
     far = np.array([[1.0, 2.0**-20]], np.float32)  # both powers of two, but too far apart
-    assert block_scales.two_levels(far) is None
-    assert block_scales.two_levels(np.zeros((2, 2), np.float32)) is not None
+    assert two_levels(far) is None
+    assert two_levels(np.zeros((2, 2), np.float32)) is not None
 
 
 def test_codes_are_nearest_under_the_rounded_scale() -> None:
     """Scales come first: re-rounding them under given codes would lose more."""
-    w, spec = weight(), LayerSpec("e2m1", "e2m3", 16)
+    w, spec = weight(), PLAIN.with_weight(scale="nvfp4")
     w[4] = w[5]  # all within float16's range
-    layer, sqnr = quantize_measured("layer", w, spec, "nvfp4")
+    layer, sqnr = quantize_measured("layer", w, spec)
     assert layer.scale.dtype == np.float16, "exact: four significant bits"
-    assert np.array_equal(layer.scale, nvfp4_scale(w, E2M1, 16).numpy())
+    assert np.array_equal(layer.scale, absmax_scale(w, spec).numpy())
     codes = numerics.quantize_groups(w.numpy(), layer.scale.astype(np.float32), E2M1, 16)
     q, scale = numerics.decode(codes, E2M1), layer.scale.astype(np.float32)
     assert np.array_equal(numerics.decode(numerics.unpack(layer.codes, 64, 4), E2M1), q)
-    plain, plain_sqnr = quantize_measured("layer", w, spec)
+    plain, plain_sqnr = quantize_measured("layer", w, PLAIN)
     wrong = numerics.decode(numerics.unpack(plain.codes, 64, 4), E2M1)
     error, later = (
         float(((numerics.dequantize(x, scale, 16) - w.numpy()) ** 2).sum()) for x in (q, wrong)
@@ -151,10 +156,10 @@ def test_an_export_for_the_target_has_them(tmp_path: Path) -> None:
 def test_what_is_asked_for_wins_over_the_target(tmp_path: Path) -> None:
     asked = {"group_size": 64, "range": "mse", "weight_format": "e1m2"}
     planned = plan(ExportRequest(tmp_path, method="fp-rtn", target="standard", **asked))
-    assert planned.method.range == "mse"
+    assert planned.method.range == Mse()
     assert {spec.group_size for spec in planned.specs.values()} == {64}
-    assert {spec.weight for spec in planned.specs.values()} == {"e1m2"}
+    assert {spec.weight.format for spec in planned.specs.values()} == {"e1m2"}
     usual = plan(ExportRequest(tmp_path, method="fp-rtn"))
-    assert usual.method.range == "absmax"
+    assert usual.method.range == Absmax()
     assert {spec.group_size for spec in usual.specs.values()} == {128}
-    assert {spec.weight for spec in usual.specs.values()} == {"e2m1", "e3m0"}
+    assert {spec.weight.format for spec in usual.specs.values()} == {"e2m1", "e3m0"}

@@ -63,7 +63,7 @@ def test_fuse_linear(bench: Any, formats: str, bias: bool) -> None:
     bias_name = "fc.bias" if bias else "fc.zero_bias"
     assert list(node.input[2:]) == ["fc.weight.codes", "fc.weight.scale", bias_name]
     assert list(node.output) == ["y"]
-    weight_only = layer.spec.activation is None
+    weight_only = layer.spec.input is None
     first = ["x", ONE] if weight_only else ["fc.input.q", "fc.input.scale"]
     assert list(node.input[:2]) == first
     assert len(result.graph.node) == (1 if weight_only else 2)

@@ -25,7 +25,7 @@ from fp4dit_onnx.ops import (
     attach_functions,
     linear_attributes,
 )
-from fp4dit_onnx.recipe import LayerSpec
+from fp4dit_onnx.spec import LayerSpec
 
 pytest.importorskip("onnxruntime")
 
@@ -69,7 +69,7 @@ def quantized_bundle(tmp_path: Path) -> Path:
     for name in (*REQUIRED_FILES, "vae_decoder/model.onnx"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text('{"sample_size": 8}')
-    fmt = LayerSpec("e2m1", None, 128).weight_format
+    fmt = LayerSpec.of("e2m1", None, 128).weight_format
     constants: dict[str, npt.NDArray[Any]] = {
         "one": np.ones(1, np.float32),
         "codes": np.full((64, 64), 0x21, np.uint8),

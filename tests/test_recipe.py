@@ -9,7 +9,9 @@ import pytest
 
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.formats import FORMATS
-from fp4dit_onnx.recipe import DEFAULT_GROUP_SIZE, LayerSpec, Recipe, Rule, make_recipe, parse_bits
+from fp4dit_onnx.methods import method_by_name
+from fp4dit_onnx.recipe import Recipe, Rule, make_recipe, parse_bits
+from fp4dit_onnx.spec import DEFAULT_GROUP_SIZE, LayerSpec
 
 PAPER = (("*.ff.net.0.proj", "e3m0"), ("*", "e2m1"))
 LAYERS = (
@@ -23,11 +25,12 @@ LAYERS = (
 
 
 def recipe(bits: str = "w4a6", **changes: Any) -> Recipe:
-    return make_recipe(bits, **{"method": "fp-rtn", "paper_rules": PAPER, **changes})
+    method = method_by_name(changes.pop("method", "fp-rtn"))
+    return make_recipe(bits, **{"method": method, "paper_rules": PAPER, **changes})
 
 
 def weights(of: Recipe) -> dict[str, str]:
-    return {name: spec.weight for name, spec in of.assign(LAYERS)[0].items()}
+    return {name: spec.weight.format for name, spec in of.assign(LAYERS)[0].items()}
 
 
 # --- bits --------------------------------------------------------------------------------------
@@ -67,15 +70,15 @@ def test_parse_bits_refuses(bits: str) -> None:
 )
 def test_default_formats(bits: str, weight: str, activation: str | None) -> None:
     specs, skipped = recipe(bits).assign(LAYERS[:2])
-    assert set(specs.values()) == {LayerSpec(weight, activation, DEFAULT_GROUP_SIZE)}
+    assert set(specs.values()) == {LayerSpec.of(weight, activation, DEFAULT_GROUP_SIZE)}
     assert skipped == ()
 
 
 def test_spec_formats() -> None:
-    spec = LayerSpec("e3m0", "e3m4", 128)
+    spec = LayerSpec.of("e3m0", "e3m4", 128)
     assert spec.weight_format is FORMATS["e3m0"]
     assert spec.activation_format is FORMATS["e3m4"]
-    assert LayerSpec("e3m0", None, 128).activation_format is None
+    assert LayerSpec.of("e3m0", None, 128).activation_format is None
 
 
 # --- rules -------------------------------------------------------------------------------------
@@ -166,20 +169,20 @@ def test_none_skips_with_a_reason() -> None:
 def test_user_rules_come_before_skip() -> None:
     of = recipe(rules=["adaln*=int4"], skip=[("adaln*", "small"), ("absent.*", "need not match")])
     specs, skipped = of.assign(LAYERS)
-    assert specs["adaln_single.linear"].weight == "int4"
+    assert specs["adaln_single.linear"].weight.format == "int4"
     assert skipped == ()
 
 
 def test_activation_override() -> None:
     specs, _ = recipe(rules=["*.attn1.*=e2m1/e3m4", "*.ff.*=e2m1/none"]).assign(LAYERS)
-    found = {name: spec.activation for name, spec in specs.items()}
+    found = {name: spec.formats[1] for name, spec in specs.items()}
     assert found["transformer_blocks.0.attn1.to_q"] == "e3m4"
     assert found["transformer_blocks.0.ff.net.2"] is None
     assert found["proj_out"] == "e2m3"
     assert recipe(activation_format="int6").activation == "int6"
-    assert recipe("w4a16", rules=["proj_out=e2m1/e3m4"]).assign(LAYERS)[0][
-        "proj_out"
-    ].activation == ("e3m4")
+    assert recipe("w4a16", rules=["proj_out=e2m1/e3m4"]).assign(LAYERS)[0]["proj_out"].formats[
+        1
+    ] == ("e3m4")
 
 
 # --- attention ---------------------------------------------------------------------------------
@@ -260,7 +263,7 @@ def test_integer_activations_need_integer_weights() -> None:
     with pytest.raises(UsageError, match="layer proj_out: weights in e4m3 need float"):
         recipe(rules=["proj_out=e4m3"]).assign(LAYERS)
     specs, _ = recipe(rules=["proj_out=e4m3/none", "*.to_q=e4m3/e4m3"]).assign(LAYERS)
-    assert specs["proj_out"].weight == "e4m3"
+    assert specs["proj_out"].weight.format == "e4m3"
 
 
 def test_group_sums_stay_below_two_to_the_31() -> None:
@@ -290,6 +293,7 @@ def test_recipe_as_json() -> None:
         "activation": None,
         "attention": None,
         "group_size": 128,
+        "scale": "float16",
         "rules": [
             {**rule, "pattern": "proj_out", "weight": "none", "required": True},
             {**rule, "pattern": "adaln*", "weight": "none", "reason": "small"},
@@ -303,7 +307,7 @@ def test_recipe_as_json() -> None:
 def test_integer_methods_take_integers_of_the_same_bits() -> None:
     made = recipe("w4a6", method="int-adaround")
     specs, _ = made.assign(LAYERS)
-    assert {(spec.weight, spec.activation) for spec in specs.values()} == {("int4", "int6")}
+    assert {spec.formats for spec in specs.values()} == {("int4", "int6")}
     assert made.attention == "int6"
 
 

@@ -22,8 +22,8 @@ from fp4dit_onnx.formats import FORMATS
 from fp4dit_onnx.layers import layer_size, linear_layers, totals
 from fp4dit_onnx.model_file import save_model
 from fp4dit_onnx.ops import IR_VERSION, OPSET
-from fp4dit_onnx.recipe import LayerSpec
-from fp4dit_onnx.state import QuantizedLayer, QuantizedState, load_state, packed_shape, save_state
+from fp4dit_onnx.spec import LayerSpec
+from fp4dit_onnx.state import QuantizedLayer, QuantizedState, load_state, part_shapes, save_state
 
 Array = npt.NDArray[Any]
 METADATA = "fp4dit_onnx"
@@ -36,16 +36,17 @@ def quantized(name: str, weight: Array, spec: LayerSpec) -> QuantizedLayer:
     amax = padded.reshape(len(weight), -1, spec.group_size).max(axis=-1)  # [N, G, group] -> [N, G]
     scale = (amax / fmt.max_integer).astype(np.float16)
     codes = numerics.quantize_groups(weight, scale, fmt, spec.group_size)
-    return QuantizedLayer(name, spec, k, numerics.pack(codes, fmt.storage_bits), scale)
+    packed = numerics.pack(codes, fmt.storage_bits)
+    return QuantizedLayer(name, spec, k, {"codes": packed, "scale": scale})
 
 
 @pytest.fixture
 def state() -> QuantizedState:
     random = np.random.default_rng(0)
     specs = {
-        "a.0": LayerSpec("e2m1", "e2m3", 8),
-        "a.1": LayerSpec("e3m0", None, 16),
-        "b": LayerSpec("int8", "e3m4", 128),
+        "a.0": LayerSpec.of("e2m1", "e2m3", 8),
+        "a.1": LayerSpec.of("e3m0", None, 16),
+        "b": LayerSpec.of("int8", "e3m4", 128),
     }
     layers = {
         name: quantized(name, random.standard_normal((3 + i, 21)).astype(np.float32), spec)
@@ -57,11 +58,22 @@ def state() -> QuantizedState:
 
 def test_a_group_whose_sums_leave_int32_is_refused() -> None:
     """However long the groups are, only as long as the row."""
-    spec = LayerSpec("int8", "e3m4", 10**6)
+    spec = LayerSpec.of("int8", "e3m4", 10**6)
     scale = np.ones((1, 1), np.float16)
-    QuantizedLayer("a", spec, 8256, np.zeros((1, 8256), np.uint8), scale)
+
+    def layer(k: int) -> QuantizedLayer:
+        codes = np.zeros((1, k), np.uint8)
+        return QuantizedLayer("a", spec, k, {"codes": codes, "scale": scale})
+
+    assert layer(8256).n == 1
     with pytest.raises(UsageError, match="layer a: a group of 8257 products .* at most 8256"):
-        QuantizedLayer("a", spec, 8257, np.zeros((1, 8257), np.uint8), scale)
+        layer(8257)
+
+
+def changed(layer: QuantizedLayer, **changes: Any) -> QuantizedLayer:
+    """`layer` with other fields, or other parts by role."""
+    parts = {role: changes.pop(role, part) for role, part in layer.parts.items()}
+    return replace(layer, parts=parts, **changes)
 
 
 @pytest.fixture
@@ -96,9 +108,9 @@ def header_of(path: Path) -> Any:
         ("int8", 129, 128, 129, 2),
     ],
 )
-def test_packed_shape(weight: str, k: int, group_size: int, codes: int, groups: int) -> None:
-    spec = LayerSpec(weight, None, group_size)
-    assert packed_shape(5, k, spec) == ((5, codes), (5, groups))
+def test_part_shapes(weight: str, k: int, group_size: int, codes: int, groups: int) -> None:
+    spec = LayerSpec.of(weight, None, group_size)
+    assert part_shapes(5, k, spec) == {"codes": (5, codes), "scale": (5, groups)}
     size = layer_size(5, k, spec)
     assert (size.shape, size.weights) == ((5, k), 5 * k)
     assert (size.bytes, size.bytes_float32) == (5 * codes + 2 * 5 * groups, 4 * 5 * k)
@@ -125,14 +137,14 @@ def test_layer(state: QuantizedState) -> None:
         {"codes": np.zeros(33, np.uint8)},
         {"scale": np.zeros((3, 2), np.float16)},
         {"scale": np.zeros((3, 3, 1), np.float16)},
-        {"spec": LayerSpec("int8", None, 8)},
-        {"spec": LayerSpec("e2m1", None, 16)},
+        {"spec": LayerSpec.of("int8", None, 8)},
+        {"spec": LayerSpec.of("e2m1", None, 16)},
     ],
     ids=str,
 )
 def test_shapes_that_do_not_fit(state: QuantizedState, change: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"layer a\.0: codes .* do not fit K="):
-        replace(state.layers["a.0"], **change)
+        changed(state.layers["a.0"], **change)
 
 
 # --- the file ----------------------------------------------------------------------------------
@@ -157,7 +169,7 @@ def test_save_is_deterministic(state: QuantizedState, saved: Path, tmp_path: Pat
 
 
 def test_float32_scales_stay_float32(state: QuantizedState, tmp_path: Path) -> None:
-    layer = replace(state.layers["b"], scale=state.layers["b"].scale.astype(np.float32))
+    layer = changed(state.layers["b"], scale=state.layers["b"].scale.astype(np.float32))
     save_state(QuantizedState({"b": layer}), tmp_path / "s")
     assert load_state(tmp_path / "s").layers["b"].scale.dtype == np.float32
 
@@ -258,7 +270,8 @@ def test_sizes_are_those_of_a_real_state(demo_folder: Path, tmp_path: Path) -> N
     shapes = linear_layers(checkpoint)
     assert len(shapes) > 20
     specs = {
-        name: LayerSpec("int8" if name == "proj_out" else "e2m1", "e2m3", 128) for name in shapes
+        name: LayerSpec.of("int8" if name == "proj_out" else "e2m1", "e2m3", 128)
+        for name in shapes
     }
     layers = {n: quantized(n, tensors[f"{n}.weight"], spec) for n, spec in specs.items()}
     save_state(QuantizedState(layers), tmp_path / "state")

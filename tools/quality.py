@@ -151,14 +151,14 @@ class Bench:
         """The weights of a row, and the seconds that calibrating them took."""
         slug = row.name.replace(", ", "-").replace(" ", "-")
         done, method = self.work / f"{slug}.safetensors", self._method(row)
-        fingerprint = {"row": asdict(row), "method": asdict(method), "model": self.digest}
+        fingerprint = {"row": asdict(row), "method": method.to_json(), "model": self.digest}
         if done.exists():
             state = load_state(done)
             if state.provenance["fingerprint"] == json.loads(json.dumps(fingerprint)):
                 return state, float(state.provenance["seconds"])
         planned, start = self._plan(row, COLUMNS[0]), time.monotonic()
         prompts = tuple(
-            itertools.islice(itertools.cycle(demo_prompts("calibration")), method.rounding.prompts)
+            itertools.islice(itertools.cycle(demo_prompts("calibration")), method.data.prompts)
         )
         seeds = range(len(prompts))
         work = Work(self.work / f"{slug}.calibration", fingerprint)
@@ -219,7 +219,7 @@ def _results(bench: Bench, rows: Sequence[Row]) -> list[dict[str, Any]]:
     for row in rows:
         state, seconds = bench.calibrated(row)
         entry: dict[str, Any] = {"row": asdict(row), "seconds": seconds, "columns": {}}
-        counts = collections.Counter(layer.spec.weight for layer in state.layers.values())
+        counts = collections.Counter(layer.spec.weight.format for layer in state.layers.values())
         entry["formats"] = dict(sorted(counts.items()))
         for bits in COLUMNS:
             entry["columns"][bits] = bench.measured(row, bits, state)

@@ -14,7 +14,7 @@ from fp4dit_onnx.benchmark.contestant import Absent, Contestant, Loaded
 from fp4dit_onnx.benchmark.openvino_models import linear_f32, linear_u4
 from fp4dit_onnx.benchmark.sessions import MICROSOFT, bound, graph_model, make_session
 from fp4dit_onnx.benchmark.torch_models import linear_bf16
-from fp4dit_onnx.recipe import LayerSpec
+from fp4dit_onnx.spec import LayerSpec
 from fp4dit_onnx.state import QuantizedLayer
 
 __all__ = ["DEFAULT_SHAPES", "PEERS", "LinearCase", "layer_of", "ours"]
@@ -115,7 +115,9 @@ def layer_of(case: LinearCase) -> QuantizedLayer:
     else:
         stored = scale
     codes = numerics.quantize_groups(case.weight, scale, fmt, spec.group_size)
-    return QuantizedLayer("linear", spec, case.k, numerics.pack(codes, fmt.storage_bits), stored)
+    return QuantizedLayer(
+        "linear", spec, case.k, {"codes": numerics.pack(codes, fmt.storage_bits), "scale": stored}
+    )
 
 
 def ours_model(case: LinearCase) -> bytes:

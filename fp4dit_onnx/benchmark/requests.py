@@ -12,8 +12,10 @@ from fp4dit_onnx.benchmark.linear import DEFAULT_SHAPES, LinearCase
 from fp4dit_onnx.benchmark.step import StepCase
 from fp4dit_onnx.bundle import Bundle
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.methods import method_by_name
 from fp4dit_onnx.models.pixart import PIXART_ALPHA
-from fp4dit_onnx.recipe import DEFAULT_GROUP_SIZE, LayerSpec, Recipe, make_recipe
+from fp4dit_onnx.recipe import Recipe, make_recipe
+from fp4dit_onnx.spec import DEFAULT_GROUP_SIZE, LayerSpec
 
 __all__ = ["Formats", "operator_cases", "step_case"]
 
@@ -44,7 +46,7 @@ class Formats:
         """
         recipe = make_recipe(
             self.bits,
-            method="fp-rtn",
+            method=method_by_name("fp-rtn"),
             paper_rules=PIXART_ALPHA.paper_rules,
             weight_format=self.weight,
             activation_format=self.activation,

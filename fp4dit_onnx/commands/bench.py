@@ -16,7 +16,7 @@ from fp4dit_onnx.formats import FORMATS
 from fp4dit_onnx.library import LibraryError, supported_isas
 from fp4dit_onnx.options import FORMATS as FORMATS_PANEL
 from fp4dit_onnx.options import INPUT, MACHINE, OUTPUT, Option
-from fp4dit_onnx.recipe import DEFAULT_GROUP_SIZE
+from fp4dit_onnx.spec import DEFAULT_GROUP_SIZE
 
 if TYPE_CHECKING:
     from fp4dit_onnx.benchmark import Case, Machine, Outcome, Report, Settings

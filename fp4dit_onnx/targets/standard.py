@@ -21,12 +21,12 @@ import onnx
 from onnx import numpy_helper
 
 from fp4dit_onnx import ops
-from fp4dit_onnx.block_scales import NVFP4_BLOCK, two_levels
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.formats import FloatArray, format_by_name
 from fp4dit_onnx.probe import CODES, attributes
 from fp4dit_onnx.progress import Reporter
 from fp4dit_onnx.recipe import ATTENTION_PARTS
+from fp4dit_onnx.scale_formats import NVFP4_BLOCK, two_levels
 from fp4dit_onnx.targets import deferred
 from fp4dit_onnx.targets.deferred import Deferred, as_bytes
 from fp4dit_onnx.targets.inline import inline
@@ -291,7 +291,7 @@ STANDARD = Target(
     linear=lambda model: standard(model, {model.graph.input[0].name: 1.0}),
     check=_check,
     group_size=NVFP4_BLOCK,
-    range="nvfp4",
+    scale="nvfp4",
     formats=(("*", "e2m1"),),
     drawable=False,
 )

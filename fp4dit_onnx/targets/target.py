@@ -10,9 +10,9 @@ from typing import Any
 import onnx
 
 from fp4dit_onnx import ops
-from fp4dit_onnx.methods import DEFAULT_RANGE
 from fp4dit_onnx.progress import Reporter
-from fp4dit_onnx.recipe import DEFAULT_GROUP_SIZE
+from fp4dit_onnx.scale_formats import DEFAULT_SCALE
+from fp4dit_onnx.spec import DEFAULT_GROUP_SIZE
 
 __all__ = ["DEFAULT_TARGET", "FP4DIT", "Rewrite", "Target", "target_of"]
 
@@ -34,7 +34,7 @@ class Target:
         linear: the form of one linear of x in [-1, 1], to try runtimes with.
         check: raises UsageError where weights of one of these formats cannot be expressed.
         group_size: of an export for the target that asks for none.
-        range: the same of the scales' rule.
+        scale: the same of the format of weights' scales.
         formats: (pattern, format) of weights of 4 bits in place of FP4DiT's; empty keeps these.
         drawable: ONNX Runtime's CPU provider has kernels for what it is made of.
     """
@@ -46,7 +46,7 @@ class Target:
     linear: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda model: model
     check: Callable[[Iterable[str]], None] = lambda formats: None
     group_size: int = DEFAULT_GROUP_SIZE
-    range: str = DEFAULT_RANGE
+    scale: str = DEFAULT_SCALE
     formats: tuple[tuple[str, str], ...] = ()
     drawable: bool = True
 

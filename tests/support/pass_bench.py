@@ -14,7 +14,7 @@ import pytest
 from fp4dit_onnx import numerics
 from fp4dit_onnx.compare import same_bits, within
 from fp4dit_onnx.ops import DOMAIN, IR_VERSION, OPSET, VERSION, attach_functions
-from fp4dit_onnx.recipe import LayerSpec
+from fp4dit_onnx.spec import LayerSpec
 from fp4dit_onnx.state import QuantizedLayer, QuantizedState
 
 __all__ = ["PassBench"]
@@ -98,14 +98,14 @@ class PassBench:
         self, name: str, weight: Array, weight_format: str, activation: str | None
     ) -> QuantizedLayer:
         """`weight` rounded to nearest under absmax scales in float16."""
-        spec = LayerSpec(weight_format, activation, GROUP)
+        spec = LayerSpec.of(weight_format, activation, GROUP)
         fmt = spec.weight_format
         starts = np.arange(0, weight.shape[1], GROUP)
         amax = np.maximum.reduceat(np.abs(weight), starts, axis=1)
         scale = (amax / np.float32(fmt.max_integer)).astype(np.float16)
         codes = numerics.quantize_groups(weight, scale.astype(np.float32), fmt, GROUP)
         packed = numerics.pack(codes, fmt.storage_bits)
-        return QuantizedLayer(name, spec, weight.shape[1], packed, scale)
+        return QuantizedLayer(name, spec, weight.shape[1], {"codes": packed, "scale": scale})
 
     def state_of(self, parameters: Mapping[str, Array], **formats: str) -> QuantizedState:
         """A state of the layers named, each with formats written ``weight/activation``."""
