@@ -16,6 +16,7 @@ from typing import Any
 
 from fp4dit_onnx.calibration.stages import KINDS, STAGES, Stage
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.values import real, whole
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -58,11 +59,10 @@ class Data:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if min(self.prompts, self.samples) < 1 or not 0 <= self.even <= 1 or not self.guided >= 0:
-            raise UsageError(
-                f"data: {self.prompts} prompts, {self.samples} samples, even {self.even}, guided "
-                f"{self.guided}: expected at least 1 of each, a share from 0 to 1, and 0 or more"
-            )
+        whole("data.prompts", self.prompts, 1)
+        whole("data.samples", self.samples, 1)
+        real("data.even", self.even, 0, 1)
+        real("data.guided", self.guided, 0)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def test_a_group_whose_sums_leave_int32_is_refused() -> None:
         return QuantizedLayer("a", spec, k, {"codes": codes, "scale": scale})
 
     assert layer(8256).n == 1
-    with pytest.raises(UsageError, match="layer a: a group of 8257 products .* at most 8256"):
+    with pytest.raises(UsageError, match=r"layer a: a group of 8257 products .* at most 8256"):
         layer(8257)
 
 

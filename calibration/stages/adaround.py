@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from fp4dit_onnx.calibration.stages.stage import Evidence
-from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.values import real, whole
 
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.draft import Drafts
 
 __all__ = ["AdaRound"]
+
+SMALLEST = 1e-9
+"""Of what must be above 0."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +49,12 @@ class AdaRound:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name not in ("warm_up", "penalty", "scale_aware") and not value > 0:
-                raise UsageError(f"stage adaround: {field.name} {value}: expected more than 0")
-        if not 0 <= self.warm_up < 1 or not self.penalty >= 0:
-            raise UsageError(
-                f"stage adaround: warm_up {self.warm_up} and penalty {self.penalty}: expected a "
-                "share from 0 to below 1, and 0 or more"
-            )
+        for name in ("iterations", "batch"):
+            whole(f"adaround.{name}", getattr(self, name), 1)
+        for name in ("learning_rate", "largest_move", "beta_start", "beta_end"):
+            real(f"adaround.{name}", getattr(self, name), SMALLEST)
+        real("adaround.penalty", self.penalty, 0)
+        real("adaround.warm_up", self.warm_up, 0, 1 - SMALLEST)
 
     def apply(self, drafts: Drafts, evidence: Evidence) -> Drafts:
         """The drafts with their codes, the unit's error noted."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from fp4dit_onnx.calibration.stages.stage import Evidence, LayerStage
-from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.values import real, whole
 
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.draft import Draft
@@ -29,11 +29,8 @@ class Mse(LayerStage):
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if not 0 < self.lowest <= 1 or self.candidates < 1:
-            raise UsageError(
-                f"stage mse: lowest {self.lowest} and {self.candidates} candidates: expected a "
-                "share above 0 and at most 1, and at least 1 candidate"
-            )
+        real("mse.lowest", self.lowest, 1e-9, 1)
+        whole("mse.candidates", self.candidates, 1)
 
     def layer(self, draft: Draft, evidence: Evidence) -> Draft:
         """The draft with its scales."""
