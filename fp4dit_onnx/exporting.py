@@ -26,6 +26,7 @@ def export(
     method: str = "fp4dit",
     preset: str = "balanced",
     range: str | None = None,
+    scale: str | None = None,
     iterations: int | None = None,
     samples: int | None = None,
     weight_format: str | None = None,
@@ -61,8 +62,13 @@ def export(
             data. One of: fp4dit, fp-adaround, fp-rtn, int-adaround, int-rtn.
         preset: Effort of the methods that train. One of: fast, balanced, best.
         range: How the scale of a group is found: absmax maps the group's largest weight to the
-            format's largest value, mse takes the scale of least squared error, nvfp4 has FP8 scales;
-            by default the target's. One of: absmax, mse, nvfp4.
+            format's largest value, mse takes the scale of least squared error; by default the
+            method's. One of: absmax, mse.
+        scale: What a scale may be: float16, two bytes, four for a layer that leaves its range;
+            float32, four bytes; e8m0, powers of two (OCP MX); nvfp4, e4m3 a group times a power of two
+            a layer (NVFP4); int4, an integer from 1 to 15 a group times a float16 a channel; by
+            default float16 (fp4dit), float16 (inline), nvfp4 (standard), by target. One of: float16,
+            float32, e8m0, nvfp4, int4.
         iterations: Training steps a block; by default the preset's.
         samples: Recorded inputs to train on; by default the preset's.
         weight_format: One format for all weights; auto chooses e2m1, e1m2 or e3m0 layer by layer,
@@ -127,6 +133,7 @@ def export(
         method=method,
         preset=preset,
         range=range,
+        scale=scale,
         iterations=iterations,
         samples=samples,
         weight_format=weight_format,

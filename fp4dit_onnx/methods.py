@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 DEFAULT_RANGE = "absmax"
+DEFAULT_METHOD = "fp4dit"
 DEFAULT_PRESET = "balanced"
 _HEAD = ("summary", "source", "cost", "grid", "extends", "data", "stage", "preset", "export")
 _GRIDS = ("fp", "int")
@@ -133,7 +134,7 @@ def range_names() -> tuple[str, ...]:
 
 def preset_names() -> tuple[str, ...]:
     """Names of the usual presets."""
-    return tuple(recipe_table("fp4dit")["preset"])
+    return tuple(recipe_table(DEFAULT_METHOD)["preset"])
 
 
 def _folder() -> Path:
@@ -141,8 +142,9 @@ def _folder() -> Path:
 
 
 def method_names() -> tuple[str, ...]:
-    """Names of the recipes that the package has."""
-    return tuple(sorted(path.stem for path in _folder().glob("*.toml")))
+    """Names of the recipes that the package has, the default first."""
+    names = (path.stem for path in _folder().glob("*.toml"))
+    return tuple(sorted(names, key=lambda name: (name != DEFAULT_METHOD, name)))
 
 
 def recipe_table(name: str) -> dict[str, Any]:

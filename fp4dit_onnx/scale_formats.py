@@ -156,8 +156,8 @@ def _multiplier(full: FloatArray) -> Rounder:
 SCALE_FORMATS: dict[str, ScaleFormat] = {
     f.name: f
     for f in (
-        ScaleFormat("float16", "float16, float32 for a layer that leaves its range", _float16),
-        ScaleFormat("float32", "float32", lambda full: _keep, nbytes=4),
+        ScaleFormat("float16", "two bytes, four for a layer that leaves its range", _float16),
+        ScaleFormat("float32", "four bytes", lambda full: _keep, nbytes=4),
         ScaleFormat("e8m0", "powers of two (OCP MX)", _e8m0),
         ScaleFormat("nvfp4", "e4m3 a group times a power of two a layer (NVFP4)", _two_level),
         ScaleFormat(

@@ -18,7 +18,7 @@ RANGE, ROUND = '[[stage]]\nuse = "absmax"\n', '[[stage]]\nuse = "nearest"\n'
 
 
 def test_methods() -> None:
-    assert method_names() == ("fp-adaround", "fp-rtn", "fp4dit", "int-adaround", "int-rtn")
+    assert method_names() == ("fp4dit", "fp-adaround", "fp-rtn", "int-adaround", "int-rtn")
     trained = {name: method_by_name(name) for name in method_names()}
     assert [n for n, m in trained.items() if not m.needs_inputs] == ["fp-rtn", "int-rtn"]
     assert [n for n, m in trained.items() if m.grid == "int"] == ["int-adaround", "int-rtn"]
