@@ -216,7 +216,7 @@ class LineReporter:
         def advance(steps: float, detail: str = "", *, timed: bool = True) -> None:
             nonlocal pause, due
             stage.advance(steps, detail, timed=timed)
-            if self._clock() >= due:
+            if self._clock() >= due and stage.estimate.done + 1e-6 < total:
                 self.note(stage.now())
                 pause = min(2 * pause, longest)
                 due = self._clock() + pause

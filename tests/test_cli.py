@@ -498,6 +498,10 @@ def test_groups_of_layers() -> None:
     rows = [ROW, other, {**ROW, "name": "proj", "activation_format": None}]
     first, second = group_layers(rows)
     assert (first.name, first.count, first.bytes) == ("blocks.*.to_q", 2, 144)
+    names = [group.name for group in group_layers([*rows, {**ROW, "name": "adaln.linear"}])]
+    assert names == ["adaln.linear", "blocks.*.to_q", "proj"]  # sorted
+    alone = {**ROW, "name": "embedders.2.linear"}
+    assert [group.name for group in group_layers([alone])] == ["embedders.2.linear"]
     assert (first.weight_sqnr_db, first.output_sqnr_db) == (25.0, None)
     assert second.formats == "e2m1 / float"
 
@@ -546,6 +550,22 @@ def test_inspect_pipeline(run: Any, demo_folder: Path) -> None:
     (transformer,) = (c for c in facts["components"] if c["name"] == "transformer")
     assert transformer["bytes"] == sum(t["bytes"] for t in facts["tensors"])
     assert "proj_out.weight" in run("inspect", demo_folder).out
+
+
+@pytest.mark.parametrize("what", ["bundle", "model", "pipeline"])
+def test_inspect_fits_100_columns_with_a_row_a_kind(
+    run: Any, demo_bundle: Path, demo_folder: Path, what: str
+) -> None:
+    model = demo_bundle / "transformer" / "model.onnx"
+    shown = run("inspect", {"bundle": demo_bundle, "model": model, "pipeline": demo_folder}[what])
+    lines = shown.out.splitlines()
+    tables = [line for line in lines if not line.startswith(("bundle ", "model ", "pipeline "))]
+    assert max(map(len, tables)) <= 100
+    names = [line.split()[0] for line in lines if ".*." in line]
+    assert "transformer_blocks.*.attn1.to_q" in " ".join(names)
+    assert names == sorted(names)
+    assert len(names) == len(set(names))
+    assert not any("transformer_blocks.0." in line for line in lines)
 
 
 def test_inspect_refuses_a_damaged_bundle(run: Any, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from fp4dit_onnx.commands.layer_table import print_attention, print_layers
+from fp4dit_onnx.commands.layer_table import by_kind, formats_of, print_attention, print_layers
 from fp4dit_onnx.commands.output import print_json, print_line, print_table, size
 from fp4dit_onnx.commands.parameters import Json
 from fp4dit_onnx.inspection import inspect_path
@@ -75,18 +75,23 @@ def _show_model(facts: Mapping[str, Any]) -> None:
 
 
 def _show_layers(layers: list[Mapping[str, Any]]) -> None:
+    def properties(row: Mapping[str, Any]) -> tuple[object, ...]:
+        return (row["operator"], formats_of(row), _shape(row))
+
     rows = [
-        (
-            row["name"],
-            row["operator"],
-            f"{row['weight_format']} / {row['activation_format'] or 'float'}",
-            " x ".join(map(str, row["shape"])),
-            size(row["bytes"]),
-        )
-        for row in layers
+        (name, len(members), *properties(members[0]), _bytes(members))
+        for name, members in by_kind(layers, properties)
     ]
-    columns = ("layer", "operator", "weights / activations", ">shape", ">codes")
-    print_table("Quantized layers", columns, rows)
+    columns = ("layer", ">count", "operator", "formats", ">shape", ">codes")
+    print_table("Quantized layers: formats of weights / activations", columns, rows)
+
+
+def _shape(row: Mapping[str, Any]) -> str:
+    return " x ".join(map(str, row["shape"]))
+
+
+def _bytes(rows: list[Mapping[str, Any]]) -> str:
+    return size(sum(row["bytes"] for row in rows))
 
 
 def _show_pipeline(facts: Mapping[str, Any]) -> None:
@@ -108,7 +113,8 @@ def _show_pipeline(facts: Mapping[str, Any]) -> None:
     columns = ("component", "class", ">tensors", ">parameters", "types", ">size")
     print_table("Components", columns, components)
     rows = [
-        (row["name"], " x ".join(map(str, row["shape"])), row["dtype"], size(row["bytes"]))
-        for row in facts["tensors"]
+        (name, len(members), _shape(members[0]), members[0]["dtype"], _bytes(members))
+        for name, members in by_kind(facts["tensors"], lambda row: (_shape(row), row["dtype"]))
     ]
-    print_table(f"Tensors of {facts['transformer']}", ("tensor", ">shape", "type", ">size"), rows)
+    columns = ("tensor", ">count", ">shape", "type", ">size")
+    print_table(f"Tensors of {facts['transformer']}", columns, rows)

@@ -1,16 +1,26 @@
-"""The table that closes an export: layers of the same place in every block make one row."""
+"""Tables of layers and tensors: those of the same place in every block make one row."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fp4dit_onnx.commands.output import decibels, print_line, print_table, size
+from fp4dit_onnx.report.layer_names import kind_of
 
-__all__ = ["LayerGroup", "group_layers", "print_attention", "print_layers"]
+__all__ = [
+    "LayerGroup",
+    "by_kind",
+    "formats_of",
+    "group_layers",
+    "print_attention",
+    "print_layers",
+]
+
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -21,7 +31,6 @@ class LayerGroup:
         name: with ``*`` for the number.
         count: how many.
         formats: of weights and activations, as ``e2m1 / e2m3``.
-        bytes_float32: before.
         bytes: after, scales included.
         weights: how many numbers.
         weight_sqnr_db: mean over the layers; None where not measured.
@@ -31,29 +40,53 @@ class LayerGroup:
     name: str
     count: int
     formats: str
-    bytes_float32: int
     bytes: int
     weights: int
     weight_sqnr_db: float | None
     output_sqnr_db: float | None
 
 
-def group_layers(rows: Iterable[Mapping[str, Any]]) -> list[LayerGroup]:
-    """Groups of the manifest's (or plan's) layer rows, in order of appearance."""
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        name = re.sub(r"\.\d+\.", ".*.", row["name"], count=1)
-        formats = f"{row['weight_format']} / {row['activation_format'] or 'float'}"
-        groups.setdefault((name, formats), []).append(row)
-    return [_group(name, formats, members) for (name, formats), members in groups.items()]
+def by_kind(
+    rows: Iterable[Row], properties: Callable[[Row], tuple[object, ...]]
+) -> list[tuple[str, list[Row]]]:
+    """Rows that differ in their block's number alone, under a name with ``*`` for it; sorted by name.
+
+    Args:
+        rows: each has a ``name``.
+        properties: of a row, equal within a group.
+    """
+    all_rows = list(rows)
+    kinds = kind_of(row["name"] for row in all_rows)
+    groups: dict[tuple[str, tuple[object, ...]], list[Row]] = {}
+    for row in all_rows:
+        groups.setdefault((kinds[row["name"]], properties(row)), []).append(row)
+    found = [(name, members) for (name, _), members in groups.items()]
+    return sorted(found, key=lambda group: _natural(group[0]))
 
 
-def _group(name: str, formats: str, rows: list[Mapping[str, Any]]) -> LayerGroup:
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts ``blocks.2`` before ``blocks.10``."""
+    return [(int(d or -1), text) for d, text in re.findall(r"(\d+)|(\D+)", name)]
+
+
+def formats_of(row: Row) -> str:
+    """Of weights and activations, as ``e2m1 / e2m3``."""
+    return f"{row['weight_format']} / {row['activation_format'] or 'float'}"
+
+
+def group_layers(rows: Iterable[Row]) -> list[LayerGroup]:
+    """Groups of the manifest's (or plan's) layer rows."""
+    return [
+        _group(name, formats_of(members[0]), members)
+        for name, members in by_kind(rows, lambda row: (formats_of(row),))
+    ]
+
+
+def _group(name: str, formats: str, rows: list[Row]) -> LayerGroup:
     return LayerGroup(
         name=name,
         count=len(rows),
         formats=formats,
-        bytes_float32=sum(row["bytes_float32"] for row in rows),
         bytes=sum(row["bytes"] for row in rows),
         weights=sum(row["weights"] for row in rows),
         weight_sqnr_db=_mean(row.get("weight_sqnr_db") for row in rows),
@@ -66,16 +99,15 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def print_layers(title: str, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Print the groups and their sum."""
+def print_layers(title: str, rows: Iterable[Row]) -> None:
+    """Print the groups and their sum, in 100 columns."""
     all_rows = list(rows)
-    groups = group_layers(all_rows)
     total = _group("all", "", all_rows)
-    columns = ["layer", ">count", "formats", ">float32", ">quantized", ">bits a weight"]
-    measured = total.weight_sqnr_db is not None
-    if measured:
-        columns += [">weight SQNR", ">output SQNR"]
-    cells = [_cells(group)[: len(columns)] for group in (*groups, total)]
+    columns = ["layer", ">count", "formats", ">size", ">bits"]
+    if total.weight_sqnr_db is not None:
+        columns += [">weight", ">output"]
+        title += ": bits a weight, SQNR of weights and outputs in dB"
+    cells = [_cells(group)[: len(columns)] for group in (*group_layers(all_rows), total)]
     print_table(title, columns, cells, footer=True)
 
 
@@ -92,9 +124,8 @@ def _cells(group: LayerGroup) -> tuple[object, ...]:
         group.name,
         group.count,
         group.formats,
-        size(group.bytes_float32),
         size(group.bytes),
         f"{8 * group.bytes / group.weights:.2f}" if group.weights else "-",
-        decibels(group.weight_sqnr_db),
-        decibels(group.output_sqnr_db),
+        decibels(group.weight_sqnr_db).removesuffix(" dB"),
+        decibels(group.output_sqnr_db).removesuffix(" dB"),
     )

@@ -142,7 +142,13 @@ def print_table(
         footer: the last row is a sum, set apart.
     """
     table = Table(
-        title=Text(clean(title)), title_justify="left", title_style="bold", box=SIMPLE_HEAD
+        title=Text(clean(title)),
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+        show_edge=False,
     )
     for column in columns:
         if column.startswith(">"):

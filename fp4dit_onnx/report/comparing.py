@@ -7,7 +7,7 @@ from typing import Any
 
 from fp4dit_onnx.metrics import METRICS, Score
 from fp4dit_onnx.report import plots
-from fp4dit_onnx.report.cost import milliseconds
+from fp4dit_onnx.report.cost import is_busy, milliseconds
 from fp4dit_onnx.report.data import LIBRARY, Picture
 from fp4dit_onnx.report.facts import Layer, Subject
 from fp4dit_onnx.report.pages import MEASURE, ShownPicture, metric_label, score_text, shown_picture
@@ -34,6 +34,8 @@ SECTION_TITLES = {
     "layers": "Error layer by layer",
 }
 Pair = tuple[Subject, Subject]
+SAME_LOAD = 0.25
+"""Processes a core by which loads may differ for times to compare."""
 
 
 def comparison_of(first: Subject, second: Subject) -> dict[str, Any]:
@@ -136,6 +138,7 @@ def _last_latents(subject: Subject) -> float | None:
     return quality.latent_sqnr_db[-1].mean if quality and quality.latent_sqnr_db else None
 
 
+STEP = "denoising step"
 MEASURES: tuple[tuple[str, Callable[[Subject], Any], Callable[[Any], Cell]], ...] = (
     ("weights of the transformer", lambda s: s.facts.totals.transformer_bytes, nbytes),
     (
@@ -149,7 +152,7 @@ MEASURES: tuple[tuple[str, Callable[[Subject], Any], Callable[[Any], Cell]], ...
     ("mean output SQNR, dB", _mean("output_sqnr_db"), decibels),
     ("latent SQNR after the last step, dB", _last_latents, decibels),
     (
-        "denoising step",
+        STEP,
         _median,
         lambda v: number(v, None if v is None else milliseconds(v)),
     ),
@@ -162,7 +165,9 @@ def _totals(both: Pair) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for label, value_of, cell in MEASURES:
         a, b = (value_of(subject) for subject in both)
-        rows.append((plain(label), cell(a), cell(b), _relative(label, a, b)))
+        apart = label == STEP and _times_apart(both)
+        gap = number(None) if apart else _relative(label, a, b)
+        rows.append((plain(label), cell(a), cell(b), gap))
     rows += [
         (
             plain(metric_label(name)),
@@ -186,7 +191,28 @@ def _totals_note(both: Pair) -> str:
             parts.append(f"{subject.name} on {machine.cores} cores of {machine.cpu}{load}")
     if len(parts) < len(both):
         return ""
-    return f"Times and memory were measured apart: {'; '.join(parts)}."
+    note = f"Times and memory were measured apart: {'; '.join(parts)}."
+    reason = _times_apart(both)
+    return f"{note} Times give no difference: {reason}." if reason else note
+
+
+def _times_apart(both: Pair) -> str:
+    """Why the times of the two do not compare; empty where they do."""
+    evidences = [subject.evidence for subject in both]
+    speeds = [evidence.speed for evidence in evidences if evidence and evidence.speed]
+    machines = [evidence.machine for evidence in evidences if evidence and evidence.machine]
+    if len(speeds) < len(both) or len(machines) < len(both):
+        return "of one it is not known where they were measured"
+    if len({(m.cpu, m.cores) for m in machines}) > 1:
+        return "the machines differ"
+    if len({(s.batch, s.tokens, s.threads, s.isa) for s in speeds}) > 1:
+        return "batch, text tokens, threads or kernels differ"
+    if any(map(is_busy, machines)):
+        return "a machine was busy with other work"
+    loads = [machine.load or 0.0 for machine in machines]
+    if max(loads) - min(loads) > SAME_LOAD * machines[0].cores:
+        return "the load of the machine differs"
+    return ""
 
 
 def _relative(label: str, a: float | None, b: float | None) -> Cell:

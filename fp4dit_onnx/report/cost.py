@@ -12,7 +12,7 @@ from fp4dit_onnx.report.facts import Subject
 from fp4dit_onnx.report.plots import Figure
 from fp4dit_onnx.report.tables import Cell, Table, Tile, nbytes, number, plain, table
 
-__all__ = ["Cost", "cost_of", "milliseconds"]
+__all__ = ["Cost", "cost_of", "is_busy", "milliseconds"]
 
 Row = tuple[Cell, ...]
 BUSY = 1.5

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["Blocks", "Place", "arranged"]
+__all__ = ["Blocks", "Place", "arranged", "kind_of"]
 
 _IN_A_LIST = re.compile(r"(.+?)\.(\d+)\.(.+)")
 
@@ -59,3 +59,16 @@ def arranged(names: Iterable[str]) -> tuple[list[Blocks], list[str]]:
 def _blocks(prefix: str, members: list[Place]) -> Blocks:
     numbers = tuple(sorted({place.block for place in members}))
     return Blocks(prefix, numbers, tuple(dict.fromkeys(place.linear for place in members)))
+
+
+def kind_of(names: Iterable[str]) -> dict[str, str]:
+    """Each name -> itself, with ``*`` for the block's number where it stands in a list of blocks."""
+    all_names = list(names)
+    found = {name: name for name in all_names}
+    for blocks in arranged(all_names)[0]:
+        for number in blocks.numbers:
+            for linear in blocks.linears:
+                name = blocks.layer(number, linear)
+                if name in found:
+                    found[name] = f"{blocks.name}.*.{linear}"
+    return found

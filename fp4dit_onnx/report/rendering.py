@@ -31,7 +31,7 @@ def rendered(template: str, page: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script = (TEMPLATES / "sorting.js").read_text(encoding="utf-8")
+    script = (TEMPLATES / "tables.js").read_text(encoding="utf-8")
     digest = hashlib.sha256(script.encode()).digest()
     text = environment.get_template(template).render(
         page=page,

@@ -70,6 +70,32 @@ def test_a_phone_never_scrolls_sideways(pages: dict[str, Path], opened: Any) -> 
         assert all(100 < side <= PHONE["width"] for side in sides)
 
 
+def test_tables_that_are_cut_say_so(pages: dict[str, Path], opened: Any) -> None:
+    """On a phone the hint is in view and the first column stays; on a desktop there is neither."""
+    page = opened(pages["report"], PHONE)
+    scores = page.get_by_role("region", name="Against the float model's pictures")
+    caption = scores.locator("caption")
+    hint = "getComputedStyle(e, '::after').content"
+    assert "Scroll sideways" in caption.evaluate(f"e => {hint}")
+    scores.evaluate("e => e.scrollLeft = e.scrollWidth")
+    head, last = (
+        scores.locator(f"tbody tr >> nth=0 >> {cell}") for cell in ("th", "td >> nth=-1")
+    )
+    assert head.bounding_box()["x"] >= 0
+    box = last.bounding_box()
+    assert box["x"] + box["width"] <= PHONE["width"]
+    wide = opened(pages["report"], DESKTOP)
+    caption = wide.get_by_role("region", name="Against the float model's pictures")
+    assert caption.locator("caption").evaluate(f"e => {hint}") == "none"
+
+
+def test_the_width_of_a_desktop_is_used(pages: dict[str, Path], opened: Any) -> None:
+    page = opened(pages["report"], {"width": 1680, "height": 900})
+    assert page.locator("main").bounding_box()["width"] > 1600
+    table = page.locator(".tall table").bounding_box()
+    assert table["width"] > 1500
+
+
 def test_dark_mode_turns_text_and_plots(pages: dict[str, Path], opened: Any) -> None:
     def colours(scheme: str) -> list[str]:
         page = opened(pages["report"], DESKTOP, scheme)

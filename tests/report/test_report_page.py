@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -117,6 +118,47 @@ def test_two_bundles_are_compared(
     assert sum("tiger face, seed 7" in alt for alt in page.values("alt")) == 3
     with pytest.raises(UsageError, match="given twice"):
         comparison_html(stub_bundle, stub_bundle)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, ""),
+        ({"machine": {"cpu": "another"}}, "the machines differ"),
+        ({"machine": {"load": 9.0}}, "a machine was busy"),
+        ({"machine": {"load": 2.0}}, "the load of the machine differs"),
+        ({"speed": {"threads": 1}}, "threads or kernels differ"),
+    ],
+)
+def test_times_that_do_not_compare_give_no_difference(
+    cases: SimpleNamespace,
+    stub_bundle: Bundle,
+    tmp_path: Path,
+    changes: dict[str, dict[str, Any]],
+    reason: str,
+) -> None:
+    content = plain(cases.evidence())
+    content["machine"]["load"] = 0.5
+    add_report(stub_bundle, decoded(Evidence, content))
+    other = cases.make(tmp_path / "other", cases.manifest(bits="w4a8"))
+    for part, values in changes.items():
+        content[part] |= values
+    add_report(other, decoded(Evidence, content))
+    html = comparison_html(stub_bundle, other)
+    page = cases.check(html)
+    row = re.search(r"denoising step\s*</th>(.*?)</tr>", html, re.DOTALL)
+    assert row
+    assert row[1].count("%") == (0 if reason else 1)
+    assert ("Times give no difference" in page.text) == bool(reason)
+    assert reason in page.text
+
+
+def test_decibels_are_explained(cases: SimpleNamespace, stub_bundle: Bundle) -> None:
+    text = cases.check(report_html(stub_bundle, cases.evidence())).text
+    found = re.search(r"(\d+) dB of 3 %.* so 30 dB are (\d+) of 255 levels", text)
+    assert found
+    assert 10 ** (-int(found[1]) / 20) == pytest.approx(0.03, abs=0.005)
+    assert round(255 * 10 ** (-30 / 20)) == int(found[2])
 
 
 def relative_luminance(colour: str) -> float:

@@ -23,3 +23,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+// Says so where a table is wider than its place; without it the region scrolls all the same.
+const hint = new ResizeObserver((entries) => {
+  for (const { target } of entries) target.classList.toggle("scrolls", target.scrollWidth > target.clientWidth);
+});
+for (const region of document.querySelectorAll(".region")) hint.observe(region);
