@@ -41,6 +41,7 @@ COMMANDS = {
     "report": "Write report.html: what a bundle lost, layer by layer and picture by picture.",
     "convert": "Write a bundle for runtimes without local functions, or with standard types only.",
     "bench": "Measure speed side by side with other libraries, in one interleaved run.",
+    "recipes": "List the recipes: what each does, what it needs, what it costs.",
     "doctor": "Check the installation; name the cause and the cure of what is broken.",
 }
 """Every command and the first line of its help."""

@@ -30,6 +30,7 @@ from fp4dit_onnx.layers import totals
 from fp4dit_onnx.methods import use_of
 from fp4dit_onnx.plan import ExportRequest, Plan, format_row, plan, work_folder
 from fp4dit_onnx.progress import Reporter, SilentReporter
+from fp4dit_onnx.recipe_files import save_recipe
 from fp4dit_onnx.report.writing import evidence_of_export, report_of_export
 from fp4dit_onnx.resources import Resources
 from fp4dit_onnx.state import WORK_MANIFEST, LayerLayout, QuantizedState, save_state
@@ -74,6 +75,8 @@ def export(request: ExportRequest, reporter: Reporter | None = None) -> ExportRe
     start = time.monotonic()
     report = reporter or SilentReporter()
     planned = plan(request)
+    request = planned.request
+    save_recipe(request, planned.method)
     for note in planned.checkpoint.notes:
         report.note(note)
     _check_disk(request, planned)

@@ -24,6 +24,8 @@ def export(
     *,
     bits: str = "w4a6",
     method: str = "fp4dit",
+    recipe: Path | str | None = None,
+    save_recipe: Path | str | None = None,
     preset: str = "balanced",
     range: str | None = None,
     scale: str | None = None,
@@ -60,6 +62,9 @@ def export(
         bits: Bits of weights and activations, w<4|6|8>a<4|6|8|16|32>.
         method: How weights are rounded; the -rtn ones (round to nearest) train nothing and need no
             data. One of: fp4dit, fp-adaround, fp-rtn, int-adaround, int-rtn.
+        recipe: Recipe file of your own in place of the method, as --save-recipe writes it; what is
+            asked for beside it, and is not the default, wins over the file.
+        save_recipe: Also write method and formats, as they were resolved, to this recipe file.
         preset: Effort of the methods that train. One of: fast, balanced, best.
         range: How the scale of a group is found: absmax maps the group's largest weight to the
             format's largest value, mse takes the scale of least squared error; by default the
@@ -131,6 +136,8 @@ def export(
         output=Path(output),
         bits=bits,
         method=method,
+        recipe=None if recipe is None else Path(recipe),
+        save_recipe=None if save_recipe is None else Path(save_recipe),
         preset=preset,
         range=range,
         scale=scale,

@@ -20,6 +20,7 @@ from fp4dit_onnx.methods import Method
 from fp4dit_onnx.models import Family, family_of
 from fp4dit_onnx.prompts import demo_prompts, general_prompts, read_prompts
 from fp4dit_onnx.recipe import FORMS, Recipe, make_recipe
+from fp4dit_onnx.recipe_files import with_recipe
 from fp4dit_onnx.request import COMPONENTS, ExportRequest
 from fp4dit_onnx.runtime.sampling import Sampling
 from fp4dit_onnx.runtime.sizes import largest_side, pixels_a_latent
@@ -55,6 +56,7 @@ class Plan:
         method: with its settings.
         measured: whether the float pipeline is loaded and run.
         encoders: recipe of each text encoder, None where it stays in float.
+        request: what was asked for, its recipe file included.
     """
 
     layers: tuple[Mapping[str, Any], ...]
@@ -70,6 +72,7 @@ class Plan:
     method: Method
     measured: bool
     encoders: Mapping[str, Recipe | None]
+    request: ExportRequest
 
     @property
     def bundle_bytes(self) -> int:
@@ -125,6 +128,7 @@ def plan(request: ExportRequest) -> Plan:
         CheckpointError: the model folder is unusable.
         UsageError: bits, formats, method, form, target, rules or prompts are unusable.
     """
+    request = with_recipe(request)
     _check_choices(request)
     _check_packages()
     from fp4dit_onnx.tracing.stored import fitted
@@ -173,6 +177,7 @@ def plan(request: ExportRequest) -> Plan:
         method=method,
         measured=trains or (family.calibrates and _measures(request, checkpoint)),
         encoders=_encoders(request, checkpoint),
+        request=request,
     )
 
 

@@ -13,6 +13,7 @@ from fp4dit_onnx.methods import (
     method_names,
     preset_names,
     range_names,
+    read_method,
 )
 from fp4dit_onnx.options import CALIBRATION, FORMATS, INPUT, MACHINE, OUTPUT, Option
 from fp4dit_onnx.recipe import ACTIVATION_FORMATS, AUTO, FLOAT, FORMS, PAPER, WEIGHT_FORMATS
@@ -58,6 +59,23 @@ class ExportRequest:
             choices=method_names(),
         ),
     ] = "fp4dit"
+    recipe: Annotated[
+        Path | None,
+        Option(
+            "Recipe file of your own in place of the method, as --save-recipe writes it; what is "
+            "asked for beside it, and is not the default, wins over the file.",
+            CALIBRATION,
+            unit="TOML",
+        ),
+    ] = None
+    save_recipe: Annotated[
+        Path | None,
+        Option(
+            "Also write method and formats, as they were resolved, to this recipe file.",
+            OUTPUT,
+            unit="TOML",
+        ),
+    ] = None
     preset: Annotated[
         str,
         Option(
@@ -286,5 +304,8 @@ class ExportRequest:
         """
         changes = {"iterations": self.iterations, "samples": self.samples}
         given = {name: value for name, value in changes.items() if value is not None}
-        method = method_by_name(self.method, self.preset, self.range, **given)
+        if self.recipe is None:
+            method = method_by_name(self.method, self.preset, self.range, **given)
+        else:
+            method = read_method(self.recipe, self.preset, self.range, **given)
         return method.with_stage("choose-format") if self.weight_format == AUTO else method

@@ -11,11 +11,15 @@ import shutil
 import subprocess
 import sys
 import types
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import generate_formats
 import pytest
 
+from fp4dit_onnx.calibration.draft import Draft
+from fp4dit_onnx.calibration.stages import STAGES, Evidence, LayerStage
 from fp4dit_onnx.formats import FORMATS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,3 +92,42 @@ def test_the_table_of_a_kernel_compiles(tmp_path: Path) -> None:
 def test_names_that_the_pages_use_exist(name: str, file: str, text: str) -> None:
     assert text in page(name)
     assert text in (ROOT / file).read_text(encoding="utf-8")
+
+
+def test_a_stage_from_outside_is_one_class_and_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rounding that no file of the package knows, named in a user's recipe, is exported."""
+    pytest.importorskip("onnx_graphsurgeon")
+    from fp4dit_onnx.calibration.rounding import packed, round_to_nearest
+    from fp4dit_onnx.export import ExportRequest, export
+
+    @dataclass(frozen=True)
+    class Halved(LayerStage):
+        """Rounds half of each weight."""
+
+        kind: ClassVar[str] = "rounding"
+        share: float = 0.5
+
+        def layer(self, draft: Draft, evidence: Evidence) -> Draft:
+            spec, scale = draft.spec, draft.scale
+            assert scale is not None
+            weight = draft.weight * self.share
+            q = round_to_nearest(weight, scale, spec.weight_format, spec.group_size)
+            return replace(draft, codes=packed(q, spec.weight_format))
+
+    monkeypatch.setitem(STAGES, "halved", Halved)
+    recipe = tmp_path / "halved.toml"
+    recipe.write_text('extends = "fp-rtn"\nstage = [{ use = "absmax" }, { use = "halved" }]\n')
+    made = export(
+        ExportRequest(
+            tmp_path / "bundle",
+            recipe=recipe,
+            components="transformer",
+            measure=False,
+            report=False,
+        )
+    )
+    assert made.manifest["method"]["stage"][1] == {"use": "halved", "share": 0.5}
+    rows = made.manifest["layers"]
+    assert all(5 < row["weight_sqnr_db"] < 7 for row in rows), "half of a signal is lost: 6 dB"

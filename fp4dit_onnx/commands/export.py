@@ -19,6 +19,7 @@ from fp4dit_onnx.commands.parameters import (
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.export import ExportRequest, ExportResult, Plan, export, plan
 from fp4dit_onnx.options import OUTPUT, Option
+from fp4dit_onnx.recipe_files import save_recipe
 
 __all__ = ["run"]
 
@@ -41,7 +42,9 @@ def run(
     if inline:
         request = replace(request, target="inline")
     if dry_run:
-        _show_plan(plan(request), json=json)
+        planned = plan(request)
+        save_recipe(planned.request, planned.method)
+        _show_plan(planned, json=json)
     else:
         _show_result(export(request, reporter()), json=json)
 

@@ -1,0 +1,40 @@
+"""``fp4dit-onnx recipes``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fp4dit_onnx.commands.output import print_json, print_line, print_table
+from fp4dit_onnx.commands.parameters import Json
+from fp4dit_onnx.methods import method_by_name, method_names, recipe_table, use_of
+
+__all__ = ["run"]
+
+
+def run(json: Json = False) -> None:
+    """List the recipes: what each does, what it needs, what it costs."""
+    rows = [_row(name) for name in method_names()]
+    if json:
+        print_json(rows)
+        return
+    print_table(
+        "Recipes: --method NAME, or a file of your own with --recipe",
+        ("method", "stages", "needs", "presets"),
+        [(r["name"], " > ".join(r["stages"]), r["needs"], ", ".join(r["presets"])) for r in rows],
+    )
+    for row in rows:
+        cost = f" Cost: {row['cost']}." if row["cost"] else ""
+        source = f" ({row['source']})" if row["source"] else ""
+        print_line(f"{row['name']}: {row['summary']}{source}.{cost}")
+
+
+def _row(name: str) -> dict[str, Any]:
+    table, method = recipe_table(name), method_by_name(name)
+    return {
+        "name": name,
+        "stages": [use_of(stage) for stage in method.stages],
+        "grid": method.grid,
+        "needs": "prompts" if method.needs_inputs else "weights alone",
+        "presets": list(method.presets),
+        **{key: table.get(key) for key in ("summary", "source", "cost")},
+    }

@@ -1,0 +1,86 @@
+"""Recipe files: written, read again, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("onnx_graphsurgeon")
+
+from fp4dit_onnx.cli import main
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.methods import method_names
+from fp4dit_onnx.plan import plan
+from fp4dit_onnx.recipe_files import recipe_text, with_recipe
+from fp4dit_onnx.request import ExportRequest
+
+ASKED: dict[str, Any] = {
+    "method": "int-adaround",
+    "preset": "fast",
+    "bits": "w4a8",
+    "range": "mse",
+    "scale": "e8m0",
+    "group_size": 32,
+    "rules": ("proj_out=none",),
+    "iterations": 7,
+}
+
+
+def test_a_saved_recipe_is_the_same_request(tmp_path: Path) -> None:
+    first = plan(ExportRequest(tmp_path / "b", **ASKED))
+    path = tmp_path / "mine.toml"
+    path.write_text(recipe_text(first.request, first.method), encoding="utf-8")
+    again = plan(ExportRequest(tmp_path / "b", recipe=path))
+    assert again.specs == first.specs
+    assert again.skipped == first.skipped
+    assert (again.method.stages, again.method.data) == (first.method.stages, first.method.data)
+    assert recipe_text(again.request, again.method) == path.read_text(encoding="utf-8")
+    assert {s.weight.scale for s in again.specs.values()} == {"e8m0"}
+
+
+def test_what_is_asked_for_beside_a_recipe_wins(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('extends = "fp-rtn"\n[export]\nbits = "w4a8"\ngroup_size = 64\n')
+    request = with_recipe(ExportRequest(tmp_path / "b", recipe=path, group_size=32))
+    assert (request.bits, request.group_size) == ("w4a8", 32)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[export]\noutput = "x"\n', "unknown key 'output': expected one of bits"),
+        ("[export]\nbits = 4\n", "bits is 4, expected a text"),
+        ('[export]\ngroup_size = "a"\n', "group_size is 'a', expected a whole number"),
+        ("export = 3\n", "expected a table"),
+        ('[export]\nbits = "w5a5"\n', "unknown bits 'w5a5'"),
+        ('[export]\nrules = ["nothing=e2m1"]\n', "'nothing' matches none of the"),
+        ('[export]\nscale = "e9m9"\n', "unknown scale format 'e9m9': expected one of float16"),
+    ],
+)
+def test_recipes_that_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text.replace("[export]", 'extends = "fp-rtn"\n[export]'))
+    with pytest.raises(UsageError, match=message):
+        plan(ExportRequest(tmp_path / "b", recipe=path))
+
+
+def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = tmp_path / "saved.toml"
+    with pytest.raises(SystemExit) as done:
+        main(["export", "--dry-run", "--method", "fp-rtn", "--save-recipe", str(saved)])
+    assert done.value.code == 0
+    assert 'use = "nearest"' in saved.read_text(encoding="utf-8")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as done:
+        main(["recipes", "--json"])
+    assert done.value.code == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == list(method_names())
+    assert {row["name"]: row["needs"] for row in rows}["fp-rtn"] == "weights alone"
+    assert all(row["summary"] for row in rows)
+    with pytest.raises(SystemExit) as done:
+        main(["export", "--dry-run", "--save-recipe", str(tmp_path / "no" / "r.toml")])
+    assert done.value.code == 2
