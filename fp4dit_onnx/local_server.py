@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import errno
 import http.server
-import re
+import os
+import socket
+import socketserver
+import stat
+import sys
 import webbrowser
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, BinaryIO
-from urllib.parse import unquote, urlsplit
+from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import unquote
 
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.http_requests import Clients, KnownHosts, Problem, byte_range, request_problem
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -38,14 +43,20 @@ MEDIA_TYPES = {
 BYTES = "application/octet-stream"
 """Of what the table does not have: models, icons."""
 
+SECONDS_TO_SEND = 30
+"""That a client may take to receive a block."""
 _BLOCK = 1 << 20
 
 
 class FileServer(http.server.ThreadingHTTPServer):
-    """Serves files over HTTP.
+    """Serves files over HTTP, to requests that name this machine as their host.
+
+    A page of another site can have its own name resolve to this machine, and its scripts would then
+    read what is served as theirs (DNS rebinding). The browser still sends that site's name.
 
     Args:
-        files: what to serve, a file or its content, by the path in the URL.
+        files: what to serve, a file or its content, by the path in the URL. A file is where its
+            path leads to now: it is not followed should it become a link later.
         headers: of every answer.
         host: name or address to listen on.
         port: 0 takes a free one.
@@ -56,6 +67,7 @@ class FileServer(http.server.ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(
         self,
@@ -65,17 +77,52 @@ class FileServer(http.server.ThreadingHTTPServer):
         port: int,
         handler: type[Handler] | None = None,
     ) -> None:
-        self.files, self.headers = files, headers
+        self.files = {url: f if isinstance(f, bytes) else _real(f) for url, f in files.items()}
+        self.headers = headers
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._clients = Clients()
         try:
             super().__init__((host, port), handler or Handler)
         except (OSError, OverflowError) as cause:
             raise UsageError(_unavailable(host, port, cause)) from cause
+        self.hosts = KnownHosts(host, str(self.server_address[0]))
+
+    def server_bind(self) -> None:
+        """Bind, without the look-up of a name that takes long where there is no network."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = map(str, self.server_address[:2])  # type: ignore[assignment]
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own, if one is free."""
+        if self._clients.enter(request):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def shutdown_request(self, request: Any) -> None:
+        """End a connection."""
+        self._clients.leave(request)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Between connections: end those whose request does not come."""
+        self._clients.expire()
+
+    def waits(self, request: Any, *, waiting: bool) -> None:
+        """Note that a connection waits for a request, or that the request is there."""
+        self._clients.waits(request, waiting=waiting)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of connections that broke."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
     @property
     def url(self) -> str:
         """Where the page is."""
         host, port = self.server_address[:2]
-        return f"http://{host!s}:{port}/"
+        shown = f"[{host!s}]" if ":" in str(host) else host
+        return f"http://{shown!s}:{port}/"
 
     def run(self, announce: Callable[[], None], *, browse: bool) -> None:
         """Answer until Ctrl-C.
@@ -125,13 +172,36 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """Answers GET and HEAD."""
 
     protocol_version = "HTTP/1.1"
+    default_request_version = "HTTP/1.0"  # in answers to what is no request, which have a head too
+    timeout = SECONDS_TO_SEND
     server: FileServer
+
+    def handle_one_request(self) -> None:
+        """Wait for a request and answer it."""
+        self.server.waits(self.request, waiting=True)
+        super().handle_one_request()
+
+    def parse_request(self) -> bool:
+        """Read the head of a request; refuses what is malformed or meant for another host."""
+        if not super().parse_request():
+            return False
+        self.server.waits(self.request, waiting=False)
+        problem = request_problem(self.path, self.request_version, self.headers)
+        if problem is None and not self.server.hosts.include(self.headers["Host"]):
+            problem = Problem(
+                HTTPStatus.MISDIRECTED_REQUEST, "this server answers to its own address only"
+            )
+        if problem is not None:
+            self.send_error(*problem)
+            return False
+        return True
 
     def do_GET(self) -> None:
         """Send what the URL names."""
+        path, _, query = self.path.partition("?")
         try:
-            self.answer(unquote(urlsplit(self.path).path), urlsplit(self.path).query)
-        except (BrokenPipeError, ConnectionResetError):  # the browser has left
+            self.answer(unquote(path, errors="strict"), query)
+        except (BrokenPipeError, ConnectionResetError, TimeoutError):  # the browser has left
             self.close_connection = True
 
     def do_HEAD(self) -> None:
@@ -158,22 +228,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _send_file(self, url: str, path: Path) -> None:
         """Stream a file, or the range asked for, or say that the browser has it already."""
-        try:
-            stream = path.open("rb")
-        except OSError:
+        stream = _opened(path)
+        if stream is None:
             self.send_body(
-                HTTPStatus.NOT_FOUND, f"{path} is gone: copy or export it again\n".encode()
+                HTTPStatus.NOT_FOUND, f"{url} is gone: copy or export it again\n".encode()
             )
             return
         with stream:
-            stat = path.stat()
-            size, tag = stat.st_size, f'"{stat.st_size:x}-{stat.st_mtime_ns:x}"'
+            found = os.fstat(stream.fileno())
+            size, tag = found.st_size, f'"{found.st_size:x}-{found.st_mtime_ns:x}"'
             headers = {"ETag": tag, "Cache-Control": "no-cache", "Accept-Ranges": "bytes"}
             kind = MEDIA_TYPES.get(Path(url).suffix or path.suffix, BYTES)
             if self.headers.get("If-None-Match") == tag:
                 self._send_head(HTTPStatus.NOT_MODIFIED, kind, None, headers)
                 return
-            status, start, end = _range(self.headers.get("Range"), size)
+            asked = byte_range(self.headers.get("Range"), size)
+            status, start, end = asked or (HTTPStatus.OK, 0, size)
             if status != HTTPStatus.OK:
                 shown = f"{start}-{end - 1}" if status == HTTPStatus.PARTIAL_CONTENT else "*"
                 headers["Content-Range"] = f"bytes {shown}/{size}"
@@ -204,16 +274,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Say nothing of requests."""
 
 
-def _range(header: str | None, size: int) -> tuple[HTTPStatus, int, int]:
-    """Status, start and end (exclusive) of an answer; several ranges at once are answered whole."""
-    match = re.fullmatch(r"bytes=(\d*)-(\d*)", header or "")
-    if match is None or match[0] == "bytes=-":
-        return HTTPStatus.OK, 0, size
-    if match[1]:
-        start = int(match[1])
-        end = min(int(match[2]) + 1, size) if match[2] else size
-    else:
-        start, end = max(size - int(match[2]), 0), size
-    if start >= end:
-        return HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, 0, 0
-    return HTTPStatus.PARTIAL_CONTENT, start, end
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _opened(path: Path) -> BinaryIO | None:
+    """A regular file that is no link and lies behind none; None for anything else."""
+    if _real(path) != path:
+        return None
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        number = os.open(path, flags | getattr(os, "O_BINARY", 0))
+    except OSError:
+        return None
+    if stat.S_ISREG(os.fstat(number).st_mode):
+        return os.fdopen(number, "rb")
+    os.close(number)
+    return None

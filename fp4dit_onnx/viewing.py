@@ -11,10 +11,12 @@ import glob
 import html
 import importlib.util
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from fp4dit_onnx.bundle import MANIFEST, Bundle
 from fp4dit_onnx.errors import BundleError, MissingExtraError, UsageError
+from fp4dit_onnx.links import followed
 from fp4dit_onnx.local_server import FileServer
 
 __all__ = ["netron_server", "onnx_file"]
@@ -22,7 +24,9 @@ __all__ = ["netron_server", "onnx_file"]
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self' 'unsafe-inline' data: blob:; connect-src 'self'",
     "Set-Cookie": "consent=local; SameSite=Strict",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
 }
 _OPTIONS = "/netron_options.js"
 """Beside this module, and the path in the URL."""
@@ -80,7 +84,8 @@ def netron_server(model: Path, host: str, port: int) -> FileServer:
         if path.is_file() and path.suffix not in (".py", ".pyc")
     }
     for path in model.parent.glob(f"{glob.escape(model.name)}*"):
-        pages[f"/data/{path.name}"] = path
+        with suppress(BundleError):  # the model is what was asked for; a link beside it may not be
+            pages[f"/data/{path.name}"] = path if path == model else followed(path, model.parent)
     pages[_OPTIONS] = Path(__file__).with_name(_OPTIONS[1:])
     pages["/"] = pages["/index.html"] = _page(folder / "index.html", model)
     return FileServer(pages, _HEADERS, host, port)

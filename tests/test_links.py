@@ -146,3 +146,15 @@ def test_places_of_tensors_that_are_refused(
     wrong = {"location": "data", "offset": "0", "length": "4", **changes}
     with pytest.raises(BundleError, match=message):
         load_tensor(tensor(**wrong), folder)
+
+
+def test_netron_gets_the_model_and_no_other_file(cached: Path, tmp_path: Path) -> None:
+    pytest.importorskip("netron")
+    from fp4dit_onnx.viewing import netron_server, onnx_file
+
+    model = onnx_file(cached, "transformer")
+    (tmp_path / "secret").write_text("a key")
+    (model.parent / "model.onnx.private").symlink_to(tmp_path / "secret")
+    with netron_server(model, "127.0.0.1", 0) as server:
+        served = [url for url in server.files if url.startswith("/data/")]
+    assert served == ["/data/model.onnx", "/data/model.onnx.data"]

@@ -101,6 +101,9 @@ def test_ranges_and_caching(small: Path) -> None:
         "bytes=100-": (416, b"", "bytes */100"),
         "bytes=0-1,5-6": (200, whole, None),
         "lines=1-2": (200, whole, None),
+        f"bytes=95-{'9' * 5000}": (206, whole[95:], "bytes 95-99/100"),
+        f"bytes={'9' * 5000}-": (416, b"", "bytes */100"),
+        f"bytes=-{'9' * 5000}": (206, whole, "bytes 0-99/100"),
     }
     with serve(small) as server:
         for asked, (status, body, shown) in ranges.items():

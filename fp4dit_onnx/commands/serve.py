@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fp4dit_onnx.bundle import Bundle
 from fp4dit_onnx.commands.output import print_line, reporter, size
 from fp4dit_onnx.commands.parameters import BundleFolder, Host, OpenBrowser, Port
 from fp4dit_onnx.options import MACHINE, OUTPUT, Option
 
-__all__ = ["run"]
+if TYPE_CHECKING:
+    from fp4dit_onnx.serving import Server
 
-LOCAL_HOSTS = ("127.0.0.1", "localhost")
+__all__ = ["run"]
 
 
 def run(
@@ -40,7 +41,7 @@ def run(
         _write(opened, output)
         return
     with Server(opened, host, port, isolated=isolated) as server:
-        server.run(lambda: _announce(opened, host, server.url), browse=open_browser)
+        server.run(lambda: _announce(opened, server), browse=open_browser)
         print_line("ended")
 
 
@@ -66,12 +67,12 @@ def _warn_of_size(bundle: Bundle) -> None:
         )
 
 
-def _announce(bundle: Bundle, host: str, url: str) -> None:
+def _announce(bundle: Bundle, server: Server) -> None:
     """Say where the page is, and what will not go well."""
     _warn_of_size(bundle)
-    if host not in LOCAL_HOSTS:
+    if server.hosts.open_to_others:
         print_line(
-            "other machines: browsers give a page threads only over https or on localhost, "
-            "so there it draws on one thread"
+            "other machines can read the bundle and draw, on one thread: browsers give a page "
+            "threads only over https or on localhost"
         )
-    print_line(f"{url}  (Ctrl-C ends)")
+    print_line(f"{server.url}  (Ctrl-C ends)")

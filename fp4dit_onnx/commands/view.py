@@ -29,7 +29,9 @@ def run(
 
     model = onnx_file(path, part)
     with netron_server(model, host, port) as server:
+        others = "; other machines can read it" if server.hosts.open_to_others else ""
         server.run(
-            lambda: print_line(f"{model} at {server.url}  (Ctrl-C ends)"), browse=open_browser
+            lambda: print_line(f"{model} at {server.url}{others}  (Ctrl-C ends)"),
+            browse=open_browser,
         )
         print_line("ended")
