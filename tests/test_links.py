@@ -156,5 +156,5 @@ def test_netron_gets_the_model_and_no_other_file(cached: Path, tmp_path: Path) -
     (tmp_path / "secret").write_text("a key")
     (model.parent / "model.onnx.private").symlink_to(tmp_path / "secret")
     with netron_server(model, "127.0.0.1", 0) as server:
-        served = [url for url in server.files if url.startswith("/data/")]
+        served = sorted(url for url in server.files if url.startswith("/data/"))
     assert served == ["/data/model.onnx", "/data/model.onnx.data"]
