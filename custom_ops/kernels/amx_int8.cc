@@ -11,10 +11,12 @@
 
 #include "kernels/amx_tiles-inl.h"
 #include "kernels/kernels.h"
-#include "kernels/vector512-inl.h"
+#include "kernels/x86-inl.h"
 
 namespace fp4dit {
 namespace {
+
+using Vector512 = Vector<512>;
 
 constexpr size_t kPanel = 64;
 constexpr size_t kUnit = 4;
@@ -102,7 +104,7 @@ const int8_t* Decode(const LinearTile& tile, size_t count, const uint8_t** packe
     return reinterpret_cast<const int8_t*>(from);
   }
   const __m512i table = Vector512::Table(tile.table);
-  *packed += DecodeToBytes<Vector512, kPanel>(tile, from, blocks, table, 0, decoded);
+  *packed += DecodeToBytes<Vector512, kUnit * kPanel>(tile, from, blocks, table, 0, decoded);
   const size_t done = blocks * kUnit;
   std::memset(decoded + done * kPanel, 0, (RoundUp(count, kStep) - done) * kPanel);
   return decoded;
@@ -340,7 +342,7 @@ double Peak(size_t rounds) {
 // Tiles take as long to load for one row as for 16. For very few rows AVX-512 reads the same
 // panels.
 constexpr size_t kFewRows = 3;
-using FewRows = WordDot<Vector512, VnniBytes, kPanel, kFewRows>;
+using FewRows = BroadcastDot<VnniBytes512, kPanel, kFewRows>;
 static_assert(FewRows::kUnit == kUnit && FewRows::kStep == kUnit, "the same panels");
 // The low of two bytes is unsigned: the high one may be of the next multiple of 256.
 constexpr Reach kTwoPlanesReach = {256, 0};

@@ -8,10 +8,12 @@
 #include "kernels/kernels.h"
 #include "kernels/quantize_row-inl.h"
 #include "kernels/softmax-inl.h"
-#include "kernels/word_dot-inl.h"
+#include "kernels/x86-inl.h"
 
 namespace fp4dit {
 namespace {
+
+using Vector256 = Vector<256>;
 
 // int8 x int8. vpmaddubsw wants one unsigned operand and saturates its sums of two products at
 // 32767. Narrow weights are made unsigned by adding their largest magnitude: a product pair is then
@@ -68,7 +70,7 @@ struct BytesDot {
     const __m256i offsets = Vector256::Bytes(offset);
     if (tile.storage != kBytes) {
       const __m256i table = _mm256_add_epi8(Vector256::Table(tile.table), offsets);
-      return DecodeToBytes<Vector256, kPanel>(tile, packed, blocks, table, 0, out);
+      return DecodeToBytes<Vector256, kUnit * kPanel>(tile, packed, blocks, table, 0, out);
     }
     for (size_t i = 0; i < 64 * blocks; i += 32) {
       Vector256::Store(out + i, _mm256_add_epi8(Vector256::Load(packed + i), offsets));
@@ -159,11 +161,8 @@ struct BytesDot {
     for (size_t r = 0; r < R; ++r) {
       for (size_t v = 0; v < 2; ++v) {
         const size_t at = r * kPanel + 8 * v;
-        float* sum = rows.sum + at;
         if (rows.last) {
-          _mm256_storeu_ps(sum,
-                           _mm256_fmadd_ps(_mm256_loadu_ps(rows.group_scale + 8 * v),
-                                           _mm256_cvtepi32_ps(total[r][v]), _mm256_loadu_ps(sum)));
+          FoldSum<Vector256>(rows, at, Vector256::FromInts(total[r][v]));
         } else {
           Vector256::Store(rows.accumulator + at, total[r][v]);
         }
@@ -178,7 +177,6 @@ struct BytesDot {
     const size_t run = MostPairs(*rows.tile);
     const __m256i table = _mm256_add_epi8(Vector256::Table(rows.tile->table),
                                           Vector256::Bytes(static_cast<uint8_t>(offset)));
-    const __m256i mask = Vector256::Bytes(15);
     const __m256i ones = _mm256_set1_epi16(1);
     const __m256i start = _mm256_set1_epi32(Wrapped(-offset, rows.group_sum[0]));
     __m256i total[2] = {start, start};
@@ -191,49 +189,28 @@ struct BytesDot {
       for (size_t b = 0; b < count; ++b, packed += 32, q += kUnit) {
         const __m256i codes = Vector256::Load(packed);
         const __m256i a = Vector256::Word(q);
-        const __m256i w0 = Vector256::Lookup(table, Vector256::And(codes, mask));
-        const __m256i w1 =
-            Vector256::Lookup(table, Vector256::And(Vector256::ShiftRight4(codes), mask));
-        low = _mm256_add_epi16(low, _mm256_maddubs_epi16(w0, a));
-        high = _mm256_add_epi16(high, _mm256_maddubs_epi16(w1, a));
+        low = _mm256_add_epi16(low, Pairs<true>(LowCodes<Vector256>(table, codes), a));
+        high = _mm256_add_epi16(high, Pairs<true>(HighCodes<Vector256>(table, codes), a));
       }
       total[0] = _mm256_add_epi32(total[0], _mm256_madd_epi16(low, ones));
       total[1] = _mm256_add_epi32(total[1], _mm256_madd_epi16(high, ones));
     }
-    for (size_t v = 0; v < 2; ++v) Fold(rows, v, total[v]);
+    for (size_t v = 0; v < 2; ++v) {
+      FoldSum<Vector256>(rows, 8 * v, Vector256::FromInts(total[v]));
+    }
     return rows.blocks * 32;
-  }
-
-  // sum = fma(group scale, total, sum) of one vector of the first row.
-  static void Fold(const DotRows<BytesDot>& rows, size_t v, __m256i total) {
-    float* sum = rows.sum + 8 * v;
-    _mm256_storeu_ps(sum, _mm256_fmadd_ps(_mm256_loadu_ps(rows.group_scale + 8 * v),
-                                          _mm256_cvtepi32_ps(total), _mm256_loadu_ps(sum)));
   }
 
   static void Finish(const LinearTile& tile, const float* sum) {
     FinishRows<Vector256, kPanel>(tile, sum);
   }
 
-  static double Peak(size_t rounds) {
-    alignas(32) uint8_t bytes[10][32];
-    FillWithNoise(bytes[0], sizeof(bytes));
-    const __m256i act = Vector256::Load(bytes[0]);
-    __m256i weight = Vector256::Load(bytes[1]);
-    __m256i pairs[10];
-    Unroll<10>([](size_t i, __m256i(&p)[10]) { p[i] = _mm256_setzero_si256(); }, pairs);
-    for (size_t i = 0; i < rounds; ++i) {
-      Unroll<10>(
-          [](size_t j, __m256i(&p)[10], __m256i& w, const __m256i& a) {
-            w = Vector256::Kept(w);  // or the compiler would see that the products never change
-            p[j] = Vector256::Kept(_mm256_add_epi16(p[j], _mm256_maddubs_epi16(w, a)));
-          },
-          pairs, weight, act);
+  struct Multiply16 : IntMultiply<Vector256, int8_t> {
+    static __m256i Step(__m256i total, __m256i weight, __m256i act) {
+      return _mm256_add_epi16(total, Pairs<true>(weight, act));
     }
-    for (size_t i = 0; i < 10; ++i) Vector256::Store(bytes[i], pairs[i]);
-    Use(bytes[0], sizeof(bytes));
-    return static_cast<double>(rounds) * 10.0 * 32.0;
-  }
+  };
+  static double Peak(size_t rounds) { return RepeatStep<Multiply16>(rounds, 32.0); }
 };
 
 // int16 x int16 by vpmaddwd; the op has checked that a whole group fits int32.
@@ -247,8 +224,8 @@ struct Shorts : ShortMultiply<Vector256> {
 
 extern const Kernels kAvx2Kernels;
 const Kernels kAvx2Kernels = {
-    {kLinear<BytesDot>, kLinear<WordDot<Vector256, Shorts, 16, 6>>,
-     kLinear<WordDot<Vector256, FloatMultiply<Vector256>, 16, 6>>},
+    {kLinear<BytesDot>, kLinear<BroadcastDot<Shorts, 16, 6>>,
+     kLinear<BroadcastDot<FloatMultiply<Vector256>, 16, 6>>},
     {Quantize<Vector256, int8_t>, Quantize<Vector256, int16_t>, Quantize<Vector256, float>},
     {},  // dequantizing is memory-bound: the scalar loop does
     Softmax<Vector256>,

@@ -1,13 +1,11 @@
 // The kernels in AVX-512 with VNNI.
 
 #include <cstddef>
-#include <cstdint>
 
 #include "kernels/kernels.h"
 #include "kernels/quantize_row-inl.h"
 #include "kernels/softmax-inl.h"
-#include "kernels/vector512-inl.h"
-#include "kernels/word_dot-inl.h"
+#include "kernels/x86-inl.h"
 
 namespace fp4dit {
 namespace {
@@ -16,17 +14,25 @@ namespace {
 constexpr size_t kPanelWidth = 64;
 constexpr size_t kRowStep = 6;
 
+using Vector512 = Vector<512>;
+
+struct Shorts : ShortMultiply<Vector512> {
+  static __m512i Step(__m512i total, __m512i weight, __m512i act) {
+    return _mm512_dpwssd_epi32(total, weight, act);
+  }
+};
+
 }  // namespace
 
 extern const Kernels kAvx512VnniKernels;
 const Kernels kAvx512VnniKernels = {
-    {kLinear<WordDot<Vector512, VnniBytes, kPanelWidth, kRowStep>>,
-     kLinear<WordDot<Vector512, VnniShorts, kPanelWidth, kRowStep>>,
-     kLinear<WordDot<Vector512, FloatMultiply<Vector512>, kPanelWidth, kRowStep>>},
+    {kLinear<BroadcastDot<VnniBytes512, kPanelWidth, kRowStep>>,
+     kLinear<BroadcastDot<Shorts, kPanelWidth, kRowStep>>,
+     kLinear<BroadcastDot<FloatMultiply<Vector512>, kPanelWidth, kRowStep>>},
     {Quantize<Vector512, int8_t>, Quantize<Vector512, int16_t>, Quantize<Vector512, float>},
     {},
     Softmax<Vector512>,
-    kLinear<WordDot<Vector512, VnniShorts, 16, 12>>,
+    kLinear<BroadcastDot<Shorts, 16, 12>>,
 };
 
 }  // namespace fp4dit

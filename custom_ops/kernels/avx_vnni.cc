@@ -1,22 +1,18 @@
 // The integer kernels in AVX-VNNI: 256-bit dot products without AVX-512, as client processors have.
 
-#include <immintrin.h>
-
-#include <cstdint>
-
 #include "kernels/kernels.h"
-#include "kernels/word_dot-inl.h"
+#include "kernels/x86-inl.h"
 
 namespace fp4dit {
 namespace {
 
-struct Bytes : ByteMultiply<Vector256> {
+struct Bytes : ByteMultiply<Vector<256>> {
   static __m256i Step(__m256i total, __m256i weight, __m256i act) {
     return _mm256_dpbusd_avx_epi32(total, weight, act);
   }
 };
 
-struct Shorts : ShortMultiply<Vector256> {
+struct Shorts : ShortMultiply<Vector<256>> {
   static __m256i Step(__m256i total, __m256i weight, __m256i act) {
     return _mm256_dpwssd_avx_epi32(total, weight, act);
   }
@@ -26,7 +22,7 @@ struct Shorts : ShortMultiply<Vector256> {
 
 extern const Kernels kAvxVnniKernels;
 const Kernels kAvxVnniKernels = {
-    {kLinear<WordDot<Vector256, Bytes, 16, 6>>, kLinear<WordDot<Vector256, Shorts, 16, 6>>, {}},
+    {kLinear<BroadcastDot<Bytes, 16, 6>>, kLinear<BroadcastDot<Shorts, 16, 6>>, {}},
     {},
     {},
 };

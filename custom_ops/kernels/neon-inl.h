@@ -10,239 +10,121 @@
 #include <cstdint>
 #include <cstring>
 
-#include "kernels/kernels.h"
+#include "kernels/broadcast_dot-inl.h"
 #include "kernels/linear_tile-inl.h"
 
 namespace fp4dit {
 namespace {
 
-constexpr size_t kLanes = 4;  // 32-bit sums of a vector
+// What aarch64 has in place of Vector<256> of x86-inl.h.
+struct Neon {
+  using Int = int8x16_t;
+  using Float = float32x4_t;
+  static constexpr size_t kLanes = 4;
 
-// Decoding int8 from 4-bit codes or bytes; a block has kBlock elements.
-template <size_t kBlock>
-size_t DecodeToBytes(const LinearTile& tile, const uint8_t* packed, size_t blocks, int8_t* out) {
-  if (tile.storage == kBytes) {
-    std::memcpy(out, packed, kBlock * blocks);
-    return kBlock * blocks;
+  static Int Load(const void* p) { return vld1q_s8(static_cast<const int8_t*>(p)); }
+  static void Store(void* p, Int v) { vst1q_s8(static_cast<int8_t*>(p), v); }
+  template <typename T>
+  static T Kept(T v) {
+    FP4DIT_KEEP("w", v);
+    return v;
   }
-  const int8x16_t table = vld1q_s8(tile.table);
-  const uint8x16_t mask = vdupq_n_u8(15);
-  for (size_t b = 0; b < blocks; ++b, packed += kBlock / 2, out += kBlock) {
-    for (size_t i = 0; i < kBlock / 2; i += 16) {
-      const uint8x16_t codes = vld1q_u8(packed + i);
-      vst1q_s8(out + i, vqtbl1q_s8(table, vandq_u8(codes, mask)));
-      vst1q_s8(out + kBlock / 2 + i, vqtbl1q_s8(table, vshrq_n_u8(codes, 4)));
-    }
+  static Int And(Int a, Int b) { return vandq_s8(a, b); }
+  static Int Xor(Int a, Int b) { return veorq_s8(a, b); }
+  static Int ShiftRight4(Int v) {
+    return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(v), 4));
   }
-  return kBlock / 2 * blocks;
-}
-
-// Eight integers to memory of each type.
-template <typename Operand>
-void StoreEight(int16x8_t v, Operand* out) {
-  if constexpr (sizeof(Operand) == sizeof(int16_t)) {
-    vst1q_s16(out, v);
-  } else {
-    vst1q_f32(out, vcvtq_f32_s32(vmovl_s16(vget_low_s16(v))));
-    vst1q_f32(out + kLanes, vcvtq_f32_s32(vmovl_s16(vget_high_s16(v))));
-  }
-}
-
-// Eight weights that are not stored as 4-bit codes.
-template <typename Operand>
-void DecodeEight(WeightStorage storage, const uint8_t* packed, Operand* out) {
-  if (storage == kBytes) {
-    StoreEight(vmovl_s8(vld1_s8(reinterpret_cast<const int8_t*>(packed))), out);
-    return;
-  }
-  const uint16x8_t wide = vreinterpretq_u16_u8(vld1q_u8(packed));
-  if constexpr (sizeof(Operand) == sizeof(float)) {
-    if (storage == kBfloats) {
-      vst1q_f32(out, vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(wide), 16)));
-      vst1q_f32(out + kLanes, vreinterpretq_f32_u32(vshll_n_u16(vget_high_u16(wide), 16)));
-      return;
-    }
-  }
-  StoreEight(vreinterpretq_s16_u16(wide), out);
-}
-
-// Decoding int16 or float, a block of kPanel elements being one input.
-template <size_t kPanel, typename Operand>
-size_t DecodeWide(const LinearTile& tile, const uint8_t* packed, size_t blocks, Operand* out) {
-  const size_t bytes = tile.storage == kNibbles ? kPanel / 2
-                       : tile.storage == kBytes ? kPanel
-                                                : 2 * kPanel;
-  const int8x16_t table = vld1q_s8(tile.table);
-  for (size_t b = 0; b < blocks; ++b, packed += bytes, out += kPanel) {
-    if (tile.storage != kNibbles) {
-      for (size_t i = 0; i < kPanel; i += 8) {
-        DecodeEight(tile.storage, packed + i * (bytes / kPanel), out + i);
-      }
-      continue;
-    }
-    for (size_t i = 0; i < kPanel / 2; i += 8) {
-      const uint8x8_t codes = vld1_u8(packed + i);
-      StoreEight(vmovl_s8(vqtbl1_s8(table, vand_u8(codes, vdup_n_u8(15)))), out + i);
-      StoreEight(vmovl_s8(vqtbl1_s8(table, vshr_n_u8(codes, 4))), out + kPanel / 2 + i);
-    }
-  }
-  return blocks * bytes;
-}
-
-// Four sums of one group of one row: added to the row's results, or kept for the next chunk.
-template <typename Dot>
-FP4DIT_ALWAYS_INLINE void EndFour(const DotRows<Dot>& rows, size_t row, size_t channel,
-                                  float32x4_t total) {
-  float* const sum = rows.sum + row * Dot::kPanel + channel;
-  vst1q_f32(sum, vfmaq_f32(vld1q_f32(sum), vld1q_f32(rows.group_scale + channel), total));
-}
-
-template <typename Dot>
-FP4DIT_ALWAYS_INLINE void EndFour(const DotRows<Dot>& rows, size_t row, size_t channel,
-                                  int32x4_t total) {
-  EndFour(rows, row, channel, vcvtq_f32_s32(total));
-}
-
-// y = fma(scale, sum, bias).
-template <size_t kPanel>
-void FinishRows(const LinearTile& tile, const float* sum) {
-  for (size_t r = 0; r < tile.rows; ++r, sum += kPanel) {
-    const float32x4_t scale = vdupq_n_f32(tile.scale[r * tile.scale_stride]);
-    float* const target = tile.y + r * tile.y_stride;
-    float rest[kPanel];
-    float* const y = tile.columns == kPanel ? target : rest;
-    for (size_t n = 0; n < kPanel; n += kLanes) {
-      vst1q_f32(y + n, vfmaq_f32(vld1q_f32(tile.bias + n), scale, vld1q_f32(sum + n)));
-    }
-    if (y == rest) std::memcpy(target, rest, tile.columns * sizeof(float));
-  }
-}
-
-// `rounds` times twelve independent steps of an instruction: more than its latency times the units
-// that there are. The sums are factors too, or the compiler would see that nothing changes.
-template <typename Total, typename Step>
-double RepeatStep(size_t rounds, double products, const Total& zero, const Step& step) {
-  constexpr size_t kTotals = 12;
-  Total total[kTotals];
-  Unroll<kTotals>([](size_t i, Total(&t)[kTotals], const Total& z) { t[i] = z; }, total, zero);
-  for (size_t round = 0; round < rounds; ++round) {
-    Unroll<kTotals>([](size_t i, Total(&t)[kTotals], const Step& f) { t[i] = f(t[i]); }, total,
-                    step);
-  }
-  for (const Total& t : total) FP4DIT_KEEP("w", const_cast<Total&>(t));
-  return static_cast<double>(rounds) * static_cast<double>(kTotals) * products;
-}
-
-// A dot whose inner loop multiplies vectors of weights, four channels each, by the kUnit
-// activations of one row, broadcast. A `Multiply` is the instruction:
-//   Act, Total, Weight, Factor   an activation; a vector of sums, of weights, of activations
-//   kUnit                        inputs that it sums a channel
-//   Decode<kPanel>               see linear_tile-inl.h
-//   Load(weights), Broadcast(q), Zero(), Step(total, weight, factor), AsWeight(total)
-template <typename Multiply, size_t kPanel_, size_t kRows_>
-struct BroadcastDot {
-  using Act = typename Multiply::Act;
-  using Operand = Act;
-  using Total = typename Multiply::Total;
-  using Accumulator = typename Multiply::Accumulator;
-  static constexpr size_t kPanel = kPanel_;
-  static constexpr size_t kRows = kRows_;
-  static constexpr size_t kUnit = Multiply::kUnit;
-  static constexpr size_t kStep = kUnit;
-  static constexpr size_t kChunk = 64 * kUnit;
-  static constexpr Reach kReach = {1, 0};
-  static constexpr bool kSums = false;
-  static constexpr size_t kVectors = kPanel / kLanes;
-
-  static size_t Decode(const LinearTile& tile, const uint8_t* packed, size_t blocks, Operand* out) {
-    return Multiply::template Decode<kPanel>(tile, packed, blocks, out);
+  static Int Bytes(uint8_t b) { return vdupq_n_s8(static_cast<int8_t>(b)); }
+  static Int Table(const int8_t* table) { return Load(table); }
+  static Int Lookup(Int table, Int indices) {
+    return vqtbl1q_s8(table, vreinterpretq_u8_s8(indices));
   }
 
-  // The totals of R rows live in registers: only unrolled loops may index them.
-  template <size_t R>
-  using Totals = Total[R][kVectors];
-  using RowsOf = const DotRows<BroadcastDot>;
+  static Float LoadFloats(const float* p) { return vld1q_f32(p); }
+  static void StoreFloats(float* p, Float v) { vst1q_f32(p, v); }
+  static Float Splat(float v) { return vdupq_n_f32(v); }
+  static Float Fma(Float a, Float b, Float c) { return vfmaq_f32(c, a, b); }
+  static Float Add(Float a, Float b) { return vaddq_f32(a, b); }
+  static Float Sub(Float a, Float b) { return vsubq_f32(a, b); }
+  static Float Mul(Float a, Float b) { return vmulq_f32(a, b); }
+  static Float Max(Float a, Float b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }  // b of NaN
 
-  template <size_t R>
-  static FP4DIT_ALWAYS_INLINE void Begin(RowsOf& rows, Totals<R>& total) {
-    Unroll<R * kVectors>(
-        [](size_t i, Totals<R>& t, RowsOf& all) {
-          const size_t at = i / kVectors * kPanel + i % kVectors * kLanes;
-          t[i / kVectors][i % kVectors] =
-              all.first ? Multiply::Zero() : Multiply::LoadTotal(all.accumulator + at);
-        },
-        total, rows);
+  static int32x4_t Ints(Int v) { return vreinterpretq_s32_s8(v); }
+  static Int Lanes(int32x4_t v) { return vreinterpretq_s8_s32(v); }
+  static Int SplatInt(int32_t v) { return Lanes(vdupq_n_s32(v)); }
+  static Float AsFloats(Int v) { return vreinterpretq_f32_s8(v); }
+  static Int AsInts(Float v) { return vreinterpretq_s8_f32(v); }
+  static Int AddInts(Int a, Int b) { return Lanes(vaddq_s32(Ints(a), Ints(b))); }
+  static Int MaxInts(Int a, Int b) { return Lanes(vmaxq_s32(Ints(a), Ints(b))); }
+  static Int ShiftLeft23(Int v) { return Lanes(vshlq_n_s32(Ints(v), 23)); }
+
+  static Float ZeroIfBelow(Float v, Float x, Float limit) {
+    return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(v), vcltq_f32(x, limit)));
   }
-
-  template <size_t R>
-  static FP4DIT_ALWAYS_INLINE void Step(const Act* q, size_t stride, const Operand* weight,
-                                        Totals<R>& total) {
-    typename Multiply::Weight w[kVectors];
-    Unroll<kVectors>(
-        [](size_t v, typename Multiply::Weight(&to)[kVectors], const Operand* from) {
-          to[v] = Multiply::Load(from + v * kLanes * kUnit);
-          FP4DIT_KEEP("w", to[v]);
-        },
-        w, weight);
-    Unroll<R>(
-        [](size_t r, Totals<R>& t, typename Multiply::Weight(&weights)[kVectors], const Act* acts,
-           size_t distance) {
-          const typename Multiply::Factor factor = Multiply::Broadcast(acts + r * distance);
-          Unroll<kVectors>(
-              [](size_t v, Total(&row)[kVectors], typename Multiply::Weight(&all)[kVectors],
-                 const typename Multiply::Factor& f) {
-                row[v] = Multiply::Step(row[v], all[v], f);
-              },
-              t[r], weights, factor);
-        },
-        total, w, q, stride);
+  static Float LoadFirst(const float* x, size_t count) {
+    float first[kLanes] = {};
+    std::memcpy(first, x, (count < kLanes ? count : kLanes) * sizeof(float));
+    return vld1q_f32(first);
   }
-
-  template <size_t R>
-  static FP4DIT_ALWAYS_INLINE void End(RowsOf& rows, Totals<R>& total) {
-    Unroll<R * kVectors>(
-        [](size_t i, Totals<R>& t, RowsOf& all) {
-          const size_t r = i / kVectors;
-          const size_t channel = i % kVectors * kLanes;
-          const Total& done = t[r][i % kVectors];
-          if (all.last) {
-            EndFour(all, r, channel, done);
-          } else {
-            Multiply::StoreTotal(all.accumulator + r * kPanel + channel, done);
-          }
-        },
-        total, rows);
+  static int16x4_t Shorts(Float v) { return vmovn_s32(vcvtq_s32_f32(v)); }
+  static void StoreIntegers(Float v, Float, int16_t* q) { vst1_s16(q, Shorts(v)); }
+  static void StoreIntegers(Float v, Float, int8_t* q) {
+    const int8x8_t bytes = vmovn_s16(vcombine_s16(Shorts(v), Shorts(v)));
+    const int32_t word = vget_lane_s32(vreinterpret_s32_s8(bytes), 0);
+    std::memcpy(q, &word, sizeof(word));
   }
-
-  template <size_t R>
-  static void Rows(RowsOf& rows) {
-    Totals<R> total;
-    Begin<R>(rows, total);
-    const Operand* weight = rows.operand;
-    const Act* q = rows.q;
-    for (size_t b = 0; b < rows.blocks; ++b, weight += kPanel * kUnit, q += kUnit) {
-      Step<R>(q, rows.q_stride, weight, total);
-    }
-    End<R>(rows, total);
-  }
-
-  static void Finish(const LinearTile& tile, const float* sum) { FinishRows<kPanel>(tile, sum); }
-
-  static double Peak(size_t rounds) {
-    const Act ones[kUnit] = {1};
-    const typename Multiply::Factor one = Multiply::Broadcast(ones);
-    return RepeatStep(rounds, double{kLanes * kUnit}, Multiply::Zero(),
-                      [one](Total t) { return Multiply::Step(t, Multiply::AsWeight(t), one); });
+  static void StoreIntegers(Float v, Float t, float* q) {
+    vst1q_f32(q, vbslq_f32(vdupq_n_u32(0x80000000u), t, v));
   }
 };
 
-// Sums of integers, in memory and at their start.
+// Eight weights as shorts or floats, see DecodeWide.
+template <typename Operand>
+struct EightOf {
+  using Bytes = Neon;
+  static constexpr size_t kCount = 8;
+
+  static int8x16_t Load(const uint8_t* p) {
+    return vcombine_s8(vreinterpret_s8_u8(vld1_u8(p)), vdup_n_s8(0));
+  }
+  static void Store(Operand* out, int8x16_t bytes) {
+    StoreShorts(out, vmovl_s8(vget_low_s8(bytes)));
+  }
+  static void StoreWide(Operand* out, const uint8_t* p, WeightStorage storage) {
+    const uint16x8_t wide = vreinterpretq_u16_u8(vld1q_u8(p));
+    if constexpr (sizeof(Operand) == sizeof(float)) {
+      if (storage == kBfloats) {
+        vst1q_f32(out, vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(wide), 16)));
+        vst1q_f32(out + 4, vreinterpretq_f32_u32(vshll_n_u16(vget_high_u16(wide), 16)));
+        return;
+      }
+    }
+    StoreShorts(out, vreinterpretq_s16_u16(wide));
+  }
+
+ private:
+  static void StoreShorts(Operand* out, int16x8_t v) {
+    if constexpr (sizeof(Operand) == sizeof(int16_t)) {
+      vst1q_s16(out, v);
+    } else {
+      vst1q_f32(out, vcvtq_f32_s32(vmovl_s16(vget_low_s16(v))));
+      vst1q_f32(out + 4, vcvtq_f32_s32(vmovl_s16(vget_high_s16(v))));
+    }
+  }
+};
+
+// Sums of integers, see BroadcastDot.
 struct IntTotals {
+  using Registers = Neon;
   using Total = int32x4_t;
   using Accumulator = int32_t;
+  static constexpr Reach kReach = {1, 0};
+  static constexpr bool kSums = false;
+
   static Total Zero() { return vdupq_n_s32(0); }
   static Total LoadTotal(const int32_t* p) { return vld1q_s32(p); }
   static void StoreTotal(int32_t* p, Total v) { vst1q_s32(p, v); }
+  static float32x4_t ToFloat(Total total) { return vcvtq_f32_s32(total); }
 };
 
 }  // namespace

@@ -18,18 +18,17 @@ struct ByteMultiply : IntTotals {
   using Factor = int8x16_t;
   static constexpr size_t kUnit = 4;
 
-  template <size_t kPanel>
+  template <size_t kBlock>
   static size_t Decode(const LinearTile& tile, const uint8_t* packed, size_t blocks, int8_t* out) {
-    return DecodeToBytes<kPanel * kUnit>(tile, packed, blocks, out);
+    return DecodeToBytes<Neon, kBlock>(tile, packed, blocks, Neon::Table(tile.table), 0, out);
   }
-  static Weight Load(const int8_t* p) { return vld1q_s8(p); }
+  static Weight Load(const int8_t* p) { return Neon::Kept(vld1q_s8(p)); }
   static Factor Broadcast(const int8_t* q) {
     int32_t word;
     std::memcpy(&word, q, sizeof(word));
     return vreinterpretq_s8_s32(vdupq_n_s32(word));
   }
   static Total Step(Total t, Weight w, Factor a) { return vdotq_s32(t, w, a); }
-  static Weight AsWeight(Total t) { return vreinterpretq_s8_s32(t); }
 };
 
 }  // namespace

@@ -32,7 +32,8 @@ struct MatrixDot {
   using RowsOf = const DotRows<MatrixDot>;
 
   static size_t Decode(const LinearTile& tile, const uint8_t* packed, size_t blocks, int8_t* out) {
-    return DecodeToBytes<kPanel * kUnit>(tile, packed, blocks, out);
+    return DecodeToBytes<Neon, kPanel * kUnit>(tile, packed, blocks, Neon::Table(tile.table), 0,
+                                               out);
   }
 
   // The second row of a pair; the last of an odd number is its own partner.
@@ -69,8 +70,7 @@ struct MatrixDot {
         acts, q, stride);
     Unroll<kPairs>(
         [](size_t v, Totals<R>& t, Acts& all, const int8_t* from) {
-          int8x16_t w = vld1q_s8(from + 16 * v);
-          FP4DIT_KEEP("w", w);
+          const int8x16_t w = Neon::Kept(vld1q_s8(from + 16 * v));
           Unroll<(R + 1) / 2>(
               [](size_t pair, Totals<R>& sums, Acts& factors, const int8x16_t& f,
                  const size_t& at) {
@@ -84,7 +84,7 @@ struct MatrixDot {
   static FP4DIT_ALWAYS_INLINE void EndRow(RowsOf& rows, size_t row, size_t channel,
                                           int32x4_t total) {
     if (rows.last) {
-      EndFour(rows, row, channel, total);
+      FoldSum<Neon>(rows, row * kPanel + channel, vcvtq_f32_s32(total));
     } else {
       vst1q_s32(rows.accumulator + row * kPanel + channel, total);
     }
@@ -119,13 +119,19 @@ struct MatrixDot {
     End<R>(rows, total);
   }
 
-  static void Finish(const LinearTile& tile, const float* sum) { FinishRows<kPanel>(tile, sum); }
-
-  static double Peak(size_t rounds) {
-    const int8x16_t one = vdupq_n_s8(1);
-    return RepeatStep(rounds, 32.0, vdupq_n_s32(0),
-                      [one](int32x4_t t) { return vmmlaq_s32(t, vreinterpretq_s8_s32(t), one); });
+  static void Finish(const LinearTile& tile, const float* sum) {
+    FinishRows<Neon, kPanel>(tile, sum);
   }
+
+  struct Multiply : IntTotals {
+    using Act = int8_t;
+    using Weight = int8x16_t;
+    using Factor = int8x16_t;
+    static Weight Load(const int8_t* p) { return vld1q_s8(p); }
+    static Factor Broadcast(const int8_t* q) { return vld1q_s8(q); }
+    static Total Step(Total t, Weight w, Factor a) { return vmmlaq_s32(t, a, w); }
+  };
+  static double Peak(size_t rounds) { return RepeatStep<Multiply>(rounds, 32.0); }
 };
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Quantizing a row in vector registers; included by files of x86 kernels only. See
-// linear_tile-inl.h on the anonymous namespace.
+// Quantizing a row in vector registers, see broadcast_dot-inl.h; included by files of kernels only.
+// See linear_tile-inl.h on the anonymous namespace.
 
 #ifndef FP4DIT_KERNELS_QUANTIZE_ROW_INL_H_
 #define FP4DIT_KERNELS_QUANTIZE_ROW_INL_H_
@@ -9,7 +9,6 @@
 #include <cstring>
 
 #include "kernels/kernels.h"
-#include "kernels/vector256-inl.h"
 
 namespace fp4dit {
 namespace {

@@ -1,6 +1,6 @@
-// Softmax of a row of scores in vector registers; included by files of x86 kernels only. See
-// linear_tile-inl.h on the anonymous namespace, numerics.exp and numerics.attention on the
-// definition.
+// Softmax of a row of scores in vector registers, see broadcast_dot-inl.h; included by files of
+// kernels only. See linear_tile-inl.h on the anonymous namespace, numerics.exp and
+// numerics.attention on the definition.
 
 #ifndef FP4DIT_KERNELS_SOFTMAX_INL_H_
 #define FP4DIT_KERNELS_SOFTMAX_INL_H_
@@ -10,7 +10,6 @@
 #include <cstdint>
 
 #include "kernels/kernels.h"
-#include "kernels/vector256-inl.h"
 
 namespace fp4dit {
 namespace {
