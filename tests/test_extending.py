@@ -56,12 +56,12 @@ def test_a_format_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     copy = Path(shutil.copytree(ROOT / "custom_ops", tmp_path / "custom_ops"))
     monkeypatch.setattr(generate_formats, "FORMATS", module.FORMATS)
-    monkeypatch.setattr(generate_formats, "TARGET", copy / "formats.inc")
+    monkeypatch.setattr(generate_formats, "TARGET", copy / "core" / "formats.inc")
     assert generate_formats.main(["--check"]) == 1
     assert generate_formats.main([]) == 0
-    generated = (copy / "formats.inc").read_text(encoding="utf-8")
+    generated = (copy / "core" / "formats.inc").read_text(encoding="utf-8")
     assert f"FP4DIT_FORMAT({name}, 5, 8, 2, 16, 0.0f" in generated
-    compile_only(copy / "formats.cc", f"-I{copy}")
+    compile_only(copy / "core" / "formats.cc", f"-I{copy}")
 
 
 def test_the_table_of_a_kernel_compiles(tmp_path: Path) -> None:
@@ -84,8 +84,8 @@ def test_the_table_of_a_kernel_compiles(tmp_path: Path) -> None:
         ("adding-a-pass.md", "passes/pipeline.py", "quantize_passes"),
         ("adding-a-pass.md", "tests/conftest.py", "bench"),
         ("adding-a-kernel.md", "custom_ops/CMakeLists.txt", "fp4dit_isa"),
-        ("adding-a-kernel.md", "custom_ops/kernels/kernels.inc", "FP4DIT_ISA"),
-        ("adding-a-kernel.md", "custom_ops/kernels/kernels.h", "PanelLayout"),
+        ("adding-a-kernel.md", "custom_ops/cpu/kernels/kernels.inc", "FP4DIT_ISA"),
+        ("adding-a-kernel.md", "custom_ops/cpu/kernels/kernels.h", "PanelLayout"),
         ("adding-a-kernel.md", "custom_ops/tests/main.cc", "--random"),
     ],
 )

@@ -25,10 +25,10 @@ def test_generated_files_are_up_to_date(tool: str) -> None:
 @pytest.mark.parametrize("spoiled", ["", "// another text\n"])
 def test_the_check_can_fail(tmp_path: Path, spoiled: str) -> None:
     (tmp_path / "tools").mkdir()
-    (tmp_path / "custom_ops").mkdir()
+    (tmp_path / "custom_ops" / "core").mkdir(parents=True)
     tool = tmp_path / "tools" / "generate_formats.py"
     tool.write_text((TOOLS / "generate_formats.py").read_text(encoding="utf-8"), encoding="utf-8")
-    target = tmp_path / "custom_ops" / "formats.inc"
+    target = tmp_path / "custom_ops" / "core" / "formats.inc"
     assert check(tool).returncode == 1  # there is none
     target.write_text(spoiled, encoding="utf-8")
     result = check(tool)

@@ -6,8 +6,8 @@
 #include <random>
 #include <string>
 
+#include "core/formats.h"
 #include "fake_ort.h"
-#include "formats.h"
 #include "sample_node.h"
 
 namespace fp4dit {
@@ -15,8 +15,11 @@ namespace {
 
 using test::Sample;
 
-constexpr const char* kOps[] = {"FpQuantize", "FpQuantizeInt16", "FpQuantizeFloat", "FpDequantize",
-                                "FpUnpack",   "FpLinear",        "FpAttention"};
+constexpr const char* kOps[] = {
+#define FP4DIT_OP(name) #name,
+#include "ops/ops.inc"
+#undef FP4DIT_OP
+};
 constexpr int64_t kOddNumbers[] = {
     INT64_MIN,        -1,       0, 1, 2, 3, 4, 8, 127, 128, 4096, INT32_MAX, int64_t{1} << 32,
     int64_t{1} << 61, INT64_MAX};

@@ -4,10 +4,10 @@
 #include <cmath>
 #include <cstring>
 
-#include "counters.h"
+#include "core/counters.h"
+#include "core/parallel.h"
+#include "cpu/packing/packed_weights.h"
 #include "ops/fp_quantize.h"
-#include "packed_weights.h"
-#include "parallel.h"
 
 namespace fp4dit {
 namespace {
@@ -372,7 +372,7 @@ OrtStatus* FpAttention::Compute(OrtKernelContext* context) const {
   call.y = static_cast<float*>(y);
   const size_t heads = call.batch * call.heads;
   if (heads == 0 || call.queries == 0) return nullptr;
-  Count(kCountAttention, type_, scores_.isa);
+  Count(kCountFpAttention, type_, scores_.isa);
   Packed packed = Layout(call);
   KeptBuffer buffer(packed.head * heads);
   packed.data = buffer.data();
@@ -390,5 +390,7 @@ OrtStatus* FpAttention::Compute(OrtKernelContext* context) const {
 void FpAttention::InferShapes(const ShapeInference& inference) {
   inference.SetOutput(0, ort::kFloat, inference.Input(kQ));
 }
+
+FP4DIT_DEFINE_OP(FpAttention)
 
 }  // namespace fp4dit

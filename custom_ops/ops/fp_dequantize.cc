@@ -1,9 +1,9 @@
 #include "ops/fp_dequantize.h"
 
-#include "counters.h"
-#include "packed_weights.h"
-#include "parallel.h"
-#include "tensor.h"
+#include "core/counters.h"
+#include "core/parallel.h"
+#include "core/tensor.h"
+#include "cpu/packing/packed_weights.h"
 
 namespace fp4dit {
 namespace {
@@ -59,7 +59,7 @@ OrtStatus* FpDequantize::Compute(OrtKernelContext* context) const {
   void* y = nullptr;
   FP4DIT_RETURN_IF_ERROR(MakeOutput(node_, context, 0, q.dims, q.rank, &y));
   if (q.count == 0) return nullptr;
-  Count(kCountDequantize, type, kernels_[type].isa);
+  Count(kCountFpDequantize, type, kernels_[type].isa);
   const size_t size = TypeSize(q.type);
   const auto rows = [&](size_t begin, size_t end) {
     for (size_t r = begin; r < end; ++r) {
@@ -77,5 +77,7 @@ OrtStatus* FpDequantize::Compute(OrtKernelContext* context) const {
 void FpDequantize::InferShapes(const ShapeInference& inference) {
   inference.SetOutput(0, ort::kFloat, inference.Input(0));
 }
+
+FP4DIT_DEFINE_OP(FpDequantize)
 
 }  // namespace fp4dit

@@ -3,9 +3,9 @@
 #ifndef FP4DIT_OPS_FP_DEQUANTIZE_H_
 #define FP4DIT_OPS_FP_DEQUANTIZE_H_
 
-#include "custom_op.h"
-#include "kernels/registry.h"
-#include "node.h"
+#include "abi/custom_op.h"
+#include "core/node.h"
+#include "cpu/kernels/registry.h"
 
 namespace fp4dit {
 

@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cmath>
 
-#include "counters.h"
+#include "core/counters.h"
+#include "core/page_out.h"
+#include "core/parallel.h"
 #include "ops/fp_quantize.h"
 #include "ops/fp_unpack.h"
-#include "page_out.h"
-#include "parallel.h"
 
 namespace fp4dit {
 namespace {
@@ -198,7 +198,7 @@ OrtStatus* FpLinear::Compute(OrtKernelContext* context) const {
   FP4DIT_RETURN_IF_ERROR(MakeOutput(node_, context, 0, dims, call.q.rank, &y));
   call.y = static_cast<float*>(y);
   if (call.q.Rows() == 0 || call.n == 0) return nullptr;
-  Count(kCountLinear, kind_, chosen_.isa);
+  Count(kCountFpLinear, kind_, chosen_.isa);
   return Run(context, call);
 }
 
@@ -275,5 +275,7 @@ void FpLinear::InferShapes(const ShapeInference& inference) {
   shape.symbols[shape.rank - 1] = codes.symbols[0];
   inference.SetOutput(0, ort::kFloat, shape);
 }
+
+FP4DIT_DEFINE_OP(FpLinear)
 
 }  // namespace fp4dit

@@ -3,11 +3,11 @@
 #ifndef FP4DIT_OPS_FP_LINEAR_H_
 #define FP4DIT_OPS_FP_LINEAR_H_
 
-#include "custom_op.h"
-#include "kernels/registry.h"
-#include "node.h"
-#include "packed_weights.h"
-#include "tensor.h"
+#include "abi/custom_op.h"
+#include "core/node.h"
+#include "core/tensor.h"
+#include "cpu/kernels/registry.h"
+#include "cpu/packing/packed_weights.h"
 
 namespace fp4dit {
 

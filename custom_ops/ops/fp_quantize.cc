@@ -1,7 +1,7 @@
 #include "ops/fp_quantize.h"
 
-#include "counters.h"
-#include "parallel.h"
+#include "core/counters.h"
+#include "core/parallel.h"
 
 namespace fp4dit {
 namespace {
@@ -69,7 +69,7 @@ OrtStatus* FpQuantizeBase::Compute(OrtKernelContext* context) const {
   for (size_t i = 0; i < x.rank; ++i) dims[i] = i + 1 < x.rank ? x.dims[i] : 1;
   FP4DIT_RETURN_IF_ERROR(MakeOutput(node_, context, 1, dims, x.rank, &scale));
   if (x.count == 0) return nullptr;
-  Count(kCountQuantize, type_, kernel_.isa);
+  Count(kCountFpQuantize, type_, kernel_.isa);
   const size_t row_bytes = k * TypeSize(ElementTypeOf(type_));
   const auto rows = [&](size_t begin, size_t end) {
     for (size_t r = begin; r < end; ++r) {
@@ -88,5 +88,9 @@ void InferQuantizeShapes(const ShapeInference& inference, ort::ElementType type)
   shape.symbols[shape.rank - 1] = "";
   inference.SetOutput(1, ort::kFloat, shape);
 }
+
+FP4DIT_DEFINE_OP(FpQuantize)
+FP4DIT_DEFINE_OP(FpQuantizeInt16)
+FP4DIT_DEFINE_OP(FpQuantizeFloat)
 
 }  // namespace fp4dit

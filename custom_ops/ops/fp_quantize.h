@@ -3,10 +3,10 @@
 #ifndef FP4DIT_OPS_FP_QUANTIZE_H_
 #define FP4DIT_OPS_FP_QUANTIZE_H_
 
-#include "custom_op.h"
-#include "kernels/registry.h"
-#include "node.h"
-#include "tensor.h"
+#include "abi/custom_op.h"
+#include "core/node.h"
+#include "core/tensor.h"
+#include "cpu/kernels/registry.h"
 
 namespace fp4dit {
 

@@ -1,9 +1,9 @@
 #include "ops/fp_unpack.h"
 
-#include "counters.h"
-#include "kernels/registry.h"
-#include "packed_weights.h"
-#include "parallel.h"
+#include "core/counters.h"
+#include "core/parallel.h"
+#include "cpu/kernels/registry.h"
+#include "cpu/packing/packed_weights.h"
 
 namespace fp4dit {
 namespace {
@@ -65,7 +65,7 @@ OrtStatus* FpUnpack::Compute(OrtKernelContext* context) const {
   if (codes.count == 0) return nullptr;
   size_t isa_count = 0;
   AllIsas(&isa_count);
-  Count(kCountUnpack, kFloatType, isa_count - 1);
+  Count(kCountFpUnpack, kFloatType, isa_count - 1);
   const size_t bytes = RowBytes(*format_, k_);
   const auto rows = [&](size_t begin, size_t end) {
     for (size_t r = begin; r < end; ++r) {
@@ -83,5 +83,7 @@ void FpUnpack::InferShapes(const ShapeInference& inference) {
   shape.symbols[1] = "";
   inference.SetOutput(0, ort::kFloat, shape);
 }
+
+FP4DIT_DEFINE_OP(FpUnpack)
 
 }  // namespace fp4dit

@@ -3,9 +3,9 @@
 #ifndef FP4DIT_OPS_FP_UNPACK_H_
 #define FP4DIT_OPS_FP_UNPACK_H_
 
-#include "custom_op.h"
-#include "node.h"
-#include "tensor.h"
+#include "abi/custom_op.h"
+#include "core/node.h"
+#include "core/tensor.h"
 
 namespace fp4dit {
 

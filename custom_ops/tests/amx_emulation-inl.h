@@ -1,5 +1,5 @@
 // The tile registers of AMX in plain C++, as Intel's architecture manual has them: what would be a
-// fault there ends the test here. Included by kernels/amx_tiles-inl.h.
+// fault there ends the test here. Included by cpu/kernels/amx_tiles-inl.h.
 
 #ifndef FP4DIT_TESTS_AMX_EMULATION_INL_H_
 #define FP4DIT_TESTS_AMX_EMULATION_INL_H_

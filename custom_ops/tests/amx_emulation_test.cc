@@ -7,7 +7,7 @@
 #include <cstdint>
 
 #include "check.h"
-#include "kernels/amx_tiles-inl.h"
+#include "cpu/kernels/amx_tiles-inl.h"
 
 namespace fp4dit::test {
 namespace {

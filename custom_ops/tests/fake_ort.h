@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "ort_abi.h"
+#include "abi/ort_abi.h"
 
 namespace fp4dit::fake {
 

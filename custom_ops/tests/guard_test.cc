@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "check.h"
+#include "cpu/kernels/registry.h"
 #include "guarded_memory.h"
-#include "kernels/registry.h"
 #include "linear_sample.h"
 
 namespace fp4dit::test {

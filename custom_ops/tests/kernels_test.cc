@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "check.h"
-#include "formats.h"
-#include "kernels/registry.h"
+#include "core/formats.h"
+#include "cpu/kernels/registry.h"
+#include "cpu/packing/packed_weights.h"
 #include "linear_sample.h"
-#include "packed_weights.h"
 
 namespace fp4dit::test {
 namespace {

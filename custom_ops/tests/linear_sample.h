@@ -10,8 +10,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "formats.h"
-#include "packed_weights.h"
+#include "core/formats.h"
+#include "cpu/packing/packed_weights.h"
 
 namespace fp4dit::test {
 

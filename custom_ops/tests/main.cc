@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "check.h"
-#include "kernels/registry.h"
+#include "cpu/kernels/registry.h"
 
 namespace fp4dit::test {
 namespace {

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <limits>
 
-#include "ort_session_abi.h"
+#include "abi/ort_session_abi.h"
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "arrays are read and written as they lie in memory, which must be little-endian"

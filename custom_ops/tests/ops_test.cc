@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "check.h"
-#include "counters.h"
+#include "core/counters.h"
+#include "core/formats.h"
 #include "fake_ort.h"
-#include "formats.h"
 #include "sample_node.h"
 
 namespace fp4dit::test {
@@ -227,7 +227,7 @@ void TestRegistration() {
   fake::PretendToBeOld(false);
   ops = fake::RegisterAll(&error);
   CHECK(error.empty(), "%s", error.c_str());
-  CHECK(ops.size() == 7, "%zu ops", ops.size());
+  CHECK(ops.size() == kCountedOps, "%zu ops", ops.size());
   CHECK(fake::RegisterAll(&error) == ops, "a second registration finds the first one's ops");
   for (const auto& [name, op] : ops) {
     CHECK(op->version == 17 && op->GetStartVersion(op) == 1, "%s", name.c_str());
@@ -239,7 +239,7 @@ void TestRegistration() {
 
 void TestOps() {
   TestRegistration();
-  if (ops.size() != 7) return;
+  if (ops.size() != kCountedOps) return;
   TestLinearAttributes();
   TestAttention();
   TestLinearInputs();

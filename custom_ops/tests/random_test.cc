@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "check.h"
+#include "core/formats.h"
+#include "cpu/kernels/registry.h"
 #include "fake_ort.h"
-#include "formats.h"
-#include "kernels/registry.h"
 #include "linear_sample.h"
 #include "sample_node.h"
 

@@ -18,8 +18,8 @@
 #include <string>
 #include <vector>
 
+#include "abi/ort_session_abi.h"
 #include "npy.h"
-#include "ort_session_abi.h"
 
 namespace fp4dit::test {
 namespace {

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "core/formats.h"
 #include "fake_ort.h"
-#include "formats.h"
 
 namespace fp4dit::test {
 

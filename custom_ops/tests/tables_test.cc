@@ -4,10 +4,10 @@
 #include <string>
 
 #include "check.h"
-#include "counters.h"
-#include "formats.h"
-#include "kernels/registry.h"
-#include "packed_weights.h"
+#include "core/counters.h"
+#include "core/formats.h"
+#include "cpu/kernels/registry.h"
+#include "cpu/packing/packed_weights.h"
 
 namespace fp4dit::test {
 namespace {
@@ -90,7 +90,7 @@ void TestRegistry() {
   CHECK(std::strstr(wrong.error, "sparc") != nullptr, "%s", wrong.error);
   CHECK(std::strstr(wrong.error, SupportedIsas()) != nullptr, "%s", wrong.error);
   ResetCounters();
-  Count(kCountLinear, kDotInt16, count - 1);
+  Count(kCountFpLinear, kDotInt16, count - 1);
   char text[64];
   CHECK(WriteCounters(text, sizeof(text)) == std::strlen(text), "%s", text);
   CHECK(std::string(text) == "{\"FpLinear/int16/scalar\": 1}", "%s", text);

@@ -20,7 +20,7 @@
 #include <variant>
 #include <vector>
 
-#include "ort_session_abi.h"
+#include "abi/ort_session_abi.h"
 
 namespace example {
 

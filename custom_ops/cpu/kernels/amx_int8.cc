@@ -1,0 +1,401 @@
+// The integer kernels in AMX: tiles of 16 rows times 16 channels, 64 inputs an instruction.
+//
+// A group of one panel is decoded to int8 once and stays in the first-level cache, 64 inputs x 64
+// channels being 4 KiB, while all rows of the tile pass. Blocks of 2 x 2 tiles leave their int32
+// sums in memory; AVX-512 folds them into the float sums while the tiles of the next block
+// multiply.
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/kernels/amx_tiles-inl.h"
+#include "cpu/kernels/kernels.h"
+#include "cpu/kernels/x86-inl.h"
+
+namespace fp4dit {
+namespace {
+
+using Vector512 = Vector<512>;
+
+constexpr size_t kPanel = 64;
+constexpr size_t kUnit = 4;
+constexpr size_t kStep = kTileBytes;  // inputs of one tile; memory holds no more than whole units
+constexpr size_t kChunk = 256;        // inputs decoded at once
+constexpr size_t kBlockColumns = 2 * kTileWords;
+constexpr size_t kBlockSums = 2 * kTileRows * kBlockColumns;
+constexpr size_t kCacheLine = 64;
+
+// Activations of int8: a block is two tiles of rows.
+struct ByteTiles {
+  static constexpr size_t kRows = 2 * kTileRows;
+  static constexpr bool kTwoPlanes = false;
+
+  template <int kSums, int kWeight>
+  static FP4DIT_ALWAYS_INLINE void MultiplySecond() {
+    Tiles::MultiplySigned<kSums, kActTile + 1, kWeight>();
+  }
+  static __m512i Sum(const int32_t* sums) { return Vector512::Load(sums); }
+};
+
+// Activations of int16, as 256 * high + low: a block is one tile of rows, of both planes. The high
+// byte is signed, the low one is not, so any int16 will do.
+struct ShortTiles {
+  static constexpr size_t kRows = kTileRows;
+  static constexpr bool kTwoPlanes = true;
+
+  template <int kSums, int kWeight>
+  static FP4DIT_ALWAYS_INLINE void MultiplySecond() {
+    Tiles::MultiplyUnsigned<kSums, kActTile + 1, kWeight>();
+  }
+  static __m512i Sum(const int32_t* sums) {
+    const __m512i high = _mm512_slli_epi32(Vector512::Load(sums), 8);
+    return _mm512_add_epi32(high, Vector512::Load(sums + kTileRows * kBlockColumns));
+  }
+};
+
+// How both are staged, but that int16 become two planes of bytes a group.
+template <typename T>
+struct StagedRows {
+  using Act = T;
+  static constexpr size_t kStep = fp4dit::kStep;
+  static constexpr bool kSums = false;
+};
+
+// One row of a group, and zeros up to the padded size.
+template <typename T>
+void StagePlanes(const T* q, size_t size, uint8_t* high, uint8_t* low) {
+  for (size_t i = 0; i < size; ++i) {
+    high[i] = static_cast<uint8_t>(q[i] >> 8);
+    low[i] = static_cast<uint8_t>(q[i]);
+  }
+  const size_t rest = RoundUp(size, kStep) - size;
+  std::memset(high + size, 0, rest);
+  std::memset(low + size, 0, rest);
+}
+
+int32_t StageShorts(const Activations& a, void* staged) {
+  uint8_t* to = static_cast<uint8_t*>(staged);
+  for (size_t begin = 0; begin < a.k; begin += a.group_size) {
+    const size_t size = a.k - begin < a.group_size ? a.k - begin : a.group_size;
+    const size_t padded = RoundUp(size, kStep);
+    const size_t plane = a.rows * padded;
+    for (size_t r = 0; r < a.rows; ++r, to += padded) {
+      const size_t first = r * a.k + begin;
+      if (a.q_type == kInt8Type) {
+        StagePlanes(static_cast<const int8_t*>(a.q) + first, size, to, to + plane);
+      } else {
+        StagePlanes(static_cast<const int16_t*>(a.q) + first, size, to, to + plane);
+      }
+    }
+    to += plane;
+  }
+  return 0;
+}
+
+// Makes `count` inputs of the panel int8, with zeros up to whole steps, and advances `packed` over
+// them. The result is `decoded`, or the panel itself.
+const int8_t* Decode(const LinearTile& tile, size_t count, const uint8_t** packed,
+                     int8_t* decoded) {
+  const uint8_t* from = *packed;
+  const size_t blocks = RoundUp(count, kUnit) / kUnit;
+  if (tile.storage == kBytes && count % kStep == 0) {
+    *packed += count * kPanel;
+    return reinterpret_cast<const int8_t*>(from);
+  }
+  const __m512i table = Vector512::Table(tile.table);
+  *packed += DecodeToBytes<Vector512, kUnit * kPanel>(tile, from, blocks, table, 0, decoded);
+  const size_t done = blocks * kUnit;
+  std::memset(decoded + done * kPanel, 0, (RoundUp(count, kStep) - done) * kPanel);
+  return decoded;
+}
+
+// Sums of a block that are still to be folded into float sums.
+struct Fold {
+  const int32_t* sums;
+  const float* scale;  // of the channels
+  float* to;           // rows kPanel apart
+  size_t rows;
+};
+
+template <typename Dot>
+FP4DIT_ALWAYS_INLINE void FoldRows(Fold* fold, size_t most) {
+  const size_t rows = fold->rows < most ? fold->rows : most;
+  if (rows == 0) return;
+  const __m512 left = _mm512_loadu_ps(fold->scale);
+  const __m512 right = _mm512_loadu_ps(fold->scale + kTileWords);
+  const int32_t* sums = fold->sums;
+  float* to = fold->to;
+  for (size_t r = 0; r < rows; ++r, sums += kBlockColumns, to += kPanel) {
+    const __m512 first = _mm512_cvtepi32_ps(Dot::Sum(sums));
+    const __m512 second = _mm512_cvtepi32_ps(Dot::Sum(sums + kTileWords));
+    _mm512_store_ps(to, _mm512_fmadd_ps(left, first, _mm512_load_ps(to)));
+    float* const other = to + kTileWords;
+    _mm512_store_ps(other, _mm512_fmadd_ps(right, second, _mm512_load_ps(other)));
+  }
+  *fold = {sums, fold->scale, to, fold->rows - rows};
+}
+
+// Staged rows that will be read next.
+struct Ahead {
+  const uint8_t* at;
+  size_t lines;
+
+  // Half of the lines that a step of a block reads: two blocks of channels read the same.
+  FP4DIT_ALWAYS_INLINE void Prefetch() {
+    if (lines < kTileRows) return;
+    for (size_t i = 0; i < kTileRows; ++i, at += kCacheLine) {
+      _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0);
+    }
+    lines -= kTileRows;
+  }
+};
+
+// Some inputs of a group, for all rows.
+struct Chunk {
+  const uint8_t* act;    // staged, of the first row
+  size_t padded;         // bytes from row to row
+  const int8_t* weight;  // of the panel
+  size_t steps;
+  const float* scale;  // the group's, of the panel's channels
+  bool first, last;    // of its group
+};
+
+// A chunk for a block of rows and kBlockColumns channels.
+struct Block {
+  const Chunk* chunk;
+  const uint8_t* act;  // the first tile of activations
+  size_t second;       // bytes from there to the second
+  const int8_t* weight;
+  int32_t* sums;  // [2][kTileRows][kBlockColumns]
+};
+
+template <bool kTwo>
+FP4DIT_ALWAYS_INLINE void BeginSums(const Block& block) {
+  constexpr size_t kStride = kBlockColumns * sizeof(int32_t);
+  int32_t* const second = block.sums + kTileRows * kBlockColumns;
+  if (block.chunk->first) {  // sums start anew
+    Tiles::Zero<0>();
+    Tiles::Zero<1>();
+    if constexpr (kTwo) Tiles::Zero<2>();
+    if constexpr (kTwo) Tiles::Zero<3>();
+  } else {
+    Tiles::Load<0>(block.sums, kStride);
+    Tiles::Load<1>(block.sums + kTileWords, kStride);
+    if constexpr (kTwo) Tiles::Load<2>(second, kStride);
+    if constexpr (kTwo) Tiles::Load<3>(second + kTileWords, kStride);
+  }
+}
+
+template <bool kTwo>
+FP4DIT_ALWAYS_INLINE void EndSums(const Block& block) {
+  constexpr size_t kStride = kBlockColumns * sizeof(int32_t);
+  int32_t* const second = block.sums + kTileRows * kBlockColumns;
+  Tiles::Store<0>(block.sums, kStride);
+  Tiles::Store<1>(block.sums + kTileWords, kStride);
+  if constexpr (kTwo) Tiles::Store<2>(second, kStride);
+  if constexpr (kTwo) Tiles::Store<3>(second + kTileWords, kStride);
+}
+
+// Multiplies `block`; between its steps, folds what the block before it left.
+template <typename Dot, bool kTwo>
+void MultiplyBlock(const Block& block, Fold* fold, Ahead* ahead) {
+  const size_t steps = block.chunk->steps;
+  const size_t stride = block.chunk->padded;
+  const size_t share = (fold->rows + steps - 1) / steps;
+  const uint8_t* act = block.act;
+  const int8_t* weight = block.weight;
+  BeginSums<kTwo>(block);
+  for (size_t s = 0; s < steps; ++s, act += kStep, weight += kStep * kPanel) {
+    Tiles::Load<kWeightTile>(weight, kPanel * kUnit);
+    Tiles::Load<kActTile>(act, stride);
+    Tiles::MultiplySigned<0, kActTile, kWeightTile>();
+    Tiles::Load<kWeightTile + 1>(weight + kTileBytes, kPanel * kUnit);
+    Tiles::MultiplySigned<1, kActTile, kWeightTile + 1>();
+    if constexpr (kTwo) {
+      Tiles::Load<kActTile + 1>(act + block.second, stride);
+      Dot::template MultiplySecond<2, kWeightTile>();
+      Dot::template MultiplySecond<3, kWeightTile + 1>();
+    }
+    ahead->Prefetch();
+    FoldRows<Dot>(fold, share);
+  }
+  EndSums<kTwo>(block);
+}
+
+// The rows of a tile from `row` on that one block multiplies. Where fewer are left than a block
+// has, it starts among rows that were multiplied before: the shape of tiles stays the same.
+struct RowBlock {
+  size_t start;
+  size_t skip;  // rows that were folded before
+  size_t rows;
+  bool two;  // tiles of rows
+};
+
+template <typename Dot>
+RowBlock BlockAt(size_t row, size_t rows) {
+  const size_t left = rows - row;
+  const bool two = !Dot::kTwoPlanes && left > kTileRows;
+  const size_t height = two ? 2 * kTileRows : kTileRows;
+  const size_t start = left >= height ? row : rows >= height ? rows - height : 0;
+  return {start, row - start, rows - start < height ? rows - start : height, two};
+}
+
+template <typename Dot>
+struct TileRun {
+  // Of int8, most blocks are of two tiles of rows, and the last one may be of one.
+  static constexpr size_t kMostBlocks = 2 * ((kMaxTileRows + Dot::kRows - 1) / Dot::kRows);
+
+  const LinearTile* tile;
+  Fold fold;
+  alignas(64) int8_t decoded[kChunk * kPanel];
+  alignas(64) int32_t sums[kMostBlocks * kBlockSums];
+  alignas(64) float sum[kMaxTileRows * kPanel];
+};
+
+// The last chunk's sums are left to fold.
+template <typename Dot>
+void RunChunk(TileRun<Dot>* run, const Chunk& chunk, Ahead* ahead) {
+  const size_t rows = run->tile->rows;
+  const size_t second = (Dot::kTwoPlanes ? rows : kTileRows) * chunk.padded;
+  // Sums that no later chunk adds to are folded before the next block's are stored.
+  const size_t next = chunk.first && chunk.last ? 0 : kBlockSums;
+  int32_t* sums = run->sums;
+  for (size_t row = 0; row < rows;) {
+    const RowBlock b = BlockAt<Dot>(row, rows);
+    for (size_t n = 0; n < kPanel; n += kBlockColumns, sums += next) {
+      const Block block = {&chunk, chunk.act + b.start * chunk.padded, second,
+                           chunk.weight + n * kUnit, sums};
+      if (b.two || Dot::kTwoPlanes) {
+        MultiplyBlock<Dot, true>(block, &run->fold, ahead);
+      } else {
+        MultiplyBlock<Dot, false>(block, &run->fold, ahead);
+      }
+      if (!chunk.last) continue;
+      run->fold = {sums + b.skip * kBlockColumns, chunk.scale + n, run->sum + row * kPanel + n,
+                   b.rows - b.skip};
+    }
+    row = b.start + b.rows;
+  }
+}
+
+template <typename Dot>
+TileConfig ConfigFor(size_t rows) {
+  const size_t first = rows < kTileRows ? rows : kTileRows;
+  if (Dot::kTwoPlanes) return MakeTileConfig(first, first);
+  return MakeTileConfig(first, rows >= 2 * kTileRows ? kTileRows : rows - first);
+}
+
+template <typename Dot>
+void RunTiles(const LinearTile& tile) {
+  TileRun<Dot> run;
+  run.tile = &tile;
+  run.fold = {};
+  std::memset(run.sum, 0, tile.rows * kPanel * sizeof(float));
+  const uint8_t* packed = tile.panel;
+  const uint8_t* staged = static_cast<const uint8_t*>(tile.staged);
+  const float* scale = tile.group_scale;
+  Tiles::Configure(ConfigFor<Dot>(tile.rows));
+  for (size_t begin = 0; begin < tile.k; begin += tile.group_size, scale += kPanel) {
+    const bool final = tile.k - begin <= tile.group_size;
+    const size_t size = final ? tile.k - begin : tile.group_size;
+    const size_t padded = RoundUp(size, kStep);
+    const size_t bytes = tile.rows * padded * (Dot::kTwoPlanes ? 2 : 1);
+    // After the last group comes the first one, of the next panel.
+    const uint8_t* next = final ? static_cast<const uint8_t*>(tile.staged) : staged + bytes;
+    Ahead ahead = {next, tile.rows > kTileRows ? bytes / kCacheLine : 0};
+    for (size_t done = 0; done < size; done += kChunk) {
+      const bool last = size - done <= kChunk;
+      const size_t count = last ? size - done : kChunk;
+      const int8_t* weight = Decode(tile, count, &packed, run.decoded);
+      const size_t steps = RoundUp(count, kStep) / kStep;
+      RunChunk<Dot>(&run, {staged + done, padded, weight, steps, scale, done == 0, last}, &ahead);
+    }
+    staged += bytes;
+  }
+  FoldRows<Dot>(&run.fold, run.fold.rows);
+  Tiles::Release();
+  FinishRows<Vector512, kPanel>(tile, run.sum);
+}
+
+// The products of one or two planes.
+template <typename Dot>
+double Peak(size_t rounds) {
+  alignas(64) uint8_t bytes[2 * kTileRows * kTileBytes];
+  FillWithNoise(bytes, sizeof(bytes));
+  Tiles::Configure(MakeTileConfig(kTileRows, kTileRows));
+  Tiles::Load<kActTile>(bytes, kTileBytes);
+  Tiles::Load<kActTile + 1>(bytes + kTileBytes, kTileBytes);
+  Tiles::Load<kWeightTile>(bytes + 2 * kTileBytes, kTileBytes);
+  Tiles::Load<kWeightTile + 1>(bytes + 3 * kTileBytes, kTileBytes);
+  for (size_t i = 0; i < rounds; ++i) {
+    Tiles::MultiplySigned<0, kActTile, kWeightTile>();
+    Tiles::MultiplySigned<1, kActTile, kWeightTile + 1>();
+    Dot::template MultiplySecond<2, kWeightTile>();
+    Dot::template MultiplySecond<3, kWeightTile + 1>();
+  }
+  Tiles::Release();
+  constexpr size_t kProducts = 4 * kTileRows * kTileWords * kStep;
+  return static_cast<double>(rounds) * (Dot::kTwoPlanes ? 0.5 : 1.0) * kProducts;
+}
+
+// Tiles take as long to load for one row as for 16. For very few rows AVX-512 reads the same
+// panels.
+constexpr size_t kFewRows = 3;
+using FewRows = BroadcastDot<VnniBytes512, kPanel, kFewRows>;
+static_assert(FewRows::kUnit == kUnit && FewRows::kStep == kUnit, "the same panels");
+// The low of two bytes is unsigned: the high one may be of the next multiple of 256.
+constexpr Reach kTwoPlanesReach = {256, 0};
+static_assert(IsWithin(kTwoPlanesReach, kMostReach[kDotInt16]), "see kMostReach");
+
+size_t StagedBytesOfBytes(const Activations& a) {
+  const size_t few = StagedBytes<FewRows>(a);
+  const size_t many = StagedBytes<StagedRows<int8_t>>(a);
+  return few > many ? few : many;
+}
+
+int32_t StageBytes(const Activations& a, void* staged) {
+  if (a.rows <= kFewRows) return Stage<FewRows>(a, staged);
+  return Stage<StagedRows<int8_t>>(a, staged);
+}
+
+void RunBytes(const LinearTile& tile) {
+  if (tile.rows <= kFewRows) {
+    RunLinearTile<FewRows>(tile);
+  } else {
+    RunTiles<ByteTiles>(tile);
+  }
+}
+
+}  // namespace
+
+#if defined(FP4DIT_EMULATE_AMX)
+#define FP4DIT_AMX_TABLE kAmxInt8EmulatedKernels
+#else
+#define FP4DIT_AMX_TABLE kAmxInt8Kernels
+#endif
+
+extern const Kernels FP4DIT_AMX_TABLE;
+const Kernels FP4DIT_AMX_TABLE = {
+    {{{kPanel, kUnit, kUnit},
+      ByteTiles::kRows,
+      kBytes,
+      FewRows::kReach,
+      StagedBytesOfBytes,
+      StageBytes,
+      RunBytes,
+      Peak<ByteTiles>},
+     {{kPanel, kUnit, kUnit},
+      ShortTiles::kRows,
+      kBytes,
+      kTwoPlanesReach,
+      StagedBytes<StagedRows<int16_t>>,
+      StageShorts,
+      RunTiles<ShortTiles>,
+      Peak<ShortTiles>},
+     {}},
+    {},
+    {},
+};
+
+}  // namespace fp4dit

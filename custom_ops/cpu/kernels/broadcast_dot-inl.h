@@ -1,0 +1,270 @@
+// Dots whose inner loop multiplies vectors of weights by the activations of one row, broadcast; and
+// what decodes those weights. Included by files of kernels only; see linear_tile-inl.h on the
+// anonymous namespace.
+//
+// `V` is a vector of 32-bit lanes: Vector<256> of x86-inl.h or what has the same members.
+
+#ifndef FP4DIT_CPU_KERNELS_BROADCAST_DOT_INL_H_
+#define FP4DIT_CPU_KERNELS_BROADCAST_DOT_INL_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/kernels/linear_tile-inl.h"
+
+namespace fp4dit {
+namespace {
+
+constexpr size_t kWordBytes = 4;
+
+// Entries of the low and of the high nibbles of bytes.
+template <typename V>
+typename V::Int LowCodes(typename V::Int table, typename V::Int codes) {
+  return V::Lookup(table, V::And(codes, V::Bytes(15)));
+}
+template <typename V>
+typename V::Int HighCodes(typename V::Int table, typename V::Int codes) {
+  return LowCodes<V>(table, V::ShiftRight4(codes));
+}
+
+// Decoding int8, from 4-bit codes or bytes; a block has kBlock elements. `flip` is xored to what is
+// stored as bytes.
+template <typename V, size_t kBlock>
+size_t DecodeToBytes(const LinearTile& tile, const uint8_t* packed, size_t blocks,
+                     typename V::Int table, uint8_t flip, int8_t* out) {
+  constexpr size_t kVector = V::kLanes * kWordBytes;
+  if (tile.storage == kBytes) {
+    const auto flips = V::Bytes(flip);
+    for (size_t i = 0; i < kBlock * blocks; i += kVector) {
+      V::Store(out + i, V::Xor(V::Load(packed + i), flips));
+    }
+    return kBlock * blocks;
+  }
+  for (size_t b = 0; b < blocks; ++b, packed += kBlock / 2, out += kBlock) {
+    for (size_t i = 0; i < kBlock / 2; i += kVector) {
+      const auto codes = V::Load(packed + i);
+      V::Store(out + i, LowCodes<V>(table, codes));
+      V::Store(out + kBlock / 2 + i, HighCodes<V>(table, codes));
+    }
+  }
+  return kBlock / 2 * blocks;
+}
+
+// Decoding int16 or float, of any storage. `To` is the type's
+//   Bytes, kCount                    vector in which codes are looked up; elements at a time
+//   Load(packed)                     kCount bytes
+//   Store(out, bytes)                kCount elements from them
+//   StoreWide(out, packed, storage)  kCount elements from shorts or bfloats
+template <typename To, size_t kBlock, typename Operand>
+size_t DecodeWide(const LinearTile& tile, const uint8_t* packed, size_t blocks, Operand* out) {
+  using Bytes = typename To::Bytes;
+  const size_t bytes = tile.storage == kNibbles ? kBlock / 2
+                       : tile.storage == kBytes ? kBlock
+                                                : 2 * kBlock;
+  const auto table = Bytes::Table(tile.table);
+  for (size_t b = 0; b < blocks; ++b, packed += bytes, out += kBlock) {
+    if (tile.storage == kNibbles) {
+      for (size_t i = 0; i < kBlock / 2; i += To::kCount) {
+        const auto codes = To::Load(packed + i);
+        To::Store(out + i, LowCodes<Bytes>(table, codes));
+        To::Store(out + kBlock / 2 + i, HighCodes<Bytes>(table, codes));
+      }
+      continue;
+    }
+    for (size_t i = 0; i < kBlock; i += To::kCount) {
+      if (tile.storage == kBytes) {
+        To::Store(out + i, To::Load(packed + i));
+      } else {
+        To::StoreWide(out + i, packed + 2 * i, tile.storage);
+      }
+    }
+  }
+  return blocks * bytes;
+}
+
+// sum = fma(group scale, a group's total, sum) at `at` of a few rows' sums, [row][panel].
+template <typename V, typename Dot>
+FP4DIT_ALWAYS_INLINE void FoldSum(const DotRows<Dot>& rows, size_t at, typename V::Float total) {
+  const auto scale = V::LoadFloats(rows.group_scale + at % Dot::kPanel);
+  V::StoreFloats(rows.sum + at, V::Fma(scale, total, V::LoadFloats(rows.sum + at)));
+}
+
+// y = fma(scale, sum, bias).
+template <typename V, size_t kPanel>
+void FinishRows(const LinearTile& tile, const float* sum) {
+  for (size_t r = 0; r < tile.rows; ++r, sum += kPanel) {
+    const auto scale = V::Splat(tile.scale[r * tile.scale_stride]);
+    float* const target = tile.y + r * tile.y_stride;
+    float rest[kPanel];
+    float* const y = tile.columns == kPanel ? target : rest;
+    for (size_t n = 0; n < kPanel; n += V::kLanes) {
+      V::StoreFloats(y + n, V::Fma(scale, V::LoadFloats(sum + n), V::LoadFloats(tile.bias + n)));
+    }
+    if (y == rest) std::memcpy(target, rest, tile.columns * sizeof(float));
+  }
+}
+
+// Bytes of no pattern, for the loops that measure: processors that compute on zeros or ones use
+// less power than at work, and run faster. As floats their exponents are ordinary.
+inline void FillWithNoise(uint8_t* bytes, size_t size) {
+  uint32_t state = 1;
+  for (size_t i = 0; i < size; ++i) {
+    state = state * 1664525u + 1013904223u;
+    bytes[i] = i % 4 == 3 ? 0x3f : static_cast<uint8_t>(state >> 24);
+  }
+}
+
+// `rounds` times ten independent steps of an instruction, which is as many as its latency times the
+// units; see LinearKernel::peak. `Multiply` has Total, Zero, Load, Broadcast and Step.
+template <typename Multiply>
+double RepeatStep(size_t rounds, double products) {
+  constexpr size_t kTotals = 10;
+  using Total = typename Multiply::Total;
+  using Weight = typename Multiply::Weight;
+  using Factor = typename Multiply::Factor;
+  alignas(64) uint8_t noise[128];
+  FillWithNoise(noise, sizeof(noise));
+  const auto* const numbers = reinterpret_cast<const typename Multiply::Act*>(noise);
+  const Factor act = Multiply::Broadcast(numbers);
+  Weight weight = Multiply::Load(numbers + 64 / sizeof(*numbers));
+  Total total[kTotals];
+  Unroll<kTotals>([](size_t i, Total(&t)[kTotals]) { t[i] = Multiply::Zero(); }, total);
+  for (size_t i = 0; i < rounds; ++i) {
+    Unroll<kTotals>(
+        [](size_t j, Total(&t)[kTotals], Weight& w, const Factor& a) {
+          w = Multiply::Registers::Kept(w);  // or the compiler would see that nothing changes
+          t[j] = Multiply::Registers::Kept(Multiply::Step(t[j], w, a));
+        },
+        total, weight, act);
+  }
+  const volatile uint8_t* used = reinterpret_cast<const uint8_t*>(total);
+  for (size_t i = 0; i < sizeof(total); ++i) static_cast<void>(used[i]);
+  return static_cast<double>(rounds) * static_cast<double>(kTotals) * products;
+}
+
+// A `Multiply` is the instruction:
+//   Registers                        V
+//   Act, Accumulator, Total          types of an activation, a sum in memory, a vector of sums
+//   Weight, Factor                   vectors of weights, kLanes channels each, and of activations
+//   kUnit, kReach                    inputs that it sums a channel; see Reach
+//   Decode<kBlock>                   see linear_tile-inl.h
+//   Load(weights), Broadcast(q)      to registers
+//   Zero, LoadTotal, StoreTotal      of totals
+//   Step(total, weight, factor)      total plus products
+//   ToFloat(total)
+//   kSums                            whether sums begin at what a group's sum of activations says:
+//                                    then it has Start(sum), and SumRow and RunCodes of a dot
+template <typename Multiply, size_t kPanel_, size_t kRows_>
+struct BroadcastDot {
+  using V = typename Multiply::Registers;
+  using Act = typename Multiply::Act;
+  using Operand = Act;
+  using Accumulator = typename Multiply::Accumulator;
+  using Total = typename Multiply::Total;
+  using Weight = typename Multiply::Weight;
+  using Factor = typename Multiply::Factor;
+  static constexpr size_t kPanel = kPanel_;
+  static constexpr size_t kRows = kRows_;
+  static constexpr size_t kUnit = Multiply::kUnit;
+  static constexpr size_t kStep = kUnit;
+  static constexpr size_t kChunk = 64 * kUnit;
+  static constexpr Reach kReach = Multiply::kReach;
+  static constexpr bool kSums = Multiply::kSums;
+  static constexpr size_t kVectors = kPanel / V::kLanes;
+
+  static size_t Decode(const LinearTile& tile, const uint8_t* packed, size_t blocks, Operand* out) {
+    return Multiply::template Decode<kPanel * kUnit>(tile, packed, blocks, out);
+  }
+
+  // The totals of R rows live in registers: only unrolled loops may index them.
+  template <size_t R>
+  using Totals = Total[R][kVectors];
+  using Rest = const DotRows<BroadcastDot>;
+
+  static Total First(Rest& rows, size_t r) {
+    if constexpr (kSums) {
+      return Multiply::Start(rows.group_sum[r]);
+    } else {
+      return Multiply::Zero();
+    }
+  }
+
+  template <size_t R>
+  static FP4DIT_ALWAYS_INLINE void Begin(Rest& rows, Totals<R>& total) {
+    Unroll<R * kVectors>(
+        [](size_t i, Totals<R>& t, Rest& rest) {
+          const size_t r = i / kVectors;
+          const size_t at = r * kPanel + i % kVectors * V::kLanes;
+          t[r][i % kVectors] =
+              rest.first ? First(rest, r) : Multiply::LoadTotal(rest.accumulator + at);
+        },
+        total, rows);
+  }
+
+  template <size_t R>
+  static FP4DIT_ALWAYS_INLINE void Step(const Act* q, size_t stride, const Operand* weight,
+                                        Totals<R>& total) {
+    Weight w[kVectors];
+    Unroll<kVectors>(
+        [](size_t v, Weight(&to)[kVectors], const Operand* from) {
+          to[v] = Multiply::Load(from + v * V::kLanes * kUnit);
+        },
+        w, weight);
+    Unroll<R>(
+        [](size_t r, Totals<R>& t, Weight(&weights)[kVectors], const Act* acts, size_t distance) {
+          const Factor factor = Multiply::Broadcast(acts + r * distance);
+          Unroll<kVectors>([](size_t v, Total(&row)[kVectors], Weight(&all)[kVectors],
+                              const Factor& f) { row[v] = Multiply::Step(row[v], all[v], f); },
+                           t[r], weights, factor);
+        },
+        total, w, q, stride);
+  }
+
+  template <size_t R>
+  static FP4DIT_ALWAYS_INLINE void End(Rest& rows, Totals<R>& total) {
+    Unroll<R * kVectors>(
+        [](size_t i, Totals<R>& t, Rest& rest) {
+          const Total& done = t[i / kVectors][i % kVectors];
+          const size_t at = i / kVectors * kPanel + i % kVectors * V::kLanes;
+          if (rest.last) {
+            FoldSum<V>(rest, at, Multiply::ToFloat(done));
+          } else {
+            Multiply::StoreTotal(rest.accumulator + at, done);
+          }
+        },
+        total, rows);
+  }
+
+  template <size_t R>
+  static void Rows(Rest& rows) {
+    Totals<R> total;
+    Begin<R>(rows, total);
+    const Operand* weight = rows.operand;
+    const Act* q = rows.q;
+    for (size_t b = 0; b < rows.blocks; ++b, weight += kPanel * kUnit, q += kUnit) {
+      Step<R>(q, rows.q_stride, weight, total);
+    }
+    End<R>(rows, total);
+  }
+
+  static constexpr bool kSumsRows = kSums;
+  static int32_t SumRow(const int8_t* q, size_t size, int32_t* largest) {
+    return Multiply::template SumRow<Multiply>(q, size, largest);
+  }
+  static constexpr bool kReadsCodes = kSums;
+  static size_t RunCodes(Rest& rows, const uint8_t* packed) {
+    return Multiply::template RunCodes<Multiply>(rows, packed);
+  }
+
+  static void Finish(const LinearTile& tile, const float* sum) { FinishRows<V, kPanel>(tile, sum); }
+
+  static double Peak(size_t rounds) {
+    return RepeatStep<Multiply>(rounds, static_cast<double>(V::kLanes * kUnit));
+  }
+};
+
+}  // namespace
+}  // namespace fp4dit
+
+#endif  // FP4DIT_CPU_KERNELS_BROADCAST_DOT_INL_H_

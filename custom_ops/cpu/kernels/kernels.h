@@ -1,0 +1,158 @@
+// The plain interface of the kernels: one table of function pointers an instruction set.
+//
+// The oath: a kernel does not allocate, starts no threads, keeps no state, throws nothing and does
+// not branch on the format. The caller validates, packs, and schedules; pointers are never null and
+// sizes never zero unless said so.
+//
+// A file of kernels includes intrinsics, <cstdint>, <cstddef>, this header and linear_tile-inl.h,
+// and keeps everything but its table in an anonymous namespace: a shared inline function would be
+// merged by the linker, and the baseline might then run another file's instructions.
+
+#ifndef FP4DIT_CPU_KERNELS_KERNELS_H_
+#define FP4DIT_CPU_KERNELS_KERNELS_H_
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fp4dit {
+
+// How FpLinear multiplies.
+//   kInt8   int8 x int8 -> int32: |q| <= 128, |weight| <= 127
+//   kInt16  int16 x int16 -> int32; the activations may also be int8
+//   kFloat  float32 fma chain over ascending k
+// Integer sums are exact: the op has checked that no kernel's can leave int32, see Reach. Of
+// activations that are outside their format they are what they would be, modulo 2^32.
+enum DotKind : int { kDotInt8, kDotInt16, kDotFloat, kDotKinds };
+
+// What a kernel may hold on the way to a sum of `size` products, beside the products: at most
+// RoundUp(max_act, act_step) * (max_weight + weight_offset) * size.
+struct Reach {
+  int32_t act_step;       // 256 if it cuts activations into bytes, else 1
+  int32_t weight_offset;  // the most that it adds to weights, to make them unsigned
+};
+
+// The contract of kernels on every machine, so that all accept and refuse the same nodes: none may
+// declare more. numerics.largest_sum is the same. Wider, it would refuse nodes that models have.
+constexpr Reach kMostReach[kDotKinds] = {{1, 128}, {256, 0}, {1, 0}};
+
+constexpr bool IsWithin(const Reach& reach, const Reach& most) {
+  return reach.act_step <= most.act_step && reach.weight_offset <= most.weight_offset;
+}
+
+// The element types of grid integers, which index entries of the table.
+enum IntegerType : int { kInt8Type, kInt16Type, kFloatType, kIntegerTypes };
+
+// How packed weights are held: as 4-bit codes, or as the narrowest type that holds the grid exactly
+// (every grid integer has at most 8 significant bits, so bfloat16 holds the widest formats).
+enum WeightStorage : int { kNibbles, kBytes, kShorts, kBfloats, kWeightStorages };
+
+// Most rows of one LinearTile: a bound of the kernels' stack.
+constexpr size_t kMaxTileRows = 72;
+
+// Packed weights: a panel holds `panel_width` output channels (missing ones are zeros). Inside it
+// come the groups in ascending order, each padded with zeros to a multiple of `k_step` inputs and
+// cut into blocks of `k_unit`. A block has its elements channel by channel: element
+// n * k_unit + i is channel n, input i. As 4-bit codes, byte j of a block holds element j in the
+// low nibble and element j + half a block in the high one.
+struct PanelLayout {
+  size_t panel_width;
+  size_t k_unit;
+  size_t k_step;  // a multiple of k_unit
+};
+
+// Rows of activations, to be laid out for the kernel that reads them.
+struct Activations {
+  const void* q;       // [rows, k]
+  IntegerType q_type;  // the dot kind's own type, or int8 for kDotInt16
+  size_t rows;
+  size_t k;
+  size_t group_size;  // 1 to k
+};
+
+// `rows` rows of activations times one panel of weights.
+struct LinearTile {
+  const void* staged;        // the rows, as the kernel's `stage` left them
+  const float* scale;        // of row r: scale[r * scale_stride]
+  size_t scale_stride;       // 0 or 1
+  const uint8_t* panel;      // see PanelLayout
+  const float* group_scale;  // [groups, panel_width]
+  const float* bias;         // [panel_width]
+  const int8_t* table;       // [16] grid integers of the codes; any sixteen if not kNibbles
+  WeightStorage storage;
+  int32_t max_weight;  // largest |grid integer| of a weight
+  int32_t max_act;     // what `stage` returned
+  float* y;            // [rows, columns], rows y_stride apart
+  size_t y_stride;
+  size_t columns;  // 1 to panel_width
+  size_t rows;     // 1 to kMaxTileRows
+  size_t k;
+  size_t group_size;  // 1 to k
+};
+
+// A kernel reads activations that were staged first: copied group by group, padded as the weights
+// are, so that neither the edges of a row nor the distance of rows concern its inner loop. The
+// same staged rows serve every panel.
+struct LinearKernel {
+  PanelLayout layout;
+  size_t row_step;       // rows that it multiplies at a time: full speed at multiples
+  WeightStorage widest;  // of the weights that it takes: this, and those before it in the list
+  Reach reach;
+  size_t (*staged_bytes)(const Activations& rows);
+  // Returns the largest magnitude of int8 activations, a bound of sums (0 where it is not needed).
+  // `staged` is 64-byte aligned.
+  int32_t (*stage)(const Activations& rows, void* staged);
+  void (*run)(const LinearTile& tile);
+  // Repeats the kernel's dot-product instruction on registers `rounds` times; returns the number of
+  // products, or 0 where nothing would be measured. It is the limit that benchmarks compare with.
+  double (*peak)(size_t rounds);
+};
+
+// What quantizing needs of a format.
+struct QuantizeGrid {
+  float max_integer;
+  int32_t mantissa_bits;
+};
+
+// One row: q [k] grid integers of the table entry's type, and the row's scale. See
+// numerics.quantize.
+using QuantizeRow = void (*)(const float* x, size_t k, const QuantizeGrid& grid, void* q,
+                             float* scale);
+// A run of integers under one scale: y[i] = q[i] * scale.
+using DequantizeRun = void (*)(const void* q, size_t count, float scale, float* y);
+
+// A row of attention scores against one tile of keys, see numerics.attention.
+struct SoftmaxRow {
+  float* scores;             // [count]; become exp(score - max) * value_scale
+  const float* value_scale;  // [count]
+  size_t count;              // a multiple of kSoftmaxLanes: what is missing is -inf, with scale 0
+  float max;                 // in: of earlier tiles, -inf before the first; out: of this one too
+  float shrink;              // out: exp(earlier max - max)
+  float sum;                 // out: of exp(score - max), in kSoftmaxLanes partial sums
+};
+using SoftmaxKernel = void (*)(SoftmaxRow* row);
+constexpr size_t kSoftmaxLanes = 16;
+
+// The constants of numerics.exp. ln 2 is split so that n * high is exact.
+constexpr float kExpLog2E = 1.44269502f;
+constexpr float kExpLn2High = 0.693359375f;
+constexpr float kExpLn2Low = -2.12194442e-4f;
+constexpr float kExpRounder = 12582912.0f;  // 1.5 * 2^23
+constexpr float kExpLeast = -87.0f;         // below this the result is 0
+constexpr size_t kExpTermCount = 6;
+constexpr float kExpTerms[kExpTermCount] = {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+
+// A null entry means: not here, use the next lower instruction set's.
+struct Kernels {
+  LinearKernel linear[kDotKinds];
+  QuantizeRow quantize[kIntegerTypes];
+  DequantizeRun dequantize[kIntegerTypes];
+  SoftmaxKernel softmax = nullptr;
+  LinearKernel narrow = {};  // kDotInt16 for few channels; null: linear[kDotInt16] does
+};
+
+// A row whose largest magnitude is below this, 2^-90, counts as zero.
+constexpr float kSmallestAmax = 8.077935669463161e-28f;
+
+}  // namespace fp4dit
+
+#endif  // FP4DIT_CPU_KERNELS_KERNELS_H_

@@ -1,0 +1,196 @@
+// The kernels in plain C++: what every machine runs, and what the others are compared with.
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/kernels/kernels.h"
+#include "cpu/kernels/linear_tile-inl.h"
+
+namespace fp4dit {
+namespace {
+
+float BfloatToFloat(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, sizeof(value));
+  return value;
+}
+
+// Grid integer `index` of a block of `half` * 2 elements.
+float Element(const LinearTile& tile, const uint8_t* block, size_t index, size_t half) {
+  uint16_t wide;
+  switch (tile.storage) {
+    case kNibbles:
+      return tile.table[index < half ? block[index] & 15 : block[index - half] >> 4];
+    case kBytes:
+      return static_cast<int8_t>(block[index]);
+    case kShorts:
+      std::memcpy(&wide, block + 2 * index, sizeof(wide));
+      return static_cast<int16_t>(wide);
+    default:
+      std::memcpy(&wide, block + 2 * index, sizeof(wide));
+      return BfloatToFloat(wide);
+  }
+}
+
+// Unsigned, so that activations outside their format wrap, as they do in vector registers.
+uint32_t MultiplyAdd(int32_t a, int32_t b, uint32_t c) {
+  return static_cast<uint32_t>(a) * static_cast<uint32_t>(b) + c;
+}
+float MultiplyAdd(float a, float b, float c) { return std::fma(a, b, c); }
+
+float ToFloat(uint32_t sum) { return static_cast<float>(static_cast<int32_t>(sum)); }
+float ToFloat(float sum) { return sum; }
+
+template <typename Act_, typename Accumulator_>
+struct ScalarDot {
+  using Act = Act_;
+  using Operand = Act_;
+  using Accumulator = Accumulator_;
+  static constexpr size_t kPanel = 8;
+  static constexpr size_t kUnit = 1;
+  static constexpr size_t kStep = kUnit;
+  static constexpr size_t kRows = 1;
+  static constexpr size_t kChunk = 256;
+  static constexpr Reach kReach = {1, 0};
+  static constexpr bool kSums = false;
+  static constexpr size_t kBlock = kPanel * kUnit;
+
+  static size_t Decode(const LinearTile& tile, const uint8_t* packed, size_t blocks,
+                       Operand* operand) {
+    const size_t bytes = tile.storage == kNibbles ? kBlock / 2
+                         : tile.storage == kBytes ? kBlock
+                                                  : 2 * kBlock;
+    for (size_t b = 0; b < blocks; ++b) {
+      for (size_t i = 0; i < kBlock; ++i) {
+        operand[b * kBlock + i] =
+            static_cast<Operand>(Element(tile, packed + b * bytes, i, kBlock / 2));
+      }
+    }
+    return blocks * bytes;
+  }
+
+  template <size_t R>
+  static void Rows(const DotRows<ScalarDot>& rows) {
+    Accumulator sum[kPanel];
+    for (size_t n = 0; n < kPanel; ++n) sum[n] = rows.first ? Accumulator{} : rows.accumulator[n];
+    for (size_t i = 0; i < rows.blocks; ++i) {
+      const Operand* weight = rows.operand + i * kPanel;
+      for (size_t n = 0; n < kPanel; ++n) sum[n] = MultiplyAdd(rows.q[i], weight[n], sum[n]);
+    }
+    for (size_t n = 0; n < kPanel; ++n) {
+      rows.accumulator[n] = sum[n];
+      if (rows.last) rows.sum[n] = std::fma(rows.group_scale[n], ToFloat(sum[n]), rows.sum[n]);
+    }
+  }
+
+  static void Finish(const LinearTile& tile, const float* sum) {
+    for (size_t r = 0; r < tile.rows; ++r) {
+      for (size_t n = 0; n < tile.columns; ++n) {
+        tile.y[r * tile.y_stride + n] =
+            std::fma(tile.scale[r * tile.scale_stride], sum[r * kPanel + n], tile.bias[n]);
+      }
+    }
+  }
+
+  // No instruction of its own to measure.
+  static double Peak(size_t) { return 0.0; }
+};
+
+uint32_t Bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+float FromBits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+// The nearest grid integer of `t`. In the binade [2^b, 2^(b+1)) the grid is a multiple of
+// 2^max(0, b - mantissa_bits), so scaling by that power of two leaves rounding to an integer, ties
+// to even: with the implicit one in the significand, that is numerics.round_to_grid's rule too.
+// NaN gives 0: it is 0 times the infinite factor of a tiny row in the widest format.
+float RoundToGrid(float t, const QuantizeGrid& grid) {
+  if (std::isnan(t)) return std::copysign(0.0f, t);
+  const float magnitude = std::fabs(t);
+  const int32_t binade = static_cast<int32_t>(Bits(magnitude) >> 23) - 127 - grid.mantissa_bits;
+  const uint32_t exponent = binade > 0 ? static_cast<uint32_t>(binade) : 0;
+  const float significand = magnitude * FromBits((127 - exponent) << 23);
+  // Adding 2^23 rounds to an integer: the significand is below 2^8.
+  constexpr float kRounder = 8388608.0f;
+  const float rounded = ((significand + kRounder) - kRounder) * FromBits((127 + exponent) << 23);
+  return std::copysign(rounded < grid.max_integer ? rounded : grid.max_integer, t);
+}
+
+template <typename Integer>
+void Quantize(const float* x, size_t k, const QuantizeGrid& grid, void* result, float* scale) {
+  Integer* q = static_cast<Integer*>(result);
+  uint32_t largest = 0;  // the bits of magnitudes are ordered as the magnitudes are, NaN above all
+  for (size_t i = 0; i < k; ++i) {
+    const uint32_t magnitude = Bits(x[i]) & 0x7fffffffu;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  const float amax = FromBits(largest);
+  const bool finite = largest < 0x7f800000u;
+  if (!finite || amax < kSmallestAmax) {
+    for (size_t i = 0; i < k; ++i) q[i] = 0;
+    *scale = finite ? 0.0f : FromBits(0x7fc00000u);
+    return;
+  }
+  const float factor = grid.max_integer / amax;
+  for (size_t i = 0; i < k; ++i) q[i] = static_cast<Integer>(RoundToGrid(x[i] * factor, grid));
+  *scale = amax / grid.max_integer;
+}
+
+template <typename Integer>
+void Dequantize(const void* integers, size_t count, float scale, float* y) {
+  const Integer* q = static_cast<const Integer*>(integers);
+  for (size_t i = 0; i < count; ++i) y[i] = static_cast<float>(q[i]) * scale;
+}
+
+// numerics.exp.
+float Exp(float x) {
+  const float z = std::fma(x, kExpLog2E, kExpRounder);
+  const float n = z - kExpRounder;
+  const float high = std::fma(n, -kExpLn2High, x);
+  const float r = std::fma(n, -kExpLn2Low, high);
+  float p = kExpTerms[0];
+  for (size_t i = 1; i < kExpTermCount; ++i) p = std::fma(p, r, kExpTerms[i]);
+  return x < kExpLeast ? 0.0f : p * FromBits((Bits(z) << 23) + (127u << 23));
+}
+
+void SoftmaxOfRow(SoftmaxRow* row) {
+  float max = row->max;
+  for (size_t i = 0; i < row->count; ++i) max = row->scores[i] > max ? row->scores[i] : max;
+  const float base = std::isinf(max) && max < 0 ? 0.0f : max;
+  float sum[kSoftmaxLanes] = {};
+  for (size_t i = 0; i < row->count; ++i) {
+    const float e = Exp(row->scores[i] - base);
+    sum[i % kSoftmaxLanes] += e;
+    row->scores[i] = e * row->value_scale[i];
+  }
+  for (size_t half = kSoftmaxLanes / 2; half > 0; half /= 2) {
+    for (size_t i = 0; i < half; ++i) sum[i] += sum[i + half];
+  }
+  row->shrink = Exp(row->max - base);
+  row->sum = sum[0];
+  row->max = max;
+}
+
+}  // namespace
+
+extern const Kernels kScalarKernels;
+const Kernels kScalarKernels = {
+    {kLinear<ScalarDot<int8_t, uint32_t>>, kLinear<ScalarDot<int16_t, uint32_t>>,
+     kLinear<ScalarDot<float, float>>},
+    {Quantize<int8_t>, Quantize<int16_t>, Quantize<float>},
+    {Dequantize<int8_t>, Dequantize<int16_t>, Dequantize<float>},
+    SoftmaxOfRow,
+};
+
+}  // namespace fp4dit

@@ -1,0 +1,104 @@
+// The weights of one FpLinear, laid out for the kernel that will read them.
+
+#ifndef FP4DIT_CPU_PACKING_PACKED_WEIGHTS_H_
+#define FP4DIT_CPU_PACKING_PACKED_WEIGHTS_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/formats.h"
+#include "cpu/kernels/kernels.h"
+
+namespace fp4dit {
+
+// Memory aligned to a cache line, or empty if there was none.
+class AlignedBuffer {
+ public:
+  AlignedBuffer() = default;
+  ~AlignedBuffer();
+  AlignedBuffer(const AlignedBuffer&) = delete;
+  AlignedBuffer& operator=(const AlignedBuffer&) = delete;
+
+  // False if there is no such memory. The contents are not set.
+  bool Allocate(size_t size);
+  uint8_t* data() const { return data_; }
+
+ private:
+  uint8_t* data_ = nullptr;
+};
+
+// Memory for the time of a call, aligned to a cache line. The last one given back is kept for the
+// next call of any node, so that in the long run none is allocated.
+class KeptBuffer {
+ public:
+  explicit KeptBuffer(size_t size);
+  ~KeptBuffer();
+  KeptBuffer(const KeptBuffer&) = delete;
+  KeptBuffer& operator=(const KeptBuffer&) = delete;
+
+  // Null if there was no memory.
+  uint8_t* data() const;
+
+ private:
+  struct Block;
+  Block* block_;
+};
+
+// The weights as the model holds them.
+struct WeightSource {
+  const Format* format;
+  size_t n, k, group_size;  // group_size <= k
+  const uint8_t* codes;     // [n, ceil(k / 2)] or [n, k], see numerics.pack
+  const void* scales;       // [n, groups]
+  bool scales_are_half;
+  const float* bias;  // [n]
+
+  size_t groups() const { return k / group_size + (k % group_size != 0 ? 1 : 0); }
+  size_t row_bytes() const { return format->storage_bits == 4 ? (k + 1) / 2 : k; }
+};
+
+enum class PackResult { kDone, kNoMemory, kTooLarge };
+
+class PackedWeights {
+ public:
+  // Lays `source` out. All codes must be codes of its format (see FindBadCode).
+  PackResult Pack(const WeightSource& source, const PanelLayout& layout);
+
+  bool is_packed() const { return panels_.data() != nullptr; }
+  size_t panel_count() const { return panel_count_; }
+  // Fills what a tile needs of panel `index`.
+  void SetPanel(size_t index, LinearTile* tile) const;
+
+ private:
+  void PackPanel(const WeightSource& source, size_t panel);
+  void PackBlock(const uint8_t* codes, uint8_t* block) const;
+
+  PanelLayout layout_ = {};
+  WeightStorage storage_ = kNibbles;
+  int32_t max_weight_ = 0;
+  alignas(16) int8_t table_[16] = {};
+  float grid_[256] = {};
+  size_t n_ = 0;
+  size_t k_ = 0;
+  size_t group_size_ = 0;
+  size_t groups_ = 0;
+  size_t panel_count_ = 0;
+  size_t panel_bytes_ = 0;
+  size_t block_bytes_ = 0;
+  AlignedBuffer panels_;
+  AlignedBuffer group_scales_;  // float [panel][group][panel_width]
+  AlignedBuffer bias_;          // float [panel][panel_width]
+};
+
+// How weights of `format` are held.
+WeightStorage StorageOf(const Format& format);
+
+// Index of the first of `count` stored bytes that is no code of `format`, or `count`.
+size_t FindBadCode(const Format& format, const uint8_t* codes, size_t count);
+
+// The float32 of the bits of a float16.
+float HalfToFloat(uint16_t half);
+
+}  // namespace fp4dit
+
+#endif  // FP4DIT_CPU_PACKING_PACKED_WEIGHTS_H_
