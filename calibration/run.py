@@ -222,7 +222,7 @@ def _record(
         chosen = SampleRecorder(network, choice, work.clear("inputs"), paired=sampler.paired)
     what = "sampling with the float model"
     if work is None:
-        what = f"{what} to measure errors, which rounding does not need (skip with --no-measure)"
+        what = f"{what} to measure errors (--no-measure skips that)"
     which = [sampler.calls * i // MEASURED_CALLS for i in range(MEASURED_CALLS)]
     recorder = CallRecorder(network, which)
     try:

@@ -79,6 +79,11 @@ def export(request: ExportRequest, reporter: Reporter | None = None) -> ExportRe
     save_recipe(request, planned.method)
     for note in planned.checkpoint.notes:
         report.note(note)
+    if planned.measured and not planned.trains:
+        report.note(
+            f"method {request.method} needs no data; the float model is run all the same, to measure "
+            "errors and for the report: --no-measure skips that"
+        )
     _check_disk(request, planned)
     if request.restart:
         _forget(work_folder(request))

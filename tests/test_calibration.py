@@ -350,7 +350,7 @@ def test_calibrate_advances_the_progress(network: TinyNetwork) -> None:
         reporter=Recording(),
     )
     assert [(total, sum(steps)) for _, total, steps in stages] == [(6, 6), (1, 1)]
-    assert "rounding does not need (skip with --no-measure)" in stages[0][0]
+    assert "to measure errors (--no-measure skips that)" in stages[0][0]
 
 
 def test_sqnr_db_is_that_of_numpy() -> None:

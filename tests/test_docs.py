@@ -21,7 +21,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from fp4dit_onnx import cli
 
@@ -120,6 +122,7 @@ def folder(tmp_path: Path, demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -
 PYTHON_PAGES = [p for p in PAGES if blocks(p, "python") and p.parent.name != "ops"]
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers
 @pytest.mark.parametrize("page", PYTHON_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python(
     page: Path, folder: Path, demo_folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -136,6 +139,21 @@ def test_python(
             exec(compile(code, str(page), "exec"), module.__dict__)
         if block.prints is not None:
             assert printed.getvalue() == block.prints, block.name
+    if page == ROOT / "README.md":
+        assert_an_image(folder / "diffusers.png")
+        assert len(module.__dict__["images"]) == 3
+
+
+def assert_an_image(path: Path) -> None:
+    """Of an apple: red in the middle, light at the corners."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"), np.float64)
+    height, width, _ = pixels.shape
+    red, green, _ = pixels[
+        height // 2 - 4 : height // 2 + 4, width // 2 - 4 : width // 2 + 4
+    ].mean((0, 1))
+    assert red > 1.5 * green
+    assert pixels[[0, 0, -1, -1], [0, -1, 0, -1]].min() > 200
 
 
 # --- shell ---------------------------------------------------------------------------------------
