@@ -42,6 +42,7 @@ struct ByteTiles {
 // byte is signed, the low one is not, so any int16 will do.
 struct ShortTiles {
   static constexpr size_t kRows = kTileRows;
+  static constexpr Reach kReach = {256, 0};
   static constexpr bool kTwoPlanes = true;
 
   template <int kSums, int kWeight>
@@ -344,9 +345,7 @@ double Peak(size_t rounds) {
 constexpr size_t kFewRows = 3;
 using FewRows = BroadcastDot<VnniBytes512, kPanel, kFewRows>;
 static_assert(FewRows::kUnit == kUnit && FewRows::kStep == kUnit, "the same panels");
-// The low of two bytes is unsigned: the high one may be of the next multiple of 256.
-constexpr Reach kTwoPlanesReach = {256, 0};
-static_assert(IsWithin(kTwoPlanesReach, kMostReach[kDotInt16]), "see kMostReach");
+static_assert(IsWithin(ShortTiles::kReach, kMostReach[kDotInt16]), "see kMostReach");
 
 size_t StagedBytesOfBytes(const Activations& a) {
   const size_t few = StagedBytes<FewRows>(a);
@@ -388,7 +387,7 @@ const Kernels FP4DIT_AMX_TABLE = {
      {{kPanel, kUnit, kUnit},
       ShortTiles::kRows,
       kBytes,
-      kTwoPlanesReach,
+      ShortTiles::kReach,
       StagedBytes<StagedRows<int16_t>>,
       StageShorts,
       RunTiles<ShortTiles>,
