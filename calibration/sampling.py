@@ -18,12 +18,15 @@ from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.models import Family
 from fp4dit_onnx.runtime.pipeline import Sampling, initial_latents
 from fp4dit_onnx.silence import quiet
+from fp4dit_onnx.tokenizer_files import WHOLE, read_parts
 from fp4dit_onnx.tracing.stored import loaded
 
 __all__ = ["BATCH", "load_pipeline", "network_calls", "pipeline_sampler", "sample_latents"]
 
 BATCH = 8
 """Prompts that are sampled together."""
+_USED = ("model_max_length", "padding_side", "truncation_side")
+"""What pipelines use of a tokenizer's settings."""
 PROBE_PROMPTS = 4
 """Prompts on which the importance of the sampler's steps is measured."""
 
@@ -42,7 +45,10 @@ def load_pipeline(checkpoint: Checkpoint) -> Any:
     try:
         with quiet():
             pipeline = pipeline_class.from_pretrained(
-                checkpoint.folder, local_files_only=True, **networks
+                checkpoint.folder,
+                local_files_only=True,
+                **networks,
+                **_tokenizers(checkpoint),
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
@@ -50,6 +56,20 @@ def load_pipeline(checkpoint: Checkpoint) -> Any:
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _tokenizers(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Tokenizers that have no tokenizer.json: transformers needs further packages for some."""
+    found = {}
+    for name, part in checkpoint.components.items():
+        if name.startswith("tokenizer") and not (part.folder / WHOLE).is_file():
+            tokenizer, settings = read_parts(part.folder, part.class_name)
+            found[name] = transformers.PreTrainedTokenizerFast(
+                tokenizer_object=tokenizer,
+                pad_token=settings.special["pad"].content,
+                **{key: settings.values[key] for key in _USED if key in settings.values},
+            )
+    return found
 
 
 def network_calls(prompts: int, steps: int) -> int:

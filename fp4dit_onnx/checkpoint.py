@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from fp4dit_onnx.errors import CheckpointError
-from fp4dit_onnx.files import CHECKPOINT, LARGE, read_json
+from fp4dit_onnx.files import CHECKPOINT, read_json
 from fp4dit_onnx.models.family import RENAMED, current_class
+from fp4dit_onnx.runtime.families import has_component
 from fp4dit_onnx.tensor_files import TensorInfo
 from fp4dit_onnx.tensor_names import check_adapters, unwrapped
+from fp4dit_onnx.tokenizer_files import check_tokenizer
 from fp4dit_onnx.weight_files import pipeline_variant, read_weights
 
 __all__ = ["Checkpoint", "Component", "TensorInfo", "demo_folder", "open_checkpoint"]
@@ -57,6 +59,7 @@ class Checkpoint:
         components: every component that an export needs, by name.
         variant: infix of the weight files (`variant=` of diffusers' from_pretrained), such as
             ``fp16``; None for plain names.
+        absent: names of those that model_index.json has as null.
     """
 
     folder: Path
@@ -64,6 +67,7 @@ class Checkpoint:
     transformer_config: Mapping[str, Any]
     components: Mapping[str, Component]
     variant: str | None
+    absent: tuple[str, ...] = ()
 
     @property
     def transformer_class(self) -> str:
@@ -145,6 +149,7 @@ def open_checkpoint(
             for name, (library, class_name) in wanted.items()
         },
         variant=variant,
+        absent=tuple(n for n in index if _is_needed(n) and not has_component(index, n)),
     )
 
 
@@ -194,7 +199,7 @@ def _has_weights(name: str) -> bool:
 def _component(folder: Path, library: str, class_name: str, variant: str | None) -> Component:
     name = folder.name
     if name.startswith("tokenizer"):
-        _check_tokenizer(folder)
+        check_tokenizer(folder, class_name)
         return Component(name, folder, class_name)
     if name.startswith("scheduler"):
         read_json(
@@ -225,19 +230,6 @@ def _check_no_other_source(folder: Path, library: str, config: Mapping[str, Any]
             f"{folder / 'config.json'} names a file of weights itself ('transformers_weights'): "
             "expected the usual names; load the encoder in transformers and save it again"
         )
-
-
-def _check_tokenizer(folder: Path) -> None:
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        read_json(path, "the tokenizer in one file", CHECKPOINT, limit=LARGE)
-        return
-    held = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
-    raise CheckpointError(
-        f"{folder} has no tokenizer.json (it holds {held}): expected the tokenizer in one file; "
-        f"make it with transformers: AutoTokenizer.from_pretrained({str(folder)!r})"
-        f".save_pretrained({str(folder)!r})"
-    )
 
 
 def _transformer_config(folder: Path, class_name: str) -> dict[str, Any]:

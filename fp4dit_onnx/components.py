@@ -11,13 +11,31 @@ from fp4dit_onnx.component_writing import Component, ComponentWriter
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import CHECKPOINT, read_json
 from fp4dit_onnx.models import InputSpec, Interface, older_vae_name
+from fp4dit_onnx.runtime.families import FAMILIES, tokenizer_of
 from fp4dit_onnx.runtime.step_table import write_step_table
+from fp4dit_onnx.tokenizer_files import copy_tokenizer
 
-__all__ = ["VAES", "check_vae", "copy_settings", "write_vae_decoder"]
+__all__ = ["VAES", "check_parts", "check_vae", "copy_settings", "write_vae_decoder"]
 
 VAES = ("AutoencoderKL",)
 """Classes of diffusers whose ``decode`` takes latents alone."""
 _LATENTS = InputSpec("latent_sample", "float32", ("batch", "latent_channels", "height", "width"))
+
+
+def check_parts(source: checkpoint.Checkpoint) -> None:
+    """Raise UsageError where a pipeline is said to have no part that its pictures need."""
+    family = next((f for f in FAMILIES if source.pipeline_class in f.pipelines), None)
+    if family is None:  # no pictures are made of it here
+        return
+    encoders = [n for n in family.encoders if n not in {*family.optional} & {*source.absent}]
+    needed = (*encoders, *map(tokenizer_of, encoders), "scheduler", "vae")
+    missing = [name for name in needed if name in source.absent]
+    if missing:
+        raise UsageError(
+            f"{source.folder / 'model_index.json'} has null for {' and '.join(missing)}, without "
+            f"which {source.pipeline_class} makes no picture of a prompt: give the whole "
+            "pipeline, or --components transformer exports the transformer alone"
+        )
 
 
 def check_vae(part: checkpoint.Component) -> None:
@@ -61,15 +79,19 @@ def copy_settings(
 ) -> None:
     """Copy what needs no export: model_index.json, scheduler, tokenizers, configurations.
 
+    A tokenizer gets a tokenizer.json where it has none.
+
     Args:
         source: the pipeline.
         bundle_folder: exists.
         steps: those of a run by default, whose table is written beside the scheduler's settings;
             None for no table.
     """
-    for name in source.components:
-        if name.startswith(("scheduler", "tokenizer")):
-            copy_files(source.folder / name, bundle_folder / name)
+    for name, part in source.components.items():
+        if name.startswith("scheduler"):
+            copy_files(part.folder, bundle_folder / name)
+        elif name.startswith("tokenizer"):
+            copy_tokenizer(part.folder, part.class_name, bundle_folder / name)
     parts = [n for n in source.components if n.startswith(("transformer", "text_encoder"))]
     for name in ("model_index.json", *(f"{part}/config.json" for part in parts)):
         (bundle_folder / name).parent.mkdir(exist_ok=True)

@@ -87,6 +87,7 @@ def inspect_pipeline(folder: Path) -> dict[str, Any]:
         "transformer": checkpoint.transformer_class,
         "family": family.name if family else None,
         "components": components,
+        "absent": list(checkpoint.absent),
         "tensors": tensors,
         "notes": list(checkpoint.notes),
     }

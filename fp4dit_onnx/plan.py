@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fp4dit_onnx.checkpoint import Checkpoint, open_checkpoint
-from fp4dit_onnx.components import check_vae
+from fp4dit_onnx.components import check_parts, check_vae
 from fp4dit_onnx.errors import MissingExtraError, UsageError
 from fp4dit_onnx.files import CHECKPOINT, parse_object, read_json
 from fp4dit_onnx.layers import layer_size, linear_layers, totals
@@ -135,6 +135,8 @@ def plan(request: ExportRequest) -> Plan:
 
     checkpoint = open_checkpoint(request.model, only=_only(request))
     family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
+    if request.components == "all":
+        check_parts(checkpoint)
     check_encoders(checkpoint.components)
     if "vae" in checkpoint.components:
         check_vae(checkpoint.components["vae"])

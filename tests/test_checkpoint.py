@@ -168,7 +168,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "tokenizer.json": (
         lambda f: (f / "tokenizer/tokenizer.json").unlink(),
-        ("has no tokenizer.json", "tokenizer_config.json", "save_pretrained"),
+        ("has no tokenizer.json", "tokenizer_config.json", "download the folder again"),
     ),
     "truncated": (truncate, ("is truncated", "download it again")),
     "shorter than a prefix": (

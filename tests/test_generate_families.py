@@ -20,6 +20,7 @@ from fp4dit_onnx.errors import BundleError, UsageError
 from fp4dit_onnx.runtime import Pipeline, Sampling, initial_latents
 from fp4dit_onnx.runtime.sampling import step_noise
 from fp4dit_onnx.silence import quiet
+from fp4dit_onnx.tokenizer_files import copy_tokenizer
 
 torch = pytest.importorskip("torch")
 with warnings.catch_warnings():
@@ -88,6 +89,8 @@ class Case:
         return f"{self.model}-{s.height}x{s.width}-{s.guidance}"
 
 
+WITHOUT = " without "
+"""In a case's model: then the components that are left out."""
 PIXART = ("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask")
 CONDITIONS = ("resolution", "aspect_ratio")
 HUNYUAN = (
@@ -122,6 +125,7 @@ CASES = (
         "",
     ),
     Case("sd3-medium", Sampling(10, 5.0, 64, 96, 40), SD3),
+    Case("sd3-medium without text_encoder_3 tokenizer_3", Sampling(4, 5.0, 64, 64, 40), SD3),
     Case("flux-schnell", Sampling(4, 0.0, 64, 96, 40), FLUX, negative_prompt=""),
     Case("flux-dev", Sampling(10, 3.5, 96, 64, 40), (*FLUX, "guidance"), negative_prompt=""),
 )
@@ -144,10 +148,21 @@ def folder_of(tool: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Cal
 
     def make(model: str) -> Path:
         if not (root / model).exists():
-            tool.make(model, root / model, twin=True)
+            name, _, left_out = model.partition(WITHOUT)
+            tool.make(name, root / model, twin=True)
+            leave_out(root / model, left_out.split())
         return root / model
 
     return make
+
+
+def leave_out(folder: Path, names: Sequence[str]) -> None:
+    """Null in the index for components of a pipeline, as diffusers saves it without them."""
+    path = folder / "model_index.json"
+    index = json.loads(path.read_text())
+    for name in names:
+        shutil.rmtree(folder / name)
+    path.write_text(json.dumps(index | {name: [None, None] for name in names}))
 
 
 def load(folder: Path) -> Any:
@@ -217,8 +232,11 @@ def sessions_of(pipe: Any, inputs: Sequence[str]) -> dict[str, TorchSession]:
 def bundle_of(model: Path, target: Path, sampling: Sampling) -> Path:
     """The settings of a bundle of `model`, without its graphs."""
     for path in model.iterdir():
-        if path.name.startswith(("scheduler", "tokenizer", "text_encoder")):
+        if path.name.startswith(("scheduler", "text_encoder")):
             shutil.copytree(path, target / path.name)
+        elif path.name.startswith("tokenizer"):
+            class_name = json.loads((model / "model_index.json").read_text())[path.name][1]
+            copy_tokenizer(path, class_name, target / path.name)
     for name, source in (("transformer", "transformer"), ("vae_decoder", "vae")):
         (target / name).mkdir()
         shutil.copy(model / source / "config.json", target / name)
@@ -351,8 +369,9 @@ INPUTS_THAT_COUNT = [
     (7, "class_labels", reversed_rows),
     (8, "encoder_hidden_states", reversed_rows),
     (8, "pooled_projections", reversed_rows),
-    (10, "guidance", lambda value: value + 1),
-    (10, "img_ids", reversed_rows),
+    (9, "encoder_hidden_states", reversed_rows),
+    (11, "guidance", lambda value: value + 1),
+    (11, "img_ids", reversed_rows),
 ]
 
 
@@ -383,6 +402,16 @@ def test_hunyuan_is_fed_what_its_graph_declares(pair_of: Callable[[Case], Pair])
     assert pair.ours.settings(height=32, width=48).height == 32
     with pytest.raises(UsageError, match="height = 72: expected a positive multiple of 16"):
         pair.ours.settings(height=72)
+
+
+def test_sd3_reads_zeros_where_t5_is_left_out(pair_of: Callable[[Case], Pair]) -> None:
+    pair = pair_of(CASES[9])
+    pair.our_latents()
+    text = pair.ours.transformer.feeds[0]["encoder_hidden_states"]  # type: ignore[attr-defined]
+    assert text.shape[1:] == (77 + 40, pair.theirs.transformer.config.joint_attention_dim)
+    assert text[:, :77].any()
+    assert not text[:, 77:].any()
+    assert not hasattr(pair.ours, "text_encoder_3")
 
 
 def test_sd3_reads_clip_first_padded_with_zeros(pair_of: Callable[[Case], Pair]) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from fp4dit_onnx.errors import BundleError
 from fp4dit_onnx.runtime import Tokenizer
+from fp4dit_onnx.tokenizer_files import copy_tokenizer
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # third parties' deprecations at import
@@ -19,11 +20,14 @@ with warnings.catch_warnings():
 
 @pytest.fixture(scope="module")
 def hunyuan_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline with BERT's tokenizer and T5's."""
+    """A pipeline with BERT's tokenizer and T5's as published, and in ``bundle`` as exported."""
+    pytest.importorskip("sentencepiece")  # transformers reads T5's with it
     folder = tmp_path_factory.mktemp("hunyuan") / "pipeline"
     from random_pipeline import make
 
     make("hunyuan-dit-1.1", folder, twin=True, components=["tokenizer", "tokenizer_2"])
+    for name, class_name in (("tokenizer", "BertTokenizer"), ("tokenizer_2", "T5Tokenizer")):
+        copy_tokenizer(folder / name, class_name, folder / "bundle" / name)
     return folder
 
 
@@ -75,7 +79,7 @@ def test_tokenizers_of_hunyuan_are_those_of_transformers(
     theirs = transformers.AutoTokenizer.from_pretrained(hunyuan_folder / name)(
         prompts, padding="max_length", max_length=length, truncation=True, return_tensors="np"
     )
-    ids, mask = Tokenizer(hunyuan_folder / name)(prompts, length)
+    ids, mask = Tokenizer(hunyuan_folder / "bundle" / name)(prompts, length)
     np.testing.assert_array_equal(ids, theirs["input_ids"])
     np.testing.assert_array_equal(mask, theirs["attention_mask"])
     assert ids.shape == (len(prompts), length)
@@ -84,7 +88,7 @@ def test_tokenizers_of_hunyuan_are_those_of_transformers(
 
 
 def test_bert_pads_with_its_own_token(hunyuan_folder: Path) -> None:
-    folder = hunyuan_folder / "tokenizer"
+    folder = hunyuan_folder / "bundle" / "tokenizer"
     words = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     ids, _ = Tokenizer(folder)([""], 4)
     assert ids.tolist() == [[words["[CLS]"], words["[SEP]"], words["[PAD]"], words["[PAD]"]]]

@@ -24,6 +24,7 @@ from official_parts import (
     GEMMA2,
     MT5_XL,
     PILE_T5_XL,
+    T5_FAST_TOKENIZER,
     T5_XXL,
     VAE_DC,
     VAE_FLUX,
@@ -36,6 +37,7 @@ from official_parts import (
     ddpm_hunyuan,
     flow,
     of_diffusers,
+    t5_tokenizer,
     word_tokenizer,
 )
 
@@ -97,7 +99,7 @@ def _pixart(family: str, pixels: int, twin_pixels: int) -> Pipeline:
     parts = {
         "scheduler": DPM_PIXART,
         "text_encoder": T5_XXL,
-        "tokenizer": word_tokenizer(512 if is_alpha else 300),
+        "tokenizer": t5_tokenizer(512 if is_alpha else 300),
         "transformer": transformer,
         "vae": VAE_SD if is_alpha else VAE_SDXL,
     }
@@ -140,7 +142,7 @@ def _hunyuan(*, style: bool, beta_end: float) -> Pipeline:
         "text_encoder": BERT,
         "text_encoder_2": MT5_XL,
         "tokenizer": BERT_TOKENIZER,
-        "tokenizer_2": word_tokenizer(256),
+        "tokenizer_2": t5_tokenizer(256),
         "transformer": of_diffusers("HunyuanDiT2DModel", config, twin),
         "vae": VAE_SDXL,
     }
@@ -206,7 +208,7 @@ def _sd3(layers: int, positions: int, dual: int = 0, qk_norm: str | None = None)
         "text_encoder_3": T5_XXL,
         "tokenizer": CLIP_L_TOKENIZER,
         "tokenizer_2": CLIP_G_TOKENIZER,
-        "tokenizer_3": word_tokenizer(),
+        "tokenizer_3": T5_FAST_TOKENIZER,
         "transformer": of_diffusers("SD3Transformer2DModel", config, twin),
         "vae": VAE_SD3,
     }
@@ -239,7 +241,7 @@ def _flux(*, guidance: bool, scheduler: Part) -> Pipeline:
         "text_encoder": CLIP_L_FLUX,
         "text_encoder_2": T5_XXL,
         "tokenizer": CLIP_L_TOKENIZER,
-        "tokenizer_2": word_tokenizer(),
+        "tokenizer_2": T5_FAST_TOKENIZER,
         "transformer": of_diffusers("FluxTransformer2DModel", config, twin),
         "vae": VAE_FLUX,
     }

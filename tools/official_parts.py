@@ -220,19 +220,24 @@ CLIP_G = _clip("CLIPTextModelWithProjection", 1280, 32, 20, 32, "gelu")
 CLIP_L_FLUX = _clip("CLIPTextModel", 768, 12, 12, 32, "quick_gelu")
 
 
-def _tokenizer(class_name: str, kind: str, length: int, pad: str) -> Part:
-    return of_transformers(
-        class_name, {"kind": kind, "model_max_length": length, "pad_token": pad}
-    )
+def _tokenizer(class_name: str, kind: str, length: int, pad: str, *, whole: bool = False) -> Part:
+    config = {"kind": kind, "model_max_length": length, "pad_token": pad, "whole": whole}
+    return of_transformers(class_name, config)
 
 
 BERT_TOKENIZER = _tokenizer("BertTokenizer", "bert", 77, "[PAD]")
 CLIP_L_TOKENIZER = _tokenizer("CLIPTokenizer", "clip", 77, "<|endoftext|>")
 CLIP_G_TOKENIZER = _tokenizer("CLIPTokenizer", "clip", 77, "!")
+T5_FAST_TOKENIZER = _tokenizer("T5TokenizerFast", "t5", 512, "<pad>", whole=True)
+
+
+def t5_tokenizer(length: int) -> Part:
+    """T5's, of ``spiece.model`` alone."""
+    return _tokenizer("T5Tokenizer", "t5", length, "<pad>")
 
 
 def word_tokenizer(length: int = 512) -> Part:
-    """What stands in for T5's and Gemma's tokenizers."""
+    """What stands in for Gemma's and Llama's tokenizers."""
     return _tokenizer("PreTrainedTokenizerFast", "words", length, "<pad>")
 
 

@@ -1,18 +1,22 @@
-"""Small tokenizers in the official layouts: WordPiece as BERT's, byte-level BPE as CLIP's, words.
+"""Small tokenizers in the official layouts, file by file: BERT's, CLIP's, T5's, and words.
 
 They stand in for the published ones: their vocabularies are smaller than the text encoders'
-embeddings, every text can be encoded, and the files are the same at each call.
+embeddings, every text can be encoded, and the files are the same at each call. T5's has no rules of
+normalization.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import struct
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fp4dit_onnx.checkpoint import demo_folder
+from fp4dit_onnx.tokenizer_files import WHOLE, read_parts
+from fp4dit_onnx.tokenizer_files.sentencepiece_model import Kind
 
 __all__ = ["write"]
 
@@ -26,11 +30,7 @@ WORDS = tuple(_TEXT.split())
 CHINESE = "一个只的在上下大小红绿蓝黄黑白猫狗马鸟花树山水天日月人家车船星骑画照片宇航员和"
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
-# CLIP's own: contractions, words, single digits, runs of other characters
-CLIP_PIECES = (
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
-    r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-)
+SPACE = "\u2581"
 
 
 def write(folder: Path, class_name: str, config: Mapping[str, Any]) -> None:
@@ -39,17 +39,22 @@ def write(folder: Path, class_name: str, config: Mapping[str, Any]) -> None:
     Args:
         folder: is made.
         class_name: transformers' class.
-        config: kind (bert, clip or words), model_max_length and pad_token.
+        config: kind (bert, clip, t5 or words), model_max_length, pad_token, and whole where the
+            published folder has a tokenizer.json besides.
     """
     folder.mkdir()
     special = _KINDS[config["kind"]](folder)
+    special["pad_token"] = config["pad_token"]
     settings = {
         **special,
         "model_max_length": config["model_max_length"],
-        "pad_token": config["pad_token"],
         "tokenizer_class": class_name,
     }
     _write_json(folder / "tokenizer_config.json", settings)
+    named = {key: value for key, value in special.items() if key.endswith("_token")}
+    _write_json(folder / "special_tokens_map.json", named)
+    if config["whole"]:
+        read_parts(folder, class_name)[0].save(str(folder / WHOLE))
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -69,23 +74,10 @@ def _words(folder: Path) -> dict[str, Any]:
 
 
 def _bert(folder: Path) -> dict[str, Any]:
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-
     characters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
     vocabulary = _numbered(
         [*BERT_SPECIAL, *characters, *(f"##{c}" for c in characters), *CHINESE, *WORDS]
     )
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.add_special_tokens(list(BERT_SPECIAL))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")],
-    )
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
     return {
         "do_lower_case": True,
@@ -94,42 +86,52 @@ def _bert(folder: Path) -> dict[str, Any]:
 
 
 def _clip(folder: Path) -> dict[str, Any]:
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-    from tokenizers.processors import RobertaProcessing
+    from tokenizers import pre_tokenizers
 
     merges = list(dict.fromkeys(pair for word in WORDS for pair in _merges(word)))
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     ended = [f"{letter}</w>" for letter in letters]
     joined = [first + second for first, second in merges]
     vocabulary = _numbered([*letters, *ended, *joined, CLIP_START, CLIP_END])
-    bpe = models.BPE(
-        vocabulary,
-        merges,
-        unk_token=CLIP_END,
-        continuing_subword_prefix="",
-        end_of_word_suffix="</w>",
-    )
-    tokenizer = Tokenizer(bpe)
-    tokenizer.add_special_tokens([CLIP_START, CLIP_END])
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    pieces = pre_tokenizers.Split(Regex(CLIP_PIECES), behavior="removed", invert=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pieces, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
-    )
-    tokenizer.post_processor = RobertaProcessing(
-        (CLIP_END, vocabulary[CLIP_END]),
-        (CLIP_START, vocabulary[CLIP_START]),
-        trim_offsets=False,
-        add_prefix_space=False,
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
     _write_json(folder / "vocab.json", vocabulary)
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return {"bos_token": CLIP_START, "eos_token": CLIP_END, "unk_token": CLIP_END}
+
+
+def _t5(folder: Path) -> dict[str, Any]:
+    """A unigram model of SentencePiece's; its sentinels are left to the class, as published."""
+    characters = [chr(code) for code in range(33, 127)]
+    words = [SPACE + word for word in WORDS]
+    pieces = [(name, 0.0, Kind.CONTROL) for name in ("<pad>", "</s>")]
+    pieces.append(("<unk>", 0.0, Kind.UNKNOWN))
+    texts = dict.fromkeys([SPACE, *words, *characters, *CHINESE])
+    pieces += [(text, -2.0 - i / 64, Kind.NORMAL) for i, text in enumerate(texts)]
+    rows = b"".join(_bytes_field(1, _piece(*piece)) for piece in pieces)
+    unigram, identity = _bytes_field(2, _number_field(3, 1)), _bytes_field(1, b"identity")
+    (folder / "spiece.model").write_bytes(rows + unigram + _bytes_field(3, identity))
+    return {"eos_token": "</s>", "unk_token": "<unk>", "extra_ids": 100}
+
+
+def _piece(text: str, score: float, kind: Kind) -> bytes:
+    scored = bytes([2 << 3 | 5]) + struct.pack("<f", score)
+    return _bytes_field(1, text.encode()) + scored + _number_field(3, kind)
+
+
+def _bytes_field(number: int, value: bytes) -> bytes:
+    return bytes([number << 3 | 2]) + _varint(len(value)) + value
+
+
+def _number_field(number: int, value: int) -> bytes:
+    return bytes([number << 3]) + _varint(value)
+
+
+def _varint(value: int) -> bytes:
+    parts = []
+    while value >= 0x80:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*parts, value])
 
 
 def _merges(word: str) -> list[tuple[str, str]]:
@@ -141,5 +143,6 @@ def _merges(word: str) -> list[tuple[str, str]]:
 _KINDS: Mapping[str, Callable[[Path], dict[str, Any]]] = {
     "bert": _bert,
     "clip": _clip,
+    "t5": _t5,
     "words": _words,
 }

@@ -18,7 +18,14 @@ from PIL import Image
 
 from fp4dit_onnx.errors import BundleError, UsageError, VerificationError
 from fp4dit_onnx.files import BUNDLE, read_json
-from fp4dit_onnx.runtime.families import Encoded, Family, Request, Text, family_of_pipeline
+from fp4dit_onnx.runtime.families import (
+    Encoded,
+    Family,
+    Request,
+    Text,
+    family_of_pipeline,
+    tokenizer_of,
+)
 from fp4dit_onnx.runtime.families.packing import pack, unpack
 from fp4dit_onnx.runtime.sampling import (
     Sampling,
@@ -64,7 +71,8 @@ class Pipeline:
 
     The parts are public and may be replaced: `scheduler`, the sessions `transformer` and
     `vae_decoder`, and as many as the family has of the sessions `text_encoder`, `text_encoder_2`
-    and `text_encoder_3` with their `tokenizer`, `tokenizer_2` and `tokenizer_3`.
+    and `text_encoder_3` with their `tokenizer`, `tokenizer_2` and `tokenizer_3`, less what is null
+    in model_index.json and may be.
 
     Args:
         bundle_folder: as ``fp4dit-onnx export`` writes it.
@@ -104,8 +112,8 @@ class Pipeline:
         self._vae_config = read_json(
             folder / "vae_decoder" / "config.json", "the VAE's settings", BUNDLE
         )
-        for name in self._family.encoders:
-            tokenizer = _tokenizer_of(name)
+        for name in self._family.encoders_of(self._model_index):
+            tokenizer = tokenizer_of(name)
             setattr(self, tokenizer, Tokenizer(folder / tokenizer))
             path = folder / name / "model.onnx"
             setattr(self, name, session(path, library=library, threads=threads))
@@ -342,7 +350,7 @@ class Pipeline:
                 f"{text.encoder} gives {', '.join(names)}: expected {text.output} among them; "
                 "export the bundle again"
             )
-        ids, mask = getattr(self, _tokenizer_of(text.encoder))(texts, text.length)
+        ids, mask = getattr(self, tokenizer_of(text.encoder))(texts, text.length)
         feed = {"input_ids": ids, "attention_mask": mask if text.masked else np.ones_like(mask)}
         found = dict(zip(names, _run(encoder, feed, text.encoder), strict=True))
         pooled = [found[name] for name in _POOLED if name in found]
@@ -386,16 +394,11 @@ def _run(part: Session, feed: Mapping[str, npt.NDArray[Any]], name: str) -> list
     return part.run(None, {item: feed[item] for item in declared})
 
 
-def _tokenizer_of(encoder: str) -> str:
-    """Name of the tokenizer that belongs to an encoder, such as tokenizer_2 of text_encoder_2."""
-    return encoder.replace("text_encoder", "tokenizer")
-
-
 def _family(folder: Path, model_index: Mapping[str, Any]) -> Family:
     """The family that `folder` is of; refuses one that lacks a part besides the transformer."""
     name = str(model_index.get("_class_name"))
     family = family_of_pipeline(name, folder / "model_index.json")
-    parts = (*family.encoders, "vae_decoder")
+    parts = (*family.encoders_of(model_index), "vae_decoder")
     missing = [name for name in parts if not (folder / name).is_dir()]
     if missing:
         raise UsageError(

@@ -11,7 +11,17 @@ import numpy.typing as npt
 
 from fp4dit_onnx.runtime.sampling import Sampling
 
-__all__ = ["Encode", "Encoded", "Family", "Feed", "Request", "Text", "encoded_rows"]
+__all__ = [
+    "Encode",
+    "Encoded",
+    "Family",
+    "Feed",
+    "Request",
+    "Text",
+    "encoded_rows",
+    "has_component",
+    "tokenizer_of",
+]
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -55,6 +65,11 @@ class Encoded:
         return Encoded(self.states[rows], self.mask[rows], pooled)
 
 
+def has_component(model_index: Mapping[str, Any], name: str) -> bool:
+    """Whether model_index.json says more than null of a component, in a pair as diffusers writes it."""
+    return model_index.get(name) not in (None, [None, None])
+
+
 Encode = Callable[[Text, Sequence[str]], Encoded]
 """Runs a tokenizer and the text encoder that belongs to it."""
 
@@ -79,6 +94,10 @@ class Request:
     transformer_config: Mapping[str, Any]
     model_index: Mapping[str, Any]
 
+    def has(self, component: str) -> bool:
+        """See `has_component`."""
+        return has_component(self.model_index, component)
+
     @property
     def rows(self) -> int:
         """Rows of the transformer's batch: B, or 2 B with guidance."""
@@ -95,6 +114,7 @@ class Family:
             transformer declares may be among them.
         encoders: folders of the text encoders; the tokenizer of ``text_encoder_2`` is
             ``tokenizer_2``.
+        optional: those of `encoders` in whose place there may be nothing.
         classifier_free: whether guidance compares with a second call, without the condition.
         negative_first: whether the rows without the condition precede the others.
         timestep: type of the timestep, [rows].
@@ -109,6 +129,7 @@ class Family:
     pipelines: tuple[str, ...]
     conditions: Callable[[Request, Encode], Feed]
     encoders: tuple[str, ...] = ("text_encoder",)
+    optional: tuple[str, ...] = ()
     classifier_free: bool = True
     negative_first: bool = True
     timestep: type[np.generic] = np.float32
@@ -116,6 +137,14 @@ class Family:
     packing: int = 1
     sigmas_from_one: bool = False
     check: Callable[[Request], None] = lambda _: None
+
+    def encoders_of(self, model_index: Mapping[str, Any]) -> tuple[str, ...]:
+        """Folders of the text encoders of a pipeline, some of which may be left out."""
+        return tuple(
+            name
+            for name in self.encoders
+            if name not in self.optional or has_component(model_index, name)
+        )
 
 
 def encoded_rows(request: Request, encode: Encode, text: Text) -> Encoded:
@@ -131,3 +160,8 @@ def encoded_rows(request: Request, encode: Encode, text: Text) -> Encoded:
         return encode(text, request.prompts)
     encoded = encode(text, [request.negative_prompt, *request.prompts])
     return encoded[[0] * count + list(range(1, count + 1))]
+
+
+def tokenizer_of(encoder: str) -> str:
+    """Name of the tokenizer that belongs to an encoder, such as tokenizer_2 of text_encoder_2."""
+    return encoder.replace("text_encoder", "tokenizer")
