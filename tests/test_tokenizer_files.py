@@ -16,6 +16,7 @@ pytest.importorskip("transformers")
 import small_tokenizers
 import transformers
 from many_scripts import texts_of_many_scripts
+from normalization_rules import latin_rules
 from slow_t5 import SlowT5, schema, train
 from tokenizers import Tokenizer as Raw
 from tokenizers import normalizers
@@ -24,6 +25,7 @@ from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.runtime import Tokenizer
 from fp4dit_onnx.silence import quiet
 from fp4dit_onnx.tokenizer_files import check_tokenizer, copy_tokenizer, read_parts
+from fp4dit_onnx.tokenizer_files.charsmap import read_charsmap
 
 KINDS = {"T5Tokenizer": "t5", "CLIPTokenizer": "clip", "BertTokenizer": "bert"}
 
@@ -105,6 +107,16 @@ def test_other_models_of_sentencepiece(
     (folder / "tokenizer_config.json").write_text('{"extra_ids": 0}')
     tokenizer, _ = read_parts(folder, class_name)
     assert not differing(tokenizer, SlowT5(folder), [text for text in texts if len(text) < 500])
+
+
+def test_the_twins_t5_is_the_slow_tokenizer(
+    folder_of: Callable[..., Path], texts: list[str]
+) -> None:
+    folder = folder_of("T5Tokenizer")
+    proto = schema.ModelProto.FromString((folder / "spiece.model").read_bytes())
+    assert read_charsmap(proto.normalizer_spec.precompiled_charsmap) == latin_rules()
+    tokenizer, _ = read_parts(folder, "T5Tokenizer")
+    assert not differing(tokenizer, SlowT5(folder), texts)
 
 
 @pytest.mark.parametrize("class_name", ["CLIPTokenizer", "BertTokenizer"])

@@ -1,8 +1,8 @@
 """Small tokenizers in the official layouts, file by file: BERT's, CLIP's, T5's, and words.
 
 They stand in for the published ones: their vocabularies are smaller than the text encoders'
-embeddings, every text can be encoded, and the files are the same at each call. T5's has no rules of
-normalization.
+embeddings, every text can be encoded, and the files are the same at each call. T5's normalizes
+Latin letters, spaces and wide forms alone.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import struct
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from normalization_rules import compiled, latin_rules
 
 from fp4dit_onnx.checkpoint import demo_folder
 from fp4dit_onnx.tokenizer_files import WHOLE, read_parts
@@ -108,8 +110,9 @@ def _t5(folder: Path) -> dict[str, Any]:
     texts = dict.fromkeys([SPACE, *words, *characters, *CHINESE])
     pieces += [(text, -2.0 - i / 64, Kind.NORMAL) for i, text in enumerate(texts)]
     rows = b"".join(_bytes_field(1, _piece(*piece)) for piece in pieces)
-    unigram, identity = _bytes_field(2, _number_field(3, 1)), _bytes_field(1, b"identity")
-    (folder / "spiece.model").write_bytes(rows + unigram + _bytes_field(3, identity))
+    unigram, rules = _bytes_field(2, _number_field(3, 1)), compiled(latin_rules())
+    normalizer = _bytes_field(3, _bytes_field(1, b"nmt_nfkc") + _bytes_field(2, rules))
+    (folder / "spiece.model").write_bytes(rows + unigram + normalizer)
     return {"eos_token": "</s>", "unk_token": "<unk>", "extra_ids": 100}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
-from transformers.utils import sentencepiece_model_pb2_new as schema
+from sentencepiece import sentencepiece_model_pb2 as schema
 
 from fp4dit_onnx.files import GIVEN, read_json
 
