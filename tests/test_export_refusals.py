@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from fp4dit_onnx.errors import CheckpointError, UsageError
 from fp4dit_onnx.export import ExportRequest, export, plan
+from fp4dit_onnx.inspection import inspect_pipeline
 from fp4dit_onnx.model_file import ModelFile
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
@@ -98,6 +99,20 @@ def test_a_checkpoint_that_contradicts_itself(
     assert "\n" not in str(caught.value)
     assert digest(demo_copy) == before
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("null", [None, [None, None]])
+@pytest.mark.parametrize("name", ["text_encoder", "tokenizer", "scheduler", "vae"])
+def test_what_pictures_need_and_is_null(
+    demo_copy: Path, tmp_path: Path, name: str, null: object
+) -> None:
+    path = demo_copy / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: null}))
+    shutil.rmtree(demo_copy / name)
+    assert inspect_pipeline(demo_copy)["absent"] == [name]
+    with pytest.raises(UsageError, match=f"has null for {name}, without which PixArtAlpha"):
+        plan(request(tmp_path / "out", demo_copy, components="all"))
+    assert plan(request(tmp_path / "out", demo_copy)).layers
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:

@@ -112,6 +112,8 @@ def _show_pipeline(facts: Mapping[str, Any]) -> None:
     ]
     columns = ("component", "class", ">tensors", ">parameters", "types", ">size")
     print_table("Components", columns, components)
+    if facts["absent"]:
+        print_line(f"null in model_index.json: {', '.join(facts['absent'])}")
     rows = [
         (name, len(members), _shape(members[0]), members[0]["dtype"], _bytes(members))
         for name, members in by_kind(facts["tensors"], lambda row: (_shape(row), row["dtype"]))

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from fp4dit_onnx.bundle_writing import copy_files
 from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.files import CHECKPOINT, LARGE, read_json
-from fp4dit_onnx.tokenizer_files.settings import CONFIG, Settings
+from fp4dit_onnx.tokenizer_files.settings import CONFIG, Settings, made_elsewhere
 from fp4dit_onnx.tokenizer_files.unigram import read_unigram
 from fp4dit_onnx.tokenizer_files.vocabularies import read_bert, read_clip
 
@@ -41,6 +41,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "BertTokenizer": Layout(("vocab.txt",), read_bert),
 }
 """By class, without the ``Fast`` of older versions."""
+_WHOLE_ONLY = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 def check_tokenizer(folder: Path, class_name: str) -> None:
@@ -82,8 +83,11 @@ def _layout(folder: Path, class_name: str) -> Layout:
     if layout is not None and not missing:
         return layout
     held = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+    found = f"{folder} has no {' and no '.join([WHOLE, *missing])} (it holds {held})"
+    if layout is None and class_name not in _WHOLE_ONLY:
+        raise CheckpointError(f"{found}: a {class_name} needs it; {made_elsewhere(folder)}")
     files = f" or {' and '.join(layout.files)}" if layout else ""
     raise CheckpointError(
-        f"{folder} has no {' and no '.join([WHOLE, *missing])} (it holds {held}): expected "
-        f"{WHOLE}{files}, of a {class_name}; download the folder again, all files included"
+        f"{found}: expected {WHOLE}{files}, of a {class_name}; download the folder again, all "
+        "files included"
     )

@@ -12,7 +12,7 @@ from tokenizers import AddedToken
 from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.files import CHECKPOINT, LARGE, read_json
 
-__all__ = ["Settings", "read_settings"]
+__all__ = ["CONFIG", "Settings", "made_elsewhere", "read_settings"]
 
 CONFIG, SPECIAL_MAP, ADDED = (
     "tokenizer_config.json",
@@ -64,6 +64,15 @@ class Settings:
                     f"{names[number]!r} in the vocabulary; download the folder again"
                 )
         return found
+
+
+def made_elsewhere(folder: Path) -> str:
+    """What to do where a tokenizer has to be converted by transformers; the end of a message."""
+    return (
+        "make a tokenizer.json with transformers, which may ask for sentencepiece, and give a copy "
+        f"of the pipeline that has it: AutoTokenizer.from_pretrained({str(folder)!r})"
+        ".save_pretrained(COPY)"
+    )
 
 
 def read_settings(folder: Path, usual: Mapping[str, str]) -> Settings:

@@ -36,7 +36,7 @@ from fp4dit_onnx.tokenizer_files.sentencepiece_model import (
     SentencePieceModel,
     read_model,
 )
-from fp4dit_onnx.tokenizer_files.settings import Settings, read_settings
+from fp4dit_onnx.tokenizer_files.settings import Settings, made_elsewhere, read_settings
 
 __all__ = ["read_unigram"]
 
@@ -66,7 +66,7 @@ def read_unigram(folder: Path) -> tuple[Tokenizer, Settings]:
         kind = model.model_type.name.lower()
         raise CheckpointError(
             f"{path} is a SentencePiece model of type {kind}: expected T5's, of type unigram with "
-            "spaces before the words; " + "give the folder a tokenizer.json"
+            f"spaces before the words; {made_elsewhere(folder)}"
         )
     settings = read_settings(folder, USUAL)
     special = _special(settings, model)
