@@ -49,6 +49,7 @@ def load_pipeline(checkpoint: Checkpoint) -> Any:
                 local_files_only=True,
                 **networks,
                 **_tokenizers(checkpoint),
+                **dict.fromkeys(checkpoint.absent),
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(

@@ -43,6 +43,8 @@ from official_parts import (
 
 __all__ = ["MODELS", "Part", "Pipeline"]
 
+ABSENT = [None, None]
+"""What model_index.json has for a part that was left out."""
 _LEGACY: Config = {
     "norm_num_groups": 32,
     "num_vector_embeds": None,
@@ -146,11 +148,10 @@ def _hunyuan(*, style: bool, beta_end: float) -> Pipeline:
         "transformer": of_diffusers("HunyuanDiT2DModel", config, twin),
         "vae": VAE_SDXL,
     }
-    absent = [None, None]
     index = {
         "requires_safety_checker": True,
-        "safety_checker": absent,
-        "feature_extractor": absent,
+        "safety_checker": ABSENT,
+        "feature_extractor": ABSENT,
     }
     return Pipeline("HunyuanDiTPipeline", parts, index)
 
@@ -182,6 +183,8 @@ _SD3: Config = {
 
 
 def _sd3(layers: int, positions: int, dual: int = 0, qk_norm: str | None = None) -> Pipeline:
+    # The newer ones, with qk_norm, were saved by a pipeline that knows of image prompts.
+    index = dict.fromkeys(("feature_extractor", "image_encoder"), ABSENT) if qk_norm else {}
     config = {
         **_SD3,
         "num_layers": layers,
@@ -212,7 +215,7 @@ def _sd3(layers: int, positions: int, dual: int = 0, qk_norm: str | None = None)
         "transformer": of_diffusers("SD3Transformer2DModel", config, twin),
         "vae": VAE_SD3,
     }
-    return Pipeline("StableDiffusion3Pipeline", parts)
+    return Pipeline("StableDiffusion3Pipeline", parts, index)
 
 
 def _flux(*, guidance: bool, scheduler: Part) -> Pipeline:
