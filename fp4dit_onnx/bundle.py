@@ -11,7 +11,7 @@ The manifest, quantization.json, holds ``format_version``, ``recipe``, ``samplin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,6 +20,8 @@ from fp4dit_onnx.bundle_writing import new_bundle
 from fp4dit_onnx.errors import BundleError
 from fp4dit_onnx.files import BUNDLE, json_text, plain, read_json
 from fp4dit_onnx.links import followed
+from fp4dit_onnx.locking import locked
+from fp4dit_onnx.outputs import written_whole
 
 __all__ = [
     "EVIDENCE",
@@ -166,7 +168,9 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     return finite
 
 
-def put_files(folder: Path, contents: Mapping[str, bytes]) -> dict[str, Any]:
+def put_files(
+    folder: Path, contents: Mapping[str, bytes], note: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
     """Write files into a finished bundle, and their bytes and sha256 into its manifest.
 
     The manifest forgets the files before they change and lists them after: a kill at any moment
@@ -175,24 +179,26 @@ def put_files(folder: Path, contents: Mapping[str, bytes]) -> dict[str, Any]:
     Args:
         folder: of the bundle.
         contents: name -> bytes.
+        note: told of a lock that is taken over.
 
     Returns:
         The manifest as written.
 
     Raises:
         BundleError: no readable manifest.
-        OSError: a file cannot be written.
+        UsageError: another process writes to the bundle, or a file cannot be written.
     """
-    manifest = _read_manifest(folder / MANIFEST)
-    files = {name: entry for name, entry in manifest["files"].items() if name not in contents}
-    if files != manifest["files"]:
-        _write_whole(folder / MANIFEST, json_text({**manifest, "files": files}))
-    for name, content in contents.items():
-        _write_whole(folder / name, content)
-    files |= {name: _entry(folder / name) for name in contents}
-    listed = {**manifest, "files": dict(sorted(files.items()))}
-    _write_whole(folder / MANIFEST, json_text(listed))
-    return listed
+    with locked(folder, note):
+        manifest = _read_manifest(folder / MANIFEST)
+        files = {name: entry for name, entry in manifest["files"].items() if name not in contents}
+        if files != manifest["files"]:
+            _write_whole(folder / MANIFEST, json_text({**manifest, "files": files}))
+        for name, content in contents.items():
+            _write_whole(folder / name, content)
+        files |= {name: _entry(folder / name) for name in contents}
+        listed = {**manifest, "files": dict(sorted(files.items()))}
+        _write_whole(folder / MANIFEST, json_text(listed))
+        return listed
 
 
 def _entry(path: Path) -> dict[str, Any]:
@@ -200,13 +206,8 @@ def _entry(path: Path) -> dict[str, Any]:
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """Beside its place first, then renamed."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with written_whole(path) as partial:
         partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _sha256(path: Path) -> str:

@@ -2,52 +2,71 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.locking import is_running, locked
+from fp4dit_onnx.outputs import check_place
+from fp4dit_onnx.texts import utf8_text
 
 __all__ = ["copy_files", "new_bundle"]
 
 
 @contextmanager
 def new_bundle(
-    output: Path, overwrite: bool = False, *, source: Path | None = None
+    output: Path,
+    overwrite: bool = False,
+    *,
+    source: Path | None = None,
+    needed: int = 0,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Path]:
     """Yield a temporary folder beside `output`; on success it takes the place of `output`.
 
-    On any exception, KeyboardInterrupt included, the temporary folder is removed and `output`
-    stays as it was. What a killed process left beside `output` is cleared first.
+    Other processes that write to `output` are refused meanwhile. On any exception,
+    KeyboardInterrupt included, the temporary folder is removed and `output` stays as it was. What a
+    killed process left beside `output` is cleared first.
 
     Args:
         output: the bundle to be.
         overwrite: replace an older bundle there.
         source: the checkpoint that is read; `output` may not contain, equal or lie in it.
+        needed: bytes that will be written, if they are known.
+        note: told of a lock that is taken over.
 
     Raises:
-        UsageError: `output` is a file, is not empty, or overlaps `source`.
+        UsageError: `output` is a file, is not empty, overlaps `source`, is in use by another
+            process or cannot be written; also where the disk gets full.
     """
     output = Path(os.path.realpath(output))
-    _recover(output)
-    check_output(output, overwrite, source=source)
-    created = _make_parents(output.parent)
+    utf8_text("output", str(output))  # what ONNX Runtime opens
     partial = output.parent / f".{output.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
-    try:
-        partial.mkdir()
-        yield partial
-        _swap(partial, output)
-    except BaseException:
-        _remove(partial)
-        for parent in created:
-            with suppress(OSError):
-                parent.rmdir()
-        raise
+    check_place(partial, needed)
+    check_output(output, overwrite, source=source)
+    with locked(output, note):
+        _recover(output)
+        check_output(output, overwrite, source=source)
+        try:
+            partial.mkdir()
+            yield partial
+            check_output(output, overwrite)  # others know no lock
+            _swap(partial, output)
+        except BaseException as error:
+            _remove(partial)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UsageError(
+                    f"the disk of {output} is full: free some room and give the same command "
+                    "again; what an export has quantized by then is not done again"
+                ) from error
+            raise
 
 
 def copy_files(source: Path, target: Path) -> None:
@@ -102,24 +121,6 @@ def check_output(output: Path, overwrite: bool, *, source: Path | None = None) -
         )
 
 
-def _make_parents(folder: Path) -> list[Path]:
-    """Create `folder`; returns the folders made, deepest first."""
-    missing = []
-    probe = folder
-    while not probe.exists():
-        missing.append(probe)
-        probe = probe.parent
-    if not probe.is_dir():
-        raise UsageError(f"{probe} is a file: a folder is expected there to hold the output")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"cannot create {folder} ({error.strerror}): choose an output that can be written"
-        ) from error
-    return missing
-
-
 def _swap(partial: Path, output: Path) -> None:
     """Rename `partial` to `output`; an older folder there is set aside first and removed after."""
     if not output.exists():
@@ -145,22 +146,9 @@ def _recover(output: Path) -> None:
     pattern = re.compile(re.escape(f".{output.name}.") + r"(partial|old)-(\d+)-[0-9a-f]{8}")
     for path in sorted(output.parent.iterdir()):
         match = pattern.fullmatch(path.name)
-        if match is None or _is_running(int(match[2])):
+        if match is None or is_running(int(match[2])):
             continue
         if match[1] == "old" and not output.exists():
             path.rename(output)
         else:
             _remove(path)
-
-
-def _is_running(pid: int) -> bool:
-    """Whether process `pid` may be alive; always True where that cannot be asked harmlessly."""
-    if os.name == "nt":
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

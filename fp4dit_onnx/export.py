@@ -5,14 +5,12 @@ Methods that need no data read the weights tensor by tensor; the network is neve
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import importlib.metadata
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +23,9 @@ from fp4dit_onnx.cases import CASES, case_inputs
 from fp4dit_onnx.compare import sqnr_db
 from fp4dit_onnx.component_writing import Component, ComponentWriter
 from fp4dit_onnx.components import copy_settings, write_vae_decoder
-from fp4dit_onnx.errors import Fp4DitError, UsageError
+from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.layers import totals
+from fp4dit_onnx.locking import locked
 from fp4dit_onnx.methods import use_of
 from fp4dit_onnx.plan import ExportRequest, Plan, format_row, plan, work_folder
 from fp4dit_onnx.progress import Reporter, SilentReporter
@@ -76,7 +75,6 @@ def export(request: ExportRequest, reporter: Reporter | None = None) -> ExportRe
     report = reporter or SilentReporter()
     planned = plan(request)
     request = planned.request
-    save_recipe(request, planned.method)
     for note in planned.checkpoint.notes:
         report.note(note)
     if planned.measured and not planned.trains:
@@ -84,47 +82,27 @@ def export(request: ExportRequest, reporter: Reporter | None = None) -> ExportRe
             f"method {request.method} needs no data; the float model is run all the same, to measure "
             "errors and for the report: --no-measure skips that"
         )
-    _check_disk(request, planned)
-    if request.restart:
-        _forget(work_folder(request))
-    with (
-        _clear_disk_errors(request),
-        new_bundle(
-            request.output, overwrite=request.overwrite, source=planned.checkpoint.folder
-        ) as folder,
-    ):
-        manifest = _Export(request, planned, folder, report).write()
-    _forget(work_folder(request))
+    work = work_folder(request)
+    with locked(work, report.note):
+        with new_bundle(
+            request.output,
+            overwrite=request.overwrite,
+            source=planned.checkpoint.folder,
+            needed=_needed(planned, work),
+            note=report.note,
+        ) as folder:
+            save_recipe(request, planned.method)
+            if request.restart:
+                _forget(work)
+            manifest = _Export(request, planned, folder, report).write()
+        _forget(work)
     return ExportResult(request.output, manifest, time.monotonic() - start)
 
 
-@contextmanager
-def _clear_disk_errors(request: ExportRequest) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UsageError(
-            f"the disk of {request.output} is full: free some room and give the same command "
-            "again; what is quantized by then is not done again"
-        ) from error
-
-
-def _check_disk(request: ExportRequest, planned: Plan) -> None:
-    """Refuse what cannot fit; the weights that an export of this request wrote before count as free."""
-    folder = request.output.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    needed = planned.bundle_bytes + DISK_MARGIN
-    work = work_folder(request)
+def _needed(planned: Plan, work: Path) -> int:
+    """Bytes that the bundle will take beyond the weights that an export of this request wrote before."""
     written = sum(p.stat().st_size for p in work.rglob("*.data")) if work.is_dir() else 0
-    free = shutil.disk_usage(folder).free + written
-    if free < needed:
-        raise UsageError(
-            f"{folder} has {free / 2**30:.1f} GiB free, the bundle needs {needed / 2**30:.1f}: "
-            "free some room, or choose another folder with --output"
-        )
+    return max(0, planned.bundle_bytes + DISK_MARGIN - written)
 
 
 def _forget(work: Path) -> None:

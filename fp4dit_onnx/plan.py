@@ -18,6 +18,7 @@ from fp4dit_onnx.files import CHECKPOINT, parse_object, read_json
 from fp4dit_onnx.layers import layer_size, linear_layers, totals
 from fp4dit_onnx.methods import Method
 from fp4dit_onnx.models import Family, family_of
+from fp4dit_onnx.outputs import check_file
 from fp4dit_onnx.prompts import demo_prompts, general_prompts, read_prompts
 from fp4dit_onnx.recipe import FORMS, Recipe, make_recipe
 from fp4dit_onnx.recipe_files import with_recipe
@@ -250,8 +251,9 @@ def _check_choices(request: ExportRequest) -> None:
         whole("group_size", request.group_size, 8)
     real("max_ram in bytes", request.max_ram, SMALLEST_RAM)
     checked_seed(request.seed)
-    if request.state is not None and not request.state.parent.is_dir():
-        raise UsageError(f"state file {request.state}: its folder does not exist; make it first")
+    for path in (request.state, request.save_recipe):
+        if path is not None:
+            check_file(path)
 
 
 def format_row(spec: LayerSpec) -> dict[str, Any]:

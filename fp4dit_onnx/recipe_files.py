@@ -11,6 +11,7 @@ import tomli_w
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import WrongType, of_type, plain
 from fp4dit_onnx.methods import Method, read_recipe
+from fp4dit_onnx.outputs import written_whole
 from fp4dit_onnx.request import ExportRequest
 
 __all__ = ["FIELDS", "recipe_text", "save_recipe", "with_recipe"]
@@ -62,8 +63,6 @@ def save_recipe(request: ExportRequest, method: Method) -> Path | None:
     path = request.save_recipe
     if path is None:
         return None
-    try:
-        path.write_text(recipe_text(request, method), encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"recipe {path}: {error.strerror}: choose another file") from error
+    with written_whole(path) as partial:
+        partial.write_text(recipe_text(request, method), encoding="utf-8")
     return path

@@ -21,6 +21,7 @@ from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import GIVEN, Positive, WrongType, decoded, parse_object, plain
 from fp4dit_onnx.formats import FloatArray, format_by_name
 from fp4dit_onnx.numerics import decode, dequantize, group_count, unpack
+from fp4dit_onnx.outputs import written_whole
 from fp4dit_onnx.recipe import check_product
 from fp4dit_onnx.scale_formats import DEFAULT_SCALE, scale_format_by_name
 from fp4dit_onnx.spec import LayerSpec
@@ -182,12 +183,8 @@ def save_state(state: QuantizedState, path: Path) -> None:
         "provenance": dict(state.provenance),
     }
     metadata = {_METADATA: json.dumps(plain(header), sort_keys=True)}
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with written_whole(path) as partial:
         safetensors.numpy.save_file(tensors, partial, metadata=metadata)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

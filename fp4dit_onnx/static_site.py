@@ -42,7 +42,8 @@ def write_site(bundle: Bundle, output: Path, reporter: Reporter) -> int:
         )
     files = {**page_files(), **served_files(bundle)}
     del files["/"]  # it is index.html
-    with new_bundle(output, source=bundle.folder) as folder:
+    needed = sum(path.stat().st_size for path in files.values())
+    with new_bundle(output, source=bundle.folder, needed=needed, note=reporter.note) as folder:
         with reporter.stage("copying", len(files), "files") as advance:
             for url, path in files.items():
                 target = folder / url.removeprefix("/")

@@ -335,7 +335,7 @@ def test_plan_agrees_with_the_export(exported: ExportResult) -> None:
         ({"rules": ("nothing.*=e2m1",)}, "matches none of the 86"),
         ({"calibration_prompts": 0}, "calibration prompts 0: expected at least 1"),
         ({"seed": -1}, "expected 0 or more"),
-        ({"state": Path("no") / "such" / "folder.safetensors"}, "its folder does not exist"),
+        ({"state": Path()}, "is a folder: expected the name of a file"),
     ],
 )
 def test_bad_requests_are_refused_before_anything_is_written(

@@ -77,7 +77,7 @@ def _add_report(folder: Path) -> None:
     from fp4dit_onnx.report.writing import add_report
 
     try:
-        add_report(Bundle.open(folder))
+        add_report(Bundle.open(folder), note=reporter().note)
     except MissingExtraError as error:
         reporter().note(f"no {REPORT} in {folder}: {error}")
 

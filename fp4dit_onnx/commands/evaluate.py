@@ -13,6 +13,7 @@ from fp4dit_onnx.commands.output import print_json, print_line, print_table, rep
 from fp4dit_onnx.commands.parameters import Json, PromptFile
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.options import INPUT, OUTPUT, SAMPLING, Option
+from fp4dit_onnx.outputs import check_file, written_whole
 from fp4dit_onnx.prompts import demo_prompts, general_prompts, read_prompts
 
 if TYPE_CHECKING:
@@ -49,8 +50,10 @@ def run(
     json: Json = False,
 ) -> None:
     """Compare a bundle's pictures with those of the float model."""
-    if grid is not None and grid.suffix.lower() not in SUFFIXES:  # before hours of drawing
-        raise UsageError(f"grid {grid}: expected a name ending in {', '.join(SUFFIXES)}")
+    if grid is not None:  # before hours of drawing
+        if grid.suffix.lower() not in SUFFIXES:
+            raise UsageError(f"grid {grid}: expected a name ending in {', '.join(SUFFIXES)}")
+        check_file(grid)
     folders = _by_name(bundles, model)
     texts = _prompts(prompts, model, count)
     from fp4dit_onnx.quality import evaluate
@@ -145,5 +148,5 @@ def _write_grid(found: Evaluation, path: Path) -> None:
         for prompt in found.prompts
         for seed in found.seeds
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture_grid(found.pictures, captions).save(path)
+    with written_whole(path) as partial:
+        picture_grid(found.pictures, captions).save(partial)

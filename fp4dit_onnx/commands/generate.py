@@ -13,6 +13,7 @@ from fp4dit_onnx.commands.output import print_json, print_line, reporter
 from fp4dit_onnx.commands.parameters import BundleFolder, Json
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.options import INPUT, MACHINE, OUTPUT, SAMPLING, Option
+from fp4dit_onnx.outputs import check_file, check_place, written_whole
 from fp4dit_onnx.prompts import read_prompts
 from fp4dit_onnx.runtime.sampling import LARGEST_COUNT
 from fp4dit_onnx.texts import utf8_text
@@ -25,6 +26,8 @@ __all__ = ["picture_paths", "run"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 BATCH_SIZE = 8
+CHANNELS = 3
+"""Bytes of a pixel, which a file takes at most; noise hardly shrinks."""
 
 
 def run(
@@ -118,6 +121,7 @@ def run(
     pipeline = Pipeline(opened.folder, library=library, threads=threads)
     loaded = time.monotonic()
     settings = pipeline.settings(steps=steps, guidance=guidance, height=height, width=width)
+    check_place(paths[0], len(images) * settings.height * settings.width * CHANNELS)
     total = settings.steps * -(-len(images) // BATCH_SIZE)
     with reporter().stage(f"generating {len(images)}", total, "denoising steps") as advance:
         pictures = pipeline.generate(
@@ -132,7 +136,7 @@ def run(
             progress=lambda done, of: advance(1),
         )
     for picture, path in zip(pictures, paths, strict=True):
-        _save(picture, path)
+        _save(picture, path, overwrite=overwrite)
     seconds = {"load": loaded - start, "draw": time.monotonic() - loaded}
     rows = [
         {"prompt": text, "seed": one, "file": str(path)}
@@ -183,8 +187,7 @@ def picture_paths(
         overwrite: files may be there.
 
     Raises:
-        UsageError: one file for several images, an unknown kind of image, or a file that is there
-            without `overwrite`.
+        UsageError: one file for several images, or an unknown kind of image; see `check_file` too.
     """
     suffix = output.suffix.lower()
     if output.is_dir() or not suffix:
@@ -198,9 +201,8 @@ def picture_paths(
         raise UsageError(f"output {output} is one file for {len(images)} images: give a folder")
     else:
         paths = [output]
-    there = [path for path in paths if path.exists()]
-    if there and not overwrite:
-        raise UsageError(f"{there[0]} exists: replace it with --overwrite, or choose another name")
+    for path in paths:
+        check_file(path, overwrite=overwrite)
     return paths
 
 
@@ -221,12 +223,6 @@ def _slug(text: str) -> str:
     return re.sub(r"[\W_]+", "-", text.lower()).strip("-")[:40].strip("-") or "picture"
 
 
-def _save(picture: Image.Image, path: Path) -> None:
-    """Write beside, then rename: a picture is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
+def _save(picture: Image.Image, path: Path, *, overwrite: bool) -> None:
+    with written_whole(path, overwrite=overwrite) as partial:
         picture.save(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

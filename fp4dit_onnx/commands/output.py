@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import json
+import os
 import shlex
 import sys
 import time
@@ -21,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.outputs import check_place
 from fp4dit_onnx.progress import LineReporter, Reporter, Reporters, RichReporter
 from fp4dit_onnx.texts import clean
 
@@ -66,7 +68,9 @@ def configure(messages: Messages) -> None:
         UsageError: the log file cannot be written.
     """
     global _current
-    if messages.log_file not in (None, _current.log_file):
+    if messages.log_file is not None and messages.log_file != _current.log_file:
+        if not os.path.lexists(messages.log_file):
+            check_place(messages.log_file)
         _log(messages.log_file, shlex.join(sys.argv), "given")
     _current = messages
 

@@ -14,6 +14,7 @@ from fp4dit_onnx.commands.parameters import PromptFile
 from fp4dit_onnx.errors import MissingExtraError, UsageError
 from fp4dit_onnx.files import plain
 from fp4dit_onnx.options import INPUT, OUTPUT, SAMPLING, Option
+from fp4dit_onnx.outputs import check_file
 from fp4dit_onnx.prompts import demo_prompts, general_prompts, read_prompts
 from fp4dit_onnx.report.data import Evidence, read_evidence
 
@@ -78,6 +79,7 @@ def run(
     if len(bundles) > 2:
         raise UsageError(f"{len(bundles)} bundles given: expected one, or two to compare")
     opened = [Bundle.open(folder) for folder in bundles]
+    check_file(output or (COMPARISON if len(opened) == 2 else opened[0].folder / REPORT))
     if len(opened) == 1:
         (bundle,) = opened
         texts = _prompts(prompts, model, count or COUNT)
@@ -122,7 +124,7 @@ def _report(bundle: Bundle, evidence: Evidence | None, output: Path | None, *, j
     from fp4dit_onnx.report.writing import add_report, report_html, write_file
 
     if output is None:
-        add_report(bundle, evidence)
+        add_report(bundle, evidence, reporter().note)
     else:
         write_file(output, report_html(bundle, evidence))
     path = output or bundle.folder / REPORT

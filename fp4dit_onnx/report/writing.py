@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fp4dit_onnx.bundle import EVIDENCE, REPORT, Bundle, put_files
 from fp4dit_onnx.errors import MissingExtraError, UsageError
 from fp4dit_onnx.files import json_text, plain
+from fp4dit_onnx.outputs import written_whole
 from fp4dit_onnx.progress import Reporter
 from fp4dit_onnx.prompts import demo_prompts
 from fp4dit_onnx.report.data import Evidence
@@ -80,27 +82,25 @@ def _named(first: Bundle, second: Bundle) -> tuple[Subject, Subject]:
     return open_subject(first, names[0]), open_subject(second, names[1])
 
 
-def add_report(bundle: Bundle, evidence: Evidence | None = None) -> dict[str, Any]:
+def add_report(
+    bundle: Bundle,
+    evidence: Evidence | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
     """Write report.html into a bundle, and report.json if there is new evidence.
 
     Args:
         bundle: the bundle.
         evidence: what was measured anew; None renders what the bundle keeps.
+        note: told of a lock that is taken over.
 
     Returns:
         The manifest, which lists the files as they are now.
 
     Raises:
-        UsageError: the bundle cannot be written; see `report_html` too.
+        UsageError: see `put_files`, and `report_html`.
     """
-    contents = _contents(bundle, evidence)
-    try:
-        return put_files(bundle.folder, contents)
-    except OSError as error:
-        raise UsageError(
-            f"{bundle.folder} cannot be written ({error.strerror}): write the report elsewhere "
-            "with  -o FILE"
-        ) from error
+    return put_files(bundle.folder, _contents(bundle, evidence), note)
 
 
 def _contents(bundle: Bundle, evidence: Evidence | None) -> dict[str, bytes]:
@@ -143,18 +143,6 @@ def report_of_export(
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write a page to a file of its own, whole or not at all.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a page to a file of its own; raises as `written_whole` does."""
+    with written_whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UsageError(
-            f"{path} cannot be written ({error.strerror}): choose another file with -o"
-        ) from error

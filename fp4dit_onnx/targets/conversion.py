@@ -57,7 +57,11 @@ def convert(
     """
     bundle = Bundle.open(source)
     _check_source(bundle, target)
-    with new_bundle(output, overwrite=overwrite, source=bundle.folder) as folder:
+    needed = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
+    note = (reporter or SilentReporter()).note
+    with new_bundle(
+        output, overwrite=overwrite, source=bundle.folder, needed=needed, note=note
+    ) as folder:
         for name in (MANIFEST, *bundle.manifest["files"]):
             if name not in (REPORT, EVIDENCE):  # of the bundle that is converted
                 _copy(bundle.folder / name, folder / name)

@@ -134,7 +134,7 @@ def test_a_report_goes_where_it_is_wanted(
         (["--count", "2"], "not from the embedded demo pipeline"),
         (["other", "--seeds", "2"], "compared as they were measured"),
         (["other", "third"], "expected one, or two"),
-        (["-o", "bundle"], "cannot be written"),
+        (["-o", "bundle"], "bundle is a folder: expected the name of a file"),
     ],
 )
 def test_requests_that_cannot_be_carried_out(
