@@ -333,8 +333,8 @@ def test_plan_agrees_with_the_export(exported: ExportResult) -> None:
         ({"form": "other"}, "unknown form"),
         ({"weight_format": "e9m9"}, "unknown format"),
         ({"rules": ("nothing.*=e2m1",)}, "matches none of the 86"),
-        ({"calibration_prompts": 0}, "calibration prompts 0: expected at least 1"),
-        ({"seed": -1}, "expected 0 or more"),
+        ({"calibration_prompts": 0}, "prompts = 0: expected a whole number from 1"),
+        ({"seed": -1}, "seed = -1: expected a whole number from 0"),
         ({"state": Path()}, "is a folder: expected the name of a file"),
     ],
 )
