@@ -123,7 +123,7 @@ def run(
     settings = pipeline.settings(steps=steps, guidance=guidance, height=height, width=width)
     check_place(paths[0], len(images) * settings.height * settings.width * CHANNELS)
     total = settings.steps * -(-len(images) // BATCH_SIZE)
-    with reporter().stage(f"generating {len(images)}", total, "denoising steps") as advance:
+    with reporter().stage(f"generating {len(images)} images", total, "denoising steps") as advance:
         pictures = pipeline.generate(
             [text for text, _ in images],
             negative_prompt=negative_prompt,

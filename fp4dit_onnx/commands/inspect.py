@@ -118,5 +118,5 @@ def _show_pipeline(facts: Mapping[str, Any]) -> None:
         (name, len(members), _shape(members[0]), members[0]["dtype"], _bytes(members))
         for name, members in by_kind(facts["tensors"], lambda row: (_shape(row), row["dtype"]))
     ]
-    columns = ("tensor", ">count", ">shape", "type", ">size")
-    print_table(f"Tensors of {facts['transformer']}", columns, rows)
+    title, headings = f"Tensors of {facts['transformer']}", ("tensor", ">count", ">shape", "type")
+    print_table(title, (*headings, ">size"), rows)

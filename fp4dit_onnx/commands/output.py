@@ -122,7 +122,7 @@ def print_error(message: str) -> None:
         _log(_current.log_file, f"{trace}error: {message}")
 
 
-def print_json(content: Mapping[str, Any]) -> None:
+def print_json(content: Mapping[str, Any] | Sequence[Any]) -> None:
     """The only thing that a command with --json writes to stdout."""
     print(json.dumps(content, indent=1))
 
