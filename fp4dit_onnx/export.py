@@ -75,7 +75,7 @@ def export(request: ExportRequest, reporter: Reporter | None = None) -> ExportRe
     report = reporter or SilentReporter()
     planned = plan(request)
     request = planned.request
-    for note in planned.checkpoint.notes:
+    for note in planned.notes:
         report.note(note)
     if planned.measured and not planned.trains:
         report.note(

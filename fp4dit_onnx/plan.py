@@ -23,7 +23,10 @@ from fp4dit_onnx.prompts import demo_prompts, general_prompts, read_prompts
 from fp4dit_onnx.recipe import FORMS, Recipe, make_recipe
 from fp4dit_onnx.recipe_files import with_recipe
 from fp4dit_onnx.request import COMPONENTS, ExportRequest
+from fp4dit_onnx.runtime.families import family_of_pipeline as runtime_family
+from fp4dit_onnx.runtime.runs import start_run
 from fp4dit_onnx.runtime.sampling import Sampling
+from fp4dit_onnx.runtime.schedulers import scheduler_from_config
 from fp4dit_onnx.runtime.sizes import largest_side, pixels_a_latent
 from fp4dit_onnx.spec import LayerSpec
 from fp4dit_onnx.targets.table import target_by_name
@@ -58,6 +61,7 @@ class Plan:
         measured: whether the float pipeline is loaded and run.
         encoders: recipe of each text encoder, None where it stays in float.
         request: what was asked for, its recipe file included.
+        undrawable: why `generate` cannot make pictures with the bundle, a line each.
     """
 
     layers: tuple[Mapping[str, Any], ...]
@@ -74,6 +78,12 @@ class Plan:
     measured: bool
     encoders: Mapping[str, Recipe | None]
     request: ExportRequest
+    undrawable: tuple[str, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is worth knowing before any work, a line each."""
+        return (*self.checkpoint.notes, *self.undrawable)
 
     @property
     def bundle_bytes(self) -> int:
@@ -116,8 +126,8 @@ class Plan:
             "sampling": asdict(self.sampling),
             "measured": self.measured,
             "bundle_bytes": self.bundle_bytes,
-            "notes": list(self.checkpoint.notes),
             "text_encoders": {n: r and r.to_json() for n, r in self.encoders.items()},
+            "notes": list(self.notes),
         }
 
 
@@ -166,13 +176,14 @@ def plan(request: ExportRequest) -> Plan:
     _check_ram(request, sizes)
     target.check({spec.weight.format for spec in specs.values()} | set(recipe.search))
     rows = [_row(name, *sizes[name], spec) for name, spec in specs.items()]
+    sampling = _sampling(request, family, checkpoint)
     return Plan(
         layers=tuple(rows),
         skipped=tuple({"name": name, "reason": reason} for name, reason in skipped),
         attention=recipe.attentions(tuple(sizes)) if family.attention else {},
         totals=totals(checkpoint, rows),
         recipe=recipe,
-        sampling=_sampling(request, family, checkpoint),
+        sampling=sampling,
         family=family,
         checkpoint=checkpoint,
         specs=specs,
@@ -181,7 +192,22 @@ def plan(request: ExportRequest) -> Plan:
         measured=trains or (family.calibrates and _measures(request, checkpoint)),
         encoders=_encoders(request, checkpoint),
         request=request,
+        undrawable=_undrawable(checkpoint, sampling),
     )
+
+
+def _undrawable(checkpoint: Checkpoint, sampling: Sampling) -> tuple[str, ...]:
+    """What keeps `generate` from making pictures with a bundle of all components."""
+    if "scheduler" not in checkpoint.components:
+        return ()
+    path = checkpoint.folder / "scheduler" / "scheduler_config.json"
+    settings = read_json(path, "the scheduler's settings", CHECKPOINT, infinite=True)
+    try:
+        family = runtime_family(checkpoint.pipeline_class, checkpoint.folder / "model_index.json")
+        start_run(family, scheduler_from_config(settings), sampling.steps, tokens=1)
+    except UsageError as error:
+        return (f"generate will not make pictures with this bundle: {error}",)
+    return ()
 
 
 def _check_packages() -> None:

@@ -19,11 +19,13 @@ from PIL import Image
 
 from fp4dit_onnx.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import CheckpointError, MissingExtraError, UsageError
+from fp4dit_onnx.files import CHECKPOINT, read_json
 from fp4dit_onnx.learned_metrics import offline
 from fp4dit_onnx.metrics import METRICS, Metric, Score, psnr, sqnr
 from fp4dit_onnx.models import Family, family_of
 from fp4dit_onnx.progress import Advance, Reporter, SilentReporter
 from fp4dit_onnx.runtime import Pipeline, Sampling
+from fp4dit_onnx.runtime.schedulers import scheduler_from_config
 from fp4dit_onnx.silence import quiet
 from fp4dit_onnx.values import checked_seed
 
@@ -136,7 +138,8 @@ def float_images(
     Raises:
         CheckpointError: the folder holds no readable pipeline, or one that draws no finite numbers.
         MissingExtraError: torch, diffusers or transformers is not installed.
-        UsageError: the scheduler draws noise at every step, which has no seed that both know.
+        UsageError: the scheduler draws noise at every step, which has no seed that both know, or is
+            not known.
     """
     pipeline, family = _float_pipeline(pipeline_folder)
     import torch
@@ -172,10 +175,12 @@ def _float_pipeline(folder: Path) -> tuple[Any, Family]:
     checkpoint = open_checkpoint(folder)
     family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
     pipeline = load_pipeline(checkpoint)
-    if type(pipeline.scheduler).__name__ == "DDPMScheduler":
+    path = checkpoint.folder / "scheduler" / "scheduler_config.json"
+    settings = read_json(path, "the scheduler's settings", CHECKPOINT, infinite=True)
+    if scheduler_from_config(settings).stochastic:
         raise UsageError(
-            f"{checkpoint.folder} samples with DDPMScheduler, which adds noise at every step: "
-            "expected a deterministic scheduler; change it to DDIMScheduler or "
+            f"{checkpoint.folder} samples with {settings['_class_name']}, which adds noise at every "
+            "step: expected a deterministic scheduler; change it to DDIMScheduler or "
             "DPMSolverMultistepScheduler"
         )
     return pipeline, family

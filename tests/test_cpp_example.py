@@ -139,6 +139,7 @@ class Table:
     def __init__(self, folder: Path) -> None:
         self.rows = json.loads((folder / "scheduler" / "steps.json").read_text())
         self.timesteps = np.array(self.rows["timesteps"])
+        self.initial_scale = self.rows["initial"]
         self.stochastic = any(self.rows["noise"])
         self.samples: list[Array] = []
         self.outputs: list[Array] = []
@@ -149,10 +150,15 @@ class Table:
         del steps, plan
         return self
 
+    def model_input(self, index: int, sample: Array) -> Array:
+        """What the model is given, a product in float64."""
+        return (sample.astype(np.float64) * self.rows["input"][index]).astype(np.float32)
+
     def step(self, output: Array, sample: Array, noise: Array | None = None) -> Array:
         """The next sample, summed in float64."""
-        self.samples = [sample, *self.samples[:2]]
-        self.outputs = [output, *self.outputs[:2]]
+        taps = len(self.rows["sample"][0])
+        self.samples = [sample, *self.samples][:taps]
+        self.outputs = [output, *self.outputs][:taps]
         i, total = self.index, np.zeros(sample.shape)
         self.index += 1
         for j, (x, o) in enumerate(zip(self.samples, self.outputs, strict=True)):
@@ -204,6 +210,22 @@ def test_steps_may_look_two_steps_back(
     found = draw(bundle)
     np.testing.assert_array_equal(found, drawn_in_python(bundle))
     assert len(np.unique(found)) > 50
+
+
+def test_schedulers_of_few_steps(
+    drawable: Path, tmp_path: Path, draw: Callable[..., Array]
+) -> None:
+    """Noise of a step, scaled inputs, four taps: by the table and by the scheduler itself."""
+    lcm = {"_class_name": "LCMScheduler", "beta_schedule": "linear"}
+    ancestral = {"_class_name": "EulerAncestralDiscreteScheduler"}
+    third = {"_class_name": "UniPCMultistepScheduler", "solver_order": 3}
+    for number, config in enumerate((lcm, ancestral, third)):
+        bundle = Path(shutil.copytree(drawable, tmp_path / str(number)))
+        (bundle / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+        write_table(bundle, STEPS)
+        found = draw(bundle, "--seed", 3)
+        np.testing.assert_array_equal(found, drawn_in_python(bundle, seeds=3))
+        assert psnr(found, drawn_in_python(bundle, table=False, seeds=3)) > SAME_PICTURE_DB
 
 
 def test_token_ids_in_place_of_a_prompt(drawable: Path, draw: Callable[..., Array]) -> None:
@@ -266,7 +288,10 @@ BAD_VALUES: tuple[tuple[str, list[str | int], Any, str], ...] = (
     ("transformer/config.json", ["in_channels"], 7, "model.onnx: Got invalid dimensions"),
     ("vae_decoder/config.json", ["scaling_factor"], 0, "expected a number from 1e-06"),
     ("vae_decoder/config.json", ["block_out_channels"], [], "expected 1 to 8 numbers"),
-    ("scheduler/steps.json", ["format_version"], 2, "is 2: expected a whole number from 1 to 1"),
+    ("scheduler/steps.json", ["format_version"], 3, "is 3: expected a whole number from 1 to 2"),
+    ("scheduler/steps.json", ["initial"], -1, "/initial is -1: expected a number"),
+    ("scheduler/steps.json", ["input"], [1], "/input is [1]: expected a list of 4"),
+    ("scheduler/steps.json", ["sample", 0], [], "/sample/0 is []: expected a list of 1 to 8"),
     ("scheduler/steps.json", ["steps"], 5, "expected a list of 5"),
     ("scheduler/steps.json", ["sample", 1], [1, 2], "/sample/1 is [1,2]: expected a list of 3"),
     ("scheduler/steps.json", ["output", 2, 0], None, "/output/2/0 is absent: expected a number"),

@@ -239,5 +239,5 @@ def test_only_the_transformer_is_read(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "transformer" / "config.json").write_text('{"_class_name": "NoSuchModel"}')
     with pytest.raises(BundleError, match="names the class NoSuchModel"):
         load_transformer(tmp_path, library=False)
-    with pytest.raises(BundleError, match="does not exist"):
+    with pytest.raises(BundleError, match="not found"):
         load_transformer(tmp_path / "nowhere", library=False)

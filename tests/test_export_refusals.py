@@ -197,3 +197,31 @@ def test_methods_that_need_data_are_refused_where_no_pipeline_can_run(tmp_path: 
     for changes in ({"method": "fp4dit"}, {"weight_format": "auto"}, {"measure": True}):
         with pytest.raises(UsageError, match="Hunyuan-DiT cannot be calibrated yet"):
             plan(request(tmp_path / "out", tmp_path / "pipeline", **changes))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"_class_name": "PNDMScheduler"}, "scheduler PNDMScheduler is not supported"),
+        ({"_class_name": "DDIMScheduler", "thresholding": True}, "option thresholding = True"),
+        ({"_class_name": "LCMScheduler", "original_inference_steps": 10}, "steps = 20: expected"),
+        ({"_class_name": "LCMScheduler"}, None),
+        ({"_class_name": "UniPCMultistepScheduler"}, None),
+    ],
+)
+def test_schedulers_that_generate_refuses_are_named_before_any_work(
+    demo_copy: Path, config: dict[str, Any], words: str | None
+) -> None:
+    (demo_copy / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    planned = plan(ExportRequest(Path("unused"), demo_copy))
+    if words is None:
+        assert planned.undrawable == ()
+    else:
+        (note,) = planned.undrawable
+        assert note.startswith("generate will not make pictures with this bundle: ")
+        assert words in note
+        assert note in planned.to_json()["notes"]
+    alone = plan(
+        ExportRequest(Path("unused"), demo_copy, components="transformer", method="fp-rtn")
+    )
+    assert alone.undrawable == ()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
+import re
+import sys
 import warnings
 from typing import Any
 
@@ -11,9 +15,8 @@ import numpy.typing as npt
 import pytest
 
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.runtime.flow_matching import FlowPlan
-from fp4dit_onnx.runtime.noise_schedule import DPM_SOLVER, checked_options, cumulative_alphas
-from fp4dit_onnx.runtime.schedulers import SCHEDULERS, scheduler_from_config
+from fp4dit_onnx.runtime.schedulers import SCHEDULERS, FlowPlan, scheduler_from_config
+from fp4dit_onnx.runtime.schedulers.training import cumulative_alphas
 
 torch = pytest.importorskip("torch")
 with warnings.catch_warnings():
@@ -22,6 +25,8 @@ with warnings.catch_warnings():
 
 FloatArray = npt.NDArray[np.float32]
 Config = dict[str, Any]
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 SHAPE = (2, 4, 6, 6)
 
@@ -34,11 +39,17 @@ TOLERANCE = 1e-5
 
 
 def worst_relative_error(found: list[FloatArray], expected: list[FloatArray]) -> float:
-    """The largest |difference| over a trajectory, each state relative to its own largest value."""
+    """The largest |difference| over a trajectory, each state relative to what it was computed from.
+
+    That is the largest value of the state itself and of the one before: a step from sigma 4096 to
+    the data subtracts numbers of that size.
+    """
     if len(found) != len(expected):
         return math.inf
+    sizes = [float(np.abs(state).max()) for state in expected]
     errors = [
-        float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(found, expected, strict=True)
+        float(np.abs(a - b).max() / max(sizes[max(i - 1, 0) : i + 1]))
+        for i, (a, b) in enumerate(zip(found, expected, strict=True))
     ]
     return math.inf if any(math.isnan(e) for e in errors) else max(errors)
 
@@ -69,14 +80,21 @@ def our_trajectory(
     config: Config, steps: int, plan: FlowPlan | None = None
 ) -> tuple[list[float], list[FloatArray]]:
     scheduler = scheduler_from_config(config)
-    run, model, sample = scheduler.start(steps, plan), random_model(1), start(2)
-    states = []
+    run, model = scheduler.start(steps, plan), random_model(1)
+    sample = start(2) * np.float32(run.initial_scale)
+    states = [sample]
     for index, timestep in enumerate(run.timesteps):
         noise = noise_at(index) if scheduler.stochastic else None
-        sample = run.step(model(sample, int(timestep)), sample, noise)
+        output = model(run.model_input(index, sample), int(timestep))
+        sample = run.step(output, sample, noise)
         assert sample.dtype == np.float32
         states.append(sample)
     return [float(t) for t in run.timesteps], states
+
+
+def scheduler_scale(scheduler: Any) -> float:
+    """What diffusers' pipelines multiply the first noise by."""
+    return float(getattr(scheduler, "init_noise_sigma", 1))
 
 
 def diffusers_trajectory(
@@ -89,12 +107,17 @@ def diffusers_trajectory(
         scheduler.set_timesteps(steps, **plan)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
-    model, sample, states = random_model(1), torch.from_numpy(start(2)), []
-    module = "diffusers.schedulers.scheduling_ddpm.randn_tensor"
+    model, sample = random_model(1), torch.from_numpy(start(2)) * scheduler_scale(scheduler)
+    states = [sample.numpy()]
+    module = sys.modules[type(scheduler).__module__]
     for index, timestep in enumerate(scheduler.timesteps):
         noise = torch.from_numpy(noise_at(index))
-        monkeypatch.setattr(module, lambda *_, noise=noise, **__: noise)
-        output = torch.from_numpy(model(sample.numpy(), int(timestep)))
+        if hasattr(module, "randn_tensor"):
+            monkeypatch.setattr(module, "randn_tensor", lambda *_, noise=noise, **__: noise)
+        given = sample
+        if hasattr(scheduler, "scale_model_input"):
+            given = scheduler.scale_model_input(sample, timestep)
+        output = torch.from_numpy(model(given.numpy(), int(timestep)))
         sample = scheduler.step(output, timestep, sample, return_dict=False)[0]
         states.append(sample.numpy())
     return [float(t) for t in scheduler.timesteps], states
@@ -207,6 +230,193 @@ def test_ddim_and_ddpm_options(config: Config, monkeypatch: pytest.MonkeyPatch) 
     check(config, 20, monkeypatch)
 
 
+def euler(**options: Any) -> Config:
+    return {"_class_name": "EulerDiscreteScheduler", **options}
+
+
+def ancestral(**options: Any) -> Config:
+    return {"_class_name": "EulerAncestralDiscreteScheduler", **options}
+
+
+def lcm(**options: Any) -> Config:
+    return {"_class_name": "LCMScheduler", **options}
+
+
+def unipc(**options: Any) -> Config:
+    return {"_class_name": "UniPCMultistepScheduler", **options}
+
+
+BOTH = (False, True)
+LAST = {"final_sigmas_type": "sigma_min"}
+ENDS = ("zero", "sigma_min")
+GRIDS: dict[str, tuple[Any, dict[str, tuple[Any, ...]]]] = {
+    "Euler": (
+        euler,
+        {
+            "prediction_type": PREDICTIONS,
+            "timestep_spacing": SPACINGS,
+            "use_karras_sigmas": BOTH,
+            "final_sigmas_type": ENDS,
+            "rescale_betas_zero_snr": BOTH,
+        },
+    ),
+    "Euler, sigmas": (
+        euler,
+        {
+            "interpolation_type": ("linear", "log_linear"),
+            "use_exponential_sigmas": BOTH,
+            "sigma_min": (None, 0.05),
+            "sigma_max": (None, 80.0),
+            "steps_offset": (0, 1),
+        },
+    ),
+    "Euler ancestral": (
+        ancestral,
+        {
+            "prediction_type": PREDICTIONS[:2],
+            "timestep_spacing": SPACINGS,
+            "rescale_betas_zero_snr": BOTH,
+        },
+    ),
+    "LCM": (
+        lcm,
+        {
+            "prediction_type": PREDICTIONS,
+            "beta_schedule": ("linear", "scaled_linear"),
+            "clip_sample": BOTH,
+            "timestep_scaling": (10.0, 1.0),
+            "original_inference_steps": (50, 100),
+        },
+    ),
+    "zero SNR": (
+        ddim,
+        {
+            "prediction_type": PREDICTIONS,
+            "timestep_spacing": SPACINGS,
+            "rescale_betas_zero_snr": (True,),
+            "set_alpha_to_one": BOTH,
+        },
+    ),
+    "DDPM, zero SNR": (
+        ddpm,
+        {
+            "prediction_type": PREDICTIONS,
+            "timestep_spacing": SPACINGS,
+            "rescale_betas_zero_snr": BOTH,
+            "variance_type": ("fixed_small", "fixed_small_log", "fixed_large"),
+        },
+    ),
+    "DPM-Solver++, sigmas": (
+        dpm,
+        {
+            "solver_order": (2, 3),
+            "rescale_betas_zero_snr": BOTH,
+            "use_lu_lambdas": BOTH,
+            "use_exponential_sigmas": BOTH,
+            "timestep_spacing": SPACINGS[1:],
+        },
+    ),
+    "UniPC": (
+        unipc,
+        {
+            "prediction_type": PREDICTIONS,
+            "solver_order": (1, 2, 3),
+            "solver_type": ("bh1", "bh2"),
+            "predict_x0": BOTH,
+            "lower_order_final": BOTH,
+            "final_sigmas_type": ENDS,
+        },
+    ),
+    "UniPC, sigmas": (
+        unipc,
+        {
+            "timestep_spacing": SPACINGS,
+            "solver_order": (2, 3),
+            "use_karras_sigmas": BOTH,
+            "disable_corrector": ([], [0, 2]),
+            "rescale_betas_zero_snr": BOTH,
+            "final_sigmas_type": ENDS,
+        },
+    ),
+    "UniPC, bounds": (
+        unipc,
+        {
+            "use_karras_sigmas": BOTH,
+            "use_exponential_sigmas": BOTH,
+            "sigma_min": (None, 0.1),
+            "sigma_max": (None, 50.0),
+        },
+    ),
+    "flow matching": (
+        flow,
+        {
+            "shift": (1.0, 3.0),
+            "use_karras_sigmas": BOTH,
+            "use_exponential_sigmas": BOTH,
+            "stochastic_sampling": BOTH,
+            "shift_terminal": (None, 0.1),
+        },
+    ),
+}
+ILL_CONDITIONED = 1e-4
+"""Where roundings of 6e-8 grow a hundredfold, in diffusers as here: the noise is what is left of a
+sample after its data, divided by as little as sigma_min; or what is not fresh noise is the root of a
+difference of equals, after a step from sigma 4096."""
+
+
+def tolerance(config: Config) -> float:
+    from_data = config.get("prediction_type") == "sample"
+    divides = config["_class_name"] == "DDIMScheduler" or config.get("predict_x0") is False
+    fresh = config["_class_name"].startswith("EulerA") and config.get("rescale_betas_zero_snr")
+    return ILL_CONDITIONED if (from_data and divides) or fresh else TOLERANCE
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # diffusers' own, where it gives NaN
+@pytest.mark.parametrize("name", GRIDS)
+def test_every_combination_of_options_is_diffusers_or_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, choices = GRIDS[name]
+    compared = 0
+    for values in itertools.product(*choices.values()):
+        config = make(**dict(zip(choices, values, strict=True)))
+        for steps in (1, 2, 4, 7, 20):
+            reason = why_refused(config, steps)
+            if reason is not None:
+                with pytest.raises(UsageError, match=reason):
+                    our_trajectory(config, steps)
+                continue
+            times, states = our_trajectory(config, steps)
+            expected_times, expected = diffusers_trajectory(config, steps, monkeypatch)
+            rescaled = config.get("rescale_betas_zero_snr")  # the table has torch's roots
+            np.testing.assert_allclose(times, expected_times, 2e-7, 1e-3 if rescaled else 0)
+            worst = worst_relative_error(states, expected)
+            assert worst <= tolerance(config), f"{config}, {steps} steps: {worst:.2e}"
+            compared += 1
+    assert compared >= 40
+
+
+def why_refused(config: Config, steps: int) -> str | None:
+    """What a refusal must name: options that diffusers refuses, or ends without finite numbers."""
+    if config.get("use_karras_sigmas") and config.get("use_exponential_sigmas"):
+        return "use_karras_sigmas and use_exponential_sigmas"
+    if config.get("shift_terminal") and steps == 1:
+        return "shift_terminal"
+    spacing = config.get("timestep_spacing")
+    from_noise = spacing == "trailing" or (spacing == "linspace" and steps > 1)
+    inverts = config["_class_name"] in ("DDIMScheduler", "DDPMScheduler")
+    epsilon = config.get("prediction_type") == "epsilon"
+    if config.get("rescale_betas_zero_snr") and epsilon and inverts and from_noise:
+        return "no signal"
+    ends = config.get("final_sigmas_type", "zero") == "zero"
+    if config["_class_name"] == "UniPCMultistepScheduler" and ends:
+        finite = config.get("predict_x0", True) and config.get("solver_type", "bh2") == "bh2"
+        first = config.get("lower_order_final", True) or config["solver_order"] == 1 or steps == 1
+        if not (finite and first):
+            return "is not finite"
+    return None
+
+
 def hunyuan(beta_end: float) -> Config:
     return ddpm(
         beta_schedule="scaled_linear",
@@ -225,6 +435,8 @@ OFFICIAL = {
     "DiT": ddim(**LINEAR, set_alpha_to_one=True, steps_offset=0),
     "SD3": flow(shift=3.0),
     "AuraFlow": flow(shift=1.73),
+    "PixArt-LCM": lcm(**LINEAR),
+    "PixArt-DMD": ddpm(**LINEAR, steps_offset=1),
 }
 
 
@@ -300,10 +512,18 @@ def test_another_option_is_another_trajectory(
 
 
 @pytest.mark.parametrize("betas", BETAS)
-def test_table_is_diffusers_bit_for_bit(betas: Config) -> None:
-    ours = cumulative_alphas(checked_options("test", betas, DPM_SOLVER))
-    theirs = diffusers.DPMSolverMultistepScheduler(**betas).alphas_cumprod.numpy()
-    np.testing.assert_array_equal(ours, theirs)
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_table_is_diffusers_bit_for_bit(betas: Config, rescaled: bool) -> None:
+    options = {k: v for k, v in betas.items() if k != "lambda_min_clipped"}
+    options["rescale_betas_zero_snr"] = rescaled
+    ours: Any = scheduler_from_config(ddim(**options))
+    theirs = diffusers.DDIMScheduler(**options).alphas_cumprod.numpy()
+    found = cumulative_alphas(ours.options)
+    if rescaled:  # torch's square roots may be a unit off
+        np.testing.assert_allclose(found, theirs, rtol=2e-5)
+        assert (found[-1], theirs[-1]) == (0, 0)
+    else:
+        np.testing.assert_array_equal(found, theirs)
 
 
 def test_defaults_are_diffusers() -> None:
@@ -321,14 +541,12 @@ def test_defaults_are_diffusers() -> None:
         (dpm(use_flow_sigmas=True), ["use_flow_sigmas", "True"]),
         (dpm(prediction_type="flow_prediction"), ["prediction_type", "'v_prediction'"]),
         (dpm(beta_schedule="sigmoid"), ["beta_schedule", "'sigmoid'", "'scaled_linear'"]),
-        (dpm(rescale_betas_zero_snr=True), ["rescale_betas_zero_snr"]),
         (dpm(solver_order=4), ["solver_order", "4", "1, 2, 3"]),
-        (dpm(skip_prk_steps=True), ["skip_prk_steps", "True"]),
+        (dpm(warp_sigmas=True), ["warp_sigmas", "True"]),
         (ddpm(variance_type="learned_range"), ["variance_type", "'fixed_small'"]),
-        (flow(use_karras_sigmas=True), ["use_karras_sigmas", "False"]),
-        (flow(stochastic_sampling=True), ["stochastic_sampling"]),
+        (flow(use_beta_sigmas=True), ["use_beta_sigmas", "False"]),
         (flow(invert_sigmas=True), ["invert_sigmas"]),
-        ({"_class_name": "UniPCMultistepScheduler"}, ["UniPC", "DDIMScheduler"]),
+        ({"_class_name": "PNDMScheduler"}, ["PNDM", "DDIMScheduler", "UniPCMultistepScheduler"]),
     ],
 )
 def test_refuses_what_it_does_not_support(config: Config, words: list[str]) -> None:
@@ -339,8 +557,59 @@ def test_refuses_what_it_does_not_support(config: Config, words: list[str]) -> N
     assert "\n" not in message
 
 
-def test_options_of_other_classes_that_say_nothing_pass() -> None:
-    scheduler_from_config(dpm(_diffusers_version="0.1", skip_prk_steps=False, foreign=None))
+def test_options_of_other_classes_pass() -> None:
+    """Diffusers leaves them in the file when a scheduler is made from another's, and ignores them."""
+    scheduler_from_config(dpm(_diffusers_version="0.1", skip_prk_steps=True, foreign=None))
+    for old, new in itertools.permutations(SCHEDULERS, 2):
+        scheduler = getattr(diffusers, old)()
+        exchanged = getattr(diffusers, new).from_config(scheduler.config)
+        config = json.loads(exchanged.to_json_string())
+        ours: Any = scheduler_from_config(config)
+        theirs = {k: exchanged.config[k] for k in ours.options}
+        assert ours.options == theirs, (old, new)
+
+
+@pytest.mark.parametrize(
+    ("config", "alike"),
+    [
+        (dpm(solver_type="bh2"), dpm(solver_type="midpoint")),
+        (dpm(algorithm_type="deis", **LAST), dpm(**LAST)),
+        (unipc(solver_type="midpoint"), unipc(solver_type="bh2")),
+        (euler(prediction_type="original_sample"), euler(prediction_type="sample")),
+    ],
+)
+def test_values_that_diffusers_takes_for_others(
+    config: Config, alike: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check(config, 7, monkeypatch)
+    assert our_trajectory(config, 7)[0] == our_trajectory(alike, 7)[0]
+    assert worst_relative_error(our_trajectory(config, 7)[1], our_trajectory(alike, 7)[1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (dpm(num_train_timesteps=10**15), "num_train_timesteps = 1000000000000000"),
+        (dpm(num_train_timesteps="many"), "num_train_timesteps = 'many': expected a whole number"),
+        (ddim(beta_start=math.nan), "beta_start = nan"),
+        (ddim(trained_betas="x"), "trained_betas: expected a list"),
+        (ddim(trained_betas=[0.1, None]), "trained_betas = None: expected a number"),
+        (flow(shift=0), "shift = 0"),
+        (unipc(disable_corrector=3), "disable_corrector = 3: expected a list"),
+        (lcm(original_inference_steps=0), "original_inference_steps = 0"),
+        (dpm(solver_order=[2]), "solver_order = [2]"),
+    ],
+)
+def test_options_of_other_types_are_refused(config: Config, words: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(words)):
+        scheduler_from_config(config)
+
+
+def test_lcm_has_no_more_steps_than_it_was_distilled_with() -> None:
+    with pytest.raises(UsageError, match="steps = 51: expected a whole number from 1 to 50"):
+        scheduler_from_config(lcm()).start(51)
+    with pytest.raises(UsageError, match="original_inference_steps = 2000: expected at most"):
+        scheduler_from_config(lcm(original_inference_steps=2000)).start(2)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1001])
@@ -350,10 +619,12 @@ def test_refuses_steps_out_of_range(steps: int) -> None:
             scheduler_from_config({"_class_name": name}).start(steps)
 
 
-def test_ddpm_refuses_to_run_without_noise() -> None:
-    run = scheduler_from_config(ddpm()).start(5)
-    with pytest.raises(UsageError, match="needs noise"):
-        run.step(start(1), start(2))
+@pytest.mark.parametrize("make", [ddpm, lcm, ancestral])
+def test_stochastic_schedulers_refuse_to_run_without_noise(make: Any) -> None:
+    scheduler = scheduler_from_config(make())
+    assert scheduler.stochastic
+    with pytest.raises(UsageError, match=f"{make()['_class_name']}: a step needs noise"):
+        scheduler.start(5).step(start(1), start(2))
 
 
 def test_comparator_fails_where_it_should() -> None:

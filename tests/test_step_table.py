@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from fp4dit_onnx.checkpoint import open_checkpoint
 from fp4dit_onnx.components import copy_settings
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.runtime.schedulers import FlowPlan, scheduler_from_config
+from fp4dit_onnx.runtime.schedulers import FlowPlan, Run, scheduler_from_config
 from fp4dit_onnx.runtime.step_table import (
     STEP_TABLE,
     StepTable,
@@ -26,6 +27,12 @@ from fp4dit_onnx.runtime.step_table import (
 FloatArray = npt.NDArray[np.float32]
 Config = dict[str, Any]
 SHAPE = (1, 4, 8, 8)
+
+
+def started(config: Config, steps: int) -> Callable[[], Run]:
+    """Begins runs of a scheduler."""
+    scheduler = scheduler_from_config(config)
+    return lambda: scheduler.start(steps, FlowPlan(0, from_one=False))
 
 
 def dpm(**options: Any) -> Config:
@@ -57,6 +64,18 @@ CONFIGS = {
     ),
     "DDPM": ddpm(variance_type="fixed_large"),
     "SD3": {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
+    "flow, fresh noise": {
+        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        "stochastic_sampling": True,
+    },
+    "PixArt-LCM": {"_class_name": "LCMScheduler", "beta_schedule": "linear"},
+    "UniPC": {"_class_name": "UniPCMultistepScheduler"},
+    "UniPC of third order": {"_class_name": "UniPCMultistepScheduler", "solver_order": 3},
+    "Euler": {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"},
+    "Euler ancestral": {"_class_name": "EulerAncestralDiscreteScheduler"},
+    "zero SNR": ddim(
+        rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing"
+    ),
 }
 
 
@@ -70,9 +89,9 @@ def next_sample(
     return np.sum(terms, axis=0), np.sum(np.abs(terms), axis=0)
 
 
-def worst_error(table: StepTable, config: Config, steps: int, plan: FlowPlan | None) -> float:
+def worst_error(table: StepTable, config: Config, steps: int) -> float:
     """The largest |table - scheduler| over a run, each relative to the magnitudes of its terms."""
-    run = scheduler_from_config(config).start(steps, plan)
+    run = started(config, steps)()
     assert table.timesteps.tolist() == run.timesteps.tolist()
     random = np.random.default_rng(5)
     draw = [random.standard_normal((steps + 1, *SHAPE)).astype(np.float32) for _ in range(3)]
@@ -80,7 +99,7 @@ def worst_error(table: StepTable, config: Config, steps: int, plan: FlowPlan | N
     samples: list[FloatArray] = []
     outputs: list[FloatArray] = []
     for i in range(steps):
-        samples, outputs = [draw[0][i], *samples][:3], [draw[1][i], *outputs][:3]
+        samples, outputs = [draw[0][i], *samples][:4], [draw[1][i], *outputs][:4]
         expected = run.step(outputs[0], samples[0], draw[2][i])
         found, size = next_sample(table, i, samples, outputs, draw[2][i])
         worst = max(worst, float((np.abs(found - expected) / size).max()))
@@ -99,39 +118,52 @@ TOLERANCE = 4.8e-6
 @pytest.mark.parametrize("name", CONFIGS)
 def test_table_steps_as_the_scheduler(name: str, steps: int) -> None:
     config = CONFIGS[name]
-    table = step_table(scheduler_from_config(config), steps)
-    assert table.sample.shape == table.output.shape == (steps, 3)
-    assert worst_error(table, config, steps, None) <= TOLERANCE
+    table = step_table(started(config, steps))
+    taps = 4 if name == "UniPC of third order" and steps > 4 else 3
+    assert table.sample.shape == table.output.shape == (steps, taps)
+    assert worst_error(table, config, steps) <= TOLERANCE
 
 
 def test_comparison_finds_a_wrong_table() -> None:
     config = CONFIGS["PixArt"]
-    other = step_table(scheduler_from_config(dpm(solver_type="heun")), 20)
-    assert worst_error(other, config, 20, None) > 100 * TOLERANCE
+    other = step_table(started(dpm(solver_type="heun"), 20))
+    assert worst_error(other, config, 20) > 100 * TOLERANCE
 
 
 def test_only_stochastic_schedulers_take_noise() -> None:
-    noise = {n: step_table(scheduler_from_config(c), 20).noise for n, c in CONFIGS.items()}
+    noise = {n: step_table(started(c, 20)).noise for n, c in CONFIGS.items()}
     taking = {name for name, weights in noise.items() if weights.any()}
-    assert taking == {"DDPM", "Hunyuan-DiT"}
+    assert taking == {"DDPM", "Hunyuan-DiT", "flow, fresh noise", "PixArt-LCM", "Euler ancestral"}
+    assert max(noise[name][-1] for name in taking) <= 1e-10  # the least variance of DDPM
+
+
+def test_only_euler_scales_what_the_model_is_given() -> None:
+    for name, config in CONFIGS.items():
+        table = step_table(started(config, 20))
+        if name.startswith("Euler"):
+            assert table.initial > 90
+            assert (np.diff(table.input) > 0).all()  # towards 1, as the noise falls
+            assert table.input[0] * table.initial == pytest.approx(1, abs=1e-4)
+        else:
+            assert table.initial == 1
+            assert (table.input == 1).all()
 
 
 def test_a_step_never_looks_further_back_than_the_run() -> None:
-    table = step_table(scheduler_from_config(CONFIGS["third order"]), 20)
+    table = step_table(started(CONFIGS["third order"], 20))
     assert not table.sample[0, 1:].any()
     assert not table.sample[1, 2:].any()
     assert table.sample[2, 2] != 0
 
 
 def test_steps_that_clip_have_no_table() -> None:
-    clipping = scheduler_from_config(ddim(clip_sample=True))
     with pytest.raises(UsageError, match=r"not linear.*clip_sample"):
-        step_table(clipping, 20)
+        step_table(started(ddim(clip_sample=True), 20))
 
 
 def test_steps_out_of_range() -> None:
     with pytest.raises(UsageError, match="steps = 0"):
-        step_table(scheduler_from_config(dpm()), 0)
+        step_table(started(dpm(), 0))
 
 
 @pytest.fixture

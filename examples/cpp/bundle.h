@@ -12,9 +12,11 @@
 
 namespace example {
 
-// A step of the sampler: x[i+1] = sum_j sample[j] * x[i-j] + output[j] * o[i-j]  +  noise * z[i].
+// A step of the sampler: x[i+1] = sum_j sample[j] * x[i-j] + output[j] * o[i-j]  +  noise * z[i],
+// with o[i] the prediction given input * x[i], and x[0] the first noise times Bundle::initial.
 struct Step {
   float timestep;                      // what the transformer is told
+  double input;                        // weight of x[i] in what the transformer is given
   std::vector<double> sample, output;  // weights of the latest sample or output, and those before
   double noise;                        // weight of fresh noise
 };
@@ -76,23 +78,33 @@ struct Bundle {
   size_t text_length;              // tokens that a prompt is padded or cut to
   float guidance;                  // weight of classifier-free guidance; at most 1 means none
   float scaling, shift = 0;        // of the latents that the decoder takes
+  double initial = 1;              // weight of the first noise in x[0]
   std::vector<Step> steps;
 
  private:
+  static constexpr size_t kMostTaps = 8;        // samples that a step may look at
   static constexpr size_t kLargestSize = 8192;  // of a picture's side, in pixels
 
   void ReadSteps(const JsonFile& table) {
-    table.Whole("/format_version", 1, 1);
+    const bool scaled = table.Whole("/format_version", 1, 2) > 1;
     const size_t count = table.Whole("/steps", 1, 1000);
     const std::vector<double> timesteps = table.Numbers("/timesteps", count);
     const std::vector<double> noise = table.Numbers("/noise", count);
+    std::vector<double> input(count, 1);
+    if (scaled) {
+      initial = table.Number("/initial", 0, 1e6);
+      input = table.Numbers("/input", count);
+    }
     for (const char* key : {"/sample", "/output"}) {
       if (table[key].size() != count) table.Fail(key, "a list of " + std::to_string(count));
     }
     for (size_t i = 0; i < count; ++i) {
       const std::string index = "/" + std::to_string(i);
-      steps.push_back({static_cast<float>(timesteps[i]), table.Numbers("/sample" + index, 3),
-                       table.Numbers("/output" + index, 3), noise[i]});
+      const size_t taps = table["/sample/0"].size();
+      if (taps < 1 || taps > kMostTaps) table.Fail("/sample/0", "a list of 1 to 8");
+      steps.push_back({static_cast<float>(timesteps[i]), input[i],
+                       table.Numbers("/sample" + index, taps),
+                       table.Numbers("/output" + index, taps), noise[i]});
     }
   }
 };

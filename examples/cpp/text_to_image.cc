@@ -85,13 +85,20 @@ Inputs Conditions(const Session& encoder, const Bundle& bundle, const Inputs& to
           {"aspect_ratio", ratio}};
 }
 
+std::vector<float> Scaled(std::vector<float> values, double factor) {
+  for (float& value : values) value = static_cast<float>(value * factor);
+  return values;
+}
+
 // Latents of a picture, from noise step by step.
 std::vector<float> Denoise(const Session& transformer, const Bundle& bundle,
                            const Inputs& conditions, uint64_t seed) {
-  std::deque<std::vector<float>> samples = {StandardNormal({seed}, bundle.latents())}, outputs;
+  std::deque<std::vector<float>> outputs,
+      samples = {Scaled(StandardNormal({seed}, bundle.latents()), bundle.initial)};
   for (size_t i = 0; i < bundle.steps.size(); ++i) {
     const Step& step = bundle.steps[i];
-    outputs.push_front(Predict(transformer, bundle, conditions, samples[0], step.timestep));
+    const std::vector<float> given = Scaled(samples[0], step.input);
+    outputs.push_front(Predict(transformer, bundle, conditions, given, step.timestep));
     std::vector<double> next(bundle.latents());
     for (size_t j = 0; j < std::min(step.sample.size(), samples.size()); ++j) {
       for (size_t k = 0; k < next.size(); ++k) {

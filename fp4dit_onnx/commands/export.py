@@ -53,7 +53,7 @@ def _show_plan(planned: Plan, *, json: bool) -> None:
     if json:
         print_json(planned.to_json())
         return
-    for note in planned.checkpoint.notes:
+    for note in planned.notes:
         print_line(note)
     print_layers("Layers to quantize (dry run: nothing is written)", planned.layers)
     print_attention(planned.attention)

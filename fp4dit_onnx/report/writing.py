@@ -123,7 +123,7 @@ def evidence_of_export(
         reporter: told of every stage.
     """
     bundle = Bundle.open(folder)
-    if not (request.report and planned.measured and bundle.whole):
+    if not (request.report and planned.measured and bundle.whole) or planned.undrawable:
         return None
     from fp4dit_onnx.report.measuring import measure
 

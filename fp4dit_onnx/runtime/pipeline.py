@@ -27,6 +27,7 @@ from fp4dit_onnx.runtime.families import (
     tokenizer_of,
 )
 from fp4dit_onnx.runtime.families.packing import pack, unpack
+from fp4dit_onnx.runtime.runs import start_run
 from fp4dit_onnx.runtime.sampling import (
     Sampling,
     Step,
@@ -35,7 +36,7 @@ from fp4dit_onnx.runtime.sampling import (
     initial_latents,
     step_noise,
 )
-from fp4dit_onnx.runtime.schedulers import FlowPlan, Trajectory, scheduler_from_config
+from fp4dit_onnx.runtime.schedulers import Run, scheduler_from_config
 from fp4dit_onnx.runtime.session import session
 from fp4dit_onnx.runtime.sizes import largest_side, pixels_a_latent
 from fp4dit_onnx.runtime.tokenizer import Tokenizer
@@ -167,11 +168,11 @@ class Pipeline:
         self._check_fixed_size(sampling)
         self._start(sampling)
 
-    def _start(self, sampling: Sampling) -> Trajectory:
+    def _start(self, sampling: Sampling) -> Run:
         """A fresh run of the scheduler."""
         _, height, width = self.latent_shape(sampling)
         tokens = height * width // self._token_side**2
-        return self.scheduler.start(sampling.steps, FlowPlan(tokens, self._family.sigmas_from_one))
+        return start_run(self._family, self.scheduler, sampling.steps, tokens)
 
     def _check_fixed_size(self, sampling: Sampling) -> None:
         """Refuse a size that differs from the one that the transformer was exported with, if any."""
@@ -284,13 +285,15 @@ class Pipeline:
         latents = np.stack([initial_latents(seed, shape) for seed in seeds])  # [B, C, H, W]
         request = self._request(prompts, negative_prompt, sampling)
         fixed = self._family.conditions(request, self._encode)
-        trajectory = self._start(sampling)
-        for index, timestep in enumerate(trajectory.timesteps):
-            output = self._predict(latents, timestep.item(), fixed, request)
+        run = self._start(sampling)
+        latents *= np.float32(run.initial_scale)
+        for index, timestep in enumerate(run.timesteps):
+            given = run.model_input(index, latents)
+            output = self._predict(given, timestep.item(), fixed, request)
             if on_step is not None:
-                on_step(Step(index, timestep.item(), latents, output))
+                on_step(Step(index, timestep.item(), given, output))
             noise = step_noise(seeds, index, shape) if self.scheduler.stochastic else None
-            latents = trajectory.step(output, latents, noise)
+            latents = run.step(output, latents, noise)
             after_step(index, latents)
         for prompt, row in zip(prompts, latents, strict=True):
             if not np.isfinite(row).all():

@@ -1,18 +1,20 @@
 """A run of a scheduler as a table of numbers, for runtimes that have no schedulers of their own.
 
 Every step of the schedulers supported is linear in the samples, the model's outputs and the noise,
-of which it looks back at most two steps. So a run of a given number of steps is a table:
+of which it looks back a few steps. So a run of a given number of steps is a table:
 
     x[i+1] = sum over j of sample[i][j] * x[i-j] + output[i][j] * o[i-j]  +  noise[i] * z[i]
 
-with x[0] the initial noise, o the model's prediction after guidance and without the variance half,
-and z the noise of the step. The table is read off a `Trajectory` that is given basis vectors in
-place of pictures, so the mathematics stays where it is, in `schedulers` and `flow_matching`.
+with x[0] the initial noise times `initial`, o the model's prediction given input[i] * x[i], after
+guidance and without the variance half, and z the noise of the step. The table is read off a `Run`
+that is given basis vectors in place of pictures, so the mathematics stays where it is, in
+`schedulers`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,8 @@ import numpy.typing as npt
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import BUNDLE, read_json
 from fp4dit_onnx.runtime.families import family_of_pipeline
-from fp4dit_onnx.runtime.schedulers import FlowPlan, Scheduler, scheduler_from_config
+from fp4dit_onnx.runtime.runs import start_run
+from fp4dit_onnx.runtime.schedulers import Run, scheduler_from_config
 
 __all__ = ["STEP_TABLE", "StepTable", "bundle_step_table", "step_table", "write_step_table"]
 
@@ -32,9 +35,11 @@ FloatArray = npt.NDArray[np.float32]
 STEP_TABLE = "scheduler/steps.json"
 """Where a bundle has the table of its default number of steps."""
 
-FORMAT_VERSION = 1
-TAPS = 3
-"""Samples and outputs that a step looks at: its own and those of the two steps before."""
+FORMAT_VERSION = 2
+TAPS = 4
+"""Samples and outputs that a step looks at: its own and those of the three steps before."""
+FEWEST_TAPS = 3
+"""Columns that every table has."""
 
 _FACTOR = np.float32(2**20)
 """A power of two, by which float32 scales without rounding: what is linear scales exactly."""
@@ -45,16 +50,20 @@ class StepTable:
     """A run of a scheduler, as numbers.
 
     Attributes:
-        timesteps: what the model is told, [steps]: whole numbers, of flow matching float32.
-        sample: weights of x[i], x[i-1] and x[i-2] in x[i+1], float32 [steps, 3].
-        output: weights of o[i], o[i-1] and o[i-2] in x[i+1], float32 [steps, 3].
+        timesteps: what the model is told, [steps]: whole numbers, or float32.
+        sample: weights of x[i], x[i-1] ... in x[i+1], float32 [steps, 3 or 4].
+        output: weights of o[i], o[i-1] ... in x[i+1], float32 [steps, 3 or 4].
         noise: weight of z[i] in x[i+1], float32 [steps]; 0 where a step takes none.
+        initial: weight of the first noise in x[0].
+        input: weight of x[i] in what the model is given, float32 [steps].
     """
 
     timesteps: npt.NDArray[Any]
     sample: FloatArray
     output: FloatArray
     noise: FloatArray
+    initial: float
+    input: FloatArray
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``scheduler/steps.json``; float32 values as they are."""
@@ -65,6 +74,8 @@ class StepTable:
             "sample": self.sample.tolist(),
             "output": self.output.tolist(),
             "noise": self.noise.tolist(),
+            "initial": self.initial,
+            "input": self.input.tolist(),
         }
 
     def dumps(self) -> str:
@@ -73,38 +84,46 @@ class StepTable:
         return "{\n" + ",\n".join(rows) + "\n}\n"
 
 
-def step_table(scheduler: Scheduler, steps: int, plan: FlowPlan | None = None) -> StepTable:
-    """The table of a run of `steps` steps.
+def step_table(start: Callable[[], Run]) -> StepTable:
+    """The table of a run.
 
     Args:
-        scheduler: whose run.
-        steps: calls of the model.
-        plan: see `Scheduler.start`.
+        start: begins it; called more than once.
 
     Raises:
-        UsageError: `steps` is out of range, or a step is not linear: it clips.
+        UsageError: a step is not linear: it clips; or as `start` says.
     """
-    weights = _weights(scheduler, steps, plan, np.float32(1))
-    scaled = _weights(scheduler, steps, plan, _FACTOR)
-    if not np.array_equal(scaled, weights * _FACTOR):
+    run = start()
+    weights = _weights(run, np.float32(1))
+    if not np.array_equal(_weights(start(), _FACTOR), weights * _FACTOR):
         raise UsageError(
             "the scheduler's steps are not linear: expected clip_sample false in "
             "scheduler_config.json; run the bundle in Python"
         )
-    timesteps = np.asarray(scheduler.start(steps, plan).timesteps)
-    return StepTable(timesteps, weights[:, :TAPS], weights[:, TAPS:-1], weights[:, -1])
+    sample, output = weights[:, :TAPS], weights[:, TAPS:-1]
+    used = np.flatnonzero((sample != 0).any(0) | (output != 0).any(0))
+    taps = max(FEWEST_TAPS, int(used[-1]) + 1)
+    return StepTable(
+        timesteps=np.asarray(run.timesteps),
+        sample=sample[:, :taps],
+        output=output[:, :taps],
+        noise=weights[:, -1],
+        initial=run.initial_scale,
+        input=1
+        / (
+            np.ones(len(weights), np.float32) if run.input_divisors is None else run.input_divisors
+        ),
+    )
 
 
-def _weights(
-    scheduler: Scheduler, steps: int, plan: FlowPlan | None, size: np.float32
-) -> FloatArray:
-    """Weights of 3 samples, 3 outputs and the noise in every next sample, [steps, 7].
+def _weights(run: Run, size: np.float32) -> FloatArray:
+    """Weights of the samples, the outputs and the noise in every next sample, [steps, 2 TAPS + 1].
 
     Basis vectors of length `size` stand for them. Sample and output of step i take place i modulo
-    3, so what a step gives holds the weights of its own and of the two before.
+    TAPS, so what a step gives holds the weights of its own and of those before.
     """
-    basis = np.eye(2 * TAPS + 1, dtype=np.float32)[:, None, None] * size  # [7, 1, 1, 7]
-    run = scheduler.start(steps, plan)
+    basis = np.eye(2 * TAPS + 1, dtype=np.float32)[:, None, None] * size  # [places, 1, 1, places]
+    steps = len(run.timesteps)
     rows = np.zeros((steps, 2 * TAPS + 1), np.float32)
     for i in range(steps):
         sample, output, noise = basis[[i % TAPS]], basis[[TAPS + i % TAPS]], basis[[-1]]
@@ -137,7 +156,7 @@ def bundle_step_table(folder: Path, steps: int) -> StepTable:
             "use_dynamic_shifting makes the steps depend on the picture's size: expected a "
             "scheduler whose steps are the same for every size; run the bundle in Python"
         )
-    return step_table(scheduler, steps, FlowPlan(0, family.sigmas_from_one))
+    return step_table(lambda: start_run(family, scheduler, steps, 0))
 
 
 def write_step_table(folder: Path, steps: int) -> bool:

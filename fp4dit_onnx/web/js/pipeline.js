@@ -27,6 +27,8 @@ import { Tokens } from "./tokens.js";
  * @property {number[][]} sample
  * @property {number[][]} output
  * @property {number[]} noise
+ * @property {number} [initial] tables of the first version have neither: 1.
+ * @property {number[]} [input]
  *
  * @typedef {object} Picture
  * @property {number} width
@@ -197,12 +199,14 @@ export class Pipeline {
     const channels = this.transformerConfig.in_channels;
     const dims = [1, channels, height / this.scaleFactor, width / this.scaleFactor];
     const count = dims.reduce((a, b) => a * b);
-    let samples = [initialLatents(seed, count)]; // the newest first
+    const { initial = 1, input = table.timesteps.map(() => 1) } = table;
+    let samples = [scaled(initialLatents(seed, count), initial)]; // the newest first
     /** @type {Float32Array[]} */
     let outputs = [];
     for (let i = 0; i < table.steps; i++) {
       if (cancelled()) throw new Cancelled();
-      const output = await this.predict(samples[0], dims, table.timesteps[i], fixed, request);
+      const given = scaled(samples[0], input[i]);
+      const output = await this.predict(given, dims, table.timesteps[i], fixed, request);
       outputs = [output, ...outputs].slice(0, table.output[i].length);
       const noise = table.noise[i] === 0 ? null : stepNoise(seed, i, count);
       const next = nextSample(table, i, samples, outputs, noise);
@@ -308,6 +312,15 @@ export class Pipeline {
     await Promise.all(Object.values(this.sessions).map((session) => session.release()));
     this.sessions = {};
   }
+}
+
+/**
+ * @param {Float32Array} values
+ * @param {number} factor
+ * @returns {Float32Array}
+ */
+function scaled(values, factor) {
+  return factor === 1 ? values : values.map((value) => value * factor);
 }
 
 /**

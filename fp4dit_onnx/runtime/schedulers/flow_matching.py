@@ -15,26 +15,38 @@ import numpy as np
 import numpy.typing as npt
 
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.runtime.noise_schedule import Options, check_steps
+from fp4dit_onnx.runtime.schedulers.options import (
+    BOOLEAN,
+    MOST_TIMESTEPS,
+    SIGMAS,
+    Option,
+    Options,
+    nothing_or,
+    number,
+    whole_number,
+)
+from fp4dit_onnx.runtime.schedulers.scheduler import FlowPlan, Record, Run, check_steps, needed
+from fp4dit_onnx.runtime.schedulers.spacing import exponential, karras
 
-__all__ = ["FlowMatchEuler", "FlowPlan"]
+__all__ = ["FLOW_MATCH_EULER"]
 
 FloatArray = npt.NDArray[np.float32]
 
-
-@dataclass(frozen=True)
-class FlowPlan:
-    """What a pipeline tells a flow-matching scheduler about the run to come.
-
-    Attributes:
-        tokens: of the picture in the transformer; dynamic shifting depends on it.
-        from_one: whether sigmas fall evenly from 1 to 1 / steps before they are shifted, as the
-            pipelines of Flux and Lumina2 ask; otherwise from the largest to the smallest of
-            training, already shifted, as with SD3 and AuraFlow.
-    """
-
-    tokens: int
-    from_one: bool
+LEAST_SHIFT, ALMOST_ONE = 1e-6, 0.999
+OPTIONS = {
+    "num_train_timesteps": Option(1000, whole_number(2, MOST_TIMESTEPS)),
+    "shift": Option(1.0, number(LEAST_SHIFT)),
+    "use_dynamic_shifting": Option(False, BOOLEAN),
+    "base_shift": Option(0.5, number(-100, 100)),
+    "max_shift": Option(1.15, number(-100, 100)),
+    "base_image_seq_len": Option(256, whole_number(1, 2**31)),
+    "max_image_seq_len": Option(4096, whole_number(1, 2**31)),
+    "invert_sigmas": Option(False, (False,)),
+    "shift_terminal": Option(None, nothing_or(number(0, ALMOST_ONE))),
+    **SIGMAS,
+    "time_shift_type": Option("exponential", ("exponential", "linear")),
+    "stochastic_sampling": Option(False, BOOLEAN),
+}
 
 
 @dataclass(frozen=True)
@@ -46,10 +58,14 @@ class FlowMatchEuler:
     """
 
     options: Options
-    stochastic: bool = False
 
-    def start(self, steps: int, plan: FlowPlan | None = None) -> FlowMatchTrajectory:
-        """A fresh trajectory; see `Scheduler.start`.
+    @property
+    def stochastic(self) -> bool:
+        """Whether every step begins anew from fresh noise."""
+        return bool(self.options["stochastic_sampling"])
+
+    def start(self, steps: int, plan: FlowPlan | None = None) -> Run:
+        """A fresh run; see `Scheduler.start`.
 
         Raises:
             UsageError: a number of steps out of range, or dynamic shifting without a plan.
@@ -58,10 +74,19 @@ class FlowMatchEuler:
         sigmas = self._shifted(self._even(steps, plan is not None and plan.from_one), plan)
         if self.options["shift_terminal"]:
             data = 1 - sigmas
+            if data[-1] == 0:
+                raise UsageError(
+                    f"{FLOW_MATCH_EULER.name}: shift_terminal stretches what lies after pure noise, "
+                    f"and {steps} steps have nothing there: take more steps"
+                )
             sigmas = 1 - data / (data[-1] / (1 - self.options["shift_terminal"]))
+        fall = {"use_karras_sigmas": karras, "use_exponential_sigmas": exponential}
+        for key, between in fall.items():
+            if self.options[key]:
+                sigmas = between(float(sigmas[0]), float(sigmas[-1]), steps)
         rounded = sigmas.astype(np.float32)
         times = rounded * np.float32(self.options["num_train_timesteps"])
-        return FlowMatchTrajectory(times, np.append(rounded, np.float32(0)))
+        return Run(times, _Steps(np.append(rounded, np.float32(0)), self.stochastic).step)
 
     def _even(self, steps: int, from_one: bool) -> npt.NDArray[np.floating]:
         """Sigmas before the shift of the run, [steps]."""
@@ -98,26 +123,30 @@ def _shift(shift: float, sigmas: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 @dataclass
-class FlowMatchTrajectory:
-    """One run of `FlowMatchEuler`.
+class _Steps:
+    """The state of a run.
 
     Attributes:
-        timesteps: 1000 sigmas, for 1000 training timesteps; float32 [steps].
         sigmas: share of noise at every timestep and at the end, float32 [steps + 1].
+        stochastic: whether a step goes to the data and back to fresh noise.
+        index: of the step to come.
     """
 
-    timesteps: FloatArray
     sigmas: FloatArray
-
-    def __post_init__(self) -> None:
-        self._index = 0
+    stochastic: bool
+    index: int = 0
 
     def step(
         self, model_output: FloatArray, sample: FloatArray, noise: FloatArray | None = None
     ) -> FloatArray:
-        """The next sample; see `Trajectory.step`."""
-        i = self._index
-        self._index += 1
-        return np.asarray(
-            sample + (self.sigmas[i + 1] - self.sigmas[i]) * model_output, np.float32
-        )
+        """The next sample; see `Step`."""
+        now, then = self.sigmas[self.index], self.sigmas[self.index + 1]
+        self.index += 1
+        if not self.stochastic:
+            return np.asarray(sample + (then - now) * model_output, np.float32)
+        data = sample - now * model_output
+        fresh = then * needed(noise, FLOW_MATCH_EULER.name)
+        return np.asarray((1 - then) * data + fresh, np.float32)
+
+
+FLOW_MATCH_EULER = Record("FlowMatchEulerDiscreteScheduler", OPTIONS, FlowMatchEuler)
