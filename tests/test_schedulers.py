@@ -360,15 +360,19 @@ GRIDS: dict[str, tuple[Any, dict[str, tuple[Any, ...]]]] = {
 }
 ILL_CONDITIONED = 1e-4
 """Where roundings of 6e-8 grow a hundredfold, in diffusers as here: the noise is what is left of a
-sample after its data, divided by as little as sigma_min; or what is not fresh noise is the root of a
-difference of equals, after a step from sigma 4096."""
+sample after its data, divided by as little as sigma_min."""
+ROOTED = 1e-3
+"""Of Euler's sigmas from a rescaled table: torch rounds its roots to a neighbour on some processors,
+and next to the data that is worth 1e-3 of a sigma."""
 
 
 def tolerance(config: Config) -> float:
     from_data = config.get("prediction_type") == "sample"
     divides = config["_class_name"] == "DDIMScheduler" or config.get("predict_x0") is False
-    fresh = config["_class_name"].startswith("EulerA") and config.get("rescale_betas_zero_snr")
-    return ILL_CONDITIONED if (from_data and divides) or fresh else TOLERANCE
+    rooted = config["_class_name"].startswith("Euler") and config.get("rescale_betas_zero_snr")
+    if rooted:
+        return ROOTED
+    return ILL_CONDITIONED if from_data and divides else TOLERANCE
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # diffusers' own, where it gives NaN
