@@ -78,10 +78,7 @@ def positive_alphas(options: Options) -> FloatArray:
 def training_sigmas(options: Options) -> FloatArray:
     """Noise over signal at every training timestep, float32 [num_train_timesteps]; finite."""
     cumulative = positive_alphas(options)
-    sigmas = np.sqrt((1 - cumulative) / cumulative)
-    if options["rescale_betas_zero_snr"]:
-        sigmas[-1] = np.sqrt(1 / LEAST_SIGNAL)  # torch's power rounds so, a unit above the root
-    return sigmas
+    return np.sqrt((1 - cumulative) / cumulative)
 
 
 def data_and_noise(
