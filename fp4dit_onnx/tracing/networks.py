@@ -10,6 +10,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 
 from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.silence import quiet
@@ -29,6 +30,20 @@ __all__ = [
     "stored_tensors",
     "text_encoder_maker",
 ]
+
+
+REFUSALS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
+"""What classes of diffusers and transformers raise for configurations that they cannot be made of."""
 
 
 @dataclass(frozen=True)
@@ -203,8 +218,9 @@ def refusals(class_name: str) -> Iterator[None]:
     try:
         with quiet():
             yield
-    except (TypeError, ValueError, RuntimeError, AttributeError, ZeroDivisionError) as error:
+    except REFUSALS as error:
+        said = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"config.json makes no {class_name}: {str(error).splitlines()[0]}; "
+            f"config.json makes no {class_name}: {said}; "
             "it is damaged or of another version: download it again"
         ) from error
