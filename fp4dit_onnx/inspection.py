@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.bundle import MANIFEST, Bundle
 from fp4dit_onnx.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.models import FAMILIES
-from fp4dit_onnx.probe import attention_formats, layer_of
+from fp4dit_onnx.probe import attention_formats, layer_of, load_graph
 
 __all__ = ["inspect_bundle", "inspect_model", "inspect_path", "inspect_pipeline"]
 
@@ -99,7 +98,7 @@ def inspect_model(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: the file is no ONNX model, or its attentions are quantized in part.
     """
-    model = _load(path)
+    model = load_graph(path)
     graph = model.graph
     counts = Counter((node.domain or "ai.onnx", node.op_type) for node in graph.node)
     defined = {(f.domain, f.name) for f in model.functions}
@@ -124,18 +123,6 @@ def inspect_model(path: Path) -> dict[str, Any]:
         "layers": _layers(graph),
         "attention": attention_formats(graph),
     }
-
-
-def _load(path: Path) -> onnx.ModelProto:
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except DecodeError:
-        model = onnx.ModelProto()
-    if not model.ir_version or not model.graph.node:
-        raise UsageError(
-            f"{path} is no ONNX model: expected an .onnx file, a bundle or a diffusers folder"
-        )
-    return model
 
 
 def _interface(value: onnx.ValueInfoProto) -> dict[str, Any]:

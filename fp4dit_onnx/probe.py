@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import numpy_helper
 
 from fp4dit_onnx import ops
@@ -26,30 +27,73 @@ __all__ = [
     "custom_nodes",
     "exposed",
     "layer_of",
+    "load_graph",
     "load_model",
     "node_model",
     "read_state",
 ]
 
 Array = npt.NDArray[Any]
+OPERATORS = (*ops.QUANTIZE_OPS, ops.UNPACK, ops.DEQUANTIZE, ops.LINEAR, ops.ATTENTION)
 CODES, SCALE = ".weight.codes", ".weight.scale"
 """End the names of a layer's packed weight and of its group scales."""
+
+
+def load_graph(path: Path) -> onnx.ModelProto:
+    """Read a model without its external data; its nodes of our domain have all attributes.
+
+    Raises:
+        BundleError: no such file, no ONNX model, one without nodes or of unknown element types, or a
+            node of our domain that is no operator of ours or lacks an attribute, input or output.
+    """
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: no readable ONNX model ({error})") from error
+    except DecodeError:
+        model = onnx.ModelProto()
+    if not model.ir_version or not model.graph.node:
+        raise BundleError(
+            f"{path} is no ONNX model: expected an .onnx file, a bundle or a diffusers folder"
+        )
+    graph = model.graph
+    types = {t.data_type for t in graph.initializer}
+    types |= {v.type.tensor_type.elem_type for v in (*graph.input, *graph.output)}
+    unknown = types - set(onnx.TensorProto.DataType.values())
+    if unknown:
+        raise BundleError(f"{path}: element type {min(unknown)} is none of ONNX; copy it again")
+    for node in graph.node:
+        if node.domain == ops.DOMAIN:
+            _check_node(node, path)
+    return model
+
+
+def _check_node(node: onnx.NodeProto, path: Path) -> None:
+    """Refuse what is not as `ops` defines it: later steps look attributes and inputs up."""
+    what = f"{path}: node {node.name!r}"
+    if node.op_type not in OPERATORS:
+        raise BundleError(
+            f"{what} is of operator {node.op_type!r}: expected one of {', '.join(OPERATORS)}"
+        )
+    body = ops.function(node.op_type)
+    absent = sorted(set(body.attribute) - {a.name for a in node.attribute})
+    if absent:
+        raise BundleError(f"{what}, {node.op_type}, lacks the attribute {absent[0]!r}")
+    found, wanted = (len(node.input), len(node.output)), (len(body.input), len(body.output))
+    if found != wanted:
+        raise BundleError(
+            f"{what}, {node.op_type}, has {found[0]} inputs and {found[1]} outputs: expected "
+            f"{wanted[0]} and {wanted[1]}"
+        )
 
 
 def load_model(path: Path) -> onnx.ModelProto:
     """Read a model with its external data.
 
     Raises:
-        BundleError: unreadable; see `load_tensor` too.
+        BundleError: see `load_graph` and `load_tensor`.
     """
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path}: no readable ONNX model ({error})") from error
-    except Exception as error:  # protobuf's DecodeError has no public home
-        if type(error).__name__ != "DecodeError":
-            raise
-        raise BundleError(f"{path}: no ONNX model, or a truncated one") from error
+    model = load_graph(path)
     for tensor in model.graph.initializer:
         load_tensor(tensor, path.parent)
     return model
@@ -142,7 +186,11 @@ def attention_formats(graph: onnx.GraphProto) -> dict[str, str]:
 
 
 def _types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
-    inferred = onnx.shape_inference.infer_shapes(model)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        said = " ".join(str(error).split())
+        raise BundleError(f"the model contradicts itself ({said}): export it again") from error
     graph = inferred.graph
     return {i.name: i for i in (*graph.value_info, *graph.input, *graph.output)}
 

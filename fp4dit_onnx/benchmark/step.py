@@ -18,6 +18,7 @@ from fp4dit_onnx.benchmark.openvino_models import onnx_model
 from fp4dit_onnx.benchmark.sessions import bound, make_session
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import BUNDLE, read_json
+from fp4dit_onnx.probe import load_graph
 from fp4dit_onnx.resources import usable_cores
 from fp4dit_onnx.silence import quiet
 from fp4dit_onnx.values import whole
@@ -106,10 +107,7 @@ def _inputs(path: Path) -> list[onnx.ValueInfoProto]:
     Raises:
         UsageError: there is no readable model.
     """
-    try:
-        graph = onnx.load(path, load_external_data=False).graph
-    except Exception as error:  # protobuf's DecodeError has no public home
-        raise UsageError(f"{path}: no readable ONNX model ({error})") from error
+    graph = load_graph(path).graph
     weights = {tensor.name for tensor in graph.initializer}
     return [info for info in graph.input if info.name not in weights]
 

@@ -20,7 +20,7 @@ from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.external_data import load_tensor
 from fp4dit_onnx.formats import FloatFormat, format_by_name
 from fp4dit_onnx.numerics import dequantize, expand_groups, quantize
-from fp4dit_onnx.probe import CODES
+from fp4dit_onnx.probe import CODES, load_graph
 from fp4dit_onnx.report.data import Histogram
 from fp4dit_onnx.runtime import Pipeline
 from fp4dit_onnx.tensor_files import TensorInfo
@@ -114,7 +114,7 @@ def histograms(
         seeds: one a prompt.
         pipeline: of the bundle; its transformer is replaced.
     """
-    graph = onnx.load(bundle.transformer, load_external_data=False)
+    graph = load_graph(bundle.transformer)
     layers = chosen_layers(bundle.manifest["layers"])
     found = []
     for layer in layers:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.files import shown
 
 __all__ = ["check_latents", "largest_side", "pixels_a_latent"]
 
@@ -16,13 +17,27 @@ USUAL_FACTOR = 8
 """Pixels a latent of all families' own VAEs."""
 
 
+MOST_LEVELS = 16
+"""Halvings of a VAE, and one; published ones have up to six levels."""
+
+
+def _count(config: Config, key: str, usual: int) -> int:
+    found = config.get(key, usual)
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise UsageError(
+            f"{key} of the transformer is {shown(found)}: expected a whole number from 1; download "
+            "its config.json again"
+        )
+    return found
+
+
 def _sd3_grid(config: Config) -> int | None:
-    found = config.get("pos_embed_max_size", 96)
-    return None if found is None else int(found)
+    absent = config.get("pos_embed_max_size", 96) is None
+    return None if absent else _count(config, "pos_embed_max_size", 96)
 
 
 def _auraflow_grid(config: Config) -> int | None:
-    return math.isqrt(int(config.get("pos_embed_max_size", 1024)))  # of all positions
+    return math.isqrt(_count(config, "pos_embed_max_size", 1024))  # of all positions
 
 
 _STORED_GRIDS: dict[str, Callable[[Config], int | None]] = {
@@ -40,7 +55,7 @@ def largest_side(config: Config) -> int | None:
     """
     grid_of = _STORED_GRIDS.get(str(config.get("_class_name")))
     grid = None if grid_of is None else grid_of(config)
-    return None if grid is None else grid * int(config.get("patch_size", 2))
+    return None if grid is None else grid * _count(config, "patch_size", 2)
 
 
 def pixels_a_latent(vae_config: Config | None) -> int:
@@ -51,7 +66,13 @@ def pixels_a_latent(vae_config: Config | None) -> int:
     """
     if vae_config is None:
         return USUAL_FACTOR
-    levels = vae_config.get("block_out_channels") or vae_config["encoder_block_out_channels"]
+    keys = ("block_out_channels", "encoder_block_out_channels")
+    levels = next((vae_config[key] for key in keys if vae_config.get(key)), None)
+    if not isinstance(levels, list) or len(levels) > MOST_LEVELS:
+        raise UsageError(
+            f"the VAE's {keys[0]} is {shown(levels)}: expected a list of 1 to {MOST_LEVELS} numbers "
+            "of channels; download its config.json again"
+        )
     return int(2 ** (len(levels) - 1))
 
 

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from fp4dit_onnx import ops
 from fp4dit_onnx.bundle import EVIDENCE, MANIFEST, REPORT, Bundle, new_bundle, write_manifest
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.probe import attributes
+from fp4dit_onnx.probe import attributes, load_graph
 from fp4dit_onnx.progress import Reporter, SilentReporter
 from fp4dit_onnx.targets.target import DEFAULT_TARGET, Rewrite, Target, target_of
 
@@ -166,7 +164,7 @@ def quantized_models(folder: Path) -> dict[str, set[str]]:
     """Folder of each model in the bundle `folder` that holds our operators -> its weights' formats."""
     models = {}
     for path in sorted(folder.glob("*/model.onnx")):
-        graph = onnx.load(path, load_external_data=False).graph
+        graph = load_graph(path).graph
         nodes = [node for node in graph.node if node.domain == ops.DOMAIN]
         if nodes:
             given = [attributes(n) | {"op": n.op_type} for n in nodes]

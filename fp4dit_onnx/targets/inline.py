@@ -17,6 +17,7 @@ import onnx
 from onnx import numpy_helper
 
 from fp4dit_onnx import ops
+from fp4dit_onnx.probe import load_graph
 from fp4dit_onnx.progress import Reporter
 from fp4dit_onnx.targets.target import Target
 
@@ -136,7 +137,7 @@ def _resolve(node: onnx.NodeProto, given: Mapping[str, onnx.AttributeProto]) -> 
 def _rewrite(source: Path, target: Path, bundle: Path, reporter: Reporter) -> Mapping[str, Any]:
     """The graph anew; the weights are the same file."""
     with reporter.stage(f"{source.name} without functions", 1) as advance:
-        model = onnx.load(source / "model.onnx", load_external_data=False)
+        model = load_graph(source / "model.onnx")
         for data in source.glob("model.onnx.*"):
             data.rename(target / data.name)
         (target / "model.onnx").write_bytes(inline(model).SerializeToString())

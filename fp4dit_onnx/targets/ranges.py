@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from fp4dit_onnx.probe import load_graph
 from fp4dit_onnx.progress import Reporter
 from fp4dit_onnx.prompts import general_prompts
 from fp4dit_onnx.runtime import Pipeline
@@ -31,7 +32,7 @@ def activation_ranges(bundle: Path, names: Sequence[str], reporter: Reporter) ->
     """
     pipeline = Pipeline(bundle)
     source = bundle / "transformer"
-    model = onnx.load(source / "model.onnx", load_external_data=False)
+    model = load_graph(source / "model.onnx")
     for name in names:
         magnitude = onnx.helper.make_node("Abs", [name], [f"{name}/magnitude"])
         largest = onnx.helper.make_node(

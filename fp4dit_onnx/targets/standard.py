@@ -23,7 +23,7 @@ from onnx import numpy_helper
 from fp4dit_onnx import ops
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.formats import FloatArray, format_by_name
-from fp4dit_onnx.probe import CODES, attributes
+from fp4dit_onnx.probe import CODES, attributes, load_graph
 from fp4dit_onnx.progress import Reporter
 from fp4dit_onnx.recipe import ATTENTION_PARTS
 from fp4dit_onnx.scale_formats import NVFP4_BLOCK, two_levels
@@ -262,7 +262,7 @@ def _linear_inputs(graph: onnx.GraphProto) -> list[str]:
 
 
 def _rewrite(source: Path, target: Path, bundle: Path, reporter: Reporter) -> Mapping[str, Any]:
-    model = onnx.load(source / "model.onnx", load_external_data=False)
+    model = load_graph(source / "model.onnx")
     ranges: Mapping[str, float] = {}
     whole = (bundle / "vae_decoder" / "model.onnx").is_file()
     if source.name == "transformer" and whole:

@@ -1,0 +1,108 @@
+"""Altered files and requests: hundreds of seeded ones, and what earlier thousands found."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+pytest.importorskip("diffusers")
+pytest.importorskip("onnxruntime")
+
+from random_pipeline import make
+
+from fp4dit_onnx.errors import BundleError, UsageError
+from fp4dit_onnx.probe import exposed, load_graph
+from fp4dit_onnx.runtime.sizes import largest_side, pixels_a_latent
+
+TOOL = Path(__file__).resolve().parents[1] / "tools" / "hostile.py"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits and sessions of Linux's processes")
+def test_hundreds_of_altered_files(demo_bundle: Path, tmp_path: Path) -> None:
+    make("pixart-alpha-512", tmp_path / "model", twin=True)
+    words = ["--cases", "500", "--model", tmp_path / "model", "--bundle", demo_bundle, "--json"]
+    done = subprocess.run(
+        [sys.executable, TOOL, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "500 cases in" in done.stdout
+    assert "0 with faults" in done.stdout
+
+
+def lose_attribute(model: onnx.ModelProto) -> None:
+    node = next(n for n in model.graph.node if n.op_type == "FpLinear")
+    kept = [a for a in node.attribute if a.name != "weight_format"]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+
+
+def lose_input(model: onnx.ModelProto) -> None:
+    del next(n for n in model.graph.node if n.op_type == "FpLinear").input[-1]
+
+
+def rename_operator(model: onnx.ModelProto) -> None:
+    next(n for n in model.graph.node if n.op_type == "FpLinear").op_type = "FpNothing"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lose_attribute, "FpLinear, lacks the attribute 'weight_format'"),
+        (lose_input, "FpLinear, has 4 inputs and 1 outputs: expected 5 and 1"),
+        (rename_operator, "is of operator 'FpNothing': expected one of FpQuantize"),
+        (lambda model: model.graph.ClearField("node"), "is no ONNX model: expected"),
+        (lambda model: setattr(model.graph.initializer[0], "data_type", 99), "element type 99 is"),
+    ],
+)
+def test_a_graph_whose_operators_are_not_ours(
+    demo_bundle: Path,
+    tmp_path: Path,
+    damage: Callable[[onnx.ModelProto], Any],
+    message: str,
+) -> None:
+    model = onnx.load(demo_bundle / "transformer/model.onnx", load_external_data=False)
+    damage(model)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(BundleError, match=message):
+        load_graph(path)
+
+
+def test_bytes_that_are_no_graph(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"[" * 1000)
+    with pytest.raises(BundleError, match="is no ONNX model"):
+        load_graph(tmp_path / "model.onnx")
+    with pytest.raises(BundleError, match="no readable ONNX model"):
+        load_graph(tmp_path / "absent.onnx")
+
+
+def test_a_graph_with_a_function_twice(demo_bundle: Path) -> None:
+    model = onnx.load(demo_bundle / "transformer/model.onnx", load_external_data=False)
+    model.functions.append(model.functions[0])
+    with pytest.raises(BundleError, match="the model contradicts itself"):
+        exposed(model)
+
+
+@pytest.mark.parametrize("levels", [None, 1, "four", {}, [], [1] * 1000])
+def test_levels_of_a_vae(levels: object) -> None:
+    with pytest.raises(UsageError, match="the VAE's block_out_channels is"):
+        pixels_a_latent({"block_out_channels": levels})
+
+
+@pytest.mark.parametrize("size", [0, -1, True, "eight", [8], 2.5])
+def test_stored_positions_that_are_no_number(size: object) -> None:
+    config = json.loads('{"_class_name": "SD3Transformer2DModel", "patch_size": 2}')
+    with pytest.raises(UsageError, match="pos_embed_max_size of the transformer is"):
+        largest_side(config | {"pos_embed_max_size": size})
