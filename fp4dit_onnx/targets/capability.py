@@ -100,7 +100,9 @@ def _in_a_process(runtime: str, folder: Path) -> dict[str, dict[str, str]]:
     command = [sys.executable, "-m", __name__, runtime, str(folder)]
     ended = ""
     try:
-        done = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
+        done = subprocess.run(  # in `folder`: a checkout is not to be taken for the package
+            command, capture_output=True, timeout=SECONDS, check=False, cwd=folder
+        )
         if done.returncode:
             ended = f"its process ended with exit code {done.returncode}"
     except subprocess.TimeoutExpired:
