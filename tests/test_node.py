@@ -87,8 +87,8 @@ for (const draw of draws) process.stdout.write(Buffer.from(draw.buffer).toString
 
 def test_noise_is_numpys_bit_for_bit() -> None:
     """All but the tail, where the C library's logarithm may round the other way."""
-    initial = [(0, 2_000_000), (7, 999), (2**32 + 5, 999), (2**64 - 1, 999), (2**200 + 3, 999)]
-    steps = [(0, 0, 999), (12, 19, 999), (2**70, 3, 999)]
+    initial = [(0, 2_000_000), (7, 999), (2**32 + 5, 999), (2**64 - 1, 999)]
+    steps = [(0, 0, 999), (12, 19, 999), (2**64 - 1, 3, 999)]
     text = script(
         NOISE,
         JS / "noise.js",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +32,7 @@ pytest.importorskip("onnxruntime")
 torch = pytest.importorskip("torch")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # third parties' deprecations at import
-    pytest.importorskip("diffusers")
+    diffusers = pytest.importorskip("diffusers")
     pytest.importorskip("transformers")
 
 Agree = Callable[[npt.NDArray[Any], npt.NDArray[Any], float], None]
@@ -141,6 +143,43 @@ def test_pipeline_is_that_of_diffusers(
     theirs = torch_pipeline.image_processor.postprocess(decoded, output_type="pil")
     for a, b in zip(pipeline.decode(found), theirs, strict=True):
         assert grey_difference(a, b) <= GREY_LEVELS
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "guidance"),
+    [
+        ("LCMScheduler", {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}, 0.0),
+        ("EulerDiscreteScheduler", {}, 3.0),
+        ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "trailing"}, 1.0),
+        ("UniPCMultistepScheduler", {}, 3.0),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_schedulers_of_few_steps_are_those_of_diffusers(
+    agree: Agree,
+    pipeline: Pipeline,
+    float_transformer: Path,
+    torch_pipeline: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    options: dict[str, Any],
+    guidance: float,
+) -> None:
+    """The first noise and the model's input are scaled as there, and guidance 0 runs one row."""
+    theirs = getattr(diffusers, name)(**options)
+    pipeline.scheduler = scheduler_from_config({"_class_name": name, **options})
+    pipeline.transformer = session(float_transformer, library=False)
+    found = pipeline.sample(PROMPTS, SEEDS, pipeline.settings(guidance=guidance, steps=4))
+    steps = itertools.count()
+
+    def noise(shape: Any, **_: Any) -> Any:
+        return torch.from_numpy(step_noise(SEEDS, next(steps), tuple(shape[1:])))
+
+    monkeypatch.setattr(torch_pipeline, "scheduler", theirs)
+    module = sys.modules[type(theirs).__module__]
+    if hasattr(module, "randn_tensor"):
+        monkeypatch.setattr(module, "randn_tensor", noise)
+    agree(found, diffusers_latents(torch_pipeline, guidance, 4), LATENT_ROUNDING)
 
 
 def test_a_picture_depends_on_its_own_prompt_and_seed(pipeline: Pipeline) -> None:
