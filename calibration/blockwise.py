@@ -105,7 +105,7 @@ class Blockwise:
 
     def _quantize(self, number: int, unit: Unit, objective: Objective) -> Drafts:
         """The unit's layers after every stage of the method."""
-        drafts = {
+        drafts: Drafts = {
             name: Draft(
                 name,
                 self._linear(name).weight.detach().float(),

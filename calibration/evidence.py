@@ -112,6 +112,8 @@ class FloatUnit:
 
     def error(self, *layers: QuantizedLayer) -> torch.Tensor:
         """`Objective.total` with some of its linears quantized, activations in float."""
-        modules = {layer.name: weights_only(layer, self.bias(layer.name)) for layer in layers}
+        modules: dict[str, torch.nn.Module] = {
+            layer.name: weights_only(layer, self.bias(layer.name)) for layer in layers
+        }
         with replaced(self.network, modules):
             return self.objective.total(self.module, self.chunk // 2 or 1, CHOICE_PAIRS)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import torch
 
+from fp4dit_onnx.calibration.draft import Draft
 from fp4dit_onnx.calibration.grid import expand_groups, round_to_grid
-from fp4dit_onnx.formats import FloatFormat
+from fp4dit_onnx.calibration.stages.gptq import Gptq
+from fp4dit_onnx.errors import UsageError
 
 __all__ = ["compensated", "inverse_factor"]
 
@@ -21,49 +23,46 @@ def inverse_factor(moments: torch.Tensor, damping: float) -> torch.Tensor:
         damping: is added to the diagonal, as a share of its mean.
 
     Raises:
-        torch.linalg.LinAlgError: the damped moments are not positive definite.
+        RuntimeError: the damped moments are not positive definite.
     """
     damped = moments.clone()
     diagonal = damped.diagonal()
     diagonal[diagonal <= 0] = 1.0
     diagonal += damping * diagonal.mean()
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True)
+    factor: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return factor
 
 
-def compensated(
-    weight: torch.Tensor,
-    scale: torch.Tensor,
-    moments: torch.Tensor,
-    fmt: FloatFormat,
-    group_size: int,
-    *,
-    damping: float = 0.01,
-    block: int = 64,
-    ordered: bool = True,
-) -> torch.Tensor:
+def compensated(draft: Draft, moments: torch.Tensor, method: Gptq) -> torch.Tensor:
     """Grid integers of a weight, float32 [N, K], chosen for the least ``tr(E H E^T)`` in turn.
 
     Args:
-        weight: float32 [N, K].
-        scale: of each group, [N, G].
+        draft: the layer, with its scales.
         moments: H, float64 [K, K].
-        fmt: the weight's format.
-        group_size: inputs that share a scale.
-        damping: see `inverse_factor`.
-        block: columns whose errors are spread to the rest at a time.
-        ordered: start with the inputs of the largest moments.
+        method: settings.
+
+    Raises:
+        UsageError: H is not positive definite.
     """
+    weight, scale, fmt = draft.weight, draft.scale, draft.spec.weight_format
+    assert scale is not None, draft.name
     k = weight.shape[1]
     order = torch.arange(k)
-    if ordered:
+    if method.ordered:
         order = torch.argsort(moments.diagonal(), descending=True, stable=True)
-    factor = inverse_factor(moments[order][:, order], damping).float()
+    try:
+        factor = inverse_factor(moments[order][:, order], method.damping).float()
+    except RuntimeError as singular:
+        raise UsageError(
+            f"layer {draft.name}: the second moments of its inputs are singular: give more prompts, "
+            f"or more damping than {method.damping}"
+        ) from singular
     rest = weight[:, order].clone()
-    step = expand_groups(scale.float(), k, group_size)[:, order]
+    step = expand_groups(scale.float(), k, draft.spec.group_size)[:, order]
     integers = torch.zeros_like(rest)
-    for start in range(0, k, block):
-        end = min(start + block, k)
+    for start in range(0, k, method.block):
+        end = min(start + method.block, k)
         errors = torch.zeros(len(weight), end - start)
         for j in range(start, end):
             live = step[:, j] > 0

@@ -61,7 +61,7 @@ def export(
         output: Folder of the bundle to write.
         bits: Bits of weights and activations, w<4|6|8>a<4|6|8|16|32>.
         method: How weights are rounded; the -rtn ones (round to nearest) train nothing and need no
-            data. One of: fp4dit, fp-adaround, fp-rtn, int-adaround, int-rtn.
+            data. One of: fp4dit, fp-adaround, fp-rtn, gptq, int-adaround, int-rtn.
         recipe: Recipe file of your own in place of the method, as --save-recipe writes it; what is
             asked for beside it, and is not the default, wins over the file.
         save_recipe: Also write method and formats, as they were resolved, to this recipe file.

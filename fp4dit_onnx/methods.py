@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fp4dit_onnx.calibration.stages import KINDS, STAGES, Stage
 from fp4dit_onnx.errors import UsageError
@@ -39,6 +39,7 @@ DEFAULT_METHOD = "fp4dit"
 DEFAULT_PRESET = "balanced"
 _HEAD = ("summary", "source", "cost", "grid", "extends", "data", "stage", "preset", "export")
 _GRIDS = ("fp", "int")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -280,7 +281,8 @@ def _with_settings(method: Method, changes: Mapping[str, float]) -> Method:
     """The method with settings of its data or stages changed by name; what no stage has is left."""
     for key, value in changes.items():
         if key in {f.name for f in fields(Data)}:
-            method = replace(method, data=replace(method.data, **{key: value}))
+            data = replace(method.data, **{key: value})  # type: ignore[arg-type]
+            method = replace(method, data=data)
             continue
         changed = [
             replace(s, **{key: value}) if key in _names(s) else s  # type: ignore[type-var]
@@ -306,7 +308,7 @@ def _stage(recipe: str, row: Mapping[str, Any]) -> Stage:
     return _checked(STAGES[use], settings, f"recipe {recipe}, stage {use}")
 
 
-def _checked(make: Callable[..., Any], settings: Mapping[str, Any], where: str) -> Any:
+def _checked(make: Callable[..., Made], settings: Mapping[str, Any], where: str) -> Made:
     """An instance of a dataclass from a table, its keys and types checked."""
     types = {field.name: str(field.type) for field in fields(make)}  # type: ignore[arg-type]
     for key, value in settings.items():

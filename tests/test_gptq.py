@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,12 @@ pytest.importorskip("diffusers")
 import torch
 
 from fp4dit_onnx import numerics
+from fp4dit_onnx.calibration.draft import Draft
 from fp4dit_onnx.calibration.gptq import compensated, inverse_factor
 from fp4dit_onnx.calibration.ranges import absmax_scale
 from fp4dit_onnx.calibration.rounding import round_to_nearest
+from fp4dit_onnx.calibration.stages.gptq import Gptq
+from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.formats import FORMATS, FloatFormat
 from fp4dit_onnx.spec import LayerSpec
 
@@ -53,21 +57,22 @@ def reference(
     return found
 
 
-def setup(name: str) -> tuple[Any, Any, Any, FloatFormat]:
+def setup(name: str) -> tuple[Draft, Any, FloatFormat]:
+    """A layer with its scales, the moments of its inputs, and its format."""
     weight = torch.randn(N, K, generator=torch.Generator().manual_seed(1)) * 0.05
-    scale = absmax_scale(weight, LayerSpec.of(name, None, 8))
-    x = inputs()
-    return weight, scale, torch.from_numpy(x.T @ x / len(x)), FORMATS[name]
+    spec, x = LayerSpec.of(name, None, 8), inputs()
+    draft = Draft("fc", weight, spec, scale=absmax_scale(weight, spec))
+    return draft, torch.from_numpy(x.T @ x / len(x)), FORMATS[name]
 
 
 @pytest.mark.parametrize("name", ["e2m1", "e1m2", "e3m0", "int4", "int8"])
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("block", [1, 7, 64])
 def test_against_the_reference(name: str, ordered: bool, block: int) -> None:
-    weight, scale, moments, fmt = setup(name)
-    settings = {"damping": 0.01, "block": block, "ordered": ordered}
-    found = compensated(weight, scale, moments, fmt, 8, **settings)
-    wanted = reference(weight.numpy(), scale.numpy(), moments.numpy(), fmt, 0.01, ordered)
+    draft, moments, fmt = setup(name)
+    found = compensated(draft, moments, Gptq(block=block, ordered=ordered))
+    weight, scale = draft.weight.numpy(), draft.scale.numpy()
+    wanted = reference(weight, scale, moments.numpy(), fmt, 0.01, ordered)
     # float32 rests may tip a weight that lies on the fence between two values, and so later ones.
     assert np.mean(found.numpy() == wanted) > 0.98
 
@@ -78,29 +83,45 @@ def loss(error: Any, moments: Any) -> float:
 
 @pytest.mark.parametrize("name", ["e2m1", "e1m2", "int4"])
 def test_the_output_error_is_far_below_that_of_nearest(name: str) -> None:
-    weight, scale, moments, fmt = setup(name)
-    each = scale.float().repeat_interleave(8, dim=1)
-    nearest = round_to_nearest(weight, scale, fmt, 8)
-    found = compensated(weight, scale, moments, fmt, 8)
-    assert loss(found * each - weight, moments) < 0.5 * loss(nearest * each - weight, moments)
-    same = compensated(weight, scale, torch.eye(K, dtype=torch.float64), fmt, 8)
+    draft, moments, fmt = setup(name)
+    each = draft.scale.float().repeat_interleave(8, dim=1)
+    nearest = round_to_nearest(draft.weight, draft.scale, fmt, 8)
+    found = compensated(draft, moments, Gptq())
+    before = loss(nearest * each - draft.weight, moments)
+    assert loss(found * each - draft.weight, moments) < 0.5 * before
+    same = compensated(draft, torch.eye(K, dtype=torch.float64), Gptq())
     assert torch.equal(same, nearest), "without correlations nothing makes up for anything"
 
 
 def test_the_factor_is_that_of_the_damped_inverse() -> None:
-    moments = setup("e2m1")[2]
+    moments = setup("e2m1")[1]
     factor = inverse_factor(moments, 0.01)
     damped = moments.clone()
     damped[7, 7] = 1
     damped += 0.01 * damped.diagonal().mean() * torch.eye(K)
     assert torch.allclose(factor.T @ factor, torch.linalg.inv(damped), rtol=1e-8)
     assert torch.equal(factor, factor.triu())
-    with pytest.raises(torch.linalg.LinAlgError):
-        inverse_factor(-torch.ones(3, 3, dtype=torch.float64) + 2 * torch.eye(3), 1e-9)
+
+
+def test_moments_that_are_singular_are_named() -> None:
+    draft = setup("e2m1")[0]
+    with pytest.raises(
+        UsageError, match="layer fc: the second moments of its inputs are singular"
+    ):
+        compensated(draft, 2 * torch.eye(K).double() - 1, Gptq(damping=1e-9))
 
 
 def test_groups_without_a_scale_are_zero() -> None:
-    weight, _, moments, fmt = setup("e2m1")
-    weight[3, 8:16] = 0
-    scale = absmax_scale(weight, LayerSpec.of("e2m1", None, 8))
-    assert not compensated(weight, scale, moments, fmt, 8)[3, 8:16].any()
+    draft, moments, _ = setup("e2m1")
+    draft.weight[3, 8:16] = 0
+    draft = replace(draft, scale=absmax_scale(draft.weight, draft.spec))
+    assert not compensated(draft, moments, Gptq())[3, 8:16].any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"damping": 0}, "gptq.damping = 0"), ({"block": 0}, "gptq.block = 0")],
+)
+def test_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Gptq(**settings)

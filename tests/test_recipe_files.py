@@ -82,5 +82,5 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {row["name"]: row["needs"] for row in rows}["fp-rtn"] == "weights alone"
     assert all(row["summary"] for row in rows)
     with pytest.raises(SystemExit) as done:
-        main(["export", "--dry-run", "--save-recipe", str(tmp_path / "no" / "r.toml")])
+        main(["export", "--dry-run", "--save-recipe", str(saved / "r.toml")])
     assert done.value.code == 2

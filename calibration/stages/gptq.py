@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from fp4dit_onnx.calibration.stages.stage import Evidence
-from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.values import real, whole
 
 if TYPE_CHECKING:
@@ -46,8 +45,6 @@ class Gptq:
         Raises:
             UsageError: a layer whose moments are not finite or not positive definite.
         """
-        import torch
-
         from fp4dit_onnx.calibration.draft import finished
         from fp4dit_onnx.calibration.gptq import compensated
         from fp4dit_onnx.calibration.moments import second_moments
@@ -55,19 +52,14 @@ class Gptq:
 
         unit = evidence.unit
         assert unit is not None
-        moments, made = second_moments(unit, drafts), {}
-        for name, draft in drafts.items():
-            assert draft.scale is not None, name
-            fmt, size = draft.spec.weight_format, draft.spec.group_size
-            settings = {"damping": self.damping, "block": self.block, "ordered": self.ordered}
-            try:
-                q = compensated(draft.weight, draft.scale, moments[name], fmt, size, **settings)
-            except torch.linalg.LinAlgError as error:
-                raise UsageError(
-                    f"layer {name}: the second moments of its inputs are singular: give more "
-                    f"prompts, or more damping than {self.damping}"
-                ) from error
-            made[name] = replace(draft, codes=packed(q, fmt))
+        moments = second_moments(unit, drafts)
+        made = {
+            name: replace(
+                draft,
+                codes=packed(compensated(draft, moments[name], self), draft.spec.weight_format),
+            )
+            for name, draft in drafts.items()
+        }
         nearest = {name: rounded_to_nearest(draft) for name, draft in drafts.items()}
         usual = unit.error(*finished(nearest).values()).clamp(min=1e-30)
         error = float(unit.objective.loss(unit.error(*finished(made).values()), usual))

@@ -42,12 +42,15 @@ class Stage(Protocol):
         kind: one of `KINDS`.
         needs_inputs: whether it looks at what the unit receives and gives, so at prompts; otherwise
             at the weights alone.
-        iterations: of its longest loop, for progress; 0 for none.
     """
 
     kind: ClassVar[str]
     needs_inputs: ClassVar[bool]
-    iterations: int
+
+    @property
+    def iterations(self) -> int:
+        """Of its longest loop, for progress; 0 for none."""
+        ...
 
     def apply(self, drafts: Drafts, evidence: Evidence) -> Drafts:
         """The layers of one unit, one step further; without side effects.
