@@ -188,13 +188,16 @@ PUBLISHED = {
 }
 
 
-def test_tokenizers_are_of_the_published_files(twin: Callable[[str], Path]) -> None:
+def test_files_are_the_published_ones(twin: Callable[[str], Path]) -> None:
     for name, expected in PUBLISHED.items():
         folders = sorted(twin(name).glob("tokenizer*"))
         settings = ["special_tokens_map.json", "tokenizer_config.json"]
         found = [sorted(path.name for path in folder.iterdir()) for folder in folders]
         assert found == [sorted([*files, *settings]) for files in expected]
     index = json.loads((twin("sd3.5-medium") / "model_index.json").read_text())
+    shards = twin("pixart-sigma-512") / "text_encoder"
+    assert len(list(shards.glob("model-0000?-of-00002.safetensors"))) == 2
+    assert (shards / "model.safetensors.index.json").is_file()
     assert index["image_encoder"] == index["feature_extractor"] == [None, None]
 
 
@@ -222,7 +225,7 @@ def test_shards_and_their_index(tmp_path: Path) -> None:
     import diffusers
     import transformers
 
-    tool.make("pixart-alpha-512", tmp_path / "whole", twin=True)
+    tool.make("pixart-alpha-512", tmp_path / "whole", twin=True, shard_bytes=2**40)
     tool.make("pixart-alpha-512", tmp_path / "split", twin=True, shard_bytes=400_000)
     for part, stem in (("transformer", "diffusion_pytorch_model"), ("text_encoder", "model")):
         whole, split = tmp_path / "whole" / part, tmp_path / "split" / part

@@ -212,7 +212,9 @@ def _sd3(layers: int, positions: int, dual: int = 0, qk_norm: str | None = None)
         "tokenizer": CLIP_L_TOKENIZER,
         "tokenizer_2": CLIP_G_TOKENIZER,
         "tokenizer_3": T5_FAST_TOKENIZER,
-        "transformer": of_diffusers("SD3Transformer2DModel", config, twin),
+        "transformer": of_diffusers(
+            "SD3Transformer2DModel", config, twin, shards=2 if layers > 24 else 1
+        ),
         "vae": VAE_SD3,
     }
     return Pipeline("StableDiffusion3Pipeline", parts, index)
@@ -245,7 +247,7 @@ def _flux(*, guidance: bool, scheduler: Part) -> Pipeline:
         "text_encoder_2": T5_XXL,
         "tokenizer": CLIP_L_TOKENIZER,
         "tokenizer_2": T5_FAST_TOKENIZER,
-        "transformer": of_diffusers("FluxTransformer2DModel", config, twin),
+        "transformer": of_diffusers("FluxTransformer2DModel", config, twin, shards=3),
         "vae": VAE_FLUX,
     }
     return Pipeline("FluxPipeline", parts)

@@ -25,6 +25,7 @@ class Part:
         class_name: of the component.
         config: its official configuration; of a tokenizer, what `small_tokenizers.write` takes.
         twin: values that a twin has in place of, or besides, those of `config`.
+        shards: weight files of the official repository.
         legacy: class name and further values of the published file, where that is older than the
             class; None where they are the same.
     """
@@ -34,6 +35,7 @@ class Part:
     config: Config
     twin: Config = field(default_factory=dict)
     legacy: tuple[str, Config] | None = None
+    shards: int = 1
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,18 @@ class Pipeline:
     index: Config = field(default_factory=dict)
 
 
-def of_diffusers(class_name: str, config: Config, twin: Config | None = None) -> Part:
+def of_diffusers(
+    class_name: str, config: Config, twin: Config | None = None, shards: int = 1
+) -> Part:
     """A part of a class of diffusers."""
-    return Part("diffusers", class_name, config, twin or {})
+    return Part("diffusers", class_name, config, twin or {}, shards=shards)
 
 
-def of_transformers(class_name: str, config: Config, twin: Config | None = None) -> Part:
+def of_transformers(
+    class_name: str, config: Config, twin: Config | None = None, shards: int = 1
+) -> Part:
     """A part of a class of transformers."""
-    return Part("transformers", class_name, config, twin or {})
+    return Part("transformers", class_name, config, twin or {}, shards=shards)
 
 
 _KL: Config = {
@@ -143,8 +149,8 @@ def _t5(d_model: int, d_ff: int, heads: int, vocabulary: int) -> dict[str, Any]:
 
 
 # google/t5-v1_1-xxl, google/mt5-xl, EleutherAI/pile-t5-xl
-T5_XXL = of_transformers("T5EncoderModel", _t5(4096, 10240, 64, 32128), _T5_TWIN)
-MT5_XL = of_transformers("T5EncoderModel", _t5(2048, 5120, 32, 250112), _T5_TWIN)
+T5_XXL = of_transformers("T5EncoderModel", _t5(4096, 10240, 64, 32128), _T5_TWIN, shards=2)
+MT5_XL = of_transformers("T5EncoderModel", _t5(2048, 5120, 32, 250112), _T5_TWIN, shards=2)
 PILE_T5_XL = of_transformers("UMT5EncoderModel", _t5(2048, 5120, 32, 32128), _T5_TWIN)
 # The text encoder of Tencent-Hunyuan/HunyuanDiT-Diffusers
 BERT = of_transformers(

@@ -25,7 +25,7 @@ from typing import Any
 
 import small_tokenizers
 from official_models import MODELS, Part, Pipeline
-from random_weights import DTYPES, Drawer, Tensor, tensors_of, write_shards
+from random_weights import DTYPES, Drawer, Tensor, bytes_of_shards, tensors_of, write_shards
 
 from fp4dit_onnx.errors import Fp4DitError, MissingExtraError, UsageError
 from fp4dit_onnx.silence import quiet
@@ -110,7 +110,7 @@ def make(
     twin: bool,
     dtype: str = "float32",
     seed: int = 0,
-    shard_bytes: int = 5 * 2**30,
+    shard_bytes: int | None = None,
     components: Collection[str] | None = None,
     legacy: bool = False,
     note: Callable[[str], None] = lambda _: None,
@@ -123,7 +123,8 @@ def make(
         twin: a small pipeline of the same classes and switches.
         dtype: of the weights: float32, float16 or bfloat16.
         seed: of the weights.
-        shard_bytes: of one weight file, if no single tensor is larger.
+        shard_bytes: of one weight file, if no single tensor is larger; None makes as many as the
+            official repository has.
         components: folders to write; None is all. The index lists what is written.
         legacy: the transformer's class as the published files have it, where that is older.
         note: takes a line on each component.
@@ -148,8 +149,9 @@ def make(
                 _write_settings(partial / part_name, part_name, part)
                 continue
             note(f"{part_name}: {part.class_name}, {sizes[part_name]:,} bytes")
-            drawer = Drawer(seed, part_name)
-            _write_weights(partial / part_name, described[part_name], drawer, dtype, shard_bytes)
+            drawer, tensors = Drawer(seed, part_name), described[part_name].tensors
+            most = shard_bytes or bytes_of_shards(tensors, dtype, part.shards)
+            _write_weights(partial / part_name, described[part_name], drawer, dtype, most)
         _write_index(partial, pipeline, parts, legacy=legacy)
 
 
@@ -164,14 +166,14 @@ def _check(
     name: str,
     dtype: str,
     seed: int,
-    shard_bytes: int,
+    shard_bytes: int | None,
     components: Collection[str] | None,
 ) -> None:
     if dtype not in DTYPES:
         raise UsageError(f"no type {dtype!r}: expected one of {', '.join(DTYPES)}")
     if seed < 0:
         raise UsageError(f"seed {seed}: expected 0 or more")
-    if shard_bytes < 1:
+    if shard_bytes is not None and shard_bytes < 1:
         raise UsageError(f"shards of {shard_bytes} bytes: expected at least 1")
     unknown = sorted(set(components or ()) - set(pipeline.parts))
     if unknown or (components is not None and not components):
@@ -255,7 +257,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", default="float32", help=", ".join(DTYPES))
     parser.add_argument("--components", help="folders to write, with commas between; else all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shard-bytes", type=int, default=5 * 2**30, help="of one weight file")
+    parser.add_argument(
+        "--shard-bytes", type=int, help="of one weight file (default: as many files as published)"
+    )
     parser.add_argument(
         "--legacy", action="store_true", help="the class name of older published files"
     )

@@ -182,20 +182,37 @@ def _grid(tensor: Tensor) -> Iterator[Array]:
         yield np.concatenate([axis, np.broadcast_to(line, axis.shape)], axis=1)
 
 
+def bytes_of_shards(tensors: Sequence[Tensor], dtype: str, count: int) -> int:
+    """The least limit with which `write_shards` makes at most `count` files."""
+    low, high = max(t.size for t in tensors), sum(t.size for t in tensors)
+    while low < high:
+        middle = (low + high) // 2
+        if len(_shards(tensors, middle)) > count:
+            low = middle + 1
+        else:
+            high = middle
+    return low * DTYPES[dtype][1]
+
+
+def _shards(tensors: Sequence[Tensor], most: int) -> list[list[Tensor]]:
+    """`tensors` in their order, in parts of at most `most` elements, if no single one is larger."""
+    shards: list[list[Tensor]] = [[]]
+    held = 0
+    for tensor in tensors:
+        if shards[-1] and held + tensor.size > most:
+            shards.append([])
+            held = 0
+        shards[-1].append(tensor)
+        held += tensor.size
+    return shards
+
+
 def write_shards(
     folder: Path, stem: str, tensors: Sequence[Tensor], drawer: Drawer, dtype: str, most: int
 ) -> list[Path]:
     """Write `tensors` as `stem`.safetensors, or as shards of at most `most` bytes and an index."""
     width = DTYPES[dtype][1]
-    shards: list[list[Tensor]] = [[]]
-    held = 0
-    for tensor in tensors:
-        nbytes = tensor.size * width
-        if shards[-1] and held + nbytes > most:
-            shards.append([])
-            held = 0
-        shards[-1].append(tensor)
-        held += nbytes
+    shards = _shards(tensors, most // width)
     if len(shards) == 1:
         path = folder / f"{stem}.safetensors"
         _write_file(path, shards[0], drawer, dtype)
