@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_tokenizers
 from PIL import Image
 
 from fp4dit_onnx.runtime.families import Encoded, Request, Text, family_of_pipeline
 from fp4dit_onnx.runtime.pipeline import Pipeline
 from fp4dit_onnx.runtime.sampling import Sampling, initial_latents, step_noise
 from fp4dit_onnx.runtime.tokenizer import Tokenizer
+from fp4dit_onnx.tokenizer_files import copy_tokenizer
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
@@ -137,6 +139,24 @@ def test_tokens_are_pythons(
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | changes))
     ids, mask = Tokenizer(folder)(TEXTS, 16)
+    assert found == {"ids": ids.ravel().tolist(), "mask": mask.ravel().tolist()}
+
+
+@pytest.mark.parametrize(
+    ("class_name", "kind"),
+    [("T5Tokenizer", "t5"), ("CLIPTokenizer", "clip"), ("BertTokenizer", "bert")],
+)
+def test_tokens_of_converted_tokenizers(
+    example: Path, tmp_path: Path, class_name: str, kind: str
+) -> None:
+    config = {"kind": kind, "model_max_length": 77, "whole": False}
+    pad = {"t5": "<pad>", "clip": "!", "bert": "[PAD]"}[kind]
+    small_tokenizers.write(tmp_path / "source", class_name, {**config, "pad_token": pad})
+    copy_tokenizer(tmp_path / "source", class_name, tmp_path / "bundle")
+    texts = TEXTS[:-1]  # JavaScript has a final sigma, and U+FEFF is white space in it
+    arguments = (JS / "tokens.js", tmp_path / "bundle", json.dumps(texts), "{}")
+    found = json.loads(script(TOKENS, *arguments, cwd=example))
+    ids, mask = Tokenizer(tmp_path / "bundle")(texts, 16)
     assert found == {"ids": ids.ravel().tolist(), "mask": mask.ravel().tolist()}
 
 
