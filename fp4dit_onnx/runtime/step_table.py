@@ -103,16 +103,15 @@ def step_table(start: Callable[[], Run]) -> StepTable:
     sample, output = weights[:, :TAPS], weights[:, TAPS:-1]
     used = np.flatnonzero((sample != 0).any(0) | (output != 0).any(0))
     taps = max(FEWEST_TAPS, int(used[-1]) + 1)
+    ones = np.ones(len(weights), np.float32)
+    divisors = ones if run.input_divisors is None else run.input_divisors
     return StepTable(
         timesteps=np.asarray(run.timesteps),
         sample=sample[:, :taps],
         output=output[:, :taps],
         noise=weights[:, -1],
         initial=run.initial_scale,
-        input=1
-        / (
-            np.ones(len(weights), np.float32) if run.input_divisors is None else run.input_divisors
-        ),
+        input=(1 / divisors).astype(np.float32),
     )
 
 

@@ -9,15 +9,14 @@ import numpy.typing as npt
 
 from fp4dit_onnx.runtime.schedulers.options import (
     SCHEDULE,
+    SIGMA_BOUNDS,
     SIGMAS,
     SPACINGS,
     Option,
     Options,
-    nothing_or,
-    number,
 )
 from fp4dit_onnx.runtime.schedulers.scheduler import FlowPlan, Record, Run, check_steps, needed
-from fp4dit_onnx.runtime.schedulers.spacing import exponential, karras, spaced, times_of
+from fp4dit_onnx.runtime.schedulers.spacing import FALLS, spaced, times_of
 from fp4dit_onnx.runtime.schedulers.training import linspace, training_sigmas
 
 __all__ = ["EULER", "EULER_ANCESTRAL"]
@@ -25,7 +24,6 @@ __all__ = ["EULER", "EULER_ANCESTRAL"]
 FloatArray = npt.NDArray[np.float32]
 DoubleArray = npt.NDArray[np.float64]
 
-LEAST_SIGMA = 1e-6
 _COMMON = {**SCHEDULE, "timestep_spacing": Option("linspace", SPACINGS)}
 
 
@@ -65,8 +63,7 @@ class Euler:
         if options.get("interpolation_type") == "log_linear":
             ends = float(logs[-1]), float(logs[0])
             sigmas = np.exp(linspace(*ends, steps + 1)).astype(np.float64)
-        fall = {"use_karras_sigmas": karras, "use_exponential_sigmas": exponential}
-        for key, between in fall.items():
+        for key, between in FALLS.items():
             if options.get(key):
                 first, last = (
                     float(sigmas[place]) if options[name] is None else options[name]
@@ -124,8 +121,7 @@ EULER = Record(
             "epsilon", ("epsilon", "v_prediction", "sample"), {"original_sample": "sample"}
         ),
         "interpolation_type": Option("linear", ("linear", "log_linear")),
-        "sigma_min": Option(None, nothing_or(number(LEAST_SIGMA))),
-        "sigma_max": Option(None, nothing_or(number(LEAST_SIGMA))),
+        **SIGMA_BOUNDS,
         "timestep_type": Option("discrete", ("discrete",)),
         "final_sigmas_type": Option("zero", ("zero", "sigma_min")),
     },

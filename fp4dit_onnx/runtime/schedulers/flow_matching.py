@@ -26,7 +26,7 @@ from fp4dit_onnx.runtime.schedulers.options import (
     whole_number,
 )
 from fp4dit_onnx.runtime.schedulers.scheduler import FlowPlan, Record, Run, check_steps, needed
-from fp4dit_onnx.runtime.schedulers.spacing import exponential, karras
+from fp4dit_onnx.runtime.schedulers.spacing import FALLS
 
 __all__ = ["FLOW_MATCH_EULER"]
 
@@ -80,8 +80,7 @@ class FlowMatchEuler:
                     f"and {steps} steps have nothing there: take more steps"
                 )
             sigmas = 1 - data / (data[-1] / (1 - self.options["shift_terminal"]))
-        fall = {"use_karras_sigmas": karras, "use_exponential_sigmas": exponential}
-        for key, between in fall.items():
+        for key, between in FALLS.items():
             if self.options[key]:
                 sigmas = between(float(sigmas[0]), float(sigmas[-1]), steps)
         rounded = sigmas.astype(np.float32)

@@ -18,6 +18,7 @@ __all__ = [
     "MOST_TIMESTEPS",
     "SCHEDULE",
     "SIGMAS",
+    "SIGMA_BOUNDS",
     "SPACINGS",
     "THRESHOLDING",
     "Option",
@@ -98,6 +99,11 @@ SIGMAS = {
     "use_beta_sigmas": Option(False, (False,)),
 }
 """How the noise falls along a run, at most one of them."""
+SIGMA_BOUNDS = {
+    "sigma_min": Option(None, nothing_or(number(1e-6))),
+    "sigma_max": Option(None, nothing_or(number(1e-6))),
+}
+"""Of noise that falls by `SIGMAS`; null is the run's, or training's."""
 FOREIGN = (
     "skip_prk_steps",
     "timestep_values",

@@ -11,6 +11,7 @@ from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.runtime.schedulers.options import Options
 
 __all__ = [
+    "FALLS",
     "check_timesteps",
     "exponential",
     "karras",
@@ -67,6 +68,10 @@ def karras(first: float, last: float, steps: int) -> DoubleArray:
 def exponential(first: float, last: float, steps: int) -> DoubleArray:
     """Sigmas falling evenly in their logarithm, float64 [steps]."""
     return np.exp(np.linspace(math.log(first), math.log(last), steps))
+
+
+FALLS = {"use_karras_sigmas": karras, "use_exponential_sigmas": exponential}
+"""Option -> the sigmas that it asks for, from the first, the last and the number of steps."""
 
 
 def times_of(sigmas: DoubleArray, log_table: FloatArray) -> DoubleArray:

@@ -78,7 +78,7 @@ def positive_alphas(options: Options) -> FloatArray:
 def training_sigmas(options: Options) -> FloatArray:
     """Noise over signal at every training timestep, float32 [num_train_timesteps]; finite."""
     cumulative = positive_alphas(options)
-    return np.sqrt((1 - cumulative) / cumulative)
+    return np.asarray(np.sqrt((1 - cumulative) / cumulative), np.float32)
 
 
 def data_and_noise(

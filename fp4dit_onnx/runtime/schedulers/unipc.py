@@ -12,18 +12,16 @@ from fp4dit_onnx.runtime.schedulers.options import (
     BOOLEAN,
     MOST_TIMESTEPS,
     SCHEDULE,
+    SIGMA_BOUNDS,
     SIGMAS,
     SPACINGS,
     THRESHOLDING,
     Option,
     Options,
-    nothing_or,
-    number,
 )
 from fp4dit_onnx.runtime.schedulers.scheduler import FlowPlan, Record, Run, check_steps
 from fp4dit_onnx.runtime.schedulers.spacing import (
-    exponential,
-    karras,
+    FALLS,
     spaced_before_zero,
     times_of,
 )
@@ -33,8 +31,6 @@ from fp4dit_onnx.values import whole
 __all__ = ["UNIPC_MULTISTEP"]
 
 FloatArray = npt.NDArray[np.float32]
-
-LEAST_SIGMA = 1e-6
 
 
 def _step_numbers(name: str, value: object) -> None:
@@ -62,8 +58,7 @@ OPTIONS = {
     "final_sigmas_type": Option("zero", ("zero", "sigma_min")),
     "use_dynamic_shifting": Option(False, (False,)),
     "time_shift_type": Option("exponential"),
-    "sigma_min": Option(None, nothing_or(number(LEAST_SIGMA))),
-    "sigma_max": Option(None, nothing_or(number(LEAST_SIGMA))),
+    **SIGMA_BOUNDS,
     "shift_terminal": Option(None, (None,)),
 }
 
@@ -106,8 +101,7 @@ class UniPcMultistep:
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], float]:
         """Timesteps, to be rounded towards zero, and sigmas of a run, [steps]; the least sigma."""
         options, logs = self.options, np.log(table)
-        fall = {"use_karras_sigmas": karras, "use_exponential_sigmas": exponential}
-        for key, between in fall.items():
+        for key, between in FALLS.items():
             if options[key]:
                 first, last = (
                     float(table[place]) if options[name] is None else options[name]
@@ -200,7 +194,7 @@ class _Solver:
         """Where older timesteps lie, in units of the step to `i`: negative, [order - 1]."""
         h = self._log_snr[i] - self._log_snr[i - 1]
         older = [self._log_snr[i - 1 - k] - self._log_snr[i - 1] for k in range(1, self._order)]
-        return np.array(older, np.float32) / h
+        return np.asarray(np.array(older, np.float32) / h, np.float32)
 
     def _slope(self, i: int, weights: FloatArray) -> FloatArray:
         """The weighted slopes from older findings to the newest one."""
@@ -247,7 +241,8 @@ class _Step:
 
     def _solved(self, places: FloatArray) -> FloatArray:
         powers = np.stack([places**k for k in range(len(places))])
-        return np.linalg.solve(powers, self._right_side(len(places))).astype(np.float32)
+        solved = np.linalg.solve(powers, self._right_side(len(places)))
+        return np.asarray(solved, np.float32)
 
 
 UNIPC_MULTISTEP = Record("UniPCMultistepScheduler", OPTIONS, UniPcMultistep)
