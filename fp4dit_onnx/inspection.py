@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.models import FAMILIES
 from fp4dit_onnx.probe import attention_formats, layer_of, load_graph
 
-__all__ = ["inspect_bundle", "inspect_model", "inspect_path", "inspect_pipeline"]
+__all__ = ["expanded_nodes", "inspect_bundle", "inspect_model", "inspect_path", "inspect_pipeline"]
 
+NESTED = 8
+"""Levels of calls that are counted; our bodies have two."""
 SUB_BYTE_BITS: dict[int, int] = {
     onnx.TensorProto.INT4: 4,
     onnx.TensorProto.UINT4: 4,
@@ -118,11 +120,30 @@ def inspect_model(path: Path) -> dict[str, Any]:
         "functions": [
             {"domain": f.domain, "name": f.name, "nodes": len(f.node)} for f in model.functions
         ],
+        "expanded_nodes": expanded_nodes(model),
         "without_function": sorted(f"{domain}.{op}" for domain, op in foreign - defined),
         "bytes": _bytes_by_kind(graph),
         "layers": _layers(graph),
         "attention": attention_formats(graph),
     }
+
+
+def expanded_nodes(model: onnx.ModelProto) -> int:
+    """How many nodes of function bodies a runtime makes of the calls where it has no kernels for them.
+
+    As ONNX Runtime counts them for ``session.function_expansion_node_limit``: constants too, and a
+    call in a body before it is expanded itself. Of calls nested deeper than `NESTED` no more.
+    """
+    bodies = {(f.domain, f.name): f.node for f in model.functions}
+    sizes = dict.fromkeys(bodies, 0)
+
+    def expanded(nodes: Iterable[onnx.NodeProto]) -> int:
+        calls = ((node.domain, node.op_type) for node in nodes)
+        return sum(sizes.get(call, 0) for call in calls)
+
+    for _ in range(NESTED):
+        sizes = {call: len(nodes) + expanded(nodes) for call, nodes in bodies.items()}
+    return expanded(model.graph.node)
 
 
 def _interface(value: onnx.ValueInfoProto) -> dict[str, Any]:

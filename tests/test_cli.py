@@ -523,6 +523,7 @@ def test_inspect_model(run: Any, small_model: Path) -> None:
     assert facts["inputs"] == [{"name": "x", "dtype": "float", "shape": ["m", 32]}]
     assert facts["bytes"] == {"packed codes": 64, "weight scales": 8, "float": 16}
     assert facts["without_function"] == []
+    assert facts["expanded_nodes"] == sum(f["nodes"] for f in facts["functions"])  # each once
     (layer,) = facts["layers"]
     assert (layer["weight_format"], layer["activation_format"]) == ("e2m1", "e2m3")
     assert (layer["shape"], layer["group_size"]) == ([4, 32], 32)

@@ -11,11 +11,18 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
+import onnx
 import onnxruntime
 
 from fp4dit_onnx.errors import BundleError, UsageError
+from fp4dit_onnx.inspection import expanded_nodes
+from fp4dit_onnx.library import library_path
 from fp4dit_onnx.runtime.session import session
+from fp4dit_onnx.targets.inline import inline
+from fp4dit_onnx.tiny_model import tiny_linear
 
+LIMITS = (1, 32)
+"""The release, of those tried, that limits how far function bodies are expanded."""
 FAIL = "[ONNXRuntimeError] : 1 : FAIL : "
 START = "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Exception during initialization: "
 SAID = {
@@ -46,13 +53,18 @@ SAID = {
         "its data file is missing or too short (cannot get file size: No such file or directory "
         "[model.onnx.data]): copy or export the bundle again"
     ),
+    f"{FAIL}Function inlining exceeded the configured cumulative node expansion limit while "
+    "expanding 'com.fp4dit:FpLinear'.": (
+        "its function bodies are more than its limit of nodes allows: register the custom-op "
+        "library, or convert the bundle with --target inline"
+    ),
     f"{START}{FAIL}something else went wrong\nand more of it": "something else went wrong",
 }
-"""What ONNX Runtime 1.16, 1.17 and 1.22 say, shortened, and what is said of it."""
+"""What ONNX Runtime 1.16, 1.17, 1.22 and 1.32 say, shortened, and what is said of it."""
 
 
 @pytest.mark.parametrize(
-    "said", SAID, ids=["IR", "opset", "kernel", "standard", "data", "unknown"]
+    "said", SAID, ids=["IR", "opset", "kernel", "standard", "data", "expansion", "unknown"]
 )
 def test_what_onnx_runtime_says_is_explained(
     said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -68,6 +80,28 @@ def test_what_onnx_runtime_says_is_explained(
         session(model, library=False)
     version = onnxruntime.__version__
     assert str(caught.value) == f"ONNX Runtime {version} cannot load {model}: {SAID[said]}"
+
+
+def test_expanded_nodes_are_what_onnx_runtime_limits() -> None:
+    """Neither the library's kernels nor an inlined graph are touched by the limit."""
+    model = tiny_linear()
+    nodes = expanded_nodes(model)
+
+    def load(model: onnx.ModelProto, limit: int, *, library: bool = False) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.function_expansion_node_limit", str(limit))
+        if library:
+            options.register_custom_ops_library(str(library_path()))
+        onnxruntime.InferenceSession(model.SerializeToString(), options)
+
+    load(model, nodes)
+    load(model, 1, library=True)
+    assert expanded_nodes(inline(model)) == 0
+    load(inline(model), 1)
+    if tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= LIMITS:
+        with pytest.raises(Exception, match="exceeded the configured cumulative node expansion"):
+            load(model, nodes - 1)
 
 
 @pytest.mark.parametrize("version", ["1.17.3", "1.4.0"])

@@ -102,6 +102,15 @@ def double_constants(folder: Path) -> None:
     ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
+def low_limit(folder: Path) -> None:
+    """As a graph of a thousand times as many nodes meets it."""
+    from fp4dit_onnx.tiny_model import tiny_linear
+
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.function_expansion_node_limit", "1")
+    ort.InferenceSession(tiny_linear().SerializeToString(), options)
+
+
 def no_data(folder: Path) -> None:
     model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 21]>
     g (float[64] x) => (float[64] y) { y = Add (x, w) }""")
@@ -141,7 +150,7 @@ def wrong_shape(folder: Path) -> None:
     ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-MAKERS = (no_bodies, double_constants, no_data, wrong_shape)
+MAKERS = (no_bodies, double_constants, low_limit, no_data, wrong_shape)
 MADE = dict(zip(headings(THEIRS), MAKERS, strict=True))
 
 

@@ -65,6 +65,7 @@ def _show_model(facts: Mapping[str, Any]) -> None:
     if facts["functions"]:
         rows = [(row["domain"], row["name"], row["nodes"]) for row in facts["functions"]]
         print_table("Function bodies", ("domain", "function", ">nodes"), rows)
+        print_line(f"without the library the bodies become {facts['expanded_nodes']:,} nodes")
     for name in facts["without_function"]:
         print_line(f"{name} has no function body: the model runs with its library only")
     weights = [(kind, size(count)) for kind, count in facts["bytes"].items()]

@@ -106,6 +106,10 @@ _CAUSES = {
         f"the model uses opset {{0}} and it knows up to {{1}}: install a newer one {_UPGRADE}"
     ),
     r"(Protobuf parsing failed)": f"it is no ONNX model or was cut short ({{0}}): {_COPY}",
+    r"Function inlining exceeded the configured cumulative (\w+) expansion limit": (
+        "its function bodies are more than its limit of {0}s allows: register the custom-op library, "
+        "or convert the bundle with --target inline"
+    ),
     r"(External (?:initializer|data path)\b.*|cannot get file size: .*)": (
         f"its data file is missing or too short ({{0}}): {_COPY}"
     ),
