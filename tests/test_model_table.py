@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,66 +22,100 @@ import full_size
 import model_table
 import pages
 import torch
-from random_pipeline import make
+from model_table import Row
 
 import fp4dit_onnx
+from fp4dit_onnx.bundle import Bundle
 from fp4dit_onnx.cases import inputs_of_sizes
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.export import ExportRequest, export
-from fp4dit_onnx.models import family_of
+from fp4dit_onnx.models import FAMILIES, family_of
+from fp4dit_onnx.quality import FLOAT, evaluate
 from fp4dit_onnx.runtime.pipeline import Pipeline, initial_latents
+from fp4dit_onnx.runtime.session import session
 from fp4dit_onnx.silence import quiet
 from fp4dit_onnx.tracing import positions
 
 Array = npt.NDArray[Any]
 Agree = Callable[[Array, Array, float], None]
+Checked = Callable[[str], tuple[Row, Path]]
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
-EXTRAS = ("flux-dev", "sd3.5-medium", "auraflow", "sana-1600m")
+CHECKED = (
+    "pixart-alpha-512",
+    "pixart-sigma-512",
+    "hunyuan-dit-1.1",
+    "dit-xl-2-256",
+    "flux-dev",
+    "sd3.5-medium",
+    "auraflow",
+    "sana-1600m",
+)
+"""One of each family."""
 TRAJECTORY = 1e-4
 """Of the largest latent after a few steps: float32 rounding of the network (1e-5) at every step."""
 
 
 @pytest.fixture(scope="module")
-def twin_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Each twin by name, made once."""
-    root = tmp_path_factory.mktemp("twins")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> Checked:
+    """The row of a model and the folder with its twin and bundle, made once."""
 
-    def made(name: str) -> Path:
-        make(name, root / name, twin=True)
-        return root / name
+    def made(name: str) -> tuple[Row, Path]:
+        place = tmp_path_factory.mktemp(name)
+        return model_table.check(name, place, quick=True), place
 
     return cache(made)
 
 
-@pytest.mark.parametrize("name", EXTRAS)
-def test_float_graphs_of_the_other_families(name: str, twin_of: Callable[[str], Path]) -> None:
-    """Those that tests/test_models.py does not look at more closely."""
-    found = model_table.float_distances(twin_of(name))
-    assert len({(s.height, s.width) for s in found}) >= 3
-    assert {s.batch for s in found} == {1, 2}
-    assert max(found.values()) <= model_table.NEAR
+@pytest.mark.parametrize("name", CHECKED)
+def test_every_family_is_compared_exported_verified_and_generates(
+    name: str, checked: Checked
+) -> None:
+    row, _ = checked(name)
+    assert row.ok, row
+    grids = {(size.height, size.width) for size in row.distances}
+    assert len(grids) >= (2 if row.family in model_table.SQUARE_ONLY else 3)
+    assert {size.batch for size in row.distances} == {1, 2}
+    assert (row.images is None) == (row.family in ("AuraFlow", "Sana"))
+    assert model_table.table([row], "abc1234").splitlines()[-1] == (
+        f"| {name} | {row.family} | {max(row.distances.values()):.1e} | {len(grids)} x 2 "
+        f"| 11 of 11 checks | {row.images or '-'} | commit abc1234 | ok |"
+    )
+
+
+def test_no_family_is_left_out() -> None:
+    """Of those that the tool knows, and none of those that only the list of models has."""
+    pipelines = {model_table.MODELS[name].class_name for name in CHECKED}
+    assert [sum(p in f.pipelines for p in pipelines) for f in FAMILIES] == [1] * len(FAMILIES)
+
+
+def test_rows_that_are_measured_anew_take_the_place_of_their_old_ones() -> None:
+    def table(at: str, *names: str) -> str:
+        return model_table.table([Row(name, "f", {}, (1, 1)) for name in names], at)
+
+    found = model_table.merged(table("b", "flux-dev"), table("a", "auraflow", "flux-dev", "gone"))
+    rows = [(row.split(" | ")[0], row.split(" | ")[6]) for row in found.splitlines()[2:]]
+    assert rows == [("| flux-dev", "commit b"), ("| auraflow", "commit a")]
+
+
+@pytest.mark.parametrize(
+    "fault", [{"distances": {}}, {"checks": (10, 11)}, {"checks": (0, 0)}, {"images": 0}]
+)
+def test_a_row_with_a_fault_is_not_ok(fault: dict[str, Any]) -> None:
+    row = Row("m", "f", {model_table.SIZES[0]: 1e-6}, (11, 11), 1)
+    assert row.ok
+    assert not replace(row, **fault).ok
 
 
 def test_positions_one_patch_off_are_seen(
-    twin_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    checked: Checked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def shifted(table: Any, side: int, height: Any, width: Any) -> Any:
         return positions.cropped_table(torch.roll(table, 1, 1), side, height, width)
 
     monkeypatch.setattr("fp4dit_onnx.tracing.dynamic.cropped_table", shifted)
-    found = model_table.float_distances(twin_of("sd3.5-medium"))
+    found = model_table.float_distances(checked("sd3.5-medium")[1] / "twin")
     assert min(found.values()) > 10 * model_table.NEAR
-
-
-def test_a_row_of_the_table() -> None:
-    """Made, compared, exported and verified by the tool itself."""
-    row = model_table.check("hunyuan-dit-1.2")
-    assert row.ok, row
-    assert row.checks == (26, 26)
-    text = model_table.table([row])
-    assert text.splitlines()[-1].startswith("| hunyuan-dit-1.2 | Hunyuan-DiT | ")
-    assert text.endswith("| 4 x 2 | 26 of 26 checks | ok |")
 
 
 def test_the_page_holds_the_tables_that_the_tools_write() -> None:
@@ -95,21 +130,19 @@ def test_the_page_holds_the_tables_that_the_tools_write() -> None:
 
 @pytest.fixture(scope="module")
 def float_bundle_of(
-    twin_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+    checked: Checked, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
-    """A twin exported whole with nothing quantized, so that results can be compared closely."""
+    """The transformer of a model with nothing quantized, so that results can be compared closely."""
     root = tmp_path_factory.mktemp("bundles")
 
     def made(name: str) -> Path:
         request = ExportRequest(
             root / name,
-            twin_of(name),
+            checked(name)[1] / "twin",
             method="fp-rtn",
             measure=False,
             rules=("*=none",),
-            components="transformer"
-            if name == "auraflow"
-            else "all",  # of an unknown text encoder
+            components="transformer",
             report=False,
         )
         return export(request).bundle
@@ -127,10 +160,10 @@ def loaded(folder: Path) -> Any:
 
 
 def test_an_exported_hunyuan_takes_the_place_of_diffusers_transformer(
-    twin_of: Callable[[str], Path], float_bundle_of: Callable[[str], Path], agree: Agree
+    checked: Checked, float_bundle_of: Callable[[str], Path], agree: Agree
 ) -> None:
     """Two encoders, style and size, rotary tables from the graph, at 3:2."""
-    pipe = loaded(twin_of("hunyuan-dit-1.1"))
+    pipe = loaded(checked("hunyuan-dit-1.1")[1] / "twin")
     options = {
         "prompt": ["A red apple", "two dogs"],
         "num_inference_steps": 3,
@@ -152,15 +185,17 @@ def test_an_exported_hunyuan_takes_the_place_of_diffusers_transformer(
 
 
 def test_an_exported_flux_draws_what_diffusers_does(
-    twin_of: Callable[[str], Path], float_bundle_of: Callable[[str], Path], agree: Agree
+    checked: Checked, float_bundle_of: Callable[[str], Path], agree: Agree
 ) -> None:
-    """All parts from the bundle: CLIP and T5, packed latents, flow matching, on ONNX Runtime."""
-    ours = Pipeline(float_bundle_of("flux-schnell"))
+    """CLIP and T5 from the bundle, packed latents, flow matching, on ONNX Runtime."""
+    place = checked("flux-dev")[1]
+    ours = Pipeline(place / "bundle")
+    ours.transformer = session(Bundle.open(float_bundle_of("flux-dev")).transformer)
     settings = ours.settings(steps=3, height=64, width=96)
     shape, seeds = ours.latent_shape(settings), [3, 4]
     prompts = ["A red apple", "two dogs"]
     found = ours.sample(prompts, seeds, settings)
-    pipe = loaded(twin_of("flux-schnell"))
+    pipe = loaded(place / "twin")
     start = torch.from_numpy(np.stack([initial_latents(seed, shape) for seed in seeds]))
     with quiet():
         packed = pipe(
@@ -178,16 +213,60 @@ def test_an_exported_flux_draws_what_diffusers_does(
     assert [picture.size for picture in ours.decode(found)] == [(96, 64)] * 2
 
 
-@pytest.mark.parametrize(("name", "most"), [("sd3-medium", 48), ("auraflow", 16)])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("sd3.5-medium", {"max_sequence_length": 256}),
+        ("flux-dev", {"max_sequence_length": 512}),
+    ],
+)
+def test_evaluation_compares_with_the_images_that_diffusers_makes(
+    name: str, options: dict[str, Any], checked: Checked
+) -> None:
+    """The float model's, of the families whose VAE shifts latents, or whose latents are packed."""
+    place, prompts, seed = checked(name)[1], ["A red apple", "two dogs"], 3
+    bundle = Pipeline(place / "bundle")
+    settings = bundle.settings(steps=2, height=64, width=96)
+    found = evaluate(
+        {"w4a6": place / "bundle"}, place / "twin", prompts, [seed], sampling=settings
+    )
+    pipe, shape = loaded(place / "twin"), bundle.latent_shape(settings)
+    start = torch.from_numpy(np.stack([initial_latents(seed, shape)] * len(prompts)))
+    if name == "flux-dev":
+        start = pipe._pack_latents(start, *start.shape)
+    with quiet():
+        images = pipe(
+            prompts,
+            num_inference_steps=2,
+            guidance_scale=settings.guidance,
+            height=64,
+            width=96,
+            latents=start,
+            **options,
+        ).images
+    for ours, theirs in zip(found.pictures[FLOAT], images, strict=True):
+        assert np.abs(np.asarray(ours, np.int16) - np.asarray(theirs, np.int16)).max() <= 1
+    assert found.bundles[0].latent_sqnr[-1].mean > 5  # the bundle began with the same noise
+
+
+def test_evaluation_of_a_family_without_prompts_is_refused(checked: Checked) -> None:
+    place = checked("dit-xl-2-256")[1]
+    with pytest.raises(
+        UsageError, match="noise of its own in diffusers: expected a pipeline that"
+    ):
+        evaluate({"w4a6": place / "bundle"}, place / "twin", ["1"], [0])
+
+
+@pytest.mark.parametrize(("name", "most"), [("sd3.5-medium", 48), ("auraflow", 16)])
 def test_positions_reach_the_largest_size_and_no_further(
-    twin_of: Callable[[str], Path], float_bundle_of: Callable[[str], Path], name: str, most: int
+    checked: Checked, float_bundle_of: Callable[[str], Path], name: str, most: int
 ) -> None:
     bundle = float_bundle_of(name)
     assert json.loads((bundle / "quantization.json").read_text())["largest_size"] == 8 * most
     network = fp4dit_onnx.load_transformer(bundle)
     config = json.loads((bundle / "transformer" / "config.json").read_text())
     original = getattr(diffusers, config["_class_name"]).from_pretrained(
-        twin_of(name), subfolder="transformer"
+        checked(name)[1] / "twin", subfolder="transformer"
     )
     family = family_of(
         json.loads((bundle / "model_index.json").read_text())["_class_name"], config["_class_name"]
@@ -210,8 +289,8 @@ def test_positions_reach_the_largest_size_and_no_further(
         network(**feed(5, 4))
 
 
-def test_sizes_beyond_the_positions_are_not_drawn(float_bundle_of: Callable[[str], Path]) -> None:
-    pipeline = Pipeline(float_bundle_of("sd3-medium"))
+def test_sizes_beyond_the_positions_are_not_drawn(checked: Checked) -> None:
+    pipeline = Pipeline(checked("sd3.5-medium")[1] / "bundle")
     assert pipeline.settings(height=384, width=64).height == 384
     for size in (400, 768, 2**20):
         with pytest.raises(UsageError, match=f"width = {size}: expected at most 384"):

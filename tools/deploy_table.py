@@ -23,7 +23,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ import numpy.typing as npt
 from check_aarch64 import demo_bundle
 from deploy_rows import ROOT, ROWS, Command, NotRunError, Row, Stage, last_line
 from emulation import CheckError
-from pages import Section, commit
+from pages import Section, written_by
 from PIL import Image
 
 from fp4dit_onnx.benchmark.machine import cpu_model
@@ -221,11 +220,10 @@ def verdict(row: Outcome) -> str:
 def caption(stage: Stage, rounds: int) -> str:
     """On what and how it was measured."""
     return (
-        f"Written by `python tools/deploy_table.py --write` on {date.today()}, commit "
-        f"{commit()}: the demo's bundle, {stage.prompt!r}, seed 0, its 20 steps of 64x64 "
-        f"pixels. Seconds are those of the whole process, start included, each runtime with its "
-        f"own number of threads, medians of {rounds} in turns, on {usable_cores()} cores of an "
-        f"{cpu_model()} ({platform.system()} {platform.machine()})."
+        f"{written_by('deploy_table.py --write')}: the demo's bundle, {stage.prompt!r}, "
+        f"seed 0, its 20 steps of 64x64 pixels. Seconds are those of the whole process, start "
+        f"included, each runtime with its own number of threads, medians of {rounds} in turns, "
+        f"on {usable_cores()} cores of an {cpu_model()} ({platform.system()} {platform.machine()})."
     )
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pages import Section
+from pages import Section, written_by
 from random_pipeline import make
 
 from fp4dit_onnx.errors import Fp4DitError, UsageError
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     if given.write:
-        TABLE.write(table(rows))
+        TABLE.write(f"{written_by('full_size.py --folder DIR --write')}.\n\n{table(rows)}")
     return 0 if all(found["ok"] for found in rows) else 1
 
 

@@ -4,7 +4,8 @@
 
 For each official model of tools/official_models.py whose family the tool knows: its twin is made; its
 float graph, traced without weights, is compared with diffusers' own network at up to four sizes and
-two batches; it is exported to W4A6; and the bundle is verified, with the custom-op library and without.
+two batches; it is exported to W4A6; the bundle is verified, with the custom-op library and without;
+and where the tool knows the family's pipeline the bundle generates an image.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from official_models import MODELS
-from pages import Section
+from pages import Section, commit
 from random_pipeline import make
 
 from fp4dit_onnx.cases import PACKED_SIZE, inputs_of_sizes
@@ -29,6 +30,8 @@ from fp4dit_onnx.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import Fp4DitError, UsageError
 from fp4dit_onnx.export import ExportRequest, export
 from fp4dit_onnx.models import Family, family_of
+from fp4dit_onnx.runtime import Pipeline
+from fp4dit_onnx.runtime.families import FAMILIES as GENERATING
 from fp4dit_onnx.runtime.session import session
 from fp4dit_onnx.state import Layout
 from fp4dit_onnx.streaming import GraphValues, write_model
@@ -38,6 +41,10 @@ __all__ = ["Size", "float_distances", "table"]
 
 Array = npt.NDArray[Any]
 TABLE = Section("models.md", "families")
+HEADS = (
+    *("model", "family", "float graph against torch", "sizes x batches", "W4A6 verified"),
+    *("images", "measured at"),
+)
 TEXT = 9
 NEAR = 1e-4
 """Of the output's largest value. float32 rounding over 4 to 6 blocks gives up to 3e-5 on the twins,
@@ -145,6 +152,7 @@ class Row:
         family: the tool's.
         distances: of the float graph from torch.
         checks: of `verify` that hold, and all.
+        images: that the bundle generated; None where the tool does not know the family's pipeline.
         error: why there is nothing more.
     """
 
@@ -152,47 +160,58 @@ class Row:
     family: str
     distances: Mapping[Size, float]
     checks: tuple[int, int]
+    images: int | None = None
     error: str = ""
 
     @property
     def ok(self) -> bool:
         """Whether everything holds."""
         near = self.distances and max(self.distances.values()) <= NEAR
-        return bool(near) and not self.error and self.checks[0] == self.checks[1] > 0
+        verified = self.checks[0] == self.checks[1] > 0
+        return bool(near) and verified and self.images in (None, 1)
 
 
-def check(name: str) -> Row:
-    """Make the twin of a model, compare, export and verify it."""
-    with tempfile.TemporaryDirectory() as place:
-        folder, bundle = Path(place) / "twin", Path(place) / "bundle"
-        make(name, folder, twin=True)
-        source = open_checkpoint(folder, only=("transformer",))
-        family = family_of(source.pipeline_class, source.transformer_class).name
-        try:
-            distances = float_distances(folder)
-            export(
-                ExportRequest(
-                    bundle,
-                    folder,
-                    method="fp-rtn",
-                    measure=False,
-                    components="transformer",
-                )
-            )
-            found = verify(bundle).checks
-        except Fp4DitError as error:
-            return Row(name, family, {}, (0, 0), str(error))
-        failed = [c for c in found if not c.ok]
-        for bad in failed:
-            print(f"{name}: {bad.name}: {bad.detail}: {bad.found}, {bad.bound}", file=sys.stderr)
-        return Row(name, family, distances, (len(found) - len(failed), len(found)))
+def check(name: str, place: Path, *, quick: bool = False) -> Row:
+    """Make the twin of a model, compare, export, verify and generate.
+
+    Args:
+        name: of the model.
+        place: empty folder, which gets the folders twin and bundle.
+        quick: verify fewer cases.
+    """
+    folder, bundle = place / "twin", place / "bundle"
+    make(name, folder, twin=True)
+    source = open_checkpoint(folder, only=("transformer",))
+    family = family_of(source.pipeline_class, source.transformer_class).name
+    generates = any(source.pipeline_class in known.pipelines for known in GENERATING)
+    components = "all" if generates else "transformer"
+    try:
+        distances = float_distances(folder)
+        export(
+            ExportRequest(bundle, folder, method="fp-rtn", measure=False, components=components)
+        )
+        found = verify(bundle, quick=quick).checks
+        images = _images(bundle) if generates else None
+    except Fp4DitError as error:
+        return Row(name, family, {}, (0, 0), error=str(error))
+    failed = [c for c in found if not c.ok]
+    for bad in failed:
+        print(f"{name}: {bad.name}: {bad.detail}: {bad.found}, {bad.bound}", file=sys.stderr)
+    return Row(name, family, distances, (len(found) - len(failed), len(found)), images)
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The rows as Markdown."""
+def _images(bundle: Path) -> int:
+    """How many images with more than one colour two steps give, of one that is asked for."""
+    pipeline = Pipeline(bundle)
+    made = pipeline.generate(pipeline.example_prompts()[:1], steps=2)
+    return sum(len(image.getcolors(image.width * image.height)) > 1 for image in made)
+
+
+def table(rows: Sequence[Row], at: str) -> str:
+    """The rows as Markdown, with the commit `at` which they were measured."""
     lines = [
-        "| model | family | float graph against torch | sizes x batches | W4A6 bundle verified | |",
-        "| --- | --- | --- | --- | --- | --- |",
+        f"| {' | '.join(HEADS)} | |",
+        "|" + " --- |" * (len(HEADS) + 1),
     ]
     for row in rows:
         grids = {(s.height, s.width) for s in row.distances}
@@ -200,9 +219,21 @@ def table(rows: Sequence[Row]) -> str:
         distance = f"{max(row.distances.values()):.1e}" if row.distances else "-"
         lines.append(
             f"| {row.model} | {row.family} | {distance} | {len(grids)} x {len(batches)} "
-            f"| {row.checks[0]} of {row.checks[1]} checks | {row.error or ('ok' if row.ok else 'no')} |"
+            f"| {row.checks[0]} of {row.checks[1]} checks | {'-' if row.images is None else row.images} "
+            f"| commit {at} | {row.error or ('ok' if row.ok else 'no')} |"
         )
     return "\n".join(lines)
+
+
+def merged(new: str, old: str) -> str:
+    """The table `new`, with the rows of `old` for the models that it lacks."""
+    rows = {
+        line.split(" | ")[0].removeprefix("| "): line
+        for text in (old, new)
+        for line in text.splitlines()[2:]
+    }
+    kept = (rows[name] for name in known_models() if name in rows)
+    return "\n".join([*new.splitlines()[:2], *kept])
 
 
 def known_models() -> list[str]:
@@ -217,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 1 where something does not hold."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("models", nargs="*", help="names; all known ones by default")
-    parser.add_argument("--write", action="store_true", help=f"put the table into {TABLE.page}")
+    parser.add_argument("--write", action="store_true", help=f"put the rows into {TABLE.page}")
     given = parser.parse_args(arguments)
     warnings.simplefilter("ignore")  # third parties' deprecations
     names, rows = known_models(), []
@@ -225,13 +256,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in given.models or names:
             if name not in names:
                 raise UsageError(f"unknown model {name}: expected some of {', '.join(names)}")
-            rows.append(check(name))
-            print(table(rows[-1:]).splitlines()[-1], flush=True)
+            with tempfile.TemporaryDirectory() as place:
+                rows.append(check(name, Path(place)))
+            print(table(rows[-1:], commit()).splitlines()[-1], flush=True)
     except Fp4DitError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     if given.write:
-        TABLE.write(table(rows))
+        TABLE.write(merged(table(rows, commit()), TABLE.read()))
     return 0 if all(row.ok for row in rows) else 1
 
 

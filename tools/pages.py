@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
-__all__ = ["DOCS", "Section", "commit", "write_above_reading"]
+__all__ = ["DOCS", "Section", "commit", "write_above_reading", "written_by"]
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 READING = "\n## Reading\n"
@@ -32,7 +33,7 @@ class Section:
 
     def read(self) -> str:
         """What is there, without blank lines around it."""
-        return self._parts()[1].strip("\n")
+        return self.cut(self.path.read_text(encoding="utf-8"))[1].strip("\n")
 
     def write(self, text: str) -> None:
         """Replace what is there."""
@@ -40,16 +41,12 @@ class Section:
 
     def replaced(self, text: str) -> str:
         """The page with `text` there."""
-        before, _, after = self._parts()
+        before, _, after = self.cut(self.path.read_text(encoding="utf-8"))
         return f"{before}\n\n{text}\n\n{after}"
 
-    def _parts(self) -> tuple[str, str, str]:
-        """The page up to the first mark, between them, from the second."""
-        page, begin, end = (
-            self.path.read_text(),
-            f"<!-- {self.name} -->",
-            f"<!-- end of {self.name} -->",
-        )
+    def cut(self, page: str) -> tuple[str, str, str]:
+        """The text of the page up to the first mark, between them, from the second."""
+        begin, end = f"<!-- {self.name} -->", f"<!-- end of {self.name} -->"
         before, rest = page.split(begin)
         own, after = rest.split(end)
         return before + begin, own, end + after
@@ -60,6 +57,11 @@ def write_above_reading(page: Path, text: str) -> None:
     old = page.read_text(encoding="utf-8") if page.exists() else ""
     _, heading, reading = old.partition(READING)
     page.write_text(text + heading + reading, encoding="utf-8")
+
+
+def written_by(command: str) -> str:
+    """What stands above figures: which command of tools/ wrote them, when, and at which commit."""
+    return f"Written by `python tools/{command}` on {date.today()}, commit {commit()}"
 
 
 def commit() -> str:

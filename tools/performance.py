@@ -16,11 +16,10 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-from pages import DOCS, commit, write_above_reading
+from pages import DOCS, write_above_reading, written_by
 
 XL_SHAPES = ("1024x1152x1152", "1024x1152x4608", "1024x4608x1152", "1x1152x6912", "120x4096x1152")
 OURS = "fp4dit "
@@ -184,7 +183,7 @@ def page(runs: Sequence[tuple[Measurement, Mapping[str, Any]]]) -> str:
         for isa, kinds in machine["limits"].items()
     )
     written = (
-        f"Written by `python tools/performance.py` on {date.today()}, commit {commit()}: "
+        f"{written_by('performance.py')}: "
         f"{machine['cpu']}, {machine['threads']} threads on {machine['cores']} cores; {versions}."
     )
     lines = [

@@ -13,13 +13,12 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from draw_with import pipeline_with
-from pages import Section, commit
+from pages import Section, written_by
 
 from fp4dit_onnx.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import Fp4DitError
@@ -122,7 +121,7 @@ def scores(work: Path, count: int, reporter: Reporter) -> Iterator[tuple[Variant
 def table(found: Sequence[tuple[Variant, Score]], count: int) -> str:
     """As Markdown, with what was measured."""
     written = (
-        f"Written by `python tools/target_quality.py --write` on {date.today()}, commit {commit()}: "
+        f"{written_by('target_quality.py --write')}: "
         f"`export --bits w4a6` of the demo, {count} prompts that calibration does not see, one "
         "picture each, against the float model's; mean and standard error. NVFP4 is measured in "
         "OpenVINO, as is the converted bundle."

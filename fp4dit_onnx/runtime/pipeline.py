@@ -18,6 +18,7 @@ from PIL import Image
 
 from fp4dit_onnx.errors import BundleError, UsageError, VerificationError
 from fp4dit_onnx.files import BUNDLE, read_json
+from fp4dit_onnx.prompts import general_prompts
 from fp4dit_onnx.runtime.families import (
     Encoded,
     Family,
@@ -32,6 +33,7 @@ from fp4dit_onnx.runtime.sampling import (
     Sampling,
     Step,
     default_sampling,
+    for_decoder,
     images_of,
     initial_latents,
     step_noise,
@@ -187,6 +189,10 @@ class Pipeline:
                     "the only one that this bundle was exported for"
                 )
 
+    def example_prompts(self) -> Sequence[str]:
+        """Prompts that the model can draw, where nobody says what: texts, or classes."""
+        return self._family.examples or general_prompts()
+
     def latent_shape(self, sampling: Sampling) -> tuple[int, int, int]:
         """Shape of one picture's latents, [C, H, W]."""
         factor = self._scale_factor
@@ -305,11 +311,9 @@ class Pipeline:
 
     def decode(self, latents: FloatArray) -> list[Image.Image]:
         """The pictures of `latents`, float32 [B, C, H, W]; one at a time to bound the memory."""
-        scaling = np.float32(self._vae_config["scaling_factor"])
-        shift = np.float32(self._vae_config.get("shift_factor") or 0)
         pictures = []
         for row in latents:
-            feed = {"latent_sample": row[None] / scaling + shift}  # [1, C, H, W]
+            feed = {"latent_sample": for_decoder(row[None], self._vae_config)}  # [1, C, H, W]
             pixels = _run(self.vae_decoder, feed, "vae_decoder")[0][0]  # [3, H, W], -1 .. 1
             scaled = np.clip(pixels / 2 + 0.5, 0, 1).transpose(1, 2, 0) * 255
             pictures.append(Image.fromarray(scaled.round().astype(np.uint8)))

@@ -11,14 +11,13 @@ import onnx
 
 from fp4dit_onnx.probe import load_graph
 from fp4dit_onnx.progress import Reporter
-from fp4dit_onnx.prompts import general_prompts
 from fp4dit_onnx.runtime import Pipeline
 from fp4dit_onnx.runtime.session import session
 
 __all__ = ["PICTURES", "activation_ranges"]
 
 PICTURES = 4
-"""That are drawn, of the built-in prompts, at the bundle's own settings."""
+"""That are drawn, of `Pipeline.example_prompts`, at the bundle's own settings."""
 _SUFFIX = "/largest"
 
 
@@ -49,7 +48,7 @@ def activation_ranges(bundle: Path, names: Sequence[str], reporter: Reporter) ->
         settings = pipeline.settings()
         with reporter.stage("ranges of activations", settings.steps, "denoising steps") as advance:
             pipeline.sample(
-                general_prompts()[:PICTURES],
+                pipeline.example_prompts()[:PICTURES],
                 range(PICTURES),
                 settings,
                 after_step=lambda *_: advance(1),

@@ -68,5 +68,6 @@ DIT = Family(
     encoders=(),
     timestep=np.int64,
     negative_first=False,
+    examples=("0", "1", "2", "3"),
     check=_check,
 )

@@ -123,6 +123,7 @@ class Family:
             ``hidden_states`` of [rows, tokens, channels * packing^2]; 1 if it takes them as they
             are.
         sigmas_from_one: see `FlowPlan.from_one`.
+        examples: prompts that every model of the family can draw; none where it draws any text.
         check: raises UsageError for a request that cannot be drawn.
     """
 
@@ -136,6 +137,7 @@ class Family:
     time_divisor: int = 1
     packing: int = 1
     sigmas_from_one: bool = False
+    examples: tuple[str, ...] = ()
     check: Callable[[Request], None] = lambda _: None
 
     def encoders_of(self, model_index: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,0 +1,138 @@
+"""List the measured figures in README.md and docs/ whose sources changed since they were measured.
+
+    python tools/figures.py
+
+Figures stand beside the commit at which they were measured. `make docs` shows those that are older
+than the code they speak of on their page: this file is also a hook of mkdocs.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pages import Section
+
+__all__ = ["FIGURES", "UNMEASURED", "Figures", "on_page_markdown", "stale"]
+
+ROOT = Path(__file__).resolve().parents[1]
+_COMMIT = re.compile(r"\bcommit ([0-9a-f]{7,40})\b")
+
+_KERNELS = ("custom_ops",)
+_GRAPHS = ("passes", "fp4dit_onnx/models", "fp4dit_onnx/ops.py", "fp4dit_onnx/tracing")
+_WEIGHTS = ("calibration", "fp4dit_onnx/formats.py", "fp4dit_onnx/numerics.py")
+_RUNTIME = ("fp4dit_onnx/runtime",)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Measured figures of a page.
+
+    Attributes:
+        page: below the repository's root.
+        command: that measures them.
+        sources: files and folders that the figures speak of.
+        section: name of the marks between which they stand; the whole page if empty.
+    """
+
+    page: str
+    command: str
+    sources: tuple[str, ...]
+    section: str = ""
+
+    def commits(self, text: str) -> list[str]:
+        """Where the figures were measured, by the page's `text`."""
+        own = Section(self.page, self.section).cut(text)[1] if self.section else text
+        return sorted(set(_COMMIT.findall(own)))
+
+
+FIGURES = (
+    Figures("README.md", "make demo", (*_KERNELS, *_GRAPHS, *_RUNTIME)),
+    Figures("docs/aarch64.md", "python tools/check_aarch64.py", (*_KERNELS, *_GRAPHS)),
+    Figures(
+        "docs/deploy.md",
+        "python tools/deploy_table.py --write",
+        (*_KERNELS, *_GRAPHS, *_RUNTIME, "fp4dit_onnx/targets", "fp4dit_onnx/web/js", "examples"),
+        "runtimes",
+    ),
+    Figures(
+        "docs/models.md",
+        "python tools/model_table.py --write",
+        (*_GRAPHS, *_RUNTIME, "fp4dit_onnx/verify.py", "fp4dit_onnx/streaming.py"),
+        "families",
+    ),
+    Figures(
+        "docs/models.md",
+        "python tools/full_size.py --folder DIR --write",
+        (*_GRAPHS, "fp4dit_onnx/streaming.py", "fp4dit_onnx/component_writing.py"),
+        "full size",
+    ),
+    Figures(
+        "docs/performance.md",
+        "python tools/performance.py",
+        (*_KERNELS, "fp4dit_onnx/benchmark"),
+    ),
+    Figures("docs/quality.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),
+    Figures(
+        "docs/targets.md",
+        "python tools/target_quality.py --write",
+        (*_WEIGHTS, *_GRAPHS, "fp4dit_onnx/targets", "fp4dit_onnx/block_scales.py"),
+        "pictures",
+    ),
+)
+
+UNMEASURED = {
+    "docs/design.md": "orders of magnitude behind decisions, which the other pages measure",
+    "docs/ops/FpAttention_v1.md": "a bound that a test holds",
+    "docs/troubleshooting.md": "an order of magnitude",
+}
+"""Pages with figures that are no results, and what they are."""
+
+
+def stale(root: Path = ROOT, figures: tuple[Figures, ...] = FIGURES) -> Iterator[tuple[str, str]]:
+    """Pages and a line on each part of them that is older than its sources, or of unknown age.
+
+    Args:
+        root: of a git checkout.
+        figures: where they stand.
+    """
+    for part in figures:
+        name = f"{part.page}, {part.section}" if part.section else part.page
+        for commit in part.commits((root / part.page).read_text(encoding="utf-8")):
+            changed = _commits_since(root, commit, part.sources)
+            if changed is None:
+                yield part.page, f"{name}: commit {commit} is not in this checkout's history"
+            elif changed:
+                since = f"measured at commit {commit}; {changed} commits changed its sources since"
+                yield part.page, f"{name}: {since}; measure again with  {part.command}"
+
+
+def _commits_since(root: Path, commit: str, sources: tuple[str, ...]) -> int | None:
+    """How many commits changed `sources` after `commit`; None where git does not know it."""
+    command = ["git", "-C", str(root), "rev-list", "--count", f"{commit}..HEAD", "--", *sources]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return int(done.stdout) if done.returncode == 0 else None
+
+
+def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
+    """For mkdocs: the page, with a note below its title on figures that are older than their sources."""
+    notes = [line for path, line in stale() if path == f"docs/{page.file.src_uri}"]
+    if not notes:
+        return markdown
+    title, _, rest = markdown.partition("\n")
+    listed = "\n".join(f"> - {line}" for line in notes)
+    return f"{title}\n\n> Some figures of this page are older than the code:\n>\n{listed}\n{rest}"
+
+
+def main() -> None:
+    """Print the list; figures that are old are no failure."""
+    lines = [line for _, line in stale()]
+    print("\n".join(lines) or "all figures are of the code as it is")
+
+
+if __name__ == "__main__":
+    main()
