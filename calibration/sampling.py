@@ -6,22 +6,34 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 import transformers
+from PIL import Image
 
 from fp4dit_onnx.calibration.record import Sampler
 from fp4dit_onnx.checkpoint import Checkpoint
 from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.models import Family
-from fp4dit_onnx.runtime.pipeline import Sampling, initial_latents
+from fp4dit_onnx.runtime.families import family_of_pipeline
+from fp4dit_onnx.runtime.families.packing import pack, unpack
+from fp4dit_onnx.runtime.sampling import Sampling, for_decoder, initial_latents
 from fp4dit_onnx.silence import quiet
 from fp4dit_onnx.tokenizer_files import WHOLE, read_parts
 from fp4dit_onnx.tracing.stored import loaded
 
-__all__ = ["BATCH", "load_pipeline", "network_calls", "pipeline_sampler", "sample_latents"]
+__all__ = [
+    "BATCH",
+    "decode",
+    "load_pipeline",
+    "network_calls",
+    "pipeline_sampler",
+    "sample_latents",
+]
 
 BATCH = 8
 """Prompts that are sampled together."""
@@ -127,30 +139,52 @@ def sample_latents(
     network = pipeline.transformer
     factor = pipeline.vae_scale_factor
     sides = sampling.height // factor, sampling.width // factor
-    shape = (network.config.in_channels, *sides)
+    side = family_of_pipeline(family.pipelines[0], Path("model_index.json")).packing
+    shape = (network.config.in_channels // side**2, *sides)
+    text = {"max_sequence_length": sampling.max_sequence_length}
+
+    def unpacked(latents: torch.Tensor) -> torch.Tensor:
+        if side == 1:
+            return latents
+        return torch.from_numpy(unpack(latents.numpy(), (len(latents), *shape), side))
+
+    def watch(index: int, latents: torch.Tensor) -> None:
+        if on_step is not None:
+            on_step(index, unpacked(latents))
+
     handle = network.register_forward_hook(lambda *_: on_call())
     parts = []
     try:
         for start in range(0, len(prompts), BATCH):
             chosen = slice(start, start + BATCH)
-            noise = [torch.from_numpy(initial_latents(seed, shape)) for seed in seeds[chosen]]
-            watched = _watched(pipeline.scheduler, on_step) if on_step else nullcontext()
+            noise = np.stack([initial_latents(seed, shape) for seed in seeds[chosen]])
+            watched = _watched(pipeline.scheduler, watch) if on_step else nullcontext()
             with quiet(), watched:
                 result = pipeline(
                     prompt=list(prompts[chosen]),
-                    latents=torch.stack(noise),
+                    latents=torch.from_numpy(pack(noise, side) if side > 1 else noise),
                     num_inference_steps=sampling.steps,
                     guidance_scale=sampling.guidance,
                     height=sampling.height,
                     width=sampling.width,
-                    max_sequence_length=sampling.max_sequence_length,
                     output_type="latent",
+                    **(text if sampling.max_sequence_length else {}),
                     **family.pipeline_options,
                 )
-            parts.append(result.images)
+            parts.append(unpacked(result.images))
     finally:
         handle.remove()
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def decode(pipeline: Any, latents: torch.Tensor) -> list[Image.Image]:
+    """The images of `latents` [P, C, H, W]; one at a time to bound the memory."""
+    images: list[Image.Image] = []
+    for row in torch.split(latents, 1):  # [1, C, H, W]
+        pixels = pipeline.vae.decode(for_decoder(row, pipeline.vae.config), return_dict=False)[0]
+        images += pipeline.image_processor.postprocess(pixels, output_type="pil")
+    return images
 
 
 def pipeline_sampler(

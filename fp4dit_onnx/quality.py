@@ -25,6 +25,7 @@ from fp4dit_onnx.metrics import METRICS, Metric, Score, psnr, sqnr
 from fp4dit_onnx.models import Family, family_of
 from fp4dit_onnx.progress import Advance, Reporter, SilentReporter
 from fp4dit_onnx.runtime import Pipeline, Sampling
+from fp4dit_onnx.runtime.families import family_of_pipeline
 from fp4dit_onnx.runtime.schedulers import scheduler_from_config
 from fp4dit_onnx.silence import quiet
 from fp4dit_onnx.values import checked_seed
@@ -139,31 +140,23 @@ def float_images(
         CheckpointError: the folder holds no readable pipeline, or one that draws no finite numbers.
         MissingExtraError: torch, diffusers or transformers is not installed.
         UsageError: the scheduler draws noise at every step, which has no seed that both know, or is
-            not known.
+            not known, or diffusers' pipeline takes no noise to begin with, as DiT's.
     """
     pipeline, family = _float_pipeline(pipeline_folder)
     import torch
 
-    from fp4dit_onnx.calibration.sampling import sample_latents
+    from fp4dit_onnx.calibration.sampling import decode, sample_latents
 
     def watch(index: int, latents: torch.Tensor) -> None:
         on_step(index, latents.numpy())
 
-    pictures = []
-    with torch.no_grad():
-        latents = sample_latents(
-            pipeline, family, prompts, seeds, sampling, on_step=watch
-        )  # [P, C, H, W]
-        if not torch.isfinite(latents).all():
-            raise CheckpointError(
-                f"{pipeline_folder} draws numbers that are not finite in float32: expected a "
-                "working model to compare with; check its weights"
-            )
-        for row in torch.split(latents, 1):  # [1, C, H, W]
-            scaled = row / pipeline.vae.config.scaling_factor
-            decoded = pipeline.vae.decode(scaled, return_dict=False)[0]
-            pictures += pipeline.image_processor.postprocess(decoded, output_type="pil")
-    return pictures
+    latents = sample_latents(pipeline, family, prompts, seeds, sampling, on_step=watch)
+    if not torch.isfinite(latents).all():
+        raise CheckpointError(
+            f"{pipeline_folder} draws numbers that are not finite in float32: expected a "
+            "working model to compare with; check its weights"
+        )
+    return decode(pipeline, latents)
 
 
 def _float_pipeline(folder: Path) -> tuple[Any, Family]:
@@ -174,6 +167,12 @@ def _float_pipeline(folder: Path) -> tuple[Any, Family]:
 
     checkpoint = open_checkpoint(folder)
     family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
+    if not family_of_pipeline(checkpoint.pipeline_class, checkpoint.folder).encoders:
+        raise UsageError(
+            f"{checkpoint.folder} is of {checkpoint.pipeline_class}, which begins with noise of its "
+            "own in diffusers: expected a pipeline that takes a prompt; compare with  fp4dit-onnx "
+            "verify"
+        )
     pipeline = load_pipeline(checkpoint)
     path = checkpoint.folder / "scheduler" / "scheduler_config.json"
     settings = read_json(path, "the scheduler's settings", CHECKPOINT, infinite=True)

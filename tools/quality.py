@@ -28,10 +28,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pages import DOCS, commit, write_above_reading
+from pages import DOCS, write_above_reading, written_by
 
 from fp4dit_onnx.calibration.run import calibrate
-from fp4dit_onnx.calibration.sampling import load_pipeline, pipeline_sampler, sample_latents
+from fp4dit_onnx.calibration.sampling import (
+    decode,
+    load_pipeline,
+    pipeline_sampler,
+    sample_latents,
+)
 from fp4dit_onnx.calibration.simulate import simulated
 from fp4dit_onnx.calibration.work import Work, model_digest
 from fp4dit_onnx.checkpoint import open_checkpoint
@@ -126,12 +131,7 @@ class Bench:
                 self.pipeline, self.family, self.prompts, self.seeds, self.sampling
             )
             advance(1)
-        vae, pictures = self.pipeline.vae, []
-        with torch.no_grad():
-            for row in torch.split(latents, 1):  # [1, C, H, W]
-                decoded = vae.decode(row / vae.config.scaling_factor, return_dict=False)[0]
-                drawn = self.pipeline.image_processor.postprocess(decoded, output_type="pil")
-                pictures += [np.asarray(picture) for picture in drawn]
+        pictures = [np.asarray(picture) for picture in decode(self.pipeline, latents)]
         return Drawn(latents.numpy(), pictures)
 
     def _plan(self, row: Row, bits: str) -> Plan:
@@ -287,7 +287,7 @@ def _document(bench: Bench, results: Sequence[Mapping[str, Any]]) -> str:
     ]
     titles = " | ".join(bits.upper() for bits in COLUMNS)
     written = (
-        f"Written by `python tools/quality.py` at commit {commit()}, torch {torch.__version__}, "
+        f"{written_by('quality.py')}, torch {torch.__version__}, "
         f"{os.cpu_count()} cores ({platform.machine()}). The demo pipeline, {count} pictures "
         f"({len(set(bench.prompts))} prompts, none used in calibration), {sampling.steps} steps, "
         f"guidance {sampling.guidance:g}, every linear of the transformer and q, k, v quantized; "

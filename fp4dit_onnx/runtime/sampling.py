@@ -6,9 +6,10 @@ latents.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ __all__ = [
     "Sampling",
     "Step",
     "default_sampling",
+    "for_decoder",
     "images_of",
     "initial_latents",
     "step_noise",
@@ -132,6 +134,17 @@ def images_of(
     each = range(whole("count", count, 1, LARGEST_COUNT))
     repeated = [text for text in texts for _ in each]
     return repeated, [checked_seed(checked_seed(seed) + more) for seed in given for more in each]
+
+
+def for_decoder(latents: Any, vae_config: Mapping[str, Any]) -> Any:
+    """What a VAE's decoder takes, of latents as they are denoised.
+
+    Args:
+        latents: float32 array of numpy or tensor of torch, of any shape.
+        vae_config: diffusers' config of the VAE; it may have no shift_factor, or null.
+    """
+    shift = vae_config.get("shift_factor") or 0.0
+    return latents / float(vae_config["scaling_factor"]) + float(shift)
 
 
 def default_sampling(manifest: Path) -> Sampling:
