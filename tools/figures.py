@@ -80,7 +80,7 @@ FIGURES = (
     Figures(
         "docs/targets.md",
         "python tools/target_quality.py --write",
-        (*_WEIGHTS, *_GRAPHS, "fp4dit_onnx/targets", "fp4dit_onnx/block_scales.py"),
+        (*_WEIGHTS, *_GRAPHS, "fp4dit_onnx/targets", "fp4dit_onnx/scale_formats.py"),
         "pictures",
     ),
 )
