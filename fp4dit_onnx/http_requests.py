@@ -8,8 +8,8 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from email.message import Message
 from http import HTTPStatus
-from http.client import HTTPMessage
 from typing import NamedTuple
 
 __all__ = ["Clients", "KnownHosts", "Problem", "byte_range", "request_problem"]
@@ -71,13 +71,13 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def request_problem(target: str, version: str, headers: HTTPMessage) -> Problem | None:
+def request_problem(target: str, version: str, headers: Message) -> Problem | None:
     """What is malformed in the head of a request, or in its URL or range; None if nothing is."""
     text = _malformed(target, version, headers)
     return None if text is None else Problem(HTTPStatus.BAD_REQUEST, text)
 
 
-def _malformed(target: str, version: str, headers: HTTPMessage) -> str | None:
+def _malformed(target: str, version: str, headers: Message) -> str | None:
     if version not in ("HTTP/1.0", "HTTP/1.1"):
         return "expected HTTP/1.1"
     if headers.defects:

@@ -38,7 +38,7 @@ def checked_threads(threads: int) -> int:
     Raises:
         UsageError: none, or so many that they take the machine's memory and time from each other.
     """
-    if not 1 <= threads <= most_threads():
+    if not isinstance(threads, int) or not 1 <= threads <= most_threads():
         raise UsageError(
             f"threads {threads}: expected 1 to {most_threads()} on {usable_cores()} usable cores; "
             "leave the number out for all cores"

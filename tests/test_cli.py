@@ -466,10 +466,10 @@ class FakePipeline:
     """Stands for runtime.pipeline.Pipeline: draws grey."""
 
     def __init__(self, folder: Path, *, library: bool, threads: int | None) -> None:
-        self.steps = 2
+        self.steps, self.height, self.width = 2, 8, 8
 
     def settings(self, **_: object) -> FakePipeline:
-        """Itself, as it has `steps`."""
+        """Itself, as it has what is asked of them."""
         return self
 
     def generate(self, prompts: list[str], *, progress: Any, **_: object) -> list[Image.Image]:

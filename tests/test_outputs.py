@@ -122,7 +122,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 COMMANDS = {
-    "export": ["export", "--method", "fp-rtn", "-o", "OUT"],
+    "export": ["export", "--method", "fp-rtn", "--no-measure", "-o", "OUT"],
     "export --state": ["export", "--method", "fp-rtn", "-o", "NEW", "--state", "OUT"],
     "export --save-recipe": ["export", "-o", "NEW", "--save-recipe", "OUT"],
     "generate": ["generate", "BUNDLE", "--prompt", "a", "-o", "OUT"],

@@ -251,7 +251,7 @@ def test_memory_estimate(small: Path) -> None:
 def test_ctrl_c_ends_the_command(small: Path) -> None:
     if not (serving.WEB / "vendor").is_dir():
         pytest.skip("needs fp4dit_onnx/web/vendor: run tools/vendor_web.py")
-    program = [sys.executable, "-m", "fp4dit_onnx", "serve", str(small), "--port", "0"]
+    program = [sys.executable, "-P", "-m", "fp4dit_onnx", "serve", str(small), "--port", "0"]
     with subprocess.Popen(
         [*program, "--no-browser"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as command:
@@ -259,5 +259,5 @@ def test_ctrl_c_ends_the_command(small: Path) -> None:
         line = command.stdout.readline()
         command.send_signal(signal.SIGINT)
         output, errors = command.communicate(timeout=30)
-    assert line.startswith("http://127.0.0.1:"), line
+    assert line.startswith("http://127.0.0.1:"), errors
     assert (command.returncode, output, errors) == (0, "ended\n", "")

@@ -28,7 +28,7 @@ ASCII_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 def command(*words: object, **variables: str) -> subprocess.CompletedProcess[bytes]:
     """Run in a process of its own, whose streams have the encoding that its variables say."""
-    words = (sys.executable, "-m", "fp4dit_onnx", *words)
+    words = (sys.executable, "-P", "-m", "fp4dit_onnx", *words)
     given = [word if isinstance(word, bytes) else str(word) for word in words]
     environment = {**os.environ, **variables}
     return subprocess.run(given, capture_output=True, check=False, env=environment, timeout=120)
@@ -110,7 +110,7 @@ def test_an_output_that_is_full_is_a_line() -> None:
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("needs /dev/full")
-    words = [sys.executable, "-m", "fp4dit_onnx", "convert", "--list", "--json"]
+    words = [sys.executable, "-P", "-m", "fp4dit_onnx", "convert", "--list", "--json"]
     with full.open("wb") as stdout:
         done = subprocess.run(words, stdout=stdout, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 1

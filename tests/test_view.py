@@ -27,7 +27,7 @@ from fp4dit_onnx import ops, viewing
 from fp4dit_onnx.errors import BundleError, MissingExtraError, UsageError
 from fp4dit_onnx.viewing import netron_server, onnx_file
 
-COMMAND = [sys.executable, "-m", "fp4dit_onnx", "view", "--no-browser"]
+COMMAND = [sys.executable, "-P", "-m", "fp4dit_onnx", "view", "--no-browser"]
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
