@@ -16,6 +16,9 @@ import pytest
 pytest.importorskip("diffusers")
 pytest.importorskip("onnxruntime")
 
+from hostile import text_faults
+from hostile_files import CANARY
+from hostile_server import request_faults
 from random_pipeline import make
 
 from fp4dit_onnx.errors import BundleError, UsageError
@@ -39,6 +42,44 @@ def test_hundreds_of_altered_files(demo_bundle: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "500 cases in" in done.stdout
     assert "0 with faults" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("out", "err", "code", "fault"),
+    [
+        ("", "Traceback (most recent call last)\nKeyError: 'a'", 70, "exit code 70"),
+        ("", "Traceback (most recent call last)\nerror: x", 1, "a traceback"),
+        ("", "error: a\nerror: b", 2, "2 lines of error"),
+        ("", "error: a\nand more", 2, "1 lines of error"),
+        ("", "", 2, "silent"),
+        ("", "", 1, "fails without a word"),
+        ("table", "error: a", 0, "an error and exit code 0"),
+        ("a\x1b[31mb", "", 0, "control characters"),
+        (CANARY, "", 0, "a file outside"),
+        ("", "", None, "ran out of time"),
+        ("", "", -11, "exit code -11"),
+        ("", "tracing: 3 done\nerror: a", 2, ""),
+        ("table", "", 1, ""),
+    ],
+)
+def test_what_counts_as_a_fault(out: str, err: str, code: int | None, fault: str) -> None:
+    found = list(text_faults(out, err, code))
+    assert any(text.startswith(fault) for text in found) if fault else not found
+
+
+@pytest.mark.parametrize(
+    ("answer", "named", "fault"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n", "evil.example", "an answer to the host"),
+        (b"HTTP/1.1 500 Internal\r\n\r\n", "", "status 500"),
+        (CANARY.encode(), "", "no answer of HTTP"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "evil.example", ""),
+        (b"", "", ""),
+    ],
+)
+def test_what_counts_as_a_wrong_answer(answer: bytes, named: str, fault: str) -> None:
+    found = list(request_faults(answer, named))
+    assert any(text.startswith(fault) for text in found) if fault else not found
 
 
 def lose_attribute(model: onnx.ModelProto) -> None:

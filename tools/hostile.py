@@ -20,10 +20,7 @@ import io
 import json
 import os
 import random
-import resource
-import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -31,26 +28,21 @@ import traceback
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass, field
+from contextlib import redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
-from hostile_files import CANARY, SECRET, alter, altered_request, linked_copy, refresh_manifest
+from hostile_cases import Case, alter_given, limit, staged
+from hostile_files import CANARY
+from hostile_server import REQUESTS, run_requests
 
-__all__ = ["Case", "main", "run_cases"]
+__all__ = ["main", "run_cases", "text_faults"]
 
-MEMORY = 3 * 2**30
-"""Address space that a case may take beyond what its process begins with."""
-CPU_SECONDS = 60
 WALL_SECONDS = 300
 BLOCK = 25
 """Every case of this number starts a server, and the next ones ask it."""
-REQUESTS = 5
-"""To one server, whose bundle is altered or not; each is a case."""
-THREADS = 100
-"""More in a server are not bounded by anything."""
 EXPORT = ("export", "{}", "--method", "fp-rtn", "--no-report", "--no-measure", "-o", "{out}")
 ALONE = ("--components", "transformer")
 ON_MODEL = {
@@ -73,45 +65,6 @@ ON_BUNDLE = {
 """Commands that read a bundle."""
 
 
-@dataclass
-class Case:
-    """One trial.
-
-    Attributes:
-        number: its seed.
-        target: model, bundle or server.
-        altered: the file, and what was done to it.
-        command: the words given.
-        code: how the process ended; negative for a signal.
-        faults: what should not be.
-        seconds: that it took.
-        said: what it printed.
-    """
-
-    number: int
-    target: str
-    altered: str = ""
-    command: str = ""
-    code: int | None = None
-    faults: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    said: str = ""
-
-
-@contextmanager
-def _stage(root: Path, source: Path) -> Iterator[Path]:
-    """A folder with a linked copy of `source` as ``given``, a secret, and empty places to write."""
-    stage = Path(tempfile.mkdtemp(prefix="case-", dir=root))
-    try:
-        for name in ("home", "tmp", "cwd"):
-            (stage / name).mkdir()
-        (stage / SECRET).write_text(CANARY)
-        linked_copy(source, stage / "given")
-        yield stage
-    finally:
-        shutil.rmtree(stage)
-
-
 def _listing(stage: Path) -> dict[str, tuple[int, int]]:
     """Every file but the output and what the process printed."""
     found = {}
@@ -123,20 +76,6 @@ def _listing(stage: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _alter_given(rng: random.Random, given: Path) -> str:
-    files = sorted(p for p in given.rglob("*") if p.is_file())
-    plain = [p for p in files if p.suffix in (".json", ".safetensors", ".onnx", ".txt", ".model")]
-    path = rng.choice(plain if rng.random() < 0.95 else files)
-    name = path.relative_to(given).as_posix()
-    what = alter(rng, path, given)
-    manifest = given / "quantization.json"
-    of_bundle = manifest.is_file() and path != manifest
-    if of_bundle and path.is_file() and not path.is_symlink() and rng.random() < 0.7:
-        refresh_manifest(given, path)
-        what += "; the manifest agrees"
-    return f"{name}: {what}"
-
-
 def _fork(stage: Path, words: Sequence[str]) -> int:
     """Run the command line in a child, in its own session; returns its process id."""
     child = os.fork()
@@ -145,7 +84,7 @@ def _fork(stage: Path, words: Sequence[str]) -> int:
     code = 70
     try:
         os.setsid()
-        _limit()
+        limit()
         os.chdir(stage / "cwd")
         os.environ |= {"HOME": str(stage / "home"), "TMPDIR": str(stage / "tmp")}
         tempfile.tempdir = None
@@ -163,14 +102,6 @@ def _fork(stage: Path, words: Sequence[str]) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-
-
-def _limit() -> None:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    memory = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _wait(child: int) -> int | None:
@@ -201,7 +132,8 @@ def _orphans(child: int) -> str | None:
     return f"{len(left)} processes are left" if left else None
 
 
-def _text_faults(out: str, err: str, code: int | None) -> Iterator[str]:
+def text_faults(out: str, err: str, code: int | None) -> Iterator[str]:
+    """What should not be in what a process printed and in its exit code, None where it did not end."""
     if code not in (0, 1, 2):
         yield "ran out of time" if code is None else f"exit code {code}"
     if "Traceback (most recent call last)" in err + out:
@@ -242,9 +174,9 @@ def _file_faults(
 
 def _run_command(case: Case, root: Path, source: Path, rng: random.Random) -> None:
     table = ON_MODEL if case.target == "model" else ON_BUNDLE
-    with _stage(root, source) as stage:
+    with staged(root, source) as stage:
         given = stage / "given"
-        case.altered = _alter_given(rng, given)
+        case.altered = alter_given(rng, given)
         (template,) = rng.choices(list(table), list(table.values()))
         words = [word.format(given, out=stage / "out") for word in template]
         case.command = " ".join(words).replace(str(stage), "")
@@ -256,105 +188,8 @@ def _run_command(case: Case, root: Path, source: Path, rng: random.Random) -> No
         out, err = (p.read_text(errors="replace") if p.exists() else "" for p in texts)
         case.said = out[-2000:] + err[-3000:]
         orphans = _orphans(child)
-        case.faults += [*_text_faults(out, err, case.code), *([orphans] if orphans else [])]
+        case.faults += [*text_faults(out, err, case.code), *([orphans] if orphans else [])]
         case.faults += _file_faults(stage, before, case.code)
-
-
-def _serve(stage: Path) -> tuple[int, int]:
-    """Start a server of the bundle in a child; returns its process id and port, 0 if it refuses."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child:
-        os.close(writing)
-        with os.fdopen(reading) as pipe:
-            return child, int(pipe.readline() or 0)
-    try:
-        os.setsid()
-        _limit()
-        os.dup2(os.open(stage / "printed.err", os.O_WRONLY | os.O_CREAT), 2)
-        from fp4dit_onnx.bundle import Bundle
-        from fp4dit_onnx.errors import Fp4DitError
-        from fp4dit_onnx.serving import Server
-
-        try:
-            server = Server(Bundle.open(stage / "given"), "127.0.0.1", 0)
-        except Fp4DitError:
-            os._exit(2)
-        os.write(writing, f"{server.server_address[1]}\n".encode())
-        server.serve_forever()
-    except BaseException:  # a traceback is what is looked for
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(70)
-
-
-def _answer(port: int, request: bytes) -> bytes:
-    """What the server answers, the first of it; whoever asks half a request waits a moment only."""
-    with socket.create_connection(("127.0.0.1", port), 20) as connection:
-        connection.settimeout(20)
-        try:
-            connection.sendall(request)
-            connection.shutdown(socket.SHUT_WR)
-            got = b""
-            while len(got) < 1 << 16 and (part := connection.recv(1 << 16)):
-                got += part
-        except (ConnectionResetError, BrokenPipeError):
-            return got if "got" in locals() else b""
-    return got
-
-
-def _request_faults(answer: bytes, named: str, host: str) -> Iterator[str]:
-    status = answer[9:12]
-    if answer and not (answer.startswith(b"HTTP/1.") and status.isdigit()):
-        plain = b"Error response" in answer  # to a request of HTTP 0.9
-        if not plain:
-            yield f"no answer of HTTP: {answer[:60]!r}"
-    if status == b"500":
-        yield "status 500"
-    if CANARY.encode() in answer:
-        yield "a file outside the bundle is served"
-    if status == b"200" and named.startswith("evil"):
-        yield f"an answer to the host {named}"
-
-
-def _run_requests(first: int, count: int, root: Path, source: Path) -> list[Case]:
-    """A server, and as many requests to it."""
-    rng = random.Random(first)
-    cases = [Case(first + i, "server") for i in range(count)]
-    with _stage(root, source) as stage:
-        altered = _alter_given(rng, stage / "given") if rng.random() < 0.5 else "nothing"
-        child, port = _serve(stage)
-        paths = ["/", "/js/page.js", "/bundle/quantization.json", "/bundle/nothing"]
-        paths += [f"/bundle/{p.relative_to(source).as_posix()}" for p in source.rglob("*.*")]
-        host = f"127.0.0.1:{port}"
-        for case in cases if port else ():
-            request, named = altered_request(random.Random(case.number), paths, host)
-            case.altered, case.command = altered, repr(request[:200])
-            start = time.monotonic()
-            try:
-                answer = _answer(port, request)
-            except OSError as error:
-                case.faults.append(f"the server does not answer: {error}")
-                break
-            case.seconds, case.said = time.monotonic() - start, repr(answer[:300])
-            case.code = 0
-            case.faults += _request_faults(answer, named, host)
-        if port:
-            status = Path(f"/proc/{child}/status").read_text()
-            threads = int(status.partition("Threads:")[2].split()[0])
-            if threads > THREADS:
-                cases[-1].faults.append(f"{threads} threads")
-            os.kill(child, signal.SIGKILL)
-        else:
-            for case in cases:
-                case.altered, case.code = altered, 2
-        os.waitpid(child, 0)
-        printed = stage / "printed.err"
-        if printed.exists() and "Traceback" in (text := printed.read_text(errors="replace")):
-            cases[-1].faults.append("the server printed a traceback")
-            cases[-1].said = text[-3000:]
-    return cases
 
 
 def run_cases(first: int, count: int, model: Path, bundle: Path) -> Iterator[Case]:
@@ -365,7 +200,7 @@ def run_cases(first: int, count: int, model: Path, bundle: Path) -> Iterator[Cas
         while number < end:
             if number % BLOCK == 0:
                 asked = min(REQUESTS, end - number)
-                yield from _run_requests(number, asked, Path(root), bundle)
+                yield from run_requests(number, asked, Path(root), bundle)
                 number += asked
                 continue
             rng = random.Random(number)

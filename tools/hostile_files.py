@@ -1,12 +1,10 @@
-"""How files and requests are altered by tools/hostile.py: a grammar, driven by a random generator."""
+"""How tools/hostile.py alters files: a grammar, driven by a random generator."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
-import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 
 import onnx
 
-__all__ = ["CANARY", "alter", "altered_request", "refresh_manifest"]
+__all__ = ["CANARY", "SECRET", "alter"]
 
 CANARY = "canary-7c1e: no file outside the folder is read"
 """What a file beside the altered folder holds; nothing of it may come out."""
@@ -267,71 +265,3 @@ _GRAMMARS: dict[str, Callable[[random.Random, bytes], tuple[bytes, str]]] = {
     ".safetensors": _safetensors,
     ".onnx": _onnx,
 }
-
-
-def refresh_manifest(folder: Path, path: Path) -> None:
-    """Make a bundle's manifest say what `path` holds now, as whoever altered it would."""
-    manifest = folder / "quantization.json"
-    content = json.loads(manifest.read_bytes())
-    data = path.read_bytes()
-    content["files"][path.relative_to(folder).as_posix()] = {
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "bytes": len(data),
-    }
-    manifest.unlink()
-    manifest.write_text(json.dumps(content))
-
-
-def altered_request(rng: random.Random, paths: list[str], host: str) -> tuple[bytes, str]:
-    """A request of HTTP with one or more parts altered, and the host it names."""
-    method = rng.choice(
-        (*(["GET"] * 6), "HEAD", "POST", "get", "", "G" * 9000, "GET\0", "OPTIONS")
-    )
-    target = rng.choice(
-        (
-            *(rng.choice(paths) for _ in range(6)),
-            *("*", "", "//", "/%00", "/%ff", "/../" + SECRET, "/%2e%2e/" + SECRET, "/" * 70_000),
-            *(
-                "/bundle/../../" + SECRET,
-                "http://evil.example/",
-                "/bundle/step_table.json?steps=-1",
-            ),
-            *(
-                "/bundle/step_table.json?steps=999999",
-                "/bundle/step_table.json?steps=" + "9" * 5000,
-            ),
-        )
-    )
-    version = rng.choice((*(["HTTP/1.1"] * 6), "HTTP/1.0", "HTTP/9.9", "HTTP/x", "", "HTTP/1.1 x"))
-    named = rng.choice((*([host] * 6), "evil.example", "evil.example:80", "", "[::1", "a" * 5000))
-    size = rng.choice((0, 1, 5, 10**18, 10**30))
-    lines = [
-        f"Host: {named}",
-        f"Range: bytes={size}-",
-        f"Range: bytes=-{size}",
-        f"Range: bytes={size}-{size // 2}",
-        "Range: bytes=0-1,2-3",
-        "Range: bytes=" + "9" * 5000 + "-",
-        "Content-Length: -1",
-        f"Content-Length: {size}",
-        "Transfer-Encoding: chunked",
-        "If-None-Match: " + '"' * rng.choice((1, 5000)),
-        "no colon",
-        ": no name",
-        "X: \x00\x1b[31m\xff",
-        *(f"X-{i}: {i}" for i in range(rng.choice((1, 150)))),
-    ]
-    chosen = [lines[0], *rng.sample(lines[1:13], rng.choice((0, 0, 1, 2))), *lines[13:14]]
-    if rng.random() < 0.05:
-        chosen += lines[13:]
-    end = rng.choice((*(["\r\n"] * 8), "\n", "\r"))
-    text = end.join([f"{method} {target} {version}", *chosen]) + 2 * end
-    raw = text.encode("latin-1", "replace")
-    if rng.random() < 0.1:
-        raw = rng.randbytes(rng.choice((1, 100))) + raw[rng.randrange(10) :]
-    return raw, named
-
-
-def linked_copy(source: Path, target: Path) -> None:
-    """A copy of a folder without its bytes: files are hard links, which `alter` replaces."""
-    shutil.copytree(source, target, copy_function=os.link)
