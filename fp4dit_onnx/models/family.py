@@ -116,7 +116,7 @@ def current_class(class_name: str, config: Config) -> str:
     renamed = RENAMED.get(class_name, {})
     norm_type = config.get("norm_type")
     if renamed and norm_type is None:
-        own = config.get("_class_name")
+        own = str(config.get("_class_name"))
         return own if own in renamed.values() else class_name
     return renamed.get(norm_type, class_name) if isinstance(norm_type, str) else class_name
 
