@@ -77,7 +77,7 @@ def _tokenizers(checkpoint: Checkpoint) -> dict[str, Any]:
     for name, part in checkpoint.components.items():
         if name.startswith("tokenizer") and not (part.folder / WHOLE).is_file():
             tokenizer, settings = read_parts(part.folder, part.class_name)
-            found[name] = transformers.PreTrainedTokenizerFast(
+            found[name] = transformers.PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
                 tokenizer_object=tokenizer,
                 pad_token=settings.special["pad"].content,
                 **{key: settings.values[key] for key in _USED if key in settings.values},

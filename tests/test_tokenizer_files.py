@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from fp4dit_onnx.silence import quiet
 from fp4dit_onnx.tokenizer_files import check_tokenizer, copy_tokenizer, read_parts
 from fp4dit_onnx.tokenizer_files.charsmap import read_charsmap
 
+ONE_RULE = str(Path(__file__).parent / "support" / "one_rule.tsv")
 KINDS = {"T5Tokenizer": "t5", "CLIPTokenizer": "clip", "BertTokenizer": "bert"}
 
 
@@ -96,9 +98,10 @@ def test_t5_is_the_slow_tokenizer(
         ({"byte_fallback": True, "vocab_size": 360}, "T5TokenizerFast"),
         ({"user_defined_symbols": ["\u2581<extra_id_0>", "<sep>"]}, "T5Tokenizer"),
         ({"normalization_rule_name": "identity"}, "T5Tokenizer"),
+        ({"normalization_rule_tsv": ONE_RULE}, "T5Tokenizer"),
         ({"normalization_rule_name": "nfkc_cf", "remove_extra_whitespaces": False}, "T5Tokenizer"),
     ],
-    ids=["bytes", "own symbols", "identity", "folded case, all spaces"],
+    ids=["bytes", "own symbols", "identity", "a rule of one's own", "folded case, all spaces"],
 )
 def test_other_models_of_sentencepiece(
     tmp_path: Path, texts: list[str], options: dict[str, Any], class_name: str
@@ -209,9 +212,24 @@ def bpe_model(path: Path) -> None:
     train(path.parent / "bpe", model_type="bpe").replace(path)
 
 
-def cut_rules(path: Path) -> None:
+def with_rules(rules: bytes) -> Callable[[Path], object]:
+    def damage(path: Path) -> None:
+        proto = schema.ModelProto.FromString(path.read_bytes())
+        proto.normalizer_spec.precompiled_charsmap = rules
+        path.write_bytes(proto.SerializeToString())
+
+    return damage
+
+
+def cyclic_rules() -> bytes:
+    """Every label leads from a node to itself."""
+    units = [256 << 10, *[0] * 255, *(label << 10 | label for label in range(256))]
+    return struct.pack(f"<I{len(units)}I", 4 * len(units), *units) + b"\0"
+
+
+def with_score(path: Path) -> None:
     proto = schema.ModelProto.FromString(path.read_bytes())
-    proto.normalizer_spec.precompiled_charsmap = b"\xff\x00\x00\x00abc"
+    proto.pieces[9].score = float("nan")
     path.write_bytes(proto.SerializeToString())
 
 
@@ -231,7 +249,10 @@ DAMAGE: list[tuple[str, str, Callable[[Path], object], str]] = [
         "is damaged",
     ),
     ("T5Tokenizer", "spiece.model", bpe_model, "of type bpe: expected T5's"),
-    ("T5Tokenizer", "spiece.model", cut_rules, "its rules are cut off"),
+    ("T5Tokenizer", "spiece.model", with_rules(b"\xff\0\0\0abc"), "its rules are cut off"),
+    ("T5Tokenizer", "spiece.model", with_rules(b"\1"), "its rules are cut off"),
+    ("T5Tokenizer", "spiece.model", with_rules(cyclic_rules()), "its rules have no end"),
+    ("T5Tokenizer", "spiece.model", with_score, "has the score nan"),
     (
         "T5Tokenizer",
         "tokenizer_config.json",
@@ -259,6 +280,12 @@ DAMAGE: list[tuple[str, str, Callable[[Path], object], str]] = [
         "token 'a' has the number",
     ),
     ("CLIPTokenizer", "added_tokens.json", lambda p: p.write_text('{"<x>": 9999}'), "ends at"),
+    (
+        "T5Tokenizer",
+        "added_tokens.json",
+        lambda p: p.write_text('{"<x>": 2000000}'),
+        "has the number 2000000: expected one from 0 below 1048576",
+    ),
     ("BertTokenizer", "vocab.txt", lambda p: p.write_text("a\nb"), r"no token '\[UNK\]'"),
     ("BertTokenizer", "vocab.txt", lambda p: p.write_bytes(b"\xff\xfe"), "UTF-8"),
 ]

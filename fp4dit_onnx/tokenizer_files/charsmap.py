@@ -9,7 +9,6 @@ that is checked, and NFC is given those sequences alone.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 
@@ -22,6 +21,8 @@ MARKS = "\ufff0-\ufff7"
 """Characters that no text has and that stand alone, as a regular expression's class."""
 _APART, _TOGETHER = "\ufff0", "\ufff1"
 _MOST_OTHERS = 1000
+_MOST_NODES = 2**20
+"""Of a trie; parts of it may be shared. That of T5 has 300,000."""
 _LABELS = np.arange(1, 256)
 _CHUNK = 4096
 
@@ -37,16 +38,15 @@ def read_charsmap(data: bytes) -> Mapping[str, str]:
     Raises:
         ValueError: cut off, or not so.
     """
-    (size,) = struct.unpack("<I", data[:4])
+    size = int.from_bytes(data[:4], "little")
     if size % 4 or 4 + size > len(data) or not size:
         raise ValueError("its rules are cut off")
     units = np.frombuffer(data, "<u4", size // 4, 4).astype(np.int64)
     texts = data[4 + size :]
+    texts.decode()
     rules: dict[str, str] = {}
-    places, keys = _offsets(units[:1]), [b""]
+    places, keys, nodes = _offsets(units[:1]), [b""], 0
     while keys:
-        if len(keys[0]) > 64:
-            raise ValueError("its rules have no end")
         next_places, next_keys = [], []
         for start in range(0, len(keys), _CHUNK):
             some = places[start : start + _CHUNK, None] ^ _LABELS  # [nodes, 255]
@@ -61,6 +61,9 @@ def read_charsmap(data: bytes) -> Mapping[str, str]:
                 rules[names[i].decode()] = texts[value : texts.index(b"\0", value)].decode()
             next_places.append(inner)
             next_keys += names
+            nodes += len(names)
+            if nodes > _MOST_NODES:
+                raise ValueError("its rules have no end")
         places, keys = np.concatenate(next_places), next_keys
     return rules
 
@@ -85,11 +88,12 @@ def charsmap_normalizers(data: bytes) -> tuple[normalizers.Normalizer, ...]:
         return ()
     rules = read_charsmap(data)
     sequences = [source for source in rules if len(source) > 1]
-    composed = normalizers.NFC().normalize_str("\n".join(replaced(rules, s) for s in sequences))
+    parts = "".join(f"{replaced(rules, source)}\n" for source in sequences)
+    composed = normalizers.NFC().normalize_str(parts).split("\n")[:-1]
     # Letters that are younger than the package's tables, or rules of one's own.
     others = {
         source: rules[source]
-        for source, found in zip(sequences, composed.split("\n"), strict=True)
+        for source, found in zip(sequences, composed, strict=True)
         if found != rules[source]
     }
     sequences = [source for source in sequences if source not in others]

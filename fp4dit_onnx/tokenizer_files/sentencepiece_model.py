@@ -5,6 +5,7 @@ They are protocol buffers of sentencepiece_model.proto; the few fields that coun
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from fp4dit_onnx.errors import CheckpointError
+from fp4dit_onnx.files import LARGE
 
 __all__ = ["Kind", "ModelType", "Piece", "SentencePieceModel", "read_model"]
 
@@ -85,7 +87,14 @@ def read_model(path: Path) -> SentencePieceModel:
         CheckpointError: no whole file of SentencePiece's.
     """
     try:
+        if path.stat().st_size > LARGE:
+            raise ValueError(f"it has more than {LARGE} bytes")  # noqa: TRY301, one message for all
         return _model(path.read_bytes())
+    except OSError as cause:
+        raise CheckpointError(
+            f"{path} cannot be read ({cause.strerror}): expected a SentencePiece model; check its "
+            "permissions"
+        ) from cause
     except (ValueError, IndexError, struct.error) as cause:
         raise CheckpointError(
             f"{path} is damaged ({cause}): expected a SentencePiece model; download it again"
@@ -124,6 +133,8 @@ def _piece(fields: Mapping[int, _Value]) -> Piece:
     text, score = fields.get(_TEXT, b""), fields.get(_SCORE, 0.0)
     if not isinstance(text, bytes) or not isinstance(score, float):
         raise ValueError("a piece has no text and score")  # noqa: TRY004, the file's fault
+    if not text or not math.isfinite(score):
+        raise ValueError(f"the piece {text[:20]!r} has the score {score}")
     return Piece(text.decode("utf-8"), score, Kind(int(fields.get(_KIND, Kind.NORMAL))))
 
 

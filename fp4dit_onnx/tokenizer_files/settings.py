@@ -19,6 +19,8 @@ CONFIG, SPECIAL_MAP, ADDED = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+MOST_TOKENS = 2**20
+"""Of a vocabulary; mT5's has 250,000."""
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
@@ -132,8 +134,11 @@ def _object(path: Path, key: str, value: object) -> Mapping[str, Any]:
 
 def _number(path: Path, token: object, number: object) -> int:
     text = str(number)
-    if isinstance(number, bool) or not text.isdecimal() or len(text) > 7:
-        raise CheckpointError(f"{path}: token {token!r} has the number {number!r}: expected one")
+    if isinstance(number, bool) or not text.isdecimal() or not int(text[:9]) < MOST_TOKENS:
+        raise CheckpointError(
+            f"{path}: token {str(token)[:80]!r} has the number {text[:20]}: expected one from 0 "
+            f"below {MOST_TOKENS}; download the file again"
+        )
     return int(text)
 
 

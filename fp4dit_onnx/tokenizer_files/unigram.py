@@ -8,7 +8,7 @@ the text does not end with it. So none of them is an "added token" of the file.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,20 @@ def _normalizers(
     elif not legacy and prefixed:
         change(f"(?<={_BEGIN})(?=[^{_OPEN}])", SPACE)
     steps.append(normalizers.Replace(" ", SPACE))
-    return steps
+    return [*steps, *_restored(steps, special)]
+
+
+def _restored(
+    steps: Sequence[normalizers.Normalizer], special: Iterable[AddedToken]
+) -> list[normalizers.Normalizer]:
+    """What gives special tokens back their names where the rules change them."""
+    every, found = normalizers.Sequence(list(steps)), []
+    for token in special:
+        changed = every.normalize_str(f"{token.content}.").split(_OPEN)[1].split(_CLOSE)[0]
+        if changed != token.content:
+            marked = (f"{_OPEN}{name}{_CLOSE}" for name in (changed, token.content))
+            found.append(normalizers.Replace(*marked))
+    return found
 
 
 def _any(tokens: Iterable[AddedToken]) -> str:
