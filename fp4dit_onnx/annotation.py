@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import onnx
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.formats import format_by_name
+from fp4dit_onnx.manifest import Layer, Weight
 from fp4dit_onnx.probe import attributes, layer_of
 
 __all__ = ["annotate"]
+
+Row = Layer | Weight
 
 _ERRORS = {"weight_sqnr_db": "weight SQNR", "output_sqnr_db": "output SQNR"}
 """Entries of a layer in the manifest, and what a viewer calls them."""
@@ -27,61 +30,59 @@ _WEIGHT_FORMAT = {ops.LINEAR: "weight_format", ops.UNPACK: "format"}
 
 def annotate(
     model: onnx.ModelProto,
-    rows: Iterable[Mapping[str, Any]],
+    rows: Mapping[str, Row],
     facts: Mapping[str, Any],
 ) -> None:
     """Note on each node of our domain what its attributes do not say, and `facts` on the model.
 
     Args:
         model: quantized; changed. Notes of an earlier call are replaced.
-        rows: the quantized layers as the manifest has them: name, shape, bytes and, where they
-            were measured, weight_sqnr_db and output_sqnr_db.
+        rows: the quantized layers as the manifest has them, by name.
         facts: of the whole model, text or numbers.
     """
-    by_name = {row["name"]: row for row in rows}
     readers = _readers(model.graph)
     formats: dict[str, str] = {}
     for node in model.graph.node:
         if node.domain != ops.DOMAIN:
             continue
         given, layer = attributes(node), layer_of(node)
-        row = by_name[layer] if layer else {}
+        row = rows[layer] if layer else None
         if layer and node.op_type in _WEIGHT_FORMAT:
             formats[layer] = given[_WEIGHT_FORMAT[node.op_type]]
         node.doc_string = _SENTENCES[node.op_type](given, row)
         _set(node, _node_facts(node, given, row, readers))
     counted = sorted(Counter(formats.values()).items())
     counts = ", ".join(f"{count} {name}" for name, count in counted)
-    model.doc_string = _summary(by_name.values())
-    _set(model, {**facts, "weight formats": counts, **_worst(by_name.values())})
+    model.doc_string = _summary(rows.values())
+    _set(model, {**facts, "weight formats": counts, **_worst(rows)})
     model.producer_name = "fp4dit-onnx"
     model.producer_version = importlib.metadata.version("fp4dit-onnx")
 
 
-def _linear(given: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+def _linear(given: Mapping[str, Any], row: Row | None) -> str:
     weights = f"{given['weight_format']} in groups of {given['group_size']}"
     return f"Linear {_size(row)}: W {weights}, A {given['act_format'] or 'float'}"
 
 
-def _unpack(given: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+def _unpack(given: Mapping[str, Any], row: Row | None) -> str:
     return f"Weight, {_size(row)}: packed {given['format']}"
 
 
-def _dequantize(given: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+def _dequantize(given: Mapping[str, Any], row: Row | None) -> str:
     if row:
         return f"Weight, {_size(row)}: {given['format']} in groups of {given['group_size']}"
     return f"Activations in {given['format']}, one scale a row"
 
 
-def _quantize(given: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+def _quantize(given: Mapping[str, Any], row: Row | None) -> str:
     return f"Activations to {given['format']}, one scale a row"
 
 
-def _attention(given: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+def _attention(given: Mapping[str, Any], row: Row | None) -> str:
     return f"Attention on {given['format']} queries, keys and values"
 
 
-_SENTENCES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], str]] = {
+_SENTENCES: dict[str, Callable[[Mapping[str, Any], Row | None], str]] = {
     **dict.fromkeys(ops.QUANTIZE_OPS, _quantize),
     ops.LINEAR: _linear,
     ops.UNPACK: _unpack,
@@ -91,15 +92,16 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], str]] = {
 """What a node does, from its attributes and its layer's row. Netron shows some 60 letters."""
 
 
-def _size(row: Mapping[str, Any]) -> str:
-    channels, inputs = row["shape"]
+def _size(row: Row | None) -> str:
+    assert row is not None  # what reads or makes a weight belongs to a layer
+    channels, inputs = row.shape
     return f"{inputs} to {channels}"
 
 
 def _node_facts(
     node: onnx.NodeProto,
     given: Mapping[str, Any],
-    row: Mapping[str, Any],
+    row: Row | None,
     readers: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
     facts: dict[str, Any] = {}
@@ -107,16 +109,12 @@ def _node_facts(
         facts["bits"] = format_by_name(given["format"]).bits
     if node.op_type in ops.QUANTIZE_OPS:
         facts["read by"] = ", ".join(readers.get(node.output[0], ()))
-    if node.op_type in _WEIGHT_FORMAT:
-        channels, inputs = row["shape"]
-        facts["packed"] = f"{row['bytes']:,} bytes"
-        facts["density"] = f"{8 * row['bytes'] / (channels * inputs):.3f} bits a weight"
-    if row:
-        facts |= {
-            label: f"{row[key]:.2f} dB"
-            for key, label in _ERRORS.items()
-            if row.get(key) is not None
-        }
+    if node.op_type in _WEIGHT_FORMAT and row is not None:
+        facts["packed"] = f"{row.bytes:,} bytes"
+        facts["density"] = f"{8 * row.bytes / row.weights:.3f} bits a weight"
+    for key, label in _ERRORS.items():
+        if (error := getattr(row, key, None)) is not None:
+            facts[label] = f"{error:.2f} dB"
     return facts
 
 
@@ -132,18 +130,18 @@ def _readers(graph: onnx.GraphProto) -> dict[str, list[str]]:
     return {value: list(names) for value, names in found.items()}
 
 
-def _summary(rows: Collection[Mapping[str, Any]]) -> str:
+def _summary(rows: Collection[Row]) -> str:
     """The whole model in a sentence."""
-    weights = sum(row["shape"][0] * row["shape"][1] for row in rows)
-    bits = 8 * sum(row["bytes"] for row in rows) / max(weights, 1)
+    bits = 8 * sum(row.bytes for row in rows) / max(sum(row.weights for row in rows), 1)
     return f"{len(rows)} linear layers in {bits:.3f} bits a weight"
 
 
-def _worst(rows: Collection[Mapping[str, Any]]) -> dict[str, str]:
+def _worst(rows: Mapping[str, Row]) -> dict[str, str]:
     """The layer of the least SQNR, for each error that was measured."""
     found = {}
     for key, label in _ERRORS.items():
-        known = [(row[key], row["name"]) for row in rows if row.get(key) is not None]
+        errors = {name: getattr(row, key) for name, row in rows.items()}
+        known = [(error, name) for name, error in errors.items() if error is not None]
         if known:
             error, name = min(known)
             found[f"least {label}"] = f"{error:.2f} dB, {name}"

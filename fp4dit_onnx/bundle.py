@@ -4,28 +4,38 @@
     transformer/model.onnx (+ model.onnx.data)  text_encoder/model.onnx  vae_decoder/model.onnx
     report.html  report.json
 
-The manifest, quantization.json, holds ``format_version``, ``recipe``, ``sampling``, ``layers``,
-``skipped``, ``passes``, ``versions``, ``source`` and ``files``: bytes and sha256 of the others.
+The manifest, quantization.json, is `manifest.Manifest`.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from fp4dit_onnx.bundle_writing import new_bundle
 from fp4dit_onnx.errors import BundleError
-from fp4dit_onnx.files import BUNDLE, json_text, plain, read_json
+from fp4dit_onnx.files import BUNDLE
 from fp4dit_onnx.links import followed
 from fp4dit_onnx.locking import locked
+from fp4dit_onnx.manifest import File, Manifest, manifest_text, read_manifest
+from fp4dit_onnx.names import (
+    CONFIG,
+    EVIDENCE,
+    MANIFEST,
+    MODEL_INDEX,
+    REPORT,
+    SCHEDULER_CONFIG,
+    TOKENIZER,
+    TRANSFORMER,
+    VAE_DECODER,
+    model_of,
+)
 from fp4dit_onnx.outputs import written_whole
 
 __all__ = [
     "EVIDENCE",
-    "FORMAT_VERSION",
     "MANIFEST",
     "REPORT",
     "Bundle",
@@ -34,28 +44,9 @@ __all__ = [
     "write_manifest",
 ]
 
-FORMAT_VERSION = 1
-MANIFEST = "quantization.json"
-REPORT, EVIDENCE = "report.html", "report.json"
-"""The report and the measurements it shows. For people: a bundle opens without them."""
-
-REQUIRED_FILES = ("model_index.json", "transformer/config.json", "transformer/model.onnx")
+REQUIRED_FILES = (MODEL_INDEX, f"{TRANSFORMER}/{CONFIG}", model_of(TRANSFORMER))
 """Of every bundle; what else there is, the manifest lists."""
-MANIFEST_KEYS: dict[str, type] = {
-    "recipe": dict,
-    "sampling": dict,
-    "layers": list,
-    "skipped": list,
-    "passes": list,
-    "totals": dict,
-    "case_sqnr_db": list,
-    "source": dict,
-    "versions": dict,
-    "files": dict,
-}
-"""Entries that every manifest has, and their JSON type."""
-
-_EXPORT_AGAIN = "export the bundle again, or copy it whole"
+_EXPORT_AGAIN = BUNDLE.cure
 
 
 @dataclass(frozen=True)
@@ -64,11 +55,11 @@ class Bundle:
 
     Attributes:
         folder: the bundle's folder.
-        manifest: the content of quantization.json.
+        manifest: quantization.json.
     """
 
     folder: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
 
     @classmethod
     def open(cls, folder: Path | str) -> Bundle:
@@ -80,8 +71,8 @@ class Bundle:
         """
         root = Path(folder)
         _check_is_bundle(root)
-        bundle = cls(root, _read_manifest(root / MANIFEST))
-        for name in (MANIFEST, *bundle.manifest["files"], *REQUIRED_FILES):
+        bundle = cls(root, read_manifest(root / MANIFEST))
+        for name in (MANIFEST, *bundle.manifest.files, *REQUIRED_FILES):
             followed(root / name, root)
         for name in REQUIRED_FILES:
             if not (root / name).is_file():
@@ -92,37 +83,37 @@ class Bundle:
     @property
     def transformer(self) -> Path:
         """The quantized transformer."""
-        return self.folder / "transformer" / "model.onnx"
+        return self.folder / model_of(TRANSFORMER)
 
     @property
     def whole(self) -> bool:
         """Whether it has all that drawing needs, not the transformer alone."""
-        return "vae_decoder/model.onnx" in self.manifest["files"]
+        return model_of(VAE_DECODER) in self.manifest.files
 
     @property
     def text_encoder(self) -> Path:
         """The text encoder, float32."""
-        return self.folder / "text_encoder" / "model.onnx"
+        return self.folder / model_of("text_encoder")
 
     @property
     def vae_decoder(self) -> Path:
         """The decoder from latents to pixels, float32."""
-        return self.folder / "vae_decoder" / "model.onnx"
+        return self.folder / model_of(VAE_DECODER)
 
     @property
     def tokenizer(self) -> Path:
         """The tokenizer in one file."""
-        return self.folder / "tokenizer" / "tokenizer.json"
+        return self.folder / "tokenizer" / TOKENIZER
 
     @property
     def scheduler(self) -> Path:
         """The scheduler's settings."""
-        return self.folder / "scheduler" / "scheduler_config.json"
+        return self.folder / SCHEDULER_CONFIG
 
     @property
     def model_index(self) -> Path:
         """The list of components."""
-        return self.folder / "model_index.json"
+        return self.folder / MODEL_INDEX
 
     def check_files(self, *, deep: bool) -> None:
         """Compare the files with the manifest: sizes, and with `deep` the sha256 and the report too.
@@ -130,47 +121,43 @@ class Bundle:
         Raises:
             BundleError: a file is absent or differs; names the first one.
         """
-        for name, entry in self.manifest["files"].items():
+        for name, entry in self.manifest.files.items():
             path = self.folder / name
             if name in (REPORT, EVIDENCE) and not deep:
                 continue
             if not path.is_file():
                 raise BundleError(f"{path} not found: {MANIFEST} lists it; {_EXPORT_AGAIN}")
             size = path.stat().st_size
-            if size != entry["bytes"]:
+            if size != entry.bytes:
                 raise BundleError(
-                    f"{path} has {size} bytes, {MANIFEST} says {entry['bytes']}; {_EXPORT_AGAIN}"
+                    f"{path} has {size} bytes, {MANIFEST} says {entry.bytes}; {_EXPORT_AGAIN}"
                 )
-            if deep and (found := _sha256(path)) != entry["sha256"]:
+            if deep and (found := _sha256(path)) != entry.sha256:
                 raise BundleError(
                     f"{path} has sha256 {found[:12]}..., {MANIFEST} says "
-                    f"{entry['sha256'][:12]}...; {_EXPORT_AGAIN}"
+                    f"{entry.sha256[:12]}...; {_EXPORT_AGAIN}"
                 )
 
 
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Write quantization.json into `folder`, adding "format_version" and "files".
-
-    Numbers that JSON lacks (infinity, NaN) are written as null.
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Write quantization.json into `folder`, with the files that are there.
 
     Args:
         folder: holds every other file of the bundle already.
-        manifest: the remaining entries.
+        manifest: all but the files.
 
     Returns:
-        The manifest as written.
+        The manifest as written: a number that JSON lacks (infinity, NaN) is None.
     """
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
     files = {p.relative_to(folder).as_posix(): _entry(p) for p in paths}
-    content = {"format_version": FORMAT_VERSION, **manifest, "files": files}
-    finite: dict[str, Any] = plain(content)
-    (folder / MANIFEST).write_bytes(json_text(finite))
-    return finite
+    (folder / MANIFEST).write_bytes(manifest_text(replace(manifest, files=files)))
+    return read_manifest(folder / MANIFEST)
 
 
 def put_files(
     folder: Path, contents: Mapping[str, bytes], note: Callable[[str], None] = lambda text: None
-) -> dict[str, Any]:
+) -> Manifest:
     """Write files into a finished bundle, and their bytes and sha256 into its manifest.
 
     The manifest forgets the files before they change and lists them after: a kill at any moment
@@ -189,20 +176,20 @@ def put_files(
         UsageError: another process writes to the bundle, or a file cannot be written.
     """
     with locked(folder, note):
-        manifest = _read_manifest(folder / MANIFEST)
-        files = {name: entry for name, entry in manifest["files"].items() if name not in contents}
-        if files != manifest["files"]:
-            _write_whole(folder / MANIFEST, json_text({**manifest, "files": files}))
+        manifest = read_manifest(folder / MANIFEST)
+        files = {name: entry for name, entry in manifest.files.items() if name not in contents}
+        if files != manifest.files:
+            _write_whole(folder / MANIFEST, manifest_text(replace(manifest, files=files)))
         for name, content in contents.items():
             _write_whole(folder / name, content)
         files |= {name: _entry(folder / name) for name in contents}
-        listed = {**manifest, "files": dict(sorted(files.items()))}
-        _write_whole(folder / MANIFEST, json_text(listed))
+        listed = replace(manifest, files=dict(sorted(files.items())))
+        _write_whole(folder / MANIFEST, manifest_text(listed))
         return listed
 
 
-def _entry(path: Path) -> dict[str, Any]:
-    return {"sha256": _sha256(path), "bytes": path.stat().st_size}
+def _entry(path: Path) -> File:
+    return File(_sha256(path), path.stat().st_size)
 
 
 def _write_whole(path: Path, content: bytes) -> None:
@@ -226,41 +213,9 @@ def _check_is_bundle(root: Path) -> None:
         raise BundleError(f"{root} is a file: {expected}")
     if (root / MANIFEST).is_file():
         return
-    if (root / "model_index.json").is_file():
+    if (root / MODEL_INDEX).is_file():
         raise BundleError(
             f"{root} is an unquantized pipeline (no {MANIFEST}): {expected}; "
             f"run  fp4dit-onnx export {root} -o DIR"
         )
     raise BundleError(f"{root} has no {MANIFEST}: {expected}")
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    manifest = read_json(path, "the bundle's manifest", BUNDLE)
-    version = manifest.get("format_version")
-    if version != FORMAT_VERSION:
-        raise BundleError(
-            f"{path} has format_version {version!r}: this program reads {FORMAT_VERSION}; "
-            "export the bundle again, or install the version that made it"
-        )
-    for key, kind in MANIFEST_KEYS.items():
-        if not isinstance(manifest.get(key), kind):
-            found = type(manifest[key]).__name__ if key in manifest else "nothing"
-            raise BundleError(
-                f"{path}: entry {key!r} is {found}, expected a {kind.__name__}; {_EXPORT_AGAIN}"
-            )
-    for name, entry in manifest["files"].items():
-        _check_entry(path, name, entry)
-    return dict(manifest)
-
-
-def _check_entry(path: Path, name: str, entry: object) -> None:
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name:
-        raise BundleError(f"{path}: file {name!r} lies outside the bundle; {_EXPORT_AGAIN}")
-    well_formed = (
-        isinstance(entry, dict)
-        and isinstance(entry.get("bytes"), int)
-        and isinstance(entry.get("sha256"), str)
-    )
-    if not well_formed:
-        raise BundleError(f"{path}: file {name!r} has no 'bytes' and 'sha256'; {_EXPORT_AGAIN}")

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fp4dit_onnx.models import Family, InputSpec
+from fp4dit_onnx.models.family import size_of
 
 __all__ = ["CASES", "Case", "case_inputs", "case_sizes", "inputs_of_sizes"]
 
@@ -104,4 +105,4 @@ def inputs_of_sizes(
 
 
 def _limit(spec: InputSpec, config: Config) -> int:
-    return int(config[spec.values] if isinstance(spec.values, str) else spec.values or 1)
+    return size_of(config, spec.values) if isinstance(spec.values, str) else spec.values or 1

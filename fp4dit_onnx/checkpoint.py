@@ -10,6 +10,7 @@ from typing import Any
 
 from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.files import CHECKPOINT, read_json
+from fp4dit_onnx.files.settings import read_settings, transformer_settings, vae_settings
 from fp4dit_onnx.models.family import RENAMED, current_class
 from fp4dit_onnx.runtime.families import has_component
 from fp4dit_onnx.tensor_files import TensorInfo
@@ -206,7 +207,11 @@ def _component(folder: Path, library: str, class_name: str, variant: str | None)
             folder / "scheduler_config.json", "the scheduler's settings", CHECKPOINT, infinite=True
         )
         return Component(name, folder, class_name)
-    config = read_json(folder / "config.json", f"the settings of {class_name}", CHECKPOINT)
+    path = folder / "config.json"
+    if name == "vae":
+        config = vae_settings(path, CHECKPOINT)
+    else:
+        config = read_settings(path, f"the settings of {class_name}", CHECKPOINT)
     _check_no_other_source(folder, library, config)
     files = read_weights(folder, library, variant)
     check_adapters(files.tensors)
@@ -234,7 +239,7 @@ def _check_no_other_source(folder: Path, library: str, config: Mapping[str, Any]
 
 def _transformer_config(folder: Path, class_name: str) -> dict[str, Any]:
     path = folder / "config.json"
-    config = read_json(path, f"the settings of {class_name}", CHECKPOINT)
+    config = transformer_settings(path, CHECKPOINT)
     expected, own = current_class(class_name, config), config.get("_class_name")
     found = current_class(own, config) if isinstance(own, str) else own
     if found != expected and expected not in RENAMED.get(str(found), {}).values():

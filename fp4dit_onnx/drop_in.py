@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fp4dit_onnx.errors import BundleError, MissingExtraError, UsageError
-from fp4dit_onnx.files import BUNDLE, read_json
+from fp4dit_onnx.files import BUNDLE
+from fp4dit_onnx.files.settings import transformer_settings, vae_settings
 from fp4dit_onnx.runtime.session import session
 from fp4dit_onnx.runtime.sizes import check_latents, pixels_a_latent
 
@@ -61,13 +62,11 @@ def load_transformer(
             another size than it takes.
     """
     folder = Path(bundle) / "transformer"
-    config = read_json(folder / "config.json", "the transformer's settings", BUNDLE)
+    config = transformer_settings(folder / "config.json", BUNDLE)
     original = _original_class(folder / "config.json", config)
     graph = _Graph(session(folder / "model.onnx", library=library, threads=threads))
     vae = Path(bundle) / "vae_decoder" / "config.json"
-    factor = pixels_a_latent(
-        read_json(vae, "the VAE's settings", BUNDLE) if vae.is_file() else None
-    )
+    factor = pixels_a_latent(vae_settings(vae, BUNDLE) if vae.is_file() else None)
     module: nn.Module = _module_class()(graph, original, config, factor)
     return module
 

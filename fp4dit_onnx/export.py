@@ -10,22 +10,24 @@ import importlib.metadata
 import platform
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
 
 from fp4dit_onnx.annotation import annotate as annotate_graph
-from fp4dit_onnx.bundle import FORMAT_VERSION, new_bundle, write_manifest
+from fp4dit_onnx.bundle import new_bundle, write_manifest
 from fp4dit_onnx.cases import CASES, case_inputs
 from fp4dit_onnx.compare import sqnr_db
 from fp4dit_onnx.component_writing import Component, ComponentWriter
 from fp4dit_onnx.components import copy_settings, write_vae_decoder
 from fp4dit_onnx.errors import Fp4DitError
+from fp4dit_onnx.files import plain
 from fp4dit_onnx.layers import totals
 from fp4dit_onnx.locking import locked
+from fp4dit_onnx.manifest import Kept, Layer, Manifest, PassNote, Source
 from fp4dit_onnx.methods import use_of
 from fp4dit_onnx.plan import ExportRequest, Plan, format_row, plan, work_folder
 from fp4dit_onnx.progress import Reporter, SilentReporter
@@ -56,12 +58,12 @@ class ExportResult:
 
     Attributes:
         bundle: its folder.
-        manifest: contents of its quantization.json.
+        manifest: its quantization.json.
         seconds: wall time.
     """
 
     bundle: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     seconds: float
 
 
@@ -139,7 +141,7 @@ class _Export:
         self._request, self._planned, self._folder = request, planned, folder
         self._report, self._resources = report, Resources()
 
-    def write(self) -> dict[str, Any]:
+    def write(self) -> Manifest:
         """All files of the bundle; returns its manifest."""
         from fp4dit_onnx.tracing.networks import fake_transformer
 
@@ -162,8 +164,7 @@ class _Export:
         copy_settings(checkpoint, self._folder, planned.sampling.steps)
         if self._request.state is not None and weights.state is not None:
             save_state(weights.state, self._request.state)
-        manifest |= weights.measured
-        manifest |= {"resources": self._resources.to_json()}
+        manifest = replace(manifest, **weights.measured, resources=self._resources.used())
         written = write_manifest(self._folder, manifest)
         evidence = evidence_of_export(self._folder, self._request, planned, self._report)
         target = target_by_name(self._request.target)
@@ -179,8 +180,8 @@ class _Export:
         tensors: Mapping[str, TensorInfo],
         weights: _Weights,
         work: Path | None,
-    ) -> dict[str, Any]:
-        """Every graph of the bundle; returns what the manifest says of them."""
+    ) -> Manifest:
+        """Every graph of the bundle; returns the manifest without what was measured, and files."""
         planned = self._planned
         parts = planned.checkpoint.components
         writer = ComponentWriter(
@@ -194,7 +195,7 @@ class _Export:
         if "vae" in parts:
             write_vae_decoder(parts["vae"], writer)
         writer.collect()
-        return {**_manifest(planned, rows, reports), "text_encoders": encoders}
+        return replace(_manifest(planned, rows, reports), text_encoders=encoders)
 
     def _streamed(self, tensors: Mapping[str, TensorInfo]) -> _Weights:
         """Layers rounded to nearest from the checkpoint's own tensors, one at a time."""
@@ -204,7 +205,7 @@ class _Export:
             for name, spec in planned.specs.items()
         }
         quantizer = from_weights(tensors, layers, planned.method.stages)
-        return _Weights(layers, quantizer, {}, {"model_sqnr_db": None, "case_sqnr_db": []})
+        return _Weights(layers, quantizer, {}, {"model_sqnr_db": None, "case_sqnr_db": ()})
 
     def _calibrated(self) -> _Weights:
         """Layers as calibration finds them, with the float pipeline in memory."""
@@ -217,7 +218,7 @@ class _Export:
         state, errors = result.state, result.errors
         measured = {
             "model_sqnr_db": result.model_sqnr_db,
-            "case_sqnr_db": _case_errors(self._planned, pipeline.transformer, state),
+            "case_sqnr_db": tuple(_case_errors(self._planned, pipeline.transformer, state)),
         }
         return _Weights(
             layers=state.layout.layers,
@@ -233,18 +234,23 @@ class _Export:
         network: FakeNetwork,
         tensors: Mapping[str, TensorInfo],
         weights: _Weights,
-    ) -> tuple[list[dict[str, Any]], tuple[PassReport, ...]]:
+    ) -> tuple[list[Layer], tuple[PassReport, ...]]:
         """The transformer's files; returns a row for each quantized layer, and the passes' reports."""
         planned = self._planned
-        rows: list[dict[str, Any]] = []
+        rows: list[Layer] = []
 
         def annotate(model: onnx.ModelProto, notes: Mapping[str, LayerNote]) -> None:
             for row in planned.layers:
-                name = row["name"]
-                row = {**row, **format_row(weights.layers[name].spec)}
-                output = weights.output_errors.get(name)
-                rows.append({**row, **asdict(notes[name]), "output_sqnr_db": output})
-            annotate_graph(model, rows, planned.summary)
+                name = row.name
+                rows.append(
+                    replace(
+                        row,
+                        **format_row(weights.layers[name].spec),
+                        **asdict(notes[name]),
+                        output_sqnr_db=weights.output_errors.get(name),
+                    )
+                )
+            annotate_graph(model, {row.name: row for row in rows}, planned.summary)
 
         component = Component(
             name="transformer",
@@ -273,9 +279,9 @@ class _Export:
                     for p in files
                 },
                 "config": dict(planned.checkpoint.transformer_config),
-                "recipe": planned.recipe.to_json(),
+                "recipe": plain(planned.recipe),
                 "method": planned.method.to_json(),
-                "encoders": {n: r and r.to_json() for n, r in planned.encoders.items()},
+                "encoders": plain(planned.encoders),
                 "form": self._request.form,
                 "versions": {p: importlib.metadata.version(p) for p in ("fp4dit-onnx", "torch")},
             },
@@ -303,7 +309,7 @@ def _calibrate(
             pipeline_sampler(pipeline, planned.family, planned.prompts, seeds, planned.sampling),
             seed=request.seed,
             provenance={
-                "recipe": planned.recipe.to_json(),
+                "recipe": plain(planned.recipe),
                 "method": planned.method.to_json(),
                 "model": planned.checkpoint.folder.name,
             },
@@ -328,7 +334,7 @@ def _fingerprint(request: ExportRequest, planned: Plan, network: Any) -> dict[st
         "model": {"name": planned.checkpoint.folder.name, "sha256": model_digest(network)},
         "data": {"prompts": len(planned.prompts), "sha256": prompts, "seed": request.seed},
         "sampling": asdict(planned.sampling),
-        "recipe": planned.recipe.to_json(),
+        "recipe": plain(planned.recipe),
         "method": planned.method.to_json(),
         "versions": {p: importlib.metadata.version(p) for p in ("fp4dit-onnx", "torch")},
     }
@@ -347,28 +353,32 @@ def _case_errors(planned: Plan, network: Any, state: QuantizedState) -> list[flo
         return [sqnr_db(s, run(feed)) for s, feed in zip(signals, feeds, strict=True)]
 
 
-def _manifest(
-    planned: Plan, rows: list[dict[str, Any]], reports: tuple[PassReport, ...]
-) -> dict[str, Any]:
+def _manifest(planned: Plan, rows: Sequence[Layer], reports: Sequence[PassReport]) -> Manifest:
     packages = ("fp4dit-onnx", "numpy", "onnx", "onnx-graphsurgeon", "onnxscript", "torch")
     versions = {p: importlib.metadata.version(p) for p in (*packages, "diffusers", "transformers")}
     checkpoint = planned.checkpoint
-    return {
-        "format_version": FORMAT_VERSION,
-        "recipe": planned.recipe.to_json(),
-        "method": planned.method.to_json(),
-        "sampling": asdict(planned.sampling),
-        "largest_size": planned.largest_size,
-        "layers": rows,
-        "totals": totals(checkpoint, rows),
-        "skipped": list(planned.skipped),
-        "attention": dict(planned.attention),
-        "passes": [r.to_json() for r in reports],
-        "versions": {"python": platform.python_version(), **versions},
-        "source": {
-            "name": checkpoint.folder.name,
-            "pipeline": checkpoint.pipeline_class,
-            "transformer": checkpoint.transformer_class,
-            "family": planned.family.name,
-        },
-    }
+    return Manifest(
+        recipe=planned.recipe,
+        method=planned.method.to_json(),
+        sampling=planned.sampling,
+        largest_size=planned.largest_size,
+        layers=tuple(rows),
+        totals=totals(checkpoint, rows),
+        skipped=planned.skipped,
+        attention=planned.attention,
+        passes=tuple(_note(report) for report in reports),
+        versions={"python": platform.python_version(), **versions},
+        source=Source(
+            checkpoint.folder.name,
+            checkpoint.pipeline_class,
+            checkpoint.transformer_class,
+            planned.family.name,
+        ),
+        case_sqnr_db=(),
+        files={},
+    )
+
+
+def _note(report: PassReport) -> PassNote:
+    left = tuple(Kept(skip.name, skip.reason) for skip in report.skipped)
+    return PassNote(report.name, report.rewritten, left)

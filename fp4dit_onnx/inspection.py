@@ -14,6 +14,7 @@ from fp4dit_onnx import ops
 from fp4dit_onnx.bundle import MANIFEST, Bundle
 from fp4dit_onnx.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.files import plain
 from fp4dit_onnx.models import FAMILIES
 from fp4dit_onnx.probe import attention_formats, layer_of, load_graph
 
@@ -52,12 +53,13 @@ def inspect_path(path: Path) -> dict[str, Any]:
 def inspect_bundle(folder: Path) -> dict[str, Any]:
     """Facts about a bundle: its manifest, its transformer, bytes of its files."""
     bundle = Bundle.open(folder)
+    content = plain(bundle.manifest)
     return {
         "kind": "bundle",
         "path": str(folder),
-        "manifest": {k: v for k, v in bundle.manifest.items() if k != "layers"},
-        "layers": bundle.manifest["layers"],
-        "files": {name: entry["bytes"] for name, entry in bundle.manifest["files"].items()},
+        "manifest": content,
+        "layers": content.pop("layers"),
+        "files": {name: file.bytes for name, file in bundle.manifest.files.items()},
         "transformer": inspect_model(bundle.transformer),
     }
 

@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 from math import prod
-from typing import Any
 
 from fp4dit_onnx.checkpoint import Checkpoint
+from fp4dit_onnx.manifest import Layer, Totals, Weight
+from fp4dit_onnx.names import WEIGHT
 from fp4dit_onnx.scale_formats import scale_format_by_name
 from fp4dit_onnx.spec import LayerSpec
 from fp4dit_onnx.state import part_shapes
 
-__all__ = ["LayerSize", "layer_size", "linear_layers", "totals"]
+__all__ = ["layer_size", "linear_layers", "totals"]
 
-WEIGHT = ".weight"
 FLOAT32_BYTES = 4
-
-
-@dataclass(frozen=True)
-class LayerSize:
-    """What one quantized layer stores.
-
-    Attributes:
-        shape: (N, K) of the weight.
-        weights: N * K.
-        bytes: of packed codes and scales, where these are as their format usually stores them.
-        bytes_float32: of the float32 weight.
-    """
-
-    shape: tuple[int, int]
-    weights: int
-    bytes: int
-    bytes_float32: int
 
 
 def linear_layers(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
@@ -44,25 +26,25 @@ def linear_layers(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
     }
 
 
-def layer_size(n: int, k: int, spec: LayerSpec) -> LayerSize:
-    """Sizes of a layer [n, k] under `spec`."""
+def layer_size(n: int, k: int, spec: LayerSpec) -> Weight:
+    """Sizes of a layer [n, k] under `spec`, with scales as their format usually stores them."""
     shapes = part_shapes(n, k, spec)
     scales = scale_format_by_name(spec.weight.scale).nbytes * prod(shapes["scale"])
-    return LayerSize((n, k), n * k, prod(shapes["codes"]) + scales, n * k * FLOAT32_BYTES)
+    return Weight((n, k), prod(shapes["codes"]) + scales, n * k * FLOAT32_BYTES)
 
 
-def totals(checkpoint: Checkpoint, rows: list[dict[str, Any]]) -> Mapping[str, float]:
+def totals(checkpoint: Checkpoint, rows: Sequence[Layer | Weight]) -> Totals:
     """Sums over the quantized layers, and the whole transformer before and after."""
-    quantized = sum(row["bytes"] for row in rows)
-    replaced = sum(row["bytes_float32"] for row in rows)
-    weights = sum(row["weights"] for row in rows)
+    quantized = sum(row.bytes for row in rows)
+    replaced = sum(row.bytes_float32 for row in rows)
+    weights = sum(row.weights for row in rows)
     everything = FLOAT32_BYTES * sum(prod(t.shape) for t in checkpoint.tensors.values())
-    return {
-        "layers": len(rows),
-        "weights": weights,
-        "bytes": quantized,
-        "bytes_float32": replaced,
-        "bits_per_weight": 8 * quantized / weights if weights else 0.0,
-        "transformer_bytes": everything - replaced + quantized,
-        "transformer_bytes_float32": everything,
-    }
+    return Totals(
+        layers=len(rows),
+        weights=weights,
+        bytes=quantized,
+        bytes_float32=replaced,
+        bits_per_weight=8 * quantized / weights if weights else 0.0,
+        transformer_bytes=everything - replaced + quantized,
+        transformer_bytes_float32=everything,
+    )

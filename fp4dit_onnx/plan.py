@@ -6,7 +6,7 @@ import importlib.resources
 import importlib.util
 import itertools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from typing import Any
 from fp4dit_onnx.checkpoint import Checkpoint, open_checkpoint
 from fp4dit_onnx.components import check_parts, check_vae
 from fp4dit_onnx.errors import MissingExtraError, UsageError
-from fp4dit_onnx.files import CHECKPOINT, parse_object, read_json
+from fp4dit_onnx.files import CHECKPOINT, parse_object, plain, read_json
+from fp4dit_onnx.files.settings import vae_settings
 from fp4dit_onnx.layers import layer_size, linear_layers, totals
+from fp4dit_onnx.manifest import Kept, Layer, Sampling, Totals
 from fp4dit_onnx.methods import Method
 from fp4dit_onnx.models import Family, family_of
 from fp4dit_onnx.outputs import check_file
@@ -25,7 +27,6 @@ from fp4dit_onnx.recipe_files import with_recipe
 from fp4dit_onnx.request import COMPONENTS, ExportRequest
 from fp4dit_onnx.runtime.families import family_of_pipeline as runtime_family
 from fp4dit_onnx.runtime.runs import start_run
-from fp4dit_onnx.runtime.sampling import Sampling
 from fp4dit_onnx.runtime.schedulers import scheduler_from_config
 from fp4dit_onnx.runtime.sizes import largest_side, pixels_a_latent
 from fp4dit_onnx.spec import LayerSpec
@@ -64,10 +65,10 @@ class Plan:
         undrawable: why `generate` cannot make pictures with the bundle, a line each.
     """
 
-    layers: tuple[Mapping[str, Any], ...]
-    skipped: tuple[Mapping[str, str], ...]
+    layers: tuple[Layer, ...]
+    skipped: tuple[Kept, ...]
     attention: Mapping[str, str]
-    totals: Mapping[str, float]
+    totals: Totals
     recipe: Recipe
     sampling: Sampling
     family: Family
@@ -91,7 +92,7 @@ class Plan:
         parts = self.checkpoint.components
         encoders = sum(encoder_bytes(parts[name], r) for name, r in self.encoders.items())
         vae = parts["vae"].nbytes if "vae" in parts else 0
-        return int(self.totals["transformer_bytes"]) + encoders + vae
+        return self.totals.transformer_bytes + encoders + vae
 
     @property
     def largest_size(self) -> int | None:
@@ -117,16 +118,16 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
         return {
-            "layers": list(self.layers),
-            "skipped": list(self.skipped),
-            "attention": dict(self.attention),
-            "totals": dict(self.totals),
-            "recipe": self.recipe.to_json(),
+            "layers": plain(self.layers),
+            "skipped": plain(self.skipped),
+            "attention": plain(self.attention),
+            "totals": plain(self.totals),
+            "recipe": plain(self.recipe),
             "method": self.method.to_json(),
-            "sampling": asdict(self.sampling),
+            "sampling": plain(self.sampling),
             "measured": self.measured,
             "bundle_bytes": self.bundle_bytes,
-            "text_encoders": {n: r and r.to_json() for n, r in self.encoders.items()},
+            "text_encoders": plain(self.encoders),
             "notes": list(self.notes),
         }
 
@@ -142,6 +143,7 @@ def plan(request: ExportRequest) -> Plan:
     request = with_recipe(request)
     _check_choices(request)
     _check_packages()
+    from fp4dit_onnx.tracing.configs import check_networks
     from fp4dit_onnx.tracing.stored import fitted
 
     checkpoint = open_checkpoint(request.model, only=_only(request))
@@ -151,6 +153,7 @@ def plan(request: ExportRequest) -> Plan:
     check_encoders(checkpoint.components)
     if "vae" in checkpoint.components:
         check_vae(checkpoint.components["vae"])
+    check_networks(checkpoint, family)
     target, method = target_by_name(request.target), request.resolved_method()
     recipe = make_recipe(
         request.bits,
@@ -179,7 +182,7 @@ def plan(request: ExportRequest) -> Plan:
     sampling = _sampling(request, family, checkpoint)
     return Plan(
         layers=tuple(rows),
-        skipped=tuple({"name": name, "reason": reason} for name, reason in skipped),
+        skipped=tuple(Kept(name, reason) for name, reason in skipped),
         attention=recipe.attentions(tuple(sizes)) if family.attention else {},
         totals=totals(checkpoint, rows),
         recipe=recipe,
@@ -293,14 +296,9 @@ def format_row(spec: LayerSpec) -> dict[str, Any]:
     }
 
 
-def _row(name: str, n: int, k: int, spec: LayerSpec) -> dict[str, Any]:
-    size = asdict(layer_size(n, k, spec))
-    return {
-        "name": name,
-        **format_row(spec),
-        **size,
-        "shape": list(size["shape"]),
-    }
+def _row(name: str, n: int, k: int, spec: LayerSpec) -> Layer:
+    size = layer_size(n, k, spec)
+    return Layer(name=name, **format_row(spec), weights=size.weights, **vars(size))
 
 
 def _sampling(request: ExportRequest, family: Family, checkpoint: Checkpoint) -> Sampling:
@@ -324,7 +322,7 @@ def _pixels_a_latent(checkpoint: Checkpoint) -> int:
     path = checkpoint.folder / "vae" / "config.json"
     if not path.is_file():
         return pixels_a_latent(None)
-    return pixels_a_latent(read_json(path, "the VAE's settings", CHECKPOINT))
+    return pixels_a_latent(vae_settings(path, CHECKPOINT))
 
 
 def _prompts(request: ExportRequest) -> tuple[str, ...]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.formats import FloatFormat, format_by_name
-from fp4dit_onnx.methods import Method
 from fp4dit_onnx.numerics import SUM_LIMIT, largest_sum
 from fp4dit_onnx.scale_formats import DEFAULT_SCALE, scale_format_by_name
 from fp4dit_onnx.spec import DEFAULT_GROUP_SIZE, LayerSpec
+
+if TYPE_CHECKING:
+    from fp4dit_onnx.methods import Method
 
 __all__ = [
     "ATTENTION_PARTS",
@@ -105,9 +107,9 @@ class Recipe:
         activation: default activation format, or None for float.
         attention: format of q, k and v in attention, or None for float.
         group_size: input channels per weight scale.
-        scale: format of the weights' scales.
         rules: in order; the last one matches everything.
         search: weight formats to choose among where the last rule decides; empty for no choice.
+        scale: format of the weights' scales.
     """
 
     bits: str
@@ -115,9 +117,9 @@ class Recipe:
     activation: str | None
     attention: str | None
     group_size: int
-    scale: str
     rules: tuple[Rule, ...]
     search: tuple[str, ...] = ()
+    scale: str = DEFAULT_SCALE
 
     def assign(
         self, layers: Sequence[str] | Mapping[str, tuple[int, int]]
@@ -179,10 +181,6 @@ class Recipe:
             for module in modules
             if own.issuperset(f"{module}.to_{part}" for part in ATTENTION_PARTS)
         }
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for the manifest."""
-        return asdict(self)
 
 
 def parse_bits(bits: str) -> tuple[int, int]:

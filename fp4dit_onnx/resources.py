@@ -8,15 +8,23 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.manifest import Used
 
-__all__ = ["Resources", "checked_threads", "most_threads", "peak_rss", "usable_cores"]
+__all__ = [
+    "Resources",
+    "available_memory",
+    "checked_threads",
+    "most_threads",
+    "peak_rss",
+    "usable_cores",
+]
 
 _THREADS_A_CORE = 4
 _THREADS_ANYWHERE = 16
 """Few enough for any machine, and what a test or a measurement of scaling may ask of a small one."""
+_MEMORY = Path("/proc/meminfo")
 _STATUS = Path("/proc/self/status")
 
 
@@ -44,6 +52,14 @@ def checked_threads(threads: int) -> int:
             "leave the number out for all cores"
         )
     return threads
+
+
+def available_memory() -> int | None:
+    """Bytes that programs may still take without swapping; None where the system does not say."""
+    if not _MEMORY.exists():
+        return None
+    lines = (line.split() for line in _MEMORY.read_text().splitlines())
+    return next((int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:"), None)
 
 
 def peak_rss() -> int | None:
@@ -83,13 +99,8 @@ class Resources:
         """Note that all packages are loaded: what comes from here on is the work's own."""
         self._before = peak_rss()
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for the manifest; bytes are null where the system does not say."""
-        return {
-            "peak_rss_bytes": peak_rss(),
-            "peak_rss_bytes_after_imports": self._before,
-            "seconds": {
-                **{name: round(s, 2) for name, s in self._seconds.items()},
-                "total": round(time.monotonic() - self._start, 2),
-            },
-        }
+    def used(self) -> Used:
+        """For the manifest, up to now."""
+        seconds = {**self._seconds, "total": time.monotonic() - self._start}
+        rounded = {name: round(passed, 2) for name, passed in seconds.items()}
+        return Used(peak_rss(), self._before, rounded)

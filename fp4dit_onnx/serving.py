@@ -18,7 +18,7 @@ from fp4dit_onnx.files import BUNDLE, read_json
 from fp4dit_onnx.local_server import MEDIA_TYPES, FileServer, Handler
 from fp4dit_onnx.runtime.families import FAMILIES, family_of_pipeline
 from fp4dit_onnx.runtime.step_table import STEP_TABLE, bundle_step_table
-from fp4dit_onnx.targets import target_by_name, target_of
+from fp4dit_onnx.targets import target_by_name
 
 __all__ = [
     "HEADERS",
@@ -87,7 +87,7 @@ def page_files() -> dict[str, Path]:
 
 def served_files(bundle: Bundle) -> dict[str, Path]:
     """The bundle's files by their path in a URL."""
-    names = (MANIFEST, *bundle.manifest["files"])
+    names = (MANIFEST, *bundle.manifest.files)
     return {f"/bundle/{name}": bundle.folder / name for name in names}
 
 
@@ -102,20 +102,20 @@ def check_drawable(bundle: Bundle) -> None:
             f"{index} names the pipeline {name}: the page draws {known}; "
             "draw with  fp4dit-onnx generate"
         )
-    target = target_by_name(target_of(bundle.manifest))
+    target = target_by_name(bundle.manifest.target)
     if not target.drawable:
         raise UsageError(
             f"{bundle.folder} is for the target {target.name}, whose types ONNX Runtime for the web "
             "has not: serve the bundle that it was made of"
         )
     parts = (*family.encoders, "vae_decoder")
-    missing = [part for part in parts if f"{part}/model.onnx" not in bundle.manifest["files"]]
+    missing = [part for part in parts if f"{part}/model.onnx" not in bundle.manifest.files]
     if missing:
         raise UsageError(
             f"{bundle.folder} holds no {' and no '.join(missing)}, which drawing needs: export "
             "the whole pipeline, with --components all"
         )
-    bundle_step_table(bundle.folder, int(bundle.manifest["sampling"]["steps"]))
+    bundle_step_table(bundle.folder, bundle.manifest.sampling.steps)
 
 
 def memory_estimate(bundle: Bundle) -> int:
@@ -123,14 +123,14 @@ def memory_estimate(bundle: Bundle) -> int:
 
     The VAE's are stored as float16, and so are tables of quantized text encoders.
     """
-    files = bundle.manifest["files"]
-    total = int(bundle.manifest["totals"].get("transformer_bytes_float32", 0))
-    encoders = bundle.manifest.get("text_encoders") or {}
+    files = bundle.manifest.files
+    total = bundle.manifest.totals.transformer_bytes_float32
+    encoders = bundle.manifest.text_encoders
     for part in (*encoders, "vae_decoder"):
-        stored = sum(e["bytes"] for n, e in files.items() if n.startswith(f"{part}/model.onnx"))
-        layers = (encoders.get(part) or {}).get("layers") or {}
-        packed = sum(int(row["bytes"]) for row in layers.values())
-        unpacked = sum(int(row["bytes_float32"]) for row in layers.values())
+        stored = sum(e.bytes for n, e in files.items() if n.startswith(f"{part}/model.onnx"))
+        layers = encoders[part].layers if part in encoders else {}
+        packed = sum(row.bytes for row in layers.values())
+        unpacked = sum(row.bytes_float32 for row in layers.values())
         half = part == "vae_decoder" or layers
         total += unpacked + (stored - packed) * (2 if half else 1)
     return total
@@ -151,7 +151,7 @@ class Server(FileServer):
 
     def __init__(self, bundle: Bundle, host: str, port: int, *, isolated: bool = True) -> None:
         self.folder = bundle.folder
-        self.steps = int(bundle.manifest["sampling"]["steps"])
+        self.steps = bundle.manifest.sampling.steps
         files = {**page_files(), **served_files(bundle)}
         super().__init__(files, HEADERS if isolated else PROTECTION, host, port, _Handler)
 

@@ -35,7 +35,7 @@ def write_site(bundle: Bundle, output: Path, reporter: Reporter) -> int:
     """
     if output.is_dir() and any(output.iterdir()):
         raise UsageError(f"{output} is not empty: expected a new folder; choose another")
-    if STEP_TABLE not in bundle.manifest["files"]:
+    if STEP_TABLE not in bundle.manifest.files:
         raise UsageError(
             f"{bundle.folder} holds no {STEP_TABLE}, which pages without a server of ours need: "
             "export the bundle again"

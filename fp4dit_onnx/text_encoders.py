@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from fnmatch import fnmatchcase
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx
 
@@ -16,6 +15,7 @@ from fp4dit_onnx.component_writing import Component, ComponentWriter
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import CHECKPOINT, read_json
 from fp4dit_onnx.layers import FLOAT32_BYTES, layer_size
+from fp4dit_onnx.manifest import Encoder, Weight
 from fp4dit_onnx.methods import method_by_name
 from fp4dit_onnx.models import TEXT_ENCODERS
 from fp4dit_onnx.recipe import Recipe, make_recipe
@@ -103,7 +103,7 @@ def check_encoders(parts: Mapping[str, checkpoint.Component]) -> None:
 
 def write_encoder(
     part: checkpoint.Component, recipe: Recipe | None, range: str, writer: ComponentWriter
-) -> dict[str, Any]:
+) -> Encoder:
     """Write an encoder into its folder of the bundle; float tensors of a quantized one are float16.
 
     The graph takes input_ids and attention_mask, both int64 [B, L], and gives last_hidden_state,
@@ -143,31 +143,23 @@ def write_encoder(
         half=recipe is not None,
     )
 
-    def rows(found: Mapping[str, LayerNote]) -> dict[str, dict[str, Any]]:
+    def rows(found: Mapping[str, LayerNote]) -> dict[str, Weight]:
         shapes = {name: (layers[name].n, layers[name].k) for name in found}
         return {
-            name: {
-                "shape": shapes[name],
-                **asdict(of_layer),
-                "bytes_float32": FLOAT32_BYTES * prod(shapes[name]),
-            }
-            for name, of_layer in found.items()
+            name: Weight(
+                shapes[name], of.bytes, FLOAT32_BYTES * prod(shapes[name]), of.weight_sqnr_db
+            )
+            for name, of in found.items()
         }
 
     def note(model: onnx.ModelProto, found: Mapping[str, LayerNote]) -> None:
         if recipe is not None:
-            named = [{"name": name, **row} for name, row in rows(found).items()]
             facts = {"bits": recipe.bits, "method": METHOD, "source": part.class_name}
-            annotate(model, named, facts)
+            annotate(model, rows(found), facts)
 
     notes, _ = writer.write(component, note)
     noise = [note.weight_sqnr_db for note in notes.values()]
-    return {
-        "class": part.class_name,
-        "recipe": recipe.to_json() if recipe else None,
-        "layers": rows(notes),
-        "worst_weight_sqnr_db": min(noise) if noise else None,
-    }
+    return Encoder(part.class_name, recipe, rows(notes), min(noise) if noise else None)
 
 
 def _layers(

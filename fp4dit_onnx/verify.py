@@ -32,10 +32,13 @@ from fp4dit_onnx.bundle import Bundle
 from fp4dit_onnx.cases import CASES, case_inputs
 from fp4dit_onnx.compare import Comparison, sqnr_db
 from fp4dit_onnx.errors import BundleError
-from fp4dit_onnx.files import BUNDLE, read_json
+from fp4dit_onnx.files import BUNDLE
+from fp4dit_onnx.files.settings import transformer_settings
 from fp4dit_onnx.formats import format_by_name
 from fp4dit_onnx.library import Library
+from fp4dit_onnx.manifest import DEFAULT_TARGET
 from fp4dit_onnx.models import Family, family_of
+from fp4dit_onnx.names import WEIGHT, codes_of, scale_of
 from fp4dit_onnx.node_checks import NodeChecks
 from fp4dit_onnx.probe import (
     attention_formats,
@@ -49,7 +52,6 @@ from fp4dit_onnx.probe import (
 )
 from fp4dit_onnx.progress import Reporter, SilentReporter
 from fp4dit_onnx.runtime.session import session
-from fp4dit_onnx.targets.target import DEFAULT_TARGET, target_of
 
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.parity import Simulation
@@ -121,7 +123,7 @@ def verify(
     """
     report = reporter or SilentReporter()
     opened = Bundle.open(bundle)
-    target = target_of(opened.manifest)
+    target = opened.manifest.target
     if target != DEFAULT_TARGET:
         raise BundleError(
             f"{opened.folder} is for the target {target}: expected a bundle of our operators, whose "
@@ -155,10 +157,10 @@ class _Subject:
 
     @classmethod
     def load(cls, bundle: Bundle) -> _Subject:
-        source = bundle.manifest["source"]
+        source = bundle.manifest.source
         path = bundle.folder / "transformer" / "config.json"
-        config = read_json(path, "the transformer's settings", BUNDLE)
-        family = family_of(source["pipeline"], source["transformer"])
+        config = transformer_settings(path, BUNDLE)
+        family = family_of(source.pipeline, source.transformer)
         return cls(bundle, load_model(bundle.transformer), family, config)
 
     @property
@@ -169,17 +171,16 @@ class _Subject:
 def _structure(subject: _Subject) -> Iterator[Check]:
     """The file holds packed weights and no float copy, its attentions' pairs, its operators' meaning."""
     manifest = subject.bundle.manifest
-    rows = {row["name"]: row for row in manifest["layers"]}
-    shapes = [shape for row in rows.values() for shape in (row["shape"], row["shape"][::-1])]
-    kept = {f"{row['name']}.weight" for row in manifest["skipped"]}
-    kept |= {f"{name}.weight.scale" for name in rows}
+    rows = {row.name: row for row in manifest.layers}
+    shapes = [shape for row in rows.values() for shape in (row.shape, row.shape[::-1])]
+    kept = {row.name + WEIGHT for row in manifest.skipped} | {scale_of(name) for name in rows}
     names = {t.name for t in subject.model.graph.initializer}
     copies = [  # under whatever name: a folded transpose is a copy too
         t.name
         for t in subject.model.graph.initializer
-        if t.data_type in FLOAT_TYPES and list(t.dims) in shapes and t.name not in kept
+        if t.data_type in FLOAT_TYPES and tuple(t.dims) in shapes and t.name not in kept
     ]
-    absent = [name for name in rows if f"{name}.weight.codes" not in names]
+    absent = [name for name in rows if codes_of(name) not in names]
     at_fault = [*copies, *absent]
     yield Check(
         "packed weights",
@@ -188,7 +189,7 @@ def _structure(subject: _Subject) -> Iterator[Check]:
         bound="codes for every layer, no float copy",
         found=f"{len(copies)} float copies, {len(absent)} layers without codes",
     )
-    attention, found = manifest.get("attention", {}), attention_formats(subject.model.graph)
+    attention, found = manifest.attention, attention_formats(subject.model.graph)
     differing = sorted(m for m in {*attention, *found} if attention.get(m) != found.get(m))
     yield Check(
         "attention",
@@ -276,7 +277,7 @@ class _Evaluators:
 
     def _bound(self, index: int, feed: Mapping[str, Array]) -> float | None:
         """How near whole models must be, in dB; None where nobody knows."""
-        known = self._subject.bundle.manifest["case_sqnr_db"]
+        known = self._subject.bundle.manifest.case_sqnr_db
         if not known:  # the export measured nothing
             own = self._activation_error(feed)
             return None if own is None else own - INDEPENDENT_DB

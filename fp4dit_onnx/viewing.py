@@ -55,7 +55,7 @@ def onnx_file(path: Path, part: str) -> Path:
             raise UsageError(f"{path}: expected an .onnx file, or a folder made by export")
         return path
     bundle = Bundle.open(path)
-    models = sorted(name for name in bundle.manifest["files"] if name.endswith("/model.onnx"))
+    models = sorted(name for name in bundle.manifest.files if name.endswith("/model.onnx"))
     if f"{part}/model.onnx" not in models:
         held = ", ".join(name.removesuffix("/model.onnx") for name in models)
         raise BundleError(f"{path / MANIFEST} lists no {part}: expected one of {held}")

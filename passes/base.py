@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import onnx_graphsurgeon as gs
 
@@ -44,11 +44,6 @@ class PassReport:
         """Both together, the places of `other` under other names."""
         skipped = tuple(Skip(renamed(s.name), s.reason) for s in other.skipped)
         return PassReport(self.name, self.rewritten + other.rewritten, (*self.skipped, *skipped))
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for the manifest."""
-        skipped = [{"name": s.name, "reason": s.reason} for s in self.skipped]
-        return {"name": self.name, "rewritten": self.rewritten, "skipped": skipped}
 
 
 class Pass(Protocol):

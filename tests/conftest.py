@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,10 @@ import numpy.typing as npt
 import onnx
 import onnx.parser
 import pytest
+from manifests import EMPTY
 from pass_bench import PassBench
 
+from fp4dit_onnx.bundle import write_manifest
 from fp4dit_onnx.checkpoint import Checkpoint, open_checkpoint
 from fp4dit_onnx.checkpoint import demo_folder as embedded_folder
 from fp4dit_onnx.compare import within
@@ -200,15 +201,13 @@ def bundle(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = TRANSFORMER_FORMULA.format(ir=IR_VERSION, opset=OPSET)
     onnx.save(onnx.parser.parse_model(text), folder / "transformer" / "model.onnx")
     sampling = Sampling(steps=20, guidance=3.0, height=64, width=64, max_sequence_length=16)
-    manifest = {"sampling": asdict(sampling)}
-    (folder / "quantization.json").write_text(json.dumps(manifest))
+    write_manifest(folder, replace(EMPTY, sampling=sampling))
     return folder
 
 
 @pytest.fixture(scope="session")
 def drawable(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Makes whole bundles of the demo pipeline, rounded to nearest, by bits; not to be changed."""
-    from fp4dit_onnx.bundle import write_manifest
     from fp4dit_onnx.export import ExportRequest, export
     from fp4dit_onnx.runtime.step_table import write_step_table
 
@@ -227,8 +226,8 @@ def drawable(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
         folder = shutil.copytree(bundle, part.with_name(bits))
         shutil.rmtree(folder / "transformer")
         shutil.move(part / "transformer", folder / "transformer")
-        write_step_table(folder, manifest["sampling"]["steps"])
-        write_manifest(folder, {k: v for k, v in manifest.items() if k != "files"})
+        write_step_table(folder, manifest.sampling.steps)
+        write_manifest(folder, manifest)
         return Path(folder)
 
     return make

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-from typing import Any
 
 import onnx
 import onnx.parser
@@ -11,6 +10,7 @@ import pytest
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.annotation import annotate
+from fp4dit_onnx.manifest import Weight
 
 TEXT = """
 <ir_version: 10, opset_import: ["": 21, "com.fp4dit": 1]>
@@ -51,10 +51,7 @@ WEIGHTS = {
     "t": "down.weight.scale",
 }
 """Names of tensors, for the same reason."""
-ROWS: list[dict[str, Any]] = [
-    {"name": "up", "shape": [4, 8], "bytes": 32, "weight_sqnr_db": 18.456, "output_sqnr_db": 20.0},
-    {"name": "down", "shape": [8, 8], "bytes": 1048, "weight_sqnr_db": 15.0},
-]
+ROWS = {"up": Weight((4, 8), 32, 128, 18.456, 20.0), "down": Weight((8, 8), 1048, 256, 15.0)}
 
 
 def annotated(text: str = TEXT) -> onnx.ModelProto:
@@ -139,7 +136,7 @@ def test_nothing_quantized() -> None:
     made = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["": 21]> g (float[2] x) => (float[2] y) { y = Neg (x) }'
     )
-    annotate(made, [], {})
+    annotate(made, {}, {})
     assert made.doc_string == "0 linear layers in 0.000 bits a weight"
     assert notes(made) == {}
 

@@ -9,28 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from manifests import EMPTY, layer
 
 from fp4dit_onnx import cli
 from fp4dit_onnx.bundle import MANIFEST, REQUIRED_FILES, Bundle, new_bundle, write_manifest
 from fp4dit_onnx.errors import BundleError, UsageError
-
-EMPTY: dict[str, Any] = {
-    "recipe": {},
-    "sampling": {},
-    "layers": [],
-    "skipped": [],
-    "passes": [],
-    "totals": {},
-    "case_sqnr_db": [],
-    "versions": {},
-    "source": {},
-}
-
+from fp4dit_onnx.manifest import Converted, Encoder, Kept, PassNote, Weight, read_manifest
 
 DRAWING = (
     "text_encoder/model.onnx",
@@ -73,8 +62,8 @@ def test_round_trip(bundle: Path) -> None:
         opened.model_index,
     ):
         assert path.read_text() == "content"
-    assert opened.manifest["format_version"] == 1
-    assert set(opened.manifest["files"]) == {*REQUIRED_FILES, *DRAWING}
+    assert opened.manifest.format_version == 1
+    assert set(opened.manifest.files) == {*REQUIRED_FILES, *DRAWING}
     assert opened.whole
     assert leftovers(bundle.parent) == []
 
@@ -90,10 +79,10 @@ def test_a_transformer_alone_is_a_bundle_too(tmp_path: Path) -> None:
 
 
 def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
-    rows = [{"weight_sqnr_db": math.inf, "output_sqnr_db": math.nan, "bytes": 3}]
-    written = write_manifest(tmp_path, {**EMPTY, "layers": rows})
-    assert written["layers"] == [{"weight_sqnr_db": None, "output_sqnr_db": None, "bytes": 3}]
-    assert json.loads((tmp_path / MANIFEST).read_text()) == written
+    row = layer("a", weight_sqnr_db=math.inf, output_sqnr_db=math.nan)
+    written = write_manifest(tmp_path, replace(EMPTY, layers=(row,)))
+    assert written.layers == (layer("a"),)
+    assert read_manifest(tmp_path / MANIFEST) == written
 
 
 def write_half(output: Path, error: type[BaseException]) -> None:
@@ -221,10 +210,10 @@ def change_manifest(bundle: Path, **changes: object) -> None:
     ("changes", "message"),
     [
         ({"format_version": 2}, "format_version 2: this program reads 1"),
-        ({"layers": None}, "entry 'layers' is NoneType, expected a list"),
+        ({"layers": None}, "layers is null, expected a list"),
         ({"files": {"../x": {"bytes": 1, "sha256": ""}}}, "lies outside the bundle"),
         ({"files": {"/x": {"bytes": 1, "sha256": ""}}}, "lies outside the bundle"),
-        ({"files": {"x": {"bytes": "1"}}}, "has no 'bytes' and 'sha256'"),
+        ({"files": {"x": {"bytes": "1"}}}, "files.x.sha256 is absent"),
         ({"files": {"x": {"bytes": 1, "sha256": ""}}}, "x not found"),
     ],
 )
@@ -331,3 +320,50 @@ def test_commands_on_what_is_no_model(bundle: Path, capsys: pytest.CaptureFixtur
 def test_verify_names_what_was_altered(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (bundle / "transformer/model.onnx").write_text("CONTENT")
     assert "transformer/model.onnx has sha256" in said(capsys, "verify", bundle)
+
+
+def places(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The way to every entry of a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value)  # type: ignore[arg-type]
+    for key, item in inner:
+        yield (*path, key)
+        if isinstance(item, dict | list):
+            yield from places(item, (*path, key))
+
+
+@pytest.mark.parametrize("value", [None, -1, True, "x", [], {}, 2**70, 1e300, [[]]], ids=repr)
+def test_a_manifest_with_another_value_at_any_key(tmp_path: Path, value: object) -> None:
+    """It opens, or is refused in one line that names the file."""
+    fill(tmp_path)
+    row = layer("blocks.0.to_q", weight_sqnr_db=18.0)
+    encoder = Encoder("T5EncoderModel", EMPTY.recipe, {"a": Weight((2, 2), 2, 16)}, 18.0)
+    full = replace(
+        EMPTY,
+        layers=(row,),
+        skipped=(Kept("proj_out", "by rule"),),
+        passes=(PassNote("fuse", 1, (Kept("a", "b"),)),),
+        text_encoders={"text_encoder": encoder},
+        converted={"transformer": Converted(3)},
+        attention={"blocks.0": "e2m3"},
+        case_sqnr_db=(20.0,),
+        versions={"python": "3.11"},
+    )
+    write_manifest(tmp_path, full)
+    path = tmp_path / MANIFEST
+    content = json.loads(path.read_text())
+    refused = []
+    for place in list(places(content)):
+        changed = json.loads(path.read_text())
+        target = changed
+        for key in place[:-1]:
+            target = target[key]
+        target[place[-1]] = value
+        path.write_text(json.dumps(changed))
+        try:
+            Bundle.open(tmp_path)
+        except BundleError as error:
+            refused.append(str(error))
+        path.write_text(json.dumps(content))
+    assert len(refused) > len(list(places(content))) / 2
+    assert all((MANIFEST in line and "\n" not in line) or "not found" in line for line in refused)
+    assert read_manifest(path) == replace(full, files=Bundle.open(tmp_path).manifest.files)

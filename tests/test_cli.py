@@ -11,13 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
 
 import onnx
 import pytest
+from manifests import EMPTY, layer
 from PIL import Image
 from rich.console import Console
 
@@ -29,24 +30,12 @@ from fp4dit_onnx.commands.layer_table import group_layers
 from fp4dit_onnx.commands.parameters import parameters_of
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.formats import FORMATS
+from fp4dit_onnx.manifest import Kept
 from fp4dit_onnx.methods import method_names, preset_names, range_names
 from fp4dit_onnx.progress import RichReporter
 from fp4dit_onnx.recipe import FORMS
 from fp4dit_onnx.scale_formats import SCALE_FORMATS
 from fp4dit_onnx.targets import TARGETS
-
-ROW = {
-    "name": "blocks.0.to_q",
-    "shape": [4, 32],
-    "weight_format": "e2m1",
-    "activation_format": "e2m3",
-    "group_size": 32,
-    "weights": 128,
-    "bytes": 72,
-    "bytes_float32": 512,
-    "weight_sqnr_db": 20.0,
-    "output_sqnr_db": None,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -312,7 +301,9 @@ def test_export_passes_every_option_on(
         seen.append(request)
         with reporter.stage("working", 2) as advance:
             advance(2)
-        manifest = {"layers": [ROW], "skipped": [{"name": "proj", "reason": "by rule"}]}
+        manifest = replace(
+            EMPTY, layers=(layer("blocks.0.to_q"),), skipped=(Kept("proj", "by rule"),)
+        )
         return command.ExportResult(request.output, manifest, 1.0)
 
     command: Any = importlib.import_module("fp4dit_onnx.commands.export")
@@ -482,7 +473,7 @@ def test_generate_writes_pictures(
     run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("fp4dit_onnx.runtime.pipeline.Pipeline", FakePipeline)
-    monkeypatch.setattr(Bundle, "open", lambda folder: Bundle(Path(folder), {}))
+    monkeypatch.setattr(Bundle, "open", lambda folder: Bundle(Path(folder), EMPTY))
     outcome = run(
         "generate", "b", "--prompt", "x", "--prompt", "y", "-o", tmp_path / "o", "--json"
     )
@@ -494,13 +485,16 @@ def test_generate_writes_pictures(
 
 
 def test_groups_of_layers() -> None:
-    other = {**ROW, "name": "blocks.1.to_q", "weight_sqnr_db": 30.0}
-    rows = [ROW, other, {**ROW, "name": "proj", "activation_format": None}]
+    rows = [
+        layer("blocks.0.to_q", weight_sqnr_db=20.0),
+        layer("blocks.1.to_q", weight_sqnr_db=30.0),
+        layer("proj", activation_format=None),
+    ]
     first, second = group_layers(rows)
     assert (first.name, first.count, first.bytes) == ("blocks.*.to_q", 2, 144)
-    names = [group.name for group in group_layers([*rows, {**ROW, "name": "adaln.linear"}])]
+    names = [group.name for group in group_layers([*rows, layer("adaln.linear")])]
     assert names == ["adaln.linear", "blocks.*.to_q", "proj"]  # sorted
-    alone = {**ROW, "name": "embedders.2.linear"}
+    alone = layer("embedders.2.linear")
     assert [group.name for group in group_layers([alone])] == ["embedders.2.linear"]
     assert (first.weight_sqnr_db, first.output_sqnr_db) == (25.0, None)
     assert second.formats == "e2m1 / float"

@@ -127,10 +127,9 @@ def test_weight_only_encoders_compute_with_their_codes(
     entry = write_encoder(component, recipe, "absmax", writer(tmp_path / "out"))
     path = tmp_path / "out" / part / "model.onnx"
     state = read_state(load_model(path))
-    assert set(state.layers) == set(entry["layers"])
+    assert set(state.layers) == set(entry.layers)
     assert all(
-        row["bytes_float32"] == 4 * prod(row["shape"]) > row["bytes"]
-        for row in entry["layers"].values()
+        row.bytes_float32 == 4 * prod(row.shape) > row.bytes for row in entry.layers.values()
     )
     assert {layer.spec.formats[1] for layer in state.layers.values()} == {None}
     network = loaded(component.folder, component.class_name)

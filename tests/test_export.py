@@ -1,6 +1,5 @@
 """The whole line on the embedded demo pipeline: export, what the bundle holds, and the parity gate."""
 
-import json
 import os
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from fp4dit_onnx.compare import same_bits
 from fp4dit_onnx.errors import BundleError, UsageError
 from fp4dit_onnx.export import ExportRequest, ExportResult, export, plan
 from fp4dit_onnx.formats import FORMATS
+from fp4dit_onnx.manifest import read_manifest
 from fp4dit_onnx.models import FAMILIES
 from fp4dit_onnx.passes.pipeline import float_passes, run_passes
 from fp4dit_onnx.probe import load_model, read_state
@@ -49,15 +49,15 @@ def float_model() -> onnx.ModelProto:
 def test_weights_take_at_most_4_3_bits_on_disk(exported: ExportResult) -> None:
     model = load_model(Bundle.open(exported.bundle).transformer)
     tensors = {t.name: t for t in model.graph.initializer}
-    rows = exported.manifest["layers"]
+    rows = exported.manifest.layers
     stored = sum(
-        len(tensors[f"{row['name']}.weight.{part}"].raw_data)
+        len(tensors[f"{row.name}.weight.{part}"].raw_data)
         for row in rows
         for part in ("codes", "scale")
     )
-    weights = sum(row["shape"][0] * row["shape"][1] for row in rows)
+    weights = sum(row.weights for row in rows)
     assert 8 * stored / weights <= 4.3
-    assert stored == exported.manifest["totals"]["bytes"]
+    assert stored == exported.manifest.totals.bytes
 
 
 def test_trained_weights_arrive_in_the_graph(tmp_path: Path) -> None:
@@ -80,10 +80,10 @@ def test_trained_weights_arrive_in_the_graph(tmp_path: Path) -> None:
     for name, layer in state.layers.items():
         assert same_bits(layer.codes, found.layers[name].codes).ok
         assert same_bits(layer.scale, found.layers[name].scale).ok
-    rows = {row["name"]: row["weight_format"] for row in result.manifest["layers"]}
+    rows = {row.name: row.weight_format for row in result.manifest.layers}
     assert rows == {name: layer.spec.weight.format for name, layer in state.layers.items()}
     assert len(set(rows.values())) > 1
-    assert result.manifest["method"]["rounding"]["iterations"] == 2
+    assert result.manifest.method.rounding.iterations == 2
     assert verify(result.bundle, quick=True).ok
 
 
@@ -146,7 +146,7 @@ def test_state_file_and_graph_hold_the_same_codes(exported: ExportResult) -> Non
     state = load_state(exported.bundle.parent / "state.safetensors")
     carried = read_state(load_model(Bundle.open(exported.bundle).transformer))
     assert state.layers.keys() == carried.layers.keys()
-    assert state.attention == carried.attention == exported.manifest["attention"]
+    assert state.attention == carried.attention == exported.manifest.attention
     assert set(state.attention.values()) == {"e2m3"}
     for name, layer in state.layers.items():
         assert carried.layers[name].spec == layer.spec
@@ -156,14 +156,14 @@ def test_state_file_and_graph_hold_the_same_codes(exported: ExportResult) -> Non
 
 def test_every_linear_and_pass_is_accounted_for(exported: ExportResult) -> None:
     manifest = exported.manifest
-    counts = {p["name"]: p["rewritten"] for p in manifest["passes"]}
-    layers = len(manifest["layers"])
+    counts = {p.name: p.rewritten for p in manifest.passes}
+    layers = len(manifest.layers)
     assert layers == 86
     assert counts["insert_qdq"] == counts["pack_weights"] == counts["fuse_linear"] == layers
     assert counts["mend_squeeze"] == 1
-    assert counts["quantize_attention"] == 3 * len(manifest["attention"]) == 48
-    assert {r["weight_format"] for r in manifest["layers"]} == {"e2m1", "e3m0"}
-    assert all(r["output_sqnr_db"] > 10 for r in manifest["layers"])
+    assert counts["quantize_attention"] == 3 * len(manifest.attention) == 48
+    assert {r.weight_format for r in manifest.layers} == {"e2m1", "e3m0"}
+    assert all(r.output_sqnr_db > 10 for r in manifest.layers)
 
 
 def test_verify_passes(exported: ExportResult) -> None:
@@ -171,7 +171,7 @@ def test_verify_passes(exported: ExportResult) -> None:
     assert result.ok, [c for c in result.checks if not c.ok]
     names = {c.name for c in result.checks}
     assert {"library nodes", "PyTorch codes", "kernel counter", "ONNX reference nodes"} <= names
-    pairs = 2 * 3 * len(exported.manifest["attention"])
+    pairs = 2 * 3 * len(exported.manifest.attention)
     nodes = next(c for c in result.checks if c.name == "library nodes").detail
     assert int(nodes.split(": ")[1].removesuffix(" nodes")) >= pairs + 86
 
@@ -183,15 +183,15 @@ def test_attention_in_float(exported: ExportResult, tmp_path: Path) -> None:
     """
     request = ExportRequest(output=tmp_path / "float", attention_format="none", **FAST)
     result = export(request)
-    assert result.manifest["attention"] == {}
+    assert result.manifest.attention == {}
     model = load_model(Bundle.open(result.bundle).transformer)
     assert {n.op_type for n in model.graph.node if n.domain == ops.DOMAIN} == {
         ops.LINEAR,
         "FpQuantize",
     }
     assert read_state(model).attention == {}
-    assert result.manifest["model_sqnr_db"] > exported.manifest["model_sqnr_db"]
-    mine, other = result.manifest["case_sqnr_db"], exported.manifest["case_sqnr_db"]
+    assert result.manifest.model_sqnr_db > exported.manifest.model_sqnr_db
+    mine, other = result.manifest.case_sqnr_db, exported.manifest.case_sqnr_db
     texts = [case.text for case in CASES]
     assert all(a > b for a, b, text in zip(mine, other, texts, strict=True) if text > 1)
     checked = verify(result.bundle, quick=True)
@@ -219,7 +219,7 @@ def test_other_bits_verify(bits: str, tmp_path: Path) -> None:
 def tampered(exported: ExportResult, tmp_path: Path) -> tuple[Path, onnx.ModelProto]:
     """A copy of the bundle whose transformer may be changed; call `_seal` after."""
     folder = tmp_path / "tampered"
-    for name in ("", *exported.manifest["files"], "quantization.json"):
+    for name in ("", *exported.manifest.files, "quantization.json"):
         source, target = exported.bundle / name, folder / name
         if source.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -230,8 +230,7 @@ def tampered(exported: ExportResult, tmp_path: Path) -> tuple[Path, onnx.ModelPr
 def _seal(folder: Path, model: onnx.ModelProto) -> None:
     """Write the changed model with a manifest whose hashes fit it."""
     (folder / "transformer" / "model.onnx").write_bytes(model.SerializeToString())
-    manifest = json.loads((folder / "quantization.json").read_text())
-    write_manifest(folder, {k: v for k, v in manifest.items() if k not in ("files",)})
+    write_manifest(folder, read_manifest(folder / "quantization.json"))
 
 
 def test_verify_names_the_first_node_whose_body_computes_something_else(
@@ -254,8 +253,8 @@ def test_verify_finds_a_float_copy_of_a_weight_under_any_name(
     tampered: tuple[Path, onnx.ModelProto], dtype: type[np.floating]
 ) -> None:
     folder, model = tampered
-    row = json.loads((folder / "quantization.json").read_text())["layers"][0]
-    copy = np.zeros(row["shape"][::-1], dtype)
+    row = read_manifest(folder / "quantization.json").layers[0]
+    copy = np.zeros(row.shape[::-1], dtype)
     model.graph.initializer.append(numpy_helper.from_array(copy, "folded"))
     _seal(folder, model)
     checks = {c.name: c for c in verify(folder, quick=True).checks}
@@ -321,8 +320,8 @@ def test_kernels_that_cannot_run_are_one_line_and_exit_2(
 
 def test_plan_agrees_with_the_export(exported: ExportResult) -> None:
     planned = plan(ExportRequest(output=Path("unused")))
-    assert planned.totals == exported.manifest["totals"]
-    assert [r["name"] for r in planned.layers] == [r["name"] for r in exported.manifest["layers"]]
+    assert planned.totals == exported.manifest.totals
+    assert [r.name for r in planned.layers] == [r.name for r in exported.manifest.layers]
 
 
 @pytest.mark.parametrize(

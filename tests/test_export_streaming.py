@@ -42,17 +42,17 @@ def streamed(tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
 
 def test_nothing_is_measured_but_the_weights(streamed: ExportResult) -> None:
     manifest = streamed.manifest
-    assert manifest["case_sqnr_db"] == []
-    assert manifest["model_sqnr_db"] is None
-    assert {row["output_sqnr_db"] for row in manifest["layers"]} == {None}
-    assert all(10 < row["weight_sqnr_db"] < 30 for row in manifest["layers"])
-    assert len(manifest["layers"]) == 86
+    assert manifest.case_sqnr_db == ()
+    assert manifest.model_sqnr_db is None
+    assert {row.output_sqnr_db for row in manifest.layers} == {None}
+    assert all(10 < row.weight_sqnr_db < 30 for row in manifest.layers)
+    assert len(manifest.layers) == 86
 
 
 def test_the_transformer_alone_is_a_bundle(streamed: ExportResult) -> None:
     bundle = Bundle.open(streamed.bundle)
     assert not bundle.whole
-    assert set(bundle.manifest["files"]) == {
+    assert set(bundle.manifest.files) == {
         *REQUIRED_FILES,
         "report.html",
         "transformer/model.onnx.data",
@@ -63,13 +63,13 @@ def test_the_transformer_alone_is_a_bundle(streamed: ExportResult) -> None:
 
 
 def test_time_and_memory_are_noted(streamed: ExportResult) -> None:
-    found = streamed.manifest["resources"]
-    stages = [seconds for name, seconds in found["seconds"].items() if name != "total"]
+    found = streamed.manifest.resources
+    stages = [seconds for name, seconds in found.seconds.items() if name != "total"]
     assert len(stages) >= 3
-    assert sum(stages) <= found["seconds"]["total"] + 0.01 * len(stages)
-    assert found["seconds"]["total"] <= streamed.seconds + 0.01
-    before, after = found["peak_rss_bytes_after_imports"], found["peak_rss_bytes"]
-    if after is not None:
+    assert sum(stages) <= found.seconds["total"] + 0.01 * len(stages)
+    assert found.seconds["total"] <= streamed.seconds + 0.01
+    before, after = found.peak_rss_bytes_after_imports, found.peak_rss_bytes
+    if before is not None and after is not None:
         assert 2**26 < before <= after < 2**34
 
 
@@ -88,11 +88,11 @@ def test_layers_are_those_of_an_export_that_loads_the_model(
         np.testing.assert_array_equal(layer.codes, theirs[name].codes)
         np.testing.assert_array_equal(layer.scale, theirs[name].scale)
     mine_db, theirs_db = (
-        [row["weight_sqnr_db"] for row in made.manifest["layers"]] for made in (streamed, other)
+        [row.weight_sqnr_db for row in made.manifest.layers] for made in (streamed, other)
     )
     assert mine_db == pytest.approx(theirs_db, abs=1e-3)
-    assert all(row["output_sqnr_db"] > 10 for row in other.manifest["layers"])
-    assert len(other.manifest["case_sqnr_db"]) == 3
+    assert all(row.output_sqnr_db > 10 for row in other.manifest.layers)
+    assert len(other.manifest.case_sqnr_db) == 3
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_killed_export_goes_on(
     result = export(request(output))
     assert 0 < len(set(asked)) < 86
     assert files(output) == files(streamed.bundle)
-    assert result.manifest["layers"] == streamed.manifest["layers"]
+    assert result.manifest.layers == streamed.manifest.layers
     assert not work.exists()
 
 

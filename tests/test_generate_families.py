@@ -7,7 +7,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from manifests import EMPTY
 
+from fp4dit_onnx.bundle import write_manifest
 from fp4dit_onnx.errors import BundleError, UsageError
 from fp4dit_onnx.runtime import Pipeline, Sampling, initial_latents
 from fp4dit_onnx.runtime.sampling import step_noise
@@ -244,7 +246,7 @@ def bundle_of(model: Path, target: Path, sampling: Sampling) -> Path:
         (target / name).mkdir()
         shutil.copy(model / source / "config.json", target / name)
     shutil.copy(model / "model_index.json", target)
-    (target / "quantization.json").write_text(json.dumps({"sampling": asdict(sampling)}))
+    write_manifest(target, replace(EMPTY, sampling=sampling))
     return target
 
 

@@ -140,15 +140,15 @@ def test_an_export_for_the_target_has_them(tmp_path: Path) -> None:
         target="standard",
     )
     manifest = export(request).manifest
-    assert {row["group_size"] for row in manifest["layers"]} == {16}
-    assert {row["weight_format"] for row in manifest["layers"]} == {"e2m1"}
-    assert manifest["converted"]["transformer"]["activations"] == "float"  # nothing to draw with
+    assert {row.group_size for row in manifest.layers} == {16}
+    assert {row.weight_format for row in manifest.layers} == {"e2m1"}
+    assert manifest.converted["transformer"].activations == "float"  # nothing to draw with
     Bundle.open(tmp_path / "bundle").check_files(deep=True)
     path = tmp_path / "bundle" / "transformer" / "model.onnx"
     onnx.checker.check_model(path, full_check=True)
     graph = onnx.load(path, load_external_data=False).graph
     kinds = [tensor.data_type for tensor in graph.initializer]
-    layers = len(manifest["layers"])
+    layers = len(manifest.layers)
     assert kinds.count(onnx.TensorProto.FLOAT4E2M1) == layers
     assert kinds.count(onnx.TensorProto.FLOAT8E4M3FN) == layers
 

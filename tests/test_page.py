@@ -157,7 +157,7 @@ def test_a_copy_on_another_web_server(
 ) -> None:
     """One that knows nothing of us, with the page below a folder."""
     bundle = Bundle.open(drawable(FLOAT_ACTIVATIONS))
-    site, steps = tmp_path / "web" / "page", int(bundle.manifest["sampling"]["steps"])
+    site, steps = tmp_path / "web" / "page", bundle.manifest.sampling.steps
     written = static_site.write_site(bundle, site, SilentReporter())
     assert written == sum(p.stat().st_size for p in site.rglob("*") if p.is_file())
     with plain_server(tmp_path / "web") as url:

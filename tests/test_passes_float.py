@@ -280,9 +280,3 @@ def test_the_bench_catches_wrong_values_and_endless_rewriting(
     )
     with pytest.raises(AssertionError, match=message):
         bench.rewrite(model, DoublingPass(), {"x": np.zeros((2, 3), np.float32)})
-
-
-def test_report_is_plain_data() -> None:
-    report = PassReport("p", 2, (Skip("node", "why"),))
-    skipped = [{"name": "node", "reason": "why"}]
-    assert report.to_json() == {"name": "p", "rewritten": 2, "skipped": skipped}

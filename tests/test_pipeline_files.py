@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -41,8 +42,8 @@ def damaged(bundle: Path, tmp_path: Path, name: str, content: str | None) -> Pat
     [
         ("model_index.json", None, BundleError, "not found"),
         ("model_index.json", '{"_class_name": "SanaPipeline"}', UsageError, "SanaPipeline"),
-        ("quantization.json", "{}", BundleError, "lacks sampling.steps"),
-        ("quantization.json", '{"sampling": {"steps": 1}}', BundleError, "sampling.guidance"),
+        ("quantization.json", "{}", BundleError, "has format_version null"),
+        ("quantization.json", '{"format_version": 1}', BundleError, "recipe is absent"),
         ("quantization.json", "[1", BundleError, "is not JSON"),
         ("quantization.json", "[1]", BundleError, "holds a JSON list"),
         ("transformer/model.onnx", None, BundleError, "does not exist"),
@@ -84,3 +85,67 @@ picture.save({str(tmp_path / "cat.png")!r})
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "cat.png") as picture:
         assert picture.size == (64, 64)
+
+
+def test_settings_from_windows_are_the_same(bundle: Path, tmp_path: Path) -> None:
+    """Every JSON file with a byte order mark and CRLF, as Notepad saves it."""
+    for path in bundle.rglob("*"):
+        target = tmp_path / path.relative_to(bundle)
+        if path.is_dir():
+            target.mkdir()
+        elif path.suffix == ".json":
+            target.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+        else:
+            target.symlink_to(path)
+    ours, theirs = (Pipeline(folder, library=False) for folder in (tmp_path, bundle))
+    assert ours.defaults == theirs.defaults
+    assert [row.tolist() for row in ours.tokenizer(["red apple"], 8)] == [
+        row.tolist() for row in theirs.tokenizer(["red apple"], 8)
+    ]
+
+
+def test_pictures_that_memory_does_not_hold(bundle: Path) -> None:
+    pipeline = Pipeline(bundle, library=False)
+    for size in (2**40, 2**20):
+        with pytest.raises(
+            UsageError, match=r"decoding takes more than \d+ bytes, and \d+ are free"
+        ):
+            pipeline.generate(["red apple"], height=size, width=size)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (
+            "tokenizer/tokenizer_config.json",
+            {"padding_side": 5},
+            "padding_side is 5, expected left",
+        ),
+        ("tokenizer/tokenizer_config.json", {"pad_token": [1]}, "pad_token is a list, expected a"),
+        (
+            "vae_decoder/config.json",
+            {"scaling_factor": 0},
+            "scaling_factor is 0.0, expected a number",
+        ),
+        ("vae_decoder/config.json", {"block_out_channels": []}, "block_out_channels is no list"),
+        (
+            "transformer/config.json",
+            {"in_channels": None},
+            "in_channels is null, expected a whole",
+        ),
+        (
+            "transformer/config.json",
+            {"patch_size": 2**40},
+            "patch_size is 1099511627776, expected",
+        ),
+    ],
+)
+def test_values_that_are_refused(
+    bundle: Path, tmp_path: Path, name: str, change: dict[str, Any], message: str
+) -> None:
+    path = bundle / name
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    folder = damaged(bundle, tmp_path, name, json.dumps(content | change))
+    with pytest.raises(BundleError, match=message) as caught:
+        Pipeline(folder, library=False)
+    assert Path(name).name in str(caught.value)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.files import plain
 from fp4dit_onnx.formats import FORMATS
 from fp4dit_onnx.methods import method_by_name
 from fp4dit_onnx.recipe import Recipe, Rule, make_recipe, parse_bits
@@ -287,7 +288,7 @@ def test_a_group_is_no_longer_than_its_row() -> None:
 def test_recipe_as_json() -> None:
     made = recipe("W4A16", rules=["proj_out=none"], skip=[("adaln*", "small")])
     rule = {"activation": None, "required": False, "reason": "kept in float by rule"}
-    assert json.loads(json.dumps(made.to_json())) == {
+    assert json.loads(json.dumps(plain(made))) == {
         "bits": "w4a16",
         "method": "fp-rtn",
         "activation": None,

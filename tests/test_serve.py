@@ -10,14 +10,17 @@ import socket
 import subprocess
 import sys
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from manifests import EMPTY
 
 from fp4dit_onnx import serving, static_site
-from fp4dit_onnx.bundle import MANIFEST_KEYS, Bundle, write_manifest
+from fp4dit_onnx.bundle import Bundle, write_manifest
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.manifest import Encoder, File, Weight
 from fp4dit_onnx.progress import SilentReporter
 from fp4dit_onnx.runtime.step_table import STEP_TABLE, bundle_step_table, write_step_table
 
@@ -61,9 +64,8 @@ def small(bundle: Path, tmp_path: Path) -> Path:
         shutil.copyfile(path, target)
     for part in ("text_encoder", "transformer", "vae_decoder"):
         (folder / part / "model.onnx").write_bytes(bytes(range(100)))
-    sampling = json.loads((bundle / "quantization.json").read_text())["sampling"]
-    content = {key: kind() for key, kind in MANIFEST_KEYS.items()}
-    write_manifest(folder, {**content, "sampling": sampling})
+    sampling = Bundle.open(bundle).manifest.sampling
+    write_manifest(folder, replace(EMPTY, sampling=sampling))
     return folder
 
 
@@ -224,26 +226,28 @@ def test_a_copy_is_written_whole_or_not_at_all(
             static_site.write_site(bundle, site, SilentReporter())
     assert not site.exists()
     static_site.write_site(bundle, site, SilentReporter())
-    for name in bundle.manifest["files"]:
+    for name in bundle.manifest.files:
         assert (site / "bundle" / name).read_bytes() == (small / name).read_bytes()
     headers = (site / static_site.HEADER_FILE).read_text()
     assert "  Cross-Origin-Embedder-Policy: require-corp\n" in headers
     with pytest.raises(UsageError, match="site is not empty: expected a new folder"):
         static_site.write_site(bundle, site, SilentReporter())
-    del bundle.manifest["files"][STEP_TABLE]
+    files = {k: v for k, v in bundle.manifest.files.items() if k != STEP_TABLE}
+    bundle = replace(bundle, manifest=replace(bundle.manifest, files=files))
     with pytest.raises(UsageError, match=r"holds no scheduler/steps\.json"):
         static_site.write_site(bundle, tmp_path / "other", SilentReporter())
 
 
 def test_memory_estimate(small: Path) -> None:
-    manifest = {
-        "totals": {"transformer_bytes_float32": 8000},
-        "text_encoders": {"text_encoder": {"layers": {"a": {"bytes": 30, "bytes_float32": 240}}}},
-        "files": {
-            "text_encoder/model.onnx.data": {"bytes": 50},
-            "vae_decoder/model.onnx": {"bytes": 100},
+    manifest = replace(
+        EMPTY,
+        totals=replace(EMPTY.totals, transformer_bytes_float32=8000),
+        text_encoders={"text_encoder": Encoder("T5", None, {"a": Weight((1, 60), 30, 240)})},
+        files={
+            "text_encoder/model.onnx.data": File("", 50),
+            "vae_decoder/model.onnx": File("", 100),
         },
-    }
+    )
     assert serving.memory_estimate(Bundle(small, manifest)) == 8000 + 240 + 2 * 20 + 2 * 100
 
 

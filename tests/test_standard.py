@@ -230,10 +230,10 @@ def test_nothing_of_the_search_for_ranges_stays(standardized: Path) -> None:
 
 
 def test_ranges_are_in_the_manifest(standardized: Path) -> None:
-    facts = Bundle.open(standardized).manifest["converted"]["transformer"]
-    assert facts["activations"].startswith("e4m3, ranges of")
-    assert all(0 < value < 1e4 for value in facts["ranges"].values())
-    assert len(facts["ranges"]) == 55
+    facts = Bundle.open(standardized).manifest.converted["transformer"]
+    assert facts.activations.startswith("e4m3, ranges of")
+    assert all(0 < value < 1e4 for value in facts.ranges.values())
+    assert len(facts.ranges) == 55
 
 
 def test_a_runtime_without_the_types_is_told(standardized: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fp4dit_onnx import numerics
 from fp4dit_onnx.checkpoint import open_checkpoint
 from fp4dit_onnx.compare import same_bits
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.files import plain
 from fp4dit_onnx.formats import FORMATS
 from fp4dit_onnx.layers import layer_size, linear_layers, totals
 from fp4dit_onnx.model_file import save_model
@@ -286,7 +287,7 @@ def test_sizes_are_those_of_a_real_state(demo_folder: Path, tmp_path: Path) -> N
     rest = sum(t.nbytes for n, t in tensors.items() if n.removesuffix(".weight") not in layers)
     stored = sum(layer.nbytes for layer in layers.values())
     weights = sum(layer.n * layer.k for layer in layers.values())
-    assert totals(checkpoint, [asdict(size) for size in sizes.values()]) == {
+    assert plain(totals(checkpoint, list(sizes.values()))) == {
         "layers": len(layers),
         "weights": weights,
         "bytes": stored,
@@ -299,8 +300,8 @@ def test_sizes_are_those_of_a_real_state(demo_folder: Path, tmp_path: Path) -> N
 
 def test_totals_of_nothing(demo_folder: Path) -> None:
     found = totals(open_checkpoint(demo_folder), [])
-    assert (found["layers"], found["bits_per_weight"]) == (0, 0)
-    assert found["transformer_bytes"] == found["transformer_bytes_float32"] > 0
+    assert (found.layers, found.bits_per_weight) == (0, 0)
+    assert found.transformer_bytes == found.transformer_bytes_float32 > 0
 
 
 # --- models with a data file -------------------------------------------------------------------

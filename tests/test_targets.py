@@ -73,7 +73,7 @@ def test_notes_stay_with_the_layer(inlined: Path) -> None:
 
 def test_an_inlined_bundle_draws(inlined: Path) -> None:
     manifest = Bundle.open(inlined).manifest
-    assert manifest["target"] == "inline"
+    assert manifest.target == "inline"
     Bundle.open(inlined).check_files(deep=True)
     picture = Pipeline(inlined, library=False).generate(["tiger face"], steps=2)[0]
     assert picture.size == (64, 64)
@@ -109,7 +109,7 @@ def test_models_are_replaced_when_all_are_written(demo_bundle: Path, tmp_path: P
     def rewrite(source: Path, made: Path, bundle: Path, reporter: Reporter) -> dict[str, str]:
         shutil.copytree(source, made, dirs_exist_ok=True)
         seen.append(Bundle.open(bundle).check_files(deep=True))
-        return {"by": "test"}
+        return {"activations": "test"}
 
     both = shutil.copytree(demo_bundle, tmp_path / "both")
     shutil.copyfile(both / "transformer/model.onnx", both / "vae_decoder/model.onnx")
@@ -177,7 +177,7 @@ def test_export_inlines_by_itself(tmp_path: Path) -> None:
     )
     export(request)
     manifest = json.loads((tmp_path / "bundle" / "quantization.json").read_text())
-    assert manifest["target"] == "inline"
+    assert manifest.target == "inline"
     Bundle.open(tmp_path / "bundle").check_files(deep=True)
     model = onnx.load(tmp_path / "bundle/transformer/model.onnx", load_external_data=False)
     assert {node.domain for node in model.graph.node} == {""}

@@ -120,5 +120,5 @@ def test_tokenizer_needs_a_file_and_a_padding_token(demo_copy: Path) -> None:
     with pytest.raises(BundleError, match="is no tokenizer"):
         Tokenizer(folder)
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(BundleError, match="does not exist"):
+    with pytest.raises(BundleError, match="not found: expected a tokenizer"):
         Tokenizer(folder)

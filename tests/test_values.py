@@ -11,13 +11,15 @@ from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
+from manifests import EMPTY
 
 from fp4dit_onnx.benchmark import Settings
 from fp4dit_onnx.benchmark.step import StepCase
 from fp4dit_onnx.cli import COMMANDS, main
 from fp4dit_onnx.errors import BundleError, UsageError
+from fp4dit_onnx.manifest import manifest_text, read_manifest
 from fp4dit_onnx.plan import ExportRequest, plan
-from fp4dit_onnx.runtime.sampling import Sampling, default_sampling, images_of, initial_latents
+from fp4dit_onnx.runtime.sampling import Sampling, images_of, initial_latents
 from fp4dit_onnx.values import LARGEST_SEED, real, whole
 
 GOOD = {"steps": 2, "guidance": 3.0, "height": 64, "width": 64, "max_sequence_length": 16}
@@ -63,10 +65,11 @@ def test_seeds_out_of_range(value: Any) -> None:
 
 
 def test_bundle_with_impossible_sampling(tmp_path: Path) -> None:
-    manifest = tmp_path / "quantization.json"
-    manifest.write_text(json.dumps({"sampling": {**GOOD, "guidance": -1}}))
+    path = tmp_path / "quantization.json"
+    content = json.loads(manifest_text(EMPTY))
+    path.write_text(json.dumps({**content, "sampling": {**GOOD, "guidance": -1}}))
     with pytest.raises(BundleError, match=r"quantization\.json: sampling: guidance = -1"):
-        default_sampling(manifest)
+        read_manifest(path)
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_the_folder_is_a_bundle_that_can_be_timed(made: Path) -> None:
     bundle.check_files(deep=True)
     assert not bundle.whole
     listed = {"float/model.onnx", "float/model.onnx.data", "transformer/model.onnx.data"}
-    assert listed < set(bundle.manifest["files"])
+    assert listed < set(bundle.manifest.files)
     folders = sorted(path.name for path in made.iterdir())
     assert folders == ["float", "model_index.json", "quantization.json", "transformer"]
     assert sorted(path.name for path in made.parent.iterdir()) == ["made"]

@@ -243,13 +243,13 @@ class Checker:
         """The whole transformer is as near as verify demands of any evaluator."""
         subject = self._subject_now()
         bundle = subject.bundle
-        source = bundle.manifest["source"]
-        family = family_of(source["pipeline"], source["transformer"])
+        source = bundle.manifest.source
+        family = family_of(source.pipeline, source.transformer)
         config = json.loads((bundle.folder / "transformer" / "config.json").read_text())
         here = session(bundle.transformer, threads=1)
         found = []
         with closing(self._emulated(bundle.transformer, library=True)) as emulated:
-            for index, own in enumerate(bundle.manifest["case_sqnr_db"]):
+            for index, own in enumerate(bundle.manifest.case_sqnr_db):
                 bound = NOTHING_QUANTIZED_DB if own is None else own - INDEPENDENT_DB
                 feed = case_inputs(family, config, index)
                 distance = sqnr_db(emulated.run(None, feed)[0], here.run(None, feed)[0])

@@ -10,7 +10,6 @@ they are read from its quantization.json. The table goes to docs/models.md, betw
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,8 @@ from pages import Section, written_by
 from random_pipeline import make
 
 from fp4dit_onnx.errors import Fp4DitError, UsageError
+from fp4dit_onnx.manifest import Manifest, read_manifest
+from fp4dit_onnx.names import MANIFEST
 
 __all__ = ["CASES", "Case", "table"]
 
@@ -79,7 +80,7 @@ CASES = {
 }
 
 
-def export(case: Case, source: Path, bundle: Path) -> dict[str, Any]:
+def export(case: Case, source: Path, bundle: Path) -> Manifest:
     """Export in a process of its own; returns its manifest.
 
     Raises:
@@ -90,14 +91,13 @@ def export(case: Case, source: Path, bundle: Path) -> dict[str, Any]:
     done = subprocess.run([*command, *case.options], check=False, stdout=subprocess.DEVNULL)
     if done.returncode:
         raise Fp4DitError(f"the export of {case.model} failed with code {done.returncode}")
-    manifest: dict[str, Any] = json.loads((bundle / "quantization.json").read_text())
-    return manifest
+    return read_manifest(bundle / MANIFEST)
 
 
-def row(name: str, case: Case, source: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+def row(name: str, case: Case, source: Path, manifest: Manifest) -> dict[str, Any]:
     """What is known of a case once it is exported."""
-    used = manifest["resources"]
-    sizes = {p: entry["bytes"] for p, entry in manifest["files"].items()}
+    used = manifest.resources
+    sizes = {p: entry.bytes for p, entry in manifest.files.items()}
     own = sum(size for path, size in sizes.items() if path.startswith("transformer/"))
     found = {
         "case": name,
@@ -106,9 +106,9 @@ def row(name: str, case: Case, source: Path, manifest: dict[str, Any]) -> dict[s
         "source": sum(p.stat().st_size for p in source.rglob("*.safetensors")) / GB,
         "transformer": own / GB,
         "bundle": sum(sizes.values()) / GB,
-        "seconds": used["seconds"]["total"],
-        "peak": used["peak_rss_bytes"] / GB,
-        "imports": used["peak_rss_bytes_after_imports"] / GB,
+        "seconds": used.seconds["total"],
+        "peak": (used.peak_rss_bytes or 0) / GB,
+        "imports": (used.peak_rss_bytes_after_imports or 0) / GB,
     }
     found["ok"] = (
         found["peak"] < case.ram

@@ -149,7 +149,7 @@ def make(size: Size, output: Path, report: Reporter, *, overwrite: bool) -> None
             path.rename(folder / path.name)
         made.bundle.rmdir()
         shutil.rmtree(source)
-        write_manifest(folder, {k: v for k, v in made.manifest.items() if k != "files"})
+        write_manifest(folder, made.manifest)
         for part in ("float", "transformer"):
             report.note(f"{output / part}: {folder_bytes(folder / part):,} bytes")
 

@@ -22,7 +22,7 @@ class Folder {
 
   async json(name) {
     if (!this.has(name)) throw new Error(`${join(this.root, name)} not found: expected a bundle`);
-    return JSON.parse(readFileSync(join(this.root, name), "utf8"));
+    return JSON.parse(readFileSync(join(this.root, name), "utf8").replace(/^\uFEFF/, ""));
   }
 
   async steps(count) {

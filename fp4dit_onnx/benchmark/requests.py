@@ -109,5 +109,5 @@ def step_case(bundle: Path, float_model: Path | None, batch: int, tokens: int | 
         return StepCase(bundle, float_model, batch, tokens)
     opened = Bundle.open(bundle)
     if tokens is None:
-        tokens = int(opened.manifest["sampling"]["max_sequence_length"])
+        tokens = opened.manifest.sampling.max_sequence_length
     return StepCase(opened.transformer, float_model, batch, tokens)

@@ -17,7 +17,8 @@ from fp4dit_onnx.benchmark.contestant import Absent, Contestant, Loaded, package
 from fp4dit_onnx.benchmark.openvino_models import onnx_model
 from fp4dit_onnx.benchmark.sessions import bound, make_session
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.files import BUNDLE, read_json
+from fp4dit_onnx.files import BUNDLE
+from fp4dit_onnx.files.settings import transformer_settings
 from fp4dit_onnx.probe import load_graph
 from fp4dit_onnx.resources import usable_cores
 from fp4dit_onnx.silence import quiet
@@ -97,7 +98,7 @@ def _latent_sizes(model: Path) -> dict[str, int]:
     path = model.with_name("config.json")
     if not path.is_file():
         return {}
-    side = read_json(path, "the transformer's settings", BUNDLE).get("sample_size")
+    side = transformer_settings(path, BUNDLE).get("sample_size")
     return {"height": int(side), "width": int(side)} if side else {}
 
 

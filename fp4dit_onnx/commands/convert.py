@@ -122,7 +122,7 @@ def _show_result(made: Conversion, target: Target, *, json: bool) -> None:
                 "target": target.name,
                 "bytes_before": made.bytes_before,
                 "bytes_after": made.bytes_after,
-                "converted": made.manifest["converted"],
+                "converted": made.manifest.converted,
             }
         )
         return

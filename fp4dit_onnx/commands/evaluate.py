@@ -73,14 +73,14 @@ def _by_name(bundles: Sequence[Path], model: Path | None) -> dict[str, Path]:
     """Bundles by what tells them apart: their bits where these differ, else folder, else path."""
     opened = [Bundle.open(path) for path in bundles]
     for bundle in opened:
-        source = bundle.manifest.get("source") or {}
-        if model is None and source.get("name") != demo_folder().name:
+        source = bundle.manifest.source.name
+        if model is None and source != demo_folder().name:
             raise UsageError(
-                f"{bundle.folder} was made from {source.get('name')!r}, not from the embedded "
+                f"{bundle.folder} was made from {source!r}, not from the embedded "
                 "demo pipeline: give the float pipeline with --model"
             )
     candidates = (
-        [str(bundle.manifest["recipe"].get("bits", "")) for bundle in opened],
+        [bundle.manifest.recipe.bits for bundle in opened],
         [path.resolve().name for path in bundles],
         [str(path) for path in bundles],
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ from fp4dit_onnx.commands.parameters import (
 )
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.export import ExportRequest, ExportResult, Plan, export, plan
+from fp4dit_onnx.manifest import Kept, Totals
 from fp4dit_onnx.options import OUTPUT, Option
 from fp4dit_onnx.recipe_files import save_recipe
 
@@ -66,25 +67,24 @@ def _show_result(result: ExportResult, *, json: bool) -> None:
     if json:
         print_json({"bundle": str(result.bundle), "seconds": result.seconds, "manifest": manifest})
         return
-    print_layers("Quantized layers", manifest["layers"])
-    print_attention(manifest.get("attention", {}))
-    _print_skipped(manifest["skipped"])
-    _print_totals(manifest.get("totals", {}))
-    for name, found in manifest.get("converted", {}).items():
-        print_line(f"{name} for the target {manifest['target']}: {size(found['bytes'])}")
+    print_layers("Quantized layers", manifest.layers)
+    print_attention(manifest.attention)
+    _print_skipped(manifest.skipped)
+    _print_totals(manifest.totals)
+    for name, found in manifest.converted.items():
+        print_line(f"{name} for the target {manifest.target}: {size(found.bytes)}")
     print_line(f"{result.bundle} written in {result.seconds:.0f} s")
-    if REPORT in manifest.get("files", {}):
+    if REPORT in manifest.files:
         print_line(f"{result.bundle / REPORT} shows what was lost")
 
 
-def _print_skipped(skipped: Any) -> None:
+def _print_skipped(skipped: Sequence[Kept]) -> None:
     if skipped:
-        rows = [(row["name"], row["reason"]) for row in skipped]
+        rows = [(one.name, one.reason) for one in skipped]
         print_table("Kept in float", ("layer", "reason"), rows)
 
 
-def _print_totals(totals: Mapping[str, float]) -> None:
-    if "transformer_bytes" in totals:
-        before, after = totals["transformer_bytes_float32"], totals["transformer_bytes"]
-        share = f"{100 * after / before:.1f} %" if before else "-"
-        print_line(f"transformer: {size(before)} in float32, {size(after)} quantized ({share})")
+def _print_totals(totals: Totals) -> None:
+    before, after = totals.transformer_bytes_float32, totals.transformer_bytes
+    share = f"{100 * after / before:.1f} %" if before else "-"
+    print_line(f"transformer: {size(before)} in float32, {size(after)} quantized ({share})")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any
 
-from fp4dit_onnx.commands.layer_table import by_kind, formats_of, print_attention, print_layers
+from fp4dit_onnx.bundle import Bundle
+from fp4dit_onnx.commands.layer_table import by_kind, print_attention, print_layers
 from fp4dit_onnx.commands.output import print_json, print_line, print_table, size
 from fp4dit_onnx.commands.parameters import Json
 from fp4dit_onnx.inspection import inspect_path
@@ -35,16 +37,15 @@ def run(
 
 
 def _show_bundle(facts: Mapping[str, Any]) -> None:
-    manifest = facts["manifest"]
-    recipe, sampling = manifest["recipe"], manifest["sampling"]
-    print_line(f"bundle {facts['path']}: {recipe.get('bits')}, method {recipe.get('method')}")
-    for name, found in manifest.get("converted", {}).items():
-        activations = found.get("activations", "as exported")
-        print_line(f"{name} for the target {manifest['target']}: activations {activations}")
-    print_line("sampling: " + ", ".join(f"{key} {value}" for key, value in sampling.items()))
-    print_layers("Quantized layers", facts["layers"])
-    if manifest["skipped"]:
-        rows = [(row["name"], row["reason"]) for row in manifest["skipped"]]
+    manifest = Bundle.open(Path(facts["path"])).manifest
+    recipe, sampling = manifest.recipe, manifest.sampling
+    print_line(f"bundle {facts['path']}: {recipe.bits}, method {recipe.method}")
+    for name, found in manifest.converted.items():
+        print_line(f"{name} for the target {manifest.target}: activations {found.activations}")
+    print_line("sampling: " + ", ".join(f"{key} {value}" for key, value in vars(sampling).items()))
+    print_layers("Quantized layers", manifest.layers)
+    if manifest.skipped:
+        rows = [(one.name, one.reason) for one in manifest.skipped]
         print_table("Kept in float", ("layer", "reason"), rows)
     rows = [(name, size(count)) for name, count in facts["files"].items()]
     print_table("Files", ("file", ">size"), rows)
@@ -77,11 +78,12 @@ def _show_model(facts: Mapping[str, Any]) -> None:
 
 def _show_layers(layers: list[Mapping[str, Any]]) -> None:
     def properties(row: Mapping[str, Any]) -> tuple[object, ...]:
-        return (row["operator"], formats_of(row), _shape(row))
+        formats = f"{row['weight_format']} / {row['activation_format'] or 'float'}"
+        return row["operator"], formats, _shape(row)
 
     rows = [
         (name, len(members), *properties(members[0]), _bytes(members))
-        for name, members in by_kind(layers, properties)
+        for name, members in by_kind(layers, itemgetter("name"), properties)
     ]
     columns = ("layer", ">count", "operator", "formats", ">shape", ">codes")
     print_table("Quantized layers: formats of weights / activations", columns, rows)
@@ -117,7 +119,9 @@ def _show_pipeline(facts: Mapping[str, Any]) -> None:
         print_line(f"null in model_index.json: {', '.join(facts['absent'])}")
     rows = [
         (name, len(members), _shape(members[0]), members[0]["dtype"], _bytes(members))
-        for name, members in by_kind(facts["tensors"], lambda row: (_shape(row), row["dtype"]))
+        for name, members in by_kind(
+            facts["tensors"], itemgetter("name"), lambda row: (_shape(row), row["dtype"])
+        )
     ]
     title, headings = f"Tensors of {facts['transformer']}", ("tensor", ">count", ">shape", "type")
     print_table(title, (*headings, ">size"), rows)

@@ -6,21 +6,22 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from operator import attrgetter
+from typing import TypeVar
 
 from fp4dit_onnx.commands.output import decibels, print_line, print_table, size
+from fp4dit_onnx.manifest import Layer
 from fp4dit_onnx.report.layer_names import kind_of
 
 __all__ = [
     "LayerGroup",
     "by_kind",
-    "formats_of",
     "group_layers",
     "print_attention",
     "print_layers",
 ]
 
-Row = Mapping[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,19 +48,20 @@ class LayerGroup:
 
 
 def by_kind(
-    rows: Iterable[Row], properties: Callable[[Row], tuple[object, ...]]
-) -> list[tuple[str, list[Row]]]:
+    rows: Iterable[T], name_of: Callable[[T], str], properties: Callable[[T], tuple[object, ...]]
+) -> list[tuple[str, list[T]]]:
     """Rows that differ in their block's number alone, under a name with ``*`` for it; sorted by name.
 
     Args:
-        rows: each has a ``name``.
+        rows: of layers or tensors.
+        name_of: the name of a row.
         properties: of a row, equal within a group.
     """
     all_rows = list(rows)
-    kinds = kind_of(row["name"] for row in all_rows)
-    groups: dict[tuple[str, tuple[object, ...]], list[Row]] = {}
+    kinds = kind_of(map(name_of, all_rows))
+    groups: dict[tuple[str, tuple[object, ...]], list[T]] = {}
     for row in all_rows:
-        groups.setdefault((kinds[row["name"]], properties(row)), []).append(row)
+        groups.setdefault((kinds[name_of(row)], properties(row)), []).append(row)
     found = [(name, members) for (name, _), members in groups.items()]
     return sorted(found, key=lambda group: _natural(group[0]))
 
@@ -69,28 +71,23 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(d or -1), text) for d, text in re.findall(r"(\d+)|(\D+)", name)]
 
 
-def formats_of(row: Row) -> str:
-    """Of weights and activations, as ``e2m1 / e2m3``."""
-    return f"{row['weight_format']} / {row['activation_format'] or 'float'}"
-
-
-def group_layers(rows: Iterable[Row]) -> list[LayerGroup]:
+def group_layers(rows: Iterable[Layer]) -> list[LayerGroup]:
     """Groups of the manifest's (or plan's) layer rows."""
     return [
-        _group(name, formats_of(members[0]), members)
-        for name, members in by_kind(rows, lambda row: (formats_of(row),))
+        _group(name, members[0].formats, members)
+        for name, members in by_kind(rows, attrgetter("name"), lambda row: (row.formats,))
     ]
 
 
-def _group(name: str, formats: str, rows: list[Row]) -> LayerGroup:
+def _group(name: str, formats: str, rows: list[Layer]) -> LayerGroup:
     return LayerGroup(
         name=name,
         count=len(rows),
         formats=formats,
-        bytes=sum(row["bytes"] for row in rows),
-        weights=sum(row["weights"] for row in rows),
-        weight_sqnr_db=_mean(row.get("weight_sqnr_db") for row in rows),
-        output_sqnr_db=_mean(row.get("output_sqnr_db") for row in rows),
+        bytes=sum(row.bytes for row in rows),
+        weights=sum(row.weights for row in rows),
+        weight_sqnr_db=_mean(row.weight_sqnr_db for row in rows),
+        output_sqnr_db=_mean(row.output_sqnr_db for row in rows),
     )
 
 
@@ -99,7 +96,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def print_layers(title: str, rows: Iterable[Row]) -> None:
+def print_layers(title: str, rows: Iterable[Layer]) -> None:
     """Print the groups and their sum, in 100 columns."""
     all_rows = list(rows)
     total = _group("all", "", all_rows)

@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.files import plain
 from fp4dit_onnx.outputs import check_place
 from fp4dit_onnx.progress import LineReporter, Reporter, Reporters, RichReporter
 from fp4dit_onnx.texts import clean
@@ -124,7 +125,7 @@ def print_error(message: str) -> None:
 
 def print_json(content: Mapping[str, Any] | Sequence[Any]) -> None:
     """The only thing that a command with --json writes to stdout."""
-    print(json.dumps(content, indent=1))
+    print(json.dumps(plain(content), indent=1, allow_nan=False))
 
 
 def print_line(text: str) -> None:

@@ -97,7 +97,7 @@ def run(
 def _measured(
     bundle: Bundle, model: Path | None, prompts: Sequence[str], seeds: Sequence[int]
 ) -> Evidence:
-    source = bundle.manifest["source"].get("name")
+    source = bundle.manifest.source.name
     if model is None and source != demo_folder().name:
         raise UsageError(
             f"{bundle.folder} was made from {source!r}, not from the embedded demo pipeline: give "

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
-from functools import cache
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from functools import cache, partial
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["Count", "Positive", "Range", "WrongType", "decoded", "of_type", "plain", "shown"]
+from fp4dit_onnx.errors import UsageError
+
+__all__ = [
+    "Count",
+    "Positive",
+    "Range",
+    "WrongType",
+    "decoded",
+    "expected",
+    "of_type",
+    "plain",
+    "shown",
+]
 
 T = TypeVar("T")
 
@@ -59,18 +71,24 @@ def decoded(cls: type[T], value: Any, where: str = "") -> T:
     hints = _hints(cls)
     given = {}
     for item in fields(cls):  # type: ignore[arg-type]
-        place = f"{where}.{item.name}" if where else item.name
-        if item.name in value:
-            given[item.name] = of_type(hints[item.name], value[item.name], place)
+        place = f"{where}.{_key(item)}" if where else _key(item)
+        if (key := _key(item)) in value:
+            given[item.name] = of_type(hints[item.name], value[key], place)
         elif _required(item):
             raise WrongType(f"{place} is absent")
-    return cls(**given)
+    try:
+        return cls(**given)
+    except UsageError as error:  # of a class that checks itself
+        raise WrongType(f"{where or 'the file'}: {error}") from None
 
 
-@cache
-def _hints(cls: Any) -> dict[str, Any]:
-    """Types of a dataclass's fields, resolved."""
-    return get_type_hints(cls, include_extras=True)
+_hints: Callable[[Any], dict[str, Any]] = cache(partial(get_type_hints, include_extras=True))
+"""Types of a dataclass's fields, resolved."""
+
+
+def _key(item: Field[Any]) -> str:
+    """In JSON; a field that Python cannot name so has it in its metadata."""
+    return str(item.metadata.get("key", item.name))
 
 
 def _required(item: Field[Any]) -> bool:
@@ -115,8 +133,7 @@ def _one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
     if len(wanted) > 1:
         wanted = [kind for kind in wanted if _fits(kind, value)]
     if not wanted:
-        names = " or ".join(_expected(kind) for kind in kinds)
-        raise WrongType(f"{where} is {shown(value)}, expected {names}")
+        raise WrongType(f"{where} is {shown(value)}, expected {' or '.join(map(expected, kinds))}")
     return of_type(wanted[0], value, where)
 
 
@@ -146,7 +163,7 @@ def _in_range(allowed: Any, value: Any, where: str) -> Any:
 
 def _checked(kind: Any, value: Any, where: str) -> Any:
     if type(value) is not kind:
-        raise WrongType(f"{where} is {shown(value)}, expected {_expected(kind)}")
+        raise WrongType(f"{where} is {shown(value)}, expected {expected(kind)}")
     return value
 
 
@@ -161,14 +178,18 @@ _NAMES: Mapping[Any, str] = {
 }
 
 
-def _expected(kind: Any) -> str:
+def expected(kind: Any) -> str:
     """What messages call a type that was wanted."""
     origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(expected, arguments))
     if origin is Annotated:
-        return f"{_expected(arguments[0])} {arguments[1]}"
+        return f"{expected(arguments[0])} {arguments[1]}"
     if origin is Literal:
-        return " or ".join(arguments)
-    return _NAMES.get({tuple: list, Mapping: dict}.get(origin, kind), "an object")
+        return " or ".join(map(str, arguments))
+    if origin in (tuple, list) and arguments:
+        return f"a list, each entry {expected(arguments[0])}"
+    return _NAMES.get({Mapping: dict}.get(origin, origin or kind), "an object")
 
 
 def shown(value: Any) -> str:
@@ -183,7 +204,7 @@ def shown(value: Any) -> str:
 def plain(value: Any) -> Any:
     """Dataclasses, mappings and sequences as JSON has them; numbers that JSON lacks become null."""
     if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
+        return {_key(item): plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -14,9 +14,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fp4dit_onnx.errors import BundleError, CheckpointError, UsageError
+from fp4dit_onnx.files.decoding import WrongType, decoded
 
 __all__ = [
     "BUNDLE",
@@ -24,6 +25,7 @@ __all__ = [
     "GIVEN",
     "LARGE",
     "Origin",
+    "checked",
     "json_text",
     "parse_json",
     "parse_object",
@@ -39,6 +41,8 @@ MAX_DEPTH = 64
 """Objects and lists within each other; transformers' and tokenizers' files have about ten."""
 MAX_DIGITS = 64
 """Of a whole number; transformers writes one of 31 for a length without a limit."""
+
+T = TypeVar("T")
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
@@ -130,6 +134,24 @@ def read_json(
     """
     data = _read(path, what, origin, limit)
     return parse_object(data, str(path), what, origin, infinite=infinite)
+
+
+def checked(cls: type[T], content: Mapping[str, Any], place: str, origin: Origin) -> T:
+    """`content` as a dataclass; see `decoding.decoded`.
+
+    Args:
+        cls: the dataclass.
+        content: a JSON object.
+        place: where it is from, for messages.
+        origin: whose it is.
+
+    Raises:
+        UsageError: of `origin`'s class: an entry is absent, of another type or out of range.
+    """
+    try:
+        return decoded(cls, content)
+    except WrongType as error:
+        raise origin.error(f"{place}: {error}; {origin.cure}") from None
 
 
 def parse_object(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fp4dit_onnx.errors import CheckpointError
+from fp4dit_onnx.files import shown
 
 __all__ = ["DYNAMIC", "Family", "InputSpec", "Interface", "current_class", "family_of"]
 
@@ -45,9 +46,24 @@ class InputSpec:
     def shape(self, config: Config, dynamic: Mapping[str, int]) -> tuple[int, ...]:
         """The shape for given sizes of the dynamic axes."""
         return tuple(
-            d if isinstance(d, int) else dynamic[d] if d in dynamic else int(config[d])
+            d if isinstance(d, int) else dynamic[d] if d in dynamic else size_of(config, d)
             for d in self.dims
         )
+
+
+def size_of(config: Config, key: str) -> int:
+    """A size that the family cannot do without.
+
+    Raises:
+        CheckpointError: it is absent, null, or no whole number from 1.
+    """
+    value = config.get(key)
+    if type(value) is not int or value < 1:
+        raise CheckpointError(
+            f"config.json of the transformer: {key} is {shown(value) if key in config else 'absent'}, "
+            "expected a whole number from 1; download the file again"
+        )
+    return value
 
 
 def _as_they_are(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,6 +90,17 @@ class Interface:
     arguments: Callable[[Mapping[str, Any]], dict[str, Any]] = _as_they_are
     blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     results: Callable[[Any], tuple[Any, ...]] | None = None
+
+    def check(self, config: Config) -> None:
+        """Refuse a config whose sizes of the inputs are none, before anything is built.
+
+        Raises:
+            CheckpointError: see `size_of`; what is absent, the class decides.
+        """
+        for spec in self.inputs:
+            for key in (*spec.dims, spec.values):
+                if isinstance(key, str) and key in config:
+                    size_of(config, key)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ FIRST_FFN_LINEAR = "*.ff.net.0.proj"
 def has_conditions(config: Config) -> bool:
     """Whether the model takes its micro-conditions; an unset config key means at sample size 128."""
     flag = config.get("use_additional_conditions")
-    return bool(config["sample_size"] == 128) if flag is None else bool(flag)
+    return bool(config.get("sample_size", 128) == 128) if flag is None else bool(flag)
 
 
 def _interface(config: Config) -> Interface:

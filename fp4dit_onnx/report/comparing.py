@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from fp4dit_onnx.manifest import Layer
 from fp4dit_onnx.metrics import METRICS, Score
 from fp4dit_onnx.report import plots
 from fp4dit_onnx.report.cost import is_busy, milliseconds
 from fp4dit_onnx.report.data import LIBRARY, Picture
-from fp4dit_onnx.report.facts import Layer, Subject
+from fp4dit_onnx.report.facts import Subject
 from fp4dit_onnx.report.pages import MEASURE, ShownPicture, metric_label, score_text, shown_picture
 from fp4dit_onnx.report.plots import Figure
 from fp4dit_onnx.report.provenance import as_text, flat

@@ -15,7 +15,7 @@ from pathlib import Path
 from fp4dit_onnx.benchmark.machine import Machine
 from fp4dit_onnx.benchmark.rounds import Spread
 from fp4dit_onnx.errors import BundleError
-from fp4dit_onnx.files import LARGE, Origin, WrongType, decoded, read_json
+from fp4dit_onnx.files import LARGE, Origin, WrongType, checked, read_json
 from fp4dit_onnx.metrics import Score
 from fp4dit_onnx.runtime.sampling import Sampling
 
@@ -209,8 +209,8 @@ def read_evidence(path: Path) -> Evidence | None:
         raise BundleError(
             f"{path} has version {version!r}: this program reads {VERSION}; {_ORIGIN.cure}"
         )
+    found = checked(Evidence, content, str(path), _ORIGIN)
     try:
-        found = decoded(Evidence, content)
         _check(found)
     except WrongType as error:
         raise BundleError(f"{path}: {error}; {_ORIGIN.cure}") from None

@@ -19,6 +19,8 @@ from fp4dit_onnx.compare import ratio_db
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.external_data import load_tensor
 from fp4dit_onnx.formats import FloatFormat, format_by_name
+from fp4dit_onnx.manifest import Layer
+from fp4dit_onnx.names import WEIGHT, scale_of
 from fp4dit_onnx.numerics import dequantize, expand_groups, quantize
 from fp4dit_onnx.probe import CODES, load_graph
 from fp4dit_onnx.report.data import Histogram
@@ -37,7 +39,6 @@ STEPS = 3
 """Of the sampler, spread from the first to the last, at which activations are looked at."""
 MOST_BYTES = 2**31 - 2**24
 """Of a transformer whose inner tensors can be looked at: it becomes one protobuf in memory."""
-SCALES = ".weight.scale"
 
 
 @dataclass(frozen=True)
@@ -49,24 +50,22 @@ class Chosen:
         why: the rule that chose it.
     """
 
-    row: Mapping[str, Any]
+    row: Layer
     why: str
 
     @property
     def name(self) -> str:
         """Torch name."""
-        return str(self.row["name"])
+        return self.row.name
 
 
-def _first_of_feed_forward(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def _first_of_feed_forward(rows: Sequence[Layer]) -> Layer | None:
     """Of the middle block; it is the layer that FP4DiT gives another format."""
-    named = [
-        r for r in rows if re.search(r"\bff\w*\.(net\.0\.proj|linear_1|linear_in)$", r["name"])
-    ]
+    named = [r for r in rows if re.search(r"\bff\w*\.(net\.0\.proj|linear_1|linear_in)$", r.name)]
     return named[len(named) // 2] if named else None
 
 
-def chosen_layers(rows: Sequence[Mapping[str, Any]]) -> list[Chosen]:
+def chosen_layers(rows: Sequence[Layer]) -> list[Chosen]:
     """The layers with the least and the largest error, and the first linear of a feed-forward.
 
     Errors are those of outputs where they were measured, else of weights.
@@ -78,13 +77,15 @@ def chosen_layers(rows: Sequence[Mapping[str, Any]]) -> list[Chosen]:
         (
             k
             for k in ("output_sqnr_db", "weight_sqnr_db")
-            if any(r.get(k) is not None for r in rows)
+            if any(getattr(r, k) is not None for r in rows)
         ),
         None,
     )
-    candidates: list[tuple[Mapping[str, Any] | None, str]] = []
+    candidates: list[tuple[Layer | None, str]] = []
     if key is not None:
-        measured = sorted((r for r in rows if r.get(key) is not None), key=lambda r: float(r[key]))
+        measured = sorted(
+            (r for r in rows if getattr(r, key) is not None), key=lambda r: float(getattr(r, key))
+        )
         what = key.partition("_")[0]
         candidates += [
             (measured[0], f"lowest {what} SQNR"),
@@ -94,7 +95,7 @@ def chosen_layers(rows: Sequence[Mapping[str, Any]]) -> list[Chosen]:
     found: dict[str, Chosen] = {}
     for row, why in candidates:
         if row is not None:
-            found.setdefault(row["name"], Chosen(row, why))
+            found.setdefault(row.name, Chosen(row, why))
     return list(found.values())
 
 
@@ -115,11 +116,11 @@ def histograms(
         pipeline: of the bundle; its transformer is replaced.
     """
     graph = load_graph(bundle.transformer)
-    layers = chosen_layers(bundle.manifest["layers"])
+    layers = chosen_layers(bundle.manifest.layers)
     found = []
     for layer in layers:
-        if (info := tensors.get(f"{layer.name}.weight")) is not None:
-            scale = _initializer(graph, layer.name + SCALES, bundle.transformer.parent)
+        if (info := tensors.get(layer.name + WEIGHT)) is not None:
+            scale = _initializer(graph, scale_of(layer.name), bundle.transformer.parent)
             found.append(_of_weight(layer, read_float32(info), scale))
     found += _of_inputs(bundle, graph, layers, prompts, seeds, pipeline)
     order = {layer.name: number for number, layer in enumerate(layers)}
@@ -136,12 +137,12 @@ def _initializer(model: onnx.ModelProto, name: str, folder: Path) -> Array:
 
 def _of_weight(layer: Chosen, weight: Array, scale: Array) -> Histogram:
     """Weight [N, K] under its group scales [N, G]."""
-    fmt, group = format_by_name(layer.row["weight_format"]), int(layer.row["group_size"])
+    fmt, group = format_by_name(layer.row.weight_format), layer.row.group_size
     step = expand_groups(scale.astype(np.float32), weight.shape[1], group)
     live = step > 0
     integers = np.where(live, weight, 0) / np.where(live, step, 1)
     # The error is that of the codes which the method chose; the manifest has it.
-    error = layer.row.get("weight_sqnr_db")
+    error = layer.row.weight_sqnr_db
     return _histogram(layer, "weight", fmt, None, integers[live], error)
 
 
@@ -222,7 +223,7 @@ def _of_inputs(
     if not watched or bundle.transformer.with_suffix(".onnx.data").stat().st_size > MOST_BYTES:
         return []
     collected = {
-        layer.name: _Inputs(format_by_name(layer.row["activation_format"])) for layer in watched
+        layer.name: _Inputs(format_by_name(str(layer.row.activation_format))) for layer in watched
     }
     last = pipeline.defaults.steps - 1
     steps = sorted({round(last * i / (STEPS - 1)) for i in range(STEPS)})

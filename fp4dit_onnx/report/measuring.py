@@ -53,12 +53,12 @@ class _Subject:
     @property
     def step(self) -> speed.StepSetting:
         """The step whose time and memory are measured: one picture's."""
-        sampling = self.bundle.manifest["sampling"]
+        sampling = self.bundle.manifest.sampling
         return speed.StepSetting(
             model=self.bundle.transformer,
             pipeline=self.checkpoint.folder,
-            batch=2 if sampling["guidance"] > 1 else 1,
-            tokens=int(sampling["max_sequence_length"]),
+            batch=2 if sampling.guidance > 1 else 1,
+            tokens=sampling.max_sequence_length,
             threads=usable_cores(),
         )
 
@@ -129,7 +129,7 @@ def _check(bundle: Bundle, prompts: Sequence[str], seeds: Sequence[int]) -> None
 
 def _check_same(bundle: Bundle, checkpoint: Checkpoint, model: Path) -> None:
     """Refuse a pipeline of another class than the bundle's source."""
-    source = bundle.manifest["source"].get("pipeline")
+    source = bundle.manifest.source.pipeline
     if source != checkpoint.pipeline_class:
         raise UsageError(
             f"{model} is a {checkpoint.pipeline_class}, {bundle.folder} was made from a {source}: "

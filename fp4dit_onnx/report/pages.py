@@ -10,11 +10,12 @@ from typing import Any
 
 from PIL import Image
 
+from fp4dit_onnx.manifest import Layer, Manifest
 from fp4dit_onnx.metrics import METRICS, Score
 from fp4dit_onnx.report import heat, plots
 from fp4dit_onnx.report.cost import cost_of
 from fp4dit_onnx.report.data import SECTIONS, Histogram, Picture, Quality
-from fp4dit_onnx.report.facts import Facts, Layer, Subject
+from fp4dit_onnx.report.facts import Subject
 from fp4dit_onnx.report.heat import Legend
 from fp4dit_onnx.report.layer_names import arranged
 from fp4dit_onnx.report.plots import Figure
@@ -108,7 +109,7 @@ def page_of(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _lead(facts: Facts) -> str:
+def _lead(facts: Manifest) -> str:
     count, source = len(facts.layers), facts.source
     return (
         f"{source.name} ({source.pipeline}), {count} linear layers quantized by "
@@ -177,7 +178,7 @@ def _layer_tiles(layers: Sequence[Layer]) -> list[Tile]:
     return []
 
 
-def _pictures(facts: Facts, quality: Quality | None) -> list[ShownPicture]:
+def _pictures(facts: Manifest, quality: Quality | None) -> list[ShownPicture]:
     name = facts.recipe.bits.upper()
     pictures = quality.pictures if quality else ()
     return [shown_picture(picture, {name: picture}) for picture in pictures]

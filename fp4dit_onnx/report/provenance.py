@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fp4dit_onnx.commands.output import size
-from fp4dit_onnx.report.facts import Facts, Recipe, Subject
+from fp4dit_onnx.manifest import DEFAULT_TARGET, Encoder, Manifest, Used
+from fp4dit_onnx.recipe import Recipe
+from fp4dit_onnx.report.facts import Subject
 from fp4dit_onnx.report.tables import TIMES, code, number, plain, table
 
 __all__ = ["as_text", "flat", "provenance_of"]
@@ -40,7 +42,7 @@ def provenance_of(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _attention(facts: Facts) -> str:
+def _attention(facts: Manifest) -> str:
     if not facts.attention:
         return "Attention's q, k and v stay in float."
     counts = Counter(facts.attention.values())
@@ -48,7 +50,7 @@ def _attention(facts: Facts) -> str:
     return f"Attention's q, k and v are quantized for each head and token, {parts}."
 
 
-def _passes(facts: Facts) -> Any:
+def _passes(facts: Manifest) -> Any:
     rows = []
     for one in facts.passes:
         left = "; ".join(f"{item.name}: {item.reason}" for item in one.skipped)
@@ -67,7 +69,7 @@ def _made(subject: Subject) -> Iterator[tuple[str, str]]:
     yield "rules", _rules(recipe)
     if recipe.search:
         yield "searched", f"{', '.join(recipe.search)}, layer by layer"
-    if facts.target:
+    if facts.target != DEFAULT_TARGET:
         yield "target", f"{facts.target}; what was measured is the bundle before it was rewritten"
     yield (
         "sampling",
@@ -84,7 +86,7 @@ def _made(subject: Subject) -> Iterator[tuple[str, str]]:
         yield "measured with", ", ".join(f"{name} {version}" for name, version in versions)
 
 
-def _weight_formats(facts: Facts) -> str:
+def _weight_formats(facts: Manifest) -> str:
     counts = Counter(layer.weight_format for layer in facts.layers)
     return ", ".join(f"{name} in {count}" for name, count in counts.most_common())
 
@@ -96,21 +98,15 @@ def _rules(recipe: Recipe) -> str:
     )
 
 
-def _encoder(entry: Any) -> str:
-    if not isinstance(entry, Mapping):
-        return as_text(entry)
-    recipe = entry.get("recipe")
-    bits = recipe.get("bits", "?") if isinstance(recipe, Mapping) else "float32"
-    return f"{entry.get('class', '?')}, {bits}"
+def _encoder(entry: Encoder) -> str:
+    return f"{entry.class_name}, {entry.recipe.bits if entry.recipe else 'float32'}"
 
 
-def _resources(resources: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    seconds = resources.get("seconds")
-    if isinstance(seconds, Mapping) and isinstance(seconds.get("total"), int | float):
-        yield "export took", f"{seconds['total']:.0f} s"
-    peak = resources.get("peak_rss_bytes")
-    if isinstance(peak, int):
-        yield "export's peak memory", size(peak)
+def _resources(used: Used) -> Iterator[tuple[str, str]]:
+    if "total" in used.seconds:
+        yield "export took", f"{used.seconds['total']:.0f} s"
+    if used.peak_rss_bytes is not None:
+        yield "export's peak memory", size(used.peak_rss_bytes)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

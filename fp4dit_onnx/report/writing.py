@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fp4dit_onnx.bundle import EVIDENCE, REPORT, Bundle, put_files
 from fp4dit_onnx.errors import MissingExtraError, UsageError
 from fp4dit_onnx.files import json_text, plain
+from fp4dit_onnx.manifest import Manifest
 from fp4dit_onnx.outputs import written_whole
 from fp4dit_onnx.progress import Reporter
 from fp4dit_onnx.prompts import demo_prompts
@@ -86,7 +87,7 @@ def add_report(
     bundle: Bundle,
     evidence: Evidence | None = None,
     note: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
+) -> Manifest:
     """Write report.html into a bundle, and report.json if there is new evidence.
 
     Args:
@@ -132,9 +133,7 @@ def evidence_of_export(
     return measure(bundle, planned.checkpoint.folder, prompts, [0], reporter)
 
 
-def report_of_export(
-    folder: Path, evidence: Evidence | None, reporter: Reporter
-) -> dict[str, Any]:
+def report_of_export(folder: Path, evidence: Evidence | None, reporter: Reporter) -> Manifest:
     """Write the report into a bundle that an export has just written; returns its manifest."""
     with reporter.stage("writing the report", 1) as advance:
         manifest = put_files(folder, _contents(Bundle.open(folder), evidence))

@@ -18,6 +18,9 @@ from PIL import Image
 
 from fp4dit_onnx.errors import BundleError, UsageError, VerificationError
 from fp4dit_onnx.files import BUNDLE, read_json
+from fp4dit_onnx.files.settings import transformer_settings, vae_settings
+from fp4dit_onnx.manifest import read_manifest
+from fp4dit_onnx.names import MANIFEST
 from fp4dit_onnx.prompts import general_prompts
 from fp4dit_onnx.runtime.families import (
     Encoded,
@@ -32,7 +35,6 @@ from fp4dit_onnx.runtime.runs import start_run
 from fp4dit_onnx.runtime.sampling import (
     Sampling,
     Step,
-    default_sampling,
     for_decoder,
     images_of,
     initial_latents,
@@ -40,7 +42,7 @@ from fp4dit_onnx.runtime.sampling import (
 )
 from fp4dit_onnx.runtime.schedulers import Run, scheduler_from_config
 from fp4dit_onnx.runtime.session import session
-from fp4dit_onnx.runtime.sizes import largest_side, pixels_a_latent
+from fp4dit_onnx.runtime.sizes import check_memory, largest_side, pixels_a_latent
 from fp4dit_onnx.runtime.tokenizer import Tokenizer
 from fp4dit_onnx.texts import utf8_text
 from fp4dit_onnx.values import whole
@@ -104,17 +106,15 @@ class Pipeline:
             folder / "model_index.json", "the list of components", BUNDLE
         )
         self._family = _family(folder, self._model_index)
-        self.defaults = default_sampling(folder / "quantization.json")
+        self.defaults = read_manifest(folder / MANIFEST).sampling
         path = folder / "scheduler" / "scheduler_config.json"
         settings = read_json(path, "the scheduler's settings", BUNDLE, infinite=True)
         self.scheduler = scheduler_from_config(settings)
         self._transformer_path = folder / "transformer" / "model.onnx"
-        self._transformer_config = read_json(
-            folder / "transformer" / "config.json", "the transformer's settings", BUNDLE
+        self._transformer_config = transformer_settings(
+            folder / "transformer" / "config.json", BUNDLE
         )
-        self._vae_config = read_json(
-            folder / "vae_decoder" / "config.json", "the VAE's settings", BUNDLE
-        )
+        self._vae_config = vae_settings(folder / "vae_decoder" / "config.json", BUNDLE)
         for name in self._family.encoders_of(self._model_index):
             tokenizer = tokenizer_of(name)
             setattr(self, tokenizer, Tokenizer(folder / tokenizer))
@@ -168,6 +168,7 @@ class Pipeline:
                     "positions reach"
                 )
         self._check_fixed_size(sampling)
+        check_memory(sampling.height, sampling.width, self._vae_config)
         self._start(sampling)
 
     def _start(self, sampling: Sampling) -> Run:

@@ -7,22 +7,20 @@ latents.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fp4dit_onnx.errors import BundleError, UsageError
-from fp4dit_onnx.files import BUNDLE, read_json
-from fp4dit_onnx.values import checked_seed, real, whole
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.manifest import Sampling
+from fp4dit_onnx.values import checked_seed, whole
 
 __all__ = [
     "LARGEST_COUNT",
     "Sampling",
     "Step",
-    "default_sampling",
     "for_decoder",
     "images_of",
     "initial_latents",
@@ -31,39 +29,10 @@ __all__ = [
 
 FloatArray = npt.NDArray[np.float32]
 
+USUAL_SCALING = 0.18215
+"""Of diffusers' AutoencoderKL whose settings do not say."""
 LARGEST_COUNT = 10_000
 """Images of one prompt in a run."""
-
-LARGEST_GUIDANCE = 1000.0
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to sample; checks itself.
-
-    Attributes:
-        steps: calls of the transformer, from 1.
-        guidance: weight of classifier-free guidance, 0 to `LARGEST_GUIDANCE`; at most 1 means none.
-        height: of the picture, in pixels, from 1.
-        width: of the picture, in pixels, from 1.
-        max_sequence_length: tokens that a prompt is padded or cut to, where the family lets one
-            choose: PixArt; 0 where there is no text.
-
-    Raises:
-        UsageError: a value of another type or out of its range.
-    """
-
-    steps: int
-    guidance: float
-    height: int
-    width: int
-    max_sequence_length: int
-
-    def __post_init__(self) -> None:
-        """Refuse what no picture can be made with, whatever the model."""
-        for name, least in (("steps", 1), ("height", 1), ("width", 1), ("max_sequence_length", 0)):
-            whole(name, getattr(self, name), least)
-        real("guidance", self.guidance, 0, LARGEST_GUIDANCE)
 
 
 @dataclass(frozen=True)
@@ -141,24 +110,9 @@ def for_decoder(latents: Any, vae_config: Mapping[str, Any]) -> Any:
 
     Args:
         latents: float32 array of numpy or tensor of torch, of any shape.
-        vae_config: diffusers' config of the VAE; it may have no shift_factor, or null.
+        vae_config: diffusers' config of the VAE; it may have no scaling_factor or shift_factor, or
+            null.
     """
     shift = vae_config.get("shift_factor") or 0.0
-    return latents / float(vae_config["scaling_factor"]) + float(shift)
-
-
-def default_sampling(manifest: Path) -> Sampling:
-    """The sampling settings that a bundle's manifest carries.
-
-    Raises:
-        BundleError: the manifest cannot be read, lacks one, or has one out of range.
-    """
-    stored = read_json(manifest, "the manifest", BUNDLE).get("sampling")
-    expected = [field.name for field in fields(Sampling)]
-    missing = [n for n in expected if not isinstance(stored, dict) or n not in stored]
-    if missing or not isinstance(stored, dict):
-        raise BundleError(f"{manifest} lacks sampling.{missing[0]}: export the bundle again")
-    try:
-        return Sampling(**{name: stored[name] for name in expected})
-    except UsageError as error:
-        raise BundleError(f"{manifest}: sampling: {error}; export the bundle again") from error
+    scaling = vae_config.get("scaling_factor") or USUAL_SCALING
+    return latents / float(scaling) + float(shift)

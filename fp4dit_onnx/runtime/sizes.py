@@ -8,8 +8,9 @@ from typing import Any
 
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import shown
+from fp4dit_onnx.resources import available_memory
 
-__all__ = ["check_latents", "largest_side", "pixels_a_latent"]
+__all__ = ["check_latents", "check_memory", "largest_side", "pixels_a_latent"]
 
 Config = Mapping[str, Any]
 
@@ -74,6 +75,26 @@ def pixels_a_latent(vae_config: Config | None) -> int:
             "of channels; download its config.json again"
         )
     return int(2 ** (len(levels) - 1))
+
+
+def check_memory(height: int, width: int, vae_config: Config) -> None:
+    """Refuse a picture whose decoding takes more than there is.
+
+    Args:
+        height: in pixels.
+        width: in pixels.
+        vae_config: the VAE's config.json; its first level is computed at the picture's size.
+
+    Raises:
+        UsageError: that level's features alone, float32, are more than the memory that is free.
+    """
+    levels = vae_config.get("block_out_channels") or vae_config["encoder_block_out_channels"]
+    needed, there = height * width * int(levels[0]) * 4, available_memory()
+    if there is not None and needed > there:
+        raise UsageError(
+            f"{width} x {height} pixels: decoding takes more than {needed} bytes, and {there} are "
+            "free: ask for a smaller picture"
+        )
 
 
 def check_latents(shape: Sequence[int], config: Config, factor: int) -> None:

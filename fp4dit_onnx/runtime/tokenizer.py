@@ -3,22 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
 
 from fp4dit_onnx.errors import BundleError
-from fp4dit_onnx.files import BUNDLE, read_json
-from fp4dit_onnx.texts import utf8_text
+from fp4dit_onnx.files import BUNDLE, LARGE, checked, read_json, read_text
 
 __all__ = ["Tokenizer"]
 
 IntArray = npt.NDArray[np.int64]
 
 _USUAL_PADDING = ("<pad>", "[PAD]")
+
+
+@dataclass(frozen=True)
+class _Token:
+    """A token with what surrounds it."""
+
+    content: str
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What tokenizer_config.json says of padding and cutting."""
+
+    pad_token: str | _Token | None = None
+    padding_side: Literal["left", "right"] = "right"
+    truncation_side: Literal["left", "right"] = "right"
+
+
+def _settings(path: Path) -> _Settings:
+    if not path.is_file():
+        return _Settings()
+    content = read_json(path, "the tokenizer's settings", BUNDLE)
+    return checked(_Settings, content, str(path), BUNDLE)
 
 
 class Tokenizer:
@@ -34,29 +57,19 @@ class Tokenizer:
 
     def __init__(self, folder: Path) -> None:
         path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise BundleError(
-                f"{path} does not exist: expected a tokenizer; export the bundle again"
-            )
-        name = utf8_text("path", str(path))
+        text = read_text(path, "a tokenizer", BUNDLE, LARGE)
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(name)
+            self._tokenizer = tokenizers.Tokenizer.from_str(text)
         except Exception as cause:  # the package raises Exception itself
             raise BundleError(
                 f"{path} is no tokenizer: {cause}; export the bundle again"
             ) from cause
-        settings_path = folder / "tokenizer_config.json"
-        settings: dict[str, Any] = {}
-        if settings_path.is_file():
-            settings = read_json(settings_path, "the tokenizer's settings", BUNDLE)
-        self._padding_side = settings.get("padding_side", "right")
-        self._truncation_side = settings.get("truncation_side", "right")
-        self._padding = self._padding_token(settings, path)
+        self._settings = _settings(folder / "tokenizer_config.json")
+        self._padding = self._padding_token(self._settings.pad_token, path)
 
-    def _padding_token(self, settings: dict[str, Any], path: Path) -> str:
-        token = settings.get("pad_token")
-        if isinstance(token, dict):
-            token = token.get("content")
+    def _padding_token(self, token: str | _Token | None, path: Path) -> str:
+        if isinstance(token, _Token):
+            token = token.content
         stored = (self._tokenizer.padding or {}).get("pad_token")
         for candidate in (token, stored, *_USUAL_PADDING):
             if candidate is not None and self._tokenizer.token_to_id(candidate) is not None:
@@ -71,9 +84,9 @@ class Tokenizer:
 
         A long prompt is cut so that its special tokens stay; a short one is padded, with mask 0.
         """
-        self._tokenizer.enable_truncation(max_length, direction=self._truncation_side)
+        self._tokenizer.enable_truncation(max_length, direction=self._settings.truncation_side)
         self._tokenizer.enable_padding(
-            direction=self._padding_side,
+            direction=self._settings.padding_side,
             pad_id=self._tokenizer.token_to_id(self._padding),
             pad_token=self._padding,
             length=max_length,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.bundle import EVIDENCE, MANIFEST, REPORT, Bundle, new_bundle, write_manifest
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.manifest import DEFAULT_TARGET, Converted, Manifest
 from fp4dit_onnx.probe import attributes, load_graph
 from fp4dit_onnx.progress import Reporter, SilentReporter
-from fp4dit_onnx.targets.target import DEFAULT_TARGET, Rewrite, Target, target_of
+from fp4dit_onnx.targets.target import Rewrite, Target
 
 __all__ = ["Conversion", "convert", "convert_in_place", "rewritable"]
 
@@ -35,7 +36,7 @@ class Conversion:
     bundle: Path
     bytes_before: Mapping[str, int]
     bytes_after: Mapping[str, int]
-    manifest: Mapping[str, Any]
+    manifest: Manifest
 
 
 def convert(
@@ -55,12 +56,12 @@ def convert(
     """
     bundle = Bundle.open(source)
     _check_source(bundle, target)
-    needed = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
+    needed = sum(file.bytes for file in bundle.manifest.files.values())
     note = (reporter or SilentReporter()).note
     with new_bundle(
         output, overwrite=overwrite, source=bundle.folder, needed=needed, note=note
     ) as folder:
-        for name in (MANIFEST, *bundle.manifest["files"]):
+        for name in (MANIFEST, *bundle.manifest.files):
             if name not in (REPORT, EVIDENCE):  # of the bundle that is converted
                 _copy(bundle.folder / name, folder / name)
         before = _sizes(bundle.folder)
@@ -77,10 +78,10 @@ def convert(
 
 def convert_in_place(
     folder: Path,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     target: Target,
     reporter: Reporter | None = None,
-) -> dict[str, Any]:
+) -> Manifest:
     """Rewrite the quantized models of a whole bundle, and its manifest.
 
     Args:
@@ -93,11 +94,10 @@ def convert_in_place(
         The new manifest.
     """
     facts = _rewritten(folder, target, reporter or SilentReporter())
-    kept = {k: v for k, v in manifest.items() if k not in ("files", "format_version")}
-    return write_manifest(folder, {**kept, "target": target.name, "converted": facts})
+    return write_manifest(folder, replace(manifest, target=target.name, converted=facts))
 
 
-def _rewritten(folder: Path, target: Target, reporter: Reporter) -> dict[str, Any]:
+def _rewritten(folder: Path, target: Target, reporter: Reporter) -> dict[str, Converted]:
     """Rewrites the models in place; gives what the manifest says of each, by its folder.
 
     None is replaced before all are written: a target may draw with the bundle as it was.
@@ -117,7 +117,7 @@ def _rewritten(folder: Path, target: Target, reporter: Reporter) -> dict[str, An
             shutil.move(new, folder / model / new.name)
         place.rmdir()
     sizes = _sizes(folder)
-    return {model: {"bytes": sizes[model], **found} for model, found in facts.items()}
+    return {model: Converted(sizes[model], **found) for model, found in facts.items()}
 
 
 def _rewrite_of(target: Target) -> Rewrite:
@@ -148,7 +148,7 @@ def rewritable(source: Path, target: Target) -> dict[str, int]:
 
 
 def _check_source(bundle: Bundle, target: Target) -> None:
-    found = target_of(bundle.manifest)
+    found = bundle.manifest.target
     _rewrite_of(target)
     if found != DEFAULT_TARGET:
         raise UsageError(

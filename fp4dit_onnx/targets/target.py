@@ -10,13 +10,13 @@ from typing import Any
 import onnx
 
 from fp4dit_onnx import ops
+from fp4dit_onnx.manifest import DEFAULT_TARGET
 from fp4dit_onnx.progress import Reporter
 from fp4dit_onnx.scale_formats import DEFAULT_SCALE
 from fp4dit_onnx.spec import DEFAULT_GROUP_SIZE
 
-__all__ = ["DEFAULT_TARGET", "FP4DIT", "Rewrite", "Target", "target_of"]
+__all__ = ["DEFAULT_TARGET", "FP4DIT", "Rewrite", "Target"]
 
-DEFAULT_TARGET = "fp4dit"
 Rewrite = Callable[[Path, Path, Path, Reporter], Mapping[str, Any]]
 
 
@@ -54,8 +54,3 @@ class Target:
 FP4DIT = Target(
     DEFAULT_TARGET, "our operators and their bodies, opset 21: what export writes", ops.OPSET
 )
-
-
-def target_of(manifest: Mapping[str, Any]) -> str:
-    """The name of the target that a bundle is for."""
-    return str(manifest.get("target", DEFAULT_TARGET))

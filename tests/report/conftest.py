@@ -19,6 +19,7 @@ from PIL import Image
 from fp4dit_onnx.bundle import Bundle, write_manifest
 from fp4dit_onnx.cli import main
 from fp4dit_onnx.files import decoded
+from fp4dit_onnx.manifest import Manifest
 from fp4dit_onnx.report.data import Evidence
 
 pytest.importorskip("jinja2")
@@ -159,7 +160,7 @@ def make(folder: Path, content: dict[str, Any], *, whole: bool = True) -> Bundle
     for name in [*files, "vae_decoder/model.onnx"] if whole else files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("{}")
-    write_manifest(folder, content)
+    write_manifest(folder, decoded(Manifest, {**content, "files": {}}))
     return Bundle.open(folder)
 
 

@@ -23,18 +23,18 @@ from fp4dit_onnx.report.writing import add_report, report_html
 def test_a_report_in_a_bundle_is_listed_with_its_hash(
     cases: SimpleNamespace, stub_bundle: Bundle
 ) -> None:
-    before = dict(stub_bundle.manifest["files"])
+    before = dict(stub_bundle.manifest.files)
     add_report(stub_bundle, cases.evidence())
     opened = Bundle.open(stub_bundle.folder)
     opened.check_files(deep=True)
-    assert set(opened.manifest["files"]) == {*before, "report.html", "report.json"}
+    assert set(opened.manifest.files) == {*before, "report.html", "report.json"}
     for name in ("report.html", "report.json"):
         content = (stub_bundle.folder / name).read_bytes()
-        assert opened.manifest["files"][name]["sha256"] == hashlib.sha256(content).hexdigest()
+        assert opened.manifest.files[name].sha256 == hashlib.sha256(content).hexdigest()
     assert read_evidence(stub_bundle.folder / "report.json") == cases.evidence()
     add_report(opened)  # rendered again from what is kept
     assert "30.5 dB" in (stub_bundle.folder / "report.html").read_text()
-    assert {k: v for k, v in opened.manifest["files"].items() if k in before} == before
+    assert {k: v for k, v in opened.manifest.files.items() if k in before} == before
 
 
 def test_a_bundle_opens_without_its_report(cases: SimpleNamespace, stub_bundle: Bundle) -> None:
@@ -100,11 +100,12 @@ def test_altered_evidence_gives_one_sentence(
 
 
 def test_a_damaged_manifest_gives_one_sentence(cases: SimpleNamespace, tmp_path: Path) -> None:
-    content = cases.manifest()
+    damaged = cases.make(tmp_path / "damaged", cases.manifest()).folder
+    content = json.loads((damaged / "quantization.json").read_text())
     content["layers"][1].pop("weight_format")
-    damaged = cases.make(tmp_path / "damaged", content)
+    (damaged / "quantization.json").write_text(json.dumps(content))
     with pytest.raises(BundleError, match=r"layers\[1\]\.weight_format is absent"):
-        report_html(damaged)
+        report_html(Bundle.open(damaged))
 
 
 def test_truncated_evidence_gives_one_sentence(stub_bundle: Bundle) -> None:

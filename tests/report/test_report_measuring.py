@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx.parser
 import pytest
+from manifests import layer
 
 from fp4dit_onnx.bundle import Bundle
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.formats import format_by_name
 from fp4dit_onnx.layers import linear_layers
+from fp4dit_onnx.manifest import Layer, read_manifest
 from fp4dit_onnx.report.data import FLOAT, FUNCTIONS, LIBRARY, Evidence, read_evidence
 from fp4dit_onnx.report.histograms import chosen_layers, quantizer_input
 from fp4dit_onnx.report.layer_names import arranged
@@ -41,8 +42,8 @@ def test_blocks_are_read_off_names_of_any_family() -> None:
     }
 
 
-def row(name: str, output: float | None, weight: float | None = None) -> dict[str, Any]:
-    return {"name": name, "output_sqnr_db": output, "weight_sqnr_db": weight}
+def row(name: str, output: float | None, weight: float | None = None) -> Layer:
+    return layer(name, output_sqnr_db=output, weight_sqnr_db=weight)
 
 
 def test_characteristic_layers_are_chosen_by_rule() -> None:
@@ -88,7 +89,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, one_torch_thread: None) -
     request = ExportRequest(folder, method="fp-rtn", steps=3, calibration_prompts=2)
     result = export(request)
     assert torch.get_num_threads() == 1  # not what the float model was timed on
-    assert result.manifest == json.loads((folder / "quantization.json").read_text())
+    assert result.manifest == read_manifest(folder / "quantization.json")
     return folder
 
 
@@ -103,7 +104,7 @@ def test_an_export_measures_everything(exported: Path, found: Evidence) -> None:
     assert found.absent == {}
     bundle = Bundle.open(exported)
     bundle.check_files(deep=True)
-    assert {"report.html", "report.json"} <= set(bundle.manifest["files"])
+    assert {"report.html", "report.json"} <= set(bundle.manifest.files)
     assert "Not measured" not in (exported / "report.html").read_text()
 
 
@@ -121,7 +122,7 @@ def test_histograms_count_every_value(exported: Path, found: Evidence, demo_fold
     from fp4dit_onnx.checkpoint import open_checkpoint
 
     shapes = linear_layers(open_checkpoint(demo_folder))
-    rows = {r["name"]: r for r in Bundle.open(exported).manifest["layers"]}
+    rows = {r.name: r for r in Bundle.open(exported).manifest.layers}
     weights = [h for h in found.histograms if h.part == "weight"]
     inputs = [h for h in found.histograms if h.part == "input"]
     assert len(weights) == 3

@@ -30,11 +30,11 @@ def test_numbers_are_those_of_manifest_and_evidence(
     page = cases.check(report_html(stub_bundle, cases.evidence()))
     for expected in ("30.5 dB", "2.7 MiB", "13.6 % of 19.6 MiB", "12.5 ms", "2.0 MiB"):
         assert expected in page.text
-    for row in stub_bundle.manifest["layers"]:
-        assert row["name"] in page.words
-        assert f"{row['output_sqnr_db']:.1f}" in page.words
-    for name, entry in stub_bundle.manifest["files"].items():
-        assert {name, entry["sha256"]} <= set(page.words)
+    for row in stub_bundle.manifest.layers:
+        assert row.name in page.words
+        assert f"{row.output_sqnr_db:.1f}" in page.words
+    for name, entry in stub_bundle.manifest.files.items():
+        assert {name, entry.sha256} <= set(page.words)
     labels = list(page.values("aria-label"))
     assert any("12.5 to 20.5 dB over 3 blocks and 3 linears" in label for label in labels)
     assert any("lowest in attn1.to_q of block 0" in label for label in labels)

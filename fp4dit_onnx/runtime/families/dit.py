@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.errors import BundleError, UsageError
+from fp4dit_onnx.files import BUNDLE, checked
 from fp4dit_onnx.runtime.families.family import Encode, Family, Feed, Request
 
 __all__ = ["DIT"]
 
+_NUMBER = re.compile(r"[0-9]{1,9}")
 CLASSES = 1000
 """Where the transformer's config does not say; the class after the last one is none at all."""
 
 
+@dataclass(frozen=True)
+class _Index:
+    """What model_index.json says of classes: names, with commas, by number."""
+
+    id2label: Mapping[str, str] | None = None
+
+
 def _labels(request: Request) -> dict[str, int]:
     """Class numbers by name; a class of several names, such as "tench, Tinca tinca", has each."""
-    names = request.model_index.get("id2label") or {}
+    names = checked(_Index, request.model_index, "model_index.json", BUNDLE).id2label or {}
+    wrong = [number for number in names if not _NUMBER.fullmatch(number)]
+    if wrong:
+        raise BundleError(f"model_index.json: id2label.{wrong[0][:20]} is no number of a class")
     return {
         name.strip(): int(number) for number, text in names.items() for name in text.split(",")
     }
@@ -32,7 +47,7 @@ def _class_of(prompt: str, labels: dict[str, int], classes: int) -> int:
     name = prompt.strip()
     if name in labels:
         return labels[name]
-    if name.isascii() and name.isdigit() and int(name) < classes:
+    if _NUMBER.fullmatch(name) and int(name) < classes:
         return int(name)
     near = difflib.get_close_matches(name, labels, 3, 0.5)
     hint = f", such as {' or '.join(map(repr, near))}" if near else ""

@@ -1,0 +1,58 @@
+"""Names that files, folders and tensors have: of checkpoints, of bundles, and inside graphs."""
+
+from __future__ import annotations
+
+__all__ = [
+    "CODES",
+    "CONFIG",
+    "EVIDENCE",
+    "MANIFEST",
+    "MODEL",
+    "MODEL_INDEX",
+    "REPORT",
+    "SCALE",
+    "SCHEDULER_CONFIG",
+    "STEP_TABLE",
+    "TOKENIZER",
+    "TRANSFORMER",
+    "VAE_DECODER",
+    "WEIGHT",
+    "codes_of",
+    "model_of",
+    "scale_of",
+]
+
+WEIGHT = ".weight"
+"""Follows a layer's name: its float weight."""
+CODES, SCALE = f"{WEIGHT}.codes", f"{WEIGHT}.scale"
+"""Likewise: its packed codes, uint8 [N, B], and its scales, float16 or float32 [N, G]."""
+
+MODEL_INDEX = "model_index.json"
+CONFIG = "config.json"
+SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
+TOKENIZER = "tokenizer.json"
+TRANSFORMER, VAE_DECODER = "transformer", "vae_decoder"
+"""Folders of a bundle; those of text encoders are named by the pipeline."""
+MODEL = "model.onnx"
+"""In the folder of each of a bundle's models; its tensors lie beside it."""
+MANIFEST = "quantization.json"
+"""Tells a bundle from any other folder."""
+REPORT, EVIDENCE = "report.html", "report.json"
+"""The report and the measurements it shows. For people: a bundle opens without them."""
+STEP_TABLE = "scheduler/steps.json"
+"""The run of a bundle's default number of steps."""
+
+
+def codes_of(layer: str) -> str:
+    """The tensor with the packed codes of the layer of that torch name."""
+    return layer + CODES
+
+
+def scale_of(layer: str) -> str:
+    """The tensor with the weight's scales of the layer of that torch name."""
+    return layer + SCALE
+
+
+def model_of(part: str) -> str:
+    """The model of a part, such as ``transformer``, by its path in a bundle."""
+    return f"{part}/{MODEL}"
