@@ -128,6 +128,6 @@ def test_a_stage_from_outside_is_one_class_and_one_line(
             report=False,
         )
     )
-    assert made.manifest["method"]["stage"][1] == {"use": "halved", "share": 0.5}
-    rows = made.manifest["layers"]
-    assert all(5 < row["weight_sqnr_db"] < 7 for row in rows), "half of a signal is lost: 6 dB"
+    assert made.manifest.method["stage"][1] == {"use": "halved", "share": 0.5}
+    rows = made.manifest.layers
+    assert all(5 < (row.weight_sqnr_db or 0) < 7 for row in rows), "half of a signal is lost: 6 dB"
