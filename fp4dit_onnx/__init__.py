@@ -11,6 +11,7 @@ What `__all__` lists is imported on first use, so that running a bundle never im
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,9 @@ from fp4dit_onnx.errors import (
     VerificationError,
 )
 from fp4dit_onnx.exporting import export
+
+# ONNX Runtime from 1.32 on else writes an id into the home folder when it is imported, and sends events.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from fp4dit_onnx.bundle import Bundle

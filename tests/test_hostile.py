@@ -147,3 +147,11 @@ def test_stored_positions_that_are_no_number(size: object) -> None:
     config = json.loads('{"_class_name": "SD3Transformer2DModel", "patch_size": 2}')
     with pytest.raises(UsageError, match="pos_embed_max_size of the transformer is"):
         largest_side(config | {"pos_embed_max_size": size})
+
+
+def test_onnx_runtime_writes_nothing_home(tmp_path: Path) -> None:
+    """Its version 1.32 has telemetry, and writes an id for it where it is imported."""
+    home = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    code = "import fp4dit_onnx.runtime, onnxruntime"
+    subprocess.run([sys.executable, "-c", code], env=home, cwd=tmp_path, check=True)
+    assert list(tmp_path.rglob("*")) == []

@@ -38,6 +38,7 @@ REFUSALS = (
     AttributeError,
     LookupError,
     MemoryError,
+    NameError,
     RuntimeError,
     StrictDataclassError,
     TypeError,
