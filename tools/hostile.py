@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import gc
 import importlib
 import io
 import json
@@ -267,6 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 raise SystemExit("the pipeline or its bundle cannot be made")
             model, bundle = Path(made) / "model", Path(made) / "bundle"
         _prepare(model, bundle)
+        gc.freeze()  # else each child copies what its collector looks at
         start, codes, faulty = time.monotonic(), Counter[str](), 0
         for case in run_cases(given.first, given.cases, model, bundle):
             codes[f"{case.target} {case.code}"] += 1
