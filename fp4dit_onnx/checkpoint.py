@@ -139,8 +139,8 @@ def open_checkpoint(
                 f"{root} has no folder {name!r}: {_INDEX} names it ({class_name}); "
                 "download the pipeline again, all folders included"
             )
-    weighty = {root / n: library for n, (library, _) in classes.items() if _has_weights(n)}
-    variant = pipeline_variant({f: of for f, of in weighty.items() if f.is_dir()})
+    weighty = {root / n: library for n, (library, _) in wanted.items() if _has_weights(n)}
+    variant = pipeline_variant(weighty)
     return Checkpoint(
         folder=root,
         pipeline_class=pipeline_class,

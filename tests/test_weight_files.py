@@ -19,6 +19,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+from fp4dit_onnx.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.silence import quiet
 from fp4dit_onnx.tensor_reading import read_float32
@@ -232,3 +233,11 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     save_file(filled("diffusers", 2.0), second, {"format": "pt"})
     with pytest.raises(CheckpointError, match=f"{first.name} and {second.name} both hold tensor"):
         read_weights(tmp_path, "diffusers")
+
+
+def test_what_is_not_looked_at_may_lack_its_weights(demo_copy: Path) -> None:
+    """An export of the transformer alone reads the VAE's configuration and no more of it."""
+    (demo_copy / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    assert open_checkpoint(demo_copy, only=("transformer",)).tensors
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        open_checkpoint(demo_copy)
