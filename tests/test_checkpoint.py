@@ -154,7 +154,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "config missing": (
         lambda f: (f / "transformer/config.json").unlink(),
-        ("transformer/config.json not found", "PixArtTransformer2DModel"),
+        ("transformer/config.json not found", "the transformer's settings"),
     ),
     "config of another class": (
         lambda f: edit_json(

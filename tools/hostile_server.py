@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -104,16 +105,17 @@ def _serve(stage: Path) -> tuple[int, int]:
 
 def _answer(port: int, request: bytes) -> bytes:
     """What the server answers, the first of it; whoever asks half a request waits a moment only."""
+    got = b""
     with socket.create_connection(("127.0.0.1", port), 20) as connection:
         connection.settimeout(20)
         try:
             connection.sendall(request)
             connection.shutdown(socket.SHUT_WR)
-            got = b""
             while len(got) < 1 << 16 and (part := connection.recv(1 << 16)):
                 got += part
-        except (ConnectionResetError, BrokenPipeError):
-            return got if "got" in locals() else b""
+        except OSError as error:  # the server may close while we still talk
+            if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
+                raise
     return got
 
 
