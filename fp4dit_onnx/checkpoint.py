@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,17 @@ from fp4dit_onnx.tensor_names import check_adapters, unwrapped
 from fp4dit_onnx.tokenizer_files import check_tokenizer
 from fp4dit_onnx.weight_files import pipeline_variant, read_weights
 
-__all__ = ["Checkpoint", "Component", "TensorInfo", "demo_folder", "open_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "Component",
+    "TensorInfo",
+    "demo_folder",
+    "open_checkpoint",
+    "scheduler_settings",
+]
 
 _INDEX = "model_index.json"
+_SCHEDULER = "scheduler_config.json"
 _MANIFEST = "quantization.json"
 
 
@@ -203,10 +211,13 @@ def _component(folder: Path, library: str, class_name: str, variant: str | None)
         check_tokenizer(folder, class_name)
         return Component(name, folder, class_name)
     if name.startswith("scheduler"):
-        read_json(
-            folder / "scheduler_config.json", "the scheduler's settings", CHECKPOINT, infinite=True
+        part = Component(name, folder, class_name)
+        own, used = _stored_scheduler(part), scheduler_settings(part)
+        note = (
+            f"{name}: {_INDEX} names {class_name}, which is used, as diffusers does, and not "
+            f"{own.get('_class_name')} of {_SCHEDULER}"
         )
-        return Component(name, folder, class_name)
+        return part if own == used else replace(part, notes=(note,))
     path = folder / "config.json"
     if name == "vae":
         config = vae_settings(path, CHECKPOINT)
@@ -218,6 +229,30 @@ def _component(folder: Path, library: str, class_name: str, variant: str | None)
     tensors, notes = unwrapped(name, files.tensors)
     said = tuple(f"{name}: {note}" for note in files.notes)
     return Component(name, folder, current_class(class_name, config), tensors, (*said, *notes))
+
+
+def scheduler_settings(part: Component) -> dict[str, Any]:
+    """Settings of a pipeline's scheduler as diffusers reads them.
+
+    The class is the one that model_index.json names. Another one in the scheduler's own file wrote
+    its defaults there too, which are none of the class that is used.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    stored = _stored_scheduler(part)
+    if stored.get("_class_name") == part.class_name:
+        return stored
+    defaults = stored.get("_use_default_values")
+    left = {"_use_default_values", *(defaults if isinstance(defaults, list) else ())}
+    kept = {key: value for key, value in stored.items() if key not in left}
+    return {**kept, "_class_name": part.class_name}
+
+
+def _stored_scheduler(part: Component) -> dict[str, Any]:
+    return read_json(
+        part.folder / _SCHEDULER, "the scheduler's settings", CHECKPOINT, infinite=True
+    )
 
 
 def _check_no_other_source(folder: Path, library: str, config: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from fp4dit_onnx.component_writing import Component, ComponentWriter
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import CHECKPOINT, read_json
 from fp4dit_onnx.models import InputSpec, Interface, older_vae_name
+from fp4dit_onnx.names import SCHEDULER_CONFIG
 from fp4dit_onnx.runtime.families import FAMILIES, tokenizer_of
 from fp4dit_onnx.runtime.step_table import write_step_table
 from fp4dit_onnx.tokenizer_files import copy_tokenizer
@@ -23,16 +25,16 @@ _LATENTS = InputSpec("latent_sample", "float32", ("batch", "latent_channels", "h
 
 
 def check_parts(source: checkpoint.Checkpoint) -> None:
-    """Raise UsageError where a pipeline is said to have no part that its pictures need."""
+    """Raise UsageError where a pipeline lists no part, or null for one, that its pictures need."""
     family = next((f for f in FAMILIES if source.pipeline_class in f.pipelines), None)
     if family is None:  # no pictures are made of it here
         return
     encoders = [n for n in family.encoders if n not in {*family.optional} & {*source.absent}]
     needed = (*encoders, *map(tokenizer_of, encoders), "scheduler", "vae")
-    missing = [name for name in needed if name in source.absent]
+    missing = [name for name in needed if name not in source.components]
     if missing:
         raise UsageError(
-            f"{source.folder / 'model_index.json'} has null for {' and '.join(missing)}, without "
+            f"{source.folder / 'model_index.json'} names no {' and no '.join(missing)}, without "
             f"which {source.pipeline_class} makes no picture of a prompt: give the whole "
             "pipeline, or --components transformer exports the transformer alone"
         )
@@ -90,6 +92,9 @@ def copy_settings(
     for name, part in source.components.items():
         if name.startswith("scheduler"):
             copy_files(part.folder, bundle_folder / name)
+            if part.notes:  # the file is not what is used
+                text = json.dumps(checkpoint.scheduler_settings(part), indent=2)
+                (bundle_folder / SCHEDULER_CONFIG).write_text(text + "\n", encoding="utf-8")
         elif name.startswith("tokenizer"):
             copy_tokenizer(part.folder, part.class_name, bundle_folder / name)
     parts = [n for n in source.components if n.startswith(("transformer", "text_encoder"))]

@@ -11,10 +11,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from fp4dit_onnx.checkpoint import Checkpoint, open_checkpoint
+from fp4dit_onnx.checkpoint import Checkpoint, open_checkpoint, scheduler_settings
 from fp4dit_onnx.components import check_parts, check_vae
 from fp4dit_onnx.errors import MissingExtraError, UsageError
-from fp4dit_onnx.files import CHECKPOINT, parse_object, plain, read_json
+from fp4dit_onnx.files import CHECKPOINT, parse_object, plain
 from fp4dit_onnx.files.settings import vae_settings
 from fp4dit_onnx.layers import layer_size, linear_layers, totals
 from fp4dit_onnx.manifest import Kept, Layer, Sampling, Totals
@@ -203,8 +203,7 @@ def _undrawable(checkpoint: Checkpoint, sampling: Sampling) -> tuple[str, ...]:
     """What keeps `generate` from making pictures with a bundle of all components."""
     if "scheduler" not in checkpoint.components:
         return ()
-    path = checkpoint.folder / "scheduler" / "scheduler_config.json"
-    settings = read_json(path, "the scheduler's settings", CHECKPOINT, infinite=True)
+    settings = scheduler_settings(checkpoint.components["scheduler"])
     try:
         family = runtime_family(checkpoint.pipeline_class, checkpoint.folder / "model_index.json")
         start_run(family, scheduler_from_config(settings), sampling.steps, tokens=1)

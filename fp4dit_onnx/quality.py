@@ -17,9 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fp4dit_onnx.checkpoint import open_checkpoint
+from fp4dit_onnx.checkpoint import open_checkpoint, scheduler_settings
 from fp4dit_onnx.errors import CheckpointError, MissingExtraError, UsageError
-from fp4dit_onnx.files import CHECKPOINT, read_json
 from fp4dit_onnx.learned_metrics import offline
 from fp4dit_onnx.metrics import METRICS, Metric, Score, psnr, sqnr
 from fp4dit_onnx.models import Family, family_of
@@ -174,8 +173,7 @@ def _float_pipeline(folder: Path) -> tuple[Any, Family]:
             "verify"
         )
     pipeline = load_pipeline(checkpoint)
-    path = checkpoint.folder / "scheduler" / "scheduler_config.json"
-    settings = read_json(path, "the scheduler's settings", CHECKPOINT, infinite=True)
+    settings = scheduler_settings(checkpoint.components["scheduler"])
     if scheduler_from_config(settings).stochastic:
         raise UsageError(
             f"{checkpoint.folder} samples with {settings['_class_name']}, which adds noise at every "

@@ -78,6 +78,11 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         prefix = stream.read(8)
         if len(prefix) < 8:
             raise _damaged(path, f"{size} bytes, too short for a header")
+        if prefix == b"version ":
+            raise CheckpointError(
+                f"{path} is a pointer of Git LFS: expected the file itself; fetch it with  git lfs "
+                "pull, or download it again"
+            )
         (length,) = struct.unpack("<Q", prefix)
         if length > LARGE:
             raise _damaged(path, f"its first 8 bytes announce a header of {length} bytes")

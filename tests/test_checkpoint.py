@@ -175,6 +175,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         lambda f: (f / WEIGHTS).write_bytes(b"\x01"),
         ("1 bytes, too short for a header", "download"),
     ),
+    "a pointer": (
+        lambda f: (f / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\n"),
+        ("is a pointer of Git LFS", "git lfs pull", "download"),
+    ),
     "header longer than the file": (
         lambda f: replace_header(f, b"{}", 5000),
         ("header of 5000 bytes in a file of 74", "download"),

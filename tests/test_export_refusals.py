@@ -10,19 +10,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 pytest.importorskip("diffusers")
 pytest.importorskip("onnx_graphsurgeon")
 pytest.importorskip("onnxruntime")
 
+import diffusers
 from random_pipeline import make
 from safetensors.numpy import load_file, save_file
 
+from fp4dit_onnx.components import copy_settings
 from fp4dit_onnx.errors import CheckpointError, UsageError
 from fp4dit_onnx.export import ExportRequest, export, plan
 from fp4dit_onnx.inspection import inspect_pipeline
 from fp4dit_onnx.model_file import ModelFile
+from fp4dit_onnx.runtime.schedulers import scheduler_from_config
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 
@@ -110,9 +114,19 @@ def test_what_pictures_need_and_is_null(
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: null}))
     shutil.rmtree(demo_copy / name)
     assert inspect_pipeline(demo_copy)["absent"] == [name]
-    with pytest.raises(UsageError, match=f"has null for {name}, without which PixArtAlpha"):
+    with pytest.raises(UsageError, match=f"names no {name}, without which PixArtAlpha"):
         plan(request(tmp_path / "out", demo_copy, components="all"))
     assert plan(request(tmp_path / "out", demo_copy)).layers
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "scheduler", "vae"])
+def test_what_pictures_need_and_is_not_listed(demo_copy: Path, tmp_path: Path, name: str) -> None:
+    path = demo_copy / "model_index.json"
+    listed = json.loads(path.read_text())
+    del listed[name]
+    path.write_text(json.dumps(listed))
+    with pytest.raises(UsageError, match=f"names no {name}, without which PixArtAlpha"):
+        plan(request(tmp_path / "out", demo_copy, components="all"))
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
@@ -199,6 +213,13 @@ def test_methods_that_need_data_are_refused_where_no_pipeline_can_run(tmp_path: 
             plan(request(tmp_path / "out", tmp_path / "pipeline", **changes))
 
 
+def list_scheduler(pipeline: Path, class_name: str) -> None:
+    """Let model_index.json name another scheduler."""
+    path = pipeline / "model_index.json"
+    listed = json.loads(path.read_text()) | {"scheduler": ["diffusers", class_name]}
+    path.write_text(json.dumps(listed))
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
@@ -213,6 +234,7 @@ def test_schedulers_that_generate_refuses_are_named_before_any_work(
     demo_copy: Path, config: dict[str, Any], words: str | None
 ) -> None:
     (demo_copy / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    list_scheduler(demo_copy, config["_class_name"])
     planned = plan(ExportRequest(Path("unused"), demo_copy))
     if words is None:
         assert planned.undrawable == ()
@@ -225,3 +247,28 @@ def test_schedulers_that_generate_refuses_are_named_before_any_work(
         ExportRequest(Path("unused"), demo_copy, components="transformer", method="fp-rtn")
     )
     assert alone.undrawable == ()
+
+
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # torch and numpy in diffusers
+def test_the_class_of_a_scheduler_is_that_of_the_index(demo_copy: Path, tmp_path: Path) -> None:
+    name = "EulerDiscreteScheduler"
+    folder = demo_copy / "scheduler"
+    list_scheduler(demo_copy, name)
+    stored = json.loads((folder / "scheduler_config.json").read_text())
+    assert stored["_class_name"] != name
+    stored |= {"timestep_spacing": "trailing", "_use_default_values": ["timestep_spacing"]}
+    (folder / "scheduler_config.json").write_text(json.dumps(stored))
+    planned = plan(ExportRequest(Path("unused"), demo_copy))
+    assert planned.undrawable == ()
+    (note,) = planned.notes
+    assert note == (
+        f"scheduler: model_index.json names {name}, which is used, as diffusers does, and not "
+        f"{stored['_class_name']} of scheduler_config.json"
+    )
+    copy_settings(planned.checkpoint, tmp_path)
+    written = json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())
+    theirs = diffusers.EulerDiscreteScheduler.from_pretrained(folder)
+    theirs.set_timesteps(7)
+    np.testing.assert_array_equal(
+        scheduler_from_config(written).start(7).timesteps, theirs.timesteps
+    )

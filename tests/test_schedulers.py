@@ -513,6 +513,10 @@ def test_flow_matching_depends_on_every_part_of_its_plan() -> None:
         assert np.abs(start(20, plan).timesteps / usual - 1).max() > 1e-3
     with pytest.raises(UsageError, match="expected a FlowPlan"):
         start(20)
+    lengths = {"base_image_seq_len": 4096, "max_image_seq_len": 4096}
+    equal = scheduler_from_config(config | lengths)
+    with pytest.raises(UsageError, match="are both 4096: expected two lengths"):
+        equal.start(20, FlowPlan(1024, from_one=True))
 
 
 @pytest.mark.parametrize(

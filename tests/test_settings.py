@@ -91,6 +91,7 @@ def changed(source: Path, target: Path, file: str, change: dict[str, Any]) -> Pa
         ("vae", "block_out_channels", [32, "64"], "block_out_channels"),
         ("vae", "scaling_factor", "a lot", "is 'a lot', expected a number"),
         ("vae", "layers_per_block", HUGE, f"is {HUGE}, expected "),
+        ("vae", "layers_per_block", 10**6, "is 1000000, expected a whole number from 0 to "),
         ("vae", "up_block_types", [3], "is a list, expected a list, each entry a text"),
     ],
 )

@@ -79,7 +79,7 @@ def check_settings(path: Path, cls: Any, config: Mapping[str, Any], most_layers:
         if value != default and not _accepts(kind, value):
             raise _fault(path, key, value, expected(kind))
         if type(value) is int and not key.endswith("_id"):
-            most = most_layers if key.endswith("layers") else LARGEST
+            most = most_layers if "layers" in key else LARGEST
             least = 1 if key.endswith(("layers", "heads", "_dim", "channels", "_size")) else 0
             if key.endswith("layers") or (type(default) is int and default < 1):
                 least = min(0, default) if type(default) is int else 0

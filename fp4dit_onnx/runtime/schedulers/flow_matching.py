@@ -111,6 +111,12 @@ class FlowMatchEuler:
                 "size: expected a FlowPlan"
             )
         shorter, longer = options["base_image_seq_len"], options["max_image_seq_len"]
+        if shorter == longer:
+            raise UsageError(
+                f"{FLOW_MATCH_EULER.name}: base_image_seq_len and max_image_seq_len are both "
+                f"{shorter}: expected two lengths, between which the shift is interpolated; change "
+                "scheduler_config.json"
+            )
         slope = (options["max_shift"] - options["base_shift"]) / (longer - shorter)
         mu = plan.tokens * slope + (options["base_shift"] - slope * shorter)
         strength = math.exp(mu) if options["time_shift_type"] == "exponential" else mu
