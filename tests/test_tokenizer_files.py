@@ -188,6 +188,7 @@ def test_tokens_that_were_added(folder_of: Callable[..., Path]) -> None:
     (folder / "added_tokens.json").write_text(json.dumps({"<style>": base}))
     old, _ = read_parts(folder, "CLIPTokenizer")
     assert old.encode("red <style>").ids[-2] == base
+    assert old.encode("red <STYLE>").ids[-2] == base  # in normalized text, as transformers does
     stored = {"content": "<look>", "special": True, "normalized": False}
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings["added_tokens_decoder"] = {str(base): stored}
@@ -195,6 +196,17 @@ def test_tokens_that_were_added(folder_of: Callable[..., Path]) -> None:
     new, _ = read_parts(folder, "CLIPTokenizer")
     assert new.encode("red <look>").ids[-2] == base
     assert "<style>" not in new.get_vocab()
+
+
+def test_the_padding_of_the_older_file_is_used(
+    folder_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = folder_of("CLIPTokenizer", pad_token="<|endoftext|>")
+    (folder / "special_tokens_map.json").write_text('{"pad_token": "r"}')
+    copy_tokenizer(folder, "CLIPTokenizer", tmp_path / "bundle")
+    ids, _ = Tokenizer(tmp_path / "bundle")(["red"], 12)
+    theirs = transformers.CLIPTokenizer.from_pretrained(folder)
+    assert ids[0].tolist() == theirs("red", padding="max_length", max_length=12)["input_ids"]
 
 
 def test_sentinels_after_other_tokens(folder_of: Callable[..., Path]) -> None:
@@ -271,6 +283,7 @@ DAMAGE: list[tuple[str, str, Callable[[Path], object], str]] = [
         lambda p: p.write_text('{"added_tokens_decoder": {"5": {"content": "<new>"}}}'),
         "token '<new>' has the number 5, which is",
     ),
+    ("CLIPTokenizer", "tokenizer.json", lambda p: p.write_text("{}"), "is no tokenizer: "),
     ("CLIPTokenizer", "merges.txt", Path.unlink, "no tokenizer.json and no merges.txt"),
     ("CLIPTokenizer", "merges.txt", lambda p: p.write_text("r e\nq z x"), "has the line 'q z x'"),
     (

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from fp4dit_onnx.bundle_writing import copy_files
 from fp4dit_onnx.errors import CheckpointError
-from fp4dit_onnx.files import CHECKPOINT, LARGE, read_json
+from fp4dit_onnx.files import CHECKPOINT, LARGE, read_json, read_text
 from fp4dit_onnx.tokenizer_files.settings import CONFIG, Settings, made_elsewhere
 from fp4dit_onnx.tokenizer_files.unigram import read_unigram
 from fp4dit_onnx.tokenizer_files.vocabularies import read_bert, read_clip
@@ -47,7 +47,12 @@ _WHOLE_ONLY = ("PreTrainedTokenizerFast", "TokenizersBackend")
 def check_tokenizer(folder: Path, class_name: str) -> None:
     """Raise CheckpointError where a folder has no whole tokenizer of transformers' `class_name`."""
     if (folder / WHOLE).is_file():
-        read_json(folder / WHOLE, "the tokenizer in one file", CHECKPOINT, limit=LARGE)
+        path, what = folder / WHOLE, "the tokenizer in one file"
+        read_json(path, what, CHECKPOINT, limit=LARGE)
+        try:
+            Tokenizer.from_str(read_text(path, what, CHECKPOINT, LARGE))
+        except Exception as cause:  # the package raises Exception itself
+            raise CheckpointError(f"{path} is no tokenizer: {cause}; {CHECKPOINT.cure}") from cause
     else:
         read_parts(folder, class_name)
 
@@ -72,8 +77,9 @@ def copy_tokenizer(folder: Path, class_name: str, target: Path) -> None:
         return
     tokenizer, settings = read_parts(folder, class_name)
     tokenizer.save(str(target / WHOLE))
-    if "pad_token" not in settings.values:  # another file, or the class, says it
-        stated = {**settings.values, "pad_token": settings.special["pad"].content}
+    token, said = settings.special["pad"].content, settings.values.get("pad_token")
+    if token != (said.get("content") if isinstance(said, dict) else said):
+        stated = {**settings.values, "pad_token": token}  # another file, or the class, says it
         (target / CONFIG).write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
 
 

@@ -97,12 +97,9 @@ def read_settings(folder: Path, usual: Mapping[str, str]) -> Settings:
         for number, token in _object(path, "added_tokens_decoder", stored).items():
             added[_number(path, token, number)] = _token(path, token)
     else:  # what transformers wrote before 4.34
-        special = _read(folder / SPECIAL_MAP, "the special tokens")
-        named |= {role: special[f"{role}_token"] for role in _ROLES if f"{role}_token" in special}
-        further = special.get("additional_special_tokens") or further
-        path = folder / ADDED
-        for token, number in _read(path, "the tokens added to the vocabulary").items():
-            added[_number(path, token, number)] = _token(path, token)
+        listed = _read(folder / SPECIAL_MAP, "the special tokens")
+        named |= {role: listed[f"{role}_token"] for role in _ROLES if f"{role}_token" in listed}
+        further = listed.get("additional_special_tokens") or further
     tokens = {
         role: _token(folder, named[role] or usual[role])
         for role in _ROLES
@@ -112,13 +109,21 @@ def read_settings(folder: Path, usual: Mapping[str, str]) -> Settings:
         raise CheckpointError(
             f"{folder}: additional_special_tokens is {further!r}: expected a list"
         )
+    others = tuple(_token(folder, token) for token in further)
+    if stored is None:
+        marked = {token.content for token in (*tokens.values(), *others)}
+        path = folder / ADDED
+        for name, number in _read(path, "the tokens added to the vocabulary").items():
+            special = name in marked  # others are found in normalized text
+            flags = {"content": name, "special": special, "normalized": not special}
+            added[_number(path, name, number)] = _token(path, flags)
     own = {token.content: token for token in added.values()}
     return Settings(
         folder,
         values,
         {role: own.get(token.content, token) for role, token in tokens.items()},
         added,
-        tuple(_token(folder, token) for token in further),
+        others,
     )
 
 
