@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import re
 from pathlib import Path
 
 from fp4dit_onnx.errors import UsageError
@@ -18,7 +19,8 @@ def read_prompts(path: Path) -> list[str]:
         UsageError: no such file, not UTF-8, or without a line; see `files.read_text`.
     """
     text = read_text(path, "a file of prompts", GIVEN)
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = re.split(r"\r\n?|\n", text)  # not at what else Unicode has for lines, as in a prompt
+    prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise UsageError(f"prompts file {path} is empty: expected one prompt a line")
     return prompts

@@ -85,7 +85,7 @@ def transposed(tensors: dict[str, Any]) -> None:
         ),
         (
             lambda folder: edit_config(folder, num_attention_heads="many"),
-            r"config.json makes no PixArtTransformer2DModel: ",
+            r"config.json: num_attention_heads is 'many', expected ",
         ),
         (
             lambda folder: edit_config(folder, _class_name="FluxTransformer2DModel"),

@@ -102,6 +102,12 @@ def test_prompts_from_windows_are_the_same(tmp_path: Path, newline: str, encodin
     assert read_prompts(path) == PROMPTS
 
 
+def test_a_prompt_ends_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("red\u2028apple\r\nbig\x0c\x85cat\rdog\n".encode())
+    assert read_prompts(path) == ["red\u2028apple", "big\x0c\x85cat", "dog"]
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_prompts_in_utf_16_are_refused(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "prompts.txt"
