@@ -32,6 +32,7 @@ from fp4dit_onnx.benchmark.requests import Formats, operator_cases
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.library import supported_isas
 from fp4dit_onnx.progress import SilentReporter
+from fp4dit_onnx.spec import PerGroup
 
 SMALL = Settings(threads=1, seconds=0.0, rounds=1)
 W4A6 = Formats().layer()
@@ -111,7 +112,7 @@ def test_ours_gives_the_reference_bits(isa: str, formats: Formats) -> None:
 
 
 def test_scales_that_float16_cannot_hold_stay_float32() -> None:
-    case = LinearCase(1, 8, 4, dataclasses.replace(W4A6, group_size=8))
+    case = LinearCase(1, 8, 4, W4A6.with_weight(granularity=PerGroup(8)))
     assert layer_of(case).scale.dtype == np.float16
     case.weight[0] = 1e-6
     layer = layer_of(case)
