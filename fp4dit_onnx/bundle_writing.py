@@ -93,15 +93,15 @@ def _remove(folder: Path) -> None:
 
 def check_output(output: Path, overwrite: bool, *, source: Path | None = None) -> None:
     """Raise UsageError where a bundle may not be written to `output`."""
-    target = output.resolve()
+    target = Path(os.path.realpath(output))  # which stands a loop of links
     if source is not None:
-        origin = source.resolve()
+        origin = Path(os.path.realpath(source))
         if target == origin or target in origin.parents or origin in target.parents:
             raise UsageError(
                 f"output {output} overlaps the source {source}: expected a folder apart from it; "
                 "choose another with --output"
             )
-    if not output.exists():
+    if not os.path.lexists(output):
         return
     if not output.is_dir():
         raise UsageError(f"output {output} is a file: expected a new folder; choose another name")

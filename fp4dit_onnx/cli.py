@@ -6,6 +6,7 @@ another needs.
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import importlib.metadata
@@ -46,6 +47,8 @@ COMMANDS = {
 }
 """Every command and the first line of its help."""
 
+LONGEST_WORD = 400
+"""Of a message; a longer one, which no path or name is in earnest, is shortened."""
 INTERRUPTED = 130
 TERMINATED = 143
 
@@ -156,11 +159,23 @@ def _with_messages(run: Callable[..., None]) -> Callable[..., None]:
     """`run`, after the options about messages, which stand before or behind the command."""
 
     def command(*, quiet: bool, verbose: bool, log_file: Path | None, **arguments: Any) -> None:
+        _check_names([log_file, *arguments.values()])
         before = output.messages()
         _messages(quiet or before.quiet, verbose or before.verbose, log_file or before.log_file)
         run(**arguments)
 
     return command
+
+
+def _check_names(values: Iterable[Any]) -> None:
+    """Refuse paths that no file can have, of which every look at the disk would be an OSError."""
+    for path in values:
+        if isinstance(path, Path):
+            try:
+                os.lstat(path)
+            except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    raise UsageError(f"path {path}: {error.strerror}; give another") from error
 
 
 def _show_version(wanted: bool) -> None:
@@ -223,5 +238,6 @@ def _usage_message(error: Any) -> str:
 
 def _said(message: str, code: int) -> int:
     """Print the error being handled as one line; gives the exit code."""
-    output.print_error(" ".join(message.split()))
+    words = (w if len(w) <= LONGEST_WORD else f"{w[:100]}...{w[-20:]}" for w in message.split())
+    output.print_error(" ".join(words))
     return code

@@ -20,7 +20,8 @@ SECONDS_FOR_REQUEST = 10.0
 """From the connection, or from the last answer, to the end of a request's head."""
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(?::[0-9]{1,5})?")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(?::([0-9]{0,5}))?")
+_LAST_PORT = 65535
 _TARGET = re.compile(r"/(?:[!-$&-~]|%[0-9A-Fa-f]{2})*")
 """Printable ASCII, more than RFC 3986 allows: browsers send brackets as they are."""
 _RANGE = re.compile(r"(\d*)-(\d*)", re.ASCII)
@@ -58,9 +59,14 @@ class KnownHosts:
 
     def include(self, header: str) -> bool:
         """Whether a Host header, already well formed, names this machine."""
-        match = _HOST.fullmatch(header)
-        name = match[1].lower() if match else ""
+        name, _ = _host_and_port(header)
         return name in self._names or (self.open_to_others and _is_address(name))
+
+
+def _host_and_port(header: str) -> tuple[str, int]:
+    """Name, in lower case and empty for what is malformed, and port, 0 for none."""
+    match = _HOST.fullmatch(header.strip(" \t"))
+    return (match[1].lower(), int(match[2] or 0)) if match else ("", 0)
 
 
 def _is_address(name: str) -> bool:
@@ -82,10 +88,12 @@ def _malformed(target: str, version: str, headers: Message) -> str | None:
         return "expected HTTP/1.1"
     if headers.defects:
         return "expected a name and a value in each line of the headers"
-    if headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in headers:
+    lengths = headers.get_all("Content-Length", [])
+    if lengths not in ([], ["0"]) or "Transfer-Encoding" in headers:
         return "expected a request without a body"
     hosts = headers.get_all("Host", [])
-    if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
+    name, port = _host_and_port(hosts[0]) if len(hosts) == 1 else ("", 0)
+    if not name or port > _LAST_PORT:
         return "expected one Host header, with a name and a port"
     if not _TARGET.fullmatch(target) or not _is_text(target):
         return "expected a path, with %XX for the bytes of UTF-8 text"

@@ -192,6 +192,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 HTTPStatus.MISDIRECTED_REQUEST, "this server answers to its own address only"
             )
         if problem is not None:
+            self.request_version = (
+                self.default_request_version
+            )  # HTTP/0.9 has answers without head
             self.send_error(*problem)
             return False
         return True

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -66,6 +67,9 @@ def _acquired(file: Path, folder: Path) -> int:
             raise UsageError(
                 f"lock {file} cannot be opened ({error.strerror}): delete it"
             ) from error
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            os.close(number)
+            raise UsageError(f"lock {file} is no plain file: delete it")
         if not _lock(number):
             holder = _text(number) or "another process"
             os.close(number)

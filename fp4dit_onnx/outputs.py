@@ -76,13 +76,13 @@ def check_file(path: Path, *, overwrite: bool = True, needed: int = SMALL) -> No
     check_place(path, needed)
     if path.is_dir():
         raise UsageError(f"output {path} is a folder: expected the name of a file")
-    if not path.exists():
+    if not os.path.lexists(path):
         return
-    if not path.is_file():
+    if path.exists() and not path.is_file():
         raise UsageError(f"output {path} is a device or a pipe: expected the name of a file")
     if not overwrite:
         raise UsageError(f"{path} exists: replace it with --overwrite, or choose another name")
-    if not os.access(path, os.W_OK):
+    if path.exists() and not os.access(path, os.W_OK):
         raise UsageError(
             f"output {path} is write-protected: make it writable, or choose another output"
         )

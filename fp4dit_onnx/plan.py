@@ -281,7 +281,7 @@ def _check_choices(request: ExportRequest) -> None:
     checked_seed(request.seed)
     for path in (request.state, request.save_recipe):
         if path is not None:
-            check_file(path)
+            check_file(path, overwrite=request.overwrite)
 
 
 def format_row(spec: LayerSpec) -> dict[str, Any]:

@@ -212,7 +212,12 @@ class ExportRequest:
     seed: Annotated[
         int, Option("Seed of the noise and of the choice of samples.", CALIBRATION, unit="SEED")
     ] = 0
-    overwrite: Annotated[bool, Option("Replace a bundle that is there.", OUTPUT)] = False
+    overwrite: Annotated[
+        bool,
+        Option(
+            "Replace a bundle that is there, and the files of --state and --save-recipe.", OUTPUT
+        ),
+    ] = False
     state: Annotated[
         Path | None,
         Option("Also write the quantized weights to this safetensors file.", OUTPUT, unit="FILE"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.manifest import Used
+from fp4dit_onnx.values import shown, whole
 
 __all__ = [
     "Resources",
@@ -46,12 +47,13 @@ def checked_threads(threads: int) -> int:
     Raises:
         UsageError: none, or so many that they take the machine's memory and time from each other.
     """
-    if not isinstance(threads, int) or not 1 <= threads <= most_threads():
+    try:
+        return whole("threads", threads, 1, most_threads())
+    except UsageError as error:
         raise UsageError(
-            f"threads {threads}: expected 1 to {most_threads()} on {usable_cores()} usable cores; "
-            "leave the number out for all cores"
-        )
-    return threads
+            f"threads {shown(threads)}: expected 1 to {most_threads()} on {usable_cores()} usable "
+            "cores; leave the number out for all cores"
+        ) from error
 
 
 def available_memory() -> int | None:

@@ -31,13 +31,15 @@ def prepare_streams() -> None:
 
 
 def utf8_text(what: str, text: str) -> str:
-    """A word of the command line, or a path, as the UTF-8 text that its bytes are.
+    """A prompt, a word of the command line, or a path, as the UTF-8 text that its bytes are.
 
     In an ASCII locale Python hands on each byte that is not ASCII as a surrogate.
 
     Raises:
-        UsageError: they are no UTF-8.
+        UsageError: they are no UTF-8, or `text` is no str.
     """
+    if not isinstance(text, str):
+        raise UsageError(f"{what} is of type {type(text).__name__}: expected a str")
     try:
         return text if text.isascii() else _bytes(text).decode()
     except UnicodeError as error:

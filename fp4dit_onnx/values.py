@@ -8,7 +8,7 @@ from typing import Any
 
 from fp4dit_onnx.errors import UsageError
 
-__all__ = ["LARGEST_SEED", "checked_seed", "real", "whole"]
+__all__ = ["LARGEST_SEED", "checked_seed", "real", "shown", "whole"]
 
 LARGEST_SEED = 2**64 - 1
 """What a seed of the C++ example and of torch's generators holds."""
@@ -30,7 +30,7 @@ def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
     if is_whole and value >= least and (most is None or value <= most):
         return int(value)
     span = f"from {least}" + ("" if most is None else f" to {most}")
-    raise UsageError(f"{name} = {_shown(value)}: expected a whole number {span}")
+    raise UsageError(f"{name} = {shown(value)}: expected a whole number {span}")
 
 
 def real(name: str, value: Any, least: float, most: float | None = None) -> float:
@@ -43,7 +43,7 @@ def real(name: str, value: Any, least: float, most: float | None = None) -> floa
     if is_real and least <= value < math.inf and (most is None or value <= most):
         return float(value)
     span = f"from {least:.15g}" + ("" if most is None else f" to {most:.15g}")
-    raise UsageError(f"{name} = {_shown(value)}: expected a number {span}")
+    raise UsageError(f"{name} = {shown(value)}: expected a number {span}")
 
 
 def checked_seed(value: Any) -> int:
@@ -55,7 +55,7 @@ def checked_seed(value: Any) -> int:
     return whole("seed", value, 0, LARGEST_SEED)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """`value` in a message, short whatever it is."""
     if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to print 5,000 digits
         return f"a number of {value.bit_length()} bits"

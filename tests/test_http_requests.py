@@ -47,7 +47,9 @@ def get(host: str, path: str = "/", headers: str = "") -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: {host}\r\n{headers}\r\n".encode("latin-1")
 
 
-@pytest.mark.parametrize("host", ["localhost", "LocalHost:9", "127.0.0.1", "[::1]:80"])
+@pytest.mark.parametrize(
+    "host", ["localhost", "LocalHost:9", "127.0.0.1", "[::1]:80", "localhost:", "\tlocalhost\t"]
+)
 def test_names_of_this_machine_are_answered(server: FileServer, host: str) -> None:
     assert exchange(server, get(host)).endswith(PAGE)
     assert exchange(server, get(f"127.0.0.1:{server.server_address[1]}")).endswith(PAGE)
@@ -94,6 +96,10 @@ MALFORMED = {
     "body": get("localhost", headers="Content-Length: 5\r\n") + b"GET /",
     "chunks": get("localhost", headers="Transfer-Encoding: chunked\r\n"),
     "length": get("localhost", headers="Content-Length: -1\r\n"),
+    "two lengths": get("localhost", headers="Content-Length: 0\r\nContent-Length: 5\r\n")
+    + b"GET /",
+    "port": get("localhost:65536"),
+    "version without headers": b"GET / HTTP/0.9\r\nHost: localhost\r\n\r\n",
     **{
         f"range {text}": get("localhost", "/file.txt", f"Range: bytes={text}\r\n")
         for text in ("", "-", "a-b", "5-2", "1-2,", "1-2,x", "--1", "1-2-3", "\xb2-")

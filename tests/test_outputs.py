@@ -63,6 +63,14 @@ def bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", access)
 
 
+def test_a_link_to_nothing_is_there(tmp_path: Path) -> None:
+    link = tmp_path / "out.png"
+    link.symlink_to(tmp_path / "nowhere")
+    check_file(link)
+    with pytest.raises(UsageError, match=r"out\.png exists"):
+        check_file(link, overwrite=False)
+
+
 @pytest.mark.usefixtures("bound")
 @pytest.mark.parametrize("case", FILES)
 def test_files_that_cannot_be_written(tmp_path: Path, case: str) -> None:

@@ -318,6 +318,8 @@ def test_numbers_that_are_not_finite_are_refused(pipeline: Pipeline) -> None:
         ({"guidance": math.nan}, "guidance = nan: expected a number from 0 to 1000"),
         ({"guidance": -math.inf}, "guidance = -inf"),
         ({"steps": 2.0}, "steps = 2.0: expected a whole number"),
+        ({"seeds": np.array(1.5)}, r"seed = array\(1.5\): expected a whole number"),
+        ({"negative_prompt": None}, "negative prompt is of type NoneType: expected a str"),
         ({"steps": 1001}, "steps = 1001: expected a whole number from 1 to 1000"),
     ],
 )
@@ -340,7 +342,14 @@ def test_a_transformer_of_fixed_size_draws_no_other(pipeline: Pipeline) -> None:
 def test_prompts_as_one_string_or_none(pipeline: Pipeline) -> None:
     with pytest.raises(UsageError, match="one string"):
         pipeline.generate("chipmunk")
+    for prompts in (None, 3):
+        with pytest.raises(UsageError, match=r"prompts is of type .*: expected a list of strings"):
+            pipeline.generate(prompts)  # type: ignore[arg-type]
+    for text in (b"chipmunk", 3, None):
+        with pytest.raises(UsageError, match=r"prompt is of type .*: expected a str"):
+            pipeline.generate([text])  # type: ignore[list-item]
     assert pipeline.generate([]) == []
+    assert len(pipeline.generate((text for text in PROMPTS[:1]), steps=1)) == 1  # type: ignore[arg-type]
 
 
 def test_noise_is_defined_by_the_seed() -> None:

@@ -18,6 +18,13 @@ def test_threads_that_no_machine_has(threads: int) -> None:
         checked_threads(threads)
 
 
+@pytest.mark.parametrize("threads", ["2", True, 1.5, float("nan"), [1], None, 10**5000], ids=type)
+def test_threads_that_are_no_number(threads: Any) -> None:
+    with pytest.raises(UsageError, match="expected 1 to") as caught:
+        checked_threads(threads)
+    assert len(str(caught.value)) < 200
+
+
 def test_more_threads_than_cores_may_be_asked_for() -> None:
     assert usable_cores() < most_threads() == checked_threads(most_threads())
 

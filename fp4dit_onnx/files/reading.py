@@ -86,10 +86,10 @@ def read_text(path: Path, what: str, origin: Origin, limit: int = SMALL) -> str:
 
 
 def _read(path: Path, what: str, origin: Origin, limit: int) -> bytes:
-    if not path.is_file():
-        found = "is no file" if path.exists() else "not found"
-        raise origin.error(f"{path} {found}: expected {what}; {origin.cure}")
     try:
+        if not path.is_file():
+            found = "is no file" if path.exists() else "not found"
+            raise origin.error(f"{path} {found}: expected {what}; {origin.cure}")
         with path.open("rb") as stream:
             data = stream.read(limit + 1)
     except OSError as error:

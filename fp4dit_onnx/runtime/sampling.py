@@ -91,11 +91,17 @@ def images_of(
         count: images of each prompt and seed S, from S, S + 1, ...
 
     Raises:
-        UsageError: another number of seeds, one out of range (`values.checked_seed`), or a count that is
-            not within 1 .. `LARGEST_COUNT`.
+        UsageError: prompts that are no list, another number of seeds, one out of range
+            (`values.checked_seed`), or a count that is not within 1 .. `LARGEST_COUNT`.
     """
-    given = list(seeds) if isinstance(seeds, Iterable) else [seeds] * len(prompts)
-    texts = list(prompts) * len(given) if len(prompts) == 1 else list(prompts)
+    if not isinstance(prompts, Iterable):
+        raise UsageError(
+            f"prompts is of type {type(prompts).__name__}: expected a list of strings"
+        )
+    texts = list(prompts)
+    is_one = not isinstance(seeds, Iterable) or getattr(seeds, "ndim", 1) == 0
+    given = [seeds] * len(texts) if is_one else list(seeds)
+    texts *= len(given) if len(texts) == 1 else 1
     if len(given) != len(texts):
         raise UsageError(
             f"{len(given)} seeds for {len(texts)} prompts: expected one each, or one int"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +54,7 @@ def session(
         ) from cause
     _check_age(onnxruntime.__version__)
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise BundleError(
             f"{path} does not exist: expected an ONNX model; export the bundle again"
         )
