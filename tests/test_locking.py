@@ -40,6 +40,12 @@ def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
+def test_a_lock_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".b.lock")
+    with pytest.raises(UsageError, match="is no plain file: delete it"), locked(tmp_path / "b"):
+        pass
+
+
 def test_the_second_is_told_who_the_first_is(
     demo_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -129,6 +129,39 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundle_writing, "locked", begun)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["report", "BUNDLE", "-o", "FILE"], "expected a name ending in .html"),
+        (["export", "-o", "NEW", "--state", "FILE"], "exists: replace it with --overwrite"),
+        (["export", "-o", "NEW", "--save-recipe", "FILE"], "exists: replace it with --overwrite"),
+        (["inspect", "LONG"], "File name too long; give another"),
+        (["export", "-o", "LOOP"], "LOOP is a file: expected a new folder"),
+    ],
+)
+def test_files_of_others_are_kept(
+    words: list[str],
+    message: str,
+    demo_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("torch")
+    file = tmp_path / "quantization.json"
+    file.write_text("theirs")
+    (tmp_path / "LOOP").symlink_to(tmp_path / "LOOP")
+    names = {"FILE": file, "BUNDLE": demo_bundle, "NEW": tmp_path / "new", "LONG": "x" * 300}
+    names["LOOP"] = tmp_path / "LOOP"
+    forbid(monkeypatch)
+    with pytest.raises(SystemExit) as left:
+        cli.main([str(names.get(word, word)) for word in words])
+    told = capsys.readouterr().err.splitlines()
+    assert left.value.code == 2
+    assert message in told[-1]
+    assert file.read_text() == "theirs"
+
+
 COMMANDS = {
     "export": ["export", "--method", "fp-rtn", "--no-measure", "-o", "OUT"],
     "export --state": ["export", "--method", "fp-rtn", "-o", "NEW", "--state", "OUT"],

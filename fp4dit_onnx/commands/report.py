@@ -21,6 +21,8 @@ from fp4dit_onnx.report.data import Evidence, read_evidence
 __all__ = ["run"]
 
 COMPARISON = Path("comparison.html")
+SUFFIXES = (".html", ".htm")
+"""Of the file to write, which replaces what is there: no manifest or weights by mistake."""
 COUNT = 4
 
 
@@ -80,6 +82,8 @@ def run(
         raise UsageError(f"{len(bundles)} bundles given: expected one, or two to compare")
     opened = [Bundle.open(folder) for folder in bundles]
     check_file(output or (COMPARISON if len(opened) == 2 else opened[0].folder / REPORT))
+    if output is not None and output.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"output {output}: expected a name ending in {' or '.join(SUFFIXES)}")
     if len(opened) == 1:
         (bundle,) = opened
         texts = _prompts(prompts, model, count or COUNT)

@@ -99,8 +99,8 @@ def images_of(
             f"prompts is of type {type(prompts).__name__}: expected a list of strings"
         )
     texts = list(prompts)
-    is_one = not isinstance(seeds, Iterable) or getattr(seeds, "ndim", 1) == 0
-    given = [seeds] * len(texts) if is_one else list(seeds)
+    several = isinstance(seeds, Iterable) and getattr(seeds, "ndim", 1) > 0
+    given: list[Any] = list(seeds) if several else [seeds] * len(texts)  # type: ignore[arg-type]
     texts *= len(given) if len(texts) == 1 else 1
     if len(given) != len(texts):
         raise UsageError(
