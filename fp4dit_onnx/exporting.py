@@ -97,7 +97,7 @@ def export(
             pipeline's.
         guidance: Weight of classifier-free guidance, likewise; by default the pipeline's.
         seed: Seed of the noise and of the choice of samples.
-        overwrite: Replace a bundle that is there.
+        overwrite: Replace a bundle that is there, and the files of --state and --save-recipe.
         state: Also write the quantized weights to this safetensors file.
         work: Folder for recorded activations and finished blocks, from which a killed run goes on;
             by default OUTPUT.calibration. Removed once the bundle is there.
