@@ -118,7 +118,7 @@ def _commits_since(root: Path, commit: str, sources: tuple[str, ...]) -> int | N
     return int(done.stdout) if done.returncode == 0 else None
 
 
-def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
+def on_page_markdown(markdown: str, *, page: Any, **_given: Any) -> str:
     """For mkdocs: the page, with a note below its title on figures that are older than their sources."""
     notes = [line for path, line in stale() if path == f"docs/{page.file.src_uri}"]
     if not notes:

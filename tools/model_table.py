@@ -201,10 +201,10 @@ def check(name: str, place: Path, *, quick: bool = False) -> Row:
 
 
 def _images(bundle: Path) -> int:
-    """How many images with more than one colour two steps give, of one that is asked for."""
+    """How many images that are not of one value two steps give, of one that is asked for."""
     pipeline = Pipeline(bundle)
     made = pipeline.generate(pipeline.example_prompts()[:1], steps=2)
-    return sum(len(image.getcolors(image.width * image.height)) > 1 for image in made)
+    return sum(bool(np.ptp(np.asarray(image)) > 0) for image in made)
 
 
 def table(rows: Sequence[Row], at: str) -> str:
