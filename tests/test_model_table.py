@@ -257,7 +257,7 @@ def test_evaluation_of_a_family_without_prompts_is_refused(checked: Checked) -> 
         evaluate({"w4a6": place / "bundle"}, place / "twin", ["1"], [0])
 
 
-@pytest.mark.parametrize(("name", "most"), [("sd3.5-medium", 48), ("auraflow", 16)])
+@pytest.mark.parametrize(("name", "most"), [("sd3.5-medium", 96), ("auraflow", 16)])
 def test_positions_reach_the_largest_size_and_no_further(
     checked: Checked, float_bundle_of: Callable[[str], Path], name: str, most: int
 ) -> None:
@@ -291,9 +291,9 @@ def test_positions_reach_the_largest_size_and_no_further(
 
 def test_sizes_beyond_the_positions_are_not_drawn(checked: Checked) -> None:
     pipeline = Pipeline(checked("sd3.5-medium")[1] / "bundle")
-    assert pipeline.settings(height=384, width=64).height == 384
-    for size in (400, 768, 2**20):
-        with pytest.raises(UsageError, match=f"width = {size}: expected at most 384"):
+    assert pipeline.settings(height=768, width=64).height == 768
+    for size in (784, 1536, 2**20):
+        with pytest.raises(UsageError, match=f"width = {size}: expected at most 768"):
             pipeline.settings(width=size)
 
 
