@@ -173,7 +173,8 @@ def _restored(
     steps: Sequence[normalizers.Normalizer], special: Iterable[AddedToken]
 ) -> list[normalizers.Normalizer]:
     """What gives special tokens back their names where the rules change them."""
-    every, found = normalizers.Sequence(list(steps)), []
+    every = normalizers.Sequence(list(steps))
+    found: list[normalizers.Normalizer] = []
     for token in special:
         changed = every.normalize_str(f"{token.content}.").split(_OPEN)[1].split(_CLOSE)[0]
         if changed != token.content:
