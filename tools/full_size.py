@@ -99,7 +99,7 @@ def row(name: str, case: Case, source: Path, manifest: Manifest) -> dict[str, An
     used = manifest.resources
     sizes = {p: entry.bytes for p, entry in manifest.files.items()}
     own = sum(size for path, size in sizes.items() if path.startswith("transformer/"))
-    found = {
+    found: dict[str, Any] = {
         "case": name,
         "model": case.model,
         "components": ", ".join(c for c in case.components if c in _WEIGHTS),
