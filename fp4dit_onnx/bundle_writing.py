@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.locking import is_running, locked
+from fp4dit_onnx.names import MANIFEST
 from fp4dit_onnx.outputs import check_place
 from fp4dit_onnx.texts import utf8_text
 
@@ -109,7 +110,7 @@ def check_output(output: Path, overwrite: bool, *, source: Path | None = None) -
     if not held:
         return
     found = ", ".join(held[:3]) + (", ..." if len(held) > 3 else "")
-    if "quantization.json" not in held:
+    if MANIFEST not in held:
         raise UsageError(
             f"output {output} is not empty and holds no bundle (found {found}): expected a new or "
             "empty folder, or a bundle to replace with --overwrite; choose another, or empty it"

@@ -12,6 +12,7 @@ from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.files import CHECKPOINT, read_json
 from fp4dit_onnx.files.settings import read_settings, transformer_settings, vae_settings
 from fp4dit_onnx.models.family import RENAMED, current_class
+from fp4dit_onnx.names import MANIFEST, MODEL_INDEX
 from fp4dit_onnx.runtime.families import has_component
 from fp4dit_onnx.tensor_files import TensorInfo
 from fp4dit_onnx.tensor_names import check_adapters, unwrapped
@@ -27,9 +28,7 @@ __all__ = [
     "scheduler_settings",
 ]
 
-_INDEX = "model_index.json"
 _SCHEDULER = "scheduler_config.json"
-_MANIFEST = "quantization.json"
 
 
 @dataclass(frozen=True)
@@ -126,11 +125,11 @@ def open_checkpoint(
     """
     root = demo_folder() if folder is None else Path(folder)
     _check_is_pipeline(root)
-    index = read_json(root / _INDEX, "the pipeline's list of components", CHECKPOINT)
+    index = read_json(root / MODEL_INDEX, "the pipeline's list of components", CHECKPOINT)
     pipeline_class = index.get("_class_name")
     if not isinstance(pipeline_class, str):
         raise CheckpointError(
-            f"{root / _INDEX} names no pipeline class ('_class_name'): "
+            f"{root / MODEL_INDEX} names no pipeline class ('_class_name'): "
             "expected the index of a diffusers pipeline; download it again"
         )
     classes = _component_classes(index)
@@ -144,7 +143,7 @@ def open_checkpoint(
     for name, (_, class_name) in wanted.items():
         if not (root / name).is_dir():
             raise CheckpointError(
-                f"{root} has no folder {name!r}: {_INDEX} names it ({class_name}); "
+                f"{root} has no folder {name!r}: {MODEL_INDEX} names it ({class_name}); "
                 "download the pipeline again, all folders included"
             )
     weighty = {root / n: library for n, (library, _) in wanted.items() if _has_weights(n)}
@@ -170,19 +169,19 @@ def _check_is_pipeline(root: Path) -> None:
             hint += f", or, if it is a model's name, download it first (hf download {root})"
         raise CheckpointError(f"{root} not found: {expected}; {hint}")
     if not root.is_dir():
-        raise CheckpointError(f"{root} is a file: {expected}; give the folder with {_INDEX}")
-    if (root / _MANIFEST).exists():
+        raise CheckpointError(f"{root} is a file: {expected}; give the folder with {MODEL_INDEX}")
+    if (root / MANIFEST).exists():
         raise CheckpointError(
             f"{root} is a quantized bundle: {expected}; give the folder it was exported from"
         )
-    if (root / _INDEX).exists():
+    if (root / MODEL_INDEX).exists():
         return
     if (root / "config.json").is_file():
         parent = root.resolve().parent
-        owner = f"give {parent}" if (parent / _INDEX).is_file() else "give its parent folder"
+        owner = f"give {parent}" if (parent / MODEL_INDEX).is_file() else "give its parent folder"
         raise CheckpointError(f"{root} is one component of a pipeline: {expected}; {owner}")
     held = ", ".join(sorted(p.name for p in root.iterdir())[:4]) or "nothing"
-    raise CheckpointError(f"{root} has no {_INDEX} (it holds {held}): {expected}")
+    raise CheckpointError(f"{root} has no {MODEL_INDEX} (it holds {held}): {expected}")
 
 
 def _component_classes(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -214,7 +213,7 @@ def _component(folder: Path, library: str, class_name: str, variant: str | None)
         part = Component(name, folder, class_name)
         own, used = _stored_scheduler(part), scheduler_settings(part)
         note = (
-            f"{name}: {_INDEX} names {class_name}, which is used, as diffusers does, and not "
+            f"{name}: {MODEL_INDEX} names {class_name}, which is used, as diffusers does, and not "
             f"{own.get('_class_name')} of {_SCHEDULER}"
         )
         return part if own == used else replace(part, notes=(note,))
@@ -279,7 +278,7 @@ def _transformer_config(folder: Path, class_name: str) -> dict[str, Any]:
     found = current_class(own, config) if isinstance(own, str) else own
     if found != expected and expected not in RENAMED.get(str(found), {}).values():
         raise CheckpointError(
-            f"{path} is of class {found}: expected {expected}, as {_INDEX} says; "
+            f"{path} is of class {found}: expected {expected}, as {MODEL_INDEX} says; "
             "the folder mixes two pipelines: download it again"
         )
     return config

@@ -12,6 +12,7 @@ import onnx
 
 from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.models import Interface
+from fp4dit_onnx.names import codes_of
 from fp4dit_onnx.progress import Reporter
 from fp4dit_onnx.resources import Resources
 from fp4dit_onnx.state import LayerLayout, Layout
@@ -152,10 +153,9 @@ class ComponentWriter:
 
 
 def _check_layers(part: Component, model: onnx.ModelProto) -> None:
-    from fp4dit_onnx.passes.pack_weights import codes_name
 
     held = {tensor.name for tensor in model.graph.initializer}
-    absent = [name for name in part.layers if codes_name(name) not in held]
+    absent = [name for name in part.layers if codes_of(name) not in held]
     if absent:
         raise Fp4DitError(
             f"{part.name}: layer {absent[0]} is no linear of the traced graph, and {len(absent)} "

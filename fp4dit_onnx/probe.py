@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from fp4dit_onnx import ops
 from fp4dit_onnx.errors import BundleError
 from fp4dit_onnx.external_data import load_tensor
+from fp4dit_onnx.names import CODES, SCALE
 from fp4dit_onnx.recipe import ATTENTION_PARTS
 from fp4dit_onnx.spec import LayerSpec
 from fp4dit_onnx.state import QuantizedLayer, QuantizedState
@@ -35,7 +36,6 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 OPERATORS = (*ops.QUANTIZE_OPS, ops.UNPACK, ops.DEQUANTIZE, ops.LINEAR, ops.ATTENTION)
-CODES, SCALE = ".weight.codes", ".weight.scale"
 """End the names of a layer's packed weight and of its group scales."""
 
 

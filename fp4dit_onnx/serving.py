@@ -16,6 +16,7 @@ from fp4dit_onnx.bundle import MANIFEST, Bundle
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import BUNDLE, read_json
 from fp4dit_onnx.local_server import MEDIA_TYPES, FileServer, Handler
+from fp4dit_onnx.names import model_of
 from fp4dit_onnx.runtime.families import FAMILIES, family_of_pipeline
 from fp4dit_onnx.runtime.step_table import STEP_TABLE, bundle_step_table
 from fp4dit_onnx.targets import target_by_name
@@ -109,7 +110,7 @@ def check_drawable(bundle: Bundle) -> None:
             "has not: serve the bundle that it was made of"
         )
     parts = (*family.encoders, "vae_decoder")
-    missing = [part for part in parts if f"{part}/model.onnx" not in bundle.manifest.files]
+    missing = [part for part in parts if model_of(part) not in bundle.manifest.files]
     if missing:
         raise UsageError(
             f"{bundle.folder} holds no {' and no '.join(missing)}, which drawing needs: export "
@@ -127,7 +128,7 @@ def memory_estimate(bundle: Bundle) -> int:
     total = bundle.manifest.totals.transformer_bytes_float32
     encoders = bundle.manifest.text_encoders
     for part in (*encoders, "vae_decoder"):
-        stored = sum(e.bytes for n, e in files.items() if n.startswith(f"{part}/model.onnx"))
+        stored = sum(e.bytes for n, e in files.items() if n.startswith(model_of(part)))
         layers = encoders[part].layers if part in encoders else {}
         packed = sum(row.bytes for row in layers.values())
         unpacked = sum(row.bytes_float32 for row in layers.values())

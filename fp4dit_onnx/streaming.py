@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx
 
 from fp4dit_onnx.model_file import ModelFile
+from fp4dit_onnx.names import codes_of, scale_of
 from fp4dit_onnx.state import LayerLayout, QuantizedLayer
 from fp4dit_onnx.tensor_files import TensorInfo
 from fp4dit_onnx.tensor_reading import read_chunks, read_float32
@@ -69,16 +70,14 @@ class GraphValues:
 
     def __call__(self, name: str) -> Array | Iterator[Array]:
         """Codes, scales, or a stored tensor in float32, piece by piece."""
-        from fp4dit_onnx.passes.pack_weights import codes_name, scale_name
-
         if name in self._pending:
             return self._pending.pop(name)
         layer = name.rpartition(".weight.")[0]
         if layer not in self.layers:
             return read_chunks(self.tensors[name])
         made, error = self.quantizer(layer)
-        self._notes[codes_name(layer)] = LayerNote(made.nbytes, error)
-        self._pending |= {codes_name(layer): made.codes, scale_name(layer): made.scale}
+        self._notes[codes_of(layer)] = LayerNote(made.nbytes, error)
+        self._pending |= {codes_of(layer): made.codes, scale_of(layer): made.scale}
         return self._pending.pop(name)
 
     def note(self, name: str) -> dict[str, Any] | None:
@@ -124,8 +123,6 @@ def write_model(
     Returns:
         What is known of each layer, by name.
     """
-    from fp4dit_onnx.passes.pack_weights import codes_name
-
     notes: dict[str, LayerNote] = {}
 
     def done(count: int) -> None:
@@ -135,7 +132,7 @@ def write_model(
     def finish(file: ModelFile) -> None:
         found = file.notes
         for layer in values.layers:
-            note = found.get(codes_name(layer)) or values.note(codes_name(layer))
+            note = found.get(codes_of(layer)) or values.note(codes_of(layer))
             if note is not None:
                 notes[layer] = LayerNote(**note)
         annotate(notes)

@@ -18,6 +18,7 @@ from fp4dit_onnx.bundle import MANIFEST, Bundle
 from fp4dit_onnx.errors import BundleError, MissingExtraError, UsageError
 from fp4dit_onnx.links import followed
 from fp4dit_onnx.local_server import FileServer
+from fp4dit_onnx.names import model_of
 
 __all__ = ["netron_server", "onnx_file"]
 
@@ -55,11 +56,11 @@ def onnx_file(path: Path, part: str) -> Path:
             raise UsageError(f"{path}: expected an .onnx file, or a folder made by export")
         return path
     bundle = Bundle.open(path)
-    models = sorted(name for name in bundle.manifest.files if name.endswith("/model.onnx"))
-    if f"{part}/model.onnx" not in models:
-        held = ", ".join(name.removesuffix("/model.onnx") for name in models)
+    models = sorted(name for name in bundle.manifest.files if name.endswith(model_of("")))
+    if model_of(part) not in models:
+        held = ", ".join(name.removesuffix(model_of("")) for name in models)
         raise BundleError(f"{path / MANIFEST} lists no {part}: expected one of {held}")
-    return path / part / "model.onnx"
+    return path / model_of(part)
 
 
 def netron_server(model: Path, host: str, port: int) -> FileServer:

@@ -11,23 +11,13 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from fp4dit_onnx import ops
+from fp4dit_onnx.names import codes_of, scale_of
 from fp4dit_onnx.passes.base import PassReport, Skip, rewrite_all
 from fp4dit_onnx.passes.match import Linear, is_output, linears
-from fp4dit_onnx.probe import CODES, SCALE
 from fp4dit_onnx.skeleton import placeholder
 from fp4dit_onnx.state import LayerLayout, Layout, QuantizedLayer, QuantizedState, part_shapes
 
-__all__ = ["PackWeights", "codes_name", "scale_name"]
-
-
-def codes_name(layer: str) -> str:
-    """Name of the packed initializer of `layer`."""
-    return layer + CODES
-
-
-def scale_name(layer: str) -> str:
-    """Name of the group scales of `layer`."""
-    return layer + SCALE
+__all__ = ["PackWeights"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +83,7 @@ def _rewrite(graph: gs.Graph, match: _Match) -> None:
 
 def _constants(layer: LayerLayout | QuantizedLayer) -> tuple[gs.Constant, gs.Constant]:
     """Codes and scales; of a layout, by shape and type alone."""
-    names = codes_name(layer.name), scale_name(layer.name)
+    names = codes_of(layer.name), scale_of(layer.name)
     if isinstance(layer, QuantizedLayer):
         return gs.Constant(names[0], layer.codes), gs.Constant(names[1], layer.scale)
     shapes = part_shapes(layer.n, layer.k, layer.spec)

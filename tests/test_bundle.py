@@ -367,3 +367,20 @@ def test_a_manifest_with_another_value_at_any_key(tmp_path: Path, value: object)
     assert len(refused) > len(list(places(content))) / 2
     assert all((MANIFEST in line and "\n" not in line) or "not found" in line for line in refused)
     assert read_manifest(path) == replace(full, files=Bundle.open(tmp_path).manifest.files)
+
+
+def test_a_manifest_of_the_version_before_opens(tmp_path: Path) -> None:
+    """It had no formats of scales, no largest size, and a target only if it was converted."""
+    fill(tmp_path)
+    write_manifest(tmp_path, replace(EMPTY, layers=(layer("blocks.0.to_q"),)))
+    content = json.loads((tmp_path / MANIFEST).read_text())
+    for key in ("largest_size", "target", "converted", "text_encoders", "resources", "method"):
+        del content[key]
+    del content["recipe"]["scale"], content["layers"][0]["scale_format"]
+    (tmp_path / MANIFEST).write_text(json.dumps(content))
+    opened = Bundle.open(tmp_path).manifest
+    assert (opened.target, opened.recipe.scale, opened.layers) == (
+        "fp4dit",
+        "float16",
+        (layer("blocks.0.to_q"),),
+    )

@@ -236,7 +236,8 @@ def test_only_the_transformer_is_read(bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(bundle / "transformer", tmp_path / "transformer")
     network = load_transformer(tmp_path, library=False)
     assert network(**arguments()).sample.shape == (2, 8, 16, 16)
-    (tmp_path / "transformer" / "config.json").write_text('{"_class_name": "NoSuchModel"}')
+    config = tmp_path / "transformer" / "config.json"
+    config.write_text('{"_class_name": "NoSuchModel", "in_channels": 4}')
     with pytest.raises(BundleError, match="names the class NoSuchModel"):
         load_transformer(tmp_path, library=False)
     with pytest.raises(BundleError, match="not found"):

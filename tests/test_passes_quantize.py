@@ -13,10 +13,11 @@ pytest.importorskip("onnx_graphsurgeon")
 from fp4dit_onnx import numerics, ops
 from fp4dit_onnx.compare import within
 from fp4dit_onnx.formats import format_by_name
+from fp4dit_onnx.names import codes_of, scale_of
 from fp4dit_onnx.passes.fuse_linear import FuseLinear
 from fp4dit_onnx.passes.insert_qdq import InsertQdq
 from fp4dit_onnx.passes.name_tensors import NameTensors
-from fp4dit_onnx.passes.pack_weights import PackWeights, codes_name, scale_name
+from fp4dit_onnx.passes.pack_weights import PackWeights
 from fp4dit_onnx.passes.pipeline import run_passes
 from fp4dit_onnx.probe import read_state
 
@@ -126,8 +127,8 @@ def test_pack_weights_computes_the_same_weight(bench: Any, weight_format: str, n
         "fc.weight.scale",
         "fc.bias",
     }
-    assert bench.tensor(result, codes_name("fc")).dtype == np.uint8
-    assert bench.tensor(result, scale_name("fc")).dtype == np.float16
+    assert bench.tensor(result, codes_of("fc")).dtype == np.uint8
+    assert bench.tensor(result, scale_of("fc")).dtype == np.float16
     assert (report.rewritten, report.skipped) == (1, ())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -117,7 +116,7 @@ def test_models_are_replaced_when_all_are_written(demo_bundle: Path, tmp_path: P
     target = Target("copied", "a copy", ops.OPSET, rewrite)
     made = convert_in_place(both, manifest, target)
     assert len(seen) == 2
-    assert made["converted"]["transformer"]["by"] == "test"
+    assert made.converted["transformer"].activations == "test"
 
 
 def test_a_failure_leaves_nothing(demo_bundle: Path, tmp_path: Path) -> None:
@@ -176,9 +175,9 @@ def test_export_inlines_by_itself(tmp_path: Path) -> None:
         target="inline",
     )
     export(request)
-    manifest = json.loads((tmp_path / "bundle" / "quantization.json").read_text())
-    assert manifest.target == "inline"
-    Bundle.open(tmp_path / "bundle").check_files(deep=True)
+    made = Bundle.open(tmp_path / "bundle")
+    assert made.manifest.target == "inline"
+    made.check_files(deep=True)
     model = onnx.load(tmp_path / "bundle/transformer/model.onnx", load_external_data=False)
     assert {node.domain for node in model.graph.node} == {""}
 

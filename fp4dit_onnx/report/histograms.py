@@ -20,9 +20,9 @@ from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.external_data import load_tensor
 from fp4dit_onnx.formats import FloatFormat, format_by_name
 from fp4dit_onnx.manifest import Layer
-from fp4dit_onnx.names import WEIGHT, scale_of
+from fp4dit_onnx.names import CODES, WEIGHT, scale_of
 from fp4dit_onnx.numerics import dequantize, expand_groups, quantize
-from fp4dit_onnx.probe import CODES, load_graph
+from fp4dit_onnx.probe import load_graph
 from fp4dit_onnx.report.data import Histogram
 from fp4dit_onnx.runtime import Pipeline
 from fp4dit_onnx.tensor_files import TensorInfo

@@ -23,7 +23,8 @@ from onnx import numpy_helper
 from fp4dit_onnx import ops
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.formats import FloatArray, format_by_name
-from fp4dit_onnx.probe import CODES, attributes, load_graph
+from fp4dit_onnx.names import CODES
+from fp4dit_onnx.probe import attributes, load_graph
 from fp4dit_onnx.progress import Reporter
 from fp4dit_onnx.recipe import ATTENTION_PARTS
 from fp4dit_onnx.scale_formats import NVFP4_BLOCK, two_levels
