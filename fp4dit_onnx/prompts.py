@@ -22,7 +22,7 @@ def read_prompts(path: Path) -> list[str]:
     lines = re.split(r"\r\n?|\n", text)  # not at what else Unicode has for lines, as in a prompt
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
-        raise UsageError(f"prompts file {path} is empty: expected one prompt a line")
+        raise UsageError(f"{path} is empty: expected one prompt a line")
     return prompts
 
 

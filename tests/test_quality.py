@@ -229,8 +229,8 @@ def test_command_prints_a_table_or_json_alone(
     [
         (b"", "empty"),
         (b" \n\n", "empty"),
-        (b"a \xff\n", "byte 2 is not UTF-8"),
-        (None, "No such file"),
+        (b"a \xff\n", "is not UTF-8 (byte 2)"),
+        (None, "not found"),
     ],
 )
 def test_command_refuses_bad_prompt_files(
@@ -249,7 +249,7 @@ def test_command_refuses_bad_prompt_files(
     captured = capsys.readouterr()
     assert caught.value.code == 2
     assert captured.out == ""
-    assert captured.err.startswith(f"error: prompts file {path}")
+    assert captured.err.startswith(f"error: {path} ")
     assert words in captured.err
     assert captured.err.count("\n") == 1
 

@@ -132,7 +132,7 @@ def test_histograms_count_every_value(exported: Path, found: Evidence, demo_fold
     for histogram in weights:
         largest = format_by_name(histogram.format).max
         assert sum(histogram.counts) == np.prod(shapes[histogram.layer])
-        assert histogram.format == rows[histogram.layer]["weight_format"]
+        assert histogram.format == rows[histogram.layer].weight_format
         assert histogram.high == -histogram.low == pytest.approx(1.1 * largest)
         filled = np.flatnonzero(histogram.counts)
         width = (histogram.high - histogram.low) / len(histogram.counts)
