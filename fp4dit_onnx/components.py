@@ -10,7 +10,7 @@ from fp4dit_onnx import checkpoint
 from fp4dit_onnx.bundle_writing import copy_files
 from fp4dit_onnx.component_writing import Component, ComponentWriter
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.files import CHECKPOINT, read_json
+from fp4dit_onnx.files import CHECKPOINT, json_text, read_json
 from fp4dit_onnx.models import InputSpec, Interface, older_vae_name
 from fp4dit_onnx.names import SCHEDULER_CONFIG
 from fp4dit_onnx.runtime.families import FAMILIES, tokenizer_of
@@ -97,9 +97,12 @@ def copy_settings(
                 (bundle_folder / SCHEDULER_CONFIG).write_text(text + "\n", encoding="utf-8")
         elif name.startswith("tokenizer"):
             copy_tokenizer(part.folder, part.class_name, bundle_folder / name)
-    parts = [n for n in source.components if n.startswith(("transformer", "text_encoder"))]
-    for name in ("model_index.json", *(f"{part}/config.json" for part in parts)):
+    encoders = [n for n in source.components if n.startswith("text_encoder")]
+    for name in ("model_index.json", *(f"{part}/config.json" for part in encoders)):
         (bundle_folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source.folder / name, bundle_folder / name)
+    config = bundle_folder / "transformer" / "config.json"
+    config.parent.mkdir(exist_ok=True)
+    config.write_bytes(json_text(source.transformer_config))
     if steps is not None and "scheduler" in source.components:
         write_step_table(bundle_folder, steps)

@@ -36,7 +36,8 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 OPERATORS = (*ops.QUANTIZE_OPS, ops.UNPACK, ops.DEQUANTIZE, ops.LINEAR, ops.ATTENTION)
-"""End the names of a layer's packed weight and of its group scales."""
+PACKED = {ops.LINEAR: (2, 3), ops.UNPACK: (0,), ops.DEQUANTIZE: (1,)}
+"""Which inputs of an operator take a packed weight or its scales, which have two dimensions."""
 
 
 def load_graph(path: Path) -> onnx.ModelProto:
@@ -62,9 +63,17 @@ def load_graph(path: Path) -> onnx.ModelProto:
     unknown = types - set(onnx.TensorProto.DataType.values())
     if unknown:
         raise BundleError(f"{path}: element type {min(unknown)} is none of ONNX; copy it again")
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.domain == ops.DOMAIN:
             _check_node(node, path)
+            for place in PACKED.get(node.op_type, ()):
+                tensor = tensors.get(node.input[place])
+                if tensor is not None and (len(tensor.dims) != 2 or min(tensor.dims) < 1):
+                    raise BundleError(
+                        f"{path}: tensor {tensor.name!r} of {node.op_type} has shape "
+                        f"{list(tensor.dims)}: expected two sizes from 1; copy it again"
+                    )
     return model
 
 

@@ -93,6 +93,10 @@ def lose_input(model: onnx.ModelProto) -> None:
     del next(n for n in model.graph.node if n.op_type == "FpLinear").input[-1]
 
 
+def flatten_codes(model: onnx.ModelProto) -> None:
+    next(t for t in model.graph.initializer if t.name.endswith(".weight.codes")).dims[:] = [-1]
+
+
 def rename_operator(model: onnx.ModelProto) -> None:
     next(n for n in model.graph.node if n.op_type == "FpLinear").op_type = "FpNothing"
 
@@ -102,6 +106,7 @@ def rename_operator(model: onnx.ModelProto) -> None:
     [
         (lose_attribute, "FpLinear, lacks the attribute 'weight_format'"),
         (lose_input, "FpLinear, has 4 inputs and 1 outputs: expected 5 and 1"),
+        (flatten_codes, r"of FpLinear has shape \[-1\]: expected two sizes"),
         (rename_operator, "is of operator 'FpNothing': expected one of FpQuantize"),
         (lambda model: model.graph.ClearField("node"), "is no ONNX model: expected"),
         (lambda model: setattr(model.graph.initializer[0], "data_type", 99), "element type 99 is"),

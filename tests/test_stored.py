@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from fp4dit_onnx.calibration.sampling import load_pipeline
 from fp4dit_onnx.checkpoint import Component, open_checkpoint
+from fp4dit_onnx.components import copy_settings
 from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.export import ExportRequest, plan
 from fp4dit_onnx.silence import quiet
@@ -189,6 +191,22 @@ def test_tensors_that_a_network_does_not_have(twin: Path) -> None:
     assert note.startswith("transformer: tensors that PixArtTransformer2DModel does not have")
     assert "(5): ip_adapter.0.to_k_ip.weight" in note
     assert "pos_embed" not in note
+
+
+def test_a_setting_that_the_file_leaves_to_the_class(twin: Path) -> None:
+    """The bundle's own config.json says it: without diffusers nobody knows the default."""
+    edit(twin / "transformer/config.json", lambda c: c.pop("sample_size"))
+    planned = plan(asked(twin))
+    default = (
+        inspect.signature(diffusers.PixArtTransformer2DModel).parameters["sample_size"].default
+    )
+    assert planned.checkpoint.transformer_config["sample_size"] == default
+    assert planned.sampling.height == 8 * default
+    twin.with_name("bundle").mkdir()
+    copy_settings(planned.checkpoint, twin.with_name("bundle"))
+    written = json.loads((twin.with_name("bundle") / "transformer/config.json").read_text())
+    assert written["sample_size"] == default
+    assert written["_class_name"] == "PixArtTransformer2DModel"
 
 
 CLIP = transformers.CLIPTextConfig(

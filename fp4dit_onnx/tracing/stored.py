@@ -32,20 +32,27 @@ SHOWN = 3
 def fitted(checkpoint: Checkpoint) -> Checkpoint:
     """`checkpoint` with the tensors that its networks have, by their names there, and no others.
 
-    What is left out is noted, unless the network's class declares it to be of no use.
+    What is left out is noted, unless the network's class declares it to be of no use. The
+    transformer's configuration has the class's default in place of what it does not say.
 
     Raises:
         CheckpointError: a configuration makes no network, or a tensor of one is absent, of another
             shape or type, or stored twice with different values.
     """
-    parts = {name: _fitted(part) for name, part in checkpoint.components.items()}
-    return replace(checkpoint, components=parts)
+    parts, config = {}, checkpoint.transformer_config
+    for name, part in checkpoint.components.items():
+        if not part.tensors:
+            parts[name] = part
+            continue
+        network = faked(part.class_name, _maker(part))
+        parts[name] = _fitted(part, network.module)
+        if name == "transformer":
+            usual = {k: v for k, v in network.config.items() if not k.startswith("_")}
+            config = {**usual, **config}
+    return replace(checkpoint, components=parts, transformer_config=config)
 
 
-def _fitted(part: Component) -> Component:
-    if not part.tensors:
-        return part
-    module = faked(part.class_name, _maker(part)).module
+def _fitted(part: Component, module: torch.nn.Module) -> Component:
     other = _other_name(part)
     stored_tensors(module, part.tensors, other)
     pairs = stored_names(module, part.tensors, other)
