@@ -22,6 +22,7 @@ from hostile_server import request_faults
 from random_pipeline import make
 
 from fp4dit_onnx.errors import BundleError, UsageError
+from fp4dit_onnx.names import CODES
 from fp4dit_onnx.probe import exposed, load_graph
 from fp4dit_onnx.runtime.sizes import largest_side, pixels_a_latent
 
@@ -94,7 +95,7 @@ def lose_input(model: onnx.ModelProto) -> None:
 
 
 def flatten_codes(model: onnx.ModelProto) -> None:
-    next(t for t in model.graph.initializer if t.name.endswith(".weight.codes")).dims[:] = [-1]
+    next(t for t in model.graph.initializer if t.name.endswith(CODES)).dims[:] = [-1]
 
 
 def rename_operator(model: onnx.ModelProto) -> None:
