@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -121,7 +122,7 @@ def _json(rng: random.Random, data: bytes) -> tuple[bytes, str]:
     done = []
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         if rng.random() < 0.03:
-            content = rng.choice(VALUES)
+            content = copy.deepcopy(rng.choice(VALUES))
         done.append(_edit(rng, content))
     text = json.dumps(content)
     for token, raw in RAW.items():
@@ -142,7 +143,7 @@ def _edit(rng: random.Random, content: Any) -> str:
         holder = inner
     if key is None:
         return "the whole"
-    value = rng.choice(VALUES)
+    value = copy.deepcopy(rng.choice(VALUES))  # later edits may go into it
     kind = rng.random()
     if kind < 0.7:
         holder[key] = value
