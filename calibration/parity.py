@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
-import diffusers
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,6 +17,7 @@ from fp4dit_onnx.formats import FloatFormat
 from fp4dit_onnx.models import Family
 from fp4dit_onnx.state import QuantizedState
 from fp4dit_onnx.tracing.dynamic import dynamic
+from fp4dit_onnx.tracing.networks import diffusers_maker, refusals
 
 __all__ = ["Simulation", "network_runner", "torch_quantize"]
 
@@ -50,7 +50,9 @@ class Simulation:
         parameters: Mapping[str, Array],
         state: QuantizedState,
     ) -> None:
-        network = getattr(diffusers, family.transformer).from_config(dict(config)).float().eval()
+        make = diffusers_maker(family.transformer, config)
+        with refusals(family.transformer):
+            network = make().float().eval()
         own = network.state_dict()
         missing = [
             name
