@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from manifests import EMPTY
 
 from fp4dit_onnx import cli, numerics
 from fp4dit_onnx.benchmark import (
@@ -107,7 +109,7 @@ def test_step_inputs(models: tuple[Path, Path], tmp_path: Path) -> None:
     onnx.save(onnx.parser.parse_model(text), path)
     with pytest.raises(UsageError, match="hidden_states: dimension height has no known size"):
         _ = StepCase(path, None, batch=3, tokens=5).feed
-    path.with_name("config.json").write_text('{"sample_size": 6}')
+    path.with_name("config.json").write_text('{"sample_size": 6, "in_channels": 4}')
     feed = StepCase(path, None, batch=3, tokens=5).feed
     assert {name: value.shape for name, value in feed.items()} == {
         "hidden_states": (3, 4, 6, 6),
@@ -175,8 +177,9 @@ def test_command_prints_tables(run: Any) -> None:
 def test_command_with_a_bundle(
     run: Any, models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, sampling = models[0].parents[1], {"sampling": {"max_sequence_length": 7}}
-    monkeypatch.setattr(requests.Bundle, "open", lambda path: Bundle(path, sampling))
+    folder, usual = models[0].parents[1], EMPTY.sampling
+    manifest = replace(EMPTY, sampling=replace(usual, max_sequence_length=7))
+    monkeypatch.setattr(requests.Bundle, "open", lambda path: Bundle(path, manifest))
     code, out, _ = run(folder, "--float", models[1], "--batch", "3", "--json", *SHORT)
     assert code == 0
     (case,) = json.loads(out)["cases"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from manifests import EMPTY
 
+from fp4dit_onnx.bundle import write_manifest
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.runtime import Pipeline
+from fp4dit_onnx.runtime import Pipeline, Sampling
 
 SETTINGS = {
     "model_index.json": {
@@ -24,15 +26,6 @@ SETTINGS = {
     "scheduler/scheduler_config.json": {"_class_name": "DDIMScheduler", "clip_sample": False},
     "transformer/config.json": {"in_channels": 4, "patch_size": 2, "num_embeds_ada_norm": 1000},
     "vae_decoder/config.json": {"block_out_channels": [1, 2, 3, 4], "scaling_factor": 0.5},
-    "quantization.json": {
-        "sampling": {
-            "steps": 1,
-            "guidance": 3.0,
-            "height": 32,
-            "width": 32,
-            "max_sequence_length": 0,
-        }
-    },
 }
 
 
@@ -71,6 +64,7 @@ def pipeline(
     for name, content in SETTINGS.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps(content))
+    write_manifest(tmp_path, replace(EMPTY, sampling=Sampling(1, 3.0, 32, 32, 0)))
     parts = {"transformer": transformer, "vae_decoder": FakeSession(("latent_sample",))}
     monkeypatch.setattr(
         "fp4dit_onnx.runtime.pipeline.session", lambda path, **_: parts[path.parent.name]

@@ -109,7 +109,7 @@ def installed(package: str) -> str:
 def generate(row: Row, stage: Stage, python: Path, version: str) -> Command:
     """``fp4dit-onnx generate`` of this checkout under an interpreter."""
     picture = stage.picture(row.key)
-    words = (python, "-m", "fp4dit_onnx", "generate", stage.bundle, "--prompt", stage.prompt)
+    words = (python, "-P", "-m", "fp4dit_onnx", "generate", stage.bundle, "--prompt", stage.prompt)
     options = ("--output", picture, "--overwrite", "--library" if row.library else "--no-library")
     env = {"PYTHONPATH": str(ROOT), ENVIRONMENT: str(library_path())}
     return Command((*words, *options), picture, version, env)
@@ -232,7 +232,7 @@ def openvino(row: Row, stage: Stage) -> Command:
     inlined = stage.work / "inlined"
     shutil.rmtree(inlined, ignore_errors=True)
     target = ("--target", "inline", "-o", inlined)
-    emulation.call([sys.executable, "-m", "fp4dit_onnx", "convert", stage.bundle, *target])
+    emulation.call([sys.executable, "-P", "-m", "fp4dit_onnx", "convert", stage.bundle, *target])
     return drawn_with(row.key, "openvino", inlined, stage, version)
 
 

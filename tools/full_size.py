@@ -86,7 +86,7 @@ def export(case: Case, source: Path, bundle: Path) -> Manifest:
     Raises:
         Fp4DitError: the export failed.
     """
-    command = [sys.executable, "-m", "fp4dit_onnx", "export", str(source), "-o", str(bundle)]
+    command = [sys.executable, "-P", "-m", "fp4dit_onnx", "export", str(source), "-o", str(bundle)]
     command += ["--bits", "w4a6", "--method", "fp-rtn", "--no-measure", "--overwrite"]
     done = subprocess.run([*command, *case.options], check=False, stdout=subprocess.DEVNULL)
     if done.returncode:

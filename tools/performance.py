@@ -111,7 +111,15 @@ def run(measurement: Measurement) -> dict[str, Any]:
     Raises:
         SystemExit: it failed; its own message stands above.
     """
-    command = [sys.executable, "-m", "fp4dit_onnx", "bench", *measurement.arguments, "--json"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "fp4dit_onnx",
+        "bench",
+        *measurement.arguments,
+        "--json",
+    ]
     print(measurement.command, file=sys.stderr, flush=True)
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
