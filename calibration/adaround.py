@@ -13,7 +13,7 @@ import torch
 
 from fp4dit_onnx.calibration.grid import binade_step, expand_groups
 from fp4dit_onnx.calibration.rounding import scaled_weight
-from fp4dit_onnx.formats import FloatFormat
+from fp4dit_onnx.numbers.formats import FloatFormat
 
 __all__ = ["Neighbours", "initial_parameter", "neighbours", "rectified_sigmoid", "regularizer"]
 

@@ -9,8 +9,8 @@ import torch
 
 from fp4dit_onnx.calibration.grid import quantize_rows
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.formats import FloatFormat
-from fp4dit_onnx.recipe import ATTENTION_PARTS
+from fp4dit_onnx.numbers.formats import FloatFormat
+from fp4dit_onnx.spec.recipe import ATTENTION_PARTS
 
 __all__ = ["AttentionProcessor", "attention_module"]
 

@@ -11,18 +11,18 @@ from dataclasses import dataclass
 
 import torch
 
+from fp4dit_onnx.calibration.applying import apply_stages, nearest_under
 from fp4dit_onnx.calibration.draft import Draft, Drafts, finished
 from fp4dit_onnx.calibration.evidence import FloatUnit, Objective, output_of
-from fp4dit_onnx.calibration.methods import apply_stages, nearest_under
+from fp4dit_onnx.calibration.methods import Method
 from fp4dit_onnx.calibration.samples import Array, Call, Samples, Tape
 from fp4dit_onnx.calibration.simulate import weights_only
 from fp4dit_onnx.calibration.stages import Evidence
 from fp4dit_onnx.calibration.walk import Unit, replaced, run_to
 from fp4dit_onnx.calibration.work import Work
-from fp4dit_onnx.methods import Method
-from fp4dit_onnx.progress import Reporter
-from fp4dit_onnx.spec import LayerSpec
-from fp4dit_onnx.state import QuantizedLayer
+from fp4dit_onnx.spec.spec import LayerSpec
+from fp4dit_onnx.spec.state import QuantizedLayer
+from fp4dit_onnx.system.progress import Reporter
 
 __all__ = ["Blockwise", "chunk_size"]
 

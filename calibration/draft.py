@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fp4dit_onnx.spec import LayerSpec
-from fp4dit_onnx.state import QuantizedLayer
+from fp4dit_onnx.spec.spec import LayerSpec
+from fp4dit_onnx.spec.state import QuantizedLayer
 
 if TYPE_CHECKING:
     import numpy.typing as npt

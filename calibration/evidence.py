@@ -12,7 +12,7 @@ import torch
 from fp4dit_onnx.calibration.samples import Array, Samples
 from fp4dit_onnx.calibration.simulate import weights_only
 from fp4dit_onnx.calibration.walk import replaced
-from fp4dit_onnx.state import QuantizedLayer
+from fp4dit_onnx.spec.state import QuantizedLayer
 
 __all__ = ["FloatUnit", "Objective", "output_of"]
 

@@ -1,11 +1,11 @@
-"""Rounding to a format's grid in torch, bit for bit `fp4dit_onnx.numerics`."""
+"""Rounding to a format's grid in torch, bit for bit `fp4dit_onnx.numbers.numerics`."""
 
 from __future__ import annotations
 
 import torch
 
-from fp4dit_onnx.formats import FloatFormat
-from fp4dit_onnx.numerics import SMALLEST_AMAX
+from fp4dit_onnx.numbers.formats import FloatFormat
+from fp4dit_onnx.numbers.numerics import SMALLEST_AMAX
 
 __all__ = ["binade_step", "expand_groups", "quantize_rows", "round_to_grid", "row_chunks"]
 

@@ -16,7 +16,7 @@ import torch
 
 from fp4dit_onnx.calibration.simulate import simulated
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.state import QuantizedState
+from fp4dit_onnx.spec.state import QuantizedState
 
 __all__ = ["step_importance", "step_shares"]
 

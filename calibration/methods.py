@@ -1,86 +1,333 @@
-"""Running the stages of a method over layers."""
+"""Methods: how weights are quantized, as lists of stages that TOML files hold. No torch here.
+
+A recipe file has a grid, ``[data]`` (what calibration is shown), the stages in order, and presets
+that change settings. ``extends`` starts from another recipe. A stage's keys are the fields of its
+dataclass in `calibration.stages`; a table named after a stage changes that stage's settings.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import importlib.resources
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
-import torch
-
-from fp4dit_onnx.calibration.draft import Draft, Drafts
-from fp4dit_onnx.calibration.stages import Evidence, Stage
-from fp4dit_onnx.calibration.stages.absmax import Absmax
-from fp4dit_onnx.calibration.stages.nearest import Nearest
-from fp4dit_onnx.compare import sqnr_db
+from fp4dit_onnx.calibration.stages import KINDS, STAGES, Stage
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.spec import LayerSpec
-from fp4dit_onnx.state import QuantizedLayer
+from fp4dit_onnx.values import real, whole
 
-__all__ = ["apply_stages", "check_weight", "nearest_under", "quantize_layer", "quantize_measured"]
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
-NEAREST: tuple[Stage, ...] = (Absmax(), Nearest())
+__all__ = [
+    "DEFAULT_RANGE",
+    "Data",
+    "Method",
+    "method_by_name",
+    "method_names",
+    "preset_names",
+    "range_names",
+    "read_method",
+]
+
+DEFAULT_RANGE = "absmax"
+DEFAULT_METHOD = "fp4dit"
+DEFAULT_PRESET = "balanced"
+_HEAD = ("summary", "source", "cost", "grid", "extends", "data", "stage", "preset", "export")
+_GRIDS = ("fp", "int")
+Made = TypeVar("Made")
 
 
-def check_weight(name: str, weight: torch.Tensor) -> None:
-    """Raise UsageError where a layer's weight holds NaN or infinity."""
-    if not bool(torch.isfinite(weight).all()):
-        raise UsageError(
-            f"layer {name}: its weight holds NaN or infinity; the checkpoint is damaged, or was "
-            "saved in half precision after an overflow"
-        )
+@dataclass(frozen=True)
+class Data:
+    """What calibration is shown.
+
+    Attributes:
+        prompts: pictures that the float sampler generates.
+        samples: inputs of the network that are recorded, both halves of guidance counted.
+        even: share of the samples spread evenly over the timesteps; the others go where an error
+            changes the final latents most.
+        guided: weight of the guided combination's error beside that of its two halves.
+    """
+
+    prompts: int
+    samples: int
+    even: float = 0.5
+    guided: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        whole("data.prompts", self.prompts, 1)
+        whole("data.samples", self.samples, 1)
+        real("data.even", self.even, 0, 1)
+        real("data.guided", self.guided, 0)
 
 
-def apply_stages(stages: Iterable[Stage], drafts: Drafts, evidence: Evidence) -> Drafts:
-    """`drafts` after every stage in turn.
+@dataclass(frozen=True)
+class Method:
+    """How weights are quantized.
+
+    Attributes:
+        name: of the recipe.
+        grid: ``fp`` for FP4DiT's formats, ``int`` for integers of the same bits.
+        data: what calibration is shown.
+        stages: in order, one range and one rounding among them.
+        presets: names of the efforts that the recipe knows.
+    """
+
+    name: str
+    grid: str
+    data: Data
+    stages: tuple[Stage, ...]
+    presets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check that the stages make a method."""
+        order = [KINDS.index(stage.kind) for stage in self.stages]
+        counts = {kind: sum(s.kind == kind for s in self.stages) for kind in ("range", "rounding")}
+        if order != sorted(order) or set(counts.values()) != {1}:
+            found = ", ".join(f"{use_of(s)} ({s.kind})" for s in self.stages) or "none"
+            raise UsageError(
+                f"recipe {self.name}: stages {found}: expected one range and one rounding, in the "
+                f"order {', '.join(KINDS)}"
+            )
+
+    @property
+    def range(self) -> Stage:
+        """The stage that finds scales."""
+        return next(stage for stage in self.stages if stage.kind == "range")
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether a stage looks at what layers receive, so at prompts and the float sampler."""
+        return any(stage.needs_inputs for stage in self.stages)
+
+    @property
+    def iterations(self) -> int:
+        """Iterations a unit, for progress."""
+        return sum(stage.iterations for stage in self.stages)
+
+    def with_stage(self, use: str) -> Method:
+        """The same with a stage of its usual settings in place of those of its kind, or added."""
+        stage = _stage(self.name, {"use": use})
+        kept = [*(s for s in self.stages if s.kind != stage.kind), stage]
+        return replace(self, stages=tuple(sorted(kept, key=lambda s: KINDS.index(s.kind))))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as a recipe file has it."""
+        stages = [{"use": use_of(s), **asdict(s)} for s in self.stages]  # type: ignore[call-overload]
+        return {"grid": self.grid, "data": asdict(self.data), "stage": stages}
+
+
+def use_of(stage: Stage) -> str:
+    """The name of a stage in recipes."""
+    return next(name for name, cls in STAGES.items() if type(stage) is cls)
+
+
+def range_names() -> tuple[str, ...]:
+    """Names of the stages that find scales."""
+    return tuple(name for name, stage in STAGES.items() if stage.kind == "range")
+
+
+def preset_names() -> tuple[str, ...]:
+    """Names of the usual presets."""
+    return tuple(recipe_table(DEFAULT_METHOD)["preset"])
+
+
+def _folder() -> Path:
+    return Path(str(importlib.resources.files("fp4dit_onnx") / "recipes"))
+
+
+def method_names() -> tuple[str, ...]:
+    """Names of the recipes that the package has, the default first."""
+    names = (path.stem for path in _folder().glob("*.toml"))
+    return tuple(sorted(names, key=lambda name: (name != DEFAULT_METHOD, name)))
+
+
+def recipe_table(name: str) -> dict[str, Any]:
+    """The tables of a recipe of the package, what it extends included.
 
     Raises:
-        UsageError: a weight holds NaN or infinity, or what a stage raises.
+        UsageError: there is none; the message lists the known ones.
     """
-    for draft in drafts.values():
-        check_weight(draft.name, draft.weight)
-    for stage in stages:
-        drafts = stage.apply(drafts, evidence)
-    return drafts
+    names = method_names()
+    if name not in names:
+        raise UsageError(f"unknown method {name!r}: expected one of {', '.join(names)}")
+    return _extended(_parsed(_folder() / f"{name}.toml"), name)
 
 
-def nearest_under(range_stage: Stage) -> Callable[[Draft], Draft]:
-    """Rounds a draft to nearest under scales that `range_stage` finds."""
-
-    def nearest(draft: Draft) -> Draft:
-        drafts: Drafts = {draft.name: draft}
-        for stage in (range_stage, Nearest()):
-            drafts = stage.apply(drafts, Evidence(nearest))
-        return drafts[draft.name]
-
-    return nearest
-
-
-def quantize_layer(
-    name: str, weight: torch.Tensor, spec: LayerSpec, stages: Iterable[Stage] = NEAREST
-) -> QuantizedLayer:
-    """The layer alone; see `quantize_measured`."""
-    return quantize_measured(name, weight, spec, stages)[0]
-
-
-def quantize_measured(
-    name: str, weight: torch.Tensor, spec: LayerSpec, stages: Iterable[Stage] = NEAREST
-) -> tuple[QuantizedLayer, float]:
-    """Quantize the weight of one linear by stages that look at nothing else.
+def method_by_name(
+    name: str, preset: str = DEFAULT_PRESET, range: str | None = None, **changes: float
+) -> Method:
+    """The method of a recipe of the package.
 
     Args:
-        name: torch name of the layer, for messages and the state.
-        weight: float32 [N, K].
-        spec: formats and group size.
-        stages: of a method; by default absmax and nearest.
-
-    Returns:
-        The layer, and signal over quantization noise of its weight in dB.
+        name: see `method_names`.
+        preset: effort; without effect where the recipe has none.
+        range: a range stage in place of the recipe's.
+        changes: ``samples``, or settings of its stages by name, such as ``iterations``.
 
     Raises:
-        UsageError: the weight holds NaN or infinity.
+        UsageError: no such method, preset, range or setting; the message lists the known ones.
     """
-    chosen = tuple(stages)
-    (scale,) = (stage for stage in chosen if stage.kind == "range")
-    evidence = Evidence(nearest_under(scale))
-    draft = apply_stages(chosen, {name: Draft(name, weight, spec)}, evidence)[name]
-    layer, known = draft.layer(), draft.weight_sqnr_db
-    return layer, sqnr_db(weight.numpy(), layer.weight()) if known is None else known
+    return _method(recipe_table(name), name, preset, range, changes)
+
+
+def read_method(
+    path: Path, preset: str = DEFAULT_PRESET, range: str | None = None, **changes: float
+) -> Method:
+    """The method of a recipe file; arguments as `method_by_name`.
+
+    Raises:
+        UsageError: the file cannot be read, or has an unknown key, stage or setting.
+    """
+    return _method(read_recipe(path), path.stem, preset, range, changes)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The tables of a recipe file, what it extends included.
+
+    Raises:
+        UsageError: the file cannot be read or has an unknown key.
+    """
+    return _extended(_parsed(path), path.stem)
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"recipe {path}: {error}: expected a TOML file") from error
+    known = (*_HEAD, *STAGES)
+    for key in table:
+        if key not in known:
+            raise UsageError(f"recipe {path}: unknown key {key!r}: expected {', '.join(known)}")
+    return table
+
+
+def _extended(table: dict[str, Any], name: str) -> dict[str, Any]:
+    base = table.pop("extends", None)
+    if base is None:
+        return table
+    if not isinstance(base, str):
+        raise UsageError(f"recipe {name}: extends {base!r}: expected a recipe's name")
+    return _changed(recipe_table(base), table)
+
+
+def _changed(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables within tables replaced key by key, everything else whole."""
+    both = {**table, **changes}
+    for key in table.keys() & changes.keys():
+        if isinstance(table[key], Mapping) and isinstance(changes[key], Mapping):
+            both[key] = _changed(table[key], changes[key])
+    return both
+
+
+def _method(
+    table: Mapping[str, Any],
+    name: str,
+    preset: str,
+    range: str | None,
+    changes: Mapping[str, float],
+) -> Method:
+    _check_tables(table, name)
+    presets = table.get("preset", {})
+    known = tuple(presets) or preset_names()
+    if preset not in known:
+        raise UsageError(f"unknown preset {preset!r}: expected one of {', '.join(known)}")
+    table = _changed(table, presets.get(preset, {}))
+    rows = table.get("stage", ())
+    stages = tuple(_stage(name, {**row, **table.get(row.get("use"), {})}) for row in rows)
+    data = _checked(Data, table.get("data", {}), f"recipe {name}, data")
+    method = Method(name, table["grid"], data, stages, tuple(presets))
+    if range is not None:
+        if range not in range_names():
+            expected = ", ".join(range_names())
+            raise UsageError(f"unknown range {range!r}: expected one of {expected}")
+        if use_of(method.range) != range:
+            method = method.with_stage(range)
+    return _with_settings(method, changes)
+
+
+def _check_tables(table: Mapping[str, Any], name: str) -> None:
+    """What the checks of single settings take for granted."""
+    if table.get("grid") not in _GRIDS:
+        raise UsageError(f"recipe {name}: grid {table.get('grid')!r}: expected fp or int")
+    rows, presets = table.get("stage", []), table.get("preset", {})
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+        raise UsageError(f"recipe {name}: stage {rows!r}: expected tables, [[stage]]")
+    if not isinstance(presets, Mapping) or not all(
+        isinstance(changes, Mapping) for changes in presets.values()
+    ):
+        raise UsageError(f"recipe {name}: preset {presets!r}: expected tables, [preset.NAME]")
+    own = {key: table[key] for key in ("data", *STAGES) if key in table}
+    used = [row.get("use") for row in rows]
+    for preset, changes in {"": own, **presets}.items():
+        where = f"recipe {name}, preset {preset}" if preset else f"recipe {name}"
+        for key, value in changes.items():
+            if key not in ("data", *STAGES):
+                raise UsageError(f"{where}: unknown key {key!r}: expected data or a stage")
+            if not isinstance(value, Mapping):
+                raise UsageError(f"{where}: {key} {value!r}: expected a table")
+            if key in STAGES and key not in used:
+                raise UsageError(f"{where}: settings of {key}, which is none of its stages")
+
+
+def _with_settings(method: Method, changes: Mapping[str, float]) -> Method:
+    """The method with settings of its data or stages changed by name; what no stage has is left."""
+    for key, value in changes.items():
+        if key in {f.name for f in fields(Data)}:
+            data = replace(method.data, **{key: value})  # type: ignore[arg-type]
+            method = replace(method, data=data)
+            continue
+        changed = [
+            replace(s, **{key: value}) if key in _names(s) else s  # type: ignore[type-var]
+            for s in method.stages
+        ]
+        if not any(key in _names(stage) for stage in STAGES.values()):
+            raise UsageError(f"unknown setting {key!r} of method {method.name!r}")
+        method = replace(method, stages=tuple(changed))
+    return method
+
+
+def _names(stage: Stage | type[Stage]) -> set[str]:
+    return {field.name for field in fields(stage)}  # type: ignore[arg-type]
+
+
+def _stage(recipe: str, row: Mapping[str, Any]) -> Stage:
+    use = row.get("use")
+    if use not in STAGES:
+        raise UsageError(
+            f"recipe {recipe}: unknown stage {use!r}: expected one of {', '.join(STAGES)}"
+        )
+    settings = {key: value for key, value in row.items() if key != "use"}
+    return _checked(STAGES[use], settings, f"recipe {recipe}, stage {use}")
+
+
+def _checked(make: Callable[..., Made], settings: Mapping[str, Any], where: str) -> Made:
+    """An instance of a dataclass from a table, its keys and types checked."""
+    types = {field.name: str(field.type) for field in fields(make)}  # type: ignore[arg-type]
+    for key, value in settings.items():
+        if key not in types:
+            known = ", ".join(types) or "none"
+            raise UsageError(f"{where}: unknown setting {key!r}: expected one of {known}")
+        if not _fits(value, types[key]):
+            raise UsageError(f"{where}: {key} {value!r}: expected {types[key]}")
+    try:
+        return make(**settings)
+    except TypeError as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
+def _fits(value: object, kind: str) -> bool:
+    accepted: dict[str, tuple[type, ...]] = {
+        "int": (int,),
+        "float": (int, float),
+        "bool": (bool,),
+        "str": (str,),
+    }
+    return isinstance(value, accepted[kind]) and (kind == "bool") == isinstance(value, bool)

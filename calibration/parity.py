@@ -13,9 +13,9 @@ import torch
 from fp4dit_onnx.calibration.grid import quantize_rows
 from fp4dit_onnx.calibration.simulate import simulate, unquantized
 from fp4dit_onnx.errors import BundleError
-from fp4dit_onnx.formats import FloatFormat
 from fp4dit_onnx.models import Family
-from fp4dit_onnx.state import QuantizedState
+from fp4dit_onnx.numbers.formats import FloatFormat
+from fp4dit_onnx.spec.state import QuantizedState
 from fp4dit_onnx.tracing.dynamic import dynamic
 from fp4dit_onnx.tracing.networks import diffusers_maker, refusals
 

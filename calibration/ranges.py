@@ -6,9 +6,9 @@ import torch
 
 from fp4dit_onnx.calibration.grid import row_chunks
 from fp4dit_onnx.calibration.rounding import round_to_nearest, scaled_weight
-from fp4dit_onnx.numerics import SMALLEST_AMAX, group_count
-from fp4dit_onnx.scale_formats import Rounder, scale_format_by_name, stored
-from fp4dit_onnx.spec import LayerSpec
+from fp4dit_onnx.numbers.numerics import SMALLEST_AMAX, group_count
+from fp4dit_onnx.numbers.scale_formats import Rounder, scale_format_by_name, stored
+from fp4dit_onnx.spec.spec import LayerSpec
 
 __all__ = ["absmax_scale", "group_absmax", "mse_scale"]
 

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fp4dit_onnx import numerics
 from fp4dit_onnx.calibration.draft import Draft
 from fp4dit_onnx.calibration.grid import expand_groups, round_to_grid, row_chunks
-from fp4dit_onnx.compare import ratio_db
-from fp4dit_onnx.formats import FloatFormat
+from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.numbers.compare import ratio_db
+from fp4dit_onnx.numbers.formats import FloatFormat
 
 __all__ = ["packed", "round_to_nearest", "rounded_to_nearest", "scaled_weight"]
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from fp4dit_onnx import compare
+from fp4dit_onnx.calibration.applying import check_weight, quantize_layer
 from fp4dit_onnx.calibration.blockwise import Blockwise, chunk_size
 from fp4dit_onnx.calibration.capture import CallRecorder, record_inputs
 from fp4dit_onnx.calibration.importance import step_importance
-from fp4dit_onnx.calibration.methods import check_weight, quantize_layer
+from fp4dit_onnx.calibration.methods import Method
 from fp4dit_onnx.calibration.record import (
     Sampler,
     SampleRecorder,
@@ -29,10 +29,10 @@ from fp4dit_onnx.calibration.stages import Stage
 from fp4dit_onnx.calibration.stages.nearest import Nearest
 from fp4dit_onnx.calibration.walk import Unit, units_of
 from fp4dit_onnx.calibration.work import Work
-from fp4dit_onnx.methods import Method
-from fp4dit_onnx.progress import Reporter, SilentReporter
-from fp4dit_onnx.spec import LayerSpec
-from fp4dit_onnx.state import QuantizedLayer, QuantizedState
+from fp4dit_onnx.numbers import compare
+from fp4dit_onnx.spec.spec import LayerSpec
+from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState
+from fp4dit_onnx.system.progress import Reporter, SilentReporter
 
 __all__ = ["Calibration", "LayerError", "calibrate", "sqnr_db"]
 

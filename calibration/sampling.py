@@ -16,13 +16,13 @@ import transformers
 from PIL import Image
 
 from fp4dit_onnx.calibration.record import Sampler
-from fp4dit_onnx.checkpoint import Checkpoint
+from fp4dit_onnx.checkpoint.checkpoint import Checkpoint
 from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.models import Family
 from fp4dit_onnx.runtime.families import family_of_pipeline
 from fp4dit_onnx.runtime.families.packing import pack, unpack
 from fp4dit_onnx.runtime.sampling import Sampling, for_decoder, initial_latents
-from fp4dit_onnx.silence import quiet
+from fp4dit_onnx.system.silence import quiet
 from fp4dit_onnx.tokenizer_files import WHOLE, read_parts
 from fp4dit_onnx.tracing.stored import loaded
 

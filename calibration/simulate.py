@@ -12,8 +12,8 @@ import torch
 from fp4dit_onnx.calibration.attention import AttentionProcessor, attention_module
 from fp4dit_onnx.calibration.grid import quantize_rows
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.formats import format_by_name
-from fp4dit_onnx.state import QuantizedLayer, QuantizedState
+from fp4dit_onnx.numbers.formats import format_by_name
+from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState
 
 __all__ = ["SimulatedLinear", "place", "simulate", "simulated", "unquantized", "weights_only"]
 

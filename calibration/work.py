@@ -17,7 +17,13 @@ import torch
 from fp4dit_onnx.calibration.samples import Samples, Stored
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import Origin, plain, read_json
-from fp4dit_onnx.state import WORK_MANIFEST, QuantizedLayer, QuantizedState, load_state, save_state
+from fp4dit_onnx.spec.state import (
+    WORK_MANIFEST,
+    QuantizedLayer,
+    QuantizedState,
+    load_state,
+    save_state,
+)
 
 __all__ = ["Work", "model_digest"]
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from fp4dit_onnx.errors import (
@@ -24,15 +22,15 @@ from fp4dit_onnx.errors import (
     UsageError,
     VerificationError,
 )
-from fp4dit_onnx.exporting import export
+from fp4dit_onnx.exporting.call import export
 
 # ONNX Runtime from 1.32 on else writes an id into the home folder when it is imported, and sends events.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
-    from fp4dit_onnx.bundle import Bundle
+    from fp4dit_onnx.bundle.bundle import Bundle
     from fp4dit_onnx.drop_in import load_transformer
-    from fp4dit_onnx.library import library_path
+    from fp4dit_onnx.runtime.library import library_path
     from fp4dit_onnx.runtime.pipeline import Pipeline
     from fp4dit_onnx.runtime.session import session
 
@@ -55,9 +53,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Bundle": "fp4dit_onnx.bundle",
+    "Bundle": "fp4dit_onnx.bundle.bundle",
     "Pipeline": "fp4dit_onnx.runtime.pipeline",
-    "library_path": "fp4dit_onnx.library",
+    "library_path": "fp4dit_onnx.runtime.library",
     "load_transformer": "fp4dit_onnx.drop_in",
     "session": "fp4dit_onnx.runtime.session",
 }
@@ -78,18 +76,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-class _Package(ModuleType):
-    """Keeps ``fp4dit_onnx.export`` the function when the submodule of that name is imported.
-
-    The import system binds every submodule to its package; `from fp4dit_onnx.export import ...`
-    finds it without that.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in __all__ and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -26,8 +26,8 @@ from typer.core import TyperGroup
 from fp4dit_onnx.commands import output
 from fp4dit_onnx.commands.parameters import parameters_of, typer_signature
 from fp4dit_onnx.errors import Fp4DitError, UsageError
-from fp4dit_onnx.options import OUTPUT, Option
-from fp4dit_onnx.texts import prepare_streams
+from fp4dit_onnx.exporting.options import OUTPUT, Option
+from fp4dit_onnx.system.texts import prepare_streams
 
 __all__ = ["COMMANDS", "application", "load_command", "main"]
 

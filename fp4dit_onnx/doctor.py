@@ -128,7 +128,7 @@ def _onnxruntime(name: str) -> Finding:
 
 
 def _library_file(name: str) -> Finding:
-    from fp4dit_onnx.library import library_path
+    from fp4dit_onnx.runtime.library import library_path
 
     try:
         path = library_path()
@@ -140,7 +140,7 @@ def _library_file(name: str) -> Finding:
 
 
 def _library_loads(name: str) -> Finding:
-    from fp4dit_onnx.library import Library
+    from fp4dit_onnx.runtime.library import Library
 
     try:
         library = Library()
@@ -162,7 +162,7 @@ def _kernels(name: str) -> Finding:
     import onnx
 
     from fp4dit_onnx.runtime.session import session
-    from fp4dit_onnx.tiny_model import tiny_linear
+    from fp4dit_onnx.targets.tiny_model import tiny_linear
 
     x = np.linspace(-1, 1, 3 * 32, dtype=np.float32).reshape(3, 32)
     with TemporaryDirectory() as folder:
@@ -192,7 +192,7 @@ def _targets(name: str) -> Finding:
 
 
 def _demo(name: str) -> Finding:
-    from fp4dit_onnx.checkpoint import open_checkpoint
+    from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 
     try:
         checkpoint = open_checkpoint()

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx
 import onnx.parser
 
-from fp4dit_onnx.formats import FloatFormat
+from fp4dit_onnx.numbers.formats import FloatFormat
 
 __all__ = [
     "ATTENTION",

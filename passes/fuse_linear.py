@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from fp4dit_onnx import ops
-from fp4dit_onnx.formats import FloatFormat, format_by_name
+from fp4dit_onnx.numbers.formats import FloatFormat, format_by_name
 from fp4dit_onnx.passes.base import PassReport, Skip, rewrite_all
 from fp4dit_onnx.passes.match import (
     node_names,

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from fp4dit_onnx import ops
-from fp4dit_onnx.formats import FloatFormat
+from fp4dit_onnx.numbers.formats import FloatFormat
 from fp4dit_onnx.passes.base import PassReport, Skip, rewrite_all
 from fp4dit_onnx.passes.match import (
     Linear,
@@ -19,7 +19,7 @@ from fp4dit_onnx.passes.match import (
     tensor_names,
     unique_name,
 )
-from fp4dit_onnx.state import LayerLayout, Layout, QuantizedLayer, QuantizedState
+from fp4dit_onnx.spec.state import LayerLayout, Layout, QuantizedLayer, QuantizedState
 
 __all__ = ["InsertQdq", "insert_pair"]
 

@@ -11,11 +11,11 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from fp4dit_onnx import ops
-from fp4dit_onnx.names import codes_of, scale_of
+from fp4dit_onnx.bundle.names import codes_of, scale_of
+from fp4dit_onnx.bundle.skeleton import placeholder
 from fp4dit_onnx.passes.base import PassReport, Skip, rewrite_all
 from fp4dit_onnx.passes.match import Linear, is_output, linears
-from fp4dit_onnx.skeleton import placeholder
-from fp4dit_onnx.state import LayerLayout, Layout, QuantizedLayer, QuantizedState, part_shapes
+from fp4dit_onnx.spec.state import LayerLayout, Layout, QuantizedLayer, QuantizedState, part_shapes
 
 __all__ = ["PackWeights"]
 

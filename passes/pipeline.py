@@ -10,6 +10,14 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from fp4dit_onnx import ops
+from fp4dit_onnx.bundle.skeleton import (
+    BLOCK_DOMAIN,
+    Kind,
+    Traced,
+    assemble,
+    is_placeholder,
+    renamed_block,
+)
 from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.passes.base import Pass, PassReport
 from fp4dit_onnx.passes.canonical_linear import CanonicalLinear
@@ -25,15 +33,7 @@ from fp4dit_onnx.passes.mend_squeeze import MendSqueeze
 from fp4dit_onnx.passes.name_tensors import NameTensors
 from fp4dit_onnx.passes.pack_weights import PackWeights
 from fp4dit_onnx.passes.quantize_attention import QuantizeAttention, part_names
-from fp4dit_onnx.skeleton import (
-    BLOCK_DOMAIN,
-    Kind,
-    Traced,
-    assemble,
-    is_placeholder,
-    renamed_block,
-)
-from fp4dit_onnx.state import Layout, QuantizedState
+from fp4dit_onnx.spec.state import Layout, QuantizedState
 
 __all__ = ["float_passes", "quantize_passes", "quantized_graph", "run_passes"]
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from fp4dit_onnx.errors import Fp4DitError
-from fp4dit_onnx.formats import FloatFormat, format_by_name
+from fp4dit_onnx.numbers.formats import FloatFormat, format_by_name
 from fp4dit_onnx.passes.base import PassReport, Skip, rewrite_all
 from fp4dit_onnx.passes.insert_qdq import insert_pair
 from fp4dit_onnx.passes.match import Linear, linears, node_names, only_consumer
-from fp4dit_onnx.recipe import ATTENTION_PARTS
-from fp4dit_onnx.state import Layout, QuantizedState
+from fp4dit_onnx.spec.recipe import ATTENTION_PARTS
+from fp4dit_onnx.spec.state import Layout, QuantizedState
 
 __all__ = ["QuantizeAttention", "part_names"]
 

@@ -11,9 +11,9 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
+from fp4dit_onnx.bundle.skeleton import is_placeholder, placeholder
 from fp4dit_onnx.passes.base import PassReport, rewrite_all
 from fp4dit_onnx.passes.match import node_names, tensor_names, unique_name
-from fp4dit_onnx.skeleton import is_placeholder, placeholder
 
 __all__ = ["StoreHalf"]
 

@@ -21,17 +21,17 @@ import pytest
 from manifests import EMPTY
 from pass_bench import PassBench
 
-from fp4dit_onnx.bundle import write_manifest
-from fp4dit_onnx.checkpoint import Checkpoint, open_checkpoint
-from fp4dit_onnx.checkpoint import demo_folder as embedded_folder
-from fp4dit_onnx.compare import within
+from fp4dit_onnx.bundle.bundle import write_manifest
+from fp4dit_onnx.bundle.skeleton import Traced
+from fp4dit_onnx.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from fp4dit_onnx.checkpoint.checkpoint import demo_folder as embedded_folder
 from fp4dit_onnx.models import Family, family_of
+from fp4dit_onnx.numbers.compare import within
 from fp4dit_onnx.ops import IR_VERSION, OPSET
-from fp4dit_onnx.progress import SilentReporter
-from fp4dit_onnx.resources import Resources
 from fp4dit_onnx.runtime import Sampling
-from fp4dit_onnx.silence import quiet
-from fp4dit_onnx.skeleton import Traced
+from fp4dit_onnx.system.progress import SilentReporter
+from fp4dit_onnx.system.resources import Resources
+from fp4dit_onnx.system.silence import quiet
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -187,9 +187,9 @@ fake (float[batch, 4, height, width] hidden_states, float[batch, text, 128] enco
 @pytest.fixture(scope="session")
 def bundle(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo pipeline as a bundle, with a transformer that is a small formula."""
-    from fp4dit_onnx.component_writing import ComponentWriter
-    from fp4dit_onnx.components import copy_settings, write_vae_decoder
-    from fp4dit_onnx.text_encoders import write_encoder
+    from fp4dit_onnx.exporting.component_writing import ComponentWriter
+    from fp4dit_onnx.exporting.components import copy_settings, write_vae_decoder
+    from fp4dit_onnx.exporting.text_encoders import write_encoder
 
     folder = tmp_path_factory.mktemp("runtime") / "bundle"
     folder.mkdir()
@@ -208,7 +208,7 @@ def bundle(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def drawable(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Makes whole bundles of the demo pipeline, rounded to nearest, by bits; not to be changed."""
-    from fp4dit_onnx.export import ExportRequest, export
+    from fp4dit_onnx.exporting.export import ExportRequest, export
     from fp4dit_onnx.runtime.step_table import write_step_table
 
     @cache

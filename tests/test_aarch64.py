@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import pytest
 
-from fp4dit_onnx.tiny_model import tiny_linear
+from fp4dit_onnx.targets.tiny_model import tiny_linear
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 NEEDED = ("aarch64-linux-gnu-g++", "qemu-aarch64", "cmake")

@@ -25,8 +25,8 @@ from fp4dit_onnx.calibration.ranges import absmax_scale, mse_scale
 from fp4dit_onnx.calibration.reconstruct import AdaptiveLinear
 from fp4dit_onnx.calibration.rounding import round_to_nearest
 from fp4dit_onnx.calibration.stages.adaround import AdaRound
-from fp4dit_onnx.formats import FORMATS
-from fp4dit_onnx.spec import LayerSpec
+from fp4dit_onnx.numbers.formats import FORMATS
+from fp4dit_onnx.spec.spec import LayerSpec
 
 FORMAT_NAMES = ["e2m1", "e1m2", "e3m0", "int4"]
 METHOD = AdaRound()

@@ -9,8 +9,8 @@ import onnx.parser
 import pytest
 
 from fp4dit_onnx import ops
-from fp4dit_onnx.annotation import annotate
-from fp4dit_onnx.manifest import Weight
+from fp4dit_onnx.bundle.annotation import annotate
+from fp4dit_onnx.bundle.manifest import Weight
 
 TEXT = """
 <ir_version: 10, opset_import: ["": 21, "com.fp4dit": 1]>
@@ -142,7 +142,7 @@ def test_nothing_quantized() -> None:
 
 
 def test_every_operator_has_a_sentence() -> None:
-    from fp4dit_onnx import annotation
+    from fp4dit_onnx.bundle import annotation
 
     operators = {*ops.QUANTIZE_OPS, ops.UNPACK, ops.DEQUANTIZE, ops.LINEAR, ops.ATTENTION}
     assert set(annotation._SENTENCES) == operators

@@ -15,14 +15,14 @@ pytest.importorskip("diffusers")
 import torch
 from diffusers.models.attention_processor import Attention
 
-from fp4dit_onnx import numerics
 from fp4dit_onnx.calibration.attention import AttentionProcessor, attention_module
 from fp4dit_onnx.calibration.simulate import simulate, simulated
-from fp4dit_onnx.compare import same_bits, within
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.formats import FORMATS
-from fp4dit_onnx.recipe import ATTENTION_PARTS
-from fp4dit_onnx.state import QuantizedState
+from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.numbers.compare import same_bits, within
+from fp4dit_onnx.numbers.formats import FORMATS
+from fp4dit_onnx.spec.recipe import ATTENTION_PARTS
+from fp4dit_onnx.spec.state import QuantizedState
 
 Array = npt.NDArray[Any]
 HEADS, DIM = 3, 8

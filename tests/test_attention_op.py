@@ -12,10 +12,10 @@ import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from fp4dit_onnx import numerics, ops
-from fp4dit_onnx.compare import attention_rounding_bound, same_bits, sqnr_db, within
-from fp4dit_onnx.formats import FORMATS
-from fp4dit_onnx.library import Library, library_path
+from fp4dit_onnx.numbers import numerics, ops
+from fp4dit_onnx.numbers.compare import attention_rounding_bound, same_bits, sqnr_db, within
+from fp4dit_onnx.numbers.formats import FORMATS
+from fp4dit_onnx.runtime.library import Library, library_path
 
 Array = npt.NDArray[Any]
 NAMES = ("q", "q_scale", "k", "k_scale", "v", "v_scale", "bias")

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fp4dit_onnx import numerics
 from fp4dit_onnx.benchmark import (
     BASELINES,
     DEFAULT_SHAPES,
@@ -30,9 +29,10 @@ from fp4dit_onnx.benchmark.case import CHECKED_ROWS, sample_rows
 from fp4dit_onnx.benchmark.linear import layer_of, ours
 from fp4dit_onnx.benchmark.requests import Formats, operator_cases
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.library import supported_isas
-from fp4dit_onnx.progress import SilentReporter
-from fp4dit_onnx.spec import PerGroup
+from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.runtime.library import supported_isas
+from fp4dit_onnx.spec.spec import PerGroup
+from fp4dit_onnx.system.progress import SilentReporter
 
 SMALL = Settings(threads=1, seconds=0.0, rounds=1)
 W4A6 = Formats().layer()

@@ -15,7 +15,7 @@ import onnx.parser
 import pytest
 from manifests import EMPTY
 
-from fp4dit_onnx import cli, numerics
+from fp4dit_onnx import cli
 from fp4dit_onnx.benchmark import (
     DEFAULT_SHAPES,
     Contestant,
@@ -26,12 +26,13 @@ from fp4dit_onnx.benchmark import (
     requests,
     run_case,
 )
-from fp4dit_onnx.bundle import Bundle
+from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.formats import format_by_name
-from fp4dit_onnx.library import supported_isas
-from fp4dit_onnx.progress import SilentReporter
-from fp4dit_onnx.tiny_model import tiny_linear
+from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.numbers.formats import format_by_name
+from fp4dit_onnx.runtime.library import supported_isas
+from fp4dit_onnx.system.progress import SilentReporter
+from fp4dit_onnx.targets.tiny_model import tiny_linear
 
 SMALL = Settings(threads=1, seconds=0.0, rounds=1)
 

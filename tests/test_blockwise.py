@@ -16,9 +16,10 @@ pytest.importorskip("diffusers")
 
 import torch
 
+from fp4dit_onnx.calibration.applying import quantize_layer
 from fp4dit_onnx.calibration.blockwise import Blockwise, chunk_size
 from fp4dit_onnx.calibration.importance import FLOOR, step_importance, step_shares
-from fp4dit_onnx.calibration.methods import quantize_layer
+from fp4dit_onnx.calibration.methods import Method, method_by_name
 from fp4dit_onnx.calibration.record import (
     Sampler,
     SampleRecorder,
@@ -31,10 +32,9 @@ from fp4dit_onnx.calibration.run import Calibration, calibrate
 from fp4dit_onnx.calibration.walk import Unit, units_of
 from fp4dit_onnx.calibration.work import Work, model_digest
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.methods import Method, method_by_name
-from fp4dit_onnx.progress import SilentReporter
-from fp4dit_onnx.spec import LayerSpec
-from fp4dit_onnx.state import QuantizedState, save_state
+from fp4dit_onnx.spec.spec import LayerSpec
+from fp4dit_onnx.spec.state import QuantizedState, save_state
+from fp4dit_onnx.system.progress import SilentReporter
 
 WIDTH, TOKENS, STEPS, PICTURES, BATCH, GUIDANCE = 16, 6, 4, 12, 4, 3.0
 SPEC = LayerSpec.of("e1m2", "e2m3", 8)

@@ -17,9 +17,9 @@ import pytest
 from manifests import EMPTY, layer
 
 from fp4dit_onnx import cli
-from fp4dit_onnx.bundle import MANIFEST, REQUIRED_FILES, Bundle, new_bundle, write_manifest
+from fp4dit_onnx.bundle.bundle import MANIFEST, REQUIRED_FILES, Bundle, new_bundle, write_manifest
+from fp4dit_onnx.bundle.manifest import Converted, Encoder, Kept, PassNote, Weight, read_manifest
 from fp4dit_onnx.errors import BundleError, UsageError
-from fp4dit_onnx.manifest import Converted, Encoder, Kept, PassNote, Weight, read_manifest
 
 DRAWING = (
     "text_encoder/model.onnx",
@@ -185,7 +185,7 @@ def test_bundle_set_aside_by_a_killed_process_is_put_back(bundle: Path) -> None:
 def test_killed_process_leaves_no_output(tmp_path: Path) -> None:
     output = tmp_path / "bundle"
     code = (
-        "import sys, time; from pathlib import Path; from fp4dit_onnx.bundle import new_bundle\n"
+        "import sys, time; from pathlib import Path; from fp4dit_onnx.bundle.bundle import new_bundle\n"
         "with new_bundle(Path(sys.argv[1])) as f: (f / 'x').write_text(''); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-P", "-c", code, str(output)]) as process:

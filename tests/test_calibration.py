@@ -17,9 +17,9 @@ pytest.importorskip("diffusers")
 
 import torch
 
-from fp4dit_onnx import numerics
+from fp4dit_onnx.calibration.applying import quantize_layer
 from fp4dit_onnx.calibration.capture import CallRecorder, InputRecorder, record_inputs
-from fp4dit_onnx.calibration.methods import quantize_layer
+from fp4dit_onnx.calibration.methods import method_by_name
 from fp4dit_onnx.calibration.record import Sampler
 from fp4dit_onnx.calibration.run import (
     MEASURED_CALLS,
@@ -29,14 +29,14 @@ from fp4dit_onnx.calibration.run import (
     sqnr_db,
 )
 from fp4dit_onnx.calibration.simulate import SimulatedLinear, simulate, simulated
-from fp4dit_onnx.compare import linear_rounding_bound, same_bits, within
-from fp4dit_onnx.compare import sqnr_db as sqnr_db_numpy
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.formats import FORMATS
-from fp4dit_onnx.methods import method_by_name
-from fp4dit_onnx.progress import SilentReporter
-from fp4dit_onnx.spec import LayerSpec
-from fp4dit_onnx.state import QuantizedLayer, QuantizedState, save_state
+from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.numbers.compare import linear_rounding_bound, same_bits, within
+from fp4dit_onnx.numbers.compare import sqnr_db as sqnr_db_numpy
+from fp4dit_onnx.numbers.formats import FORMATS
+from fp4dit_onnx.spec.spec import LayerSpec
+from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState, save_state
+from fp4dit_onnx.system.progress import SilentReporter
 
 Array = npt.NDArray[Any]
 

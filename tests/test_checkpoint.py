@@ -13,9 +13,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from fp4dit_onnx.checkpoint import open_checkpoint
+from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
+from fp4dit_onnx.checkpoint.tensor_files import read_header
 from fp4dit_onnx.errors import CheckpointError
-from fp4dit_onnx.tensor_files import read_header
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 INDEX = "transformer/diffusion_pytorch_model.safetensors.index.json"

@@ -23,18 +23,18 @@ from PIL import Image
 from rich.console import Console
 
 from fp4dit_onnx import cli, ops
-from fp4dit_onnx.bundle import MANIFEST, Bundle
+from fp4dit_onnx.bundle.bundle import MANIFEST, Bundle
+from fp4dit_onnx.bundle.manifest import Kept
+from fp4dit_onnx.calibration.methods import method_names, preset_names, range_names
 from fp4dit_onnx.commands import output
 from fp4dit_onnx.commands.generate import chosen_seeds, picture_paths
 from fp4dit_onnx.commands.layer_table import group_layers
 from fp4dit_onnx.commands.parameters import parameters_of
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.formats import FORMATS
-from fp4dit_onnx.manifest import Kept
-from fp4dit_onnx.methods import method_names, preset_names, range_names
-from fp4dit_onnx.progress import RichReporter
-from fp4dit_onnx.recipe import FORMS
-from fp4dit_onnx.scale_formats import SCALE_FORMATS
+from fp4dit_onnx.numbers.formats import FORMATS
+from fp4dit_onnx.numbers.scale_formats import SCALE_FORMATS
+from fp4dit_onnx.spec.recipe import FORMS
+from fp4dit_onnx.system.progress import RichReporter
 from fp4dit_onnx.targets import TARGETS
 
 
@@ -387,9 +387,9 @@ def test_verify_is_a_gate(run: Any, monkeypatch: pytest.MonkeyPatch, ok: bool) -
         def to_json(self) -> dict[str, Any]:
             return {"ok": ok}
 
-    fake = ModuleType("fp4dit_onnx.verify")
+    fake = ModuleType("fp4dit_onnx.verification.verify")
     fake.verify = lambda **_: Verification()  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "fp4dit_onnx.verify", fake)
+    monkeypatch.setitem(sys.modules, "fp4dit_onnx.verification.verify", fake)
     monkeypatch.delitem(sys.modules, "fp4dit_onnx.commands.verify", raising=False)
     outcome = run("verify", "bundle")
     monkeypatch.delitem(sys.modules, "fp4dit_onnx.commands.verify")
@@ -503,7 +503,7 @@ def test_groups_of_layers() -> None:
 @pytest.fixture
 def small_model(tmp_path: Path) -> Path:
     """A model of one FpQuantize and one FpLinear [M, 32] -> [M, 4]."""
-    from fp4dit_onnx.tiny_model import tiny_linear
+    from fp4dit_onnx.targets.tiny_model import tiny_linear
 
     path = tmp_path / "model.onnx"
     onnx.save_model(tiny_linear(), path)

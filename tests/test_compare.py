@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fp4dit_onnx import numerics
-from fp4dit_onnx.compare import linear_rounding_bound, same_bits, sqnr_db, within
+from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.numbers.compare import linear_rounding_bound, same_bits, sqnr_db, within
 
 Array = npt.NDArray[Any]
 NAN, INF = float("nan"), float("inf")

@@ -15,20 +15,20 @@ import onnx
 import pytest
 from random_pipeline import make
 
-from fp4dit_onnx.checkpoint import open_checkpoint
-from fp4dit_onnx.compare import sqnr_db
-from fp4dit_onnx.component_writing import ComponentWriter
-from fp4dit_onnx.components import write_vae_decoder
+from fp4dit_onnx.bundle.model_file import ModelFile
+from fp4dit_onnx.bundle.probe import load_model, read_state
+from fp4dit_onnx.bundle.skeleton import placeholder
+from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import CheckpointError, Fp4DitError, UsageError
-from fp4dit_onnx.export import ExportRequest, plan
-from fp4dit_onnx.model_file import ModelFile
+from fp4dit_onnx.exporting.component_writing import ComponentWriter
+from fp4dit_onnx.exporting.components import write_vae_decoder
+from fp4dit_onnx.exporting.export import ExportRequest, plan
+from fp4dit_onnx.exporting.text_encoders import encoder_bytes, encoder_recipe, write_encoder
+from fp4dit_onnx.numbers.compare import sqnr_db
 from fp4dit_onnx.ops import IR_VERSION, LINEAR, OPSET
-from fp4dit_onnx.probe import load_model, read_state
-from fp4dit_onnx.progress import SilentReporter
-from fp4dit_onnx.resources import Resources
 from fp4dit_onnx.runtime import session
-from fp4dit_onnx.skeleton import placeholder
-from fp4dit_onnx.text_encoders import encoder_bytes, encoder_recipe, write_encoder
+from fp4dit_onnx.system.progress import SilentReporter
+from fp4dit_onnx.system.resources import Resources
 
 pytest.importorskip("onnxruntime")
 torch = pytest.importorskip("torch")
@@ -170,7 +170,7 @@ def test_encoders_of_a_gibibyte_are_quantized_unless_told_otherwise(
 ) -> None:
     component = open_checkpoint(demo_folder).components["text_encoder"]
     assert encoder_recipe(component, None, GROUP) is None
-    monkeypatch.setattr("fp4dit_onnx.text_encoders.FLOAT_BELOW", 1)
+    monkeypatch.setattr("fp4dit_onnx.exporting.text_encoders.FLOAT_BELOW", 1)
     chosen = encoder_recipe(component, None, GROUP)
     assert chosen is not None
     assert (chosen.bits, chosen.activation) == ("w4a16", None)

@@ -13,7 +13,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("onnxruntime")
 
 from fp4dit_onnx import cli
-from fp4dit_onnx.bundle import MANIFEST, REPORT, Bundle
+from fp4dit_onnx.bundle.bundle import MANIFEST, REPORT, Bundle
 from fp4dit_onnx.report import writing
 from fp4dit_onnx.targets import TARGETS
 

@@ -24,11 +24,11 @@ import emulation
 import nlohmann_json
 from PIL import Image
 
-from fp4dit_onnx.export import ExportRequest, export
-from fp4dit_onnx.library import library_path
-from fp4dit_onnx.metrics import psnr
+from fp4dit_onnx.evaluation.metrics import psnr
+from fp4dit_onnx.exporting.export import ExportRequest, export
 from fp4dit_onnx.prompts import demo_prompts
 from fp4dit_onnx.runtime.families.pixart import _cleaned
+from fp4dit_onnx.runtime.library import library_path
 from fp4dit_onnx.runtime.pipeline import Pipeline
 from fp4dit_onnx.runtime.step_table import bundle_step_table
 from fp4dit_onnx.runtime.tokenizer import Tokenizer

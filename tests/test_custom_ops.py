@@ -21,9 +21,9 @@ import pytest
 from onnx import helper, numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
-from fp4dit_onnx import numerics, ops
-from fp4dit_onnx.formats import FORMATS, FloatFormat
-from fp4dit_onnx.library import Library, library_path
+from fp4dit_onnx.numbers import numerics, ops
+from fp4dit_onnx.numbers.formats import FORMATS, FloatFormat
+from fp4dit_onnx.runtime.library import Library, library_path
 
 Array = npt.NDArray[Any]
 

@@ -17,7 +17,7 @@ import pytest
 from fp4dit_onnx.drop_in import load_transformer
 from fp4dit_onnx.errors import BundleError, UsageError
 from fp4dit_onnx.runtime import Pipeline, initial_latents
-from fp4dit_onnx.silence import quiet
+from fp4dit_onnx.system.silence import quiet
 
 pytest.importorskip("onnxruntime")
 torch = pytest.importorskip("torch")

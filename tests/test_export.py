@@ -12,20 +12,20 @@ import safetensors.numpy
 from onnx import numpy_helper
 
 from fp4dit_onnx import ops
-from fp4dit_onnx.bundle import Bundle, write_manifest
+from fp4dit_onnx.bundle.bundle import Bundle, write_manifest
+from fp4dit_onnx.bundle.manifest import read_manifest
+from fp4dit_onnx.bundle.probe import load_model, read_state
 from fp4dit_onnx.calibration.sampling import load_pipeline
-from fp4dit_onnx.cases import CASES
-from fp4dit_onnx.compare import same_bits
 from fp4dit_onnx.errors import BundleError, UsageError
-from fp4dit_onnx.export import ExportRequest, ExportResult, export, plan
-from fp4dit_onnx.formats import FORMATS
-from fp4dit_onnx.manifest import read_manifest
+from fp4dit_onnx.exporting.export import ExportRequest, ExportResult, export, plan
 from fp4dit_onnx.models import FAMILIES
+from fp4dit_onnx.numbers.compare import same_bits
+from fp4dit_onnx.numbers.formats import FORMATS
 from fp4dit_onnx.passes.pipeline import float_passes, run_passes
-from fp4dit_onnx.probe import load_model, read_state
-from fp4dit_onnx.state import load_state
+from fp4dit_onnx.spec.state import load_state
 from fp4dit_onnx.torch_export import export_float
-from fp4dit_onnx.verify import verify
+from fp4dit_onnx.verification.cases import CASES
+from fp4dit_onnx.verification.verify import verify
 
 FAST = {"method": "fp-rtn", "steps": 3, "calibration_prompts": 2, "report": False}
 

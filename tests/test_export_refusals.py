@@ -21,11 +21,11 @@ import diffusers
 from random_pipeline import make
 from safetensors.numpy import load_file, save_file
 
-from fp4dit_onnx.components import copy_settings
+from fp4dit_onnx.bundle.model_file import ModelFile
 from fp4dit_onnx.errors import CheckpointError, UsageError
-from fp4dit_onnx.export import ExportRequest, export, plan
-from fp4dit_onnx.inspection import inspect_pipeline
-from fp4dit_onnx.model_file import ModelFile
+from fp4dit_onnx.exporting.components import copy_settings
+from fp4dit_onnx.exporting.export import ExportRequest, export, plan
+from fp4dit_onnx.report.inspection import inspect_pipeline
 from fp4dit_onnx.runtime.schedulers import scheduler_from_config
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
@@ -190,7 +190,7 @@ def test_a_layer_that_exceeds_the_memory_allowed(
 ) -> None:
     asked = request(tmp_path / "bundle", max_ram=2**26)
     assert plan(asked).layers
-    monkeypatch.setattr("fp4dit_onnx.plan.LAYER_COPIES", 600)
+    monkeypatch.setattr("fp4dit_onnx.exporting.plan.LAYER_COPIES", 600)
     with pytest.raises(UsageError, match=r"layer .* of shape \[\d+, \d+\] alone takes about 0"):
         plan(asked)
 

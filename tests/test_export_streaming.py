@@ -15,12 +15,12 @@ pytest.importorskip("onnxruntime")
 import numpy as np
 import safetensors.numpy
 
-from fp4dit_onnx.bundle import REQUIRED_FILES, Bundle
+from fp4dit_onnx.bundle.bundle import REQUIRED_FILES, Bundle
+from fp4dit_onnx.bundle.probe import load_model, read_state
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.export import ExportRequest, ExportResult, export, plan
-from fp4dit_onnx.probe import load_model, read_state
-from fp4dit_onnx.progress import Advance
-from fp4dit_onnx.verify import verify
+from fp4dit_onnx.exporting.export import ExportRequest, ExportResult, export, plan
+from fp4dit_onnx.system.progress import Advance
+from fp4dit_onnx.verification.verify import verify
 
 
 def request(output: Path, **changes: object) -> ExportRequest:
@@ -146,7 +146,7 @@ def test_a_killed_export_goes_on(
     with pytest.raises(UsageError, match=r"it differs in recipe\.bits"):
         export(request(output, bits="w4a8"))
 
-    from fp4dit_onnx.calibration import methods
+    from fp4dit_onnx.calibration import applying as methods
 
     real = methods.quantize_measured
 

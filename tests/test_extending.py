@@ -20,7 +20,7 @@ import pytest
 
 from fp4dit_onnx.calibration.draft import Draft
 from fp4dit_onnx.calibration.stages import STAGES, Evidence, LayerStage
-from fp4dit_onnx.formats import FORMATS
+from fp4dit_onnx.numbers.formats import FORMATS
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPILER = os.environ.get("CXX", "c++")
@@ -46,7 +46,7 @@ def test_a_format_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert found
     name, exponent, mantissa = found.groups()
     assert name not in FORMATS
-    formats = (ROOT / "fp4dit_onnx" / "formats.py").read_text(encoding="utf-8")
+    formats = (ROOT / "fp4dit_onnx" / "numbers" / "formats.py").read_text(encoding="utf-8")
     first = '        FloatFormat("e2m1", 2, 1),\n'
     line = f'        FloatFormat("{name}", {exponent}, {mantissa}),\n'
     assert first in formats
@@ -77,8 +77,8 @@ def test_the_table_of_a_kernel_compiles(tmp_path: Path) -> None:
     [
         ("adding-a-format.md", "tests/test_formats.py", "TABLE"),
         ("adding-a-format.md", "tests/test_formats.py", "REFERENCE"),
-        ("adding-a-format.md", "fp4dit_onnx/recipe.py", "WEIGHT_FORMATS"),
-        ("adding-a-format.md", "fp4dit_onnx/recipe.py", "ACTIVATION_FORMATS"),
+        ("adding-a-format.md", "fp4dit_onnx/spec/recipe.py", "WEIGHT_FORMATS"),
+        ("adding-a-format.md", "fp4dit_onnx/spec/recipe.py", "ACTIVATION_FORMATS"),
         ("adding-a-pass.md", "passes/base.py", "rewrite_all"),
         ("adding-a-pass.md", "passes/pipeline.py", "float_passes"),
         ("adding-a-pass.md", "passes/pipeline.py", "quantize_passes"),
@@ -100,7 +100,7 @@ def test_a_stage_from_outside_is_one_class_and_one_line(
     """A rounding that no file of the package knows, named in a user's recipe, is exported."""
     pytest.importorskip("onnx_graphsurgeon")
     from fp4dit_onnx.calibration.rounding import packed, round_to_nearest
-    from fp4dit_onnx.export import ExportRequest, export
+    from fp4dit_onnx.exporting.export import ExportRequest, export
 
     @dataclass(frozen=True)
     class Halved(LayerStage):

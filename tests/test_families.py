@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
+from fp4dit_onnx.calibration.methods import method_by_name
 from fp4dit_onnx.errors import CheckpointError
-from fp4dit_onnx.methods import method_by_name
 from fp4dit_onnx.models import DYNAMIC, FAMILIES, Family, InputSpec, family_of
 from fp4dit_onnx.models.dit import DIT
 from fp4dit_onnx.models.hunyuan import HUNYUAN_DIT
 from fp4dit_onnx.models.pixart import FIRST_FFN_LINEAR, PIXART_ALPHA, PIXART_SIGMA, has_conditions
-from fp4dit_onnx.recipe import make_recipe
-from fp4dit_onnx.spec import LayerSpec
+from fp4dit_onnx.spec.recipe import make_recipe
+from fp4dit_onnx.spec.spec import LayerSpec
 
 LAYERS = (
     "adaln_single.linear",

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pytest
 
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.formats import FORMATS, FloatFormat, format_by_name
-from fp4dit_onnx.numerics import round_to_grid
+from fp4dit_onnx.numbers.formats import FORMATS, FloatFormat, format_by_name
+from fp4dit_onnx.numbers.numerics import round_to_grid
 
 # name: (bits, largest value, unit, largest grid integer, type of quantized activations)
 TABLE: dict[str, tuple[int, float, float, float, npt.DTypeLike]] = {

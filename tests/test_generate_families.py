@@ -17,11 +17,11 @@ import numpy.typing as npt
 import pytest
 from manifests import EMPTY
 
-from fp4dit_onnx.bundle import write_manifest
+from fp4dit_onnx.bundle.bundle import write_manifest
 from fp4dit_onnx.errors import BundleError, UsageError
 from fp4dit_onnx.runtime import Pipeline, Sampling, initial_latents
 from fp4dit_onnx.runtime.sampling import step_noise
-from fp4dit_onnx.silence import quiet
+from fp4dit_onnx.system.silence import quiet
 from fp4dit_onnx.tokenizer_files import copy_tokenizer
 
 torch = pytest.importorskip("torch")

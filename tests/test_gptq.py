@@ -13,15 +13,15 @@ pytest.importorskip("diffusers")
 
 import torch
 
-from fp4dit_onnx import numerics
 from fp4dit_onnx.calibration.draft import Draft
 from fp4dit_onnx.calibration.gptq import compensated, inverse_factor
 from fp4dit_onnx.calibration.ranges import absmax_scale
 from fp4dit_onnx.calibration.rounding import round_to_nearest
 from fp4dit_onnx.calibration.stages.gptq import Gptq
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.formats import FORMATS, FloatFormat
-from fp4dit_onnx.spec import LayerSpec
+from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.numbers.formats import FORMATS, FloatFormat
+from fp4dit_onnx.spec.spec import LayerSpec
 
 K, N = 40, 12
 

@@ -13,16 +13,16 @@ pytest.importorskip("diffusers")
 
 import torch
 
-from fp4dit_onnx import numerics
 from fp4dit_onnx.calibration import grid
-from fp4dit_onnx.calibration.methods import quantize_layer
+from fp4dit_onnx.calibration.applying import quantize_layer
 from fp4dit_onnx.calibration.ranges import absmax_scale, group_absmax
 from fp4dit_onnx.calibration.rounding import round_to_nearest
-from fp4dit_onnx.compare import same_bits
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.formats import FORMATS, FloatFormat
-from fp4dit_onnx.scale_formats import SCALE_FORMATS, stored
-from fp4dit_onnx.spec import LayerSpec
+from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.numbers.compare import same_bits
+from fp4dit_onnx.numbers.formats import FORMATS, FloatFormat
+from fp4dit_onnx.numbers.scale_formats import SCALE_FORMATS, stored
+from fp4dit_onnx.spec.spec import LayerSpec
 
 Array = npt.NDArray[Any]
 

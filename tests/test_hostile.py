@@ -21,9 +21,9 @@ from hostile_files import CANARY
 from hostile_server import request_faults
 from random_pipeline import make
 
+from fp4dit_onnx.bundle.names import CODES
+from fp4dit_onnx.bundle.probe import exposed, load_graph
 from fp4dit_onnx.errors import BundleError, UsageError
-from fp4dit_onnx.names import CODES
-from fp4dit_onnx.probe import exposed, load_graph
 from fp4dit_onnx.runtime.sizes import largest_side, pixels_a_latent
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "hostile.py"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fp4dit_onnx import http_requests
-from fp4dit_onnx.http_requests import MOST_CLIENTS, KnownHosts
-from fp4dit_onnx.local_server import FileServer
+from fp4dit_onnx.serve import http_requests
+from fp4dit_onnx.serve.http_requests import MOST_CLIENTS, KnownHosts
+from fp4dit_onnx.serve.local_server import FileServer
 
 PAGE = b"<p>page"
 

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from fp4dit_onnx import library as module
-from fp4dit_onnx.library import Library, LibraryError, dot_product_limit, library_path
+from fp4dit_onnx.runtime import library as module
+from fp4dit_onnx.runtime.library import Library, LibraryError, dot_product_limit, library_path
 
 # The program that checks the instruction set of the environment.
 PROGRAM = Path(__file__).with_name("test_custom_ops.py")
@@ -40,7 +40,7 @@ def test_bits_of_every_format(isa: str, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_unknown_isa_is_refused() -> None:
     code = (
-        "import onnxruntime as ort; from fp4dit_onnx.library import library_path; "
+        "import onnxruntime as ort; from fp4dit_onnx.runtime.library import library_path; "
         "ort.SessionOptions().register_custom_ops_library(str(library_path()))"
     )
     result = subprocess.run(

@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 import pytest
 
-from fp4dit_onnx.bundle import Bundle
+from fp4dit_onnx.bundle.bundle import Bundle
+from fp4dit_onnx.bundle.external_data import load_tensor
+from fp4dit_onnx.bundle.probe import load_model
 from fp4dit_onnx.errors import BundleError
-from fp4dit_onnx.external_data import load_tensor
-from fp4dit_onnx.links import followed
-from fp4dit_onnx.probe import load_model
+from fp4dit_onnx.system.links import followed
 
 
 def in_a_cache(bundle: Path, hub: Path) -> Path:
@@ -47,7 +47,7 @@ def test_a_bundle_in_a_cache_is_read_whole(cached: Path, demo_bundle: Path) -> N
 
 def test_a_bundle_in_a_cache_is_verified_and_converted(cached: Path, tmp_path: Path) -> None:
     from fp4dit_onnx.targets import convert, target_by_name
-    from fp4dit_onnx.verify import verify
+    from fp4dit_onnx.verification.verify import verify
 
     assert verify(cached, quick=True).ok
     made = convert(cached, tmp_path / "inlined", target_by_name("inline")).bundle
@@ -150,7 +150,7 @@ def test_places_of_tensors_that_are_refused(
 
 def test_netron_gets_the_model_and_no_other_file(cached: Path, tmp_path: Path) -> None:
     pytest.importorskip("netron")
-    from fp4dit_onnx.viewing import netron_server, onnx_file
+    from fp4dit_onnx.serve.viewing import netron_server, onnx_file
 
     model = onnx_file(cached, "transformer")
     (tmp_path / "secret").write_text("a key")

@@ -15,15 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from fp4dit_onnx import cli, locking
-from fp4dit_onnx.bundle import new_bundle, put_files
+from fp4dit_onnx import cli
+from fp4dit_onnx.bundle.bundle import new_bundle, put_files
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.locking import locked
+from fp4dit_onnx.system import locking
+from fp4dit_onnx.system.locking import locked
 
 HOLD = """
 import sys
 from pathlib import Path
-from fp4dit_onnx.locking import locked
+from fp4dit_onnx.system.locking import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -117,7 +118,7 @@ def test_what_knows_no_lock_is_not_replaced(tmp_path: Path) -> None:
 
 def test_exports_do_not_share_a_work_folder(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from fp4dit_onnx.export import ExportRequest, export
+    from fp4dit_onnx.exporting.export import ExportRequest, export
 
     work = tmp_path / "work"
     request = ExportRequest(tmp_path / "bundle", method="fp-rtn", work=work, report=False)

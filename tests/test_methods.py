@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from fp4dit_onnx.calibration.methods import Data, method_by_name, method_names, read_method
 from fp4dit_onnx.calibration.stages.absmax import Absmax
 from fp4dit_onnx.calibration.stages.adaround import AdaRound
 from fp4dit_onnx.calibration.stages.gptq import Gptq
 from fp4dit_onnx.calibration.stages.mse import Mse
 from fp4dit_onnx.calibration.stages.nearest import Nearest
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.methods import Data, method_by_name, method_names, read_method
 
 HEAD = 'grid = "fp"\n[data]\nprompts = 1\nsamples = 2\n'
 RANGE, ROUND = '[[stage]]\nuse = "absmax"\n', '[[stage]]\nuse = "nearest"\n'

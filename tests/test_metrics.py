@@ -18,16 +18,16 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from fp4dit_onnx import learned_metrics
-from fp4dit_onnx.learned_metrics import (
+from fp4dit_onnx.evaluation import learned_metrics
+from fp4dit_onnx.evaluation.learned_metrics import (
     load_clip_score,
     load_hps_v2,
     load_image_reward,
     load_lpips,
     offline,
 )
-from fp4dit_onnx.metrics import METRICS, Score, psnr, sqnr, ssim
-from fp4dit_onnx.silence import quiet
+from fp4dit_onnx.evaluation.metrics import METRICS, Score, psnr, sqnr, ssim
+from fp4dit_onnx.system.silence import quiet
 
 LOADERS = [load_lpips, load_clip_score, load_image_reward, load_hps_v2]
 

@@ -13,9 +13,9 @@ import onnx
 import onnx.parser
 import pytest
 
+from fp4dit_onnx.bundle.model_file import ModelFile, save_model
+from fp4dit_onnx.bundle.skeleton import is_placeholder, placeholder
 from fp4dit_onnx.errors import Fp4DitError
-from fp4dit_onnx.model_file import ModelFile, save_model
-from fp4dit_onnx.skeleton import is_placeholder, placeholder
 
 Array = npt.NDArray[Any]
 RANDOM = np.random.default_rng(0)

@@ -25,16 +25,16 @@ import torch
 from model_table import Row
 
 import fp4dit_onnx
-from fp4dit_onnx.bundle import Bundle
-from fp4dit_onnx.cases import inputs_of_sizes
+from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.export import ExportRequest, export
+from fp4dit_onnx.evaluation.quality import FLOAT, evaluate
+from fp4dit_onnx.exporting.export import ExportRequest, export
 from fp4dit_onnx.models import FAMILIES, family_of
-from fp4dit_onnx.quality import FLOAT, evaluate
 from fp4dit_onnx.runtime.pipeline import Pipeline, initial_latents
 from fp4dit_onnx.runtime.session import session
-from fp4dit_onnx.silence import quiet
+from fp4dit_onnx.system.silence import quiet
 from fp4dit_onnx.tracing import positions
+from fp4dit_onnx.verification.cases import inputs_of_sizes
 
 Array = npt.NDArray[Any]
 Agree = Callable[[Array, Array, float], None]

@@ -22,13 +22,13 @@ import torch
 from diffusers.models.embeddings import get_2d_rotary_pos_embed
 from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import get_resize_crop_region_for_grid
 
-from fp4dit_onnx.cases import inputs_of_sizes
+from fp4dit_onnx.exporting.streaming import GraphValues, nothing_quantized, write_model
 from fp4dit_onnx.models import DYNAMIC
 from fp4dit_onnx.passes.pipeline import quantized_graph
 from fp4dit_onnx.runtime.session import session
-from fp4dit_onnx.silence import quiet
-from fp4dit_onnx.state import Layout
-from fp4dit_onnx.streaming import GraphValues, nothing_quantized, write_model
+from fp4dit_onnx.spec.state import Layout
+from fp4dit_onnx.system.silence import quiet
+from fp4dit_onnx.verification.cases import inputs_of_sizes
 
 Array = npt.NDArray[Any]
 Arguments = dict[str, Any]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fp4dit_onnx.library import Library
+from fp4dit_onnx.runtime.library import Library
 
 SOURCE = Path(__file__).resolve().parents[1] / "custom_ops"
 

@@ -22,16 +22,16 @@ import torch
 from manifests import layer as row
 
 from fp4dit_onnx import ops
-from fp4dit_onnx.annotation import annotate
+from fp4dit_onnx.bundle.annotation import annotate
+from fp4dit_onnx.bundle.model_file import save_model
+from fp4dit_onnx.calibration.methods import method_by_name
 from fp4dit_onnx.calibration.record import Sampler
 from fp4dit_onnx.calibration.run import calibrate
-from fp4dit_onnx.formats import format_by_name
-from fp4dit_onnx.methods import method_by_name
-from fp4dit_onnx.model_file import save_model
 from fp4dit_onnx.models import InputSpec, family_of
+from fp4dit_onnx.numbers.formats import format_by_name
 from fp4dit_onnx.passes.pipeline import float_passes, quantize_passes, run_passes
-from fp4dit_onnx.progress import SilentReporter
-from fp4dit_onnx.recipe import FORMS, make_recipe
+from fp4dit_onnx.spec.recipe import FORMS, make_recipe
+from fp4dit_onnx.system.progress import SilentReporter
 from fp4dit_onnx.torch_export import export_float
 
 READER = Path(__file__).with_name("netron_reader.mjs")

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fp4dit_onnx import numerics
-from fp4dit_onnx.compare import same_bits
-from fp4dit_onnx.formats import FORMATS, FloatFormat
+from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.numbers.compare import same_bits
+from fp4dit_onnx.numbers.formats import FORMATS, FloatFormat
 
 Array = npt.NDArray[Any]
 

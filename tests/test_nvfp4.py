@@ -14,18 +14,18 @@ pytest.importorskip("diffusers")
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from fp4dit_onnx import numerics
-from fp4dit_onnx.bundle import Bundle
-from fp4dit_onnx.calibration.methods import quantize_measured
+from fp4dit_onnx.bundle.bundle import Bundle
+from fp4dit_onnx.calibration.applying import quantize_measured
 from fp4dit_onnx.calibration.ranges import absmax_scale
 from fp4dit_onnx.calibration.stages.absmax import Absmax
 from fp4dit_onnx.calibration.stages.mse import Mse
-from fp4dit_onnx.export import ExportRequest, export, plan
-from fp4dit_onnx.formats import format_by_name
-from fp4dit_onnx.scale_formats import SCALE_FORMATS, two_levels
-from fp4dit_onnx.spec import LayerSpec
+from fp4dit_onnx.exporting.export import ExportRequest, export, plan
+from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.numbers.formats import format_by_name
+from fp4dit_onnx.numbers.scale_formats import SCALE_FORMATS, two_levels
+from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.targets.standard import standard
-from fp4dit_onnx.tiny_model import tiny_linear
+from fp4dit_onnx.targets.tiny_model import tiny_linear
 
 E2M1 = format_by_name("e2m1")
 PLAIN = LayerSpec.of("e2m1", "e2m3", 16)

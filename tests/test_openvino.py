@@ -17,12 +17,12 @@ import onnx
 import openvino
 from onnx.reference import ReferenceEvaluator
 
-from fp4dit_onnx.compare import sqnr_db
-from fp4dit_onnx.metrics import psnr
+from fp4dit_onnx.evaluation.metrics import psnr
+from fp4dit_onnx.numbers.compare import sqnr_db
 from fp4dit_onnx.runtime import Pipeline
 from fp4dit_onnx.targets import convert, target_by_name
 from fp4dit_onnx.targets.standard import standard
-from fp4dit_onnx.tiny_model import tiny_linear
+from fp4dit_onnx.targets.tiny_model import tiny_linear
 
 APART_DB = 25.0
 """Pictures of two evaluators are 31 to 37 dB apart here, of two seeds less than 20."""

@@ -12,14 +12,14 @@ import numpy.typing as npt
 import pytest
 from onnx import helper
 
-from fp4dit_onnx import numerics, ops
-from fp4dit_onnx.compare import (
+from fp4dit_onnx.numbers import numerics, ops
+from fp4dit_onnx.numbers.compare import (
     attention_rounding_bound,
     linear_rounding_bound,
     same_bits,
     within,
 )
-from fp4dit_onnx.formats import FORMATS, FloatFormat
+from fp4dit_onnx.numbers.formats import FORMATS, FloatFormat
 
 pytest.importorskip("onnxruntime")
 

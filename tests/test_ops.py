@@ -12,9 +12,9 @@ import onnx.reference
 import pytest
 from onnx import helper
 
-from fp4dit_onnx import numerics, ops
-from fp4dit_onnx.compare import linear_rounding_bound, same_bits, within
-from fp4dit_onnx.formats import FORMATS, FloatFormat
+from fp4dit_onnx.numbers import numerics, ops
+from fp4dit_onnx.numbers.compare import linear_rounding_bound, same_bits, within
+from fp4dit_onnx.numbers.formats import FORMATS, FloatFormat
 
 ort = pytest.importorskip("onnxruntime")
 

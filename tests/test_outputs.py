@@ -12,7 +12,7 @@ import pytest
 
 from fp4dit_onnx import cli
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.outputs import check_file, check_place, written_whole
+from fp4dit_onnx.system.outputs import check_file, check_place, written_whole
 
 
 def folder(place: Path) -> Path:
@@ -119,14 +119,14 @@ def test_a_file_that_another_wrote_meanwhile_is_kept(tmp_path: Path) -> None:
 
 def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
     """No command may begin its work."""
-    from fp4dit_onnx import bundle_writing
+    from fp4dit_onnx.bundle import writing
     from fp4dit_onnx.runtime import pipeline
 
     def begun(*_: object, **__: object) -> None:
         pytest.fail("the work has begun")
 
     monkeypatch.setattr(pipeline, "session", begun)
-    monkeypatch.setattr(bundle_writing, "locked", begun)
+    monkeypatch.setattr(writing, "locked", begun)
 
 
 @pytest.mark.parametrize(

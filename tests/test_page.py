@@ -20,10 +20,10 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from fp4dit_onnx import serving, static_site
-from fp4dit_onnx.bundle import Bundle
-from fp4dit_onnx.progress import SilentReporter
+from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.runtime.pipeline import Pipeline
+from fp4dit_onnx.serve import serving, static_site
+from fp4dit_onnx.system.progress import SilentReporter
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")

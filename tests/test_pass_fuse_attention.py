@@ -12,12 +12,12 @@ import pytest
 pytest.importorskip("onnx_graphsurgeon")
 
 from fp4dit_onnx import ops
-from fp4dit_onnx.compare import sqnr_db
-from fp4dit_onnx.formats import format_by_name
+from fp4dit_onnx.bundle.probe import attributes
+from fp4dit_onnx.numbers.compare import sqnr_db
+from fp4dit_onnx.numbers.formats import format_by_name
 from fp4dit_onnx.passes.base import Skip
 from fp4dit_onnx.passes.fuse_attention import NO_BIAS, FuseAttention
 from fp4dit_onnx.passes.pipeline import run_passes
-from fp4dit_onnx.probe import attributes
 
 Array = npt.NDArray[Any]
 B, S, L, H, D = 2, 5, 7, 3, 4

@@ -11,15 +11,15 @@ import pytest
 
 pytest.importorskip("onnx_graphsurgeon")
 
-from fp4dit_onnx import numerics, ops
-from fp4dit_onnx.compare import linear_rounding_bound, within
-from fp4dit_onnx.formats import format_by_name
+from fp4dit_onnx.numbers import numerics, ops
+from fp4dit_onnx.numbers.compare import linear_rounding_bound, within
+from fp4dit_onnx.numbers.formats import format_by_name
 from fp4dit_onnx.passes.base import Skip
 from fp4dit_onnx.passes.fuse_linear import ONE, FuseLinear
 from fp4dit_onnx.passes.insert_qdq import InsertQdq
 from fp4dit_onnx.passes.pack_weights import PackWeights
 from fp4dit_onnx.passes.pipeline import quantize_passes, run_passes
-from fp4dit_onnx.state import QuantizedLayer, QuantizedState
+from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState
 
 Array = npt.NDArray[Any]
 K = 20

@@ -11,15 +11,15 @@ import pytest
 
 pytest.importorskip("onnx_graphsurgeon")
 
-from fp4dit_onnx import numerics, ops
+from fp4dit_onnx.bundle.probe import read_state
 from fp4dit_onnx.errors import BundleError, Fp4DitError
-from fp4dit_onnx.formats import format_by_name
-from fp4dit_onnx.inspection import inspect_model
+from fp4dit_onnx.numbers import numerics, ops
+from fp4dit_onnx.numbers.formats import format_by_name
 from fp4dit_onnx.passes.pipeline import quantize_passes, run_passes
 from fp4dit_onnx.passes.quantize_attention import QuantizeAttention
-from fp4dit_onnx.probe import read_state
-from fp4dit_onnx.recipe import ATTENTION_PARTS
-from fp4dit_onnx.state import QuantizedState
+from fp4dit_onnx.report.inspection import inspect_model
+from fp4dit_onnx.spec.recipe import ATTENTION_PARTS
+from fp4dit_onnx.spec.state import QuantizedState
 
 Array = npt.NDArray[Any]
 K = 20

@@ -10,9 +10,9 @@ import pytest
 
 pytest.importorskip("onnx_graphsurgeon")
 
+from fp4dit_onnx.bundle.skeleton import is_placeholder, placeholder
 from fp4dit_onnx.passes.pipeline import run_passes
 from fp4dit_onnx.passes.store_half import SMALLEST, StoreHalf
-from fp4dit_onnx.skeleton import is_placeholder, placeholder
 
 N = 64
 GRAPH = f"""g (float[B, {N}] x, int64[B] ids) => (float[B, {N}] y) {{

@@ -14,8 +14,8 @@ pytest.importorskip("onnx_graphsurgeon")
 import onnx_graphsurgeon as gs
 
 from fp4dit_onnx import ops
-from fp4dit_onnx.compare import linear_rounding_bound
 from fp4dit_onnx.errors import Fp4DitError
+from fp4dit_onnx.numbers.compare import linear_rounding_bound
 from fp4dit_onnx.passes.base import PassReport, Skip
 from fp4dit_onnx.passes.canonical_linear import CanonicalLinear
 from fp4dit_onnx.passes.drop_identity import DropIdentity

@@ -10,16 +10,16 @@ import pytest
 
 pytest.importorskip("onnx_graphsurgeon")
 
-from fp4dit_onnx import numerics, ops
-from fp4dit_onnx.compare import within
-from fp4dit_onnx.formats import format_by_name
-from fp4dit_onnx.names import codes_of, scale_of
+from fp4dit_onnx.bundle.names import codes_of, scale_of
+from fp4dit_onnx.bundle.probe import read_state
+from fp4dit_onnx.numbers import numerics, ops
+from fp4dit_onnx.numbers.compare import within
+from fp4dit_onnx.numbers.formats import format_by_name
 from fp4dit_onnx.passes.fuse_linear import FuseLinear
 from fp4dit_onnx.passes.insert_qdq import InsertQdq
 from fp4dit_onnx.passes.name_tensors import NameTensors
 from fp4dit_onnx.passes.pack_weights import PackWeights
 from fp4dit_onnx.passes.pipeline import run_passes
-from fp4dit_onnx.probe import read_state
 
 Array = npt.NDArray[Any]
 K = 20

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from fp4dit_onnx.bundle_writing import copy_files
-from fp4dit_onnx.checkpoint import open_checkpoint
-from fp4dit_onnx.components import copy_settings
+from fp4dit_onnx.bundle.writing import copy_files
+from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
+from fp4dit_onnx.exporting.components import copy_settings
 
 
 def protect(folder: Path) -> None:
@@ -78,7 +78,7 @@ def test_write_protected_leftovers_are_cleared(place: Path, demo_folder: Path) -
     (output / "quantization.json").write_text("{}")
     protect(output)
     code = (
-        "import sys; from pathlib import Path; from fp4dit_onnx.bundle import new_bundle\n"
+        "import sys; from pathlib import Path; from fp4dit_onnx.bundle.bundle import new_bundle\n"
         "with new_bundle(Path(sys.argv[1]), True) as folder:\n"
         "    (folder / 'sub').mkdir(); (folder / 'sub' / 'file').write_text('new')\n"
         "    (folder / 'sub').chmod(0o555)\n"

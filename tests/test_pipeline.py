@@ -26,7 +26,7 @@ from fp4dit_onnx.runtime import (
     session,
 )
 from fp4dit_onnx.runtime.sampling import step_noise
-from fp4dit_onnx.silence import quiet
+from fp4dit_onnx.system.silence import quiet
 
 pytest.importorskip("onnxruntime")
 torch = pytest.importorskip("torch")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 from manifests import EMPTY
 
-from fp4dit_onnx.bundle import write_manifest
+from fp4dit_onnx.bundle.bundle import write_manifest
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.runtime import Pipeline, Sampling
 

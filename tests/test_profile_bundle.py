@@ -15,7 +15,7 @@ import onnx.parser
 import pytest
 from manifests import EMPTY
 
-from fp4dit_onnx.bundle import REQUIRED_FILES, write_manifest
+from fp4dit_onnx.bundle.bundle import REQUIRED_FILES, write_manifest
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.ops import (
     DOMAIN,
@@ -26,7 +26,7 @@ from fp4dit_onnx.ops import (
     attach_functions,
     linear_attributes,
 )
-from fp4dit_onnx.spec import LayerSpec
+from fp4dit_onnx.spec.spec import LayerSpec
 
 pytest.importorskip("onnxruntime")
 

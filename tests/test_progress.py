@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from fp4dit_onnx.progress import Estimate, LineReporter, Reporters, RichReporter, duration
+from fp4dit_onnx.system.progress import Estimate, LineReporter, Reporters, RichReporter, duration
 
 
 class Clock:

@@ -18,7 +18,7 @@ import fp4dit_onnx
 import fp4dit_onnx.commands.export as command_module
 from fp4dit_onnx import errors
 from fp4dit_onnx.commands.parameters import parameters_of, request_of
-from fp4dit_onnx.request import ExportRequest
+from fp4dit_onnx.exporting.request import ExportRequest
 
 
 def in_fresh_process(code: str) -> None:
@@ -54,14 +54,19 @@ def test_import_is_light() -> None:
 
 
 @pytest.mark.parametrize(
-    "first", ["import fp4dit_onnx.export", "from fp4dit_onnx.export import plan", "pass"]
+    "first",
+    [
+        "import fp4dit_onnx.exporting.export",
+        "from fp4dit_onnx.exporting.export import plan",
+        "pass",
+    ],
 )
 def test_export_stays_a_function(first: str) -> None:
     in_fresh_process(
         f"{first}\n"
         "import fp4dit_onnx\n"
         "assert callable(fp4dit_onnx.export), fp4dit_onnx.export\n"
-        "from fp4dit_onnx.export import ExportRequest"
+        "from fp4dit_onnx.exporting.export import ExportRequest"
     )
 
 
@@ -100,7 +105,7 @@ def test_export_gives_every_option_on(monkeypatch: pytest.MonkeyPatch) -> None:
         for name, p in inspect.signature(fp4dit_onnx.export).parameters.items()
     }
     seen = []
-    module = importlib.import_module("fp4dit_onnx.export")
+    module = importlib.import_module("fp4dit_onnx.exporting.export")
     monkeypatch.setattr(module, "export", lambda request, reporter: seen.append(request))
     fp4dit_onnx.export(**{**values, "rules": ["a=e2m1"]})
     (request,) = seen

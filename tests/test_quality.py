@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fp4dit_onnx import cli, quality
+from fp4dit_onnx import cli
 from fp4dit_onnx.commands import evaluate as command
-from fp4dit_onnx.compare import sqnr_db
 from fp4dit_onnx.errors import CheckpointError, UsageError
-from fp4dit_onnx.metrics import METRICS, Metric
-from fp4dit_onnx.picture_grid import picture_grid
-from fp4dit_onnx.progress import SilentReporter
-from fp4dit_onnx.quality import FLOAT, evaluate, latent_sqnr
+from fp4dit_onnx.evaluation import quality
+from fp4dit_onnx.evaluation.metrics import METRICS, Metric
+from fp4dit_onnx.evaluation.picture_grid import picture_grid
+from fp4dit_onnx.evaluation.quality import FLOAT, evaluate, latent_sqnr
+from fp4dit_onnx.numbers.compare import sqnr_db
 from fp4dit_onnx.runtime import Pipeline, Sampling
+from fp4dit_onnx.system.progress import SilentReporter
 
 SAMPLING = Sampling(steps=2, guidance=3.0, height=64, width=64, max_sequence_length=16)
 
@@ -300,7 +301,7 @@ def test_sample_latents_shows_every_step(torch_pipeline: Any, demo_folder: Path)
     import torch
 
     from fp4dit_onnx.calibration.sampling import sample_latents
-    from fp4dit_onnx.checkpoint import open_checkpoint
+    from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
     from fp4dit_onnx.models import family_of
 
     checkpoint = open_checkpoint(demo_folder)

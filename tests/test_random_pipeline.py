@@ -22,9 +22,9 @@ import torch
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
-from fp4dit_onnx.checkpoint import open_checkpoint
+from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.silence import quiet
+from fp4dit_onnx.system.silence import quiet
 from fp4dit_onnx.tokenizer_files import copy_tokenizer
 
 _NAMES = """

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from fp4dit_onnx.calibration.methods import method_by_name
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import plain
-from fp4dit_onnx.formats import FORMATS
-from fp4dit_onnx.methods import method_by_name
-from fp4dit_onnx.recipe import Recipe, Rule, make_recipe, parse_bits
-from fp4dit_onnx.spec import DEFAULT_GROUP_SIZE, LayerSpec
+from fp4dit_onnx.numbers.formats import FORMATS
+from fp4dit_onnx.spec.recipe import Recipe, Rule, make_recipe, parse_bits
+from fp4dit_onnx.spec.spec import DEFAULT_GROUP_SIZE, LayerSpec
 
 PAPER = (("*.ff.net.0.proj", "e3m0"), ("*", "e2m1"))
 LAYERS = (

@@ -10,12 +10,12 @@ import pytest
 
 pytest.importorskip("onnx_graphsurgeon")
 
+from fp4dit_onnx.calibration.methods import method_names
 from fp4dit_onnx.cli import main
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.methods import method_names
-from fp4dit_onnx.plan import plan
-from fp4dit_onnx.recipe_files import recipe_text, with_recipe
-from fp4dit_onnx.request import ExportRequest
+from fp4dit_onnx.exporting.plan import plan
+from fp4dit_onnx.exporting.recipe_files import recipe_text, with_recipe
+from fp4dit_onnx.exporting.request import ExportRequest
 
 ASKED: dict[str, Any] = {
     "method": "int-adaround",

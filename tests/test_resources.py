@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.resources import checked_threads, most_threads, usable_cores
+from fp4dit_onnx.system.resources import checked_threads, most_threads, usable_cores
 
 
 @pytest.mark.parametrize("threads", [-1, 0, most_threads() + 1, 100_000])
@@ -54,7 +54,7 @@ def in_a_contestant(bundle: Path) -> object:
 
 
 def in_a_limit(bundle: Path) -> object:
-    from fp4dit_onnx.library import dot_product_limit, supported_isas
+    from fp4dit_onnx.runtime.library import dot_product_limit, supported_isas
 
     return dot_product_limit(supported_isas()[0], "float", 100_000)
 

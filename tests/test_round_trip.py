@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from fp4dit_onnx import ops
-from fp4dit_onnx.library import library_path
+from fp4dit_onnx.runtime.library import library_path
 
 ort = pytest.importorskip("onnxruntime")
 

@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 from manifests import EMPTY
 
-from fp4dit_onnx import serving, static_site
-from fp4dit_onnx.bundle import Bundle, write_manifest
+from fp4dit_onnx.bundle.bundle import Bundle, write_manifest
+from fp4dit_onnx.bundle.manifest import Encoder, File, Weight
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.manifest import Encoder, File, Weight
-from fp4dit_onnx.progress import SilentReporter
 from fp4dit_onnx.runtime.step_table import STEP_TABLE, bundle_step_table, write_step_table
+from fp4dit_onnx.serve import serving, static_site
+from fp4dit_onnx.system.progress import SilentReporter
 
 pytest.importorskip("torch")  # the bundle that the small one is a copy of
 

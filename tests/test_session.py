@@ -15,11 +15,11 @@ import onnx
 import onnxruntime
 
 from fp4dit_onnx.errors import BundleError, UsageError
-from fp4dit_onnx.inspection import expanded_nodes
-from fp4dit_onnx.library import library_path
+from fp4dit_onnx.report.inspection import expanded_nodes
+from fp4dit_onnx.runtime.library import library_path
 from fp4dit_onnx.runtime.session import session
 from fp4dit_onnx.targets.inline import inline
-from fp4dit_onnx.tiny_model import tiny_linear
+from fp4dit_onnx.targets.tiny_model import tiny_linear
 
 LIMITS = (1, 32)
 """The release, of those tried, that limits how far function bodies are expanded."""

@@ -14,8 +14,7 @@ pytest.importorskip("onnxruntime")
 import onnxruntime as ort
 
 from fp4dit_onnx import ops
-from fp4dit_onnx.formats import FORMATS
-from fp4dit_onnx.skeleton import (
+from fp4dit_onnx.bundle.skeleton import (
     BLOCK,
     BLOCK_DOMAIN,
     PLACEHOLDER,
@@ -26,6 +25,7 @@ from fp4dit_onnx.skeleton import (
     placeholder,
     renamed_block,
 )
+from fp4dit_onnx.numbers.formats import FORMATS
 
 HEADER = f"""<ir_version: {ops.IR_VERSION}, opset_import:
     ["": {ops.OPSET}, "{ops.DOMAIN}": {ops.VERSION}, "{BLOCK_DOMAIN}": 1]>

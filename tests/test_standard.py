@@ -15,17 +15,17 @@ pytest.importorskip("onnxruntime")
 
 from onnx.reference import ReferenceEvaluator
 
-from fp4dit_onnx import numerics, ops
-from fp4dit_onnx.bundle import Bundle
-from fp4dit_onnx.compare import sqnr_db
+from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.errors import BundleError, UsageError
-from fp4dit_onnx.formats import FORMATS, FloatFormat, format_by_name
+from fp4dit_onnx.numbers import numerics, ops
+from fp4dit_onnx.numbers.compare import sqnr_db
+from fp4dit_onnx.numbers.formats import FORMATS, FloatFormat, format_by_name
 from fp4dit_onnx.runtime import Pipeline
 from fp4dit_onnx.runtime.session import session
 from fp4dit_onnx.targets import convert, target_by_name
 from fp4dit_onnx.targets.standard import HEADROOM, standard
+from fp4dit_onnx.targets.tiny_model import tiny_model
 from fp4dit_onnx.targets.weights import stored_weight, weight_type
-from fp4dit_onnx.tiny_model import tiny_model
 
 Array = npt.NDArray[Any]
 N = 6

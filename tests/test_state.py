@@ -14,17 +14,23 @@ import onnx.parser
 import pytest
 import safetensors.numpy
 
-from fp4dit_onnx import numerics
-from fp4dit_onnx.checkpoint import open_checkpoint
-from fp4dit_onnx.compare import same_bits
+from fp4dit_onnx.bundle.model_file import save_model
+from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.exporting.layers import layer_size, linear_layers, totals
 from fp4dit_onnx.files import plain
-from fp4dit_onnx.formats import FORMATS
-from fp4dit_onnx.layers import layer_size, linear_layers, totals
-from fp4dit_onnx.model_file import save_model
+from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.numbers.compare import same_bits
+from fp4dit_onnx.numbers.formats import FORMATS
 from fp4dit_onnx.ops import IR_VERSION, OPSET
-from fp4dit_onnx.spec import LayerSpec
-from fp4dit_onnx.state import QuantizedLayer, QuantizedState, load_state, part_shapes, save_state
+from fp4dit_onnx.spec.spec import LayerSpec
+from fp4dit_onnx.spec.state import (
+    QuantizedLayer,
+    QuantizedState,
+    load_state,
+    part_shapes,
+    save_state,
+)
 
 Array = npt.NDArray[Any]
 METADATA = "fp4dit_onnx"

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fp4dit_onnx.checkpoint import open_checkpoint
-from fp4dit_onnx.components import copy_settings
+from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.exporting.components import copy_settings
 from fp4dit_onnx.runtime.schedulers import FlowPlan, Run, scheduler_from_config
 from fp4dit_onnx.runtime.step_table import (
     STEP_TABLE,

@@ -21,12 +21,12 @@ from random_pipeline import make
 from safetensors.torch import load_file, save_file
 
 from fp4dit_onnx.calibration.sampling import load_pipeline
-from fp4dit_onnx.checkpoint import Component, open_checkpoint
-from fp4dit_onnx.components import copy_settings
+from fp4dit_onnx.checkpoint.checkpoint import Component, open_checkpoint
+from fp4dit_onnx.checkpoint.tensor_files import read_header
 from fp4dit_onnx.errors import CheckpointError
-from fp4dit_onnx.export import ExportRequest, plan
-from fp4dit_onnx.silence import quiet
-from fp4dit_onnx.tensor_files import read_header
+from fp4dit_onnx.exporting.components import copy_settings
+from fp4dit_onnx.exporting.export import ExportRequest, plan
+from fp4dit_onnx.system.silence import quiet
 from fp4dit_onnx.tracing.stored import fitted, loaded
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"

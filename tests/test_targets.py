@@ -18,16 +18,16 @@ pytest.importorskip("onnxruntime")
 import target_quality
 
 from fp4dit_onnx import ops
-from fp4dit_onnx.bundle import Bundle, write_manifest
+from fp4dit_onnx.bundle.bundle import Bundle, write_manifest
 from fp4dit_onnx.cli import main
 from fp4dit_onnx.errors import BundleError, UsageError
-from fp4dit_onnx.export import ExportRequest, plan
-from fp4dit_onnx.progress import Reporter
+from fp4dit_onnx.exporting.export import ExportRequest, plan
 from fp4dit_onnx.runtime import Pipeline
 from fp4dit_onnx.runtime.session import session
+from fp4dit_onnx.system.progress import Reporter
 from fp4dit_onnx.targets import Target, convert, convert_in_place, target_by_name
 from fp4dit_onnx.targets.inline import inline
-from fp4dit_onnx.verify import verify
+from fp4dit_onnx.verification.verify import verify
 
 Array = npt.NDArray[Any]
 
@@ -165,7 +165,7 @@ def test_an_export_is_refused_before_it_begins(tmp_path: Path) -> None:
 
 
 def test_export_inlines_by_itself(tmp_path: Path) -> None:
-    from fp4dit_onnx.export import export
+    from fp4dit_onnx.exporting.export import export
 
     request = ExportRequest(
         tmp_path / "bundle",

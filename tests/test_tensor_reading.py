@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fp4dit_onnx.checkpoint.tensor_files import TensorInfo
+from fp4dit_onnx.checkpoint.tensor_reading import check_tensors, read_chunks, read_float32
 from fp4dit_onnx.errors import CheckpointError
-from fp4dit_onnx.tensor_files import TensorInfo
-from fp4dit_onnx.tensor_reading import check_tensors, read_chunks, read_float32
 
 BEFORE = b"header"
 """Bytes of the file before the tensor: an odd place."""

@@ -17,8 +17,8 @@ from rich.console import Console
 from fp4dit_onnx.cli import main
 from fp4dit_onnx.commands.output import print_line, print_table
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.progress import RichReporter
-from fp4dit_onnx.texts import clean, utf8_text
+from fp4dit_onnx.system.progress import RichReporter
+from fp4dit_onnx.system.texts import clean, utf8_text
 
 HOSTILE = "red\x1b[31m \x9b2J bell\a \r\n\u202egnp.exe [bold]b[/bold] [/] \udcff"
 SHOWN = r"red\x1b[31m \x9b2J bell\x07 \r\n\u202egnp.exe [bold]b[/bold] [/] \udcff"

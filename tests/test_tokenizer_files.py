@@ -24,7 +24,7 @@ from tokenizers import normalizers
 
 from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.runtime import Tokenizer
-from fp4dit_onnx.silence import quiet
+from fp4dit_onnx.system.silence import quiet
 from fp4dit_onnx.tokenizer_files import check_tokenizer, copy_tokenizer, read_parts
 from fp4dit_onnx.tokenizer_files.charsmap import read_charsmap
 

@@ -25,7 +25,7 @@ from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.models import family_of
 from fp4dit_onnx.ops import IR_VERSION, OPSET
 from fp4dit_onnx.passes.pipeline import float_passes, run_passes
-from fp4dit_onnx.silence import quiet
+from fp4dit_onnx.system.silence import quiet
 from fp4dit_onnx.torch_export import export_float
 
 Array = npt.NDArray[Any]

@@ -19,11 +19,11 @@ from diffusers.models.embeddings import (
 )
 from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import get_resize_crop_region_for_grid
 
-from fp4dit_onnx.checkpoint import TensorInfo
+from fp4dit_onnx.bundle.skeleton import BLOCK_DOMAIN, is_placeholder
+from fp4dit_onnx.checkpoint.checkpoint import TensorInfo
 from fp4dit_onnx.errors import CheckpointError, Fp4DitError
 from fp4dit_onnx.models import Interface, family_of
 from fp4dit_onnx.models.family import InputSpec
-from fp4dit_onnx.skeleton import BLOCK_DOMAIN, is_placeholder
 from fp4dit_onnx.tracing.fake import fake_network, is_fake
 from fp4dit_onnx.tracing.networks import FakeNetwork, fake_transformer
 from fp4dit_onnx.tracing.positions import cropped_table, grid_rotary, sincos_table

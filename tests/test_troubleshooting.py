@@ -90,7 +90,7 @@ def no_bodies(folder: Path) -> None:
 
 def double_constants(folder: Path) -> None:
     """What graphsurgeon's folding makes of the constants of older bodies."""
-    from fp4dit_onnx.tiny_model import tiny_linear
+    from fp4dit_onnx.targets.tiny_model import tiny_linear
 
     model = tiny_linear()
     for node in (node for function in model.functions for node in function.node):
@@ -104,7 +104,7 @@ def double_constants(folder: Path) -> None:
 
 def low_limit(folder: Path) -> None:
     """As a graph of a thousand times as many nodes meets it."""
-    from fp4dit_onnx.tiny_model import tiny_linear
+    from fp4dit_onnx.targets.tiny_model import tiny_linear
 
     options = ort.SessionOptions()
     options.add_session_config_entry("session.function_expansion_node_limit", "1")
@@ -129,7 +129,7 @@ def no_data(folder: Path) -> None:
 def wrong_shape(folder: Path) -> None:
     """FpLinear whose bias has one channel too many."""
     from fp4dit_onnx import library_path, ops
-    from fp4dit_onnx.formats import FORMATS
+    from fp4dit_onnx.numbers.formats import FORMATS
 
     model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 21, "com.fp4dit": 1]>
     g (int8[1, 4] q, float[1, 1] s) => (float[1, 2] y) {

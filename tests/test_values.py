@@ -15,10 +15,10 @@ from manifests import EMPTY
 
 from fp4dit_onnx.benchmark import Settings
 from fp4dit_onnx.benchmark.step import StepCase
+from fp4dit_onnx.bundle.manifest import manifest_text, read_manifest
 from fp4dit_onnx.cli import COMMANDS, main
 from fp4dit_onnx.errors import BundleError, UsageError
-from fp4dit_onnx.manifest import manifest_text, read_manifest
-from fp4dit_onnx.plan import ExportRequest, plan
+from fp4dit_onnx.exporting.plan import ExportRequest, plan
 from fp4dit_onnx.runtime.sampling import Sampling, images_of, initial_latents
 from fp4dit_onnx.values import LARGEST_SEED, real, whole
 

@@ -23,9 +23,10 @@ pytest.importorskip("playwright")
 
 from screenshots import LAYER, open_in_netron
 
-from fp4dit_onnx import ops, viewing
+from fp4dit_onnx import ops
 from fp4dit_onnx.errors import BundleError, MissingExtraError, UsageError
-from fp4dit_onnx.viewing import netron_server, onnx_file
+from fp4dit_onnx.serve import viewing
+from fp4dit_onnx.serve.viewing import netron_server, onnx_file
 
 COMMAND = [sys.executable, "-P", "-m", "fp4dit_onnx", "view", "--no-browser"]
 

@@ -19,11 +19,11 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from fp4dit_onnx.checkpoint import open_checkpoint
+from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
+from fp4dit_onnx.checkpoint.tensor_reading import read_float32
+from fp4dit_onnx.checkpoint.weight_files import LIBRARIES, pipeline_variant, read_weights
 from fp4dit_onnx.errors import CheckpointError
-from fp4dit_onnx.silence import quiet
-from fp4dit_onnx.tensor_reading import read_float32
-from fp4dit_onnx.weight_files import LIBRARIES, pipeline_variant, read_weights
+from fp4dit_onnx.system.silence import quiet
 
 SIZE = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_heads": 2, "num_layers": 1, "vocab_size": 16}
 PLACES = ("single", "shards", "single.fp16", "shards.fp16", "shards.ema", "bin", "other")

@@ -21,14 +21,14 @@ from diffusers import PixArtTransformer2DModel
 
 from fp4dit_onnx.benchmark.requests import step_case
 from fp4dit_onnx.benchmark.sessions import make_session
-from fp4dit_onnx.bundle import Bundle
-from fp4dit_onnx.calibration.methods import quantize_layer
-from fp4dit_onnx.compare import sqnr_db
-from fp4dit_onnx.inspection import inspect_bundle
-from fp4dit_onnx.library import supported_isas
+from fp4dit_onnx.bundle.bundle import Bundle
+from fp4dit_onnx.bundle.probe import load_model, read_state
+from fp4dit_onnx.calibration.applying import quantize_layer
+from fp4dit_onnx.numbers.compare import sqnr_db
 from fp4dit_onnx.ops import DOMAIN
-from fp4dit_onnx.probe import load_model, read_state
-from fp4dit_onnx.silence import quiet
+from fp4dit_onnx.report.inspection import inspect_bundle
+from fp4dit_onnx.runtime.library import supported_isas
+from fp4dit_onnx.system.silence import quiet
 
 Array = npt.NDArray[Any]
 OPTIONS = ("--blocks", "3", "--width", "96", "--heads", "4", "--caption", "64", "--size", "64")

@@ -51,17 +51,17 @@ from emulation import (
 )
 from PIL import Image
 
-from fp4dit_onnx.bundle import Bundle
-from fp4dit_onnx.cases import CASES, case_inputs
-from fp4dit_onnx.compare import sqnr_db
+from fp4dit_onnx.bundle.bundle import Bundle
+from fp4dit_onnx.bundle.probe import exposed, load_model, node_feed, node_model
 from fp4dit_onnx.errors import Fp4DitError
-from fp4dit_onnx.library import Library
-from fp4dit_onnx.metrics import psnr
+from fp4dit_onnx.evaluation.metrics import psnr
 from fp4dit_onnx.models import family_of
-from fp4dit_onnx.probe import exposed, load_model, node_feed, node_model
+from fp4dit_onnx.numbers.compare import sqnr_db
+from fp4dit_onnx.runtime.library import Library
 from fp4dit_onnx.runtime.pipeline import Pipeline
 from fp4dit_onnx.runtime.session import session
-from fp4dit_onnx.verify import INDEPENDENT_DB, NOTHING_QUANTIZED_DB
+from fp4dit_onnx.verification.cases import CASES, case_inputs
+from fp4dit_onnx.verification.verify import INDEPENDENT_DB, NOTHING_QUANTIZED_DB
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]

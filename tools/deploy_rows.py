@@ -17,7 +17,7 @@ from pathlib import Path
 import emulation
 from emulation import CheckError, Machine, missing_tools
 
-from fp4dit_onnx.library import ENVIRONMENT, library_path
+from fp4dit_onnx.runtime.library import ENVIRONMENT, library_path
 
 __all__ = ["ROWS", "Command", "NotRunError", "Row", "Stage"]
 

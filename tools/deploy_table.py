@@ -36,9 +36,9 @@ from PIL import Image
 
 from fp4dit_onnx.benchmark.machine import cpu_model
 from fp4dit_onnx.errors import Fp4DitError, UsageError
-from fp4dit_onnx.metrics import psnr
-from fp4dit_onnx.resources import usable_cores
+from fp4dit_onnx.evaluation.metrics import psnr
 from fp4dit_onnx.runtime.pipeline import Pipeline
+from fp4dit_onnx.system.resources import usable_cores
 
 __all__ = ["SAME_PICTURE_DB", "Outcome", "judged", "table"]
 

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fp4dit_onnx.bundle import Bundle
+from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.errors import Fp4DitError, UsageError
-from fp4dit_onnx.serving import Server, check_drawable
+from fp4dit_onnx.serve.serving import Server, check_drawable
 
 __all__ = ["draw"]
 

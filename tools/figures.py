@@ -24,7 +24,7 @@ _COMMIT = re.compile(r"\bcommit ([0-9a-f]{7,40})\b")
 
 _KERNELS = ("custom_ops",)
 _GRAPHS = ("passes", "fp4dit_onnx/models", "fp4dit_onnx/ops.py", "fp4dit_onnx/tracing")
-_WEIGHTS = ("calibration", "fp4dit_onnx/formats.py", "fp4dit_onnx/numerics.py")
+_WEIGHTS = ("calibration", "fp4dit_onnx/numbers/formats.py", "fp4dit_onnx/numbers/numerics.py")
 _RUNTIME = ("fp4dit_onnx/runtime",)
 
 
@@ -62,13 +62,22 @@ FIGURES = (
     Figures(
         "docs/models.md",
         "python tools/model_table.py --write",
-        (*_GRAPHS, *_RUNTIME, "fp4dit_onnx/verify.py", "fp4dit_onnx/streaming.py"),
+        (
+            *_GRAPHS,
+            *_RUNTIME,
+            "fp4dit_onnx/verification/verify.py",
+            "fp4dit_onnx/exporting/streaming.py",
+        ),
         "families",
     ),
     Figures(
         "docs/models.md",
         "python tools/full_size.py --folder DIR --write",
-        (*_GRAPHS, "fp4dit_onnx/streaming.py", "fp4dit_onnx/component_writing.py"),
+        (
+            *_GRAPHS,
+            "fp4dit_onnx/exporting/streaming.py",
+            "fp4dit_onnx/exporting/component_writing.py",
+        ),
         "full size",
     ),
     Figures(
@@ -80,7 +89,7 @@ FIGURES = (
     Figures(
         "docs/targets.md",
         "python tools/target_quality.py --write",
-        (*_WEIGHTS, *_GRAPHS, "fp4dit_onnx/targets", "fp4dit_onnx/scale_formats.py"),
+        (*_WEIGHTS, *_GRAPHS, "fp4dit_onnx/targets", "fp4dit_onnx/numbers/scale_formats.py"),
         "pictures",
     ),
 )

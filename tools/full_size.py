@@ -22,9 +22,9 @@ from typing import Any
 from pages import Section, written_by
 from random_pipeline import make
 
+from fp4dit_onnx.bundle.manifest import Manifest, read_manifest
+from fp4dit_onnx.bundle.names import MANIFEST
 from fp4dit_onnx.errors import Fp4DitError, UsageError
-from fp4dit_onnx.manifest import Manifest, read_manifest
-from fp4dit_onnx.names import MANIFEST
 
 __all__ = ["CASES", "Case", "table"]
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fp4dit_onnx import numerics
-from fp4dit_onnx.formats import FORMATS, FloatArray
+from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.numbers.formats import FORMATS, FloatArray
 
 __all__ = ["PICTURES", "main"]
 

@@ -232,8 +232,8 @@ def _make(folder: Path) -> tuple[Path, Path]:
     """A small pipeline with random weights, and its bundle."""
     from random_pipeline import make
 
-    from fp4dit_onnx.export import export
-    from fp4dit_onnx.request import ExportRequest
+    from fp4dit_onnx.exporting.export import export
+    from fp4dit_onnx.exporting.request import ExportRequest
 
     make("pixart-alpha-512", folder / "model", twin=True)
     request = ExportRequest(

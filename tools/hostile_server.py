@@ -86,9 +86,9 @@ def _serve(stage: Path) -> tuple[int, int]:
         os.setsid()
         limit()
         os.dup2(os.open(stage / "printed.err", os.O_WRONLY | os.O_CREAT), 2)
-        from fp4dit_onnx.bundle import Bundle
+        from fp4dit_onnx.bundle.bundle import Bundle
         from fp4dit_onnx.errors import Fp4DitError
-        from fp4dit_onnx.serving import Server
+        from fp4dit_onnx.serve.serving import Server
 
         try:
             server = Server(Bundle.open(stage / "given"), "127.0.0.1", 0)

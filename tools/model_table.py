@@ -25,17 +25,17 @@ from official_models import MODELS
 from pages import Section, commit
 from random_pipeline import make
 
-from fp4dit_onnx.cases import PACKED_SIZE, inputs_of_sizes
-from fp4dit_onnx.checkpoint import open_checkpoint
+from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import Fp4DitError, UsageError
-from fp4dit_onnx.export import ExportRequest, export
+from fp4dit_onnx.exporting.export import ExportRequest, export
+from fp4dit_onnx.exporting.streaming import GraphValues, write_model
 from fp4dit_onnx.models import Family, family_of
 from fp4dit_onnx.runtime import Pipeline
 from fp4dit_onnx.runtime.families import FAMILIES as GENERATING
 from fp4dit_onnx.runtime.session import session
-from fp4dit_onnx.state import Layout
-from fp4dit_onnx.streaming import GraphValues, write_model
-from fp4dit_onnx.verify import verify
+from fp4dit_onnx.spec.state import Layout
+from fp4dit_onnx.verification.cases import PACKED_SIZE, inputs_of_sizes
+from fp4dit_onnx.verification.verify import verify
 
 __all__ = ["Size", "float_distances", "table"]
 

@@ -100,7 +100,7 @@ def measurements(step: Path | None, seconds: float) -> Iterator[Measurement]:
 
 
 def _fast_isas() -> tuple[str, ...]:
-    from fp4dit_onnx.library import supported_isas
+    from fp4dit_onnx.runtime.library import supported_isas
 
     return tuple(part for isa in supported_isas()[:-1] for part in ("--isa", isa))
 

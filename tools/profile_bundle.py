@@ -197,9 +197,9 @@ def target_of(given: argparse.Namespace) -> Target:
     Raises:
         UsageError: no such model, a damaged one, or kernels that cannot run here.
     """
-    from fp4dit_onnx.bundle import Bundle
+    from fp4dit_onnx.bundle.bundle import Bundle
     from fp4dit_onnx.errors import UsageError
-    from fp4dit_onnx.resources import usable_cores
+    from fp4dit_onnx.system.resources import usable_cores
 
     sizes = {"batch": given.batch, "text": given.tokens, "text_length": given.tokens}
     if given.model not in PARTS and not given.model.endswith(".onnx"):
@@ -246,7 +246,7 @@ def _contents(path: Path) -> tuple[set[str], bool, int]:
 
 def _isa(wanted: str | None) -> str:
     from fp4dit_onnx.errors import UsageError
-    from fp4dit_onnx.library import Library
+    from fp4dit_onnx.runtime.library import Library
 
     library = Library()
     if wanted is not None and wanted not in library.isas:

@@ -30,6 +30,7 @@ import numpy.typing as npt
 import torch
 from pages import DOCS, write_above_reading, written_by
 
+from fp4dit_onnx.calibration.methods import Method, method_by_name
 from fp4dit_onnx.calibration.run import calibrate
 from fp4dit_onnx.calibration.sampling import (
     decode,
@@ -39,14 +40,13 @@ from fp4dit_onnx.calibration.sampling import (
 )
 from fp4dit_onnx.calibration.simulate import simulated
 from fp4dit_onnx.calibration.work import Work, model_digest
-from fp4dit_onnx.checkpoint import open_checkpoint
-from fp4dit_onnx.compare import sqnr_db
-from fp4dit_onnx.export import ExportRequest, Plan, plan
-from fp4dit_onnx.methods import Method, method_by_name
-from fp4dit_onnx.metrics import Score, psnr
-from fp4dit_onnx.progress import RichReporter
+from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
+from fp4dit_onnx.evaluation.metrics import Score, psnr
+from fp4dit_onnx.exporting.export import ExportRequest, Plan, plan
+from fp4dit_onnx.numbers.compare import sqnr_db
 from fp4dit_onnx.prompts import demo_prompts
-from fp4dit_onnx.state import QuantizedState, load_state, save_state
+from fp4dit_onnx.spec.state import QuantizedState, load_state, save_state
+from fp4dit_onnx.system.progress import RichReporter
 
 COLUMNS = ("w4a8", "w4a6", "w4a4")
 FIRST_SEED = 2000
@@ -59,7 +59,7 @@ class Row:
 
     Attributes:
         name: in the table.
-        method: of `fp4dit_onnx.methods`.
+        method: of `fp4dit_onnx.calibration.methods`.
         preset: its effort.
         weight_format: as the option of export.
         changes: settings in place of the preset's.

@@ -28,7 +28,7 @@ from official_models import MODELS, Part, Pipeline
 from random_weights import DTYPES, Drawer, Tensor, bytes_of_shards, tensors_of, write_shards
 
 from fp4dit_onnx.errors import Fp4DitError, MissingExtraError, UsageError
-from fp4dit_onnx.silence import quiet
+from fp4dit_onnx.system.silence import quiet
 
 __all__ = ["describe", "make", "meta_model"]
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from fp4dit_onnx.bundle import REPORT, Bundle
-from fp4dit_onnx.serving import Server
-from fp4dit_onnx.viewing import netron_server, onnx_file
+from fp4dit_onnx.bundle.bundle import REPORT, Bundle
+from fp4dit_onnx.serve.serving import Server
+from fp4dit_onnx.serve.viewing import netron_server, onnx_file
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 LAYER = "transformer_blocks.0.ff.net.0.proj"

@@ -16,7 +16,7 @@ from typing import Any
 
 from normalization_rules import compiled, latin_rules
 
-from fp4dit_onnx.checkpoint import demo_folder
+from fp4dit_onnx.checkpoint.checkpoint import demo_folder
 from fp4dit_onnx.tokenizer_files import WHOLE, read_parts
 from fp4dit_onnx.tokenizer_files.sentencepiece_model import Kind
 

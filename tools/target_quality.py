@@ -20,14 +20,14 @@ import numpy as np
 from draw_with import pipeline_with
 from pages import Section, written_by
 
-from fp4dit_onnx.checkpoint import open_checkpoint
+from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import Fp4DitError
-from fp4dit_onnx.export import ExportRequest, export
-from fp4dit_onnx.metrics import Score, psnr
-from fp4dit_onnx.progress import Reporter, RichReporter
+from fp4dit_onnx.evaluation.metrics import Score, psnr
+from fp4dit_onnx.evaluation.quality import float_images
+from fp4dit_onnx.exporting.export import ExportRequest, export
 from fp4dit_onnx.prompts import demo_prompts
-from fp4dit_onnx.quality import float_images
 from fp4dit_onnx.runtime import Pipeline
+from fp4dit_onnx.system.progress import Reporter, RichReporter
 from fp4dit_onnx.targets import DEFAULT_TARGET, convert, target_by_name
 
 __all__ = ["TABLE", "VARIANTS", "Variant", "table"]

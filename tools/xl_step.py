@@ -23,14 +23,14 @@ from official_models import Part
 from random_pipeline import describe
 from random_weights import Drawer, write_shards
 
-from fp4dit_onnx.bundle import new_bundle, write_manifest
-from fp4dit_onnx.checkpoint import open_checkpoint
-from fp4dit_onnx.component_writing import Component, ComponentWriter
+from fp4dit_onnx.bundle.bundle import new_bundle, write_manifest
+from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import Fp4DitError, UsageError
-from fp4dit_onnx.export import ExportRequest, export
+from fp4dit_onnx.exporting.component_writing import Component, ComponentWriter
+from fp4dit_onnx.exporting.export import ExportRequest, export
 from fp4dit_onnx.models.pixart import PIXART_ALPHA
-from fp4dit_onnx.progress import Reporter, RichReporter
-from fp4dit_onnx.resources import Resources
+from fp4dit_onnx.system.progress import Reporter, RichReporter
+from fp4dit_onnx.system.resources import Resources
 
 METHOD = "fp-rtn"
 PIXELS_A_LATENT, PATCH = 8, 2

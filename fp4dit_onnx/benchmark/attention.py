@@ -16,8 +16,8 @@ from fp4dit_onnx.benchmark.case import Array, checked_sqnr, sample_rows
 from fp4dit_onnx.benchmark.contestant import Absent, Contestant, Loaded
 from fp4dit_onnx.benchmark.sessions import MICROSOFT, bound, graph_model, make_session
 from fp4dit_onnx.benchmark.torch_models import attention as torch_attention
-from fp4dit_onnx.formats import format_by_name
-from fp4dit_onnx.recipe import ATTENTION_PARTS
+from fp4dit_onnx.numbers.formats import format_by_name
+from fp4dit_onnx.spec.recipe import ATTENTION_PARTS
 
 __all__ = ["PEERS", "AttentionCase", "ours"]
 

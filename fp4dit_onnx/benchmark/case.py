@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fp4dit_onnx.compare import sqnr_db
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.numbers.compare import sqnr_db
 
 __all__ = ["Array", "Case", "checked_sqnr", "parse_sizes", "sample_rows"]
 

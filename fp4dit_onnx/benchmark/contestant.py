@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from fp4dit_onnx.benchmark.case import Array
-from fp4dit_onnx.silence import quiet
+from fp4dit_onnx.system.silence import quiet
 
 __all__ = ["Absent", "Contestant", "Loaded", "package"]
 

@@ -8,14 +8,15 @@ from functools import cached_property
 import numpy as np
 from onnx import helper
 
-from fp4dit_onnx import numerics, ops
+from fp4dit_onnx import ops
 from fp4dit_onnx.benchmark.case import Array, checked_sqnr, sample_rows
 from fp4dit_onnx.benchmark.contestant import Absent, Contestant, Loaded
 from fp4dit_onnx.benchmark.openvino_models import linear_f32, linear_u4
 from fp4dit_onnx.benchmark.sessions import MICROSOFT, bound, graph_model, make_session
 from fp4dit_onnx.benchmark.torch_models import linear_bf16
-from fp4dit_onnx.spec import LayerSpec
-from fp4dit_onnx.state import QuantizedLayer
+from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.spec.spec import LayerSpec
+from fp4dit_onnx.spec.state import QuantizedLayer
 
 __all__ = ["DEFAULT_SHAPES", "PEERS", "LinearCase", "layer_of", "ours"]
 

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fp4dit_onnx.library import DOT_KINDS, dot_product_limit
-from fp4dit_onnx.resources import usable_cores
+from fp4dit_onnx.runtime.library import DOT_KINDS, dot_product_limit
+from fp4dit_onnx.system.resources import usable_cores
 
 __all__ = ["Machine"]
 

@@ -10,12 +10,12 @@ from fp4dit_onnx.benchmark.attention import AttentionCase
 from fp4dit_onnx.benchmark.case import Case, parse_sizes
 from fp4dit_onnx.benchmark.linear import DEFAULT_SHAPES, LinearCase
 from fp4dit_onnx.benchmark.step import StepCase
-from fp4dit_onnx.bundle import Bundle
+from fp4dit_onnx.bundle.bundle import Bundle
+from fp4dit_onnx.calibration.methods import method_by_name
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.methods import method_by_name
 from fp4dit_onnx.models.pixart import PIXART_ALPHA
-from fp4dit_onnx.recipe import Recipe, make_recipe
-from fp4dit_onnx.spec import DEFAULT_GROUP_SIZE, LayerSpec
+from fp4dit_onnx.spec.recipe import Recipe, make_recipe
+from fp4dit_onnx.spec.spec import DEFAULT_GROUP_SIZE, LayerSpec
 
 __all__ = ["Formats", "operator_cases", "step_case"]
 

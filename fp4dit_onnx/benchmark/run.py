@@ -18,8 +18,8 @@ from fp4dit_onnx.benchmark.rounds import (
     ratios,
     settle,
 )
-from fp4dit_onnx.progress import Reporter
-from fp4dit_onnx.resources import checked_threads
+from fp4dit_onnx.system.progress import Reporter
+from fp4dit_onnx.system.resources import checked_threads
 from fp4dit_onnx.values import real, whole
 
 __all__ = ["Outcome", "Report", "Settings", "run_case"]

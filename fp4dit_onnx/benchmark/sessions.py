@@ -13,8 +13,8 @@ from onnx import helper, numpy_helper
 from fp4dit_onnx import ops
 from fp4dit_onnx.benchmark.case import Array
 from fp4dit_onnx.benchmark.contestant import Loaded, package
-from fp4dit_onnx.library import library_path, select_isa
-from fp4dit_onnx.resources import checked_threads
+from fp4dit_onnx.runtime.library import library_path, select_isa
+from fp4dit_onnx.system.resources import checked_threads
 
 __all__ = ["MICROSOFT", "bound", "graph_model", "make_session"]
 

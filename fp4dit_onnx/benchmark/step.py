@@ -16,12 +16,12 @@ from fp4dit_onnx.benchmark.case import Array, checked_sqnr
 from fp4dit_onnx.benchmark.contestant import Absent, Contestant, Loaded, package
 from fp4dit_onnx.benchmark.openvino_models import onnx_model
 from fp4dit_onnx.benchmark.sessions import bound, make_session
+from fp4dit_onnx.bundle.probe import load_graph
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import BUNDLE
 from fp4dit_onnx.files.settings import transformer_settings
-from fp4dit_onnx.probe import load_graph
-from fp4dit_onnx.resources import usable_cores
-from fp4dit_onnx.silence import quiet
+from fp4dit_onnx.system.resources import usable_cores
+from fp4dit_onnx.system.silence import quiet
 from fp4dit_onnx.values import whole
 
 __all__ = ["PEERS", "StepCase", "ours"]

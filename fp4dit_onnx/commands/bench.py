@@ -12,11 +12,11 @@ import typer
 from fp4dit_onnx.commands.output import decibels, print_json, print_line, print_table, reporter
 from fp4dit_onnx.commands.parameters import Json
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.formats import FORMATS
-from fp4dit_onnx.library import LibraryError, supported_isas
-from fp4dit_onnx.options import FORMATS as FORMATS_PANEL
-from fp4dit_onnx.options import INPUT, MACHINE, OUTPUT, Option
-from fp4dit_onnx.spec import DEFAULT_GROUP_SIZE
+from fp4dit_onnx.exporting.options import FORMATS as FORMATS_PANEL
+from fp4dit_onnx.exporting.options import INPUT, MACHINE, OUTPUT, Option
+from fp4dit_onnx.numbers.formats import FORMATS
+from fp4dit_onnx.runtime.library import LibraryError, supported_isas
+from fp4dit_onnx.spec.spec import DEFAULT_GROUP_SIZE
 
 if TYPE_CHECKING:
     from fp4dit_onnx.benchmark import Case, Machine, Outcome, Report, Settings
@@ -136,7 +136,7 @@ def run(
     """Measure speed side by side with other libraries, in one interleaved run."""
     from fp4dit_onnx.benchmark import Settings, choose
     from fp4dit_onnx.benchmark.requests import Formats, operator_cases, step_case
-    from fp4dit_onnx.resources import usable_cores
+    from fp4dit_onnx.system.resources import usable_cores
 
     if bundle is None and float_model is not None:
         raise UsageError("--float is the float model of a bundle: give the bundle too")

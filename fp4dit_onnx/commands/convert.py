@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from fp4dit_onnx.bundle import REPORT, Bundle
-from fp4dit_onnx.commands.output import print_json, print_line, print_table, reporter, size
+from fp4dit_onnx.bundle.bundle import REPORT, Bundle
+from fp4dit_onnx.commands.output import print_json, print_line, print_table, reporter
 from fp4dit_onnx.commands.parameters import Json, Overwrite
 from fp4dit_onnx.errors import MissingExtraError, UsageError
-from fp4dit_onnx.options import FORMATS, INPUT, OUTPUT, Option
+from fp4dit_onnx.exporting.options import FORMATS, INPUT, OUTPUT, Option
+from fp4dit_onnx.system.texts import size
 
 if TYPE_CHECKING:
     from fp4dit_onnx.targets import Conversion, Target

@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from fp4dit_onnx.bundle import Bundle
-from fp4dit_onnx.checkpoint import demo_folder
+from fp4dit_onnx.bundle.bundle import Bundle
+from fp4dit_onnx.checkpoint.checkpoint import demo_folder
 from fp4dit_onnx.commands.generate import SUFFIXES
 from fp4dit_onnx.commands.output import print_json, print_line, print_table, reporter
 from fp4dit_onnx.commands.parameters import Json, PromptFile
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.options import INPUT, OUTPUT, SAMPLING, Option
-from fp4dit_onnx.outputs import check_file, written_whole
+from fp4dit_onnx.exporting.options import INPUT, OUTPUT, SAMPLING, Option
 from fp4dit_onnx.prompts import demo_prompts, general_prompts, read_prompts
+from fp4dit_onnx.system.outputs import check_file, written_whole
 
 if TYPE_CHECKING:
-    from fp4dit_onnx.metrics import Score
-    from fp4dit_onnx.quality import Evaluation, VariantQuality
+    from fp4dit_onnx.evaluation.metrics import Score
+    from fp4dit_onnx.evaluation.quality import Evaluation, VariantQuality
 
 __all__ = ["run"]
 
@@ -56,7 +56,7 @@ def run(
         check_file(grid)
     folders = _by_name(bundles, model)
     texts = _prompts(prompts, model, count)
-    from fp4dit_onnx.quality import evaluate
+    from fp4dit_onnx.evaluation.quality import evaluate
 
     found = evaluate(folders, model or demo_folder(), texts, range(seeds), reporter=reporter())
     if grid is not None:
@@ -100,7 +100,7 @@ def _prompts(file: Path | None, model: Path | None, count: int) -> list[str]:
 
 def _print_scores(found: Evaluation) -> None:
     """The table, the latents' SQNR along the steps, and what is absent."""
-    from fp4dit_onnx.metrics import METRICS
+    from fp4dit_onnx.evaluation.metrics import METRICS
 
     rows = []
     for variant in (found.reference, *found.bundles):
@@ -141,7 +141,7 @@ def _along_steps(bundle: VariantQuality) -> str:
 
 
 def _write_grid(found: Evaluation, path: Path) -> None:
-    from fp4dit_onnx.picture_grid import picture_grid
+    from fp4dit_onnx.evaluation.picture_grid import picture_grid
 
     captions = [
         prompt if len(found.seeds) == 1 else f"{prompt} (seed {seed})"

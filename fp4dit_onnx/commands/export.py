@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from fp4dit_onnx.bundle import REPORT
+from fp4dit_onnx.bundle.bundle import REPORT
+from fp4dit_onnx.bundle.manifest import Kept, Totals
 from fp4dit_onnx.commands.layer_table import print_attention, print_layers
-from fp4dit_onnx.commands.output import print_json, print_line, print_table, reporter, size
+from fp4dit_onnx.commands.output import print_json, print_line, print_table, reporter
 from fp4dit_onnx.commands.parameters import (
     Json,
     add_parameters,
@@ -17,10 +18,10 @@ from fp4dit_onnx.commands.parameters import (
     request_parameters,
 )
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.export import ExportRequest, ExportResult, Plan, export, plan
-from fp4dit_onnx.manifest import Kept, Totals
-from fp4dit_onnx.options import OUTPUT, Option
-from fp4dit_onnx.recipe_files import save_recipe
+from fp4dit_onnx.exporting.export import ExportRequest, ExportResult, Plan, export, plan
+from fp4dit_onnx.exporting.options import OUTPUT, Option
+from fp4dit_onnx.exporting.recipe_files import save_recipe
+from fp4dit_onnx.system.texts import size
 
 __all__ = ["run"]
 

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from fp4dit_onnx.bundle import Bundle
+from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.commands.output import print_json, print_line, reporter
 from fp4dit_onnx.commands.parameters import BundleFolder, Json
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.options import INPUT, MACHINE, OUTPUT, SAMPLING, Option
-from fp4dit_onnx.outputs import check_file, check_place, written_whole
+from fp4dit_onnx.exporting.options import INPUT, MACHINE, OUTPUT, SAMPLING, Option
 from fp4dit_onnx.prompts import read_prompts
 from fp4dit_onnx.runtime.sampling import LARGEST_COUNT
-from fp4dit_onnx.texts import utf8_text
+from fp4dit_onnx.system.outputs import check_file, check_place, written_whole
+from fp4dit_onnx.system.texts import utf8_text
 from fp4dit_onnx.values import checked_seed, whole
 
 if TYPE_CHECKING:

@@ -7,12 +7,13 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any
 
-from fp4dit_onnx.bundle import Bundle
+from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.commands.layer_table import by_kind, print_attention, print_layers
-from fp4dit_onnx.commands.output import print_json, print_line, print_table, size
+from fp4dit_onnx.commands.output import print_json, print_line, print_table
 from fp4dit_onnx.commands.parameters import Json
-from fp4dit_onnx.inspection import inspect_path
-from fp4dit_onnx.options import INPUT, Option
+from fp4dit_onnx.exporting.options import INPUT, Option
+from fp4dit_onnx.report.inspection import inspect_path
+from fp4dit_onnx.system.texts import size
 
 __all__ = ["run"]
 

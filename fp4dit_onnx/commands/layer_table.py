@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import TypeVar
 
-from fp4dit_onnx.commands.output import decibels, print_line, print_table, size
-from fp4dit_onnx.manifest import Layer
+from fp4dit_onnx.bundle.manifest import Layer
+from fp4dit_onnx.commands.output import decibels, print_line, print_table
 from fp4dit_onnx.report.layer_names import kind_of
+from fp4dit_onnx.system.texts import size
 
 __all__ = [
     "LayerGroup",

@@ -23,9 +23,9 @@ from rich.text import Text
 
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import plain
-from fp4dit_onnx.outputs import check_place
-from fp4dit_onnx.progress import LineReporter, Reporter, Reporters, RichReporter
-from fp4dit_onnx.texts import clean
+from fp4dit_onnx.system.outputs import check_place
+from fp4dit_onnx.system.progress import LineReporter, Reporter, Reporters, RichReporter
+from fp4dit_onnx.system.texts import clean
 
 __all__ = [
     "Messages",
@@ -37,7 +37,6 @@ __all__ = [
     "print_line",
     "print_table",
     "reporter",
-    "size",
 ]
 
 MIN_WIDTH = 200
@@ -169,16 +168,6 @@ def print_table(
         _log(_current.log_file, text.getvalue())
     if not _current.quiet:
         _console().print(table)
-
-
-def size(nbytes: float) -> str:
-    """Bytes for people, in powers of 1024."""
-    value = float(nbytes)
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.2f} GiB"
 
 
 def decibels(value: float | None) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 import typer
 from rich.markup import escape
 
-from fp4dit_onnx.options import INPUT, MACHINE, OUTPUT, PANELS, Option
+from fp4dit_onnx.exporting.options import INPUT, MACHINE, OUTPUT, PANELS, Option
 
 __all__ = [
     "BundleFolder",

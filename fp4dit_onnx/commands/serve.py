@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from fp4dit_onnx.bundle import Bundle
-from fp4dit_onnx.commands.output import print_line, reporter, size
+from fp4dit_onnx.bundle.bundle import Bundle
+from fp4dit_onnx.commands.output import print_line, reporter
 from fp4dit_onnx.commands.parameters import BundleFolder, Host, OpenBrowser, Port
-from fp4dit_onnx.options import MACHINE, OUTPUT, Option
+from fp4dit_onnx.exporting.options import MACHINE, OUTPUT, Option
+from fp4dit_onnx.system.texts import size
 
 if TYPE_CHECKING:
-    from fp4dit_onnx.serving import Server
+    from fp4dit_onnx.serve.serving import Server
 
 __all__ = ["run"]
 
@@ -33,7 +34,7 @@ def run(
     isolated: Annotated[bool, Option("Let the page use threads.", MACHINE, hidden=True)] = True,
 ) -> None:
     """Draw in a web browser: one page, everything on this machine."""
-    from fp4dit_onnx.serving import Server, check_drawable
+    from fp4dit_onnx.serve.serving import Server, check_drawable
 
     opened = Bundle.open(bundle)
     check_drawable(opened)
@@ -46,7 +47,7 @@ def run(
 
 
 def _write(bundle: Bundle, output: Path) -> None:
-    from fp4dit_onnx.static_site import HEADER_FILE, write_site
+    from fp4dit_onnx.serve.static_site import HEADER_FILE, write_site
 
     written = write_site(bundle, output, reporter())
     _warn_of_size(bundle)
@@ -57,7 +58,7 @@ def _write(bundle: Bundle, output: Path) -> None:
 
 
 def _warn_of_size(bundle: Bundle) -> None:
-    from fp4dit_onnx.serving import ADDRESS_SPACE, memory_estimate
+    from fp4dit_onnx.serve.serving import ADDRESS_SPACE, memory_estimate
 
     needed = memory_estimate(bundle)
     if needed > ADDRESS_SPACE:

@@ -8,8 +8,8 @@ import typer
 
 from fp4dit_onnx.commands.output import print_json, print_line, print_table, reporter
 from fp4dit_onnx.commands.parameters import BundleFolder, Json
-from fp4dit_onnx.options import INPUT, Option
-from fp4dit_onnx.verify import verify
+from fp4dit_onnx.exporting.options import INPUT, Option
+from fp4dit_onnx.verification.verify import verify
 
 __all__ = ["run"]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fp4dit_onnx.commands.output import print_line
 from fp4dit_onnx.commands.parameters import Host, OpenBrowser, Port
-from fp4dit_onnx.options import INPUT, Option
+from fp4dit_onnx.exporting.options import INPUT, Option
 
 __all__ = ["run"]
 
@@ -25,7 +25,7 @@ def run(
     open_browser: OpenBrowser = True,
 ) -> None:
     """Open the quantized transformer in Netron."""
-    from fp4dit_onnx.viewing import netron_server, onnx_file
+    from fp4dit_onnx.serve.viewing import netron_server, onnx_file
 
     model = onnx_file(path, part)
     with netron_server(model, host, port) as server:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from fp4dit_onnx.manifest import Layer
-from fp4dit_onnx.metrics import METRICS, Score
+from fp4dit_onnx.bundle.manifest import Layer
+from fp4dit_onnx.evaluation.metrics import METRICS, Score
 from fp4dit_onnx.report import plots
 from fp4dit_onnx.report.cost import is_busy, milliseconds
 from fp4dit_onnx.report.data import LIBRARY, Picture

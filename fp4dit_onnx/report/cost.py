@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fp4dit_onnx.benchmark.machine import Machine
-from fp4dit_onnx.commands.output import size
 from fp4dit_onnx.report import plots
 from fp4dit_onnx.report.data import FLOAT, LIBRARY, Evidence, Memory, Speed
 from fp4dit_onnx.report.facts import Subject
 from fp4dit_onnx.report.plots import Figure
 from fp4dit_onnx.report.tables import Cell, Table, Tile, nbytes, number, plain, table
+from fp4dit_onnx.system.texts import size
 
 __all__ = ["Cost", "cost_of", "is_busy", "milliseconds"]
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from fp4dit_onnx.benchmark.machine import Machine
 from fp4dit_onnx.benchmark.rounds import Spread
 from fp4dit_onnx.errors import BundleError
+from fp4dit_onnx.evaluation.metrics import Score
 from fp4dit_onnx.files import LARGE, Origin, WrongType, checked, read_json
-from fp4dit_onnx.metrics import Score
 from fp4dit_onnx.runtime.sampling import Sampling
 
 __all__ = [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fp4dit_onnx.bundle import EVIDENCE, Bundle
-from fp4dit_onnx.manifest import Manifest
+from fp4dit_onnx.bundle.bundle import EVIDENCE, Bundle
+from fp4dit_onnx.bundle.manifest import Manifest
 from fp4dit_onnx.report.data import Evidence, read_evidence
 
 __all__ = ["Subject", "open_subject"]

@@ -14,19 +14,19 @@ import onnx
 from onnx import numpy_helper
 
 from fp4dit_onnx import ops
-from fp4dit_onnx.bundle import Bundle
-from fp4dit_onnx.compare import ratio_db
+from fp4dit_onnx.bundle.bundle import Bundle
+from fp4dit_onnx.bundle.external_data import load_tensor
+from fp4dit_onnx.bundle.manifest import Layer
+from fp4dit_onnx.bundle.names import CODES, WEIGHT, scale_of
+from fp4dit_onnx.bundle.probe import load_graph
+from fp4dit_onnx.checkpoint.tensor_files import TensorInfo
+from fp4dit_onnx.checkpoint.tensor_reading import read_float32
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.external_data import load_tensor
-from fp4dit_onnx.formats import FloatFormat, format_by_name
-from fp4dit_onnx.manifest import Layer
-from fp4dit_onnx.names import CODES, WEIGHT, scale_of
-from fp4dit_onnx.numerics import dequantize, expand_groups, quantize
-from fp4dit_onnx.probe import load_graph
+from fp4dit_onnx.numbers.compare import ratio_db
+from fp4dit_onnx.numbers.formats import FloatFormat, format_by_name
+from fp4dit_onnx.numbers.numerics import dequantize, expand_groups, quantize
 from fp4dit_onnx.report.data import Histogram
 from fp4dit_onnx.runtime import Pipeline
-from fp4dit_onnx.tensor_files import TensorInfo
-from fp4dit_onnx.tensor_reading import read_float32
 
 __all__ = ["Chosen", "chosen_layers", "histograms"]
 
@@ -272,9 +272,9 @@ def quantizer_input(graph: onnx.GraphProto, layer: str) -> str | None:
 def _exposing(path: Path, names: Sequence[str]) -> Any:
     """A session of the model at `path` whose outputs are also the float tensors `names`."""
     from fp4dit_onnx.benchmark.sessions import make_session
-    from fp4dit_onnx.library import supported_isas
-    from fp4dit_onnx.probe import load_model
-    from fp4dit_onnx.resources import usable_cores
+    from fp4dit_onnx.bundle.probe import load_model
+    from fp4dit_onnx.runtime.library import supported_isas
+    from fp4dit_onnx.system.resources import usable_cores
 
     model = load_model(path)
     declared = {output.name for output in model.graph.output}

@@ -13,18 +13,18 @@ import numpy as np
 from PIL import Image
 
 from fp4dit_onnx.benchmark.machine import Machine
-from fp4dit_onnx.bundle import Bundle
-from fp4dit_onnx.checkpoint import Checkpoint, open_checkpoint
+from fp4dit_onnx.bundle.bundle import Bundle
+from fp4dit_onnx.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fp4dit_onnx.errors import Fp4DitError, UsageError
-from fp4dit_onnx.metrics import psnr, ssim
+from fp4dit_onnx.evaluation.metrics import psnr, ssim
+from fp4dit_onnx.evaluation.quality import FLOAT, evaluate
 from fp4dit_onnx.models import Family, family_of
-from fp4dit_onnx.progress import Reporter, SilentReporter
-from fp4dit_onnx.quality import FLOAT, evaluate
 from fp4dit_onnx.report import speed
 from fp4dit_onnx.report.data import SECTIONS, Evidence, Picture, Quality
 from fp4dit_onnx.report.histograms import histograms
-from fp4dit_onnx.resources import usable_cores
 from fp4dit_onnx.runtime import Pipeline
+from fp4dit_onnx.system.progress import Reporter, SilentReporter
+from fp4dit_onnx.system.resources import usable_cores
 
 __all__ = ["DIFFERENCE_GAIN", "measure"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.files import GIVEN, decoded, parse_object
 from fp4dit_onnx.report.data import Memory
-from fp4dit_onnx.resources import peak_rss
+from fp4dit_onnx.system.resources import peak_rss
 
 __all__ = ["Subject", "finish", "start"]
 

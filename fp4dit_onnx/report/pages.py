@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from fp4dit_onnx.manifest import Layer, Manifest
-from fp4dit_onnx.metrics import METRICS, Score
+from fp4dit_onnx.bundle.manifest import Layer, Manifest
+from fp4dit_onnx.evaluation.metrics import METRICS, Score
 from fp4dit_onnx.report import heat, plots
 from fp4dit_onnx.report.cost import cost_of
 from fp4dit_onnx.report.data import SECTIONS, Histogram, Picture, Quality

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from fp4dit_onnx.formats import FORMATS
-from fp4dit_onnx.metrics import Score
+from fp4dit_onnx.evaluation.metrics import Score
+from fp4dit_onnx.numbers.formats import FORMATS
 from fp4dit_onnx.report.data import Histogram
 from fp4dit_onnx.report.svg import (
     COLOURS,

@@ -13,10 +13,10 @@ from subprocess import Popen
 from fp4dit_onnx.benchmark.contestant import Contestant, Loaded
 from fp4dit_onnx.benchmark.run import Settings, run_case
 from fp4dit_onnx.benchmark.step import PEERS, StepCase, ours
-from fp4dit_onnx.library import Library
-from fp4dit_onnx.progress import Reporter
 from fp4dit_onnx.report import memory
 from fp4dit_onnx.report.data import FLOAT, FUNCTIONS, LIBRARY, Memory, Speed, Timing
+from fp4dit_onnx.runtime.library import Library
+from fp4dit_onnx.system.progress import Reporter
 
 __all__ = [
     "StepSetting",

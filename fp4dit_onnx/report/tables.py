@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fp4dit_onnx.commands.output import size
+from fp4dit_onnx.system.texts import size
 
 __all__ = [
     "TIMES",

@@ -5,33 +5,25 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from fp4dit_onnx.bundle import EVIDENCE, REPORT, Bundle, put_files
+from fp4dit_onnx.bundle.bundle import EVIDENCE, REPORT, Bundle, put_files
+from fp4dit_onnx.bundle.manifest import Manifest
 from fp4dit_onnx.errors import MissingExtraError, UsageError
 from fp4dit_onnx.files import json_text, plain
-from fp4dit_onnx.manifest import Manifest
-from fp4dit_onnx.outputs import written_whole
-from fp4dit_onnx.progress import Reporter
-from fp4dit_onnx.prompts import demo_prompts
 from fp4dit_onnx.report.data import Evidence
 from fp4dit_onnx.report.facts import Subject, open_subject
-
-if TYPE_CHECKING:
-    from fp4dit_onnx.plan import ExportRequest, Plan
+from fp4dit_onnx.system.outputs import written_whole
+from fp4dit_onnx.system.progress import Reporter
 
 __all__ = [
     "add_report",
     "comparison_html",
-    "evidence_of_export",
     "report_html",
     "report_of_export",
     "write_file",
 ]
 
 PACKAGES = ("jinja2", "matplotlib")
-DRAWN_PROMPTS = 4
-"""That an export draws for its report."""
 
 
 def _check_packages() -> None:
@@ -110,27 +102,6 @@ def _contents(bundle: Bundle, evidence: Evidence | None) -> dict[str, bytes]:
     if evidence is None:
         return page
     return {EVIDENCE: json_text(plain(evidence)), **page}
-
-
-def evidence_of_export(
-    folder: Path, request: ExportRequest, planned: Plan, reporter: Reporter
-) -> Evidence | None:
-    """What can be measured of a bundle that an export has just written; None if nothing is.
-
-    Args:
-        folder: the bundle, complete but for the report, in the form that runs here.
-        request: what was asked for.
-        planned: what was done; the float pipeline is run again if it was run before.
-        reporter: told of every stage.
-    """
-    bundle = Bundle.open(folder)
-    if not (request.report and planned.measured and bundle.whole) or planned.undrawable:
-        return None
-    from fp4dit_onnx.report.measuring import measure
-
-    own = demo_prompts("evaluation") if request.model is None else planned.prompts
-    prompts = own[:DRAWN_PROMPTS]
-    return measure(bundle, planned.checkpoint.folder, prompts, [0], reporter)
 
 
 def report_of_export(folder: Path, evidence: Evidence | None, reporter: Reporter) -> Manifest:

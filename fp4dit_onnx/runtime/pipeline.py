@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fp4dit_onnx.bundle.manifest import read_manifest
+from fp4dit_onnx.bundle.names import MANIFEST
 from fp4dit_onnx.errors import BundleError, UsageError, VerificationError
 from fp4dit_onnx.files import BUNDLE, read_json
 from fp4dit_onnx.files.settings import transformer_settings, vae_settings
-from fp4dit_onnx.manifest import read_manifest
-from fp4dit_onnx.names import MANIFEST
 from fp4dit_onnx.prompts import general_prompts
 from fp4dit_onnx.runtime.families import (
     Encoded,
@@ -44,7 +44,7 @@ from fp4dit_onnx.runtime.schedulers import Run, scheduler_from_config
 from fp4dit_onnx.runtime.session import session
 from fp4dit_onnx.runtime.sizes import check_memory, largest_side, pixels_a_latent
 from fp4dit_onnx.runtime.tokenizer import Tokenizer
-from fp4dit_onnx.texts import utf8_text
+from fp4dit_onnx.system.texts import utf8_text
 from fp4dit_onnx.values import whole
 
 __all__ = ["Pipeline", "Sampling", "Step", "initial_latents"]

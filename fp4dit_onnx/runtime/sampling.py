@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fp4dit_onnx.bundle.manifest import Sampling
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.manifest import Sampling
 from fp4dit_onnx.values import checked_seed, whole
 
 __all__ = [

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fp4dit_onnx.errors import BundleError, MissingExtraError, UsageError
-from fp4dit_onnx.resources import checked_threads
-from fp4dit_onnx.texts import utf8_text
+from fp4dit_onnx.system.resources import checked_threads
+from fp4dit_onnx.system.texts import utf8_text
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -65,7 +65,7 @@ def session(
     if threads is not None:
         options.intra_op_num_threads = checked_threads(threads)
     if library:
-        from fp4dit_onnx.library import library_path
+        from fp4dit_onnx.runtime.library import library_path
 
         path_of_library = str(library_path())
         try:

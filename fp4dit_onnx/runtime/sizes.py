@@ -8,7 +8,7 @@ from typing import Any
 
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import shown
-from fp4dit_onnx.resources import available_memory
+from fp4dit_onnx.system.resources import available_memory
 
 __all__ = ["check_latents", "check_memory", "largest_side", "pixels_a_latent"]
 

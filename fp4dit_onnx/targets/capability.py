@@ -20,9 +20,9 @@ from typing import Any
 import onnx
 
 from fp4dit_onnx.files import GIVEN, parse_json
-from fp4dit_onnx.scale_formats import NVFP4_BLOCK
+from fp4dit_onnx.numbers.scale_formats import NVFP4_BLOCK
 from fp4dit_onnx.targets.table import TARGETS
-from fp4dit_onnx.tiny_model import tiny_linear
+from fp4dit_onnx.targets.tiny_model import tiny_linear
 
 __all__ = ["RUNTIMES", "capabilities"]
 

@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from fp4dit_onnx import ops
-from fp4dit_onnx.bundle import EVIDENCE, MANIFEST, REPORT, Bundle, new_bundle, write_manifest
+from fp4dit_onnx.bundle.bundle import (
+    EVIDENCE,
+    MANIFEST,
+    REPORT,
+    Bundle,
+    new_bundle,
+    write_manifest,
+)
+from fp4dit_onnx.bundle.manifest import DEFAULT_TARGET, Converted, Manifest
+from fp4dit_onnx.bundle.probe import attributes, load_graph
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.manifest import DEFAULT_TARGET, Converted, Manifest
-from fp4dit_onnx.probe import attributes, load_graph
-from fp4dit_onnx.progress import Reporter, SilentReporter
+from fp4dit_onnx.system.progress import Reporter, SilentReporter
 from fp4dit_onnx.targets.target import Rewrite, Target
 
 __all__ = ["Conversion", "convert", "convert_in_place", "rewritable"]

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from fp4dit_onnx.model_file import ModelFile
-from fp4dit_onnx.skeleton import placeholder
+from fp4dit_onnx.bundle.model_file import ModelFile
+from fp4dit_onnx.bundle.skeleton import placeholder
 
 __all__ = ["Bytes", "Deferred", "as_bytes", "fill", "write"]
 

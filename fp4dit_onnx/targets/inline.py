@@ -17,8 +17,8 @@ import onnx
 from onnx import numpy_helper
 
 from fp4dit_onnx import ops
-from fp4dit_onnx.probe import load_graph
-from fp4dit_onnx.progress import Reporter
+from fp4dit_onnx.bundle.probe import load_graph
+from fp4dit_onnx.system.progress import Reporter
 from fp4dit_onnx.targets.target import Target
 
 __all__ = ["INLINE", "inline"]

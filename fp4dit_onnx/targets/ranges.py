@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from fp4dit_onnx.probe import load_graph
-from fp4dit_onnx.progress import Reporter
+from fp4dit_onnx.bundle.probe import load_graph
 from fp4dit_onnx.runtime import Pipeline
 from fp4dit_onnx.runtime.session import session
+from fp4dit_onnx.system.progress import Reporter
 
 __all__ = ["PICTURES", "activation_ranges"]
 

@@ -21,13 +21,13 @@ import onnx
 from onnx import numpy_helper
 
 from fp4dit_onnx import ops
+from fp4dit_onnx.bundle.names import CODES
+from fp4dit_onnx.bundle.probe import attributes, load_graph
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.formats import FloatArray, format_by_name
-from fp4dit_onnx.names import CODES
-from fp4dit_onnx.probe import attributes, load_graph
-from fp4dit_onnx.progress import Reporter
-from fp4dit_onnx.recipe import ATTENTION_PARTS
-from fp4dit_onnx.scale_formats import NVFP4_BLOCK, two_levels
+from fp4dit_onnx.numbers.formats import FloatArray, format_by_name
+from fp4dit_onnx.numbers.scale_formats import NVFP4_BLOCK, two_levels
+from fp4dit_onnx.spec.recipe import ATTENTION_PARTS
+from fp4dit_onnx.system.progress import Reporter
 from fp4dit_onnx.targets import deferred
 from fp4dit_onnx.targets.deferred import Deferred, as_bytes
 from fp4dit_onnx.targets.inline import inline

@@ -10,10 +10,10 @@ from typing import Any
 import onnx
 
 from fp4dit_onnx import ops
-from fp4dit_onnx.manifest import DEFAULT_TARGET
-from fp4dit_onnx.progress import Reporter
-from fp4dit_onnx.scale_formats import DEFAULT_SCALE
-from fp4dit_onnx.spec import DEFAULT_GROUP_SIZE
+from fp4dit_onnx.bundle.manifest import DEFAULT_TARGET
+from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE
+from fp4dit_onnx.spec.spec import DEFAULT_GROUP_SIZE
+from fp4dit_onnx.system.progress import Reporter
 
 __all__ = ["DEFAULT_TARGET", "FP4DIT", "Rewrite", "Target"]
 

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from fp4dit_onnx import numerics
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.formats import FloatArray, FloatFormat
+from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.numbers.formats import FloatArray, FloatFormat
 
 __all__ = ["WeightType", "block_scales", "stored_weight", "weight_type"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from fp4dit_onnx.bundle_writing import copy_files
+from fp4dit_onnx.bundle.writing import copy_files
 from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.files import CHECKPOINT, LARGE, read_json, read_text
 from fp4dit_onnx.tokenizer_files.settings import CONFIG, Settings, made_elsewhere

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import torch
 
-from fp4dit_onnx.checkpoint import Checkpoint, Component
+from fp4dit_onnx.checkpoint.checkpoint import Checkpoint, Component
+from fp4dit_onnx.checkpoint.tensor_reading import read_float32
 from fp4dit_onnx.files import CHECKPOINT, read_json
 from fp4dit_onnx.models import TEXT_ENCODERS, older_vae_name
-from fp4dit_onnx.silence import quiet
-from fp4dit_onnx.tensor_reading import read_float32
+from fp4dit_onnx.system.silence import quiet
 from fp4dit_onnx.tracing.fake import unfilled
 from fp4dit_onnx.tracing.networks import (
     diffusers_maker,

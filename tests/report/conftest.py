@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fp4dit_onnx.bundle import Bundle, write_manifest
+from fp4dit_onnx.bundle.bundle import Bundle, write_manifest
+from fp4dit_onnx.bundle.manifest import Manifest
 from fp4dit_onnx.cli import main
 from fp4dit_onnx.files import decoded
-from fp4dit_onnx.manifest import Manifest
 from fp4dit_onnx.report.data import Evidence
 
 pytest.importorskip("jinja2")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fp4dit_onnx.bundle import Bundle
+from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.report.writing import add_report, comparison_html, report_html
 
 PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1200, "height": 900}

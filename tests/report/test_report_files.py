@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fp4dit_onnx.bundle import Bundle, put_files
+from fp4dit_onnx.bundle.bundle import Bundle, put_files
 from fp4dit_onnx.errors import BundleError
 from fp4dit_onnx.files import plain
 from fp4dit_onnx.report.data import read_evidence

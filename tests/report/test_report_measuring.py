@@ -10,11 +10,11 @@ import onnx.parser
 import pytest
 from manifests import layer
 
-from fp4dit_onnx.bundle import Bundle
+from fp4dit_onnx.bundle.bundle import Bundle
+from fp4dit_onnx.bundle.manifest import Layer, read_manifest
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.formats import format_by_name
-from fp4dit_onnx.layers import linear_layers
-from fp4dit_onnx.manifest import Layer, read_manifest
+from fp4dit_onnx.exporting.layers import linear_layers
+from fp4dit_onnx.numbers.formats import format_by_name
 from fp4dit_onnx.report.data import FLOAT, FUNCTIONS, LIBRARY, Evidence, read_evidence
 from fp4dit_onnx.report.histograms import chosen_layers, quantizer_input
 from fp4dit_onnx.report.layer_names import arranged
@@ -81,7 +81,7 @@ def test_a_layer_s_quantizer_is_found_in_both_forms(nodes: str, expected: str | 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory, one_torch_thread: None) -> Path:
-    from fp4dit_onnx.export import ExportRequest, export
+    from fp4dit_onnx.exporting.export import ExportRequest, export
 
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnxruntime")
@@ -119,7 +119,7 @@ def test_pictures_are_drawn_as_evaluate_draws(found: Evidence) -> None:
 
 
 def test_histograms_count_every_value(exported: Path, found: Evidence, demo_folder: Path) -> None:
-    from fp4dit_onnx.checkpoint import open_checkpoint
+    from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 
     shapes = linear_layers(open_checkpoint(demo_folder))
     rows = {r.name: r for r in Bundle.open(exported).manifest.layers}

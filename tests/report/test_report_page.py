@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fp4dit_onnx.bundle import Bundle
+from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import decoded, plain
 from fp4dit_onnx.report.data import Evidence

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from fp4dit_onnx.manifest import Layer, Manifest, Sampling, Source, Totals
-from fp4dit_onnx.recipe import Recipe
+from fp4dit_onnx.bundle.manifest import Layer, Manifest, Sampling, Source, Totals
+from fp4dit_onnx.spec.recipe import Recipe
 
 EMPTY = Manifest(
     recipe=Recipe("w4a6", "fp-rtn", "e2m3", None, 128, ()),

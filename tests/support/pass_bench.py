@@ -11,11 +11,11 @@ import onnx
 import onnx.parser
 import pytest
 
-from fp4dit_onnx import numerics
-from fp4dit_onnx.compare import same_bits, within
+from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.numbers.compare import same_bits, within
 from fp4dit_onnx.ops import DOMAIN, IR_VERSION, OPSET, VERSION, attach_functions
-from fp4dit_onnx.spec import LayerSpec
-from fp4dit_onnx.state import QuantizedLayer, QuantizedState
+from fp4dit_onnx.spec.spec import LayerSpec
+from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState
 
 __all__ = ["PassBench"]
 

@@ -1,0 +1,86 @@
+"""Running the stages of a method over layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+
+from fp4dit_onnx.calibration.draft import Draft, Drafts
+from fp4dit_onnx.calibration.stages import Evidence, Stage
+from fp4dit_onnx.calibration.stages.absmax import Absmax
+from fp4dit_onnx.calibration.stages.nearest import Nearest
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.numbers.compare import sqnr_db
+from fp4dit_onnx.spec.spec import LayerSpec
+from fp4dit_onnx.spec.state import QuantizedLayer
+
+__all__ = ["apply_stages", "check_weight", "nearest_under", "quantize_layer", "quantize_measured"]
+
+NEAREST: tuple[Stage, ...] = (Absmax(), Nearest())
+
+
+def check_weight(name: str, weight: torch.Tensor) -> None:
+    """Raise UsageError where a layer's weight holds NaN or infinity."""
+    if not bool(torch.isfinite(weight).all()):
+        raise UsageError(
+            f"layer {name}: its weight holds NaN or infinity; the checkpoint is damaged, or was "
+            "saved in half precision after an overflow"
+        )
+
+
+def apply_stages(stages: Iterable[Stage], drafts: Drafts, evidence: Evidence) -> Drafts:
+    """`drafts` after every stage in turn.
+
+    Raises:
+        UsageError: a weight holds NaN or infinity, or what a stage raises.
+    """
+    for draft in drafts.values():
+        check_weight(draft.name, draft.weight)
+    for stage in stages:
+        drafts = stage.apply(drafts, evidence)
+    return drafts
+
+
+def nearest_under(range_stage: Stage) -> Callable[[Draft], Draft]:
+    """Rounds a draft to nearest under scales that `range_stage` finds."""
+
+    def nearest(draft: Draft) -> Draft:
+        drafts: Drafts = {draft.name: draft}
+        for stage in (range_stage, Nearest()):
+            drafts = stage.apply(drafts, Evidence(nearest))
+        return drafts[draft.name]
+
+    return nearest
+
+
+def quantize_layer(
+    name: str, weight: torch.Tensor, spec: LayerSpec, stages: Iterable[Stage] = NEAREST
+) -> QuantizedLayer:
+    """The layer alone; see `quantize_measured`."""
+    return quantize_measured(name, weight, spec, stages)[0]
+
+
+def quantize_measured(
+    name: str, weight: torch.Tensor, spec: LayerSpec, stages: Iterable[Stage] = NEAREST
+) -> tuple[QuantizedLayer, float]:
+    """Quantize the weight of one linear by stages that look at nothing else.
+
+    Args:
+        name: torch name of the layer, for messages and the state.
+        weight: float32 [N, K].
+        spec: formats and group size.
+        stages: of a method; by default absmax and nearest.
+
+    Returns:
+        The layer, and signal over quantization noise of its weight in dB.
+
+    Raises:
+        UsageError: the weight holds NaN or infinity.
+    """
+    chosen = tuple(stages)
+    (scale,) = (stage for stage in chosen if stage.kind == "range")
+    evidence = Evidence(nearest_under(scale))
+    draft = apply_stages(chosen, {name: Draft(name, weight, spec)}, evidence)[name]
+    layer, known = draft.layer(), draft.weight_sqnr_db
+    return layer, sqnr_db(weight.numpy(), layer.weight()) if known is None else known

@@ -1,0 +1,258 @@
+"""Taking a quantized model apart: its layers as a state, its nodes as a model of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import numpy_helper
+
+from fp4dit_onnx import ops
+from fp4dit_onnx.bundle.external_data import load_tensor
+from fp4dit_onnx.bundle.names import CODES, SCALE
+from fp4dit_onnx.errors import BundleError
+from fp4dit_onnx.spec.recipe import ATTENTION_PARTS
+from fp4dit_onnx.spec.spec import LayerSpec
+from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState
+
+__all__ = [
+    "NodeView",
+    "attention_formats",
+    "attributes",
+    "custom_nodes",
+    "exposed",
+    "layer_of",
+    "load_graph",
+    "load_model",
+    "node_model",
+    "read_state",
+]
+
+Array = npt.NDArray[Any]
+OPERATORS = (*ops.QUANTIZE_OPS, ops.UNPACK, ops.DEQUANTIZE, ops.LINEAR, ops.ATTENTION)
+PACKED = {ops.LINEAR: (2, 3), ops.UNPACK: (0,), ops.DEQUANTIZE: (1,)}
+"""Which inputs of an operator take a packed weight or its scales, which have two dimensions."""
+
+
+def load_graph(path: Path) -> onnx.ModelProto:
+    """Read a model without its external data; its nodes of our domain have all attributes.
+
+    Raises:
+        BundleError: no such file, no ONNX model, one without nodes or of unknown element types, or a
+            node of our domain that is no operator of ours or lacks an attribute, input or output.
+    """
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: no readable ONNX model ({error})") from error
+    except DecodeError:
+        model = onnx.ModelProto()
+    if not model.ir_version or not model.graph.node:
+        raise BundleError(
+            f"{path} is no ONNX model: expected an .onnx file, a bundle or a diffusers folder"
+        )
+    graph = model.graph
+    types = {t.data_type for t in graph.initializer}
+    types |= {v.type.tensor_type.elem_type for v in (*graph.input, *graph.output)}
+    unknown = types - set(onnx.TensorProto.DataType.values())
+    if unknown:
+        raise BundleError(f"{path}: element type {min(unknown)} is none of ONNX; copy it again")
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.domain == ops.DOMAIN:
+            _check_node(node, path)
+            for place in PACKED.get(node.op_type, ()):
+                tensor = tensors.get(node.input[place])
+                if tensor is not None and (len(tensor.dims) != 2 or min(tensor.dims) < 1):
+                    raise BundleError(
+                        f"{path}: tensor {tensor.name!r} of {node.op_type} has shape "
+                        f"{list(tensor.dims)}: expected two sizes from 1; copy it again"
+                    )
+    return model
+
+
+def _check_node(node: onnx.NodeProto, path: Path) -> None:
+    """Refuse what is not as `ops` defines it: later steps look attributes and inputs up."""
+    what = f"{path}: node {node.name!r}"
+    if node.op_type not in OPERATORS:
+        raise BundleError(
+            f"{what} is of operator {node.op_type!r}: expected one of {', '.join(OPERATORS)}"
+        )
+    body = ops.function(node.op_type)
+    absent = sorted(set(body.attribute) - {a.name for a in node.attribute})
+    if absent:
+        raise BundleError(f"{what}, {node.op_type}, lacks the attribute {absent[0]!r}")
+    found, wanted = (len(node.input), len(node.output)), (len(body.input), len(body.output))
+    if found != wanted:
+        raise BundleError(
+            f"{what}, {node.op_type}, has {found[0]} inputs and {found[1]} outputs: expected "
+            f"{wanted[0]} and {wanted[1]}"
+        )
+
+
+def load_model(path: Path) -> onnx.ModelProto:
+    """Read a model with its external data.
+
+    Raises:
+        BundleError: see `load_graph` and `load_tensor`.
+    """
+    model = load_graph(path)
+    for tensor in model.graph.initializer:
+        load_tensor(tensor, path.parent)
+    return model
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """Attributes of a node by name; strings are decoded."""
+    values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    return {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
+
+
+def layer_of(node: onnx.NodeProto) -> str | None:
+    """The layer whose packed weight or scales the node takes, None where it takes neither.
+
+    The name of the node will not do: where a linear is called again, that of the second has a number.
+    """
+    ends = [(name, end) for name in node.input for end in (CODES, SCALE) if name.endswith(end)]
+    return ends[0][0].removesuffix(ends[0][1]) if ends else None
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """A node of our domain and what it reads that does not change.
+
+    Attributes:
+        node: the node.
+        constants: its constant inputs by tensor name.
+    """
+
+    node: onnx.NodeProto
+    constants: Mapping[str, Array]
+
+    @property
+    def variables(self) -> list[str]:
+        """Names of the inputs that are computed."""
+        return [name for name in self.node.input if name not in self.constants]
+
+
+def custom_nodes(model: onnx.ModelProto) -> list[NodeView]:
+    """Every node of our domain, in graph order."""
+    values = {t.name: t for t in model.graph.initializer}
+    return [
+        NodeView(n, {i: numpy_helper.to_array(values[i]) for i in n.input if i in values})
+        for n in model.graph.node
+        if n.domain == ops.DOMAIN
+    ]
+
+
+def read_state(model: onnx.ModelProto) -> QuantizedState:
+    """The quantized state that a fused model carries: one layer for each FpLinear, and attentions.
+
+    Raises:
+        BundleError: an FpLinear whose weight is no initializer; see `attention_formats` too.
+    """
+    layers = {}
+    for view in custom_nodes(model):
+        if view.node.op_type != ops.LINEAR:
+            continue
+        given = attributes(view.node)
+        formats = given["weight_format"], given["act_format"] or None
+        spec = LayerSpec.of(*formats, given["group_size"])
+        name = view.node.input[2].removesuffix(CODES)
+        try:
+            codes, scale = (view.constants[i] for i in view.node.input[2:4])
+        except KeyError as error:
+            raise BundleError(f"node {name}: input {error} is no initializer") from error
+        layers[name] = QuantizedLayer(name, spec, given["K"], {"codes": codes, "scale": scale})
+    return QuantizedState(layers, attention=attention_formats(model.graph))
+
+
+def attention_formats(graph: onnx.GraphProto) -> dict[str, str]:
+    """Attention module -> format of its q, k and v, read off the nodes that quantize them.
+
+    Raises:
+        BundleError: an attention of which only a part is quantized, or in several formats.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for node in graph.node:
+        attention, _, part = node.name.removesuffix("/Quantize").rpartition(".")
+        if node.op_type in ops.QUANTIZE_OPS and part in ATTENTION_PARTS:
+            found.setdefault(attention, {})[part] = attributes(node)["format"]
+    for attention, formats in found.items():
+        if len(formats) < len(ATTENTION_PARTS) or len(set(formats.values())) > 1:
+            listed = ", ".join(f"{part} in {fmt}" for part, fmt in formats.items())
+            raise BundleError(
+                f"attention {attention}: found {listed}, expected "
+                f"{', '.join(ATTENTION_PARTS)} in one format"
+            )
+    return {attention: formats[ATTENTION_PARTS[0]] for attention, formats in found.items()}
+
+
+def _types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        said = " ".join(str(error).split())
+        raise BundleError(f"the model contradicts itself ({said}): export it again") from error
+    graph = inferred.graph
+    return {i.name: i for i in (*graph.value_info, *graph.input, *graph.output)}
+
+
+def exposed(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose outputs are the model's own, then all that custom nodes read and write."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    types = _types(model)
+    named = {o.name for o in copy.graph.output}
+    for view in custom_nodes(model):
+        for name in (*view.variables, *view.node.output):
+            if name not in named and name not in {i.name for i in model.graph.input}:
+                named.add(name)
+                copy.graph.output.append(types[name])
+    return copy
+
+
+def node_model(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The custom nodes alone: what they read is an input, what they write an output.
+
+    Running it on recorded tensors evaluates every node on the same inputs, so that evaluators can
+    be compared node by node, without one node's rounding reaching the next.
+    """
+    types = _types(model)
+    views = custom_nodes(model)
+    nodes, inputs, outputs = [], {}, []
+    constants = {name for view in views for name in view.constants}
+    for view in views:
+        node = onnx.NodeProto()
+        node.CopyFrom(view.node)
+        node.input[:] = [i if i in constants else f"{i}:in" for i in node.input]
+        for name in view.variables:
+            info = onnx.ValueInfoProto()
+            info.CopyFrom(types[name])
+            info.name = f"{name}:in"
+            inputs[name] = info
+        outputs += [types[name] for name in node.output]
+        nodes.append(node)
+    graph = onnx.helper.make_graph(
+        nodes,
+        "custom_nodes",
+        list(inputs.values()),
+        outputs,
+        [t for t in model.graph.initializer if t.name in constants],
+    )
+    result = onnx.helper.make_model(
+        graph, opset_imports=model.opset_import, ir_version=model.ir_version
+    )
+    result.functions.extend(model.functions)
+    return result
+
+
+def node_feed(model: onnx.ModelProto, tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """Inputs of a `node_model` from recorded tensors."""
+    return {i.name: np.asarray(tensors[i.name.removesuffix(":in")]) for i in model.graph.input}

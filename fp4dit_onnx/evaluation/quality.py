@@ -1,0 +1,371 @@
+"""How close bundles come to the float model, in latents and in pictures.
+
+Every variant draws the same prompts from the same noise (`runtime.initial_latents`). The latents
+after every step are compared with the float model's, the pictures are measured by `METRICS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint, scheduler_settings
+from fp4dit_onnx.errors import CheckpointError, MissingExtraError, UsageError
+from fp4dit_onnx.evaluation.learned_metrics import offline
+from fp4dit_onnx.evaluation.metrics import METRICS, Metric, Score, psnr, sqnr
+from fp4dit_onnx.models import Family, family_of
+from fp4dit_onnx.runtime import Pipeline, Sampling
+from fp4dit_onnx.runtime.families import family_of_pipeline
+from fp4dit_onnx.runtime.schedulers import scheduler_from_config
+from fp4dit_onnx.system.progress import Advance, Reporter, SilentReporter
+from fp4dit_onnx.system.silence import quiet
+from fp4dit_onnx.values import checked_seed
+
+__all__ = [
+    "FLOAT",
+    "METRICS",
+    "Evaluation",
+    "Score",
+    "VariantQuality",
+    "evaluate",
+    "float_images",
+    "latent_sqnr",
+    "psnr",
+]
+
+FloatArray = npt.NDArray[np.float32]
+Pictures = list[Image.Image]
+OnLatents = Callable[[int, FloatArray], None]
+
+FLOAT = "float"
+"""Name of the reference in tables and pictures."""
+BATCH = 8
+"""Pictures that are drawn together."""
+
+
+@dataclass(frozen=True)
+class VariantQuality:
+    """Scores of one variant.
+
+    Attributes:
+        name: as given to `evaluate`, or `FLOAT`.
+        scores: metric name -> score; of the float model only those that need no reference.
+        latent_sqnr: in dB against the float model, one a step; none of the float model itself.
+    """
+
+    name: str
+    scores: Mapping[str, Score]
+    latent_sqnr: tuple[Score, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values; steps without the values of single pictures."""
+        steps = [
+            {"step": i, "mean": score.mean, "standard_error": score.standard_error}
+            for i, score in enumerate(self.latent_sqnr)
+        ]
+        scores = {name: asdict(score) for name, score in self.scores.items()}
+        return {"name": self.name, "scores": scores, "latent_sqnr_db": steps}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Attributes:
+        prompts: what was drawn.
+        seeds: each prompt was drawn from each of them.
+        sampling: how.
+        reference: the float model's own scores.
+        bundles: scores, in the order given.
+        absent: name of each metric that was not measured -> why.
+        pictures: variant name, `FLOAT` first -> pictures, all seeds of the first prompt first.
+    """
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    sampling: Sampling
+    reference: VariantQuality
+    bundles: tuple[VariantQuality, ...]
+    absent: Mapping[str, str]
+    pictures: Mapping[str, Pictures] = field(repr=False, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the pictures, as JSON values."""
+        return {
+            "prompts": list(self.prompts),
+            "seeds": list(self.seeds),
+            "sampling": asdict(self.sampling),
+            "metrics": {
+                name: {
+                    "unit": metric.unit,
+                    "larger_is_better": metric.larger_is_better,
+                    "needs": metric.needs,
+                }
+                for name, metric in METRICS.items()
+                if name not in self.absent
+            },
+            "absent": dict(self.absent),
+            "reference": self.reference.to_json(),
+            "bundles": [bundle.to_json() for bundle in self.bundles],
+        }
+
+
+def float_images(
+    pipeline_folder: Path,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    on_step: OnLatents = lambda *_: None,
+) -> Pictures:
+    """Pictures of the diffusers pipeline in float32, one a prompt.
+
+    Args:
+        pipeline_folder: a pipeline in diffusers' format.
+        prompts: what to draw.
+        seeds: one a prompt, of `runtime.initial_latents`.
+        sampling: how.
+        on_step: called after each step of a batch with its index and the latents it made, float32
+            [B, C, H, W].
+
+    Raises:
+        CheckpointError: the folder holds no readable pipeline, or one that draws no finite numbers.
+        MissingExtraError: torch, diffusers or transformers is not installed.
+        UsageError: the scheduler draws noise at every step, which has no seed that both know, or is
+            not known, or diffusers' pipeline takes no noise to begin with, as DiT's.
+    """
+    pipeline, family = _float_pipeline(pipeline_folder)
+    import torch
+
+    from fp4dit_onnx.calibration.sampling import decode, sample_latents
+
+    def watch(index: int, latents: torch.Tensor) -> None:
+        on_step(index, latents.numpy())
+
+    latents = sample_latents(pipeline, family, prompts, seeds, sampling, on_step=watch)
+    if not torch.isfinite(latents).all():
+        raise CheckpointError(
+            f"{pipeline_folder} draws numbers that are not finite in float32: expected a "
+            "working model to compare with; check its weights"
+        )
+    return decode(pipeline, latents)
+
+
+def _float_pipeline(folder: Path) -> tuple[Any, Family]:
+    """The pipeline in float32 and its family; errors as `float_images` says."""
+    for package in ("torch", "diffusers", "transformers"):
+        _require(package)
+    from fp4dit_onnx.calibration.sampling import load_pipeline
+
+    checkpoint = open_checkpoint(folder)
+    family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
+    if not family_of_pipeline(checkpoint.pipeline_class, checkpoint.folder).encoders:
+        raise UsageError(
+            f"{checkpoint.folder} is of {checkpoint.pipeline_class}, which begins with noise of its "
+            "own in diffusers: expected a pipeline that takes a prompt; compare with  fp4dit-onnx "
+            "verify"
+        )
+    pipeline = load_pipeline(checkpoint)
+    settings = scheduler_settings(checkpoint.components["scheduler"])
+    if scheduler_from_config(settings).stochastic:
+        raise UsageError(
+            f"{checkpoint.folder} samples with {settings['_class_name']}, which adds noise at every "
+            "step: expected a deterministic scheduler; change it to DDIMScheduler or "
+            "DPMSolverMultistepScheduler"
+        )
+    return pipeline, family
+
+
+def evaluate(
+    bundles: Mapping[str, Path],
+    model_folder: Path,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    sampling: Sampling | None = None,
+    library: bool = True,
+    reporter: Reporter | None = None,
+) -> Evaluation:
+    """Compare the latents and pictures of bundles with those of the float model.
+
+    Args:
+        bundles: name -> folder; the name `FLOAT` is the model's own.
+        model_folder: the diffusers pipeline that the bundles were made from.
+        prompts: at least one.
+        seeds: at least one; every prompt is drawn from every seed.
+        sampling: how; None takes the settings that all bundles carry.
+        library: run the quantized layers in the custom-op library.
+        reporter: told of every model and every batch of pictures.
+
+    Raises:
+        UsageError: nothing to compare, or bundles of different settings.
+        Fp4DitError: a folder that cannot be read, as `Pipeline` and `float_images` say.
+    """
+    if not (bundles and prompts and seeds):
+        raise UsageError("nothing to compare: expected a bundle, a prompt and a seed at least")
+    if FLOAT in bundles:
+        raise UsageError(f"a bundle is called {FLOAT!r}, as is the reference: choose another name")
+    reporter = reporter or SilentReporter()
+    pipelines = {name: Pipeline(path, library=library) for name, path in bundles.items()}
+    chosen = sampling or _common_sampling(pipelines)
+    drawn = [prompt for prompt in prompts for _ in seeds]
+    drawn_seeds = [checked_seed(seed) for _ in prompts for seed in seeds]
+    for pipeline in pipelines.values():
+        pipeline.check(chosen)
+    pictures: dict[str, Pictures] = {}
+    latents: dict[str, tuple[Score, ...]] = {}
+    with reporter.stage("generating and comparing", 1 + len(pipelines), "models") as next_model:
+        with _watching(reporter, FLOAT, len(drawn), chosen) as watch:
+            pictures[FLOAT] = float_images(model_folder, drawn, drawn_seeds, chosen, watch)
+        reference = watch.latents()
+        next_model(1)
+        for name, pipeline in pipelines.items():
+            with _watching(reporter, name, len(drawn), chosen) as watch:
+                pictures[name] = _draw(pipeline, drawn, drawn_seeds, chosen, watch)
+            latents[name] = latent_sqnr(reference, watch.latents())
+            next_model(1)
+    scores, absent = _measure(pictures, drawn, reporter)
+    own = VariantQuality(FLOAT, scores[FLOAT])
+    found = tuple(VariantQuality(name, scores[name], latents[name]) for name in bundles)
+    return Evaluation(tuple(prompts), tuple(seeds), chosen, own, found, absent, pictures)
+
+
+def latent_sqnr(
+    reference: Sequence[FloatArray], latents: Sequence[FloatArray]
+) -> tuple[Score, ...]:
+    """The score of `metrics.sqnr` over the pictures after each step, in dB.
+
+    Args:
+        reference: one [P, C, H, W] a step.
+        latents: likewise.
+    """
+    return tuple(
+        Score.of([sqnr(a, b) for a, b in zip(wanted, found, strict=True)])
+        for wanted, found in zip(reference, latents, strict=True)
+    )
+
+
+class _Watch:
+    """Follows one model: keeps the latents after every step, and reports which batch is drawn.
+
+    Args:
+        count: pictures in all.
+        advance: of a stage that counts steps of batches.
+    """
+
+    def __init__(self, count: int, advance: Advance) -> None:
+        self._count, self._advance = count, advance
+        self._first = self._end = 0
+        self._steps: list[list[FloatArray]] = []
+
+    def __call__(self, index: int, latents: FloatArray) -> None:
+        """After step `index` of a batch [B, C, H, W]."""
+        if index == 0:
+            self._first, self._end = self._end, self._end + len(latents)
+        if index == len(self._steps):
+            self._steps.append([])
+        self._steps[index].append(latents.copy())
+        self._advance(1, f"pictures {self._first + 1} to {self._end} of {self._count}")
+
+    def latents(self) -> list[FloatArray]:
+        """One [P, C, H, W] a step."""
+        return [np.concatenate(batches) for batches in self._steps]
+
+
+@contextmanager
+def _watching(reporter: Reporter, name: str, count: int, sampling: Sampling) -> Iterator[_Watch]:
+    steps = math.ceil(count / BATCH) * sampling.steps
+    with reporter.stage(f"generating with {name}", steps, "denoising steps") as advance:
+        yield _Watch(count, advance)
+
+
+def _draw(
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    on_step: OnLatents,
+) -> Pictures:
+    return pipeline.generate(
+        prompts,
+        seeds=seeds,
+        steps=sampling.steps,
+        guidance=sampling.guidance,
+        height=sampling.height,
+        width=sampling.width,
+        batch_size=BATCH,
+        on_step=on_step,
+    )
+
+
+def _measure(
+    pictures: Mapping[str, Pictures], prompts: Sequence[str], reporter: Reporter
+) -> tuple[dict[str, dict[str, Score]], dict[str, str]]:
+    """Scores by variant and metric, and the metrics that are absent with the reasons."""
+    scores: dict[str, dict[str, Score]] = {name: {} for name in pictures}
+    absent: dict[str, str] = {}
+    with reporter.stage("measuring", len(METRICS), "metrics") as advance:
+        for name, metric in METRICS.items():
+            advance(0, name)
+            found = _of_metric(metric, pictures, prompts)
+            if isinstance(found, str):
+                absent[name] = found
+            else:
+                for variant, score in found.items():
+                    scores[variant][name] = score
+            advance(1, name)
+    return scores, absent
+
+
+def _of_metric(
+    metric: Metric, pictures: Mapping[str, Pictures], prompts: Sequence[str]
+) -> dict[str, Score] | str:
+    """One metric of every variant, or why it has no value here.
+
+    A learned metric is loaded, used and dropped: two of them need not fit into memory.
+    """
+    reference = [np.asarray(picture) for picture in pictures[FLOAT]]
+    of_prompt = metric.needs == "prompt"
+    others: Sequence[Any] = prompts if of_prompt else reference
+    scores = {}
+    try:
+        with offline(), quiet():
+            function = metric.load()
+            if isinstance(function, str):
+                return function
+            for name, drawn in pictures.items():
+                if name != FLOAT or of_prompt:
+                    pairs = zip(drawn, others, strict=True)
+                    scores[name] = Score.of([function(np.asarray(a), b) for a, b in pairs])
+    except Exception as error:  # other people's code: its failure must not cost the drawing
+        first_line = str(error).strip().partition("\n")[0]
+        return f"fails here with {type(error).__name__}: {first_line}"
+    if not all(math.isfinite(value) for score in scores.values() for value in score.values):
+        return "gave numbers that are not finite"
+    return scores
+
+
+def _common_sampling(pipelines: Mapping[str, Pipeline]) -> Sampling:
+    settings = {name: pipeline.defaults for name, pipeline in pipelines.items()}
+    (first, expected), *others = settings.items()
+    for name, found in others:
+        if found != expected:
+            raise UsageError(
+                f"bundles {first} and {name} sample differently ({expected} and {found}): "
+                "expected the same settings; give the sampling explicitly"
+            )
+    return expected
+
+
+def _require(package: str) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec(package) is None:
+        raise MissingExtraError(package, "export")

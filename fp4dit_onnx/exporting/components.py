@@ -1,0 +1,108 @@
+"""The parts of a bundle beside transformer and text encoders: the VAE's decoder and the settings."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from fp4dit_onnx.bundle.names import SCHEDULER_CONFIG
+from fp4dit_onnx.bundle.writing import copy_files
+from fp4dit_onnx.checkpoint import checkpoint
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.exporting.component_writing import Component, ComponentWriter
+from fp4dit_onnx.files import CHECKPOINT, json_text, read_json
+from fp4dit_onnx.models import InputSpec, Interface, older_vae_name
+from fp4dit_onnx.runtime.families import FAMILIES, tokenizer_of
+from fp4dit_onnx.runtime.step_table import write_step_table
+from fp4dit_onnx.tokenizer_files import copy_tokenizer
+
+__all__ = ["VAES", "check_parts", "check_vae", "copy_settings", "write_vae_decoder"]
+
+VAES = ("AutoencoderKL",)
+"""Classes of diffusers whose ``decode`` takes latents alone."""
+_LATENTS = InputSpec("latent_sample", "float32", ("batch", "latent_channels", "height", "width"))
+
+
+def check_parts(source: checkpoint.Checkpoint) -> None:
+    """Raise UsageError where a pipeline lists no part, or null for one, that its pictures need."""
+    family = next((f for f in FAMILIES if source.pipeline_class in f.pipelines), None)
+    if family is None:  # no pictures are made of it here
+        return
+    encoders = [n for n in family.encoders if n not in {*family.optional} & {*source.absent}]
+    needed = (*encoders, *map(tokenizer_of, encoders), "scheduler", "vae")
+    missing = [name for name in needed if name not in source.components]
+    if missing:
+        raise UsageError(
+            f"{source.folder / 'model_index.json'} names no {' and no '.join(missing)}, without "
+            f"which {source.pipeline_class} makes no picture of a prompt: give the whole "
+            "pipeline, or --components transformer exports the transformer alone"
+        )
+
+
+def check_vae(part: checkpoint.Component) -> None:
+    """Raise UsageError where `part` is a VAE of an unsupported class."""
+    if part.class_name not in VAES:
+        raise UsageError(
+            f"VAE of class {part.class_name} is not supported: expected {', '.join(VAES)}; "
+            "--components transformer exports the transformer alone"
+        )
+
+
+def write_vae_decoder(part: checkpoint.Component, writer: ComponentWriter) -> None:
+    """Write the decoder half of a VAE into ``vae_decoder/``, large tensors stored as float16.
+
+    The graph takes latent_sample, float32 [B, C, H, W], already divided by the scaling factor, and
+    gives sample, float32 [B, 3, f H, f W], about -1 .. 1; B, H and W are dynamic. It computes in
+    float32.
+
+    Raises:
+        CheckpointError: configuration and weights do not fit.
+    """
+    from fp4dit_onnx.tracing.networks import fake_vae_decoder
+
+    config = read_json(
+        part.folder / "config.json", f"the settings of {part.class_name}", CHECKPOINT
+    )
+    network = fake_vae_decoder(part.class_name, config)
+    component = Component(
+        name="vae_decoder",
+        network=network,
+        interface=Interface((_LATENTS,)),
+        tensors=network.stored_under(part.tensors, older_vae_name),
+        half=True,
+    )
+    writer.write(component)
+    shutil.copyfile(part.folder / "config.json", writer.bundle / "vae_decoder" / "config.json")
+
+
+def copy_settings(
+    source: checkpoint.Checkpoint, bundle_folder: Path, steps: int | None = None
+) -> None:
+    """Copy what needs no export: model_index.json, scheduler, tokenizers, configurations.
+
+    A tokenizer gets a tokenizer.json where it has none.
+
+    Args:
+        source: the pipeline.
+        bundle_folder: exists.
+        steps: those of a run by default, whose table is written beside the scheduler's settings;
+            None for no table.
+    """
+    for name, part in source.components.items():
+        if name.startswith("scheduler"):
+            copy_files(part.folder, bundle_folder / name)
+            if part.notes:  # the file is not what is used
+                text = json.dumps(checkpoint.scheduler_settings(part), indent=2)
+                (bundle_folder / SCHEDULER_CONFIG).write_text(text + "\n", encoding="utf-8")
+        elif name.startswith("tokenizer"):
+            copy_tokenizer(part.folder, part.class_name, bundle_folder / name)
+    encoders = [n for n in source.components if n.startswith("text_encoder")]
+    for name in ("model_index.json", *(f"{part}/config.json" for part in encoders)):
+        (bundle_folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source.folder / name, bundle_folder / name)
+    config = bundle_folder / "transformer" / "config.json"
+    config.parent.mkdir(exist_ok=True)
+    config.write_bytes(json_text(source.transformer_config))
+    if steps is not None and "scheduler" in source.components:
+        write_step_table(bundle_folder, steps)

@@ -1,0 +1,385 @@
+"""From a checkpoint to a bundle: calibrate in torch, trace to ONNX, run the passes, write.
+
+Methods that need no data read the weights tensor by tensor; the network is never in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from fp4dit_onnx.bundle.annotation import annotate as annotate_graph
+from fp4dit_onnx.bundle.bundle import new_bundle, write_manifest
+from fp4dit_onnx.bundle.manifest import Kept, Layer, Manifest, PassNote, Source
+from fp4dit_onnx.calibration.methods import use_of
+from fp4dit_onnx.errors import Fp4DitError
+from fp4dit_onnx.exporting.component_writing import Component, ComponentWriter
+from fp4dit_onnx.exporting.components import copy_settings, write_vae_decoder
+from fp4dit_onnx.exporting.evidence import evidence_of_export
+from fp4dit_onnx.exporting.layers import totals
+from fp4dit_onnx.exporting.plan import ExportRequest, Plan, format_row, plan, work_folder
+from fp4dit_onnx.exporting.recipe_files import save_recipe
+from fp4dit_onnx.exporting.streaming import LayerNote, Quantizer, from_weights
+from fp4dit_onnx.exporting.text_encoders import write_encoder
+from fp4dit_onnx.files import plain
+from fp4dit_onnx.numbers.compare import sqnr_db
+from fp4dit_onnx.report.writing import report_of_export
+from fp4dit_onnx.spec.state import WORK_MANIFEST, LayerLayout, QuantizedState, save_state
+from fp4dit_onnx.system.locking import locked
+from fp4dit_onnx.system.progress import Reporter, SilentReporter
+from fp4dit_onnx.system.resources import Resources
+from fp4dit_onnx.targets import convert_in_place, target_by_name
+from fp4dit_onnx.verification.cases import CASES, case_inputs
+
+if TYPE_CHECKING:
+    from fp4dit_onnx.calibration.run import Calibration
+    from fp4dit_onnx.calibration.work import Work
+    from fp4dit_onnx.checkpoint.tensor_files import TensorInfo
+    from fp4dit_onnx.passes.base import PassReport
+    from fp4dit_onnx.tracing.networks import FakeNetwork
+
+__all__ = ["ExportRequest", "ExportResult", "Plan", "export", "plan"]
+
+DISK_MARGIN = 64 * 2**20
+"""Bytes that a bundle may take beyond its large tensors: graphs, tokenizers, settings."""
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A finished export.
+
+    Attributes:
+        bundle: its folder.
+        manifest: its quantization.json.
+        seconds: wall time.
+    """
+
+    bundle: Path
+    manifest: Manifest
+    seconds: float
+
+
+def export(request: ExportRequest, reporter: Reporter | None = None) -> ExportResult:
+    """Carry out a request; the bundle appears whole or not at all.
+
+    Raises:
+        UsageError: see `plan`; also an output folder that is not empty, or a disk that is full.
+    """
+    start = time.monotonic()
+    report = reporter or SilentReporter()
+    planned = plan(request)
+    request = planned.request
+    for note in planned.notes:
+        report.note(note)
+    if planned.measured and not planned.trains:
+        report.note(
+            f"method {request.method} needs no data; the float model is run all the same, to measure "
+            "errors and for the report: --no-measure skips that"
+        )
+    work = work_folder(request)
+    with locked(work, report.note):
+        with new_bundle(
+            request.output,
+            overwrite=request.overwrite,
+            source=planned.checkpoint.folder,
+            needed=_needed(planned, work),
+            note=report.note,
+        ) as folder:
+            save_recipe(request, planned.method)
+            if request.restart:
+                _forget(work)
+            manifest = _Export(request, planned, folder, report).write()
+        _forget(work)
+    return ExportResult(request.output, manifest, time.monotonic() - start)
+
+
+def _needed(planned: Plan, work: Path) -> int:
+    """Bytes that the bundle will take beyond the weights that an export of this request wrote before."""
+    written = sum(p.stat().st_size for p in work.rglob("*.data")) if work.is_dir() else 0
+    return max(0, planned.bundle_bytes + DISK_MARGIN - written)
+
+
+def _forget(work: Path) -> None:
+    """Delete a work folder; anything else is left alone, whatever the user called it."""
+    if (work / WORK_MANIFEST).is_file():
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Where the values of the transformer's layers come from.
+
+    Attributes:
+        layers: what is quantized, and how.
+        quantizer: gives a layer.
+        output_errors: SQNR of each layer's output where it was measured.
+        measured: what the manifest says of the whole model's error.
+        state: all layers at once, where they are in memory.
+    """
+
+    layers: Mapping[str, LayerLayout]
+    quantizer: Quantizer
+    output_errors: Mapping[str, float]
+    measured: Mapping[str, Any]
+    state: QuantizedState | None = None
+
+
+class _Export:
+    """One export, into a folder that becomes the bundle."""
+
+    def __init__(
+        self, request: ExportRequest, planned: Plan, folder: Path, report: Reporter
+    ) -> None:
+        self._request, self._planned, self._folder = request, planned, folder
+        self._report, self._resources = report, Resources()
+
+    def write(self) -> Manifest:
+        """All files of the bundle; returns its manifest."""
+        from fp4dit_onnx.tracing.networks import fake_transformer
+
+        planned = self._planned
+        checkpoint = planned.checkpoint
+        self._resources.imported()
+        network = fake_transformer(planned.family.transformer, checkpoint.transformer_config)
+        tensors = network.stored_under(checkpoint.tensors)
+        with self._resources.stage("calibration"):
+            weights = self._calibrated() if planned.measured else self._streamed(tensors)
+        work = None if planned.measured else self._work()
+        try:
+            manifest = self._write_components(
+                network, tensors, weights, work.folder if work else None
+            )
+        except Fp4DitError:
+            if work is not None:  # the same command would fail again
+                work.remove()
+            raise
+        copy_settings(checkpoint, self._folder, planned.sampling.steps)
+        if self._request.state is not None and weights.state is not None:
+            save_state(weights.state, self._request.state)
+        manifest = replace(manifest, **weights.measured, resources=self._resources.used())
+        written = write_manifest(self._folder, manifest)
+        evidence = evidence_of_export(self._folder, self._request, planned, self._report)
+        target = target_by_name(self._request.target)
+        if target.rewrite is not None:
+            written = convert_in_place(self._folder, written, target, self._report)
+        if not self._request.report:
+            return written
+        return report_of_export(self._folder, evidence, self._report)
+
+    def _write_components(
+        self,
+        network: FakeNetwork,
+        tensors: Mapping[str, TensorInfo],
+        weights: _Weights,
+        work: Path | None,
+    ) -> Manifest:
+        """Every graph of the bundle; returns the manifest without what was measured, and files."""
+        planned = self._planned
+        parts = planned.checkpoint.components
+        writer = ComponentWriter(
+            self._folder, work, self._request.form, self._report, self._resources
+        )
+        rows, reports = self._write_transformer(writer, network, tensors, weights)
+        encoders = {
+            name: write_encoder(parts[name], recipe, use_of(planned.method.range), writer)
+            for name, recipe in planned.encoders.items()
+        }
+        if "vae" in parts:
+            write_vae_decoder(parts["vae"], writer)
+        writer.collect()
+        return replace(_manifest(planned, rows, reports), text_encoders=encoders)
+
+    def _streamed(self, tensors: Mapping[str, TensorInfo]) -> _Weights:
+        """Layers rounded to nearest from the checkpoint's own tensors, one at a time."""
+        planned = self._planned
+        layers = {
+            name: LayerLayout(name, spec, *tensors[f"{name}.weight"].shape)
+            for name, spec in planned.specs.items()
+        }
+        quantizer = from_weights(tensors, layers, planned.method.stages)
+        return _Weights(layers, quantizer, {}, {"model_sqnr_db": None, "case_sqnr_db": ()})
+
+    def _calibrated(self) -> _Weights:
+        """Layers as calibration finds them, with the float pipeline in memory."""
+        from fp4dit_onnx.calibration.sampling import load_pipeline
+
+        with self._report.stage("loading the model", 1) as advance:
+            pipeline = load_pipeline(self._planned.checkpoint)
+            advance(1)
+        result = _calibrate(self._request, self._planned, pipeline, self._report)
+        state, errors = result.state, result.errors
+        measured = {
+            "model_sqnr_db": result.model_sqnr_db,
+            "case_sqnr_db": tuple(_case_errors(self._planned, pipeline.transformer, state)),
+        }
+        return _Weights(
+            layers=state.layout.layers,
+            quantizer=lambda name: (state.layers[name], errors[name].weight),
+            output_errors={name: error.output for name, error in errors.items()},
+            measured=measured,
+            state=state,
+        )
+
+    def _write_transformer(
+        self,
+        writer: ComponentWriter,
+        network: FakeNetwork,
+        tensors: Mapping[str, TensorInfo],
+        weights: _Weights,
+    ) -> tuple[list[Layer], tuple[PassReport, ...]]:
+        """The transformer's files; returns a row for each quantized layer, and the passes' reports."""
+        planned = self._planned
+        rows: list[Layer] = []
+
+        def annotate(model: onnx.ModelProto, notes: Mapping[str, LayerNote]) -> None:
+            for row in planned.layers:
+                name = row.name
+                rows.append(
+                    replace(
+                        row,
+                        **format_row(weights.layers[name].spec),
+                        **asdict(notes[name]),
+                        output_sqnr_db=weights.output_errors.get(name),
+                    )
+                )
+            annotate_graph(model, {row.name: row for row in rows}, planned.summary)
+
+        component = Component(
+            name="transformer",
+            network=network,
+            interface=planned.family.interface(network.config),
+            tensors=tensors,
+            layers=weights.layers,
+            quantizer=weights.quantizer,
+            attention=planned.attention,
+        )
+        _, reports = writer.write(component, annotate)
+        return rows, reports
+
+    def _work(self) -> Work:
+        """The folder in which a killed export goes on."""
+        from fp4dit_onnx.calibration.work import Work
+
+        planned = self._planned
+        parts = planned.checkpoint.components.values()
+        files = sorted({info.file for part in parts for info in part.tensors.values()})
+        return Work(
+            work_folder(self._request),
+            {
+                "model": {
+                    f"{p.parent.name}/{p.name}": [p.stat().st_size, p.stat().st_mtime_ns]
+                    for p in files
+                },
+                "config": dict(planned.checkpoint.transformer_config),
+                "recipe": plain(planned.recipe),
+                "method": planned.method.to_json(),
+                "encoders": plain(planned.encoders),
+                "form": self._request.form,
+                "versions": {p: importlib.metadata.version(p) for p in ("fp4dit-onnx", "torch")},
+            },
+        )
+
+
+def _calibrate(
+    request: ExportRequest, planned: Plan, pipeline: Any, report: Reporter
+) -> Calibration:
+    from fp4dit_onnx.calibration.run import calibrate
+    from fp4dit_onnx.calibration.sampling import pipeline_sampler
+    from fp4dit_onnx.calibration.work import Work
+
+    seeds = [request.seed + i for i in range(len(planned.prompts))]
+    candidates = planned.recipe.candidates(tuple(planned.specs))
+    work = None
+    if planned.trains:
+        fingerprint = _fingerprint(request, planned, pipeline.transformer)
+        work = Work(work_folder(request), fingerprint)
+    try:
+        return calibrate(
+            pipeline.transformer,
+            planned.specs,
+            planned.method,
+            pipeline_sampler(pipeline, planned.family, planned.prompts, seeds, planned.sampling),
+            seed=request.seed,
+            provenance={
+                "recipe": plain(planned.recipe),
+                "method": planned.method.to_json(),
+                "model": planned.checkpoint.folder.name,
+            },
+            reporter=report,
+            attention=planned.attention,
+            candidates=candidates,
+            work=work,
+            max_ram=int(request.max_ram),
+        )
+    except BaseException:
+        if work is not None and not work.recorded:
+            work.remove()
+        raise
+
+
+def _fingerprint(request: ExportRequest, planned: Plan, network: Any) -> dict[str, Any]:
+    """All that a calibration depends on."""
+    from fp4dit_onnx.calibration.work import model_digest
+
+    prompts = hashlib.sha256("\n".join(planned.prompts).encode()).hexdigest()
+    return {
+        "model": {"name": planned.checkpoint.folder.name, "sha256": model_digest(network)},
+        "data": {"prompts": len(planned.prompts), "sha256": prompts, "seed": request.seed},
+        "sampling": asdict(planned.sampling),
+        "recipe": plain(planned.recipe),
+        "method": planned.method.to_json(),
+        "versions": {p: importlib.metadata.version(p) for p in ("fp4dit-onnx", "torch")},
+    }
+
+
+def _case_errors(planned: Plan, network: Any, state: QuantizedState) -> list[float]:
+    """Simulation against float on the inputs that verification uses, in dB."""
+    from fp4dit_onnx.calibration.parity import network_runner
+    from fp4dit_onnx.calibration.simulate import simulated
+
+    config = planned.checkpoint.transformer_config
+    feeds = [case_inputs(planned.family, config, i) for i in range(len(CASES))]
+    run = network_runner(network, planned.family)
+    signals = [run(feed) for feed in feeds]
+    with simulated(network, state):
+        return [sqnr_db(s, run(feed)) for s, feed in zip(signals, feeds, strict=True)]
+
+
+def _manifest(planned: Plan, rows: Sequence[Layer], reports: Sequence[PassReport]) -> Manifest:
+    packages = ("fp4dit-onnx", "numpy", "onnx", "onnx-graphsurgeon", "onnxscript", "torch")
+    versions = {p: importlib.metadata.version(p) for p in (*packages, "diffusers", "transformers")}
+    checkpoint = planned.checkpoint
+    return Manifest(
+        recipe=planned.recipe,
+        method=planned.method.to_json(),
+        sampling=planned.sampling,
+        largest_size=planned.largest_size,
+        layers=tuple(rows),
+        totals=totals(checkpoint, rows),
+        skipped=planned.skipped,
+        attention=planned.attention,
+        passes=tuple(_note(report) for report in reports),
+        versions={"python": platform.python_version(), **versions},
+        source=Source(
+            checkpoint.folder.name,
+            checkpoint.pipeline_class,
+            checkpoint.transformer_class,
+            planned.family.name,
+        ),
+        case_sqnr_db=(),
+        files={},
+    )
+
+
+def _note(report: PassReport) -> PassNote:
+    left = tuple(Kept(skip.name, skip.reason) for skip in report.skipped)
+    return PassNote(report.name, report.rewritten, left)

@@ -1,0 +1,333 @@
+"""What an export will do, resolved from a request without loading a weight."""
+
+from __future__ import annotations
+
+import importlib.resources
+import importlib.util
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from fp4dit_onnx.bundle.manifest import Kept, Layer, Sampling, Totals
+from fp4dit_onnx.calibration.methods import Method
+from fp4dit_onnx.checkpoint.checkpoint import Checkpoint, open_checkpoint, scheduler_settings
+from fp4dit_onnx.errors import MissingExtraError, UsageError
+from fp4dit_onnx.exporting.components import check_parts, check_vae
+from fp4dit_onnx.exporting.layers import layer_size, linear_layers, totals
+from fp4dit_onnx.exporting.recipe_files import with_recipe
+from fp4dit_onnx.exporting.request import COMPONENTS, ExportRequest
+from fp4dit_onnx.exporting.text_encoders import check_encoders, encoder_bytes, encoder_recipe
+from fp4dit_onnx.files import CHECKPOINT, parse_object, plain
+from fp4dit_onnx.files.settings import vae_settings
+from fp4dit_onnx.models import Family, family_of
+from fp4dit_onnx.prompts import demo_prompts, general_prompts, read_prompts
+from fp4dit_onnx.runtime.families import family_of_pipeline as runtime_family
+from fp4dit_onnx.runtime.runs import start_run
+from fp4dit_onnx.runtime.schedulers import scheduler_from_config
+from fp4dit_onnx.runtime.sizes import largest_side, pixels_a_latent
+from fp4dit_onnx.spec.recipe import FORMS, Recipe, make_recipe
+from fp4dit_onnx.spec.spec import LayerSpec
+from fp4dit_onnx.system.outputs import check_file
+from fp4dit_onnx.system.texts import clean
+from fp4dit_onnx.targets.table import target_by_name
+from fp4dit_onnx.values import checked_seed, real, whole
+
+__all__ = ["ExportRequest", "Plan", "format_row", "plan", "work_folder"]
+
+TORCH_PACKAGES = ("torch", "diffusers", "transformers", "onnx_graphsurgeon", "onnxscript")
+REPORT_PACKAGES = ("jinja2", "matplotlib")
+SMALLEST_RAM = 2**26
+LAYER_COPIES = 6
+"""Memory that rounding a layer from its file takes, in copies of its weight in float32: measured up to
+5 on Flux, whose largest is 189 MB."""
+MEASURED_BELOW = 2**30
+"""Bytes in float32."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an export will do, known without loading a weight.
+
+    Attributes:
+        layers: a row for each quantized layer.
+        skipped: name and reason of each linear that stays in float.
+        attention: format of q, k and v of each attention where they are quantized.
+        totals: sums; bytes before and after.
+        recipe: the resolved request.
+        sampling: how calibration samples.
+        method: with its settings.
+        measured: whether the float pipeline is loaded and run.
+        encoders: recipe of each text encoder, None where it stays in float.
+        request: what was asked for, its recipe file included.
+        undrawable: why `generate` cannot make pictures with the bundle, a line each.
+    """
+
+    layers: tuple[Layer, ...]
+    skipped: tuple[Kept, ...]
+    attention: Mapping[str, str]
+    totals: Totals
+    recipe: Recipe
+    sampling: Sampling
+    family: Family
+    checkpoint: Checkpoint
+    specs: Mapping[str, LayerSpec]
+    prompts: tuple[str, ...]
+    method: Method
+    measured: bool
+    encoders: Mapping[str, Recipe | None]
+    request: ExportRequest
+    undrawable: tuple[str, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is worth knowing before any work, a line each."""
+        return (*self.checkpoint.notes, *self.undrawable)
+
+    @property
+    def bundle_bytes(self) -> int:
+        """About what the bundle's tensors will take."""
+        parts = self.checkpoint.components
+        encoders = sum(encoder_bytes(parts[name], r) for name, r in self.encoders.items())
+        vae = parts["vae"].nbytes if "vae" in parts else 0
+        return self.totals.transformer_bytes + encoders + vae
+
+    @property
+    def largest_size(self) -> int | None:
+        """Pixels along a side that the transformer's stored positions reach; None for any number."""
+        side = largest_side(self.checkpoint.transformer_config)
+        return None if side is None else side * _pixels_a_latent(self.checkpoint)
+
+    @property
+    def trains(self) -> bool:
+        """Whether calibration looks at what layers receive, and so needs data and a work folder."""
+        return self.method.needs_inputs
+
+    @property
+    def summary(self) -> dict[str, str]:
+        """What the graph itself says of how it was made."""
+        return {
+            "bits": self.recipe.bits,
+            "method": self.recipe.method,
+            "source": f"{clean(self.checkpoint.folder.name)} ({self.checkpoint.pipeline_class})",
+            "paper": "FP4DiT, arXiv 2503.15465",
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return {
+            "layers": plain(self.layers),
+            "skipped": plain(self.skipped),
+            "attention": plain(self.attention),
+            "totals": plain(self.totals),
+            "recipe": plain(self.recipe),
+            "method": self.method.to_json(),
+            "sampling": plain(self.sampling),
+            "measured": self.measured,
+            "bundle_bytes": self.bundle_bytes,
+            "text_encoders": plain(self.encoders),
+            "notes": list(self.notes),
+        }
+
+
+def plan(request: ExportRequest) -> Plan:
+    """Resolve a request: the checkpoint is read, its weights are not.
+
+    Raises:
+        MissingExtraError: the packages of the extra ``export`` are not installed.
+        CheckpointError: the model folder is unusable.
+        UsageError: bits, formats, method, form, target, rules or prompts are unusable.
+    """
+    request = with_recipe(request)
+    _check_choices(request)
+    _check_packages()
+    from fp4dit_onnx.tracing.configs import check_networks
+    from fp4dit_onnx.tracing.stored import fitted
+
+    checkpoint = open_checkpoint(request.model, only=_only(request))
+    family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
+    if request.components == "all":
+        check_parts(checkpoint)
+    check_encoders(checkpoint.components)
+    if "vae" in checkpoint.components:
+        check_vae(checkpoint.components["vae"])
+    check_networks(checkpoint, family)
+    target, method = target_by_name(request.target), request.resolved_method()
+    recipe = make_recipe(
+        request.bits,
+        method=method,
+        paper_rules=target.formats or family.paper_rules,
+        skip=family.skip,
+        weight_format=request.weight_format,
+        activation_format=request.activation_format,
+        attention_format=request.attention_format,
+        group_size=request.resolved_group_size,
+        scale=request.resolved_scale,
+        rules=request.rules,
+    )
+    trains = method.needs_inputs
+    if (trains or request.measure) and not family.calibrates:
+        raise UsageError(
+            f"{family.name} cannot be calibrated yet, and method {request.method} needs data: "
+            "round to nearest with --method fp-rtn or int-rtn, without --measure"
+        )
+    checkpoint = fitted(checkpoint)
+    sizes = linear_layers(checkpoint)
+    specs, skipped = recipe.assign(sizes)
+    _check_ram(request, sizes)
+    target.check({spec.weight.format for spec in specs.values()} | set(recipe.search))
+    rows = [_row(name, *sizes[name], spec) for name, spec in specs.items()]
+    sampling = _sampling(request, family, checkpoint)
+    return Plan(
+        layers=tuple(rows),
+        skipped=tuple(Kept(name, reason) for name, reason in skipped),
+        attention=recipe.attentions(tuple(sizes)) if family.attention else {},
+        totals=totals(checkpoint, rows),
+        recipe=recipe,
+        sampling=sampling,
+        family=family,
+        checkpoint=checkpoint,
+        specs=specs,
+        prompts=_prompts(request),
+        method=method,
+        measured=trains or (family.calibrates and _measures(request, checkpoint)),
+        encoders=_encoders(request, checkpoint),
+        request=request,
+        undrawable=_undrawable(checkpoint, sampling),
+    )
+
+
+def _undrawable(checkpoint: Checkpoint, sampling: Sampling) -> tuple[str, ...]:
+    """What keeps `generate` from making pictures with a bundle of all components."""
+    if "scheduler" not in checkpoint.components:
+        return ()
+    settings = scheduler_settings(checkpoint.components["scheduler"])
+    try:
+        family = runtime_family(checkpoint.pipeline_class, checkpoint.folder / "model_index.json")
+        start_run(family, scheduler_from_config(settings), sampling.steps, tokens=1)
+    except UsageError as error:
+        return (f"generate will not make pictures with this bundle: {error}",)
+    return ()
+
+
+def _check_packages() -> None:
+    for package in (*TORCH_PACKAGES, *REPORT_PACKAGES):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package.replace("_", "-"), "export")
+
+
+def _encoders(request: ExportRequest, checkpoint: Checkpoint) -> dict[str, Recipe | None]:
+    return {
+        name: encoder_recipe(
+            part, request.text_encoder_bits, request.resolved_group_size, request.resolved_scale
+        )
+        for name, part in checkpoint.components.items()
+        if name.startswith("text_encoder")
+    }
+
+
+def _check_ram(request: ExportRequest, sizes: Mapping[str, tuple[int, int]]) -> None:
+    """Refuse a limit that the largest layer alone exceeds."""
+    largest = max(sizes, key=lambda name: prod(sizes[name]), default=None)
+    needed = LAYER_COPIES * 4 * prod(sizes[largest]) if largest else 0
+    if needed > request.max_ram:
+        raise UsageError(
+            f"max RAM {request.max_ram / 2**30:.2f} GiB: layer {largest} of shape "
+            f"{list(sizes[str(largest)])} alone takes about {needed / 2**30:.2f} while it is "
+            "quantized; give more with --max-ram"
+        )
+
+
+def _only(request: ExportRequest) -> tuple[str, ...] | None:
+    """The components that a request reads; None for all."""
+    return None if request.components == "all" else ("transformer",)
+
+
+def _measures(request: ExportRequest, checkpoint: Checkpoint) -> bool:
+    """Whether the errors of outputs are measured by a method that needs no data."""
+    if request.components != "all":
+        return False
+    if request.measure is not None:
+        return request.measure
+    elements = (t for c in checkpoint.components.values() for t in c.tensors.values())
+    return sum(4 * prod(t.shape) for t in elements) < MEASURED_BELOW
+
+
+def work_folder(request: ExportRequest) -> Path:
+    """Where the calibration of a request keeps what it may need again."""
+    if request.work is not None:
+        return request.work
+    output = request.output.absolute()
+    return output.with_name(f"{output.name}.calibration")
+
+
+def _check_choices(request: ExportRequest) -> None:
+    request.resolved_method()
+    if request.components not in COMPONENTS:
+        raise UsageError(
+            f"unknown components {request.components!r}: expected {' or '.join(COMPONENTS)}"
+        )
+    if request.form not in FORMS:
+        raise UsageError(f"unknown form {request.form!r}: expected one of {', '.join(FORMS)}")
+    for what in ("calibration_prompts", "steps", "iterations", "samples"):
+        value = getattr(request, what)
+        if value is not None:
+            whole(what, value, 1)
+    if request.group_size is not None:
+        whole("group_size", request.group_size, 8)
+    real("max_ram in bytes", request.max_ram, SMALLEST_RAM)
+    checked_seed(request.seed)
+    for path in (request.state, request.save_recipe):
+        if path is not None:
+            check_file(path, overwrite=request.overwrite)
+
+
+def format_row(spec: LayerSpec) -> dict[str, Any]:
+    """What the manifest says of a layer's formats."""
+    weight, activation = spec.formats
+    return {
+        "weight_format": weight,
+        "activation_format": activation,
+        "group_size": spec.group_size,
+        "scale_format": spec.weight.scale,
+    }
+
+
+def _row(name: str, n: int, k: int, spec: LayerSpec) -> Layer:
+    size = layer_size(n, k, spec)
+    return Layer(name=name, **format_row(spec), weights=size.weights, **vars(size))
+
+
+def _sampling(request: ExportRequest, family: Family, checkpoint: Checkpoint) -> Sampling:
+    defaults = dict(family.sampling)
+    if request.model is None:
+        demo = importlib.resources.files("fp4dit_onnx") / "demo" / "sampling.json"
+        defaults |= parse_object(demo.read_bytes(), str(demo), "sampling defaults", CHECKPOINT)
+    own = int(checkpoint.transformer_config.get("sample_size") or defaults["sample_size"])
+    most = largest_side(checkpoint.transformer_config) or own
+    pixels = min(own, most) * _pixels_a_latent(checkpoint)
+    return Sampling(
+        steps=request.steps or int(defaults["steps"]),
+        guidance=defaults["guidance"] if request.guidance is None else request.guidance,
+        height=pixels,
+        width=pixels,
+        max_sequence_length=int(defaults["max_sequence_length"]),
+    )
+
+
+def _pixels_a_latent(checkpoint: Checkpoint) -> int:
+    path = checkpoint.folder / "vae" / "config.json"
+    if not path.is_file():
+        return pixels_a_latent(None)
+    return pixels_a_latent(vae_settings(path, CHECKPOINT))
+
+
+def _prompts(request: ExportRequest) -> tuple[str, ...]:
+    if request.prompts is not None:
+        prompts = read_prompts(request.prompts)
+    else:
+        prompts = demo_prompts("calibration") if request.model is None else general_prompts()
+    count = request.calibration_prompts or request.resolved_method().data.prompts
+    return tuple(itertools.islice(itertools.cycle(prompts), count))

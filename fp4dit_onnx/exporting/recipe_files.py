@@ -1,0 +1,68 @@
+"""Recipe files of users: a method, and in ``[export]`` the formats that a request asks for."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import tomli_w
+
+from fp4dit_onnx.calibration.methods import Method, read_recipe
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.exporting.request import ExportRequest
+from fp4dit_onnx.files import WrongType, of_type, plain
+from fp4dit_onnx.system.outputs import written_whole
+
+__all__ = ["FIELDS", "recipe_text", "save_recipe", "with_recipe"]
+
+FIELDS = (
+    *("bits", "weight_format", "activation_format", "attention_format", "group_size", "scale"),
+    *("rules", "form", "steps", "guidance", "text_encoder_bits", "target"),
+)
+"""Of a request: what a recipe may say of formats; where files lie and what is run is no part of it."""
+
+
+def with_recipe(request: ExportRequest) -> ExportRequest:
+    """The request with what its recipe file says, where it asks for nothing else itself.
+
+    Raises:
+        UsageError: the file cannot be read, or has an unknown key or a value of another type.
+    """
+    if request.recipe is None:
+        return request
+    given = read_recipe(request.recipe).get("export", {})
+    where = f"recipe {request.recipe}, export"
+    if not isinstance(given, dict):
+        raise UsageError(f"{where}: expected a table")
+    unknown = next((key for key in given if key not in FIELDS), None)
+    if unknown is not None:
+        raise UsageError(f"{where}: unknown key {unknown!r}: expected one of {', '.join(FIELDS)}")
+    hints = get_type_hints(ExportRequest, include_extras=True)
+    usual = {field.name: field.default for field in fields(ExportRequest)}
+    try:
+        found = {key: of_type(get_args(hints[key])[0], given[key], key) for key in given}
+    except WrongType as error:
+        raise UsageError(f"{where}: {error}") from error
+    return replace(request, **{k: v for k, v in found.items() if getattr(request, k) == usual[k]})
+
+
+def recipe_text(request: ExportRequest, method: Method) -> str:
+    """What ``--save-recipe`` writes: the method as it was resolved, and the request's formats."""
+    asked: dict[str, Any] = {key: plain(getattr(request, key)) for key in FIELDS}
+    asked = {key: value for key, value in asked.items() if value is not None and value != []}
+    return tomli_w.dumps({**method.to_json(), "export": asked})
+
+
+def save_recipe(request: ExportRequest, method: Method) -> Path | None:
+    """Write the recipe of a request where it asks for that; the path, or None.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    path = request.save_recipe
+    if path is None:
+        return None
+    with written_whole(path) as partial:
+        partial.write_text(recipe_text(request, method), encoding="utf-8")
+    return path

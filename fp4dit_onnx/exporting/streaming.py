@@ -1,0 +1,142 @@
+"""Writes a quantized network from stored tensors, one at a time: the network is never in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+import onnx
+
+from fp4dit_onnx.bundle.model_file import ModelFile
+from fp4dit_onnx.bundle.names import codes_of, scale_of
+from fp4dit_onnx.checkpoint.tensor_files import TensorInfo
+from fp4dit_onnx.checkpoint.tensor_reading import read_chunks, read_float32
+from fp4dit_onnx.spec.state import LayerLayout, QuantizedLayer
+
+if TYPE_CHECKING:
+    from fp4dit_onnx.calibration.stages import Stage
+    from fp4dit_onnx.system.progress import Advance
+
+__all__ = [
+    "GraphValues",
+    "LayerNote",
+    "Quantizer",
+    "from_weights",
+    "nothing_quantized",
+    "write_model",
+]
+
+Array = npt.NDArray[Any]
+Quantizer = Callable[[str], tuple[QuantizedLayer, float]]
+"""From a layer's name to the layer and its weight's SQNR in dB."""
+
+
+@dataclass(frozen=True)
+class LayerNote:
+    """What is known of a layer once it is written.
+
+    Attributes:
+        bytes: of codes and scales.
+        weight_sqnr_db: signal over quantization noise of its weight.
+    """
+
+    bytes: int
+    weight_sqnr_db: float
+
+
+def nothing_quantized(name: str) -> tuple[QuantizedLayer, float]:
+    """The quantizer of a network without quantized layers; never called."""
+    raise AssertionError(f"layer {name} is not to be quantized")
+
+
+@dataclass
+class GraphValues:
+    """The values of a quantized graph's tensors by name.
+
+    Attributes:
+        tensors: the checkpoint's, by torch name.
+        layers: what is quantized.
+        quantizer: called once a layer.
+    """
+
+    tensors: Mapping[str, TensorInfo]
+    layers: Mapping[str, LayerLayout]
+    quantizer: Quantizer = nothing_quantized
+    _pending: dict[str, Array] = field(default_factory=dict)
+    _notes: dict[str, LayerNote] = field(default_factory=dict)
+
+    def __call__(self, name: str) -> Array | Iterator[Array]:
+        """Codes, scales, or a stored tensor in float32, piece by piece."""
+        if name in self._pending:
+            return self._pending.pop(name)
+        layer = name.rpartition(".weight.")[0]
+        if layer not in self.layers:
+            return read_chunks(self.tensors[name])
+        made, error = self.quantizer(layer)
+        self._notes[codes_of(layer)] = LayerNote(made.nbytes, error)
+        self._pending |= {codes_of(layer): made.codes, scale_of(layer): made.scale}
+        return self._pending.pop(name)
+
+    def note(self, name: str) -> dict[str, Any] | None:
+        """What is kept of a tensor just written."""
+        found = self._notes.get(name)
+        return vars(found) if found else None
+
+
+def from_weights(
+    tensors: Mapping[str, TensorInfo], layers: Mapping[str, LayerLayout], stages: Sequence[Stage]
+) -> Quantizer:
+    """Reads a layer's weight and quantizes it by stages that look at nothing else."""
+    import torch
+
+    from fp4dit_onnx.calibration.applying import quantize_measured
+
+    def quantize(name: str) -> tuple[QuantizedLayer, float]:
+        weight = torch.from_numpy(read_float32(tensors[f"{name}.weight"]))
+        return quantize_measured(name, weight, layers[name].spec, stages)
+
+    return quantize
+
+
+def write_model(
+    model: onnx.ModelProto,
+    values: GraphValues,
+    path: Path,
+    *,
+    journal: Path | None = None,
+    annotate: Callable[[Mapping[str, LayerNote]], None] = lambda notes: None,
+    advance: Advance | None = None,
+) -> dict[str, LayerNote]:
+    """Write a quantized graph and its tensors.
+
+    Args:
+        model: its large tensors are placeholders.
+        values: give them.
+        path: of the model file; the data file lies beside it.
+        journal: see `ModelFile`.
+        annotate: may change the model once everything is known of its layers.
+        advance: called for each tensor.
+
+    Returns:
+        What is known of each layer, by name.
+    """
+    notes: dict[str, LayerNote] = {}
+
+    def done(count: int) -> None:
+        if advance is not None:
+            advance(1)
+
+    def finish(file: ModelFile) -> None:
+        found = file.notes
+        for layer in values.layers:
+            note = found.get(codes_of(layer)) or values.note(codes_of(layer))
+            if note is not None:
+                notes[layer] = LayerNote(**note)
+        annotate(notes)
+
+    with ModelFile(path, journal) as file:
+        file.write(model, values, values.note, done, lambda: finish(file))
+    return notes

@@ -1,0 +1,349 @@
+"""The numpy reference: the obvious definition that torch, ONNX and C++ must match bit for bit.
+
+Everything is float32 and computed on grid integers (see `formats`): a quantized tensor is integers
+`q` and a `scale` with ``value = q * scale``. The scale of an integer grid differs from the usual
+``amax / format.max`` by the power of two `unit`, so both spellings give the same bits.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import numpy.typing as npt
+
+from fp4dit_onnx.numbers.formats import FloatArray, FloatFormat
+
+__all__ = [
+    "KEY_TILE",
+    "SMALLEST_AMAX",
+    "SUM_LIMIT",
+    "attention",
+    "decode",
+    "dequantize",
+    "encode",
+    "exp",
+    "expand_groups",
+    "fma",
+    "group_count",
+    "largest_sum",
+    "linear",
+    "pack",
+    "quantize",
+    "quantize_groups",
+    "round_to_grid",
+    "unpack",
+]
+
+SMALLEST_AMAX = np.float32(2.0**-90)
+"""A row or group whose largest magnitude is below this counts as zero.
+
+Large enough that ``max_integer / amax`` stays finite for every format (e5m2 reaches 2^31.8)."""
+
+
+def round_to_grid(t: npt.NDArray[np.floating], fmt: FloatFormat) -> FloatArray:
+    """Nearest grid integer of `t` (any shape, in grid-integer units), saturating, ties to even.
+
+    "Even" is the parity of the significand in units of the step: with no mantissa bits every
+    significand is 1, so ties between two powers of two go up. NaN gives 0.
+    """
+    low, high = fmt.magnitudes[:-1], fmt.magnitudes[1:]
+    middle = ((low + high) / 2).astype(np.float32)
+    odd = (low / (high - low)) % 2 == 1
+    threshold = np.where(odd, middle, np.nextafter(middle, np.float32(np.inf)))
+    magnitude = np.abs(t).astype(np.float32)
+    index = np.searchsorted(threshold, np.where(np.isnan(magnitude), 0, magnitude), side="right")
+    nearest: FloatArray = np.copysign(fmt.magnitudes[index], t).astype(np.float32)
+    return nearest
+
+
+def encode(integers: npt.NDArray[np.floating], fmt: FloatFormat) -> npt.NDArray[np.uint8]:
+    """Codes (uint8, same shape) of grid integers that lie on the grid; the sign of zero is kept."""
+    bits = np.ascontiguousarray(integers, np.float32).view(np.uint32)
+    codes: npt.NDArray[np.uint8] = _codes_by_bits(fmt)[bits >> np.uint32(23 - fmt.mantissa_bits)]
+    return codes
+
+
+@functools.cache
+def _codes_by_bits(fmt: FloatFormat) -> npt.NDArray[np.uint8]:
+    """Code by sign, exponent and the format's mantissa bits of a grid integer's float32."""
+    table = np.zeros(1 << (9 + fmt.mantissa_bits), np.uint8)
+    shift = np.uint32(23 - fmt.mantissa_bits)
+    magnitudes = np.asarray(fmt.magnitudes, np.float32)
+    own = np.arange(len(magnitudes), dtype=np.uint8)
+    for sign, values in enumerate((magnitudes, -magnitudes)):
+        at = np.copysign(values, -1 if sign else 1).astype(np.float32).view(np.uint32) >> shift
+        table[at] = own | np.uint8(sign << (fmt.bits - 1))
+    return table
+
+
+def decode(codes: npt.NDArray[np.uint8], fmt: FloatFormat) -> FloatArray:
+    """Grid integers (float32, same shape) of `codes`."""
+    return fmt.grid[codes]
+
+
+def quantize(x: FloatArray, fmt: FloatFormat) -> tuple[npt.NDArray[np.generic], FloatArray]:
+    """Quantize online, one scale a row of the last axis (FP4DiT section "token-wise" activations).
+
+    Args:
+        x: float32 [..., K].
+        fmt: the element format.
+
+    Returns:
+        Grid integers [..., K] of `fmt.integer_type`, and scales float32 [..., 1]. A row below
+        `SMALLEST_AMAX` has scale 0; a row with NaN or infinity has scale NaN; both have q = 0.
+    """
+    finite = np.isfinite(x).all(axis=-1, keepdims=True)
+    amax = np.where(finite, np.abs(np.where(finite, x, 0)).max(axis=-1, keepdims=True), 0)
+    amax = amax.astype(np.float32)
+    live = amax >= SMALLEST_AMAX
+    limit = np.float32(fmt.max_integer)
+    factor = limit / np.where(live, amax, np.float32(1))
+    q = np.where(live, round_to_grid(np.where(live, x, np.float32(0)) * factor, fmt), 0)
+    scale = np.where(live, amax / limit, np.float32(0))
+    scale = np.where(finite, scale, np.float32(np.nan)).astype(np.float32)
+    return q.astype(fmt.integer_type), scale
+
+
+SUM_LIMIT = 2**31
+"""Sums of integers stay below this in magnitude."""
+
+
+def largest_sum(activation: FloatFormat, weight: FloatFormat, size: int) -> int:
+    """The largest sum that any kernel of any machine may hold on the way to `size` exact products.
+
+    Some instructions multiply unsigned by signed bytes: kernels add up to 128 to int8 weights, and take
+    it off again. Others know bytes alone: kernels cut activations that are wider into two, 256 * high
+    + low. One bound serves all machines, so that they accept and refuse the same models.
+
+    Args:
+        activation: format of the one factor, whose integers are int8 or int16.
+        weight: of the other, likewise.
+        size: products that are summed, 1 or more.
+    """
+    act, other = int(activation.max_integer), int(weight.max_integer)
+    if max(act, other) <= 127:
+        return act * (other + 128) * size
+    return -(-act // 256) * 256 * other * size
+
+
+def group_count(size: int, group_size: int) -> int:
+    """Groups along an axis of `size`; the last one may be short."""
+    return -(-size // group_size)
+
+
+def expand_groups(scale: FloatArray, size: int, group_size: int) -> FloatArray:
+    """Repeat group scales [..., G] to one per element [..., size]."""
+    return scale[..., np.arange(size) // group_size]
+
+
+def quantize_groups(
+    w: FloatArray, scale: FloatArray, fmt: FloatFormat, group_size: int
+) -> npt.NDArray[np.uint8]:
+    """Codes (uint8 [N, K]) of weights `w` float32 [N, K] under given group scales [N, G].
+
+    Nearest value of ``w / scale``; a group of scale 0 gets codes 0.
+    """
+    step = expand_groups(scale, w.shape[-1], group_size)
+    live = step > 0
+    t = np.where(live, w, np.float32(0)) / np.where(live, step, np.float32(1))
+    return encode(round_to_grid(t, fmt), fmt)
+
+
+def dequantize(q: npt.NDArray[np.generic], scale: FloatArray, group_size: int) -> FloatArray:
+    """Values float32 [..., K] of grid integers [..., K] under group scales [..., G]."""
+    step = expand_groups(scale.astype(np.float32), q.shape[-1], group_size)
+    return q.astype(np.float32) * step
+
+
+def pack(codes: npt.NDArray[np.uint8], storage_bits: int) -> npt.NDArray[np.uint8]:
+    """Bytes of codes [N, K]: 4-bit codes two a byte, even element in the low nibble, odd K padded."""
+    if storage_bits == 8:
+        return np.ascontiguousarray(codes)
+    padded = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))
+    return padded[:, 0::2] | (padded[:, 1::2] << np.uint8(4))
+
+
+def unpack(packed: npt.NDArray[np.uint8], k: int, storage_bits: int) -> npt.NDArray[np.uint8]:
+    """Codes uint8 [N, k] of the bytes that `pack` made."""
+    if storage_bits == 8:
+        return packed[:, :k]
+    nibbles = np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1)  # [N, B, 2]
+    return nibbles.reshape(packed.shape[0], -1)[:, :k]
+
+
+def fma(a: npt.ArrayLike, b: npt.ArrayLike, c: npt.ArrayLike) -> FloatArray:
+    """Correctly rounded float32 ``a * b + c`` of float32 inputs, broadcast.
+
+    The product is exact in float64. The sum is rounded to odd in float64 (two-sum finds the error),
+    after which the rounding to float32 cannot round twice.
+    """
+    addend = np.asarray(c, np.float32).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        product = np.asarray(a, np.float32).astype(np.float64) * np.asarray(b, np.float32)
+        total = np.asarray(product + addend)
+        back = total - product
+        error = (product - (total - back)) + (addend - back)
+    bits = total.view(np.int64)
+    inexact = (error != 0) & np.isfinite(total) & (bits & 1 == 0)
+    # Away from zero where the true sum is larger in magnitude, else towards zero.
+    step = np.where((error > 0) == (total > 0), 1, -1)
+    odd = np.where(inexact, bits + step, bits).view(np.float64)
+    with np.errstate(over="ignore"):
+        return odd.astype(np.float32)
+
+
+def linear(
+    q: npt.NDArray[np.generic],
+    scale: FloatArray,
+    weight: FloatArray,
+    weight_scale: FloatArray,
+    bias: FloatArray,
+    group_size: int,
+) -> FloatArray:
+    """The definition of FpLinear, bit for bit what every kernel returns.
+
+    Per group the products of grid integers are summed exactly (integer activations) or by a float32
+    fma chain over ascending k (float activations); then ``s = fma(weight_scale, sum, s)`` over
+    ascending groups from s = 0, and ``y = fma(scale, s, bias)``.
+
+    Args:
+        q: [M, K] grid integers: int8 or int16, or float32 (weight-only, or a wide format).
+        scale: float32 [M, 1] or [1].
+        weight: float32 [N, K] grid integers.
+        weight_scale: float16 or float32 [N, G].
+        bias: float32 [N].
+        group_size: inputs per group.
+
+    Returns:
+        float32 [M, N].
+    """
+    m, k = q.shape
+    total = np.zeros((m, weight.shape[0]), np.float32)
+    steps = weight_scale.astype(np.float32)
+    for g in range(group_count(k, group_size)):
+        part = slice(g * group_size, min(k, (g + 1) * group_size))
+        if q.dtype == np.float32:
+            acc = np.zeros_like(total)
+            for i in range(part.start, part.stop):
+                acc = fma(q[:, i, None], weight[None, :, i], acc)
+        else:  # float64 holds these integer sums exactly
+            exact = q[:, part].astype(np.float64) @ weight[:, part].T.astype(np.float64)
+            acc = exact.astype(np.float32)
+        total = fma(steps[None, :, g], acc, total)
+    return fma(scale, total, bias)
+
+
+KEY_TILE = 256
+"""Keys that attention scores at a time."""
+SOFTMAX_LANES = 16
+"""Partial sums of a row's exponentials."""
+PROBABILITY_FORMAT = FloatFormat("int16", 0, 15)
+"""Integers that a tile's probabilities, times the values' scales, are quantized to."""
+
+
+def exp(x: FloatArray) -> FloatArray:
+    """The exponential of float32 x <= 0 (any shape), to a relative 4e-6; 0 below -87, NaN of NaN.
+
+    2^n * exp(r) with n the nearest integer of x / ln 2, and the first six terms of exp's series.
+    """
+    rounder = np.float32(1.5 * 2**23)
+    with np.errstate(invalid="ignore", over="ignore"):
+        z = fma(x, np.float32(1.44269502), rounder)  # n in the lowest bits
+        n = z - rounder
+        r = fma(n, np.float32(2.12194442e-4), fma(n, np.float32(-0.693359375), x))
+        p = np.full_like(r, np.float32(1 / 120))
+        for term in (1 / 24, 1 / 6, 0.5, 1.0, 1.0):
+            p = fma(p, r, np.float32(term))
+        power = (z.view(np.uint32) << np.uint32(23)) + np.uint32(127 << 23)
+        found = p * power.view(np.float32)
+    result: FloatArray = np.where(x < np.float32(-87), np.float32(0), found)
+    return result
+
+
+def attention(
+    q: npt.NDArray[np.generic],
+    q_scale: FloatArray,
+    k: npt.NDArray[np.generic],
+    k_scale: FloatArray,
+    v: npt.NDArray[np.generic],
+    v_scale: FloatArray,
+    bias: FloatArray,
+    attention_scale: float,
+    fmt: FloatFormat,
+) -> FloatArray:
+    """The definition of FpAttention, bit for bit what every kernel returns.
+
+    ``s = fma(q_scale, (k_scale * attention_scale) * sum, bias)`` with the exact sum of q * k. Keys
+    come in tiles of `KEY_TILE`, ascending (online softmax): with m the largest score so far and m'
+    the one before the tile, ``e = exp(s - m)``, ``l = l * exp(m' - m) + sum of e`` and
+    ``y = y * exp(m' - m) + t``. In t the products ``e * v_scale`` of a row's tile are quantized to
+    16-bit integers p under one scale, and multiplied exactly with v in groups as long as 32 bits
+    hold; ``t = scale * (sum of the groups)``. The result is ``y / l``.
+
+    Args:
+        q: [B, S, H, D] grid integers of `fmt`, int8 or int16.
+        q_scale: float32 [B, S, H, 1].
+        k: [B, L, H, D], as q.
+        k_scale: float32 [B, L, H, 1].
+        v: [B, L, H, D], as q.
+        v_scale: float32 [B, L, H, 1].
+        bias: float32 [1 or B, 1, 1, 1 or L], added to the scores.
+        attention_scale: factor of the scores, as float32.
+        fmt: of q, k and v.
+
+    Returns:
+        float32 [B, S, H, D]. A row whose scores have a NaN, or no score above -inf, is NaN.
+    """
+    batch, queries, heads, size = q.shape
+    keys = k.shape[1]
+    biases = np.broadcast_to(bias, (batch, 1, 1, keys)).astype(np.float32)
+    y = np.empty((batch, queries, heads, size), np.float32)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        for b in range(batch):
+            for h in range(heads):
+                scale = (k_scale[b, :, h, 0] * np.float32(attention_scale)).astype(np.float32)
+                sums = q[b, :, h].astype(np.float64) @ k[b, :, h].T.astype(np.float64)
+                scores = fma(
+                    q_scale[b, :, h], scale * sums.astype(np.float32), biases[b, 0]
+                )  # [S, L]
+                y[b, :, h] = _weighted(scores, v[b, :, h], v_scale[b, :, h, 0], fmt)
+    return y
+
+
+def _weighted(
+    scores: FloatArray, v: npt.NDArray[np.generic], v_scale: FloatArray, fmt: FloatFormat
+) -> FloatArray:
+    """Softmax of `scores` [S, L] times values [L, D]: float32 [S, D]."""
+    most = np.full((scores.shape[0], 1), -np.inf, np.float32)
+    total = np.zeros_like(most)
+    y = np.zeros((scores.shape[0], v.shape[1]), np.float32)
+    group = KEY_TILE
+    while largest_sum(PROBABILITY_FORMAT, fmt, group) >= SUM_LIMIT:
+        group //= 2
+    for start in range(0, scores.shape[1], KEY_TILE):
+        part = slice(start, min(start + KEY_TILE, scores.shape[1]))
+        before, most = most, np.fmax(most, np.fmax.reduce(scores[:, part], 1, keepdims=True))
+        base = np.where(np.isneginf(most), np.float32(0), most)
+        e = exp(scores[:, part] - base)
+        shrink = exp(before - base)
+        total = total * shrink + _lane_sum(e)
+        p, p_scale = quantize(e * v_scale[part], PROBABILITY_FORMAT)
+        ones = np.ones((v.shape[1], group_count(p.shape[1], group)), np.float32)
+        no_bias = np.zeros(v.shape[1], np.float32)
+        tile = linear(p, p_scale, v[part].T.astype(np.float32), ones, no_bias, group)
+        y = y * shrink + tile
+    weighted: FloatArray = y / total
+    return weighted
+
+
+def _lane_sum(e: FloatArray) -> FloatArray:
+    """Sums [S, 1] of rows [S, L]: partial sums in lanes, folded in halves."""
+    padded = np.pad(e, ((0, 0), (0, -e.shape[1] % SOFTMAX_LANES)))
+    lanes = np.zeros((e.shape[0], SOFTMAX_LANES), np.float32)
+    for start in range(0, padded.shape[1], SOFTMAX_LANES):
+        lanes = lanes + padded[:, start : start + SOFTMAX_LANES]
+    while lanes.shape[1] > 1:
+        half = lanes.shape[1] // 2
+        lanes = lanes[:, :half] + lanes[:, half:]
+    return lanes

@@ -1,0 +1,193 @@
+"""A local web server for one bundle and the page that draws with it in the visitor's browser.
+
+It serves what it listed when it was made, files of the bundle's manifest and of the page, and
+nothing else: no path from outside ever reaches the file system.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from http import HTTPStatus
+from pathlib import Path
+from urllib.parse import parse_qs
+
+from fp4dit_onnx.bundle.bundle import MANIFEST, Bundle
+from fp4dit_onnx.bundle.names import model_of
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.files import BUNDLE, read_json
+from fp4dit_onnx.runtime.families import FAMILIES, family_of_pipeline
+from fp4dit_onnx.runtime.step_table import STEP_TABLE, bundle_step_table
+from fp4dit_onnx.serve.local_server import MEDIA_TYPES, FileServer, Handler
+from fp4dit_onnx.targets import target_by_name
+
+__all__ = [
+    "HEADERS",
+    "PAGE_FAMILIES",
+    "Server",
+    "check_drawable",
+    "memory_estimate",
+    "page_files",
+    "served_files",
+]
+
+WEB = Path(__file__).parents[1] / "web"
+RUNTIME = WEB / "vendor" / "ort-wasm-simd-threaded.wasm"
+"""Of the files that tools/vendor_web.py brings, the one that is looked for."""
+
+ISOLATION = {
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Embedder-Policy": "require-corp",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+"""What a browser asks for before it lends memory that threads share."""
+PROTECTION = {
+    "Content-Security-Policy": "; ".join(
+        [
+            "default-src 'none'",
+            "script-src 'self' 'wasm-unsafe-eval'",
+            "worker-src 'self'",
+            "connect-src 'self'",
+            "style-src 'self'",
+            "img-src 'self' blob: data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        ]
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+"""Nothing is loaded from, and nothing is sent to, another host."""
+HEADERS = {**PROTECTION, **ISOLATION}
+
+PAGE_FAMILIES = ("PixArtAlphaPipeline", "PixArtSigmaPipeline", "HunyuanDiTPipeline", "DiTPipeline")
+"""What web/js/families draws."""
+ADDRESS_SPACE = 4 << 30
+"""Bytes that WebAssembly's 32-bit pointers reach."""
+
+
+def page_files() -> dict[str, Path]:
+    """The page's files by their path in a URL.
+
+    Raises:
+        UsageError: ONNX Runtime for the web is not in this installation.
+    """
+    if not RUNTIME.is_file():
+        raise UsageError(
+            f"{RUNTIME} not found: expected ONNX Runtime for the web there; run "
+            "python tools/vendor_web.py in a clone, or install a wheel, which holds it"
+        )
+    found = {
+        f"/{path.relative_to(WEB).as_posix()}": path
+        for path in sorted(WEB.rglob("*"))
+        if path.suffix in MEDIA_TYPES and not path.name.startswith("package")
+    }
+    return {"/": WEB / "index.html", **found}
+
+
+def served_files(bundle: Bundle) -> dict[str, Path]:
+    """The bundle's files by their path in a URL."""
+    names = (MANIFEST, *bundle.manifest.files)
+    return {f"/bundle/{name}": bundle.folder / name for name in names}
+
+
+def check_drawable(bundle: Bundle) -> None:
+    """Raise UsageError for a bundle that the page cannot draw with."""
+    index = bundle.model_index
+    name = str(read_json(index, "the list of components", BUNDLE).get("_class_name"))
+    family = family_of_pipeline(name, index)
+    if not set(family.pipelines) & set(PAGE_FAMILIES):
+        known = ", ".join(n for f in FAMILIES for n in f.pipelines if n in PAGE_FAMILIES)
+        raise UsageError(
+            f"{index} names the pipeline {name}: the page draws {known}; "
+            "draw with  fp4dit-onnx generate"
+        )
+    target = target_by_name(bundle.manifest.target)
+    if not target.drawable:
+        raise UsageError(
+            f"{bundle.folder} is for the target {target.name}, whose types ONNX Runtime for the web "
+            "has not: serve the bundle that it was made of"
+        )
+    parts = (*family.encoders, "vae_decoder")
+    missing = [part for part in parts if model_of(part) not in bundle.manifest.files]
+    if missing:
+        raise UsageError(
+            f"{bundle.folder} holds no {' and no '.join(missing)}, which drawing needs: export "
+            "the whole pipeline, with --components all"
+        )
+    bundle_step_table(bundle.folder, bundle.manifest.sampling.steps)
+
+
+def memory_estimate(bundle: Bundle) -> int:
+    """Bytes of the weights as the function bodies unpack them, float32; about what a page holds.
+
+    The VAE's are stored as float16, and so are tables of quantized text encoders.
+    """
+    files = bundle.manifest.files
+    total = bundle.manifest.totals.transformer_bytes_float32
+    encoders = bundle.manifest.text_encoders
+    for part in (*encoders, "vae_decoder"):
+        stored = sum(e.bytes for n, e in files.items() if n.startswith(model_of(part)))
+        layers = encoders[part].layers if part in encoders else {}
+        packed = sum(row.bytes for row in layers.values())
+        unpacked = sum(row.bytes_float32 for row in layers.values())
+        half = part == "vae_decoder" or layers
+        total += unpacked + (stored - packed) * (2 if half else 1)
+    return total
+
+
+class Server(FileServer):
+    """Serves one bundle and the page.
+
+    Args:
+        bundle: opened and drawable.
+        host: name or address to listen on.
+        port: 0 takes a free one.
+        isolated: send the headers that let the page use threads.
+
+    Raises:
+        UsageError: see `FileServer` and `page_files`.
+    """
+
+    def __init__(self, bundle: Bundle, host: str, port: int, *, isolated: bool = True) -> None:
+        self.folder = bundle.folder
+        self.steps = bundle.manifest.sampling.steps
+        files = {**page_files(), **served_files(bundle)}
+        super().__init__(files, HEADERS if isolated else PROTECTION, host, port, _Handler)
+
+
+class _Handler(Handler):
+    """Computes tables of steps besides."""
+
+    server: Server
+
+    def answer(self, path: str, query: str) -> None:
+        """Send a file or a table."""
+        if path == f"/bundle/{STEP_TABLE}" and (query or path not in self.server.files):
+            self._send_steps(query)
+        else:
+            super().answer(path, query)
+
+    def _send_steps(self, query: str) -> None:
+        """The table of as many steps as the query asks for, by default the bundle's."""
+        folder = self.server.folder
+        try:
+            text = _steps_text(folder, _asked_steps(query) if query else self.server.steps)
+        except UsageError as error:
+            self.send_body(HTTPStatus.BAD_REQUEST, f"{error}\n".encode())
+        else:
+            self.send_body(HTTPStatus.OK, text.encode(), MEDIA_TYPES[".json"])
+
+
+def _asked_steps(query: str) -> int:
+    """The number that a query such as ``steps=20`` asks for."""
+    steps = parse_qs(query).get("steps", [""])[0]
+    if not re.fullmatch(r"[0-9]{1,6}", steps):
+        raise UsageError(f"steps = {steps}: expected a whole number from 1")
+    return int(steps)
+
+
+@functools.lru_cache(maxsize=16)
+def _steps_text(folder: Path, steps: int) -> str:
+    return bundle_step_table(folder, steps).dumps()

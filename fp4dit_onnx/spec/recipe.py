@@ -1,0 +1,321 @@
+"""What to quantize and how, as data: bits, formats and rules become one specification a layer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Protocol
+
+import numpy as np
+
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.numbers.formats import FloatFormat, format_by_name
+from fp4dit_onnx.numbers.numerics import SUM_LIMIT, largest_sum
+from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE, scale_format_by_name
+from fp4dit_onnx.spec.spec import DEFAULT_GROUP_SIZE, LayerSpec
+
+__all__ = [
+    "ATTENTION_PARTS",
+    "FORMS",
+    "Recipe",
+    "Rule",
+    "make_recipe",
+    "parse_bits",
+]
+
+FLOAT = "none"
+"""In a rule: the layer stays in float, or its activations do."""
+PAPER = "paper"
+
+ATTENTION_PARTS = ("q", "k", "v")
+"""What an attention quantizes, in the order of use; its linear ``to_<part>`` makes each."""
+
+FORMS = ("fused", "qdq")
+"""``fused`` computes on integers; ``qdq`` shows each quantize and dequantize beside plain MatMuls."""
+
+AUTO = "auto"
+AUTO_FORMATS = ("e2m1", "e1m2", "e3m0")
+"""What ``auto`` chooses among, layer by layer; e1m2 has the grid of symmetric INT4."""
+
+WEIGHT_FORMATS = {
+    "fp": {4: "e2m1", 6: "e2m3", 8: "int8"},
+    "int": {4: "int4", 6: "int6", 8: "int8"},
+}
+ACTIVATION_FORMATS = {
+    "fp": {4: "e2m1", 6: "e2m3", 8: "e3m4", 16: FLOAT, 32: FLOAT},
+    "int": {4: "int4", 6: "int6", 8: "int8", 16: FLOAT, 32: FLOAT},
+}
+"""Grid of the method -> bits -> format. FP4DiT section "activations": E2M3 for A6, E3M4 for A8. A16
+and A32 leave activations in float."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Layers whose name matches `pattern` (shell wildcards) get these formats.
+
+    Attributes:
+        pattern: matched against the layer's torch name, ``*`` also across dots.
+        weight: weight format, or ``none`` to keep the layer in float.
+        activation: activation format, ``none`` for float, or None for the recipe's own.
+        required: a user's rule must match a layer; the paper's need not.
+        reason: why the layer stays in float, if it does.
+    """
+
+    pattern: str
+    weight: str
+    activation: str | None = None
+    required: bool = True
+    reason: str = "kept in float by rule"
+
+    @classmethod
+    def parse(cls, text: str) -> Rule:
+        """The rule written ``PATTERN=WEIGHT`` or ``PATTERN=WEIGHT/ACTIVATION``.
+
+        Raises:
+            UsageError: the text is no rule, or names an unknown format.
+        """
+        pattern, equals, formats = text.rpartition("=")
+        if not equals or not pattern or not formats:
+            raise UsageError(
+                f"layer rule {text!r}: expected PATTERN=FORMAT, for example "
+                "'*.ff.net.0.proj=e3m0', '*.attn2.*=e2m1/e3m4' or 'proj_out=none'"
+            )
+        weight, slash, activation = formats.partition("/")
+        if slash and (not activation or weight == FLOAT):
+            raise UsageError(
+                f"layer rule {text!r}: after '/' an activation format is expected, and a layer kept "
+                "in float has none"
+            )
+        for name in (weight, activation or FLOAT):
+            if name != FLOAT:
+                format_by_name(name)
+        return cls(pattern, weight, activation or None)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The whole request: first matching rule decides a layer.
+
+    Attributes:
+        bits: what the user asked for, such as ``w4a6``.
+        method: name of the rounding method.
+        activation: default activation format, or None for float.
+        attention: format of q, k and v in attention, or None for float.
+        group_size: input channels per weight scale.
+        rules: in order; the last one matches everything.
+        search: weight formats to choose among where the last rule decides; empty for no choice.
+        scale: format of the weights' scales.
+    """
+
+    bits: str
+    method: str
+    activation: str | None
+    attention: str | None
+    group_size: int
+    rules: tuple[Rule, ...]
+    search: tuple[str, ...] = ()
+    scale: str = DEFAULT_SCALE
+
+    def assign(
+        self, layers: Sequence[str] | Mapping[str, tuple[int, int]]
+    ) -> tuple[dict[str, LayerSpec], tuple[tuple[str, str], ...]]:
+        """A specification for each layer, and (name, reason) of those that stay in float.
+
+        Args:
+            layers: their names, or the shape [N, K] by name: a group is no longer than K.
+
+        Raises:
+            UsageError: a user's rule matches no layer, or formats or groups cannot be multiplied.
+        """
+        names = tuple(layers)
+        shapes = layers if isinstance(layers, Mapping) else {}
+        for rule in self.rules:
+            if rule.required and not any(fnmatchcase(name, rule.pattern) for name in names):
+                raise UsageError(
+                    f"layer rule {rule.pattern!r} matches none of the {len(names)} linear layers; "
+                    f"their names look like {', '.join(names[:3])}"
+                )
+        specs: dict[str, LayerSpec] = {}
+        skipped: list[tuple[str, str]] = []
+        for name in names:
+            rule = self._rule(name)
+            if rule.weight == FLOAT:
+                skipped.append((name, rule.reason))
+                continue
+            activation = self.activation if rule.activation is None else rule.activation
+            specs[name] = LayerSpec.of(
+                rule.weight,
+                None if activation == FLOAT else activation,
+                self.group_size,
+                self.scale,
+            )
+            group = min(shapes[name][1], self.group_size) if name in shapes else self.group_size
+            check_product(name, specs[name], group)
+        return specs, tuple(skipped)
+
+    def _rule(self, layer: str) -> Rule:
+        return next(rule for rule in self.rules if fnmatchcase(layer, rule.pattern))
+
+    def candidates(self, layers: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Layer -> weight formats to choose among by evidence, where there is a choice."""
+        if not self.search:
+            return {}
+        return {name: self.search for name in layers if self._rule(name) is self.rules[-1]}
+
+    def attentions(self, layers: Sequence[str]) -> dict[str, str]:
+        """Module name -> format of q, k and v, for each attention among `layers`, in their order.
+
+        An attention is a module whose linears ``to_q``, ``to_k`` and ``to_v`` are all in `layers`.
+        """
+        if self.attention is None:
+            return {}
+        own, first = set(layers), f".to_{ATTENTION_PARTS[0]}"
+        modules = [name.removesuffix(first) for name in layers if name.endswith(first)]
+        return {
+            module: self.attention
+            for module in modules
+            if own.issuperset(f"{module}.to_{part}" for part in ATTENTION_PARTS)
+        }
+
+
+def parse_bits(bits: str) -> tuple[int, int]:
+    """Weight and activation bits of a string such as ``w4a6``.
+
+    Raises:
+        UsageError: not of that form, or a width that no default format has.
+    """
+    match = re.fullmatch(r"w([1-9][0-9]*)a([1-9][0-9]*)", bits.lower())
+    found = (int(match[1]), int(match[2])) if match else (0, 0)
+    if found[0] not in WEIGHT_FORMATS["fp"] or found[1] not in ACTIVATION_FORMATS["fp"]:
+        weights = "|".join(map(str, WEIGHT_FORMATS["fp"]))
+        activations = "|".join(map(str, ACTIVATION_FORMATS["fp"]))
+        raise UsageError(
+            f"unknown bits {bits!r}: expected w<{weights}>a<{activations}>, for example w4a6"
+        )
+    return found
+
+
+class Method(Protocol):
+    """What a recipe takes from a method."""
+
+    @property
+    def name(self) -> str:
+        """As in ``--method``."""
+        ...
+
+    @property
+    def grid(self) -> str:
+        """``fp`` or ``int``."""
+        ...
+
+
+def make_recipe(
+    bits: str,
+    *,
+    method: Method,
+    paper_rules: Iterable[tuple[str, str]],
+    skip: Iterable[tuple[str, str]] = (),
+    weight_format: str | None = None,
+    activation_format: str | None = None,
+    attention_format: str | None = None,
+    group_size: int = DEFAULT_GROUP_SIZE,
+    scale: str = DEFAULT_SCALE,
+    rules: Iterable[str] = (),
+) -> Recipe:
+    """The recipe of a request: the user's rules, then what the family keeps in float, then the default.
+
+    Args:
+        bits: such as ``w4a6``.
+        method: its grid gives the default formats.
+        paper_rules: FP4DiT's weight formats for the family, used at 4 bits without `weight_format`.
+        skip: (pattern, reason) of layers that stay in float.
+        weight_format: one format for all weights, ``paper`` or ``auto``.
+        activation_format: in place of the default for the bits.
+        attention_format: of q, k and v in attention, ``none`` for float; None is the activations'.
+        group_size: input channels per weight scale, a positive multiple of 8.
+        scale: format of the weights' scales.
+        rules: the user's, as `Rule.parse` reads them.
+
+    Raises:
+        UsageError: any of these is unknown or contradicts another.
+    """
+    weight_bits, activation_bits = parse_bits(bits)
+    if group_size < 8 or group_size % 8:
+        raise UsageError(
+            f"group size {group_size}: expected a positive multiple of 8, such as 128"
+        )
+    scale_format_by_name(scale)
+    grid = method.grid
+    activation = activation_format or ACTIVATION_FORMATS[grid][activation_bits]
+    if activation != FLOAT:
+        _check_bits("activation", format_by_name(activation), activation_bits)
+    attention = attention_format or activation
+    if attention != FLOAT:
+        _check_bits("attention", format_by_name(attention), activation_bits)
+    tail = _weight_rules(weight_format, weight_bits, grid, tuple(paper_rules))
+    kept = tuple(Rule(p, FLOAT, required=False, reason=why) for p, why in skip)
+    return Recipe(
+        bits=bits.lower(),
+        method=method.name,
+        activation=None if activation == FLOAT else activation,
+        attention=None if attention == FLOAT else attention,
+        group_size=group_size,
+        scale=scale,
+        rules=(*(Rule.parse(text) for text in rules), *kept, *tail),
+        search=AUTO_FORMATS if weight_format == AUTO else (),
+    )
+
+
+def _weight_rules(
+    weight_format: str | None, bits: int, grid: str, paper_rules: tuple[tuple[str, str], ...]
+) -> tuple[Rule, ...]:
+    """The rules that decide where neither the user nor the family does."""
+    if weight_format == AUTO and (bits != 4 or grid != "fp"):
+        raise UsageError(
+            "weight format auto chooses among 4-bit floating-point formats: expected w4 and a "
+            "method of the fp grid, such as fp4dit"
+        )
+    if weight_format in (None, PAPER) and bits == 4 and grid == "fp":
+        return tuple(Rule(p, f, required=False) for p, f in paper_rules)
+    named = weight_format not in (None, PAPER, AUTO)
+    chosen = str(weight_format) if named else WEIGHT_FORMATS[grid][bits]
+    _check_bits("weight", format_by_name(chosen), bits)
+    return (Rule("*", chosen, required=False),)
+
+
+def check_product(name: str, spec: LayerSpec, size: int) -> None:
+    """Integer activations need integer weights, and sums of a group's products below 2^31.
+
+    Args:
+        name: of the layer.
+        spec: its formats.
+        size: inputs of its longest group.
+
+    Raises:
+        UsageError: they cannot be multiplied.
+    """
+    weight, activation = spec.weight_format, spec.activation_format
+    if activation is None or activation.integer_type == np.float32:
+        return
+    if weight.integer_type == np.float32:
+        raise UsageError(
+            f"layer {name}: weights in {weight.name} need float or equally wide activations, found "
+            f"{activation.name}: choose another weight format, such as int8, or a16"
+        )
+    largest = largest_sum(activation, weight, size)
+    if largest >= SUM_LIMIT:
+        raise UsageError(
+            f"layer {name}: a group of {size} products of {weight.name} and {activation.name} can "
+            f"reach {largest}, expected less than 2^31: use groups of at most "
+            f"{(SUM_LIMIT - 1) // largest_sum(activation, weight, 8) * 8}"
+        )
+
+
+def _check_bits(role: str, fmt: FloatFormat, bits: int) -> None:
+    if fmt.bits != bits:
+        raise UsageError(
+            f"{role} format {fmt.name} has {fmt.bits} bits, but the bits asked for give {bits}: "
+            "change one of them"
+        )

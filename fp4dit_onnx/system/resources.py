@@ -1,0 +1,119 @@
+"""What a process may use and has used: cores, memory and time."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.files import Count
+from fp4dit_onnx.values import shown, whole
+
+__all__ = [
+    "Resources",
+    "Used",
+    "available_memory",
+    "checked_threads",
+    "most_threads",
+    "peak_rss",
+    "usable_cores",
+]
+
+_THREADS_A_CORE = 4
+_THREADS_ANYWHERE = 16
+"""Few enough for any machine, and what a test or a measurement of scaling may ask of a small one."""
+_MEMORY = Path("/proc/meminfo")
+_STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Used:
+    """What the export took; bytes are None where the system does not say."""
+
+    peak_rss_bytes: Count | None = None
+    peak_rss_bytes_after_imports: Count | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def most_threads() -> int:
+    """How many threads may be asked for: more than the cores, not far above them."""
+    return max(_THREADS_ANYWHERE, _THREADS_A_CORE * usable_cores())
+
+
+def checked_threads(threads: int) -> int:
+    """`threads`, which a pool is about to start.
+
+    Raises:
+        UsageError: none, or so many that they take the machine's memory and time from each other.
+    """
+    try:
+        return whole("threads", threads, 1, most_threads())
+    except UsageError as error:
+        raise UsageError(
+            f"threads {shown(threads)}: expected 1 to {most_threads()} on {usable_cores()} usable "
+            "cores; leave the number out for all cores"
+        ) from error
+
+
+def available_memory() -> int | None:
+    """Bytes that programs may still take without swapping; None where the system does not say."""
+    if not _MEMORY.exists():
+        return None
+    lines = (line.split() for line in _MEMORY.read_text().splitlines())
+    return next((int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:"), None)
+
+
+def peak_rss() -> int | None:
+    """Largest resident set of this process so far in bytes; None where the system does not say."""
+    if _STATUS.exists():
+        # Of this program alone; getrusage hands a parent's peak down to its children.
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+
+
+class Resources:
+    """Seconds by stage, and the peak of memory before the work and in all."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._seconds: dict[str, float] = {}
+        self._before = peak_rss()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage; several of one name add up."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            passed = time.monotonic() - start
+            self._seconds[name] = self._seconds.get(name, 0.0) + passed
+
+    def imported(self) -> None:
+        """Note that all packages are loaded: what comes from here on is the work's own."""
+        self._before = peak_rss()
+
+    def used(self) -> Used:
+        """For the manifest, up to now."""
+        seconds = {**self._seconds, "total": time.monotonic() - self._start}
+        rounded = {name: round(passed, 2) for name, passed in seconds.items()}
+        return Used(peak_rss(), self._before, rounded)

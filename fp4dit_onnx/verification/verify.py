@@ -1,0 +1,369 @@
+"""The parity gate: a bundle computes what its state says, by every evaluator there is.
+
+Nodes are compared on the same recorded inputs, so codes must be equal bit for bit and linears equal
+up to float32 rounding. Whole models cannot be: a value next to a rounding threshold falls on either
+side after float32 rounding upstream, differs by one step from there on, and moves others over
+theirs. Two evaluators that shared no such decision would each carry the quantizer's error on their
+own and lie sqrt(2) of it apart: whole models may differ by at most that, 3 dB less than the
+simulation's distance from the float model on the same inputs, which the export left in the manifest.
+Where it left none, since it never ran the float model, the bound is found here: quantizing
+activations is all that evaluators decide anew, so the distance is that of the simulation with float
+activations.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from fp4dit_onnx import ops
+from fp4dit_onnx.bundle.bundle import Bundle
+from fp4dit_onnx.bundle.manifest import DEFAULT_TARGET
+from fp4dit_onnx.bundle.names import WEIGHT, codes_of, scale_of
+from fp4dit_onnx.bundle.probe import (
+    attention_formats,
+    attributes,
+    custom_nodes,
+    exposed,
+    load_model,
+    node_feed,
+    node_model,
+    read_state,
+)
+from fp4dit_onnx.errors import BundleError
+from fp4dit_onnx.files import BUNDLE
+from fp4dit_onnx.files.settings import transformer_settings
+from fp4dit_onnx.models import Family, family_of
+from fp4dit_onnx.numbers.compare import Comparison, sqnr_db
+from fp4dit_onnx.numbers.formats import format_by_name
+from fp4dit_onnx.runtime.library import Library
+from fp4dit_onnx.runtime.session import session
+from fp4dit_onnx.system.progress import Reporter, SilentReporter
+from fp4dit_onnx.verification.cases import CASES, case_inputs
+from fp4dit_onnx.verification.node_checks import NodeChecks
+
+if TYPE_CHECKING:
+    from fp4dit_onnx.calibration.parity import Simulation
+
+__all__ = ["Check", "Verification", "verify"]
+
+Array = npt.NDArray[Any]
+Run = Callable[[Mapping[str, Array]], list[Array]]
+INDEPENDENT_DB = 20 * math.log10(math.sqrt(2))
+COUNTED = (ops.LINEAR, ops.ATTENTION)
+"""Operators whose kernel calls are compared with what the graph asks for."""
+FLOAT_TYPES = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+    onnx.TensorProto.DOUBLE,
+)
+NOTHING_QUANTIZED_DB = 90.0
+"""Where no layer is quantized evaluators differ by float32 rounding alone: 2^-24 is 144 dB a node."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report.
+
+    Attributes:
+        name: what was compared.
+        ok: whether it holds.
+        detail: what it covered or, if it does not hold, the first node at fault.
+        bound: what was required.
+        found: what was measured.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+    bound: str
+    found: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All checks of a bundle."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check holds."""
+        return all(check.ok for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return {"ok": self.ok, "checks": [asdict(check) for check in self.checks]}
+
+
+def verify(
+    bundle: Path | str, *, quick: bool = False, reporter: Reporter | None = None
+) -> Verification:
+    """Check a bundle.
+
+    Args:
+        bundle: its folder.
+        quick: one case instead of several, and no ONNX reference evaluation of the whole model.
+        reporter: progress.
+
+    Raises:
+        BundleError: no bundle, or files that do not fit its manifest.
+    """
+    report = reporter or SilentReporter()
+    opened = Bundle.open(bundle)
+    target = opened.manifest.target
+    if target != DEFAULT_TARGET:
+        raise BundleError(
+            f"{opened.folder} is for the target {target}: expected a bundle of our operators, whose "
+            "nodes are checked one by one; verify the one that it was made of"
+        )
+    opened.check_files(deep=True)
+    checks = [Check("files", ok=True, detail="sizes and sha256", bound="equal", found="equal")]
+    subject = _Subject.load(opened)
+    checks += _structure(subject)
+    cases = CASES[:1] if quick else CASES
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        report.stage("verifying", len(cases), "cases") as advance,
+    ):
+        evaluators = _Evaluators(subject, Path(folder), whole_reference=not quick)
+        for index in range(len(cases)):
+            checks += evaluators.checks(index)
+            advance(1)
+        checks.append(evaluators.counters())
+    return Verification(tuple(checks))
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A bundle's transformer and what is known about it."""
+
+    bundle: Bundle
+    model: onnx.ModelProto
+    family: Family
+    config: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, bundle: Bundle) -> _Subject:
+        source = bundle.manifest.source
+        path = bundle.folder / "transformer" / "config.json"
+        config = transformer_settings(path, BUNDLE)
+        family = family_of(source.pipeline, source.transformer)
+        return cls(bundle, load_model(bundle.transformer), family, config)
+
+    @property
+    def fused(self) -> bool:
+        return any(n.op_type == ops.LINEAR for n in self.model.graph.node)
+
+
+def _structure(subject: _Subject) -> Iterator[Check]:
+    """The file holds packed weights and no float copy, its attentions' pairs, its operators' meaning."""
+    manifest = subject.bundle.manifest
+    rows = {row.name: row for row in manifest.layers}
+    shapes = [shape for row in rows.values() for shape in (row.shape, row.shape[::-1])]
+    kept = {row.name + WEIGHT for row in manifest.skipped} | {scale_of(name) for name in rows}
+    names = {t.name for t in subject.model.graph.initializer}
+    copies = [  # under whatever name: a folded transpose is a copy too
+        t.name
+        for t in subject.model.graph.initializer
+        if t.data_type in FLOAT_TYPES and tuple(t.dims) in shapes and t.name not in kept
+    ]
+    absent = [name for name in rows if codes_of(name) not in names]
+    at_fault = [*copies, *absent]
+    yield Check(
+        "packed weights",
+        ok=not at_fault,
+        detail=at_fault[0] if at_fault else f"{len(rows)} layers",
+        bound="codes for every layer, no float copy",
+        found=f"{len(copies)} float copies, {len(absent)} layers without codes",
+    )
+    attention, found = manifest.attention, attention_formats(subject.model.graph)
+    differing = sorted(m for m in {*attention, *found} if attention.get(m) != found.get(m))
+    yield Check(
+        "attention",
+        ok=not differing,
+        detail=differing[0] if differing else f"{len(found)} modules",
+        bound="q, k and v in the manifest's formats",
+        found=f"{len(differing)} others",
+    )
+    used = {n.op_type for n in subject.model.graph.node if n.domain == ops.DOMAIN}
+    bodies = {f.name for f in subject.model.functions}
+    yield Check(
+        "function bodies",
+        ok=used <= bodies,
+        detail=", ".join(sorted(used)),
+        bound="one for each operator used",
+        found=", ".join(sorted(used - bodies)) or "all",
+    )
+
+
+class _Evaluators:
+    """Every way to run the model, each built once."""
+
+    def __init__(self, subject: _Subject, folder: Path, *, whole_reference: bool) -> None:
+        self._subject = subject
+        everything, nodes = exposed(subject.model), node_model(subject.model)
+        onnx.save(everything, folder / "exposed.onnx")
+        onnx.save(nodes, folder / "nodes.onnx")
+        self._names = [o.name for o in everything.graph.output]
+        self._exposed = session(folder / "exposed.onnx")
+        self._nodes = nodes
+        self._node_runs: dict[str, Run] = {
+            "library": _runner(session(folder / "nodes.onnx")),
+            "stock ONNX Runtime": _runner(session(folder / "nodes.onnx", library=False)),
+            "ONNX reference": _runner(ReferenceEvaluator(nodes)),
+        }
+        self._ours = _runner(session(subject.bundle.transformer))
+        stock = session(subject.bundle.transformer, library=False)
+        self._whole: dict[str, Run] = {"stock ONNX Runtime": _runner(stock)}
+        if whole_reference:
+            self._whole["ONNX reference"] = _runner(ReferenceEvaluator(subject.model))
+        self._simulation = self._simulated()
+        if self._simulation is not None:
+            run = self._simulation
+            self._whole["PyTorch simulation"] = lambda feed: [run(feed)]
+        self._library = Library()
+        self._library.reset_counters()
+        self._calls = 0
+
+    def _simulated(self) -> Simulation | None:
+        """The torch network from the bundle's tensors; None where torch or diffusers is absent."""
+        if not self._subject.fused or not _has_torch():
+            return None
+        from fp4dit_onnx.calibration.parity import Simulation
+
+        subject = self._subject
+        parameters = {t.name: numpy_helper.to_array(t) for t in subject.model.graph.initializer}
+        return Simulation(subject.family, subject.config, parameters, read_state(subject.model))
+
+    def checks(self, index: int) -> Iterator[Check]:
+        """All comparisons of one case."""
+        feed = case_inputs(self._subject.family, self._subject.config, index)
+        values = self._exposed.run(self._names, feed)
+        self._calls += 1
+        tensors = {**feed, **dict(zip(self._names, values, strict=True))}
+        label = str(CASES[index])
+        views = custom_nodes(self._subject.model)
+        node_inputs = node_feed(self._nodes, tensors)
+        outputs = [o.name for o in self._nodes.graph.output]
+        for who, run in self._node_runs.items():
+            found = dict(zip(outputs, run(node_inputs), strict=True))
+            if who == "library":
+                self._calls += 1
+            yield _node_check(f"{who} nodes", label, views, NodeChecks(tensors, found, who))
+        if _has_torch() and any(v.node.op_type in ops.QUANTIZE_OPS for v in views):
+            yield _node_check(
+                "PyTorch codes", label, views, NodeChecks(tensors, tensors, "PyTorch simulation")
+            )
+        ours = self._ours(feed)[0]
+        self._calls += 1
+        bound = self._bound(index, feed)
+        if bound is None:  # without torch; the nodes carry the proof
+            return
+        for who, run in self._whole.items():
+            yield self._whole_check(who, index, ours, run(feed)[0], bound)
+
+    def _bound(self, index: int, feed: Mapping[str, Array]) -> float | None:
+        """How near whole models must be, in dB; None where nobody knows."""
+        known = self._subject.bundle.manifest.case_sqnr_db
+        if not known:  # the export measured nothing
+            own = self._activation_error(feed)
+            return None if own is None else own - INDEPENDENT_DB
+        own = known[index]
+        return NOTHING_QUANTIZED_DB if own is None else float(own) - INDEPENDENT_DB
+
+    def _activation_error(self, feed: Mapping[str, Array]) -> float | None:
+        """What quantizing activations alone costs: evaluators decide anew about nothing else."""
+        if self._simulation is None:
+            return None
+        own = sqnr_db(self._simulation(feed, float_activations=True), self._simulation(feed))
+        return NOTHING_QUANTIZED_DB + INDEPENDENT_DB if math.isinf(own) else own
+
+    def _whole_check(
+        self, who: str, index: int, ours: Array, theirs: Array, bound: float
+    ) -> Check:
+        found = sqnr_db(theirs, ours) if ours.shape == theirs.shape else float("nan")
+        return Check(
+            f"{who}, whole model",
+            ok=found >= bound,
+            detail=str(CASES[index]),
+            bound=f">= {bound:.1f} dB",
+            found=f"{found:.1f} dB",
+        )
+
+    def counters(self) -> Check:
+        """The library's own count of kernel calls against what the graph asks for."""
+        wanted: dict[str, int] = {}
+        for view in custom_nodes(self._subject.model):
+            if view.node.op_type in COUNTED:
+                key = f"{view.node.op_type}/{_product_kind(attributes(view.node))}"
+                wanted[key] = wanted.get(key, 0) + self._calls
+        calls = self._library.counters()
+        found: dict[str, int] = {}
+        isas = self._library.isas
+        allowed = isas[isas.index(self._library.isa) :]  # one without a kernel uses a lower one's
+        for key, count in calls.items():
+            op, kind, isa = key.split("/")
+            if op in COUNTED and isa in allowed:
+                found[f"{op}/{kind}"] = found.get(f"{op}/{kind}", 0) + count
+        return Check(
+            "kernel counter",
+            ok=found == wanted,
+            detail=f"on {self._library.isa} in {self._calls} runs",
+            bound=_listed(wanted),
+            found=_listed(found),
+        )
+
+
+def _product_kind(given: Mapping[str, Any]) -> str:
+    """The type in which the library multiplies for a node's formats."""
+    if "format" in given:
+        return np.dtype(format_by_name(given["format"]).integer_type).name
+    if not given["act_format"]:
+        return "float"
+    types = [format_by_name(given[k]).integer_type for k in ("act_format", "weight_format")]
+    return np.result_type(*types).name.replace("float32", "float")
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{key}: {count}" for key, count in sorted(counts.items())) or "none"
+
+
+def _has_torch() -> bool:
+    return all(importlib.util.find_spec(p) is not None for p in ("torch", "diffusers"))
+
+
+def _runner(evaluator: Any) -> Run:
+    return lambda feed: list(evaluator.run(None, dict(feed)))
+
+
+def _node_check(name: str, label: str, views: list[Any], checks: NodeChecks) -> Check:
+    """Run a comparison over all nodes; the first one that fails, in graph order, is named."""
+    worst, compared = 0.0, 0
+    for view in views:
+        outcome: Comparison | None = checks.compare(view)
+        if outcome is None:
+            continue
+        compared += 1
+        worst = max(worst, outcome.worst)
+        if not outcome.ok:
+            detail = f"{label}: first at node {view.node.name}: {outcome.detail}"
+            return Check(name, ok=False, detail=detail, bound=checks.bound, found="diverges")
+    if compared == 0 and views:
+        raise BundleError(f"nothing to compare for {name}: the model's nodes are of unknown kinds")
+    found = f"largest share of the bound {worst:.2f}" if worst else "equal"
+    return Check(
+        name, ok=True, detail=f"{label}: {compared} nodes", bound=checks.bound, found=found
+    )
