@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fp4dit_onnx.bundle.manifest import DEFAULT_TARGET, Encoder, Manifest, Used
+from fp4dit_onnx.bundle.manifest import DEFAULT_TARGET, Encoder, Manifest
 from fp4dit_onnx.report.facts import Subject
 from fp4dit_onnx.report.tables import TIMES, code, number, plain, table
 from fp4dit_onnx.spec.recipe import Recipe
+from fp4dit_onnx.system.resources import Used
 from fp4dit_onnx.system.texts import size
 
 __all__ = ["as_text", "flat", "provenance_of"]
