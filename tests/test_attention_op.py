@@ -12,7 +12,8 @@ import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from fp4dit_onnx.numbers import numerics, ops
+from fp4dit_onnx import ops
+from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.compare import attention_rounding_bound, same_bits, sqnr_db, within
 from fp4dit_onnx.numbers.formats import FORMATS
 from fp4dit_onnx.runtime.library import Library, library_path

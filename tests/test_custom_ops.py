@@ -21,7 +21,8 @@ import pytest
 from onnx import helper, numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
-from fp4dit_onnx.numbers import numerics, ops
+from fp4dit_onnx import ops
+from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.formats import FORMATS, FloatFormat
 from fp4dit_onnx.runtime.library import Library, library_path
 

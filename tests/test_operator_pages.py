@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pytest
 from onnx import helper
 
-from fp4dit_onnx.numbers import numerics, ops
+from fp4dit_onnx import ops
+from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.compare import (
     attention_rounding_bound,
     linear_rounding_bound,

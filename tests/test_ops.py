@@ -12,7 +12,8 @@ import onnx.reference
 import pytest
 from onnx import helper
 
-from fp4dit_onnx.numbers import numerics, ops
+from fp4dit_onnx import ops
+from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.compare import linear_rounding_bound, same_bits, within
 from fp4dit_onnx.numbers.formats import FORMATS, FloatFormat
 

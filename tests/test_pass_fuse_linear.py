@@ -11,7 +11,8 @@ import pytest
 
 pytest.importorskip("onnx_graphsurgeon")
 
-from fp4dit_onnx.numbers import numerics, ops
+from fp4dit_onnx import ops
+from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.compare import linear_rounding_bound, within
 from fp4dit_onnx.numbers.formats import format_by_name
 from fp4dit_onnx.passes.base import Skip

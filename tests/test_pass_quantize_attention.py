@@ -11,9 +11,10 @@ import pytest
 
 pytest.importorskip("onnx_graphsurgeon")
 
+from fp4dit_onnx import ops
 from fp4dit_onnx.bundle.probe import read_state
 from fp4dit_onnx.errors import BundleError, Fp4DitError
-from fp4dit_onnx.numbers import numerics, ops
+from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.formats import format_by_name
 from fp4dit_onnx.passes.pipeline import quantize_passes, run_passes
 from fp4dit_onnx.passes.quantize_attention import QuantizeAttention

@@ -10,9 +10,10 @@ import pytest
 
 pytest.importorskip("onnx_graphsurgeon")
 
+from fp4dit_onnx import ops
 from fp4dit_onnx.bundle.names import codes_of, scale_of
 from fp4dit_onnx.bundle.probe import read_state
-from fp4dit_onnx.numbers import numerics, ops
+from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.compare import within
 from fp4dit_onnx.numbers.formats import format_by_name
 from fp4dit_onnx.passes.fuse_linear import FuseLinear

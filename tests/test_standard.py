@@ -15,9 +15,10 @@ pytest.importorskip("onnxruntime")
 
 from onnx.reference import ReferenceEvaluator
 
+from fp4dit_onnx import ops
 from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.errors import BundleError, UsageError
-from fp4dit_onnx.numbers import numerics, ops
+from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.compare import sqnr_db
 from fp4dit_onnx.numbers.formats import FORMATS, FloatFormat, format_by_name
 from fp4dit_onnx.runtime import Pipeline
