@@ -524,6 +524,16 @@ def test_inspect_model(run: Any, small_model: Path) -> None:
     assert "FpLinear" in run("inspect", small_model).out
 
 
+def test_inspect_shows_text_of_an_attribute_that_is_not_utf8(run: Any, small_model: Path) -> None:
+    model = onnx.load(small_model)
+    for attribute in next(n for n in model.graph.node if n.op_type == "FpLinear").attribute:
+        if attribute.name == "weight_format":
+            attribute.s = b"\xffe2m1"
+    onnx.save(model, small_model)
+    (layer,) = json.loads(run("inspect", small_model, "--json").out)["layers"]
+    assert layer["weight_format"] == "\\xffe2m1"
+
+
 def test_inspect_names_operators_without_a_body(run: Any, small_model: Path) -> None:
     model = onnx.load(small_model)
     del model.functions[:]

@@ -222,7 +222,13 @@ def _prepare(model: Path, bundle: Path) -> None:
             if template[0] == "inspect" or "--dry-run" in template:
                 with contextlib.suppress(SystemExit), redirect_stdout(io.StringIO()):
                     command_line([word.format(given, out=given / "out") for word in template])
-    for name in ("commands.report", "commands.serve", "commands.verify", "runtime", "serving"):
+    for name in (
+        "commands.report",
+        "commands.serve",
+        "commands.verify",
+        "runtime",
+        "serve.serving",
+    ):
         importlib.import_module(f"fp4dit_onnx.{name}")
     for name in ("facts", "plots", "pages", "writing"):
         importlib.import_module(f"fp4dit_onnx.report.{name}")

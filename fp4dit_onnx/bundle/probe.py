@@ -109,9 +109,12 @@ def load_model(path: Path) -> onnx.ModelProto:
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    """Attributes of a node by name; strings are decoded."""
+    """Attributes of a node by name; strings are decoded, bytes that are no UTF-8 as escapes."""
     values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    return {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
+    return {
+        k: v.decode(errors="backslashreplace") if isinstance(v, bytes) else v
+        for k, v in values.items()
+    }
 
 
 def layer_of(node: onnx.NodeProto) -> str | None:

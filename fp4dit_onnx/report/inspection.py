@@ -12,7 +12,7 @@ import onnx
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.bundle.bundle import MANIFEST, Bundle
-from fp4dit_onnx.bundle.probe import attention_formats, layer_of, load_graph
+from fp4dit_onnx.bundle.probe import attention_formats, attributes, layer_of, load_graph
 from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import plain
@@ -185,26 +185,24 @@ def _layers(graph: onnx.GraphProto) -> list[dict[str, Any]]:
     for node in graph.node:
         if node.domain != ops.DOMAIN or node.op_type not in CODES_INPUT:
             continue
-        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         codes = tensors.get(node.input[CODES_INPUT[node.op_type]])
         if codes is not None:
-            rows.setdefault(codes.name, _layer(node, attributes, codes))
+            rows.setdefault(codes.name, _layer(node, attributes(node), codes))
     return list(rows.values())
 
 
 def _layer(
-    node: onnx.NodeProto, attributes: Mapping[str, Any], codes: onnx.TensorProto
+    node: onnx.NodeProto, given: Mapping[str, Any], codes: onnx.TensorProto
 ) -> dict[str, Any]:
     def text(*names: str) -> str:
-        value = next((attributes[name] for name in names if name in attributes), b"")
-        return value.decode() if isinstance(value, bytes) else str(value)
+        return str(next((given[name] for name in names if name in given), ""))
 
     return {
         "name": layer_of(node) or node.name or codes.name,
         "operator": node.op_type,
         "weight_format": text("weight_format", "format"),
         "activation_format": text("act_format") or None,
-        "group_size": attributes.get("group_size"),
-        "shape": [int(codes.dims[0]), int(attributes.get("K", 0))],
+        "group_size": given.get("group_size"),
+        "shape": [int(codes.dims[0]), int(given.get("K", 0))],
         "bytes": _nbytes(codes),
     }
