@@ -1,4 +1,4 @@
-"""Attention in torch: without sizes baked in, and with q, k and v quantized if asked for."""
+"""Attention with q, k and v quantized."""
 
 from __future__ import annotations
 
@@ -9,79 +9,27 @@ import torch
 
 from fp4dit_onnx.calibration.grid import quantize_rows
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.network.attention import AttentionProcessor
 from fp4dit_onnx.numbers.formats import FloatFormat
 from fp4dit_onnx.spec.recipe import ATTENTION_PARTS
 
-__all__ = ["AttentionProcessor", "attention_module"]
+__all__ = ["QuantizedAttention", "attention_module"]
 
 
 @dataclass(frozen=True)
-class AttentionProcessor:
-    """Attention processor with unflatten and flatten in place of diffusers' view(batch, ...).
-
-    It stands in for AttnProcessor2_0 and HunyuanAttnProcessor2_0.
+class QuantizedAttention(AttentionProcessor):
+    """Attention with q, k and v rounded, one scale a head and token; probabilities are float.
 
     Attributes:
-        format: of q, k and v, one scale a head and token; None leaves them in float. The
-            probabilities are always float.
+        format: of q, k and v.
     """
 
-    format: FloatFormat | None = None
+    format: FloatFormat
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
-        **unused: Any,
-    ) -> torch.Tensor:
-        """[B, S, C] -> [B, S, C].
-
-        Args:
-            attn: the module; its `norm_q` and `norm_k`, if any, work on heads.
-            hidden_states: [B, S, C].
-            encoder_hidden_states: [B, L, C'] to attend to; None for `hidden_states`.
-            attention_mask: bias [B, 1, L] of the scores.
-            image_rotary_emb: cosines and sines [S, D] of the queries' and, in self-attention, the
-                keys' rotation.
-            unused: what diffusers gives its own processors.
-        """
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-
-        def heads(x: torch.Tensor) -> torch.Tensor:
-            parts: torch.Tensor = x.unflatten(-1, (attn.heads, -1))  # type: ignore[no-untyped-call]
-            return self._rounded(parts).transpose(1, 2)  # [B, S, C] -> [B, H, S, D]
-
-        q, k = heads(attn.to_q(hidden_states)), heads(attn.to_k(context))
-        q = q if getattr(attn, "norm_q", None) is None else attn.norm_q(q)
-        k = k if getattr(attn, "norm_k", None) is None else attn.norm_k(k)
-        if image_rotary_emb is not None:
-            q = _rotated(q, *image_rotary_emb)
-            k = k if attn.is_cross_attention else _rotated(k, *image_rotary_emb)
-        bias = None if attention_mask is None else attention_mask.unsqueeze(1)  # [B, 1, 1, L]
-        y = torch.nn.functional.scaled_dot_product_attention(
-            q, k, heads(attn.to_v(context)), attn_mask=bias
-        )
-        out: torch.Tensor = attn.to_out[0](
-            y.transpose(1, 2).flatten(2)
-        )  # [B, H, S, D] -> [B, S, C]
-        return out
-
-    def _rounded(self, x: torch.Tensor) -> torch.Tensor:
+    def rounded(self, x: torch.Tensor) -> torch.Tensor:
         """`x` [B, S, H, D] after quantize and dequantize over D."""
-        if self.format is None:
-            return x
         q, scale = quantize_rows(x, self.format)
         return q * scale
-
-
-def _rotated(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
-    """Each pair of neighbours of `x` [B, H, S, D] turned by the angle of its token, [S, D]."""
-    pairs: torch.Tensor = x.unflatten(-1, (-1, 2))  # type: ignore[no-untyped-call]
-    even, odd = pairs.unbind(-1)
-    return x * cosine + torch.stack([-odd, even], dim=-1).flatten(-2) * sine
 
 
 def attention_module(network: torch.nn.Module, name: str) -> Any:

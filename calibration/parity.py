@@ -14,10 +14,10 @@ from fp4dit_onnx.calibration.grid import quantize_rows
 from fp4dit_onnx.calibration.simulate import simulate, unquantized
 from fp4dit_onnx.errors import BundleError
 from fp4dit_onnx.models import Family
+from fp4dit_onnx.network.dynamic import dynamic
+from fp4dit_onnx.network.networks import diffusers_maker, refusals
 from fp4dit_onnx.numbers.formats import FloatFormat
 from fp4dit_onnx.spec.state import QuantizedState
-from fp4dit_onnx.tracing.dynamic import dynamic
-from fp4dit_onnx.tracing.networks import diffusers_maker, refusals
 
 __all__ = ["Simulation", "network_runner", "torch_quantize"]
 

@@ -19,12 +19,12 @@ from fp4dit_onnx.calibration.record import Sampler
 from fp4dit_onnx.checkpoint.checkpoint import Checkpoint
 from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.models import Family
+from fp4dit_onnx.network.stored import loaded
 from fp4dit_onnx.runtime.families import family_of_pipeline
 from fp4dit_onnx.runtime.families.packing import pack, unpack
 from fp4dit_onnx.runtime.sampling import Sampling, for_decoder, initial_latents
 from fp4dit_onnx.system.silence import quiet
 from fp4dit_onnx.tokenizer_files import WHOLE, read_parts
-from fp4dit_onnx.tracing.stored import loaded
 
 __all__ = [
     "BATCH",

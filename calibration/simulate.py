@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from fp4dit_onnx.calibration.attention import AttentionProcessor, attention_module
+from fp4dit_onnx.calibration.attention import QuantizedAttention, attention_module
 from fp4dit_onnx.calibration.grid import quantize_rows
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.network.attention import AttentionProcessor
 from fp4dit_onnx.numbers.formats import format_by_name
 from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState
 
@@ -78,7 +79,7 @@ def simulate(network: torch.nn.Module, state: QuantizedState) -> None:
             )
         place(network, name, SimulatedLinear(layer, linear.bias))
     for name, fmt in state.attention.items():
-        attention_module(network, name).set_processor(AttentionProcessor(format_by_name(fmt)))
+        attention_module(network, name).set_processor(QuantizedAttention(format_by_name(fmt)))
 
 
 @contextmanager
@@ -108,7 +109,7 @@ def unquantized(network: torch.nn.Module) -> Iterator[None]:
     attentions = {
         m: m.processor
         for m in network.modules()
-        if isinstance(getattr(m, "processor", None), AttentionProcessor)
+        if isinstance(getattr(m, "processor", None), QuantizedAttention)
     }
     try:
         for linear in linears:

@@ -118,7 +118,7 @@ def traced_twin(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tra
     def make(name: str) -> TracedTwin:
         from random_pipeline import make as make_pipeline
 
-        from fp4dit_onnx.tracing.networks import fake_transformer
+        from fp4dit_onnx.network.networks import fake_transformer
         from fp4dit_onnx.tracing.trace import trace
 
         make_pipeline(name, folder / name, twin=True, components=("transformer",))

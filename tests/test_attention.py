@@ -15,9 +15,10 @@ pytest.importorskip("diffusers")
 import torch
 from diffusers.models.attention_processor import Attention
 
-from fp4dit_onnx.calibration.attention import AttentionProcessor, attention_module
+from fp4dit_onnx.calibration.attention import QuantizedAttention, attention_module
 from fp4dit_onnx.calibration.simulate import simulate, simulated
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.network.attention import AttentionProcessor
 from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.compare import same_bits, within
 from fp4dit_onnx.numbers.formats import FORMATS
@@ -132,8 +133,8 @@ def test_without_a_format_it_is_diffusers(tiny_pixart: Callable[..., Any]) -> No
     assert same.ok, same.detail
     simulate(network, QuantizedState({}, attention={"transformer_blocks.1.attn2": "e2m3"}))
     assert not same_bits(wanted, network(**arguments)[0].numpy()).ok
-    formats = {name: p.format for name, p in network.attn_processors.items()}
-    (changed,) = (name for name, fmt in formats.items() if fmt)
+    kinds = {name: type(p) for name, p in network.attn_processors.items()}
+    (changed,) = (name for name, kind in kinds.items() if kind is QuantizedAttention)
     assert changed == "transformer_blocks.1.attn2.processor"
 
 
@@ -141,7 +142,7 @@ def test_simulated_restores_the_processor(network: Network) -> None:
     before, wanted = network.attn.processor, network(*inputs())
     state = QuantizedState({}, attention={"attn": "e2m3"})
     with simulated(network, state):
-        assert network.attn.processor == AttentionProcessor(FORMATS["e2m3"])
+        assert network.attn.processor == QuantizedAttention(FORMATS["e2m3"])
         assert not torch.equal(network(*inputs()), wanted)
     assert network.attn.processor is before
     assert torch.equal(network(*inputs()), wanted)
@@ -170,6 +171,6 @@ def test_state_of_another_model(network: Network, name: str, message: str) -> No
 def test_a_nan_stays_with_its_head_and_token(network: Network) -> None:
     heads = normal(2, 5, HEADS, DIM)
     heads[1, 3, 2, 4], heads[0, 0, 1] = torch.nan, 0
-    found = AttentionProcessor(FORMATS["e2m3"])._rounded(heads)
+    found = QuantizedAttention(FORMATS["e2m3"]).rounded(heads)
     assert torch.isnan(found).nonzero().tolist() == [[1, 3, 2, d] for d in range(DIM)]
     assert not found[0, 0, 1].any()

@@ -23,7 +23,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # third parties' deprecations at import
     diffusers = pytest.importorskip("diffusers")
     transformers = pytest.importorskip("transformers")
-    from fp4dit_onnx.tracing.configs import check_networks, check_settings
+    from fp4dit_onnx.network.configs import check_networks, check_settings
 
 import official_models
 

@@ -26,8 +26,8 @@ from fp4dit_onnx.checkpoint.tensor_files import read_header
 from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.exporting.components import copy_settings
 from fp4dit_onnx.exporting.export import ExportRequest, plan
+from fp4dit_onnx.network.stored import fitted, loaded
 from fp4dit_onnx.system.silence import quiet
-from fp4dit_onnx.tracing.stored import fitted, loaded
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 OLDER = "Transformer2DModel"

@@ -20,9 +20,9 @@ pytest.importorskip("onnxruntime")
 import onnxruntime as ort
 import torch
 
-from fp4dit_onnx.calibration.attention import AttentionProcessor
 from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.models import family_of
+from fp4dit_onnx.network.attention import AttentionProcessor
 from fp4dit_onnx.ops import IR_VERSION, OPSET
 from fp4dit_onnx.passes.pipeline import float_passes, run_passes
 from fp4dit_onnx.system.silence import quiet

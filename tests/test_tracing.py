@@ -24,9 +24,9 @@ from fp4dit_onnx.checkpoint.checkpoint import TensorInfo
 from fp4dit_onnx.errors import CheckpointError, Fp4DitError
 from fp4dit_onnx.models import Interface, family_of
 from fp4dit_onnx.models.family import InputSpec
-from fp4dit_onnx.tracing.fake import fake_network, is_fake
-from fp4dit_onnx.tracing.networks import FakeNetwork, fake_transformer
-from fp4dit_onnx.tracing.positions import cropped_table, grid_rotary, sincos_table
+from fp4dit_onnx.network.fake import fake_network, is_fake
+from fp4dit_onnx.network.networks import FakeNetwork, fake_transformer
+from fp4dit_onnx.network.positions import cropped_table, grid_rotary, sincos_table
 from fp4dit_onnx.tracing.trace import trace
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")

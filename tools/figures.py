@@ -23,7 +23,13 @@ ROOT = Path(__file__).resolve().parents[1]
 _COMMIT = re.compile(r"\bcommit ([0-9a-f]{7,40})\b")
 
 _KERNELS = ("custom_ops",)
-_GRAPHS = ("passes", "fp4dit_onnx/models", "fp4dit_onnx/ops.py", "fp4dit_onnx/tracing")
+_GRAPHS = (
+    "passes",
+    "fp4dit_onnx/models",
+    "fp4dit_onnx/ops.py",
+    "fp4dit_onnx/network",
+    "fp4dit_onnx/tracing",
+)
 _WEIGHTS = ("calibration", "fp4dit_onnx/numbers/formats.py", "fp4dit_onnx/numbers/numerics.py")
 _RUNTIME = ("fp4dit_onnx/runtime",)
 

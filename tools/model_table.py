@@ -130,8 +130,8 @@ def _feed(family: Family, config: Mapping[str, Any], size: Size, seed: int) -> d
 
 def write_float(folder: Path, path: Path) -> None:
     """The transformer of the checkpoint `folder` in float, as an export traces it."""
+    from fp4dit_onnx.network.networks import fake_transformer
     from fp4dit_onnx.passes.pipeline import quantized_graph
-    from fp4dit_onnx.tracing.networks import fake_transformer
     from fp4dit_onnx.tracing.trace import trace
 
     source = open_checkpoint(folder, only=("transformer",))

@@ -112,7 +112,7 @@ def write_checkpoint(size: Size, folder: Path) -> None:
 
 def write_float(source: Path, bundle: Path, report: Reporter) -> None:
     """Write the transformer of the pipeline `source` to ``bundle/float``, nothing quantized."""
-    from fp4dit_onnx.tracing.networks import fake_transformer
+    from fp4dit_onnx.network.networks import fake_transformer
 
     checkpoint = open_checkpoint(source, only=("transformer",))
     network = fake_transformer(checkpoint.transformer_class, checkpoint.transformer_config)

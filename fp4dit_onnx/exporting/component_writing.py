@@ -26,8 +26,8 @@ from fp4dit_onnx.system.progress import Reporter
 from fp4dit_onnx.system.resources import Resources
 
 if TYPE_CHECKING:
+    from fp4dit_onnx.network.networks import FakeNetwork
     from fp4dit_onnx.passes.base import PassReport
-    from fp4dit_onnx.tracing.networks import FakeNetwork
 
 __all__ = ["Component", "ComponentWriter"]
 

@@ -59,7 +59,7 @@ def write_vae_decoder(part: checkpoint.Component, writer: ComponentWriter) -> No
     Raises:
         CheckpointError: configuration and weights do not fit.
     """
-    from fp4dit_onnx.tracing.networks import fake_vae_decoder
+    from fp4dit_onnx.network.networks import fake_vae_decoder
 
     config = read_json(
         part.folder / "config.json", f"the settings of {part.class_name}", CHECKPOINT

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from fp4dit_onnx.calibration.run import Calibration
     from fp4dit_onnx.calibration.work import Work
     from fp4dit_onnx.checkpoint.tensor_files import TensorInfo
+    from fp4dit_onnx.network.networks import FakeNetwork
     from fp4dit_onnx.passes.base import PassReport
-    from fp4dit_onnx.tracing.networks import FakeNetwork
 
 __all__ = ["ExportRequest", "ExportResult", "Plan", "export", "plan"]
 
@@ -144,7 +144,7 @@ class _Export:
 
     def write(self) -> Manifest:
         """All files of the bundle; returns its manifest."""
-        from fp4dit_onnx.tracing.networks import fake_transformer
+        from fp4dit_onnx.network.networks import fake_transformer
 
         planned = self._planned
         checkpoint = planned.checkpoint

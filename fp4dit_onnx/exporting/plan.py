@@ -143,8 +143,8 @@ def plan(request: ExportRequest) -> Plan:
     request = with_recipe(request)
     _check_choices(request)
     _check_packages()
-    from fp4dit_onnx.tracing.configs import check_networks
-    from fp4dit_onnx.tracing.stored import fitted
+    from fp4dit_onnx.network.configs import check_networks
+    from fp4dit_onnx.network.stored import fitted
 
     checkpoint = open_checkpoint(request.model, only=_only(request))
     family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)

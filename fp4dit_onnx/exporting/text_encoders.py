@@ -24,7 +24,7 @@ from fp4dit_onnx.spec.recipe import Recipe, make_recipe
 from fp4dit_onnx.spec.state import LayerLayout
 
 if TYPE_CHECKING:
-    from fp4dit_onnx.tracing.networks import FakeNetwork
+    from fp4dit_onnx.network.networks import FakeNetwork
 
 __all__ = [
     "DEFAULT_BITS",
@@ -122,7 +122,7 @@ def write_encoder(
         CheckpointError: configuration and weights do not fit.
         UsageError: the encoder's class is not supported.
     """
-    from fp4dit_onnx.tracing.networks import fake_text_encoder
+    from fp4dit_onnx.network.networks import fake_text_encoder
 
     kind = TEXT_ENCODERS[part.class_name]
     config = read_json(

@@ -40,7 +40,7 @@ def _interface(config: Config) -> Interface:
 
     def arguments(given: Mapping[str, Any]) -> dict[str, Any]:
         """With the rotary tables, which the pipeline computes outside of the transformer."""
-        from fp4dit_onnx.tracing.positions import grid_rotary
+        from fp4dit_onnx.network.positions import grid_rotary
 
         patch = int(config["patch_size"])
         height, width = (size // patch for size in given["hidden_states"].shape[-2:])

@@ -13,8 +13,8 @@ from fp4dit_onnx.benchmark.step import StepCase
 from fp4dit_onnx.calibration.parity import network_runner
 from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.models import family_of
+from fp4dit_onnx.network.stored import loaded
 from fp4dit_onnx.system.silence import quiet
-from fp4dit_onnx.tracing.stored import loaded
 
 __all__ = ["float_step", "import_networks"]
 

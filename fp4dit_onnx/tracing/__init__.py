@@ -1,1 +1,1 @@
-"""From a configuration to ONNX graphs without weights; each kind of block is traced once."""
+"""From networks without weights to ONNX graphs; each kind of block is traced once."""

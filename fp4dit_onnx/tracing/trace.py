@@ -17,10 +17,10 @@ from torch.utils import _pytree as pytree
 from fp4dit_onnx.bundle.skeleton import BLOCK, BLOCK_DOMAIN, PLACEHOLDER, Kind, Traced
 from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.models import DYNAMIC, Interface
+from fp4dit_onnx.network.dynamic import dynamic
+from fp4dit_onnx.network.fake import is_fake
 from fp4dit_onnx.ops import IR_VERSION, OPSET
 from fp4dit_onnx.system.silence import quiet
-from fp4dit_onnx.tracing.dynamic import dynamic
-from fp4dit_onnx.tracing.fake import is_fake
 
 __all__ = ["trace"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from fp4dit_onnx.calibration.attention import AttentionProcessor
-from fp4dit_onnx.tracing.positions import cropped_table, sincos_table
+from fp4dit_onnx.network.attention import AttentionProcessor
+from fp4dit_onnx.network.positions import cropped_table, sincos_table
 
 __all__ = ["dynamic"]
 

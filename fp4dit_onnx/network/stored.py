@@ -12,9 +12,8 @@ from fp4dit_onnx.checkpoint.checkpoint import Checkpoint, Component
 from fp4dit_onnx.checkpoint.tensor_reading import read_float32
 from fp4dit_onnx.files import CHECKPOINT, read_json
 from fp4dit_onnx.models import TEXT_ENCODERS, older_vae_name
-from fp4dit_onnx.system.silence import quiet
-from fp4dit_onnx.tracing.fake import unfilled
-from fp4dit_onnx.tracing.networks import (
+from fp4dit_onnx.network.fake import unfilled
+from fp4dit_onnx.network.networks import (
     diffusers_maker,
     faked,
     refusals,
@@ -22,6 +21,7 @@ from fp4dit_onnx.tracing.networks import (
     stored_tensors,
     text_encoder_maker,
 )
+from fp4dit_onnx.system.silence import quiet
 
 __all__ = ["fitted", "loaded"]
 

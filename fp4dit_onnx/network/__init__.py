@@ -1,0 +1,1 @@
+"""Networks in torch, built without weights: what tracing and calibration have in common."""
