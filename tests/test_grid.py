@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from quantizer_rows import rows_near_ties
 
 pytest.importorskip("torch")
 pytest.importorskip("diffusers")
@@ -84,16 +85,6 @@ def special_rows() -> Array:
     rows[7, :3] = np.finfo(np.float32).max, -np.finfo(np.float32).max, 1
     rows[8, :3] = 2.0**-89, -(2.0**-90), 2.0**-149
     return rows
-
-
-def rows_near_ties(fmt: FloatFormat) -> Array:
-    """Rows [50, 25] whose elements, once scaled, lie within an ulp or two of a midpoint."""
-    random = np.random.default_rng(9)
-    middle = (fmt.magnitudes[:-1] + fmt.magnitudes[1:]) / 2
-    amax = (10.0 ** random.uniform(-20, 20, (50, 1))).astype(np.float32)
-    x = (amax * random.choice(middle, (50, 8)) / fmt.max_integer).astype(np.float32)
-    up, down = np.nextafter(x, np.float32(np.inf)), np.nextafter(x, np.float32(0))
-    return np.concatenate([-amax, x, up, -down], axis=1)
 
 
 @EVERY_FORMAT

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quantizer_rows import rows_near_ties
 
 from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.compare import same_bits
@@ -163,16 +164,6 @@ def quantize_row(row: Array, fmt: FloatFormat) -> tuple[list[float], float]:
     return [nearest(float(v * factor), fmt) for v in row], float(
         amax / np.float32(fmt.max_integer)
     )
-
-
-def rows_near_ties(fmt: FloatFormat) -> Array:
-    """Rows [50, 25] whose elements, once scaled, lie within an ulp or two of a midpoint."""
-    random = np.random.default_rng(9)
-    middle = (fmt.magnitudes[:-1] + fmt.magnitudes[1:]) / 2
-    amax = (10.0 ** random.uniform(-20, 20, (50, 1))).astype(np.float32)
-    x = (amax * random.choice(middle, (50, 8)) / fmt.max_integer).astype(np.float32)
-    up, down = np.nextafter(x, np.float32(np.inf)), np.nextafter(x, np.float32(0))
-    return np.concatenate([-amax, x, up, -down], axis=1)
 
 
 @EVERY_FORMAT

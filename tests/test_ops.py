@@ -11,6 +11,7 @@ import onnx
 import onnx.reference
 import pytest
 from onnx import helper
+from quantizer_rows import rows_near_ties
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.numbers import numerics
@@ -102,16 +103,6 @@ def hard_rows(fmt: FloatFormat) -> Array:
     random = np.random.default_rng(0)
     noise = random.standard_normal((24, row.size)) * 10.0 ** random.uniform(-25, 30, (24, 1))
     return np.concatenate([row[None], -row[None], special, noise.astype(np.float32)])
-
-
-def rows_near_ties(fmt: FloatFormat) -> Array:
-    """Rows [50, 25] whose elements, once scaled, lie within an ulp or two of a midpoint."""
-    random = np.random.default_rng(9)
-    middle = (fmt.magnitudes[:-1] + fmt.magnitudes[1:]) / 2
-    amax = (10.0 ** random.uniform(-20, 20, (50, 1))).astype(np.float32)
-    x = (amax * random.choice(middle, (50, 8)) / fmt.max_integer).astype(np.float32)
-    up, down = np.nextafter(x, np.float32(np.inf)), np.nextafter(x, np.float32(0))
-    return np.concatenate([-amax, x, up, -down], axis=1)
 
 
 def smallest_rows() -> Array:

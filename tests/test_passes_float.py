@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("onnx_graphsurgeon")
 
 import onnx_graphsurgeon as gs
+from pass_bench import NO_PARAMETERS, constants, normal, op_types
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.errors import Fp4DitError
@@ -23,20 +24,6 @@ from fp4dit_onnx.passes.name_tensors import NameTensors
 from fp4dit_onnx.passes.pipeline import float_passes, run_passes
 
 Array = npt.NDArray[Any]
-NO_PARAMETERS: frozenset[str] = frozenset()
-
-
-def normal(*shape: int) -> Array:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
-
-
-def op_types(model: onnx.ModelProto) -> list[str]:
-    return [node.op_type for node in model.graph.node]
-
-
-def constants(model: onnx.ModelProto) -> dict[str, Any]:
-    tensors = model.graph.initializer
-    return {t.name: onnx.numpy_helper.to_array(t).tolist() for t in tensors}
 
 
 _GEMM = 'g (float[B, 6] x) => (float[B, 4] y) { ["m.fc/Gemm"] y = Gemm <transB = 1> (%s) }'

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import pytest
 
 pytest.importorskip("onnx_graphsurgeon")
+
+from pass_bench import normal, op_types
 
 from fp4dit_onnx.passes.base import PassReport
 from fp4dit_onnx.passes.constant_reshape import ConstantReshape
@@ -21,14 +22,6 @@ from fp4dit_onnx.passes.mend_squeeze import MendSqueeze
 from fp4dit_onnx.passes.pipeline import run_passes
 
 Array = npt.NDArray[Any]
-
-
-def normal(*shape: int) -> Array:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
-
-
-def ops(model: onnx.ModelProto) -> list[str]:
-    return [node.op_type for node in model.graph.node]
 
 
 def only_reason(report: Any, name: str) -> str:
@@ -48,7 +41,7 @@ def test_squeeze_of_known_larger_axes_goes(bench: Any, axes: str) -> None:
     }}"""
     x = normal(2, 64, 3)
     model, report = bench.rewrite(text, MendSqueeze(), {"x": x}, expected={"y": -x})
-    assert ops(model) == ["Neg"]
+    assert op_types(model) == ["Neg"]
     assert (report.rewritten, report.skipped) == (1, ())
 
 
@@ -60,7 +53,7 @@ def test_squeeze_axes_may_come_from_a_constant_node(bench: Any) -> None:
     }"""
     x = normal(2, 64)
     model, _ = bench.rewrite(text, MendSqueeze(), {"x": x}, expected={"y": -x})
-    assert ops(model) == ["Neg"]
+    assert op_types(model) == ["Neg"]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +84,7 @@ def test_squeeze_of_an_open_axis_that_torch_kept_goes(bench: Any) -> None:
     }"""
     x = normal(2, 5, 3)
     model, report = bench.rewrite(bench.bare(text), MendSqueeze(), {"x": x}, expected={"y": -x})
-    assert ops(model) == ["Neg"]
+    assert op_types(model) == ["Neg"]
     assert (report.rewritten, report.skipped) == (1, ())
 
 
@@ -139,7 +132,7 @@ def test_split_sequence_becomes_one_split(bench: Any, axis: int) -> None:
     }}"""
     scalars = {"size": np.array(2), "zero": np.array(0), "minus_one": np.array(-1)}
     model, report = bench.rewrite(bench.parse(text, scalars), MendSplit(), {"x": normal(3, 6)})
-    assert ops(model) == ["Split", "Sub"]
+    assert op_types(model) == ["Split", "Sub"]
     assert list(model.graph.node[0].output) == ["a", "split.1", "c"]
     assert not model.graph.initializer
     assert (report.rewritten, report.skipped) == (1, ())
@@ -168,7 +161,7 @@ def test_a_part_read_twice_is_one_output_of_the_split(bench: Any) -> None:
     }"""
     scalars = {"two": np.array(2), "minus_one": np.array(-1)}
     model, report = bench.rewrite(bench.parse(text, scalars), MendSplit(), {"x": normal(2, 6)})
-    assert sorted(ops(model)) == ["Identity", "Neg", "Split", "Sub"]
+    assert sorted(op_types(model)) == ["Identity", "Neg", "Split", "Sub"]
     assert report.rewritten == 1
 
 
@@ -184,7 +177,7 @@ def test_parts_that_nobody_reads_get_names_of_their_own(bench: Any) -> None:
     }"""
     scalars = {"two": np.array(2), "zero": np.array(0)}
     model, report = bench.rewrite(bench.parse(text, scalars), MendSplit(), {"x": normal(2, 6)})
-    assert sorted(ops(model)) == ["Neg", "Split", "Split", "Sub"]
+    assert sorted(op_types(model)) == ["Neg", "Split", "Split", "Sub"]
     assert report.rewritten == 2
 
 
@@ -197,7 +190,7 @@ def test_split_with_an_index_out_of_range_stays(bench: Any, index: int) -> None:
     }"""
     model = bench.parse(text, {"two": np.array(2), "index": np.array(index)})
     result, (report,) = run_passes(model, [MendSplit()])
-    assert ops(result) == ["SplitToSequence", "SequenceAt"]
+    assert op_types(result) == ["SplitToSequence", "SequenceAt"]
     assert only_reason(report, "split") == f"part {index} of 3 is read"
 
 
@@ -208,7 +201,7 @@ def test_split_whose_sequence_is_a_graph_output_stays(bench: Any) -> None:
     }"""
     model = bench.parse(text, {"two": np.array(2), "zero": np.array(0)})
     result, (report,) = run_passes(model, [MendSplit()])
-    assert ops(result) == ["SplitToSequence", "SequenceAt"]
+    assert op_types(result) == ["SplitToSequence", "SequenceAt"]
     assert only_reason(report, "split") == "its sequence is a graph output"
 
 
@@ -273,5 +266,5 @@ def test_identities_go_except_those_that_name_an_output(bench: Any) -> None:
 def test_nothing_to_do(bench: Any, make: Callable[[], Any]) -> None:
     text = "g (float[2, 3] x) => (float[2, 3] y) { [neg] y = Neg (x) }"
     model, report = bench.rewrite(text, make(), {"x": normal(2, 3)})
-    assert ops(model) == ["Neg"]
+    assert op_types(model) == ["Neg"]
     assert report == PassReport(make().name, 0)

@@ -11,23 +11,12 @@ import pytest
 
 pytest.importorskip("onnx_graphsurgeon")
 
+from pass_bench import constants, normal, op_types
+
 from fp4dit_onnx.passes.constant_reshape import ConstantReshape
 from fp4dit_onnx.passes.mend_key_transpose import MendKeyTranspose
 
 Array = npt.NDArray[Any]
-
-
-def normal(*shape: int) -> Array:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
-
-
-def ops(model: onnx.ModelProto) -> list[str]:
-    return [node.op_type for node in model.graph.node]
-
-
-def constants(model: onnx.ModelProto) -> dict[str, list[Any]]:
-    tensors = model.graph.initializer
-    return {t.name: onnx.numpy_helper.to_array(t).tolist() for t in tensors}
 
 
 def without_inferred_symbols(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -192,7 +181,7 @@ def test_reshape_gets_a_constant_target(
     model = bench.parse(_RESHAPE.format(x=x, y=y), values)
     sizes = [{"B": 5, "S": 4}.get(d) or int(d) for d in x.split(", ")]
     result, report = bench.rewrite(model, ConstantReshape(), {"x": normal(*sizes)})
-    assert ops(result) == ["Reshape"]
+    assert op_types(result) == ["Reshape"]
     assert constants(result) == {"reshape.shape": target}
     assert (report.rewritten, report.skipped) == (1, ())
 

@@ -8,17 +8,18 @@ one definition of names, types, defaults and help.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import textwrap
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from generated_file import write_or_check
+
 from fp4dit_onnx.exporting.options import Option
 from fp4dit_onnx.exporting.request import ExportRequest
 
-__all__ = ["main", "render"]
+__all__ = ["render"]
 
 TARGET = Path(__file__).resolve().parents[1] / "fp4dit_onnx" / "exporting" / "call.py"
 
@@ -128,26 +129,5 @@ def render() -> str:
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Write the file, or with ``--check`` say whether it is up to date.
-
-    Returns:
-        0, or 1 if ``--check`` found another text.
-    """
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="compare, and change nothing")
-    text = render()
-    if not parser.parse_args(arguments).check:
-        TARGET.write_text(text, encoding="utf-8")
-        return 0
-    if TARGET.exists() and TARGET.read_text(encoding="utf-8") == text:
-        return 0
-    print(
-        f"{TARGET} differs from fp4dit_onnx/exporting/request.py: run  python tools/generate_export.py",
-        file=sys.stderr,
-    )
-    return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(TARGET, render(), "fp4dit_onnx/exporting/request.py"))

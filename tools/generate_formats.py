@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import textwrap
 from pathlib import Path
 
+from generated_file import write_or_check
+
 from fp4dit_onnx.numbers.formats import FORMATS, FloatFormat
 
-__all__ = ["main", "render"]
+__all__ = ["render"]
 
 TARGET = Path(__file__).resolve().parents[1] / "custom_ops" / "core" / "formats.inc"
 
@@ -31,26 +32,5 @@ def render() -> str:
     return HEADER + "\n".join(_entry(fmt) for fmt in FORMATS.values()) + "\n"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Write the file, or with ``--check`` say whether it is up to date.
-
-    Returns:
-        0, or 1 if ``--check`` found another text.
-    """
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="compare, and change nothing")
-    text = render()
-    if not parser.parse_args(arguments).check:
-        TARGET.write_text(text, encoding="utf-8")
-        return 0
-    if TARGET.exists() and TARGET.read_text(encoding="utf-8") == text:
-        return 0
-    print(
-        f"{TARGET} differs from fp4dit_onnx/numbers/formats.py: run  python tools/generate_formats.py",
-        file=sys.stderr,
-    )
-    return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(TARGET, render(), "fp4dit_onnx/numbers/formats.py"))

@@ -17,13 +17,31 @@ from fp4dit_onnx.ops import DOMAIN, IR_VERSION, OPSET, VERSION, attach_functions
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState
 
-__all__ = ["PassBench"]
+__all__ = ["NO_PARAMETERS", "PassBench", "constants", "normal", "op_types"]
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 K = 20
 GROUP = 8
 """Not a divisor of K: the last group is short."""
+
+NO_PARAMETERS: frozenset[str] = frozenset()
+
+
+def normal(*shape: int) -> Array:
+    """Normal noise, the same for the same shape."""
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+def op_types(model: onnx.ModelProto) -> list[str]:
+    """The operators of the graph's nodes, in order."""
+    return [node.op_type for node in model.graph.node]
+
+
+def constants(model: onnx.ModelProto) -> dict[str, Any]:
+    """Initializers as lists, by name."""
+    tensors = model.graph.initializer
+    return {t.name: onnx.numpy_helper.to_array(t).tolist() for t in tensors}
 
 
 class PassBench:
