@@ -44,7 +44,8 @@ class Draft:
         """The quantized layer, once it has codes and scales."""
         assert self.scale is not None, self.name
         assert self.codes is not None, self.name
-        parts = {"codes": self.codes, "scale": self.scale.numpy()}
+        scales = self.spec.scale_format.split(self.scale.numpy(), self.spec.weight_format)
+        parts = {"codes": self.codes, **scales}
         return QuantizedLayer(self.name, self.spec, int(self.weight.shape[1]), parts)
 
 

@@ -7,7 +7,7 @@ import torch
 from fp4dit_onnx.calibration.grid import row_chunks
 from fp4dit_onnx.calibration.rounding import round_to_nearest, scaled_weight
 from fp4dit_onnx.numbers.numerics import SMALLEST_AMAX, group_count
-from fp4dit_onnx.numbers.scale_formats import Rounder, scale_format_by_name, stored
+from fp4dit_onnx.numbers.scale_formats import Rounder, stored
 from fp4dit_onnx.spec.spec import LayerSpec
 
 __all__ = ["absmax_scale", "group_absmax", "mse_scale"]
@@ -36,11 +36,11 @@ def _full_scale(weight: torch.Tensor, spec: LayerSpec) -> torch.Tensor:
 
 
 def _rounder(full: torch.Tensor, spec: LayerSpec) -> Rounder:
-    return scale_format_by_name(spec.weight.scale).fit(full.numpy())
+    return spec.scale_format.fit(full.numpy(), spec.weight_format)
 
 
 def _stored(scale: torch.Tensor, spec: LayerSpec) -> torch.Tensor:
-    return torch.from_numpy(stored(scale.numpy(), scale_format_by_name(spec.weight.scale)))
+    return torch.from_numpy(stored(scale.numpy(), spec.scale_format))
 
 
 def absmax_scale(weight: torch.Tensor, spec: LayerSpec) -> torch.Tensor:

@@ -13,6 +13,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from fp4dit_onnx import ops
 from fp4dit_onnx.bundle.names import codes_of, scale_of
 from fp4dit_onnx.bundle.skeleton import placeholder
+from fp4dit_onnx.numbers.numerics import group_count
 from fp4dit_onnx.passes.base import PassReport, Skip, rewrite_all
 from fp4dit_onnx.passes.match import Linear, is_output, linears
 from fp4dit_onnx.spec.state import LayerLayout, Layout, QuantizedLayer, QuantizedState, part_shapes
@@ -82,13 +83,14 @@ def _rewrite(graph: gs.Graph, match: _Match) -> None:
 
 
 def _constants(layer: LayerLayout | QuantizedLayer) -> tuple[gs.Constant, gs.Constant]:
-    """Codes and scales; of a layout, by shape and type alone."""
+    """Codes and the scales' values; of a layout, by shape and type alone."""
     names = codes_of(layer.name), scale_of(layer.name)
     if isinstance(layer, QuantizedLayer):
         return gs.Constant(names[0], layer.codes), gs.Constant(names[1], layer.scale)
-    shapes = part_shapes(layer.n, layer.k, layer.spec)
+    groups = group_count(layer.k, layer.spec.group_size)
+    shapes = part_shapes(layer.n, layer.k, layer.spec)["codes"], (layer.n, groups)
     types = onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT16
-    absent = [placeholder(*a) for a in zip(names, shapes.values(), types, strict=True)]
+    absent = [placeholder(*a) for a in zip(names, shapes, types, strict=True)]
     codes, scale = (gs.Constant(t.name, LazyValues(t)) for t in absent)
     return codes, scale
 

@@ -8,7 +8,7 @@ from math import prod
 from fp4dit_onnx.bundle.manifest import Layer, Totals, Weight
 from fp4dit_onnx.bundle.names import WEIGHT
 from fp4dit_onnx.checkpoint.checkpoint import Checkpoint
-from fp4dit_onnx.numbers.scale_formats import scale_format_by_name
+from fp4dit_onnx.numbers.numerics import group_count
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import part_shapes
 
@@ -28,9 +28,9 @@ def linear_layers(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
 
 def layer_size(n: int, k: int, spec: LayerSpec) -> Weight:
     """Sizes of a layer [n, k] under `spec`, with scales as their format usually stores them."""
-    shapes = part_shapes(n, k, spec)
-    scales = scale_format_by_name(spec.weight.scale).nbytes * prod(shapes["scale"])
-    return Weight((n, k), prod(shapes["codes"]) + scales, n * k * FLOAT32_BYTES)
+    codes = prod(part_shapes(n, k, spec)["codes"])
+    scales = spec.scale_format.stored_bytes(n, group_count(k, spec.group_size))
+    return Weight((n, k), codes + scales, n * k * FLOAT32_BYTES)
 
 
 def totals(checkpoint: Checkpoint, rows: Sequence[Layer | Weight]) -> Totals:

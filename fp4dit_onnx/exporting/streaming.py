@@ -76,8 +76,10 @@ class GraphValues:
         if layer not in self.layers:
             return read_chunks(self.tensors[name])
         made, error = self.quantizer(layer)
-        self._notes[codes_of(layer)] = LayerNote(made.nbytes, error)
-        self._pending |= {codes_of(layer): made.codes, scale_of(layer): made.scale}
+        written = {codes_of(layer): made.codes, scale_of(layer): made.scale}
+        size = sum(value.nbytes for value in written.values())
+        self._notes[codes_of(layer)] = LayerNote(size, error)
+        self._pending |= written
         return self._pending.pop(name)
 
     def note(self, name: str) -> dict[str, Any] | None:

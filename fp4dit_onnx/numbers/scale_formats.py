@@ -1,27 +1,31 @@
 """Scale formats: what the scale of a group may be, and how it is rounded to that.
 
-A scale is rounded *before* codes are chosen, so that codes and scales fit each other. Whatever the
-format, a bundle holds the products as float16 where that is exact, else as float32, so no operator
-has to know the format.
+A scale is rounded *before* codes are chosen, so that codes and scales fit each other. Stages work on
+rounded scales [N, G]; a layer keeps them as parts by role (`ScaleFormat.split`), from which
+`ScaleFormat.join` makes the same scales again, bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.numbers import numerics
-from fp4dit_onnx.numbers.formats import FloatArray, format_by_name
+from fp4dit_onnx.numbers.formats import FloatArray, FloatFormat, format_by_name
 
 __all__ = [
     "DEFAULT_SCALE",
+    "MULTIPLIED",
     "NVFP4_BLOCK",
     "SCALE_FORMATS",
     "ScaleFormat",
+    "channel_rounded",
+    "largest_multiplier",
     "scale_format_by_name",
     "stored",
     "two_levels",
@@ -35,8 +39,13 @@ NVFP4_BLOCK = 16
 """Inputs that share a scale in NVFP4."""
 _FLOAT16_NORMAL = (2.0**-14, 65504.0)
 _E4M3 = format_by_name("e4m3")
+MULTIPLIED = "int4*f32"
 _MULTIPLIERS = 15
 """Largest 4-bit multiplier; 0 is a group without a scale."""
+_CHANNEL_BITS = 16
+"""Significant bits of a channel's scale: its products with multipliers are exact in float32."""
+
+Parts = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -46,19 +55,60 @@ class ScaleFormat:
     Attributes:
         name: of ``--scale``.
         summary: a few words for people.
-        fit: given all scales of a layer, float32 [N, G] and not negative, how scales of its rows are
-            rounded; 0 stays 0 and what is not 0 stays so.
-        nbytes: of a scale in a bundle; of a layer whose scales float16 does not hold, 4.
+        fit: given all scales of a layer, float32 [N, G] and not negative, and the element format of
+            its weight, how scales of its rows are rounded; 0 stays 0 and what is not 0 stays so.
+        nbytes: of a scale as it is stored; of a layer whose scales float16 does not hold, 4.
+        multiplied: whether a layer stores integers for its groups and one scale a channel.
     """
 
     name: str
     summary: str
-    fit: Callable[[FloatArray], Rounder]
+    fit: Callable[[FloatArray, FloatFormat], Rounder]
     nbytes: int = 2
+    multiplied: bool = False
 
-    def rounded(self, scale: FloatArray) -> FloatArray:
-        """The nearest scales [N, G] that the format holds."""
-        return self.fit(scale)(scale, slice(None))
+    def rounded(self, scale: FloatArray, fmt: FloatFormat) -> FloatArray:
+        """The nearest scales [N, G] that the format holds, for a weight of format `fmt`."""
+        return self.fit(scale, fmt)(scale, slice(None))
+
+    def shapes(self, n: int, groups: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parts of `n` channels of `groups` scales each, by role."""
+        if self.multiplied:
+            return {"multiplier": (n, -(-groups // 2)), "channel_scale": (n,)}
+        return {"scale": (n, groups)}
+
+    def stored_bytes(self, n: int, groups: int) -> int:
+        """Bytes of the parts, as they usually are."""
+        return n * (-(-groups // 2) + 4) if self.multiplied else n * groups * self.nbytes
+
+    def split(self, scale: npt.NDArray[np.floating], fmt: FloatFormat) -> Parts:
+        """The parts of rounded scales [N, G], for a weight of format `fmt`.
+
+        ``scale`` float16 [N, G] where that is exact, else float32; or ``multiplier`` uint8
+        [N, ceil(G / 2)], two of 4 bits a byte, and ``channel_scale`` float32 [N].
+
+        Raises:
+            UsageError: multipliers are asked for and the scales are no products of them.
+        """
+        full = scale.astype(np.float32)
+        if not self.multiplied:
+            return {"scale": stored(full, self)}
+        found = _multipliers(full, fmt)
+        if found is None:
+            raise UsageError(
+                f"scales that are no integers up to {largest_multiplier(fmt)} times one float a "
+                f"channel: expected those of scale format {self.name}"
+            )
+        multiplier, channel = found
+        return {"multiplier": numerics.pack(multiplier, 4), "channel_scale": channel}
+
+    def join(self, parts: Parts, groups: int) -> npt.NDArray[np.floating]:
+        """The scales [N, G] of which `parts` are made: float32, or float16 where that is stored."""
+        if not self.multiplied:
+            return parts["scale"]
+        multiplier = numerics.unpack(parts["multiplier"], groups, 4).astype(np.float32)
+        scale: FloatArray = multiplier * parts["channel_scale"][:, None]
+        return scale
 
 
 def in_float16(scale: npt.NDArray[np.floating]) -> bool:
@@ -81,14 +131,18 @@ def _keep(scale: FloatArray, _: slice) -> FloatArray:
     return scale
 
 
-def _float16(full: FloatArray) -> Rounder:
+def _float32(full: FloatArray, _: FloatFormat) -> Rounder:
+    return _keep
+
+
+def _float16(full: FloatArray, _: FloatFormat) -> Rounder:
     """float16 costs 16 bits a group where float32 costs 32, and moves a scale by 2^-11 at most."""
     if not in_float16(full):
         return _keep
     return lambda scale, _: scale.astype(np.float16).astype(np.float32)
 
 
-def _e8m0(_: FloatArray) -> Rounder:
+def _e8m0(full: FloatArray, _: FloatFormat) -> Rounder:
     """Powers of two, as OCP MX has them; the nearer in ratio."""
 
     def rounded(scale: FloatArray, _: slice) -> FloatArray:
@@ -113,7 +167,7 @@ def _integers(scale: FloatArray, factor: np.float32) -> FloatArray:
     return (scale / factor) * np.float32(_E4M3.unit)
 
 
-def _two_level(full: FloatArray) -> Rounder:
+def _two_level(full: FloatArray, _: FloatFormat) -> Rounder:
     """An e4m3 number a block times one power of two a layer, as NVFP4 has them."""
     factor = _factor(full)
 
@@ -138,30 +192,65 @@ def two_levels(scale: FloatArray) -> tuple[npt.NDArray[np.uint8], np.float32] | 
     return numerics.encode(integers, _E4M3), factor
 
 
-def _multiplier(full: FloatArray) -> Rounder:
-    """An integer from 1 to 15 a group times one float16 a channel."""
-    channel = full.max(axis=1, keepdims=True, initial=0) / np.float32(_MULTIPLIERS)
-    if in_float16(channel):
-        channel = channel.astype(np.float16).astype(np.float32)
+def largest_multiplier(fmt: FloatFormat) -> int:
+    """The largest multiplier for grid integers of `fmt`: 4 bits hold it and int8 their product."""
+    return max(1, min(_MULTIPLIERS, 127 // int(fmt.max_integer)))
+
+
+def channel_rounded(channel: FloatArray) -> FloatArray:
+    """Scales of channels, float32 of any shape, rounded to those whose multiples are exact."""
+    fraction, exponent = np.frexp(channel)
+    limit = np.float32(2.0**_CHANNEL_BITS)
+    nearest: FloatArray = np.ldexp(np.rint(fraction * limit) / limit, exponent).astype(np.float32)
+    return nearest
+
+
+def _multiplier(full: FloatArray, fmt: FloatFormat) -> Rounder:
+    """An integer from 1 to `largest_multiplier` a group times one float a channel."""
+    most = largest_multiplier(fmt)
+    channel = channel_rounded(full.max(axis=1, keepdims=True, initial=0) / np.float32(most))
 
     def rounded(scale: FloatArray, rows: slice) -> FloatArray:
         unit = channel[rows]
         live = (scale > 0) & (unit > 0)
-        times = np.clip(np.rint(scale / np.where(unit > 0, unit, 1)), 1, _MULTIPLIERS)
+        times = np.clip(np.rint(scale / np.where(unit > 0, unit, 1)), 1, most)
         return np.where(live, times * unit, 0).astype(np.float32)
 
     return rounded
+
+
+def _multipliers(
+    scale: FloatArray, fmt: FloatFormat
+) -> tuple[npt.NDArray[np.uint8], FloatArray] | None:
+    """Multipliers uint8 [N, G] and scales of channels float32 [N] whose products are `scale`.
+
+    Each channel's multipliers are the smallest that there are. None where there are none.
+    """
+    largest = scale.max(axis=1, initial=0)
+    channel, done = np.zeros_like(largest), largest == 0
+    multiplier = np.zeros(scale.shape, np.uint8)
+    for most in range(1, largest_multiplier(fmt) + 1):
+        unit = largest / np.float32(most)
+        times = np.rint(scale / np.where(unit > 0, unit, np.float32(1))[:, None])
+        fits = ~done & (times * unit[:, None] == scale).all(axis=1)
+        channel = np.where(fits, unit, channel)
+        multiplier = np.where(fits[:, None], times, multiplier).astype(np.uint8)
+        done |= fits
+    return (multiplier, channel) if done.all() else None
 
 
 SCALE_FORMATS: dict[str, ScaleFormat] = {
     f.name: f
     for f in (
         ScaleFormat("float16", "two bytes, four for a layer that leaves its range", _float16),
-        ScaleFormat("float32", "four bytes", lambda full: _keep, nbytes=4),
+        ScaleFormat("float32", "four bytes", _float32, nbytes=4),
         ScaleFormat("e8m0", "powers of two (OCP MX)", _e8m0),
         ScaleFormat("nvfp4", "e4m3 a group times a power of two a layer (NVFP4)", _two_level),
         ScaleFormat(
-            "int4", "an integer from 1 to 15 a group times a float16 a channel", _multiplier, 4
+            MULTIPLIED,
+            "an integer of 4 bits a group times a float32 a channel",
+            _multiplier,
+            multiplied=True,
         ),
     )
 }

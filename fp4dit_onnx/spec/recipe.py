@@ -151,8 +151,7 @@ class Recipe:
                 self.group_size,
                 self.scale,
             )
-            group = min(shapes[name][1], self.group_size) if name in shapes else self.group_size
-            check_product(name, specs[name], group)
+            check_product(name, specs[name], shapes[name][1] if name in shapes else None)
         return specs, tuple(skipped)
 
     def _rule(self, layer: str) -> Rule:
@@ -285,13 +284,15 @@ def _weight_rules(
     return (Rule("*", chosen, required=False),)
 
 
-def check_product(name: str, spec: LayerSpec, size: int) -> None:
-    """Integer activations need integer weights, and sums of a group's products below 2^31.
+def check_product(name: str, spec: LayerSpec, k: int | None) -> None:
+    """Integer activations need integer weights, and sums of products below 2^31.
+
+    A sum goes over a group; with multipliers over a whole row, of products that fill int8.
 
     Args:
         name: of the layer.
         spec: its formats.
-        size: inputs of its longest group.
+        k: input channels, None for as many as a group has.
 
     Raises:
         UsageError: they cannot be multiplied.
@@ -304,12 +305,17 @@ def check_product(name: str, spec: LayerSpec, size: int) -> None:
             f"layer {name}: weights in {weight.name} need float or equally wide activations, found "
             f"{activation.name}: choose another weight format, such as int8, or a16"
         )
+    what, size, advice = "group", spec.group_size, "use groups of at most {}"
+    if spec.scale_format.multiplied:
+        weight, what, advice = format_by_name("int8"), "row", "use scales in float16 beyond {}"
+    if k is not None:
+        size = k if spec.scale_format.multiplied else min(k, size)
     largest = largest_sum(activation, weight, size)
     if largest >= SUM_LIMIT:
+        most = (SUM_LIMIT - 1) // largest_sum(activation, weight, 8) * 8
         raise UsageError(
-            f"layer {name}: a group of {size} products of {weight.name} and {activation.name} can "
-            f"reach {largest}, expected less than 2^31: use groups of at most "
-            f"{(SUM_LIMIT - 1) // largest_sum(activation, weight, 8) * 8}"
+            f"layer {name}: a {what} of {size} products of {weight.name} and {activation.name} can "
+            f"reach {largest}, expected less than 2^31: {advice.format(most)}"
         )
 
 

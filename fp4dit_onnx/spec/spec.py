@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fp4dit_onnx.numbers.formats import FloatFormat, format_by_name
-from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE
+from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE, ScaleFormat, scale_format_by_name
 
 __all__ = ["DEFAULT_GROUP_SIZE", "LayerSpec", "PerGroup", "PerToken", "TensorSpec"]
 
@@ -68,6 +68,11 @@ class LayerSpec:
     def weight_format(self) -> FloatFormat:
         """The element format of the weight."""
         return format_by_name(self.weight.format)
+
+    @property
+    def scale_format(self) -> ScaleFormat:
+        """The format of the weight's scales."""
+        return scale_format_by_name(self.weight.scale)
 
     @property
     def activation_format(self) -> FloatFormat | None:

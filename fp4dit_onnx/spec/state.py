@@ -21,7 +21,7 @@ from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import GIVEN, Positive, WrongType, decoded, parse_object, plain
 from fp4dit_onnx.numbers.formats import FloatArray, format_by_name
 from fp4dit_onnx.numbers.numerics import decode, dequantize, group_count, unpack
-from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE, scale_format_by_name
+from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE, largest_multiplier
 from fp4dit_onnx.spec.recipe import check_product
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.system.outputs import written_whole
@@ -43,15 +43,23 @@ WORK_MANIFEST = "calibration.json"
 _METADATA = "fp4dit_onnx"
 
 
-def part_shapes(n: int, k: int, spec: LayerSpec) -> dict[str, tuple[int, int]]:
+_TYPES: dict[str, tuple[type[np.generic], ...]] = {
+    "codes": (np.uint8,),
+    "scale": (np.float16, np.float32),
+    "multiplier": (np.uint8,),
+    "channel_scale": (np.float32,),
+}
+"""Of each part, by role."""
+
+
+def part_shapes(n: int, k: int, spec: LayerSpec) -> dict[str, tuple[int, ...]]:
     """Shapes of a layer's parts by role, of a weight [n, k].
 
-    ``codes`` is packed, [N, B]; ``scale`` is [N, G].
+    ``codes`` is packed, [N, B]; scales are ``scale`` [N, G], or ``multiplier`` [N, ceil(G / 2)] and
+    ``channel_scale`` [N] (see `ScaleFormat.split`).
     """
-    return {
-        "codes": (n, -(-k * spec.weight_format.storage_bits // 8)),
-        "scale": (n, group_count(k, spec.group_size)),
-    }
+    codes = (n, -(-k * spec.weight_format.storage_bits // 8))
+    return {"codes": codes, **spec.scale_format.shapes(n, group_count(k, spec.group_size))}
 
 
 @dataclass(frozen=True)
@@ -87,8 +95,9 @@ class QuantizedLayer:
         name: torch name of the module.
         spec: formats and group size.
         k: input channels.
-        parts: by role: ``codes``, packed, uint8 [N, B], and ``scale``, float16 or float32 [N, G], the
-            value of one grid integer.
+        parts: by role: ``codes``, packed, uint8 [N, B], and the scales as their format has them:
+            ``scale``, float16 or float32 [N, G], the value of one grid integer; or ``multiplier``
+            and ``channel_scale``, whose products are the scales (see `ScaleFormat.split`).
     """
 
     name: str
@@ -98,29 +107,45 @@ class QuantizedLayer:
 
     def __post_init__(self) -> None:
         """Check that the parts fit the shape, and what they are multiplied with."""
-        n = self.codes.shape[0] if self.codes.ndim else 0
+        codes = self.parts.get("codes")
+        n = codes.shape[0] if codes is not None and codes.ndim else 0
         found = {role: part.shape for role, part in self.parts.items()}
-        if self.spec.group_size < 1 or found != part_shapes(n, self.k, self.spec):
-            raise UsageError(
-                f"layer {self.name}: codes {self.codes.shape} and scales {self.scale.shape} do not "
-                f"fit K={self.k}, {self.spec}"
-            )
-        if self.codes.dtype != np.uint8 or self.scale.dtype not in (np.float16, np.float32):
-            raise UsageError(
-                f"layer {self.name}: codes {self.codes.dtype} and scales {self.scale.dtype}, "
-                "expected uint8 codes and float16 or float32 scales"
-            )
-        check_product(self.name, self.spec, min(self.k, self.spec.group_size))
+        expected = part_shapes(n, self.k, self.spec) if self.spec.group_size > 0 else {}
+        if found != expected:
+            listed = ", ".join(f"{role} {shape}" for role, shape in found.items())
+            raise UsageError(f"layer {self.name}: {listed} do not fit K={self.k}, {self.spec}")
+        for role, part in self.parts.items():
+            if part.dtype not in _TYPES[role]:
+                wanted = " or ".join(t.__name__ for t in _TYPES[role])
+                raise UsageError(f"layer {self.name}: {role} {part.dtype}, expected {wanted}")
+        self._check_multipliers()
+        check_product(self.name, self.spec, self.k)
 
     @property
     def codes(self) -> npt.NDArray[np.uint8]:
         """Packed codes, uint8 [N, B]."""
         return self.parts["codes"]
 
+    def _check_multipliers(self) -> None:
+        if "multiplier" not in self.parts:
+            return
+        most, limit = (
+            self._multiplier().max(initial=0),
+            largest_multiplier(self.spec.weight_format),
+        )
+        if most > limit:
+            raise UsageError(
+                f"layer {self.name}: multiplier {most}: expected at most {limit}, so that its "
+                f"product with {self.spec.weight_format.name} stays within int8"
+            )
+
+    def _multiplier(self) -> npt.NDArray[np.uint8]:
+        return unpack(self.parts["multiplier"], 2 * self.parts["multiplier"].shape[1], 4)
+
     @property
     def scale(self) -> npt.NDArray[np.floating]:
         """The value of one grid integer of each group, float16 or float32 [N, G]."""
-        return self.parts["scale"]
+        return self.spec.scale_format.join(self.parts, group_count(self.k, self.spec.group_size))
 
     @property
     def n(self) -> int:
@@ -238,6 +263,5 @@ def _header(path: Path, text: str) -> _Header:
 
 def _read_layer(file: Any, name: str, row: _StoredLayer) -> QuantizedLayer:
     spec = LayerSpec.of(row.weight, row.activation, row.group_size, row.scale)
-    scale_format_by_name(row.scale)
     parts = {role: file.get_tensor(f"{name}.{role}") for role in part_shapes(0, row.k, spec)}
     return QuantizedLayer(name, spec, row.k, parts)
