@@ -38,8 +38,18 @@ def round_to_grid(t: torch.Tensor, fmt: FloatFormat) -> torch.Tensor:
     return (t / step).round_().mul_(step).clamp_(-fmt.max_integer, fmt.max_integer)
 
 
-def quantize_rows(x: torch.Tensor, fmt: FloatFormat) -> tuple[torch.Tensor, torch.Tensor]:
-    """Online per-token quantization: grid integers (float32 [..., K]) and scales [..., 1]."""
+def quantize_rows(
+    x: torch.Tensor, fmt: FloatFormat, group_size: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Online quantization: grid integers (float32 [..., K]) and scales [..., G].
+
+    Args:
+        x: float32 [..., K].
+        fmt: the element format.
+        group_size: inputs of a row that share a scale; None for all, so that G is 1.
+    """
+    if group_size is not None and group_size < x.shape[-1]:
+        return _quantize_groups(x, fmt, group_size)
     amax = x.abs().amax(dim=-1, keepdim=True)  # of a row that is not finite: NaN or infinity
     finite = torch.isfinite(amax)
     live = finite & (amax >= float(SMALLEST_AMAX))
@@ -50,6 +60,17 @@ def quantize_rows(x: torch.Tensor, fmt: FloatFormat) -> tuple[torch.Tensor, torc
     q = round_to_grid(ordinary * factor, fmt)
     scale = torch.where(live, amax / limit, 0.0)
     return q, torch.where(finite, scale, torch.nan)
+
+
+def _quantize_groups(
+    x: torch.Tensor, fmt: FloatFormat, size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`quantize_rows` of each group by itself; the last may be short."""
+    k = x.shape[-1]
+    missing = -k % size
+    padded = torch.nn.functional.pad(x, (0, missing)) if missing else x
+    q, scale = quantize_rows(padded.unflatten(-1, (-1, size)), fmt)  # type: ignore[no-untyped-call]
+    return q.flatten(-2)[..., :k], scale.squeeze(-1)
 
 
 def expand_groups(scale: torch.Tensor, size: int, group_size: int) -> torch.Tensor:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from fp4dit_onnx.calibration.attention import QuantizedAttention, attention_module
-from fp4dit_onnx.calibration.grid import quantize_rows
+from fp4dit_onnx.calibration.grid import expand_groups, quantize_rows
+from fp4dit_onnx.calibration.rotation import rotated
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.network.attention import AttentionProcessor
 from fp4dit_onnx.numbers.formats import format_by_name
@@ -41,10 +42,16 @@ class SimulatedLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., K] -> [..., N], float32."""
-        fmt = self.layer.spec.activation_format
+        spec = self.layer.spec
+        fmt, size = spec.activation_format, spec.activation_group_size
+        for rotation in spec.input_ops:
+            x = rotated(x, rotation)
         if fmt is None or not self.rounds:
             return torch.nn.functional.linear(x, self.weight, self.bias)
-        q, scale = quantize_rows(x, fmt)
+        q, scale = quantize_rows(x, fmt, size)
+        if scale.shape[-1] > 1:
+            assert size is not None
+            q, scale = q * expand_groups(scale, q.shape[-1], size), torch.ones(())
         y = torch.nn.functional.linear(q, self.weight) * scale
         return y if self.bias is None else y + self.bias
 

@@ -35,7 +35,7 @@ def layer(multiplier: int | None = None) -> QuantizedLayer:
     codes = numerics.pack(numerics.quantize_groups(weight, scale, fmt, 8), 4)
     parts = {"codes": codes, **FORMAT.split(scale, fmt)}
     if multiplier is not None:
-        parts["multiplier"][0, 0] = multiplier
+        parts["multipliers"][0, 0] = multiplier
     return QuantizedLayer("fc", SPEC, K, parts)
 
 
@@ -53,7 +53,7 @@ def test_rounded_scales_are_exact_products(name: str) -> None:
     found = FORMAT.rounded(full, fmt)
     assert np.array_equal(found > 0, full > 0), "no group vanishes"
     parts = FORMAT.split(found, fmt)
-    multiplier = numerics.unpack(parts["multiplier"], 8, 4)
+    multiplier = numerics.unpack(parts["multipliers"], 8, 4)
     assert multiplier.max() <= largest_multiplier(fmt)
     exact = multiplier.astype(np.float64) * parts["channel_scale"].astype(np.float64)[:, None]
     assert np.array_equal(exact, found), "without rounding"
@@ -70,7 +70,7 @@ def test_other_scales_are_refused() -> None:
 
 def test_a_layer_keeps_them_as_parts(tmp_path: Path) -> None:
     made = layer()
-    assert set(made.parts) == {"codes", "multiplier", "channel_scale"}
+    assert set(made.parts) == {"codes", "multipliers", "channel_scale"}
     assert made.nbytes == N * (30 + 4 + 4) == layer_size(N, K, SPEC).bytes
     step = np.repeat(made.scale, 8, axis=1)[:, :K]
     assert np.array_equal(made.weight(), made.integers() * step)
@@ -91,7 +91,7 @@ def test_sums_go_over_the_whole_row() -> None:
     spec = LayerSpec.of("e2m1", "e3m4", 32, MULTIPLIED)
     parts = {
         "codes": codes,
-        "multiplier": np.zeros(shapes["multiplier"], np.uint8),
+        "multipliers": np.zeros(shapes["multipliers"], np.uint8),
         "channel_scale": np.zeros(1, np.float32),
     }
     with pytest.raises(UsageError, match=r"a row of 8400 products of int8 and e3m4 .*\b8256$"):

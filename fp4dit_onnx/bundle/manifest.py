@@ -115,6 +115,8 @@ class Layer:
         activation_format: None for float.
         group_size: input channels that share a scale.
         scale_format: of the weight's scales.
+        activation_group_size: inputs of a token that share a scale, None for all.
+        hadamard: block size of the rotation of its inputs, None for none.
     """
 
     name: str
@@ -128,6 +130,8 @@ class Layer:
     weight_sqnr_db: float | None = None
     output_sqnr_db: float | None = None
     scale_format: str = DEFAULT_SCALE
+    activation_group_size: Positive | None = None
+    hadamard: Positive | None = None
 
     @property
     def formats(self) -> str:

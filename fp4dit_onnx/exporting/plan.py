@@ -292,6 +292,8 @@ def format_row(spec: LayerSpec) -> dict[str, Any]:
         "activation_format": activation,
         "group_size": spec.group_size,
         "scale_format": spec.weight.scale,
+        "activation_group_size": spec.activation_group_size,
+        "hadamard": spec.hadamard,
     }
 
 

@@ -74,7 +74,7 @@ class ScaleFormat:
     def shapes(self, n: int, groups: int) -> dict[str, tuple[int, ...]]:
         """Shapes of the parts of `n` channels of `groups` scales each, by role."""
         if self.multiplied:
-            return {"multiplier": (n, -(-groups // 2)), "channel_scale": (n,)}
+            return {"multipliers": (n, -(-groups // 2)), "channel_scale": (n,)}
         return {"scale": (n, groups)}
 
     def stored_bytes(self, n: int, groups: int) -> int:
@@ -84,7 +84,7 @@ class ScaleFormat:
     def split(self, scale: npt.NDArray[np.floating], fmt: FloatFormat) -> Parts:
         """The parts of rounded scales [N, G], for a weight of format `fmt`.
 
-        ``scale`` float16 [N, G] where that is exact, else float32; or ``multiplier`` uint8
+        ``scale`` float16 [N, G] where that is exact, else float32; or ``multipliers`` uint8
         [N, ceil(G / 2)], two of 4 bits a byte, and ``channel_scale`` float32 [N].
 
         Raises:
@@ -100,13 +100,13 @@ class ScaleFormat:
                 f"channel: expected those of scale format {self.name}"
             )
         multiplier, channel = found
-        return {"multiplier": numerics.pack(multiplier, 4), "channel_scale": channel}
+        return {"multipliers": numerics.pack(multiplier, 4), "channel_scale": channel}
 
     def join(self, parts: Parts, groups: int) -> npt.NDArray[np.floating]:
         """The scales [N, G] of which `parts` are made: float32, or float16 where that is stored."""
         if not self.multiplied:
             return parts["scale"]
-        multiplier = numerics.unpack(parts["multiplier"], groups, 4).astype(np.float32)
+        multiplier = numerics.unpack(parts["multipliers"], groups, 4).astype(np.float32)
         scale: FloatArray = multiplier * parts["channel_scale"][:, None]
         return scale
 

@@ -287,7 +287,8 @@ def _weight_rules(
 def check_product(name: str, spec: LayerSpec, k: int | None) -> None:
     """Integer activations need integer weights, and sums of products below 2^31.
 
-    A sum goes over a group; with multipliers over a whole row, of products that fill int8.
+    A sum goes over a group, with multipliers over a whole row of products that fill int8, and at
+    most over inputs that share an activation's scale.
 
     Args:
         name: of the layer.
@@ -306,10 +307,12 @@ def check_product(name: str, spec: LayerSpec, k: int | None) -> None:
             f"{activation.name}: choose another weight format, such as int8, or a16"
         )
     what, size, advice = "group", spec.group_size, "use groups of at most {}"
+    of_token = spec.activation_group_size
     if spec.scale_format.multiplied:
         weight, what, advice = format_by_name("int8"), "row", "use scales in float16 beyond {}"
     if k is not None:
         size = k if spec.scale_format.multiplied else min(k, size)
+    size = size if of_token is None else min(size, of_token)
     largest = largest_sum(activation, weight, size)
     if largest >= SUM_LIMIT:
         most = (SUM_LIMIT - 1) // largest_sum(activation, weight, 8) * 8

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.numbers.formats import FloatFormat, format_by_name
 from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE, ScaleFormat, scale_format_by_name
 
-__all__ = ["DEFAULT_GROUP_SIZE", "LayerSpec", "PerGroup", "PerToken", "TensorSpec"]
+__all__ = ["DEFAULT_GROUP_SIZE", "Hadamard", "LayerSpec", "PerGroup", "PerToken", "TensorSpec"]
 
 DEFAULT_GROUP_SIZE = 128
 
@@ -43,26 +44,71 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class Hadamard:
+    """A rotation: [..., K] times block-diagonal normalized Hadamard matrices.
+
+    Attributes:
+        block: size of each, a power of two from 2; what is left of K is rotated in the largest
+            smaller powers of two.
+    """
+
+    block: int
+
+    def __post_init__(self) -> None:
+        """Check the size."""
+        if self.block < 2 or self.block & (self.block - 1):
+            raise UsageError(
+                f"Hadamard block {self.block}: expected a power of two from 2, such as 64"
+            )
+
+    def blocks(self, k: int) -> tuple[int, ...]:
+        """Sizes of the blocks that `k` inputs are cut into, in order; their sum is `k`."""
+        sizes = [self.block] * (k // self.block)
+        rest = k % self.block
+        return (*sizes, *(1 << i for i in reversed(range(rest.bit_length())) if rest >> i & 1))
+
+
+@dataclass(frozen=True)
 class LayerSpec:
     """How one linear layer is quantized.
 
     Attributes:
         weight: the weight, in groups of inputs.
         input: the activations it reads; None leaves them in float.
+        input_ops: what is done to the activations at run time before they are quantized, in order;
+            the weight makes up for it.
     """
 
     weight: TensorSpec
     input: TensorSpec | None
+    input_ops: tuple[Hadamard, ...] = ()
 
     @classmethod
     def of(
-        cls, weight: str, activation: str | None, group_size: int, scale: str = DEFAULT_SCALE
+        cls,
+        weight: str,
+        activation: str | None,
+        group_size: int,
+        scale: str = DEFAULT_SCALE,
+        activation_group_size: int | None = None,
+        hadamard: int | None = None,
     ) -> LayerSpec:
-        """Formats by name: weights in groups under scales of format `scale`, activations a token."""
+        """Formats by name.
+
+        Args:
+            weight: its element format.
+            activation: that of the activations, None for float.
+            group_size: inputs that share a weight scale.
+            scale: format of the weight's scales.
+            activation_group_size: inputs of a token that share a scale, None for all.
+            hadamard: block size of a rotation of the activations, None for none.
+        """
         given = None
         if activation is not None:
-            given = TensorSpec(activation, PerToken(), "float32", dynamic=True)
-        return cls(TensorSpec(weight, PerGroup(group_size), scale), given)
+            shared = PerGroup(activation_group_size) if activation_group_size else PerToken()
+            given = TensorSpec(activation, shared, "float32", dynamic=True)
+        rotation = (Hadamard(hadamard),) if hadamard else ()
+        return cls(TensorSpec(weight, PerGroup(group_size), scale), given, rotation)
 
     @property
     def weight_format(self) -> FloatFormat:
@@ -90,6 +136,17 @@ class LayerSpec:
         assert isinstance(self.weight.granularity, PerGroup)
         return self.weight.granularity.size
 
+    @property
+    def activation_group_size(self) -> int | None:
+        """Inputs of a token that share a scale; None for all of them, or float activations."""
+        shared = self.input.granularity if self.input else None
+        return shared.size if isinstance(shared, PerGroup) else None
+
+    @property
+    def hadamard(self) -> int | None:
+        """Block size of the rotation of the activations, None for none."""
+        return self.input_ops[0].block if self.input_ops else None
+
     def with_weight(self, **changes: Any) -> LayerSpec:
         """The same with other fields of the weight's specification."""
         return replace(self, weight=replace(self.weight, **changes))
@@ -102,4 +159,6 @@ class LayerSpec:
             "activation": activation,
             "group_size": self.group_size,
             "scale": self.weight.scale,
+            "activation_group_size": self.activation_group_size,
+            "hadamard": self.hadamard,
         }

@@ -46,7 +46,7 @@ _METADATA = "fp4dit_onnx"
 _TYPES: dict[str, tuple[type[np.generic], ...]] = {
     "codes": (np.uint8,),
     "scale": (np.float16, np.float32),
-    "multiplier": (np.uint8,),
+    "multipliers": (np.uint8,),
     "channel_scale": (np.float32,),
 }
 """Of each part, by role."""
@@ -55,7 +55,7 @@ _TYPES: dict[str, tuple[type[np.generic], ...]] = {
 def part_shapes(n: int, k: int, spec: LayerSpec) -> dict[str, tuple[int, ...]]:
     """Shapes of a layer's parts by role, of a weight [n, k].
 
-    ``codes`` is packed, [N, B]; scales are ``scale`` [N, G], or ``multiplier`` [N, ceil(G / 2)] and
+    ``codes`` is packed, [N, B]; scales are ``scale`` [N, G], or ``multipliers`` [N, ceil(G / 2)] and
     ``channel_scale`` [N] (see `ScaleFormat.split`).
     """
     codes = (n, -(-k * spec.weight_format.storage_bits // 8))
@@ -96,7 +96,7 @@ class QuantizedLayer:
         spec: formats and group size.
         k: input channels.
         parts: by role: ``codes``, packed, uint8 [N, B], and the scales as their format has them:
-            ``scale``, float16 or float32 [N, G], the value of one grid integer; or ``multiplier``
+            ``scale``, float16 or float32 [N, G], the value of one grid integer; or ``multipliers``
             and ``channel_scale``, whose products are the scales (see `ScaleFormat.split`).
     """
 
@@ -127,7 +127,7 @@ class QuantizedLayer:
         return self.parts["codes"]
 
     def _check_multipliers(self) -> None:
-        if "multiplier" not in self.parts:
+        if "multipliers" not in self.parts:
             return
         most, limit = (
             self._multiplier().max(initial=0),
@@ -140,7 +140,7 @@ class QuantizedLayer:
             )
 
     def _multiplier(self) -> npt.NDArray[np.uint8]:
-        return unpack(self.parts["multiplier"], 2 * self.parts["multiplier"].shape[1], 4)
+        return unpack(self.parts["multipliers"], 2 * self.parts["multipliers"].shape[1], 4)
 
     @property
     def scale(self) -> npt.NDArray[np.floating]:
@@ -221,6 +221,8 @@ class _StoredLayer:
     activation: str | None
     group_size: Positive
     scale: str = DEFAULT_SCALE
+    activation_group_size: Positive | None = None
+    hadamard: Positive | None = None
 
 
 @dataclass(frozen=True)
@@ -262,6 +264,7 @@ def _header(path: Path, text: str) -> _Header:
 
 
 def _read_layer(file: Any, name: str, row: _StoredLayer) -> QuantizedLayer:
-    spec = LayerSpec.of(row.weight, row.activation, row.group_size, row.scale)
+    given = vars(row)
+    spec = LayerSpec.of(**{key: value for key, value in given.items() if key != "k"})
     parts = {role: file.get_tensor(f"{name}.{role}") for role in part_shapes(0, row.k, spec)}
     return QuantizedLayer(name, spec, row.k, parts)
