@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from random_pipeline import make
 from safetensors.numpy import load_file, save_file
 
 from fp4dit_onnx.bundle.model_file import ModelFile
-from fp4dit_onnx.errors import CheckpointError, UsageError
+from fp4dit_onnx.errors import CheckpointError, MissingExtraError, UsageError
 from fp4dit_onnx.exporting.components import copy_settings
 from fp4dit_onnx.exporting.export import ExportRequest, export, plan
 from fp4dit_onnx.report.inspection import inspect_pipeline
@@ -272,3 +273,14 @@ def test_the_class_of_a_scheduler_is_that_of_the_index(demo_copy: Path, tmp_path
     np.testing.assert_array_equal(
         scheduler_from_config(written).start(7).timesteps, theirs.timesteps
     )
+
+
+def test_packages_of_the_report_are_asked_for_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    lacking = lambda name, *rest: None if name == "matplotlib" else find(name, *rest)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", lacking)
+    assert plan(request(tmp_path / "b", report=False)).layers
+    with pytest.raises(MissingExtraError, match="matplotlib"):
+        plan(request(tmp_path / "b"))

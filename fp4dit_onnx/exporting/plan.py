@@ -24,6 +24,7 @@ from fp4dit_onnx.files import CHECKPOINT, parse_object, plain
 from fp4dit_onnx.files.settings import vae_settings
 from fp4dit_onnx.models import Family, family_of
 from fp4dit_onnx.prompts import demo_prompts, general_prompts, read_prompts
+from fp4dit_onnx.report import writing as report_writing
 from fp4dit_onnx.runtime.families import family_of_pipeline as runtime_family
 from fp4dit_onnx.runtime.runs import start_run
 from fp4dit_onnx.runtime.schedulers import scheduler_from_config
@@ -38,7 +39,6 @@ from fp4dit_onnx.values import checked_seed, real, whole
 __all__ = ["ExportRequest", "Plan", "format_row", "plan", "work_folder"]
 
 TORCH_PACKAGES = ("torch", "diffusers", "transformers", "onnx_graphsurgeon", "onnxscript")
-REPORT_PACKAGES = ("jinja2", "matplotlib")
 SMALLEST_RAM = 2**26
 LAYER_COPIES = 6
 """Memory that rounding a layer from its file takes, in copies of its weight in float32: measured up to
@@ -142,7 +142,7 @@ def plan(request: ExportRequest) -> Plan:
     """
     request = with_recipe(request)
     _check_choices(request)
-    _check_packages()
+    _check_packages(report=request.report)
     from fp4dit_onnx.network.configs import check_networks
     from fp4dit_onnx.network.stored import fitted
 
@@ -212,8 +212,8 @@ def _undrawable(checkpoint: Checkpoint, sampling: Sampling) -> tuple[str, ...]:
     return ()
 
 
-def _check_packages() -> None:
-    for package in (*TORCH_PACKAGES, *REPORT_PACKAGES):
+def _check_packages(*, report: bool) -> None:
+    for package in (*TORCH_PACKAGES, *(report_writing.PACKAGES if report else ())):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package.replace("_", "-"), "export")
 
