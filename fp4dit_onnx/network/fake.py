@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["fake_network", "is_fake", "unfilled"]
+__all__ = ["fake_network", "is_fake", "like", "unfilled"]
 
 
 class _Meta(TorchFunctionMode):
@@ -69,3 +69,10 @@ def is_fake(tensor: object) -> bool:
     """Whether `tensor` has no values."""
     inner = tensor.data if isinstance(tensor, torch.nn.Parameter) else tensor
     return isinstance(inner, FakeTensor) or isinstance(tensor, FakeTensor)
+
+
+def like(tensor: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """`values` as a parameter if `tensor` is one, without gradients."""
+    if not isinstance(tensor, torch.nn.Parameter):
+        return values
+    return torch.nn.Parameter(values, requires_grad=False)

@@ -15,12 +15,15 @@ from huggingface_hub.errors import StrictDataclassError
 from fp4dit_onnx.checkpoint.tensor_files import TensorInfo
 from fp4dit_onnx.checkpoint.tensor_reading import check_tensors, same_data
 from fp4dit_onnx.errors import CheckpointError
+from fp4dit_onnx.models import DYNAMIC, Interface
 from fp4dit_onnx.network.fake import fake_network
 from fp4dit_onnx.system.silence import quiet
 
 __all__ = [
+    "EXAMPLE_SIZES",
     "FakeNetwork",
     "diffusers_maker",
+    "example_inputs",
     "fake_text_encoder",
     "fake_transformer",
     "fake_vae_decoder",
@@ -32,6 +35,8 @@ __all__ = [
 ]
 
 
+EXAMPLE_SIZES = dict(zip(DYNAMIC, (3, 7, 20, 26, 11), strict=True))
+"""Of dynamic axes: unlike each other, and unlike 0 and 1, which torch specializes."""
 REFUSALS = (
     ArithmeticError,
     AssertionError,
@@ -225,3 +230,11 @@ def refusals(class_name: str) -> Iterator[None]:
             f"config.json makes no {class_name}: {said}; "
             "it is damaged or of another version: download it again"
         ) from error
+
+
+def example_inputs(interface: Interface, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Inputs of `EXAMPLE_SIZES` and of the sizes that `config` says, by name."""
+    return {
+        spec.name: torch.ones(spec.shape(config, EXAMPLE_SIZES), dtype=getattr(torch, spec.dtype))
+        for spec in interface.inputs
+    }

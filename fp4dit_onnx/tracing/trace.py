@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
 import onnx_ir
 import torch
-from torch.utils import _pytree as pytree
 
 from fp4dit_onnx.bundle.skeleton import BLOCK, BLOCK_DOMAIN, PLACEHOLDER, Kind, Traced
 from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.models import DYNAMIC, Interface
+from fp4dit_onnx.network.blocks import BlockCall, answered
 from fp4dit_onnx.network.dynamic import dynamic
 from fp4dit_onnx.network.fake import is_fake
+from fp4dit_onnx.network.networks import example_inputs
 from fp4dit_onnx.ops import IR_VERSION, OPSET
 from fp4dit_onnx.system.silence import quiet
 
@@ -27,36 +27,8 @@ __all__ = ["trace"]
 _WRAPPED = "network"
 _NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
 _SCOPES = "pkg.torch.onnx.name_scopes"
-# Sizes of dynamic axes while tracing: unlike each other, and unlike 0 and 1, which torch specializes.
-_TRACE_SIZES = dict(zip(DYNAMIC, (3, 7, 20, 26, 11), strict=True))
 _LARGEST = 1 << 16
 _JOINED = "tokens"
-
-
-@dataclass(frozen=True)
-class _Call:
-    """How a block was called while the shell was traced."""
-
-    module: torch.nn.Module
-    leaves: list[Any]
-    spec: pytree.TreeSpec
-
-    @property
-    def tensors(self) -> list[torch.Tensor]:
-        return [leaf for leaf in self.leaves if isinstance(leaf, torch.Tensor)]
-
-    def kind(self) -> tuple[object, ...]:
-        """Equal for blocks that have the same graph."""
-        tensors = self.module.state_dict().items()
-        return (
-            type(self.module),
-            tuple((name, tuple(t.shape)) for name, t in tensors),
-            tuple(
-                (str(tuple(leaf.shape)), leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf
-                for leaf in self.leaves
-            ),
-            str(self.spec),
-        )
 
 
 @dataclass
@@ -102,16 +74,13 @@ class _Positional(torch.nn.Module):
 class _Block(torch.nn.Module):
     """One block with its tensors as plain positional arguments, as it was called."""
 
-    def __init__(self, call: _Call) -> None:
+    def __init__(self, call: BlockCall) -> None:
         super().__init__()
         self.network = call.module
         self._call = call
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        given = iter(tensors)
-        call = self._call
-        leaves = [next(given) if isinstance(v, torch.Tensor) else v for v in call.leaves]
-        result = self.network(**pytree.tree_unflatten(leaves, call.spec))
+        result = self.network(**self._call.with_tensors(tensors))
         outputs = result if isinstance(result, tuple) else (result,)
         return tuple(t for t in outputs if t is not None)
 
@@ -134,17 +103,21 @@ def trace(
     Raises:
         Fp4DitError: torch cannot trace the network, or not convert what it traced.
     """
-    axes, calls = _Axes(), dict[str, _Call]()
+    axes, calls = _Axes(), dict[str, BlockCall]()
     specs, fake = interface.inputs, mode or contextlib.nullcontext()
     with fake:
-        examples = tuple(
-            torch.ones(s.shape(config, _TRACE_SIZES), dtype=getattr(torch, s.dtype)) for s in specs
-        )
+        examples = tuple(example_inputs(interface, config).values())
     dims = {name: torch.export.Dim(name, min=1, max=_LARGEST) for name in DYNAMIC}
     shapes = tuple({i: dims[str(d)] for i, d in enumerate(s.dims) if d in dims} for s in specs)
     names, outputs = [s.name for s in specs], list(interface.outputs)
     with quiet(), torch.no_grad(), dynamic(network):
-        with _stubbed(network, interface.blocks, calls):
+        stubs = _stubs(network, interface.blocks)
+
+        def answer(call: BlockCall) -> Any:
+            calls[call.name] = call
+            return _stub(call, stubs[call.name])
+
+        with answered(network, stubs, answer):
             wrapped = _Positional(network, interface, axes).eval()
             shell = _converted(wrapped, examples, shapes, names, outputs)
         found: dict[object, Kind] = {}
@@ -158,56 +131,32 @@ def trace(
     return Traced(shell, kinds)
 
 
-@contextlib.contextmanager
-def _stubbed(
-    network: torch.nn.Module, blocks: Mapping[str, Sequence[str]], calls: dict[str, _Call]
-) -> Iterator[None]:
-    """While open, a block gives a node of `BLOCK` and notes how it was called."""
-    found: dict[str, tuple[Any, tuple[str, ...]]] = {
-        f"{part}.{i}": (block, tuple(like))
+def _stubs(
+    network: torch.nn.Module, blocks: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[str, ...]]:
+    """Names of the blocks -> names of the arguments that their results are like."""
+    return {
+        f"{part}.{i}": tuple(like)
         for part, like in blocks.items()
-        for i, block in enumerate(_children(network, part))
+        for i, _ in network.get_submodule(part).named_children()
     }
-    modules: list[Any] = [block for block, _ in found.values()]
-    for name, (block, like) in found.items():
-        block.forward = _stub(name, block, like, calls)
-    try:
-        yield
-    finally:
-        for module in modules:
-            del module.forward
 
 
-def _children(network: torch.nn.Module, part: str) -> list[Any]:
-    return list(network.get_submodule(part).children())
+def _stub(call: BlockCall, like: Sequence[str]) -> Any:
+    """A node of `BLOCK` in place of the block."""
+    same = [call.arguments[argument] for argument in like]
+    outputs = torch.onnx.ops.symbolic_multi_out(
+        f"{BLOCK_DOMAIN}::{BLOCK}",
+        call.tensors,
+        {"module": call.name},
+        dtypes=[t.dtype for t in same],
+        shapes=[t.shape for t in same],
+        version=1,
+    )
+    return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
-def _stub(
-    name: str, block: Any, like: tuple[str, ...], calls: dict[str, _Call]
-) -> Callable[..., Any]:
-    signature = inspect.signature(type(block).forward)
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        given = dict(signature.bind(block, *args, **kwargs).arguments)
-        del given["self"]
-        given.update(given.pop("kwargs", {}))
-        leaves, spec = pytree.tree_flatten(given)
-        calls[name] = call = _Call(block, leaves, spec)
-        same = [given[argument] for argument in like]
-        outputs = torch.onnx.ops.symbolic_multi_out(
-            f"{BLOCK_DOMAIN}::{BLOCK}",
-            call.tensors,
-            {"module": name},
-            dtypes=[t.dtype for t in same],
-            shapes=[t.shape for t in same],
-            version=1,
-        )
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
-
-    return forward
-
-
-def _block(name: str, call: _Call, axes: _Axes, fake: Any) -> onnx.ModelProto:
+def _block(name: str, call: BlockCall, axes: _Axes, fake: Any) -> onnx.ModelProto:
     """The graph of one block, its tensors' open sizes named as in the shell."""
     examples, shapes = [], []
     called: list[dict[int, str]] = []

@@ -1,0 +1,80 @@
+"""Networks whose blocks are read from the checkpoint each time that they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from fp4dit_onnx.checkpoint.tensor_files import TensorInfo
+from fp4dit_onnx.checkpoint.tensor_reading import read_float32
+from fp4dit_onnx.models import Interface
+from fp4dit_onnx.network.blocks import BlockCall, answer_with, block_names, block_of
+from fp4dit_onnx.network.dynamic import dynamic
+from fp4dit_onnx.network.fake import is_fake, like
+from fp4dit_onnx.network.network import Network
+from fp4dit_onnx.network.networks import EXAMPLE_SIZES, FakeNetwork, example_inputs
+from fp4dit_onnx.network.topology import topology_of
+
+__all__ = ["StoredTensors", "streamed"]
+
+
+class StoredTensors:
+    """Reads tensors in float32 from their files; the first ones that fit stay in memory.
+
+    Args:
+        tensors: by name.
+        budget: bytes that may stay.
+    """
+
+    def __init__(self, tensors: Mapping[str, TensorInfo], budget: int = 0) -> None:
+        self._tensors, self._left = tensors, budget
+        self._kept: dict[str, torch.Tensor] = {}
+
+    def __call__(self, name: str) -> torch.Tensor:
+        """Values of the tensor called `name`."""
+        found = self._kept.get(name)
+        if found is None:
+            found = torch.from_numpy(read_float32(self._tensors[name]))
+            if found.nbytes <= self._left:
+                self._left -= found.nbytes
+                self._kept[name] = found
+        return found
+
+    def forget(self) -> None:
+        """Let go of what stayed, and keep nothing from now on."""
+        self._left = 0
+        self._kept.clear()
+
+
+def streamed(
+    network: FakeNetwork, interface: Interface, read: Callable[[str], torch.Tensor]
+) -> Network:
+    """A network whose shell is in memory, and each of whose blocks is read anew for every call.
+
+    Args:
+        network: becomes the shell.
+        interface: how it is called.
+        read: gives the values of its tensors.
+    """
+    module, blocks = network.module, block_names(network.module)
+    with network.mode:
+        inputs = example_inputs(interface, network.config)
+        call = (), interface.arguments(inputs)
+    with dynamic(module):
+        shared = topology_of(module, blocks, call, EXAMPLE_SIZES["batch"]).shared
+    values: dict[int, torch.Tensor] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if is_fake(tensor) and (block_of(name, blocks) is None or name in shared):
+            path, _, last = name.rpartition(".")
+            if id(tensor) not in values:  # tied tensors stay one
+                values[id(tensor)] = like(tensor, read(name))
+            setattr(module.get_submodule(path), last, values[id(tensor)])
+    made = Network(module, blocks, read)
+
+    def run(call: BlockCall) -> Any:
+        return made.materialize(call.name)(**call.arguments)
+
+    answer_with(module, blocks, run)
+    return made
