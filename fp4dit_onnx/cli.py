@@ -33,13 +33,13 @@ __all__ = ["COMMANDS", "application", "load_command", "main"]
 
 COMMANDS = {
     "export": "Quantize a diffusers pipeline and write it as an ONNX bundle.",
-    "generate": "Draw pictures with a bundle, on ONNX Runtime alone.",
-    "serve": "Draw in a web browser: one page, everything on this machine.",
+    "generate": "Generate images with a bundle, on ONNX Runtime alone.",
+    "serve": "Generate images in a web browser: one page, everything on this machine.",
     "inspect": "Show what a bundle, an ONNX file or a diffusers folder holds.",
     "view": "Open the quantized transformer in Netron.",
     "verify": "Prove that a bundle computes what it should; exit 1 where it does not.",
-    "evaluate": "Compare a bundle's pictures with those of the float model.",
-    "report": "Write report.html: what a bundle lost, layer by layer and picture by picture.",
+    "evaluate": "Compare a bundle's images with those of the float model.",
+    "report": "Write report.html: what a bundle lost, layer by layer and image by image.",
     "convert": "Write a bundle for runtimes without local functions, or with standard types only.",
     "bench": "Measure speed side by side with other libraries, in one interleaved run.",
     "recipes": "List the recipes: what each does, what it needs, what it costs.",

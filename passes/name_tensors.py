@@ -15,9 +15,9 @@ __all__ = ["NameTensors"]
 
 @dataclass(frozen=True)
 class NameTensors:
-    """What the exporter called ``val_17`` is called after its node, numbered from the second output on.
+    """What the exporter called ``val_17`` is named after its node, numbered from the second output on.
 
-    Node names become unique. Constants are called after the first node that reads them. Graph inputs
+    Node names become unique. Constants are named after the first node that reads them. Graph inputs
     and outputs, the parameters, and the tensors that the quantizing passes made keep their names.
 
     Attributes:

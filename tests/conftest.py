@@ -241,7 +241,7 @@ def demo_bundle(drawable: Callable[[str], Path]) -> Path:
 
 @pytest.fixture
 def demo_feed() -> dict[str, Array]:
-    """Inputs of the demo's transformer: two pictures, five tokens."""
+    """Inputs of the demo's transformer: two images, five tokens."""
     rng = np.random.default_rng(0)
     return {
         "hidden_states": rng.standard_normal((2, 4, 8, 8)).astype(np.float32),

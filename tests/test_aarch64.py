@@ -61,7 +61,7 @@ def test_unknown_check_is_refused() -> None:
     result = run_tool("--only", "suite,speed")
     assert result.returncode == 2
     assert (
-        "--only speed: expected among suite, sanitizers, nodes, models, picture, x86"
+        "--only speed: expected among suite, sanitizers, nodes, models, image, x86"
         in result.stderr
     )
 

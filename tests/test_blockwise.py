@@ -182,7 +182,7 @@ def test_samples_go_where_errors_matter() -> None:
         counts[call % STEPS] += len(rows)
         assert len(set(rows.tolist())) == len(rows)
         assert rows.max() < BATCH
-    # 32 pairs: half evenly, 4 a step; half by importance, but a step has only 12 pictures.
+    # 32 pairs: half evenly, 4 a step; half by importance, but a step has only 12 images.
     assert counts == [5, 5, 5, 12]
     assert choice.count == sum(counts)
     assert float(choice.weight.mean()) == pytest.approx(1)
@@ -246,7 +246,7 @@ def test_recorded_twins_belong_together(network: Network, tmp_path: Path) -> Non
 
 
 def guided_error(network: Any, state: QuantizedState) -> float:
-    """Of the network's outputs on pictures that calibration did not see."""
+    """Of the network's outputs on images that calibration did not see."""
     from fp4dit_onnx.calibration.simulate import simulated
 
     layers = {n: replace(q, spec=replace(q.spec, input=None)) for n, q in state.layers.items()}

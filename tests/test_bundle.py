@@ -27,7 +27,7 @@ DRAWING = (
     "tokenizer/tokenizer.json",
     "scheduler/scheduler_config.json",
 )
-"""What a bundle that draws has beyond `REQUIRED_FILES`."""
+"""What a bundle that generates images has beyond `REQUIRED_FILES`."""
 
 
 def fill(folder: Path, text: str = "content", further: Sequence[str] = DRAWING) -> None:

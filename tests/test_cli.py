@@ -281,7 +281,7 @@ def test_dry_run_with_attention_in_float(run: Any) -> None:
         (["export", "--iterations", "0", "--dry-run"], ("iterations = 0", "whole number from 1")),
         (["export", "--bits", "w8a8", "--weight-format", "auto", "--dry-run"], ("auto", "w4")),
         (["export", "--prompts", "/nowhere.txt", "--dry-run"], ("/nowhere.txt",)),
-        (["generate", "/nowhere", "-o", "x.png"], ("nothing to draw", "--prompt")),
+        (["generate", "/nowhere", "-o", "x.png"], ("no prompt", "--prompt")),
         (["generate", "/nowhere", "-o", "x.png", "--prompt", "a"], ("/nowhere not found",)),
         (["generate", "/nowhere", "-o", "x.gif", "--prompt", "a"], ("x.gif", ".png")),
         (["evaluate", "/nowhere"], ("/nowhere not found",)),
@@ -403,7 +403,7 @@ def test_picture_paths(tmp_path: Path) -> None:
     assert one == [tmp_path / "a.png"]
     images = [("Red apple!", 0), ("///", 0)]
     several = picture_paths(tmp_path / "folder", images, overwrite=False)
-    assert [p.name for p in several] == ["0-red-apple.png", "1-picture.png"]
+    assert [p.name for p in several] == ["0-red-apple.png", "1-image.png"]
     with pytest.raises(UsageError, match="one file for 2 images: give a folder"):
         picture_paths(tmp_path / "a.png", images, overwrite=False)
     (tmp_path / "a.png").touch()
@@ -454,7 +454,7 @@ def test_seeds_that_contradict(options: tuple[Any, Any, Any], words: str) -> Non
 
 
 class FakePipeline:
-    """Stands for runtime.pipeline.Pipeline: draws grey."""
+    """Stands for runtime.pipeline.Pipeline: generates grey images."""
 
     def __init__(self, folder: Path, *, library: bool, threads: int | None) -> None:
         self.steps, self.height, self.width = 2, 8, 8
@@ -464,7 +464,7 @@ class FakePipeline:
         return self
 
     def generate(self, prompts: list[str], *, progress: Any, **_: object) -> list[Image.Image]:
-        """A grey picture a prompt."""
+        """A grey image a prompt."""
         progress(1, 2)
         return [Image.new("RGB", (8, 8), "grey") for _ in prompts]
 
@@ -478,7 +478,7 @@ def test_generate_writes_pictures(
         "generate", "b", "--prompt", "x", "--prompt", "y", "-o", tmp_path / "o", "--json"
     )
     assert outcome.code == 0
-    files = [Path(row["file"]) for row in json.loads(outcome.out)["pictures"]]
+    files = [Path(row["file"]) for row in json.loads(outcome.out)["images"]]
     assert sorted(files) == sorted((tmp_path / "o").iterdir())
     with Image.open(files[0]) as picture:
         assert picture.size == (8, 8)

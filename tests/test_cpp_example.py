@@ -1,4 +1,4 @@
-"""The C++ example: built here and for aarch64, it draws what the Python pipeline draws."""
+"""The C++ example: built here and for aarch64, it generates the images of the Python pipeline."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PROMPT = "red apple"
 STEPS = 4
 SAME_PICTURE_DB = 15.0
 """After two steps. Rounding alone, by the sampler, the function bodies or another processor, leaves
-18 to 20 dB; pictures of other seeds are 9 to 11 dB apart. (More steps bring the pictures of all
+18 to 20 dB; images of other seeds are 9 to 11 dB apart. (More steps bring the images of all
 seeds closer, and so what is to be told apart.)"""
 ABSENT_HERE = [name for name in ("c++", "cmake") if shutil.which(name) is None]
 ABSENT_THERE = [
@@ -119,7 +119,7 @@ def run(program: Path, *arguments: object, text: str = "") -> subprocess.Complet
 
 @pytest.fixture
 def draw(programs: Path, tmp_path: Path) -> Callable[..., Array]:
-    """Draws with the program: the picture, uint8 [H, W, 3]."""
+    """The image that the program generates, uint8 [H, W, 3]."""
 
     def make(bundle: Path, *options: object, prompt: str = PROMPT) -> Array:
         path = tmp_path / "picture.bmp"
@@ -172,7 +172,7 @@ class Table:
 def drawn_in_python(
     bundle: Path, *, table: bool = True, library: bool = True, steps: int = STEPS, **settings: Any
 ) -> Array:
-    """The picture of the Python pipeline, by the table or by its own scheduler."""
+    """The image of the Python pipeline, by the table or by its own scheduler."""
     pipeline = Pipeline(bundle, library=library, threads=1)
     if table:
         pipeline.scheduler = Table(bundle)
@@ -274,7 +274,7 @@ def test_prompts_become_the_tokens_of_the_python_tokenizer(programs: Path, drawa
 
 
 BAD_VALUES: tuple[tuple[str, list[str | int], Any, str], ...] = (
-    ("model_index.json", ["_class_name"], "FluxPipeline", "draws with PixArt only"),
+    ("model_index.json", ["_class_name"], "FluxPipeline", "runs PixArt only"),
     ("quantization.json", ["sampling", "height"], 60, "is 60: expected a multiple of 8"),
     ("quantization.json", ["sampling", "width"], -64, "is -64: expected a whole number"),
     (

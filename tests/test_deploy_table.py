@@ -1,4 +1,4 @@
-"""The table of runtimes: what counts as the same picture, and what is said of absent runtimes."""
+"""The table of runtimes: what counts as the same image, and what is said of absent runtimes."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_process_that_fails_is_named_by_its_last_line(tmp_path: Path) -> None:
     with pytest.raises(CheckError, match=r"^error: no such layer$"):
         deploy_table.run(command)
     command = Command((sys.executable, "-c", ""), tmp_path / "p.png", "1.0")
-    with pytest.raises(CheckError, match="exit code 0, no picture"):
+    with pytest.raises(CheckError, match="exit code 0, no image"):
         deploy_table.run(command)
 
 

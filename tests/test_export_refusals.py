@@ -241,7 +241,7 @@ def test_schedulers_that_generate_refuses_are_named_before_any_work(
         assert planned.undrawable == ()
     else:
         (note,) = planned.undrawable
-        assert note.startswith("generate will not make pictures with this bundle: ")
+        assert note.startswith("generate will not make images with this bundle: ")
         assert words in note
         assert note in planned.to_json()["notes"]
     alone = plan(

@@ -77,7 +77,7 @@ class TorchSession:
 
 @dataclass(frozen=True)
 class Case:
-    """A model of tools/random_pipeline.py and what to draw with it, one prompt a seed."""
+    """A model of tools/random_pipeline.py and its prompts, one per seed."""
 
     model: str
     sampling: Sampling
@@ -272,7 +272,7 @@ class Pair:
         return states
 
     def their_run(self, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Array], Any]:
-        """The latents after every step, [B, C, H, W], and the pictures, from our noise."""
+        """The latents after every step, [B, C, H, W], and the images, from our noise."""
         shape = self.ours.latent_shape(self.ours.settings())
         start = torch.from_numpy(np.stack([initial_latents(seed, shape) for seed in SEEDS]))
         states: list[Array] = []

@@ -45,7 +45,7 @@ def test_psnr_by_hand() -> None:
     one[0, 0, 0] = 1
     assert psnr(a, one) == pytest.approx(20 * math.log10(255) + 10 * math.log10(48), abs=1e-13)
     assert psnr(one, a) == psnr(a, one)
-    assert psnr(a, a) == psnr(a, one)  # finite: as close as different pictures can be
+    assert psnr(a, a) == psnr(a, one)  # finite: as close as different images can be
 
 
 @pytest.mark.parametrize("measure", [psnr, ssim])

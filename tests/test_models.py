@@ -174,7 +174,7 @@ def agrees(network: Any, arguments: Arguments, found: Array) -> bool:
 
 @pytest.mark.parametrize("case", range(len(SIZES)))
 def test_the_graph_computes_what_diffusers_does(subject: Subject, case: int) -> None:
-    # diffusers' own DiT takes every picture for a square
+    # diffusers' own DiT takes every image for a square
     sizes = (SQUARES if subject.name == "DiT" else SIZES)[case]
     feed = subject.feed(*sizes)
     arguments, found = subject.arguments(feed), subject.run(feed)

@@ -142,7 +142,7 @@ def test_an_export_for_the_target_has_them(tmp_path: Path) -> None:
     manifest = export(request).manifest
     assert {row.group_size for row in manifest.layers} == {16}
     assert {row.weight_format for row in manifest.layers} == {"e2m1"}
-    assert manifest.converted["transformer"].activations == "float"  # nothing to draw with
+    assert manifest.converted["transformer"].activations == "float"  # it cannot generate
     Bundle.open(tmp_path / "bundle").check_files(deep=True)
     path = tmp_path / "bundle" / "transformer" / "model.onnx"
     onnx.checker.check_model(path, full_check=True)

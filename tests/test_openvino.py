@@ -25,7 +25,7 @@ from fp4dit_onnx.targets.standard import standard
 from fp4dit_onnx.targets.tiny_model import tiny_linear
 
 APART_DB = 25.0
-"""Pictures of two evaluators are 31 to 37 dB apart here, of two seeds less than 20."""
+"""Images of two evaluators are 31 to 37 dB apart here, of two seeds less than 20."""
 
 
 class Compiled:

@@ -39,9 +39,9 @@ FLOAT_ACTIVATIONS, FP6_ACTIVATIONS = "w4a16", "w4a6"
 MOST_LEVELS, MOST_MOVED = 1, 0.01
 
 # With activations in FP6 the same rounding lets values near a tie of the quantizer fall to the
-# other side, and a step of FP6 is 1/8 of the value and more: two pictures of the same model are
+# other side, and a step of FP6 is 1/8 of the value and more: two images of the same model are
 # then as far apart as Python's own with and without the custom-op library, 31 dB at 20 steps of
-# the demo. The bound leaves 4 dB; the picture of another seed is at 19 dB.
+# the demo. The bound leaves 4 dB; the image of another seed is at 19 dB.
 LEAST_PSNR_DB, MOST_PSNR_OF_ANOTHER_DB = 27.0, 22.0
 
 
@@ -51,7 +51,7 @@ def psnr_db(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
 
 
 def nearly_equal(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> bool:
-    """Whether pictures are equal but for the rounding of single values."""
+    """Whether images are equal but for the rounding of single values."""
     moved = np.abs(found.astype(int) - expected.astype(int))
     return bool(moved.max() <= MOST_LEVELS and (moved > 0).mean() <= MOST_MOVED)
 
@@ -98,13 +98,13 @@ def ready(browser: Any, drawable: Callable[[str], Path]) -> Iterator[Any]:
 
 
 def settled(page: Any) -> str:
-    """Wait until the page can draw or shows an error; the error, or nothing."""
+    """Wait until the page is ready or shows an error; the error, or nothing."""
     page.locator("#draw:enabled, #error:visible").first.wait_for(timeout=LOAD_MS)
     return str(page.inner_text("#error")) if page.is_visible("#error") else ""
 
 
 def drawn(page: Any, *, steps: int, seed: int = 0) -> npt.NDArray[np.uint8]:
-    """The pixels of the picture that the page draws, [height, width, 3]."""
+    """The pixels of the image on the page, [height, width, 3]."""
     page.fill("#prompt", PROMPT)
     page.fill("#steps", str(steps))
     page.fill("#seed", str(seed))

@@ -1,4 +1,4 @@
-"""The pictures of docs/concepts.md: as drawn now, whole, and named for those who do not see them."""
+"""The images of docs/concepts.md: as drawn now, whole, and named for those who do not see them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pipeline that draws classes, which prompts name or number."""
+"""The pipeline that generates images of classes, which prompts name or number."""
 
 from __future__ import annotations
 

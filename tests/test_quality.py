@@ -17,8 +17,8 @@ from fp4dit_onnx import cli
 from fp4dit_onnx.commands import evaluate as command
 from fp4dit_onnx.errors import CheckpointError, UsageError
 from fp4dit_onnx.evaluation import quality
+from fp4dit_onnx.evaluation.image_grid import image_grid
 from fp4dit_onnx.evaluation.metrics import METRICS, Metric
-from fp4dit_onnx.evaluation.picture_grid import picture_grid
 from fp4dit_onnx.evaluation.quality import FLOAT, evaluate, latent_sqnr
 from fp4dit_onnx.numbers.compare import sqnr_db
 from fp4dit_onnx.runtime import Pipeline, Sampling
@@ -41,7 +41,7 @@ def trail(seeds: Sequence[int], steps: int, on_step: Any, relative_error: float 
 
 
 class FakePipeline:
-    """Draws grey pictures: float's colour, plus what the bundle's folder is called."""
+    """Generates grey images: float's colour, plus what the bundle's folder is called."""
 
     def __init__(self, folder: Path, *, library: bool) -> None:
         self.offset = int(folder.name)
@@ -54,7 +54,7 @@ class FakePipeline:
     def generate(
         self, prompts: Any, *, seeds: Any, on_step: Any, **settings: Any
     ) -> list[Image.Image]:
-        """One picture a prompt; latents are off by the offset's share of 256."""
+        """One image a prompt; latents are off by the offset's share of 256."""
         wanted = {"steps": 2, "guidance": 3.0, "height": 64, "width": 64, "batch_size": 8}
         assert settings == wanted
         trail(seeds, 2, on_step, self.offset / 256)
@@ -109,7 +109,7 @@ def test_latents_are_compared_after_every_step() -> None:
     found = evaluate({"far": Path("16"), "same": Path("0")}, Path("model"), ["a", "b"], range(6))
     far, same = (bundle.to_json()["latent_sqnr_db"] for bundle in found.bundles)
     assert [row["step"] for row in far] == [0, 1]
-    for row in far:  # 1/16 of every value, exact in float32, whatever the picture
+    for row in far:  # 1/16 of every value, exact in float32, whatever the image
         assert row["mean"] == pytest.approx(20 * math.log10(16), abs=1e-12)
         assert row["standard_error"] == pytest.approx(0, abs=1e-12)
     assert same[1]["mean"] == pytest.approx(10 * math.log10(16 * 2**46), abs=1e-12)  # finite
@@ -151,7 +151,7 @@ def test_evaluate_reports_models_and_batches() -> None:
         "generating with float": 4,
         "generating with x": 4,
     } | {"measuring": 2}
-    batches = ["pictures 1 to 8 of 10"] * 2 + ["pictures 9 to 10 of 10"] * 2
+    batches = ["images 1 to 8 of 10"] * 2 + ["images 9 to 10 of 10"] * 2
     for stage in ("generating with float", "generating with x"):
         assert [detail for name, _, detail in reporter.told if name == stage] == batches
     for name, total in reporter.totals.items():
@@ -361,7 +361,7 @@ def test_float_images_refuse_a_broken_model(
 def test_grid_places_every_picture() -> None:
     blues = {b: Image.new("RGB", (8, 8), (0, 0, b)) for b in (100, 120, 140, 160)}  # no text is
     rows = {FLOAT: [blues[100], blues[120]], "e2m1": [blues[140], blues[160]]}
-    sheet = picture_grid(rows, ["one", "a caption of many words that needs several lines"])
+    sheet = image_grid(rows, ["one", "a caption of many words that needs several lines"])
     pixels = np.asarray(sheet)
     corners = []
     for blue in blues:
@@ -378,7 +378,7 @@ def test_grid_places_every_picture() -> None:
 
 
 def test_grid_keeps_large_pictures() -> None:
-    sheet = picture_grid({"a": [plain(0, (256, 300))]}, ["x"])
+    sheet = image_grid({"a": [plain(0, (256, 300))]}, ["x"])
     assert 256 < sheet.width < 512
     assert 300 < sheet.height < 600
 
@@ -388,4 +388,4 @@ def test_grid_keeps_large_pictures() -> None:
 )
 def test_grid_refuses_uneven_rows(rows: dict[str, list[Image.Image]], captions: list[str]) -> None:
     with pytest.raises(ValueError, match="expected"):
-        picture_grid(rows, captions)
+        image_grid(rows, captions)

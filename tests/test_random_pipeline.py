@@ -82,7 +82,7 @@ def inputs(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
         is_used = config["use_additional_conditions"]
         return {**text, "added_cond_kwargs": conditions if is_used else dict.fromkeys(conditions)}
     if family == "Hunyuan":
-        angles = normal(64, config["attention_head_dim"])  # [tokens of the picture, head]
+        angles = normal(64, config["attention_head_dim"])  # [tokens of the image, head]
         style = config["use_style_cond_and_image_meta_size"]
         return {
             "encoder_hidden_states": normal(1, 77, 48),

@@ -102,7 +102,7 @@ def test_inspect_names_the_target(inlined: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_models_are_replaced_when_all_are_written(demo_bundle: Path, tmp_path: Path) -> None:
-    """A target may draw with the bundle, for ranges, so no model of it is replaced before."""
+    """A target may run the bundle, to measure ranges, so no model of it is replaced before."""
     seen = []
 
     def rewrite(source: Path, made: Path, bundle: Path, reporter: Reporter) -> dict[str, str]:

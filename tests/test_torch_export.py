@@ -198,7 +198,7 @@ def test_a_slightly_different_network_is_told_apart(
 ) -> None:
     """The comparator: a wrong sign, a NaN, one weight moved by 1e-4, erf's GELU for tanh's.
 
-    And the positions: of another trained size, and of a picture lying on its side.
+    And the positions: of another trained size, and of an image lying on its side.
     """
     export = exported("plain")
     inputs = export.inputs(2, 16, 8, 12)
@@ -219,7 +219,7 @@ def test_a_slightly_different_network_is_told_apart(
 def test_the_passes_leave_nothing_that_runtimes_stumble_over(export: Export) -> None:
     """Shapes are constant where 0 and -1 can say them, and there are no sequences.
 
-    They cannot where tokens become a picture, of which height and width are open: at the end.
+    They cannot where tokens become an image, of which height and width are open: at the end.
     """
     kinds = {node.op_type for node in export.model.graph.node}
     assert kinds.isdisjoint({"SplitToSequence", "SequenceAt", "Identity", "Gemm", "CastLike"})

@@ -8,10 +8,10 @@ The machine must be x86-64. Checks:
 
     suite       the C++ tests on an aarch64 of each kind: without dot products, with them, with i8mm
     sanitizers  the same with address and undefined-behaviour sanitizers
-    nodes       every quantized node of every step of a picture, on the inputs that it had here:
+    nodes       every quantized node of every step of an image, on the inputs that it had here:
                 the same bits on each aarch64
     models      the whole transformer on the inputs of `verify`, within verify's bound
-    picture     text encoder, transformer and decoder all on aarch64, beside the picture drawn here
+    image       text encoder, transformer and decoder all on aarch64, against the image generated here
     x86         tests and nodes on an x86-64 without AVX
 
 Exit codes: 0 all hold, 1 one does not, 2 they cannot be made here.
@@ -65,7 +65,7 @@ from fp4dit_onnx.verification.verify import INDEPENDENT_DB, NOTHING_QUANTIZED_DB
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
-CHECKS = ("suite", "sanitizers", "nodes", "models", "picture", "x86")
+CHECKS = ("suite", "sanitizers", "nodes", "models", "image", "x86")
 BEST_CPU = list(AARCH64_CPUS)[-1]
 OTHER_PICTURE_DB = 20.0
 """Another seed of the default prompt is 19.8 dB away."""
@@ -83,7 +83,7 @@ class Result:
 
 @dataclass
 class Recording:
-    """What the transformer was given at each step of a picture drawn here."""
+    """What the transformer was given at each step of an image generated here."""
 
     inner: Any
     feeds: list[dict[str, Array]] = field(default_factory=list)
@@ -104,7 +104,7 @@ class Recording:
 
 
 class Subject:
-    """A bundle, the picture that it draws here, and the recorded inputs of its nodes."""
+    """A bundle, the image that it generates here, and the recorded inputs of its nodes."""
 
     def __init__(self, folder: Path, work: Path, prompt: str, steps: int | None) -> None:
         self.bundle = Bundle.open(folder)
@@ -127,7 +127,7 @@ class Subject:
         self.node_outputs = [o.name for o in nodes.graph.output]
 
     def draw(self, pipeline: Pipeline) -> Image.Image:
-        """The picture, by this pipeline."""
+        """The image, by this pipeline."""
         return pipeline.generate([self.prompt], seeds=0, steps=self.steps)[0]
 
     def step(self, index: int) -> tuple[Feed, list[Array]]:
@@ -189,8 +189,8 @@ class Checker:
                 self.check(f"nodes, {cpu}", partial(self._arm_nodes, cpu))
         if "models" in names:
             self.check(f"whole transformer, {BEST_CPU}", self._models)
-        if "picture" in names:
-            self.check(f"picture, {BEST_CPU}", self._picture)
+        if "image" in names:
+            self.check(f"image, {BEST_CPU}", self._picture)
         if "x86" in names:
             old = Machine.old_x86(self._builds[False])
             self.check(f"C++ tests, {old.cpu}", old.suite)
@@ -214,7 +214,7 @@ class Checker:
     def _subject_now(self) -> Subject:
         if self._subject is None:
             folder = self._options.bundle or demo_bundle(self._work)
-            say(f"drawing {self._options.prompt!r} here with {folder}")
+            say(f"generating {self._options.prompt!r} here with {folder}")
             self._subject = Subject(folder, self._work, self._options.prompt, self._options.steps)
         return self._subject
 
@@ -265,7 +265,7 @@ class Checker:
         return EmulatedSession(machine, runtime, model, library=library, folder=folder)
 
     def _picture(self) -> str:
-        """A picture whose every model ran on aarch64 looks as the one drawn here."""
+        """An image whose every model ran on aarch64 looks like the one generated here."""
         subject = self._subject_now()
         bundle = subject.bundle
         pipeline = Pipeline(bundle.folder, threads=1)

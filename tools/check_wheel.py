@@ -5,7 +5,7 @@
 
 A virtual environment gets the wheel and what its metadata asks for, nothing else; the bundle is
 copied beside it; the network is cut off (Linux, as root); and the commands run with a PATH of that
-environment only. The picture must have the bits of the one that this environment draws. A line for
+environment only. The image must equal, bit for bit, the one that this environment generates. A line for
 each check, exit 1 if one fails.
 """
 
@@ -173,8 +173,8 @@ def _draws_the_same(place: Place) -> str:
     subprocess.run(here, cwd=place.work, check=True, capture_output=True, timeout=SECONDS)
     first, second = ((place.work / name).read_bytes() for name in ("there.png", "here.png"))
     if first != second:
-        raise ValueError("another picture than this environment draws")
-    return f"{said}; the bits of this environment's picture"
+        raise ValueError("the image differs from the one that this environment generates")
+    return f"{said}; the bits of this environment's image"
 
 
 def _serves(place: Place) -> str:

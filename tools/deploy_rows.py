@@ -1,4 +1,4 @@
-"""The runtimes that docs/deploy.md has a row for, and how each draws a picture on this machine."""
+"""The runtimes that docs/deploy.md has a row for, and how each generates an image on this machine."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Stage:
     """What the rows share.
 
     Attributes:
-        bundle: what is drawn with.
+        bundle: to generate with.
         work: folder for builds and environments; is kept between runs if the user names it.
-        prompt: what is drawn, with seed 0 and the bundle's settings.
+        prompt: of the image, with seed 0 and the bundle's settings.
     """
 
     bundle: Path
@@ -46,13 +46,13 @@ class Stage:
     prompt: str
 
     def picture(self, key: str, suffix: str = ".png") -> Path:
-        """Where the row `key` puts its picture."""
+        """Where the row `key` puts its image."""
         return self.work / f"{key}{suffix}"
 
 
 @dataclass(frozen=True)
 class Command:
-    """Draws a picture, in a process of its own.
+    """A process that generates an image.
 
     Attributes:
         words: program and arguments.
@@ -79,7 +79,7 @@ class Row:
         layers: what runs the quantized layers, `KERNELS` or `BODIES`.
         prepare: builds and installs what it takes; raises NotRunError where something is absent,
             CheckError where something of ours fails.
-        exact: whether the picture must have every bit of the reference.
+        exact: whether the image must have every bit of the reference.
     """
 
     key: str

@@ -1,10 +1,10 @@
-"""Draw the same picture with every runtime and write the table in docs/deploy.md.
+"""Generate the same image with every runtime and write the table in docs/deploy.md.
 
     python tools/deploy_table.py --write                     # exports the demo's bundle first
     python tools/deploy_table.py --bundle demo-out/bundle --only cpp --only node --json rows.json
 
-Every row is a process that loads the bundle and draws; its picture is compared with the one that
-the Python pipeline draws here with the custom-op library. A row whose runtime is absent says so
+Every row is a process that loads the bundle and generates; its image is compared with the one that
+the Python pipeline generates here with the custom-op library. A row whose runtime is absent says so
 and counts as not run. Rows take turns, so that a busy moment meets all of them.
 
 Exit codes: 0 no row failed, 1 one did, 2 the table cannot be made.
@@ -61,11 +61,11 @@ class Outcome:
         runtime: its name.
         layers: what ran the quantized layers.
         version: of the runtime; empty if it is absent.
-        psnr_db: of the picture against the reference; infinite if all bits are equal.
+        psnr_db: of the image against the reference; infinite if all bits are equal.
         largest: difference of a value, of 255.
         bound_db: what `psnr_db` must reach.
         seconds: median of a process, start included; None if emulated or not run.
-        problem: why there is no picture.
+        problem: why there is no image.
         tried: whether the runtime was at hand.
     """
 
@@ -82,7 +82,7 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """Whether it drew the picture."""
+        """Whether it generated the image."""
         return self.psnr_db is not None and self.psnr_db >= self.bound_db
 
     @property
@@ -94,11 +94,11 @@ class Outcome:
 def judged(
     row: Row, version: str, found: Pixels, reference: Pixels, seconds: float | None
 ) -> Outcome:
-    """The outcome of a picture, uint8 [H, W, 3], beside the reference."""
+    """The outcome of an image, uint8 [H, W, 3], beside the reference."""
     bound = float("inf") if row.exact else SAME_PICTURE_DB
     outcome = Outcome(row.key, row.runtime, row.layers, version, bound_db=bound)
     if found.shape != reference.shape:
-        problem = f"the picture is {found.shape}, expected {reference.shape}"
+        problem = f"the image is {found.shape}, expected {reference.shape}"
         return replace(outcome, problem=problem)
     largest = int(np.abs(found.astype(int) - reference).max())
     distance = psnr(found, reference) if largest else float("inf")
@@ -123,12 +123,12 @@ def run(command: Command) -> float:
         raise CheckError(f"no end after {LIMIT_S} s") from None
     seconds = time.perf_counter() - start
     if result.returncode != 0 or not command.picture.is_file():
-        raise CheckError(last_line(result.stderr) or f"exit code {result.returncode}, no picture")
+        raise CheckError(last_line(result.stderr) or f"exit code {result.returncode}, no image")
     return seconds
 
 
 def reference_picture(stage: Stage) -> Pixels:
-    """The Python pipeline's picture with the library.
+    """The Python pipeline's image with the library.
 
     Raises:
         UsageError: another seed gives nearly the same, so that nothing could be told from it.
@@ -137,14 +137,14 @@ def reference_picture(stage: Stage) -> Pixels:
     ours, other = (np.asarray(pipeline.generate([stage.prompt], seeds=seed)[0]) for seed in (0, 1))
     if (near := psnr(ours, other)) >= SAME_PICTURE_DB:
         raise UsageError(
-            f"pictures of {stage.prompt!r} with seeds 0 and 1 are {near:.1f} dB apart: expected "
+            f"images of {stage.prompt!r} with seeds 0 and 1 are {near:.1f} dB apart: expected "
             f"less than {SAME_PICTURE_DB:g}, or no runtime could fail; take another --prompt"
         )
     return ours
 
 
 def outcomes(rows: Sequence[Row], stage: Stage, rounds: int) -> list[Outcome]:
-    """Prepare the rows, let them draw in turns, and judge their pictures."""
+    """Prepare the rows, let them generate in turns, and judge their images."""
     reference = reference_picture(stage)
     done: dict[str, Outcome] = {}
     commands: dict[str, Command] = {}
@@ -190,7 +190,7 @@ def plain_text(error: Exception, stage: Stage) -> str:
 
 def table(found: Sequence[Outcome]) -> str:
     """The outcomes as Markdown."""
-    titles = ("runtime", "version", "quantized layers", "picture", "bound", "s a picture", "")
+    titles = ("runtime", "version", "quantized layers", "image", "bound", "s per image", "")
     lines = [f"| {' | '.join(titles)} |", f"|{' --- |' * len(titles)}"]
     for row in found:
         distance = "-"
@@ -242,7 +242,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--bundle", type=Path, help="default: the demo's, exported")
     parser.add_argument("--work", type=Path, help="folder to keep; default: a temporary one")
     parser.add_argument("--prompt", default=PROMPT)
-    parser.add_argument("--rounds", type=int, default=3, help="pictures of each row")
+    parser.add_argument("--rounds", type=int, default=3, help="images of each row")
     parser.add_argument("--write", action="store_true", help=f"put the table into {TABLE.page}")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)

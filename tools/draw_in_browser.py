@@ -1,4 +1,4 @@
-"""Draw a picture on the page of ``fp4dit-onnx serve``, in headless Chromium.
+"""Generate an image on the page of ``fp4dit-onnx serve``, in headless Chromium.
 
 python tools/draw_in_browser.py BUNDLE PROMPT PICTURE.png
 """
@@ -21,16 +21,16 @@ __all__ = ["draw"]
 LIMIT_MS = 300_000
 ENDED = """() => {
     const text = document.querySelector("#status").textContent;
-    return text === "Ready." || text.startsWith("Drawn in ")
+    return text === "Ready." || text.startsWith("Generated in ")
         || !document.querySelector("#error").hidden;
 }"""
 
 
 def draw(folder: Path, prompt: str, picture: Path) -> None:
-    """Draw with seed 0 and the bundle's settings.
+    """Generate an image with seed 0 and the bundle's settings.
 
     Raises:
-        UsageError: there is no Chromium, or the page says that it cannot draw.
+        UsageError: there is no Chromium, or the page shows an error.
     """
     from playwright.sync_api import sync_playwright
 

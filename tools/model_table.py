@@ -72,7 +72,7 @@ SIZES = tuple(
 SMALLER_ONLY = ("AuraFlow",)
 """Its positions are a stored table of its own size."""
 SQUARE_ONLY = ("DiT",)
-"""diffusers' own network takes every picture for a square; the exported graph does not."""
+"""diffusers' own network takes every image for a square; the exported graph does not."""
 
 
 def float_distances(folder: Path) -> dict[Size, float]:

@@ -2,7 +2,7 @@
 
 Facts only: see official_parts.py, which has the parts that several pipelines share.
 
-A twin has the same classes and the same switches, a width below 100, a few blocks, and pictures of
+A twin has the same classes and the same switches, a width below 100, a few blocks, and images of
 64 or 128 pixels.
 """
 
@@ -83,8 +83,8 @@ _PIXART_TWIN: Config = {
 
 
 def _pixart(family: str, pixels: int, twin_pixels: int) -> Pipeline:
-    # diffusers' pipeline gives the micro-conditions at sample size 128 only. To draw with it, set
-    # that in a twin's config.json and name height and width: no weight depends on it.
+    # diffusers' pipeline gives the micro-conditions at sample size 128 only. To generate
+    # images with a twin, set it in the config.json, and height and width: no weight depends on it.
     sample, is_alpha = pixels // 8, family == "Alpha"
     # Published files of PixArt-alpha leave both to the class, whose rules these are.
     derived = {

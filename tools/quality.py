@@ -1,4 +1,4 @@
-"""Measure what each method keeps of the float model's pictures, and write docs/quality.md.
+"""Measure what each method keeps of the float model's images, and write docs/quality.md.
 
     python tools/quality.py                  # all rows: about 40 minutes on two cores
     python tools/quality.py --rows "int-rtn; fp-rtn" --prompts 8 --seeds 1 --output small.md
@@ -95,19 +95,19 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Drawn:
-    """What one variant draws: latents float32 [P, C, H, W] and pictures uint8 [H, W, 3]."""
+    """What one variant generates: latents float32 [P, C, H, W] and images uint8 [H, W, 3]."""
 
     latents: npt.NDArray[np.float32]
     pictures: Sequence[npt.NDArray[np.uint8]]
 
 
 class Bench:
-    """The demo pipeline and its float pictures.
+    """The demo pipeline and its float images.
 
     Args:
         work: folder for calibrations and measurements.
         prompts: of the evaluation set, none of which calibration sees.
-        seeds: pictures a prompt.
+        seeds: images a prompt.
     """
 
     def __init__(self, work: Path, prompts: int, seeds: int) -> None:
@@ -122,11 +122,11 @@ class Bench:
 
     @functools.cached_property
     def reference(self) -> Drawn:
-        """What the float model draws."""
+        """What the float model generates."""
         return self._draw("float")
 
     def _draw(self, name: str) -> Drawn:
-        with self.reporter.stage(f"drawing: {name}", 1) as advance:
+        with self.reporter.stage(f"generating: {name}", 1) as advance:
             latents = sample_latents(
                 self.pipeline, self.family, self.prompts, self.seeds, self.sampling
             )
@@ -243,7 +243,7 @@ def _table(results: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
 
 
 def _gain(results: Sequence[Mapping[str, Any]], name: str, base: str, bits: str) -> str:
-    """Mean difference in PSNR, picture by picture, with its standard error."""
+    """Mean difference in PSNR, image by image, with its standard error."""
     values = {e["row"]["name"]: np.asarray(e["columns"][bits]["psnr"]["values"]) for e in results}
     if name not in values or base not in values:
         return "-"
@@ -288,10 +288,10 @@ def _document(bench: Bench, results: Sequence[Mapping[str, Any]]) -> str:
     titles = " | ".join(bits.upper() for bits in COLUMNS)
     written = (
         f"{written_by('quality.py')}, torch {torch.__version__}, "
-        f"{os.cpu_count()} cores ({platform.machine()}). The demo pipeline, {count} pictures "
+        f"{os.cpu_count()} cores ({platform.machine()}). The demo pipeline, {count} images "
         f"({len(set(bench.prompts))} prompts, none used in calibration), {sampling.steps} steps, "
         f"guidance {sampling.guidance:g}, every linear of the transformer and q, k, v quantized; "
-        "mean and standard error over pictures, against the float model from the same noise."
+        "mean and standard error over images, against the float model from the same noise."
     )
     lines = [
         "# Quality",
@@ -306,7 +306,7 @@ def _document(bench: Bench, results: Sequence[Mapping[str, Any]]) -> str:
         "",
         *_table(results, "latent_sqnr_db"),
         "",
-        "## Gains in PSNR, picture by picture, dB",
+        "## Gains in PSNR, image by image, dB",
         "",
         f"| comparison | {titles} |",
         "| --- |" + " --- |" * len(COLUMNS),

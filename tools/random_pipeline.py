@@ -6,7 +6,7 @@
 The folder is as diffusers' save_pretrained writes it: configurations, safetensors, shards with an
 index, tokenizers. The weights are drawn tensor by tensor, so that a model of any size can be made
 in little memory. Such a pipeline shows that a model of its structure and size can be exported, and
-how long it takes; what it draws is noise.
+how long it takes; its images are noise.
 """
 
 from __future__ import annotations

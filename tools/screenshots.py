@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Take the pictures of pages that stand in docs/, of one bundle, with headless Chromium.
+"""Take the images of pages that stand in docs/, of one bundle, with headless Chromium.
 
     python tools/screenshots.py BUNDLE [NAME ...]
 
@@ -54,7 +54,7 @@ def netron(page: Page, bundle: Path) -> bytes:
 
 
 def browser(page: Page, bundle: Path) -> bytes:
-    """The page of ``fp4dit-onnx serve`` after it drew its first prompt."""
+    """The page of ``fp4dit-onnx serve`` after its first image."""
     page.set_viewport_size({"width": 1040, "height": 760})
     with Server(Bundle.open(bundle), "127.0.0.1", 0).in_background() as server:
         page.goto(server.url)
@@ -78,8 +78,8 @@ SCREENSHOTS: dict[str, Callable[[Page, Path], bytes]] = {
 
 
 def main() -> int:
-    """Take the pictures asked for, by default all."""
-    parser = argparse.ArgumentParser(description="take the pictures of pages in docs/")
+    """Take the images asked for, by default all."""
+    parser = argparse.ArgumentParser(description="take the images of pages in docs/")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("names", nargs="*", choices=[[], *SCREENSHOTS], help="by default all")
     arguments = parser.parse_args()

@@ -1,8 +1,8 @@
-"""Measure the demo's pictures for each target and write the table in docs/targets.md.
+"""Measure the demo's images for each target and write the table in docs/targets.md.
 
-    python tools/target_quality.py --write      # five minutes of exports, then the pictures
+    python tools/target_quality.py --write      # five minutes of exports, then the images
 
-Bundles of the target standard draw in OpenVINO, the others in ONNX Runtime with the custom-op
+Bundles of the target standard run in OpenVINO, the others in ONNX Runtime with the custom-op
 library; all from the float model's noise. Bundles in the work folder are used again.
 """
 
@@ -97,12 +97,12 @@ def bundle_of(variant: Variant, work: Path, reporter: Reporter) -> Path:
 
 
 def pipeline_of(variant: Variant, bundle: Path) -> Pipeline:
-    """What draws with the bundle."""
+    """The pipeline that runs the bundle."""
     return pipeline_with("openvino", bundle) if variant.target == STANDARD else Pipeline(bundle)
 
 
 def scores(work: Path, count: int, reporter: Reporter) -> Iterator[tuple[Variant, Score]]:
-    """PSNR of `count` pictures of each variant against the float model's."""
+    """PSNR of `count` images of each variant against the float model's."""
     prompts, seeds = demo_prompts("evaluation")[:count], list(range(count))
     bundles = [bundle_of(variant, work, reporter) for variant in VARIANTS]
     settings = Pipeline(bundles[0]).settings()
@@ -123,7 +123,7 @@ def table(found: Sequence[tuple[Variant, Score]], count: int) -> str:
     written = (
         f"{written_by('target_quality.py --write')}: "
         f"`export --bits w4a6` of the demo, {count} prompts that calibration does not see, one "
-        "picture each, against the float model's; mean and standard error. NVFP4 is measured in "
+        "image each, against the float model's; mean and standard error. NVFP4 is measured in "
         "OpenVINO, as is the converted bundle."
     )
     lines = [written, "", "| demo's bundle | PSNR, dB |", "| --- | --- |"]

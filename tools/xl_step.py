@@ -5,7 +5,7 @@
 
 The output is a bundle of a transformer alone: transformer/model.onnx in the fused W4A6 form, rounded
 to nearest, as `fp4dit-onnx export` writes it, beside float/model.onnx, the same weights for ONNX
-Runtime alone. It can be timed and inspected, and draws nothing.
+Runtime alone. It can be timed and inspected, but generates no images.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Size:
         width: channels of the image tokens.
         heads: of each attention.
         caption: channels of the text encoder's tokens.
-        pixels: height and width of the picture.
+        pixels: height and width of the image.
         seed: of the weights.
     """
 
@@ -168,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=default.width, help="channels of a token")
     parser.add_argument("--heads", type=int, default=default.heads)
     parser.add_argument("--caption", type=int, default=default.caption, help="channels of text")
-    parser.add_argument("--size", type=int, default=default.pixels, help="of the picture, pixels")
+    parser.add_argument("--size", type=int, default=default.pixels, help="of the image, pixels")
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument("--overwrite", action="store_true", help="replace an older output")
     given = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-// What the JSON files of a PixArt bundle say about drawing a picture.
+// What the JSON files of a PixArt bundle say about generating an image.
 
 #ifndef FP4DIT_EXAMPLES_BUNDLE_H_
 #define FP4DIT_EXAMPLES_BUNDLE_H_
@@ -28,7 +28,7 @@ struct Bundle {
     }
     const std::string pipeline = JsonFile(folder / "model_index.json").Text("/_class_name");
     if (pipeline.rfind("PixArt", 0) != 0) {
-      throw Error(folder.string() + " is a " + pipeline + ": this example draws with PixArt only");
+      throw Error(folder.string() + " is a " + pipeline + ": this example runs PixArt only");
     }
     const JsonFile manifest(folder / "quantization.json");
     const JsonFile transformer(folder / "transformer" / "config.json");
@@ -73,7 +73,7 @@ struct Bundle {
   }
 
   std::filesystem::path folder;
-  size_t height, width;            // of the picture, in pixels
+  size_t height, width;            // of the image, in pixels
   size_t channels, rows, columns;  // of the latents
   size_t text_length;              // tokens that a prompt is padded or cut to
   float guidance;                  // weight of classifier-free guidance; at most 1 means none
@@ -83,7 +83,7 @@ struct Bundle {
 
  private:
   static constexpr size_t kMostTaps = 8;        // samples that a step may look at
-  static constexpr size_t kLargestSize = 8192;  // of a picture's side, in pixels
+  static constexpr size_t kLargestSize = 8192;  // of an image's side, in pixels
 
   void ReadSteps(const JsonFile& table) {
     const bool scaled = table.Whole("/format_version", 1, 2) > 1;

@@ -1,4 +1,4 @@
-// Writes a picture as BMP: no compression, no library, opens everywhere.
+// Writes an image as BMP: no compression, no library, opens everywhere.
 
 #ifndef FP4DIT_EXAMPLES_PICTURE_H_
 #define FP4DIT_EXAMPLES_PICTURE_H_

@@ -1,4 +1,4 @@
-// Draws a picture with a PixArt bundle of fp4dit-onnx, without Python: ONNX Runtime runs the text
+// Generates an image with a PixArt bundle of fp4dit-onnx, without Python: ONNX Runtime runs the text
 // encoder, the transformer (its quantized layers in the custom-op library) and the decoder.
 //
 //   text_to_image --library libfp4dit_ops.so --runtime libonnxruntime.so BUNDLE "red apple" out.bmp
@@ -25,7 +25,7 @@
 namespace example {
 namespace {
 
-// Token ids and mask of what the picture shall show; with guidance preceded by what it leads away
+// Token ids and mask of what the image shall show; with guidance preceded by what it leads away
 // from, the empty prompt.
 Inputs Tokenize(const Bundle& bundle, const Options& options) {
   const Tokenizer tokenizer(bundle.folder / "tokenizer");
@@ -90,7 +90,7 @@ std::vector<float> Scaled(std::vector<float> values, double factor) {
   return values;
 }
 
-// Latents of a picture, from noise step by step.
+// Latents of an image, from noise step by step.
 std::vector<float> Denoise(const Session& transformer, const Bundle& bundle,
                            const Inputs& conditions, uint64_t seed) {
   std::deque<std::vector<float>> outputs,
@@ -117,7 +117,7 @@ std::vector<float> Denoise(const Session& transformer, const Bundle& bundle,
   return samples[0];
 }
 
-// The picture's pixels, rows from the top, red, green and blue each.
+// The image's pixels, rows from the top, red, green and blue each.
 std::vector<uint8_t> Decode(const Session& decoder, const Bundle& bundle,
                             const std::vector<float>& latents) {
   Floats input = {bundle.LatentShape(1), {}};
@@ -125,7 +125,7 @@ std::vector<uint8_t> Decode(const Session& decoder, const Bundle& bundle,
   const std::vector<float> planes = decoder.Run({{"latent_sample", input}}).values;
   const size_t size = bundle.height * bundle.width;
   if (planes.size() != 3 * size) {
-    throw Error(bundle.Model("vae_decoder") + ": the output has another size than the picture");
+    throw Error(bundle.Model("vae_decoder") + ": the output has another size than the image");
   }
   std::vector<uint8_t> pixels(planes.size());
   for (size_t i = 0; i < planes.size(); ++i) {

@@ -1,4 +1,4 @@
-// Draws with a bundle under onnxruntime-node:  node generate.mjs BUNDLE PROMPT PICTURE.png [SEED]
+// Generates an image with a bundle under onnxruntime-node:  node generate.mjs BUNDLE PROMPT PICTURE.png [SEED]
 
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -49,7 +49,7 @@ async function main([bundle, prompt, picture, seed = "0"]) {
   const png = new PNG({ width, height });
   png.data = Buffer.from(rgba.buffer);
   writeFileSync(picture, PNG.sync.write(png));
-  console.log(`${picture}: ${prompt}, drawn in ${seconds.toFixed(1)} s`);
+  console.log(`${picture}: ${prompt}, generated in ${seconds.toFixed(1)} s`);
   await pipeline.close();
 }
 

@@ -96,8 +96,8 @@ def step_case(bundle: Path, float_model: Path | None, batch: int, tokens: int | 
     Args:
         bundle: its folder, or a transformer's ONNX file.
         float_model: the ONNX file of its float model, or None.
-        batch: pictures.
-        tokens: of the text; None is as many as the bundle draws with.
+        batch: images.
+        tokens: of the text; None is the bundle's default.
 
     Raises:
         BundleError: no bundle.

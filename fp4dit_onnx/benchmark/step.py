@@ -40,7 +40,7 @@ class StepCase:
     Attributes:
         model: the quantized transformer.
         float_model: the same in float32, or None.
-        batch: pictures, twice as many as are drawn where guidance is used.
+        batch: two rows per image where guidance is used.
         tokens: of the text.
     """
 

@@ -87,7 +87,7 @@ class Bundle:
 
     @property
     def whole(self) -> bool:
-        """Whether it has all that drawing needs, not the transformer alone."""
+        """Whether it has all that generating images needs, not the transformer alone."""
         return model_of(VAE_DECODER) in self.manifest.files
 
     @property

@@ -59,8 +59,8 @@ class Sampling:
     Attributes:
         steps: calls of the transformer, from 1.
         guidance: weight of classifier-free guidance, 0 to `LARGEST_GUIDANCE`; at most 1 means none.
-        height: of the picture, in pixels, from 1.
-        width: of the picture, in pixels, from 1.
+        height: of the image, in pixels, from 1.
+        width: of the image, in pixels, from 1.
         max_sequence_length: tokens that a prompt is padded or cut to, where the family lets one
             choose: PixArt; 0 where there is no text.
 
@@ -75,7 +75,7 @@ class Sampling:
     max_sequence_length: int
 
     def __post_init__(self) -> None:
-        """Refuse what no picture can be made with, whatever the model."""
+        """Refuse what no image can be made with, whatever the model."""
         for name, least in (("steps", 1), ("height", 1), ("width", 1), ("max_sequence_length", 0)):
             whole(name, getattr(self, name), least)
         real("guidance", self.guidance, 0, LARGEST_GUIDANCE)
@@ -245,7 +245,7 @@ class Manifest:
         text_encoders: by folder.
         model_sqnr_db: as `case_sqnr_db`, on calls of the sampler.
         resources: what the export took.
-        largest_size: of a side of a picture, in pixels; None where there is no limit.
+        largest_size: of a side of an image, in pixels; None where there is no limit.
         target: what the graphs are made of.
         converted: by folder, the models that were rewritten for it.
         format_version: of this format.

@@ -49,8 +49,8 @@ def run(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Compare a bundle's pictures with those of the float model."""
-    if grid is not None:  # before hours of drawing
+    """Compare a bundle's images with those of the float model."""
+    if grid is not None:  # before hours of generating
         if grid.suffix.lower() not in SUFFIXES:
             raise UsageError(f"grid {grid}: expected a name ending in {', '.join(SUFFIXES)}")
         check_file(grid)
@@ -141,7 +141,7 @@ def _along_steps(bundle: VariantQuality) -> str:
 
 
 def _write_grid(found: Evaluation, path: Path) -> None:
-    from fp4dit_onnx.evaluation.picture_grid import picture_grid
+    from fp4dit_onnx.evaluation.image_grid import image_grid
 
     captions = [
         prompt if len(found.seeds) == 1 else f"{prompt} (seed {seed})"
@@ -149,4 +149,4 @@ def _write_grid(found: Evaluation, path: Path) -> None:
         for seed in found.seeds
     ]
     with written_whole(path) as partial:
-        picture_grid(found.pictures, captions).save(partial)
+        image_grid(found.pictures, captions).save(partial)

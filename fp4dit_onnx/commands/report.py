@@ -75,7 +75,7 @@ def run(
     ] = None,
     json: Annotated[bool, Option("Print the evidence as JSON.", OUTPUT)] = False,
 ) -> None:
-    """Write report.html: what a bundle lost, layer by layer and picture by picture."""
+    """Write report.html: what a bundle lost, layer by layer and image by image."""
     options = {"--model": model, "--prompts": prompts, "--count": count, "--seeds": seeds}
     given = [name for name, value in options.items() if value is not None]
     given += ["--measure"] if measure else []

@@ -33,7 +33,7 @@ def run(
     ] = None,
     isolated: Annotated[bool, Option("Let the page use threads.", MACHINE, hidden=True)] = True,
 ) -> None:
-    """Draw in a web browser: one page, everything on this machine."""
+    """Generate images in a web browser: one page, everything on this machine."""
     from fp4dit_onnx.serve.serving import Server, check_drawable
 
     opened = Bundle.open(bundle)
@@ -52,7 +52,7 @@ def _write(bundle: Bundle, output: Path) -> None:
     written = write_site(bundle, output, reporter())
     _warn_of_size(bundle)
     print_line(
-        f"{output} written, {size(written)}: put it on any web server; the page draws on several "
+        f"{output} written, {size(written)}: put it on any web server; the page uses several "
         f"threads where the server sends the headers in {HEADER_FILE}"
     )
 
@@ -64,7 +64,7 @@ def _warn_of_size(bundle: Bundle) -> None:
     if needed > ADDRESS_SPACE:
         print_line(
             f"warning: the weights take {size(needed)} when unpacked, a page has at most "
-            f"{size(ADDRESS_SPACE)}: it will not load; draw with  fp4dit-onnx generate"
+            f"{size(ADDRESS_SPACE)}: it will not load; use  fp4dit-onnx generate"
         )
 
 
@@ -73,7 +73,7 @@ def _announce(bundle: Bundle, server: Server) -> None:
     _warn_of_size(bundle)
     if server.hosts.open_to_others:
         print_line(
-            "other machines can read the bundle and draw, on one thread: browsers give a page "
-            "threads only over https or on localhost"
+            "other machines can open the page and read the bundle, with one thread: browsers "
+            "give a page threads only over https or on localhost"
         )
     print_line(f"{server.url}  (Ctrl-C ends)")

@@ -96,7 +96,7 @@ def load_lpips() -> OfPair | str:
 
 
 def load_clip_score() -> OfPrompt | str:
-    """100 max(cos, 0) of CLIP's picture and text embeddings (Hessel et al. 2021), or why absent."""
+    """100 max(cos, 0) of CLIP's image and text embeddings (Hessel et al. 2021), or why absent."""
     missing = _not_installed("torch", "transformers") or _not_cached(CLIP, *CLIP_WEIGHTS)
     if missing:
         return missing

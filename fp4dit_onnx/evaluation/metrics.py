@@ -1,4 +1,4 @@
-"""Metrics of pictures and latents, and the mean and error of their values.
+"""Metrics of images and latents, and the mean and error of their values.
 
 What this module computes itself needs numpy alone. The learned metrics of `METRICS` are other
 people's networks: `Metric.load` gives the function where package and weights are on this machine,
@@ -22,17 +22,17 @@ __all__ = ["METRICS", "Metric", "Pixels", "Score", "psnr", "sqnr", "ssim"]
 
 Pixels = npt.NDArray[np.uint8]
 Measure = Callable[[Pixels, Any], float]
-"""A picture, uint8 [H, W, 3], and what the metric needs beside it -> value."""
+"""An image, uint8 [H, W, 3], and what the metric needs beside it -> value."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One metric over all pictures of a variant.
+    """One metric over all images of a variant.
 
     Attributes:
         mean: over prompts and seeds.
-        standard_error: of the mean; None for a single picture.
-        values: one a picture, all seeds of the first prompt first.
+        standard_error: of the mean; None for a single image.
+        values: one per image, all seeds of the first prompt first.
     """
 
     mean: float
@@ -48,10 +48,10 @@ class Score:
 
 
 def psnr(a: Pixels, b: Pixels) -> float:
-    """Peak signal-to-noise ratio of two pictures, in dB.
+    """Peak signal-to-noise ratio of two images, in dB.
 
-    Equal pictures count as if one sample differed by one grey level, the closest that different
-    pictures can be (89 dB at 64 x 64 in colour): means stay finite.
+    Equal images count as if one sample differed by one grey level, the closest that different
+    images can be (89 dB at 64 x 64 in colour): means stay finite.
 
     Args:
         a: uint8, any shape.
@@ -70,9 +70,9 @@ SSIM_TAPS, SSIM_SIGMA = 11, 1.5
 
 
 def ssim(a: Pixels, b: Pixels) -> float:
-    """Structural similarity of two pictures (Wang et al. 2004), at most 1: the mean over channels.
+    """Structural similarity of two images (Wang et al. 2004), at most 1: the mean over channels.
 
-    Pictures are reflected at their borders, as torchmetrics does.
+    Images are reflected at their borders, as torchmetrics does.
 
     Args:
         a: uint8 [H, W, C], both sides at least 6.
@@ -139,15 +139,15 @@ def _check_pair(a: Pixels, b: Pixels) -> None:
 
 @dataclass(frozen=True)
 class Metric:
-    """One measure of a picture.
+    """One measure of an image.
 
     Attributes:
         name: in tables and JSON.
         unit: of its values; empty for pure numbers.
         larger_is_better: which way to read it.
-        needs: what a picture is held against: the float model's picture or the prompt. What needs
+        needs: what an image is held against: the float model's image or the prompt. What needs
             the prompt alone is measured of the float model too.
-        load: the function (picture uint8 [H, W, 3], reference picture or prompt) -> value, or why
+        load: the function (image uint8 [H, W, 3], reference image or prompt) -> value, or why
             it is absent.
     """
 

@@ -1,7 +1,7 @@
-"""How close bundles come to the float model, in latents and in pictures.
+"""How close bundles come to the float model, in latents and in images.
 
-Every variant draws the same prompts from the same noise (`runtime.initial_latents`). The latents
-after every step are compared with the float model's, the pictures are measured by `METRICS`.
+Every variant gets the same prompts and the same noise (`runtime.initial_latents`). Latents are
+compared with the float model's after every denoising step, images are measured by `METRICS`.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ Pictures = list[Image.Image]
 OnLatents = Callable[[int, FloatArray], None]
 
 FLOAT = "float"
-"""Name of the reference in tables and pictures."""
+"""Name of the reference in tables and images."""
 BATCH = 8
-"""Pictures that are drawn together."""
+"""Images in a batch."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class VariantQuality:
     latent_sqnr: tuple[Score, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; steps without the values of single pictures."""
+        """As JSON values; steps without the values of single images."""
         steps = [
             {"step": i, "mean": score.mean, "standard_error": score.standard_error}
             for i, score in enumerate(self.latent_sqnr)
@@ -80,13 +80,13 @@ class Evaluation:
     """What `evaluate` found.
 
     Attributes:
-        prompts: what was drawn.
-        seeds: each prompt was drawn from each of them.
+        prompts: of the images.
+        seeds: one image per prompt and seed.
         sampling: how.
         reference: the float model's own scores.
         bundles: scores, in the order given.
         absent: name of each metric that was not measured -> why.
-        pictures: variant name, `FLOAT` first -> pictures, all seeds of the first prompt first.
+        pictures: variant name, `FLOAT` first -> images, all seeds of the first prompt first.
     """
 
     prompts: tuple[str, ...]
@@ -98,7 +98,7 @@ class Evaluation:
     pictures: Mapping[str, Pictures] = field(repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the pictures, as JSON values."""
+        """Everything but the images, as JSON values."""
         return {
             "prompts": list(self.prompts),
             "seeds": list(self.seeds),
@@ -125,21 +125,21 @@ def float_images(
     sampling: Sampling,
     on_step: OnLatents = lambda *_: None,
 ) -> Pictures:
-    """Pictures of the diffusers pipeline in float32, one a prompt.
+    """Images of the diffusers pipeline in float32, one a prompt.
 
     Args:
         pipeline_folder: a pipeline in diffusers' format.
-        prompts: what to draw.
+        prompts: one per image.
         seeds: one a prompt, of `runtime.initial_latents`.
         sampling: how.
         on_step: called after each step of a batch with its index and the latents it made, float32
             [B, C, H, W].
 
     Raises:
-        CheckpointError: the folder holds no readable pipeline, or one that draws no finite numbers.
+        CheckpointError: the folder holds no readable pipeline, or one whose images are not finite.
         MissingExtraError: torch, diffusers or transformers is not installed.
-        UsageError: the scheduler draws noise at every step, which has no seed that both know, or is
-            not known, or diffusers' pipeline takes no noise to begin with, as DiT's.
+        UsageError: the scheduler is not known, or adds noise at every denoising step, which has no
+            seed that both know; or diffusers' pipeline takes no initial noise, as DiT's.
     """
     pipeline, family = _float_pipeline(pipeline_folder)
     import torch
@@ -152,7 +152,7 @@ def float_images(
     latents = sample_latents(pipeline, family, prompts, seeds, sampling, on_step=watch)
     if not torch.isfinite(latents).all():
         raise CheckpointError(
-            f"{pipeline_folder} draws numbers that are not finite in float32: expected a "
+            f"{pipeline_folder} computes numbers that are not finite in float32: expected a "
             "working model to compare with; check its weights"
         )
     return decode(pipeline, latents)
@@ -193,16 +193,16 @@ def evaluate(
     library: bool = True,
     reporter: Reporter | None = None,
 ) -> Evaluation:
-    """Compare the latents and pictures of bundles with those of the float model.
+    """Compare the latents and images of bundles with those of the float model.
 
     Args:
         bundles: name -> folder; the name `FLOAT` is the model's own.
         model_folder: the diffusers pipeline that the bundles were made from.
         prompts: at least one.
-        seeds: at least one; every prompt is drawn from every seed.
+        seeds: at least one; one image per prompt and seed.
         sampling: how; None takes the settings that all bundles carry.
         library: run the quantized layers in the custom-op library.
-        reporter: told of every model and every batch of pictures.
+        reporter: told of every model and every batch of images.
 
     Raises:
         UsageError: nothing to compare, or bundles of different settings.
@@ -240,7 +240,7 @@ def evaluate(
 def latent_sqnr(
     reference: Sequence[FloatArray], latents: Sequence[FloatArray]
 ) -> tuple[Score, ...]:
-    """The score of `metrics.sqnr` over the pictures after each step, in dB.
+    """The score of `metrics.sqnr` over the images after each step, in dB.
 
     Args:
         reference: one [P, C, H, W] a step.
@@ -253,10 +253,10 @@ def latent_sqnr(
 
 
 class _Watch:
-    """Follows one model: keeps the latents after every step, and reports which batch is drawn.
+    """Follows one model: keeps the latents after every step, and reports the current batch.
 
     Args:
-        count: pictures in all.
+        count: images in all.
         advance: of a stage that counts steps of batches.
     """
 
@@ -272,7 +272,7 @@ class _Watch:
         if index == len(self._steps):
             self._steps.append([])
         self._steps[index].append(latents.copy())
-        self._advance(1, f"pictures {self._first + 1} to {self._end} of {self._count}")
+        self._advance(1, f"images {self._first + 1} to {self._end} of {self._count}")
 
     def latents(self) -> list[FloatArray]:
         """One [P, C, H, W] a step."""
@@ -344,7 +344,7 @@ def _of_metric(
                 if name != FLOAT or of_prompt:
                     pairs = zip(drawn, others, strict=True)
                     scores[name] = Score.of([function(np.asarray(a), b) for a, b in pairs])
-    except Exception as error:  # other people's code: its failure must not cost the drawing
+    except Exception as error:  # other people's code: its failure must not lose the images
         first_line = str(error).strip().partition("\n")[0]
         return f"fails here with {type(error).__name__}: {first_line}"
     if not all(math.isfinite(value) for score in scores.values() for value in score.values):

@@ -71,9 +71,9 @@ def export(
             method's. One of: absmax, mse.
         scale: What a scale may be: float16, two bytes, four for a layer that leaves its range;
             float32, four bytes; e8m0, powers of two (OCP MX); nvfp4, e4m3 a group times a power of two
-            a layer (NVFP4); int4, an integer from 1 to 15 a group times a float16 a channel; by
+            a layer (NVFP4); int4*f32, an integer of 4 bits a group times a float32 a channel; by
             default float16 (fp4dit), float16 (inline), nvfp4 (standard), by target. One of: float16,
-            float32, e8m0, nvfp4, int4.
+            float32, e8m0, nvfp4, int4*f32.
         iterations: Training steps a block; by default the preset's.
         samples: Recorded inputs to train on; by default the preset's.
         weight_format: One format for all weights; auto chooses e2m1, e1m2 or e3m0 layer by layer,

@@ -25,9 +25,9 @@ _LATENTS = InputSpec("latent_sample", "float32", ("batch", "latent_channels", "h
 
 
 def check_parts(source: checkpoint.Checkpoint) -> None:
-    """Raise UsageError where a pipeline lists no part, or null for one, that its pictures need."""
+    """Raise UsageError where a pipeline lists no part, or null for one, that its images need."""
     family = next((f for f in FAMILIES if source.pipeline_class in f.pipelines), None)
-    if family is None:  # no pictures are made of it here
+    if family is None:  # no images are made of it here
         return
     encoders = [n for n in family.encoders if n not in {*family.optional} & {*source.absent}]
     needed = (*encoders, *map(tokenizer_of, encoders), "scheduler", "vae")
@@ -35,7 +35,7 @@ def check_parts(source: checkpoint.Checkpoint) -> None:
     if missing:
         raise UsageError(
             f"{source.folder / 'model_index.json'} names no {' and no '.join(missing)}, without "
-            f"which {source.pipeline_class} makes no picture of a prompt: give the whole "
+            f"which {source.pipeline_class} makes no image of a prompt: give the whole "
             "pipeline, or --components transformer exports the transformer alone"
         )
 

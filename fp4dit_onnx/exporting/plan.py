@@ -62,7 +62,7 @@ class Plan:
         measured: whether the float pipeline is loaded and run.
         encoders: recipe of each text encoder, None where it stays in float.
         request: what was asked for, its recipe file included.
-        undrawable: why `generate` cannot make pictures with the bundle, a line each.
+        undrawable: why `generate` cannot make images with the bundle, a line each.
     """
 
     layers: tuple[Layer, ...]
@@ -200,7 +200,7 @@ def plan(request: ExportRequest) -> Plan:
 
 
 def _undrawable(checkpoint: Checkpoint, sampling: Sampling) -> tuple[str, ...]:
-    """What keeps `generate` from making pictures with a bundle of all components."""
+    """What keeps `generate` from making images with a bundle of all components."""
     if "scheduler" not in checkpoint.components:
         return ()
     settings = scheduler_settings(checkpoint.components["scheduler"])
@@ -208,7 +208,7 @@ def _undrawable(checkpoint: Checkpoint, sampling: Sampling) -> tuple[str, ...]:
         family = runtime_family(checkpoint.pipeline_class, checkpoint.folder / "model_index.json")
         start_run(family, scheduler_from_config(settings), sampling.steps, tokens=1)
     except UsageError as error:
-        return (f"generate will not make pictures with this bundle: {error}",)
+        return (f"generate will not make images with this bundle: {error}",)
     return ()
 
 

@@ -45,7 +45,7 @@ class _Vae:
     shift_factor: Annotated[float, Range(-1e6, 1e6)] | None = None
 
     def __post_init__(self) -> None:
-        """Its depth has to be known, and be one that pictures have."""
+        """Its depth has to be known, and be one that images have."""
         levels = self.block_out_channels or self.encoder_block_out_channels
         if not levels or len(levels) > 16:
             raise UsageError("block_out_channels is no list of 1 to 16 numbers of channels")

@@ -30,7 +30,7 @@ __all__ = ["comparison_of", "paired"]
 
 SECTION_TITLES = {
     "totals": "Side by side",
-    "pictures": "Pictures side by side",
+    "pictures": "Images side by side",
     "steps": "Error over the steps",
     "layers": "Error layer by layer",
 }
@@ -49,7 +49,7 @@ def comparison_of(first: Subject, second: Subject) -> dict[str, Any]:
         "sections": SECTION_TITLES,
         "tiles": _tiles(both, layers),
         "command": "" if paired(both) else MEASURE,
-        "command_note": "Pictures of both are needed for a full comparison. Each is measured by:",
+        "command_note": "Images of both are needed for a full comparison. Each is measured by:",
         "absent": {"quality": _why_absent(both)},
         "totals": _totals(both),
         "totals_note": _totals_note(both),
@@ -69,7 +69,7 @@ def _described(subject: Subject) -> str:
 
 
 def paired(both: Pair) -> list[tuple[Picture, Picture]]:
-    """Pictures of the same prompt and seed, in the order of the first bundle's."""
+    """Images of the same prompt and seed, in the order of the first bundle's."""
     drawn = [
         {(p.prompt, p.seed): p for p in s.evidence.quality.pictures}
         if s.evidence and s.evidence.quality
@@ -87,7 +87,7 @@ def _why_absent(both: Pair) -> str:
 
 
 def _difference(both: Pair) -> Score | None:
-    """PSNR of the second less that of the first, picture by picture."""
+    """PSNR of the second less that of the first, image by image."""
     gaps = [b.psnr_db - a.psnr_db for a, b in paired(both)]
     return Score.of(gaps) if gaps else None
 
@@ -106,11 +106,11 @@ def _tiles(both: Pair, layers: Mapping[str, tuple[Layer | None, Layer | None]]) 
 
 
 def _gap_tile(both: Pair) -> Tile:
-    label, gap = "Picture PSNR, difference", _difference(both)
+    label, gap = "Image PSNR, difference", _difference(both)
     if gap is None:
         return Tile(label, "not measured", "", words=True)
     error = "" if gap.standard_error is None else f"± {gap.standard_error:.1f}, "
-    detail = f"{error}{both[1].name} against {both[0].name}, {len(gap.values)} pictures"
+    detail = f"{error}{both[1].name} against {both[0].name}, {len(gap.values)} images"
     return Tile(label, f"{gap.mean:+.1f} dB", detail)
 
 
@@ -284,7 +284,7 @@ def _picture_note(both: Pair) -> str:
     note = "Each prompt from the same noise: the float model, then the two bundles."
     if not same:
         note += (
-            f" The float pictures of the two reports differ (another model, or other sampling); "
+            f" The float images of the two reports differ (another model, or other sampling); "
             f"those of {both[0].name} are shown."
         )
     return note
@@ -327,7 +327,7 @@ def _layer_note(both: Pair, layers: Mapping[str, tuple[Layer | None, Layer | Non
     joined = "; ".join(parts) or "Both quantize the same layers"
     return (
         f"{joined}. Differences of SQNR are {both[1].name} less {both[0].name}. A layer's own error "
-        "is not the picture's: methods that train a whole block let single layers err more."
+        "is not the image's: methods that train a whole block let single layers err more."
     )
 
 

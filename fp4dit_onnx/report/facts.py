@@ -19,7 +19,7 @@ class Subject:
         name: as the page calls it.
         facts: from its manifest.
         evidence: what was measured; None if nothing was.
-        whole: whether it can draw.
+        whole: whether it can generate images.
     """
 
     name: str

@@ -106,12 +106,12 @@ def histograms(
     seeds: Sequence[int],
     pipeline: Pipeline,
 ) -> tuple[Histogram, ...]:
-    """Weights of the chosen layers from the float checkpoint, and their inputs while drawing.
+    """Weights of the chosen layers from the float checkpoint, and their inputs during generation.
 
     Args:
-        bundle: a bundle that can draw.
+        bundle: a bundle that can generate images.
         tensors: of the float transformer, by torch name.
-        prompts: drawn to see activations.
+        prompts: one image of each is generated to see activations.
         seeds: one a prompt.
         pipeline: of the bundle; its transformer is replaced.
     """
@@ -217,7 +217,7 @@ def _of_inputs(
     seeds: Sequence[int],
     pipeline: Pipeline,
 ) -> list[Histogram]:
-    """Inputs of the layers whose activations are quantized, while `prompts` are drawn once."""
+    """Inputs of the layers whose activations are quantized, while one image per prompt is generated."""
     read = {layer.name: quantizer_input(graph.graph, layer.name) for layer in layers}
     watched = [layer for layer in layers if read[layer.name] is not None]
     if not watched or bundle.transformer.with_suffix(".onnx.data").stat().st_size > MOST_BYTES:

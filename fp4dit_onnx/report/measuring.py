@@ -29,13 +29,13 @@ from fp4dit_onnx.system.resources import usable_cores
 __all__ = ["DIFFERENCE_GAIN", "measure"]
 
 DIFFERENCE_GAIN = 4
-"""Differences of pictures are shown that many times larger."""
+"""Differences of images are shown that many times larger."""
 LARGEST_SIDE = 256
-"""Pixels of a picture in the report."""
+"""Pixels of an image in the report."""
 SMALLEST_SSIM = 11
 """Pixels a side."""
 WATCHED_PROMPTS = 2
-"""Prompts that are drawn to see activations."""
+"""Prompts whose images are generated to see activations."""
 BUNDLE = "quantized"
 
 
@@ -52,7 +52,7 @@ class _Subject:
 
     @property
     def step(self) -> speed.StepSetting:
-        """The step whose time and memory are measured: one picture's."""
+        """The step whose time and memory are measured: one image's."""
         sampling = self.bundle.manifest.sampling
         return speed.StepSetting(
             model=self.bundle.transformer,
@@ -73,14 +73,14 @@ def measure(
     """All that can be measured; what cannot be is named with the reason.
 
     Args:
-        bundle: a bundle that can draw.
+        bundle: a bundle that can generate images.
         model: folder of the float pipeline that it was made from.
         prompts: at least one.
-        seeds: at least one; every prompt is drawn from every seed.
+        seeds: at least one; one image per prompt and seed.
         reporter: told of every stage.
 
     Raises:
-        UsageError: the bundle cannot draw, or there is nothing to draw.
+        UsageError: the bundle cannot generate images, or there is no prompt or seed.
         CheckpointError: the folder is no pipeline, or another one.
     """
     _check(bundle, prompts, seeds)
@@ -105,7 +105,7 @@ def measure(
             reason = f"It fails here with {type(error).__name__}: {first_line}"
             absent[section] = without_folder(reason)
 
-    # Memory does not depend on what else runs, and so is measured while pictures are drawn.
+    # Memory does not depend on what else runs, and so is measured while images are generated.
     with speed.measuring_memory(subject.step) as memory_found:
         attempt("quality", _quality)
         attempt("histograms", _histograms)
@@ -119,11 +119,11 @@ def measure(
 
 def _check(bundle: Bundle, prompts: Sequence[str], seeds: Sequence[int]) -> None:
     if not prompts or not seeds:
-        raise UsageError("nothing to draw: expected a prompt and a seed at least")
+        raise UsageError("no prompt or no seed: expected at least one of each")
     if not bundle.whole:
         raise UsageError(
-            f"{bundle.folder} holds the transformer alone: expected a bundle that can draw, to "
-            f"measure {', '.join(SECTIONS)}; export all components"
+            f"{bundle.folder} holds the transformer alone: expected a bundle that can generate images, "
+            f"to measure {', '.join(SECTIONS)}; export all components"
         )
 
 

@@ -25,7 +25,7 @@ from fp4dit_onnx.report.tables import TIMES, Table, Tile, code, decibels, number
 __all__ = ["Shown", "ShownPicture", "page_of", "score_text", "shown_picture"]
 
 SECTION_TITLES = {
-    "pictures": "Pictures side by side",
+    "pictures": "Images side by side",
     "steps": "Error over the steps",
     "layers": "Error layer by layer",
     "values": "Values and grids",
@@ -131,7 +131,7 @@ def _command_note(subject: Subject) -> str:
         return "Some parts were not measured. This runs the float pipeline and measures them:"
     return (
         "This bundle holds the transformer alone: export all components to measure what needs "
-        "pictures, then run:"
+        "images, then run:"
     )
 
 
@@ -157,14 +157,14 @@ def score_text(name: str, score: Score) -> str:
 
 def _quality_tiles(quality: Quality | None) -> list[Tile]:
     if quality is None:
-        return [Tile("Picture PSNR against float", "not measured", "", words=True)]
+        return [Tile("Image PSNR against float", "not measured", "", words=True)]
     count = len(quality.pictures)
     psnr = quality.scores.get("psnr")
     tiles = []
     if psnr is not None:
         error = "" if psnr.standard_error is None else f"± {psnr.standard_error:.1f}, "
-        detail = f"{error}{count} pictures, {quality.sampling.steps} steps"
-        tiles.append(Tile("Picture PSNR against float", f"{psnr.mean:.1f} dB", detail))
+        detail = f"{error}{count} images, {quality.sampling.steps} steps"
+        tiles.append(Tile("Image PSNR against float", f"{psnr.mean:.1f} dB", detail))
     return tiles
 
 
@@ -185,11 +185,11 @@ def _pictures(facts: Manifest, quality: Quality | None) -> list[ShownPicture]:
 
 
 def shown_picture(reference: Picture, drawn: Mapping[str, Picture]) -> ShownPicture:
-    """The float picture, then each bundle's; of a single bundle also the difference.
+    """The float image, then each bundle's; of a single bundle also the difference.
 
     Args:
-        reference: whose float picture is shown.
-        drawn: bundle's name -> its picture of the same prompt and seed.
+        reference: whose float image is shown.
+        drawn: bundle's name -> its image of the same prompt and seed.
     """
     what = f"{reference.prompt}, seed {reference.seed}"
     images = [_shown(reference.float_png, f"float: {what}", "float")]
@@ -215,7 +215,7 @@ def _picture_note(quality: Quality | None) -> str:
     if quality is None:
         return ""
     s = quality.sampling
-    small = "" if max(s.width, s.height) <= 256 else " Shown smaller than drawn."
+    small = "" if max(s.width, s.height) <= 256 else " Shown smaller than generated."
     return (
         f"{s.width} {TIMES} {s.height} pixels, {s.steps} steps, guidance {s.guidance:g}.{small} The "
         "third image of each is the absolute difference, four times as bright."
@@ -234,7 +234,7 @@ def _scores(quality: Quality | None) -> Table:
         rows.append((plain(metric_label(name)), plain(unit or "-"), *shown, plain(better)))
     count = len(quality.pictures) if quality else 0
     columns = ("metric", "unit", ">mean", ">standard error", ">lowest", ">highest", "better")
-    return table(f"Against the float model's pictures, {count} pictures", columns, rows)
+    return table(f"Against the float model's images, {count} images", columns, rows)
 
 
 def _layers(layers: Sequence[Layer]) -> dict[str, Any]:

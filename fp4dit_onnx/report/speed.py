@@ -38,7 +38,7 @@ class StepSetting:
     Attributes:
         model: the bundle's transformer.
         pipeline: folder of the float pipeline.
-        batch: rows; two a picture where guidance is used.
+        batch: rows; two per image where guidance is used.
         tokens: of the text.
         threads: of each model.
     """

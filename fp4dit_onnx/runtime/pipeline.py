@@ -138,7 +138,7 @@ class Pipeline:
         """The bundle's sampling settings with the changes given; None keeps the bundle's value.
 
         Raises:
-            UsageError: a value that no picture can be made with.
+            UsageError: a value that no image can be made with.
         """
         default = self.defaults
         sampling = replace(
@@ -152,7 +152,7 @@ class Pipeline:
         return sampling
 
     def check(self, sampling: Sampling) -> None:
-        """Refuse what this bundle cannot make pictures with.
+        """Refuse what this bundle cannot make images with.
 
         Raises:
             UsageError: a size that the model cannot take, or steps that its scheduler has not.
@@ -191,11 +191,11 @@ class Pipeline:
                 )
 
     def example_prompts(self) -> Sequence[str]:
-        """Prompts that the model can draw, where nobody says what: texts, or classes."""
+        """Example prompts for this model: texts, or classes."""
         return self._family.examples or general_prompts()
 
     def latent_shape(self, sampling: Sampling) -> tuple[int, int, int]:
-        """Shape of one picture's latents, [C, H, W]."""
+        """Shape of one image's latents, [C, H, W]."""
         factor = self._scale_factor
         channels = int(self._transformer_config["in_channels"]) // self._family.packing**2
         return channels, sampling.height // factor, sampling.width // factor
@@ -220,7 +220,7 @@ class Pipeline:
         An image depends on its own prompt and seed only, not on the others in the batch.
 
         Args:
-            prompts: what to draw; for DiT a class each, by name or number.
+            prompts: one per image; for DiT a class each, by name or number.
             negative_prompt: what guidance leads away from; DiT knows none.
             seeds: one a prompt, or one for all; of a single prompt also several, an image each.
             count: images of each prompt, from the seeds S, S + 1, ... where its seed is S.
@@ -228,7 +228,7 @@ class Pipeline:
             guidance: weight of classifier-free guidance; at most 1 means none.
             height: in pixels.
             width: in pixels.
-            batch_size: pictures at a time.
+            batch_size: images at a time.
             progress: called with the steps done and the steps in all.
             on_step: called after each step of a batch with its index and the latents it made.
 
@@ -276,7 +276,7 @@ class Pipeline:
         """Denoised latents of one batch, float32 [B, C, H, W].
 
         Args:
-            prompts: what to draw.
+            prompts: one per image.
             seeds: one a prompt.
             sampling: from `settings`.
             negative_prompt: what guidance leads away from.
@@ -311,7 +311,7 @@ class Pipeline:
         return latents
 
     def decode(self, latents: FloatArray) -> list[Image.Image]:
-        """The pictures of `latents`, float32 [B, C, H, W]; one at a time to bound the memory."""
+        """The images of `latents`, float32 [B, C, H, W]; one at a time to bound the memory."""
         pictures = []
         for row in latents:
             feed = {"latent_sample": for_decoder(row[None], self._vae_config)}  # [1, C, H, W]
@@ -410,7 +410,7 @@ def _family(folder: Path, model_index: Mapping[str, Any]) -> Family:
     missing = [name for name in parts if not (folder / name).is_dir()]
     if missing:
         raise UsageError(
-            f"{folder} holds no {' and no '.join(missing)}, which drawing needs: run its "
+            f"{folder} holds no {' and no '.join(missing)}, which generating images needs: run its "
             "transformer inside the diffusers pipeline with fp4dit_onnx.load_transformer, or export "
             "the whole pipeline"
         )

@@ -18,7 +18,7 @@ def start_run(family: Family, scheduler: Scheduler, steps: int, tokens: int) -> 
         family: whose transformer is told the timesteps.
         scheduler: of any kind.
         steps: calls of the transformer.
-        tokens: of the picture; see `FlowPlan`.
+        tokens: of the image; see `FlowPlan`.
 
     Raises:
         UsageError: see `Scheduler.start`; or timesteps between whole ones, of a transformer that

@@ -57,7 +57,7 @@ def initial_latents(seed: int, shape: tuple[int, ...]) -> FloatArray:
 
     Args:
         seed: 0 to `values.LARGEST_SEED`.
-        shape: of one picture's latents, [C, H, W]; a batch has one seed a picture.
+        shape: of one image's latents, [C, H, W]; a batch has one seed per image.
 
     Raises:
         UsageError: a seed out of range.
@@ -73,7 +73,7 @@ def step_noise(seeds: Sequence[int], index: int, shape: tuple[int, ...]) -> Floa
     Args:
         seeds: B seeds, not negative.
         index: 0, 1, ...
-        shape: of one picture's latents, [C, H, W].
+        shape: of one image's latents, [C, H, W].
     """
     streams = (np.random.PCG64(np.random.SeedSequence([seed, index + 1])) for seed in seeds)
     noise = [np.random.Generator(s).standard_normal(shape, np.float32) for s in streams]

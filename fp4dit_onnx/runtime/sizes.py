@@ -1,4 +1,4 @@
-"""Which sizes of pictures a transformer takes, by its configuration."""
+"""Which sizes of images a transformer takes, by its configuration."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ def pixels_a_latent(vae_config: Config | None) -> int:
 
 
 def check_memory(height: int, width: int, vae_config: Config) -> None:
-    """Refuse a picture whose decoding takes more than there is.
+    """Refuse an image whose decoding takes more than there is.
 
     Args:
         height: in pixels.
         width: in pixels.
-        vae_config: the VAE's config.json; its first level is computed at the picture's size.
+        vae_config: the VAE's config.json; its first level is computed at the image's size.
 
     Raises:
         UsageError: that level's features alone, float32, are more than the memory that is free.
@@ -93,7 +93,7 @@ def check_memory(height: int, width: int, vae_config: Config) -> None:
     if there is not None and needed > there:
         raise UsageError(
             f"{width} x {height} pixels: decoding takes more than {needed} bytes, and {there} are "
-            "free: ask for a smaller picture"
+            "free: ask for a smaller image"
         )
 
 

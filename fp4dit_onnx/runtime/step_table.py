@@ -7,7 +7,7 @@ of which it looks back a few steps. So a run of a given number of steps is a tab
 
 with x[0] the initial noise times `initial`, o the model's prediction given input[i] * x[i], after
 guidance and without the variance half, and z the noise of the step. The table is read off a `Run`
-that is given basis vectors in place of pictures, so the mathematics stays where it is, in
+that is given basis vectors in place of images, so the mathematics stays where it is, in
 `schedulers`.
 """
 
@@ -142,7 +142,7 @@ def bundle_step_table(folder: Path, steps: int) -> StepTable:
     Raises:
         BundleError: one of the two cannot be read.
         UsageError: no table: a family or scheduler that is not supported, steps that are not
-            linear or whose sizes depend on the picture's, or `steps` out of range.
+            linear or whose sizes depend on the image's, or `steps` out of range.
     """
     index = folder / "model_index.json"
     pipeline = str(read_json(index, "the list of components", BUNDLE).get("_class_name"))
@@ -152,7 +152,7 @@ def bundle_step_table(folder: Path, steps: int) -> StepTable:
     scheduler = scheduler_from_config(config)
     if config.get("use_dynamic_shifting"):
         raise UsageError(
-            "use_dynamic_shifting makes the steps depend on the picture's size: expected a "
+            "use_dynamic_shifting makes the steps depend on the image's size: expected a "
             "scheduler whose steps are the same for every size; run the bundle in Python"
         )
     return step_table(lambda: start_run(family, scheduler, steps, 0))

@@ -1,4 +1,4 @@
-"""A local web server for one bundle and the page that draws with it in the visitor's browser.
+"""A local web server for one bundle and the page that generates images with it in the browser.
 
 It serves what it listed when it was made, files of the bundle's manifest and of the page, and
 nothing else: no path from outside ever reaches the file system.
@@ -62,7 +62,7 @@ PROTECTION = {
 HEADERS = {**PROTECTION, **ISOLATION}
 
 PAGE_FAMILIES = ("PixArtAlphaPipeline", "PixArtSigmaPipeline", "HunyuanDiTPipeline", "DiTPipeline")
-"""What web/js/families draws."""
+"""The families in web/js/families."""
 ADDRESS_SPACE = 4 << 30
 """Bytes that WebAssembly's 32-bit pointers reach."""
 
@@ -93,15 +93,14 @@ def served_files(bundle: Bundle) -> dict[str, Path]:
 
 
 def check_drawable(bundle: Bundle) -> None:
-    """Raise UsageError for a bundle that the page cannot draw with."""
+    """Raise UsageError for a bundle that the page cannot run."""
     index = bundle.model_index
     name = str(read_json(index, "the list of components", BUNDLE).get("_class_name"))
     family = family_of_pipeline(name, index)
     if not set(family.pipelines) & set(PAGE_FAMILIES):
         known = ", ".join(n for f in FAMILIES for n in f.pipelines if n in PAGE_FAMILIES)
         raise UsageError(
-            f"{index} names the pipeline {name}: the page draws {known}; "
-            "draw with  fp4dit-onnx generate"
+            f"{index} names the pipeline {name}: the page runs {known}; use  fp4dit-onnx generate"
         )
     target = target_by_name(bundle.manifest.target)
     if not target.drawable:
@@ -113,8 +112,8 @@ def check_drawable(bundle: Bundle) -> None:
     missing = [part for part in parts if model_of(part) not in bundle.manifest.files]
     if missing:
         raise UsageError(
-            f"{bundle.folder} holds no {' and no '.join(missing)}, which drawing needs: export "
-            "the whole pipeline, with --components all"
+            f"{bundle.folder} holds no {' and no '.join(missing)}, which generating images needs: "
+            "export the whole pipeline, with --components all"
         )
     bundle_step_table(bundle.folder, bundle.manifest.sampling.steps)
 

@@ -107,7 +107,7 @@ def convert_in_place(
 def _rewritten(folder: Path, target: Target, reporter: Reporter) -> dict[str, Converted]:
     """Rewrites the models in place; gives what the manifest says of each, by its folder.
 
-    None is replaced before all are written: a target may draw with the bundle as it was.
+    None is replaced before all are written: a target may generate images with the old bundle.
     """
     facts: dict[str, Mapping[str, Any]] = {}
     made: dict[str, Path] = {}

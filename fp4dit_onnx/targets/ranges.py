@@ -1,4 +1,4 @@
-"""The largest magnitude of activations, measured while the bundle itself draws."""
+"""The largest magnitude of activations, measured while the bundle generates images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fp4dit_onnx.system.progress import Reporter
 __all__ = ["PICTURES", "activation_ranges"]
 
 PICTURES = 4
-"""That are drawn, of `Pipeline.example_prompts`, at the bundle's own settings."""
+"""Images generated, of `Pipeline.example_prompts`, at the bundle's own settings."""
 _SUFFIX = "/largest"
 
 
@@ -25,7 +25,7 @@ def activation_ranges(bundle: Path, names: Sequence[str], reporter: Reporter) ->
     """The largest magnitude of each value of the transformer in `names`, over whole runs.
 
     Args:
-        bundle: holds all that drawing needs.
+        bundle: can generate images.
         names: float values of the transformer's graph.
         reporter: progress.
     """

@@ -274,7 +274,7 @@ def _rewrite(source: Path, target: Path, bundle: Path, reporter: Reporter) -> Ma
     ) as advance:
         deferred.write(made, tensors, target / "model.onnx", source, lambda count: advance(1))
     return {
-        "activations": f"e4m3, ranges of {PICTURES} pictures" if ranges else "float",
+        "activations": f"e4m3, ranges of {PICTURES} images" if ranges else "float",
         "ranges": ranges,
     }
 

@@ -33,7 +33,7 @@ VOID = {"meta", "link", "img", "br", "hr", "input"}
 
 
 def png(seed: int) -> str:
-    """A small picture, the same for the same seed, as base64."""
+    """A small image, the same for the same seed, as base64."""
     pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")

@@ -73,7 +73,7 @@ def test_a_phone_never_scrolls_sideways(pages: dict[str, Path], opened: Any) -> 
 def test_tables_that_are_cut_say_so(pages: dict[str, Path], opened: Any) -> None:
     """On a phone the hint is in view and the first column stays; on a desktop there is neither."""
     page = opened(pages["report"], PHONE)
-    scores = page.get_by_role("region", name="Against the float model's pictures")
+    scores = page.get_by_role("region", name="Against the float model's images")
     caption = scores.locator("caption")
     hint = "getComputedStyle(e, '::after').content"
     assert "Scroll sideways" in caption.evaluate(f"e => {hint}")
@@ -85,7 +85,7 @@ def test_tables_that_are_cut_say_so(pages: dict[str, Path], opened: Any) -> None
     box = last.bounding_box()
     assert box["x"] + box["width"] <= PHONE["width"]
     wide = opened(pages["report"], DESKTOP)
-    caption = wide.get_by_role("region", name="Against the float model's pictures")
+    caption = wide.get_by_role("region", name="Against the float model's images")
     assert caption.locator("caption").evaluate(f"e => {hint}") == "none"
 
 

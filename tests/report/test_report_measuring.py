@@ -163,7 +163,7 @@ def test_another_pipeline_is_refused(exported: Path, demo_copy: Path) -> None:
     bundle = Bundle.open(exported)
     with pytest.raises(UsageError, match="was made from a PixArtAlphaPipeline"):
         measure(bundle, demo_copy, ["x"], [0])
-    with pytest.raises(UsageError, match="nothing to draw"):
+    with pytest.raises(UsageError, match="no prompt or no seed"):
         measure(bundle, demo_copy, [], [0])
 
 

@@ -109,7 +109,7 @@ def test_two_bundles_are_compared(
     page = cases.check((tmp_path / "both.html").read_text())
     for expected in (
         "-2.0 dB",
-        "± 0.0, other against bundle, 2 pictures",
+        "± 0.0, other against bundle, 2 images",
         "1 layer is quantized in bundle alone",
     ):
         assert expected in page.text

@@ -101,13 +101,13 @@ class FlowMatchEuler:
     def _shifted(
         self, sigmas: npt.NDArray[np.floating], plan: FlowPlan | None
     ) -> npt.NDArray[np.floating]:
-        """`sigmas` moved towards noise, by a constant or as the picture's size asks."""
+        """`sigmas` moved towards noise, by a constant or as the image's size asks."""
         options = self.options
         if not options["use_dynamic_shifting"]:
             return _shift(options["shift"], sigmas)
         if plan is None:
             raise UsageError(
-                "FlowMatchEulerDiscreteScheduler: use_dynamic_shifting depends on the picture's "
+                "FlowMatchEulerDiscreteScheduler: use_dynamic_shifting depends on the image's "
                 "size: expected a FlowPlan"
             )
         shorter, longer = options["base_image_seq_len"], options["max_image_seq_len"]

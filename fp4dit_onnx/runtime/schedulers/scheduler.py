@@ -62,7 +62,7 @@ class FlowPlan:
     """What a pipeline tells a flow-matching scheduler about the run to come.
 
     Attributes:
-        tokens: of the picture in the transformer; dynamic shifting depends on it.
+        tokens: of the image in the transformer; dynamic shifting depends on it.
         from_one: whether sigmas fall evenly from 1 to 1 / steps before they are shifted, as the
             pipelines of Flux and Lumina2 ask; otherwise from the largest to the smallest of
             training, already shifted, as with SD3 and AuraFlow.

@@ -200,7 +200,7 @@ function normals(entropy, count) {
 }
 
 /**
- * The noise that a picture begins with.
+ * The noise that an image begins with.
  * @param {bigint} seed not negative.
  * @param {number} count of latents.
  * @returns {Float32Array} standard normal.

@@ -1,4 +1,4 @@
-/** The page: a form, a worker that draws, and what there is to see of it. */
+/** The page: a form, a worker that generates images, and their display. */
 
 const NAMES = {
   text_encoder: "the text encoder",
@@ -70,7 +70,7 @@ function showReady(facts) {
   const one = facts.threads === 1;
   const why = globalThis.crossOriginIsolated
     ? ""
-    : " This browser or address lends the page no SharedArrayBuffer, so it draws on one thread, " +
+    : " This browser or address gives the page no SharedArrayBuffer, so it uses one thread, " +
       "more slowly: use https or localhost.";
   element("threads").textContent =
     `ONNX Runtime ${facts.runtime}, WebAssembly, ${facts.threads} ${one ? "thread" : "threads"}.` +
@@ -92,7 +92,7 @@ function showPicture({ width, height, rgba, seconds }) {
   canvas.width = width;
   canvas.height = height;
   canvas.getContext("2d").putImageData(new ImageData(rgba, width, height), 0, 0);
-  canvas.setAttribute("aria-label", `Picture of: ${asked.prompt}; seed ${asked.seed}`);
+  canvas.setAttribute("aria-label", `Image of: ${asked.prompt}; seed ${asked.seed}`);
   element("caption").textContent =
     `${asked.prompt}; seed ${asked.seed}, ${asked.sampling.steps} steps, ${width} x ${height}`;
   canvas.toBlob((/** @type {Blob} */ blob) => {
@@ -104,7 +104,7 @@ function showPicture({ width, height, rgba, seconds }) {
   });
   element("result").hidden = false;
   setDrawing(false);
-  status.textContent = `Drawn in ${seconds.toFixed(1)} s.`;
+  status.textContent = `Generated in ${seconds.toFixed(1)} s.`;
   showMemory();
 }
 

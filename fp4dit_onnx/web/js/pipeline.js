@@ -1,7 +1,7 @@
 /**
  * Text or class to image from a bundle, with any of ONNX Runtime's JavaScript packages.
  *
- * The same steps as `fp4dit_onnx.Pipeline`, one picture at a time: the models run through the
+ * The same steps as `fp4dit_onnx.Pipeline`, one image at a time: the models run through the
  * function bodies that they carry, and `scheduler/steps.json` says how a step combines samples,
  * outputs and noise.
  */
@@ -51,7 +51,7 @@ const LARGEST_SEED = 2n ** 64n - 1n;
 /** Thrown where the one who asked has taken it back. */
 export class Cancelled extends Error {}
 
-/** A bundle, ready to draw. */
+/** A bundle, ready to generate images. */
 export class Pipeline {
   /**
    * @param {object} parts
@@ -147,8 +147,8 @@ export class Pipeline {
   }
 
   /**
-   * One picture.
-   * @param {string} prompt what to draw; for DiT a class, by name or number.
+   * One image.
+   * @param {string} prompt of the image; for DiT a class, by name or number.
    * @param {object} [options]
    * @param {string} [options.negativePrompt] what guidance leads away from.
    * @param {bigint} [options.seed] of the noise, 0 to 2^64 - 1.
@@ -217,7 +217,7 @@ export class Pipeline {
   }
 
   /**
-   * @param {Float32Array} latents of one picture.
+   * @param {Float32Array} latents of one image.
    * @param {number[]} dims their shape, [1, C, H, W].
    * @param {number} timestep
    * @param {Record<string, Value>} fixed

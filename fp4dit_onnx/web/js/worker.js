@@ -1,4 +1,4 @@
-/** Runs the pipeline beside the page, so that the page answers while a picture is drawn. */
+/** Runs the pipeline beside the page, so that the page stays responsive while an image is generated. */
 
 import * as ort from "../vendor/ort.wasm.min.mjs";
 import { Tokenizer } from "../vendor/tokenizers.min.mjs";
@@ -87,7 +87,7 @@ function failure(error) {
   if (error instanceof Cancelled) return { type: "cancelled" };
   const text = String(error instanceof Error ? error.message : error);
   const memory = /memory|bad_alloc|allocat/i.test(text);
-  const cure = " The models need more memory than a page has: draw with fp4dit-onnx generate.";
+  const cure = " The models need more memory than a page has: use fp4dit-onnx generate.";
   return { type: "error", message: text.split("\n")[0] + (memory ? cure : "") };
 }
 

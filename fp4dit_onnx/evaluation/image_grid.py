@@ -1,4 +1,4 @@
-"""Pictures of several variants on one labelled sheet."""
+"""Images of several variants on one labelled sheet."""
 
 from __future__ import annotations
 
@@ -8,31 +8,29 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["picture_grid"]
+__all__ = ["image_grid"]
 
 _SMALL = 256
 _MARGIN = 6
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 
 
-def picture_grid(
-    rows: Mapping[str, Sequence[Image.Image]], captions: Sequence[str]
-) -> Image.Image:
-    """One labelled sheet: a row a variant, a column a picture, the prompts above.
+def image_grid(rows: Mapping[str, Sequence[Image.Image]], captions: Sequence[str]) -> Image.Image:
+    """One labelled sheet: a row a variant, a column an image, the prompts above.
 
-    Pictures narrower than 256 pixels are enlarged twice, pixel by pixel.
+    Images narrower than 256 pixels are enlarged twice, pixel by pixel.
 
     Args:
-        rows: variant name -> pictures, all of one size.
+        rows: variant name -> images, all of one size.
         captions: one a column.
 
     Raises:
-        ValueError: there is no picture, or a row has not one picture a caption.
+        ValueError: there is no image, or a row has not one image a caption.
     """
     pictures = [picture for row in rows.values() for picture in row]
     uneven = [name for name, row in rows.items() if len(row) != len(captions)]
     if not pictures or uneven:
-        raise ValueError(f"rows {uneven or list(rows)}: expected {len(captions)} pictures in each")
+        raise ValueError(f"rows {uneven or list(rows)}: expected {len(captions)} images in each")
     zoom = 2 if pictures[0].width < _SMALL else 1
     width, height = pictures[0].width * zoom, pictures[0].height * zoom
     font = ImageFont.load_default()
