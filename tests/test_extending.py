@@ -13,14 +13,15 @@ import sys
 import types
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import generate_formats
 import pytest
 
 from fp4dit_onnx.calibration.draft import Draft
 from fp4dit_onnx.calibration.stages import STAGES, Evidence, LayerStage
-from fp4dit_onnx.numbers.formats import FORMATS
+from fp4dit_onnx.errors import BundleError
+from fp4dit_onnx.numbers.formats import FORMATS, FloatFormat
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPILER = os.environ.get("CXX", "c++")
@@ -99,7 +100,6 @@ def test_a_stage_from_outside_is_one_class_and_one_line(
     """A rounding that no file of the package knows, named in a user's recipe, is exported."""
     pytest.importorskip("onnx_graphsurgeon")
     from fp4dit_onnx.calibration.rounding import packed, round_to_nearest
-    from fp4dit_onnx.exporting.export import ExportRequest, export
 
     @dataclass(frozen=True)
     class Halved(LayerStage):
@@ -118,15 +118,51 @@ def test_a_stage_from_outside_is_one_class_and_one_line(
     monkeypatch.setitem(STAGES, "halved", Halved)
     recipe = tmp_path / "halved.toml"
     recipe.write_text('extends = "fp-rtn"\nstage = [{ use = "absmax" }, { use = "halved" }]\n')
-    made = export(
-        ExportRequest(
-            tmp_path / "bundle",
-            recipe=recipe,
-            components="transformer",
-            measure=False,
-            report=False,
-        )
-    )
+    made = exported(tmp_path / "bundle", method="fp4dit", recipe=recipe)
     assert made.manifest.method["stage"][1] == {"use": "halved", "share": 0.5}
     rows = made.manifest.layers
     assert all(5 < (row.weight_sqnr_db or 0) < 7 for row in rows), "half of a signal is lost: 6 dB"
+
+
+def exported(output: Path, **changes: object) -> Any:
+    """The demo's transformer, rounded to nearest without anything measured."""
+    pytest.importorskip("onnx_graphsurgeon")
+    from fp4dit_onnx.exporting.export import ExportRequest, export
+
+    settings: dict[str, Any] = {"method": "fp-rtn", "components": "transformer", **changes}
+    return export(ExportRequest(output, measure=False, report=False, **settings))
+
+
+def test_a_format_from_outside_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library does not know it; the function bodies do."""
+    from fp4dit_onnx.runtime.session import session
+
+    monkeypatch.setitem(FORMATS, "e2m2", FloatFormat("e2m2", exponent_bits=2, mantissa_bits=2))
+    made = exported(tmp_path / "bundle", rules=("transformer_blocks.0.*=e2m2",))
+    kept: dict[str, list[float]] = {"e2m1": [], "e2m2": []}
+    for row in made.manifest.layers:
+        kept.setdefault(row.weight_format, []).append(row.weight_sqnr_db or 0)
+    assert min(kept["e2m2"]) > max(kept["e2m1"]) + 3  # a bit more is 6 dB less the larger steps
+    assert session(made.bundle.transformer, library=False).get_outputs()
+    with pytest.raises(BundleError, match="'e2m2', wanted one of e2m1"):
+        session(made.bundle.transformer)
+
+
+def test_a_pass_from_outside_is_one_class_and_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page's pass, in an export."""
+    pytest.importorskip("onnx_graphsurgeon")
+    from fp4dit_onnx.passes import pipeline
+
+    module = types.ModuleType("drop_same_cast")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    text = re.search(r"```python\n(.*?)```", page("adding-a-pass.md"), re.DOTALL)
+    assert text
+    exec(text[1], module.__dict__)
+    own = pipeline.float_passes
+    monkeypatch.setattr(pipeline, "float_passes", lambda p: (*own(p), module.DropSameCast()))
+    made = exported(tmp_path / "bundle")
+    assert "drop_same_cast" in [one.name for one in made.manifest.passes]
