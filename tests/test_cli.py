@@ -478,7 +478,7 @@ def test_generate_writes_pictures(
         "generate", "b", "--prompt", "x", "--prompt", "y", "-o", tmp_path / "o", "--json"
     )
     assert outcome.code == 0
-    files = [Path(row["file"]) for row in json.loads(outcome.out)["images"]]
+    files = [Path(row["file"]) for row in json.loads(outcome.out)["pictures"]]
     assert sorted(files) == sorted((tmp_path / "o").iterdir())
     with Image.open(files[0]) as picture:
         assert picture.size == (8, 8)

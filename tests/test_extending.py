@@ -137,6 +137,7 @@ def test_a_format_from_outside_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The library does not know it; the function bodies do."""
+    from fp4dit_onnx.bundle.bundle import Bundle
     from fp4dit_onnx.runtime.session import session
 
     monkeypatch.setitem(FORMATS, "e2m2", FloatFormat("e2m2", exponent_bits=2, mantissa_bits=2))
@@ -145,9 +146,9 @@ def test_a_format_from_outside_is_one_line(
     for row in made.manifest.layers:
         kept.setdefault(row.weight_format, []).append(row.weight_sqnr_db or 0)
     assert min(kept["e2m2"]) > max(kept["e2m1"]) + 3  # a bit more is 6 dB less the larger steps
-    assert session(made.bundle.transformer, library=False).get_outputs()
+    assert session(Bundle.open(made.bundle).transformer, library=False).get_outputs()
     with pytest.raises(BundleError, match="'e2m2', wanted one of e2m1"):
-        session(made.bundle.transformer)
+        session(Bundle.open(made.bundle).transformer)
 
 
 def test_a_pass_from_outside_is_one_class_and_one_line(

@@ -137,17 +137,17 @@ def run(
         )
     for picture, path in zip(pictures, paths, strict=True):
         _save(picture, path, overwrite=overwrite)
-    seconds = {"load": loaded - start, "generate": time.monotonic() - loaded}
+    seconds = {"load": loaded - start, "draw": time.monotonic() - loaded}
     rows = [
         {"prompt": text, "seed": one, "file": str(path)}
         for (text, one), path in zip(images, paths, strict=True)
     ]
     if json:
-        print_json({"images": rows, "seconds": seconds, "library": library})
+        print_json({"pictures": rows, "seconds": seconds, "library": library})
         return
     for row in rows:
         print_line(f"{row['file']}: {row['prompt']}")
-    print_line(f"loaded in {seconds['load']:.1f} s, generated in {seconds['generate']:.1f} s")
+    print_line(f"loaded in {seconds['load']:.1f} s, generated in {seconds['draw']:.1f} s")
 
 
 def chosen_seeds(seed: int | None, seeds: str | None, count: int | None) -> list[int]:
@@ -220,7 +220,7 @@ def _names(images: Sequence[tuple[str, int]]) -> list[str]:
 
 def _slug(text: str) -> str:
     """Letters and digits of any script, with dashes between words."""
-    return re.sub(r"[\W_]+", "-", text.lower()).strip("-")[:40].strip("-") or "image"
+    return re.sub(r"[\W_]+", "-", text.lower()).strip("-")[:40].strip("-") or "picture"
 
 
 def _save(picture: Image.Image, path: Path, *, overwrite: bool) -> None:
