@@ -37,18 +37,18 @@ COMMANDS = {
     "serve": "Generate images in a web browser: one page, everything on this machine.",
     "inspect": "Show what a bundle, an ONNX file or a diffusers folder holds.",
     "view": "Open the quantized transformer in Netron.",
-    "verify": "Prove that a bundle computes what it should; exit 1 where it does not.",
+    "verify": "Check that a bundle computes what it should; exit code 1 if not.",
     "evaluate": "Compare a bundle's images with those of the float model.",
-    "report": "Write report.html: what a bundle lost, layer by layer and image by image.",
+    "report": "Write report.html: quantization error per layer and image, size, time, memory.",
     "convert": "Write a bundle for runtimes without local functions, or with standard types only.",
-    "bench": "Measure speed side by side with other libraries, in one interleaved run.",
-    "recipes": "List the recipes: what each does, what it needs, what it costs.",
-    "doctor": "Check the installation; name the cause and the cure of what is broken.",
+    "bench": "Measure speed against other libraries, interleaved in one run.",
+    "recipes": "List the recipes: what each does, needs and costs.",
+    "doctor": "Check the installation; name cause and remedy of what is broken.",
 }
 """Every command and the first line of its help."""
 
 LONGEST_WORD = 400
-"""Of a message; a longer one, which no path or name is in earnest, is shortened."""
+"""Characters of a word in a message; longer ones, which no real path or name is, are cut."""
 INTERRUPTED = 130
 TERMINATED = 143
 
@@ -137,7 +137,7 @@ def _messages(
     verbose: Annotated[
         bool,
         Option(
-            "Print every stage with its details, and of an error where it comes from.",
+            "Print every stage with its details, and the traceback of an error.",
             OUTPUT,
             flags=("--verbose", "-v"),
         ),

@@ -145,7 +145,7 @@ def _refusal(
     if tokens is None or tokens.attrs.get("perm") != HEADS_FIRST:
         return "its result is not transposed back to tokens"
     if bias is not None and (bias.shape is None or list(bias.shape[1:3]) != [1, 1]):
-        return f"its bias has shape {bias.shape}, not one value a key"
+        return f"its bias has shape {bias.shape}, not one value per key"
     return None
 
 

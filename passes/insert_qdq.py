@@ -72,7 +72,7 @@ def _match(linear: Linear, layer: LayerLayout | QuantizedLayer | None) -> _Match
 
 
 def insert_pair(graph: gs.Graph, x: gs.Tensor, fmt: FloatFormat, own: str, k: int) -> gs.Variable:
-    """The result of a new quantize-dequantize pair on `x` [..., k], one scale a row.
+    """The result of a new quantize-dequantize pair on `x` [..., k], one scale per row.
 
     Its nodes and tensors are called after `own`; a second pair of that name has a number.
     """

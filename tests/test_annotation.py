@@ -77,22 +77,22 @@ UP = (
     "Linear 8 to 4: W e3m0 in groups of 4, A e2m3",
     {
         "packed": "32 bytes",
-        "density": "8.000 bits a weight",
+        "density": "8.000 bits per weight",
         "weight SQNR": "18.46 dB",
         "output SQNR": "20.00 dB",
     },
 )
 EXPECTED = {
     "up.input/Quantize": (
-        "Activations to e2m3, one scale a row",
+        "Activations to e2m3, one scale per row",
         {"bits": "6", "read by": "up, down, attn"},
     ),
     "up": UP,
     "up_2": UP,
-    "up.input/Dequantize": ("Activations in e2m3, one scale a row", {"bits": "6"}),
+    "up.input/Dequantize": ("Activations in e2m3, one scale per row", {"bits": "6"}),
     "down.weight/Unpack": (
         "Weight, 8 to 8: packed e2m1",
-        {"packed": "1,048 bytes", "density": "131.000 bits a weight", **DOWN},
+        {"packed": "1,048 bytes", "density": "131.000 bits per weight", **DOWN},
     ),
     "down.weight/Dequantize": ("Weight, 8 to 8: e2m1 in groups of 8", {"bits": "4", **DOWN}),
     "down/Transpose": ("", {}),
@@ -108,7 +108,7 @@ def test_each_node_of_our_domain_is_noted(model: onnx.ModelProto) -> None:
 
 
 def test_the_model_is_noted(model: onnx.ModelProto) -> None:
-    assert model.doc_string == "2 linear layers in 90.000 bits a weight"
+    assert model.doc_string == "2 linear layers in 90.000 bits per weight"
     assert notes(model) == {
         "method": "fp-rtn",
         "steps": "20",
@@ -137,7 +137,7 @@ def test_nothing_quantized() -> None:
         '<ir_version: 10, opset_import: ["": 21]> g (float[2] x) => (float[2] y) { y = Neg (x) }'
     )
     annotate(made, {}, {})
-    assert made.doc_string == "0 linear layers in 0.000 bits a weight"
+    assert made.doc_string == "0 linear layers in 0.000 bits per weight"
     assert notes(made) == {}
 
 

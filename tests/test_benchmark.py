@@ -1,4 +1,4 @@
-"""Benchmark: cases, what contestants compute, who is absent and why."""
+"""Benchmark: cases, what backends compute, who is absent and why."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fp4dit_onnx.benchmark import (
     DEFAULT_SHAPES,
     PEERS,
     AttentionCase,
-    Contestant,
+    Backend,
     LinearCase,
     Loaded,
     Settings,
-    contestant,
-    contestants,
+    backend,
+    backends,
     machine,
     parse_sizes,
     run_case,
@@ -126,7 +126,7 @@ def test_scales_that_float16_cannot_hold_stay_float32() -> None:
 @pytest.mark.parametrize(("bits", "least"), [("w4a6", 20.0), ("w4a8", 28.0)])
 def test_our_attention_is_as_near_as_its_formats(isa: str, bits: str, least: float) -> None:
     (case,) = operator_cases([], ["2x40x3x16"], Formats(bits), default=False)
-    everyone = contestants("attention", [isa], [])
+    everyone = backends("attention", [isa], [])
     report = run_case(case, everyone, "nobody", SMALL, SilentReporter())
     assert report.absent == {}
     (outcome,) = report.outcomes
@@ -136,7 +136,7 @@ def test_our_attention_is_as_near_as_its_formats(isa: str, bits: str, least: flo
 
 def test_attention_in_float_is_not_ours() -> None:
     (case,) = operator_cases([], ["1x4x1x8"], Formats("w4a16"), default=False)
-    everyone = contestants("attention", ["scalar"], [])
+    everyone = backends("attention", ["scalar"], [])
     report = run_case(case, everyone, "nobody", SMALL, SilentReporter())
     assert "not quantized" in report.absent["fp4dit scalar"]
 
@@ -174,18 +174,18 @@ def test_sqnr_tells_a_wrong_result() -> None:
         case.sqnr(right * np.float32(np.nan))
 
 
-def fake(name: str, result: Any, **options: Any) -> Contestant[LinearCase]:
-    """A contestant that computes nothing; an exception in place of a result is raised."""
+def fake(name: str, result: Any, **options: Any) -> Backend[LinearCase]:
+    """A backend that computes nothing; an exception in place of a result is raised."""
 
     def load(case: LinearCase, threads: int) -> Loaded:
         if isinstance(result, Exception):
             raise result
         return Loaded(lambda: None, lambda: np.asarray(result(case), np.float32))
 
-    return Contestant(name, "makes it up", load, **options)
+    return Backend(name, "makes it up", load, **options)
 
 
-def test_absent_contestants_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absent_backends_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def right(case: LinearCase) -> Any:
         return case.x.astype(np.float64) @ case.weight.T + case.bias
 
@@ -200,7 +200,7 @@ def test_absent_contestants_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     case = LinearCase(4, 16, 3, W4A6)
     settings = dataclasses.replace(SMALL, rounds=3, limits={"avx9": {"int8": 1e9}})
-    monkeypatch.setitem(contestant.EXTRAS, "no_such_package_at_all", "bench")
+    monkeypatch.setitem(backend.EXTRAS, "no_such_package_at_all", "bench")
     report = run_case(case, everyone, "base", settings, SilentReporter())
     assert [outcome.name for outcome in report.outcomes] == ["base", "ours"]
     assert report.absent == {
@@ -221,7 +221,7 @@ def test_absent_contestants_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_package_that_breaks_on_import(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     (peer,) = (one for one in PEERS["linear"] if one.name == "openvino-bf16")
-    monkeypatch.setattr(Contestant, "why_absent", lambda self: None)
+    monkeypatch.setattr(Backend, "why_absent", lambda self: None)
     report = run_case(SMALL_CASES["linear"], [peer], "ort-float32", SMALL, SilentReporter())
     assert "openvino is not installed" in report.absent["openvino-bf16"]
 
@@ -240,12 +240,12 @@ def test_known_reasons_come_without_loading() -> None:
     assert report.absent == {"unready": "not built yet"}
 
 
-def test_choosing_contestants() -> None:
-    everyone = [one.name for one in contestants("step", ["avx2", "scalar"], None)]
+def test_choosing_backends() -> None:
+    everyone = [one.name for one in backends("step", ["avx2", "scalar"], None)]
     assert everyone[:2] == ["fp4dit avx2", "fp4dit scalar"]
     assert "ort-float32" in everyone
     assert "ort-functions" not in everyone, "it is slow and runs only if named"
-    named = contestants("step", [], ["ort-functions", "torch-bf16"])
+    named = backends("step", [], ["ort-functions", "torch-bf16"])
     assert [one.name for one in named] == ["ort-functions"]
 
 

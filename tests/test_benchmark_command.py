@@ -18,10 +18,10 @@ from manifests import EMPTY
 from fp4dit_onnx import cli
 from fp4dit_onnx.benchmark import (
     DEFAULT_SHAPES,
-    Contestant,
+    Backend,
     Settings,
     StepCase,
-    contestants,
+    backends,
     machine,
     requests,
     run_case,
@@ -78,7 +78,7 @@ def models(tmp_path: Path) -> tuple[Path, Path]:
 def test_step_against_the_float_model(models: tuple[Path, Path]) -> None:
     case = StepCase(*models, batch=6, tokens=1)
     isa = supported_isas()[0]
-    everyone = contestants("step", [isa], ["ort-float32", "ort-int8", "ort-functions"])
+    everyone = backends("step", [isa], ["ort-float32", "ort-int8", "ort-functions"])
     report = run_case(case, everyone, "ort-float32", SMALL, SilentReporter())
     found = {outcome.name: outcome.sqnr_db for outcome in report.outcomes}
     assert report.absent == {}
@@ -93,7 +93,7 @@ def test_step_against_the_float_model(models: tuple[Path, Path]) -> None:
 
 def test_step_without_a_float_model(models: tuple[Path, Path]) -> None:
     case = StepCase(models[0], None, batch=2, tokens=1)
-    everyone = contestants("step", [supported_isas()[-1]], ["ort-float32", "ort-int8"])
+    everyone = backends("step", [supported_isas()[-1]], ["ort-float32", "ort-int8"])
     report = run_case(case, everyone, "ort-float32", SMALL, SilentReporter())
     reason = "needs the float model: give it with --float"
     assert report.absent == {"ort-float32": reason, "ort-int8": reason}
@@ -190,7 +190,7 @@ def test_command_with_a_bundle(
 
 
 def test_command_fails_where_nobody_runs(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Contestant, "why_absent", lambda self: "gone")
+    monkeypatch.setattr(Backend, "why_absent", lambda self: "gone")
     code, out, _ = run("--shape", "1x8x8", "--json", *SHORT)
     assert code == 1
     assert json.loads(out)["cases"][0]["outcomes"] == []
@@ -199,7 +199,7 @@ def test_command_fails_where_nobody_runs(run: Any, monkeypatch: pytest.MonkeyPat
 def test_dry_run_lists_and_measures_nothing(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fp4dit_onnx.benchmark.run_case", None)
     monkeypatch.setattr(
-        Contestant, "why_absent", lambda self: "gone" if self.package == "torch" else None
+        Backend, "why_absent", lambda self: "gone" if self.package == "torch" else None
     )
     code, out, _ = run("--dry-run", "--json", "--attention", "1x8x2x16")
     assert code == 0

@@ -79,7 +79,7 @@ def test_rounds_fit_the_seconds() -> None:
     assert plan_rounds({}, seconds=1.0) == {}
 
 
-def test_a_slow_contestant_sits_rounds_out() -> None:
+def test_a_slow_backend_sits_rounds_out() -> None:
     counts = plan_rounds({"a": 0.016, "b": 0.016, "slow": 1.0}, seconds=12.0)
     assert counts["a"] == counts["b"] == 100  # 0.02 s each, and the slow one counts for 0.08
     assert counts["slow"] == int(100 * 0.08 / 1.004)
@@ -94,7 +94,7 @@ def test_rounds_taken_part_in_are_spread(own: int, total: int) -> None:
     assert not gaps or max(gaps) - min(gaps) <= 1
 
 
-def test_every_round_starts_with_the_next_contestant() -> None:
+def test_every_round_starts_with_the_next_backend() -> None:
     order: list[str] = []
     rests: list[int] = []
     turns = {name: lambda name=name: float(order.append(name) or len(order)) for name in "abc"}

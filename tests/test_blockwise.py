@@ -42,7 +42,7 @@ METHOD = method_by_name("fp4dit", "fast", samples=64, prompts=PICTURES, penalty=
 
 
 def shortened(iterations: int) -> Method:
-    """`METHOD` with fewer optimizer steps a unit."""
+    """`METHOD` with fewer optimizer steps per unit."""
     return method_by_name(
         "fp4dit", "fast", samples=64, prompts=PICTURES, penalty=20.0, iterations=iterations
     )

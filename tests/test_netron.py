@@ -250,7 +250,7 @@ def test_notes_of_a_node_show(shown: dict[str, Any]) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_notes_of_the_model_show(shown: dict[str, Any], form: str) -> None:
     model = shown[form]
-    assert re.fullmatch(r"\d+ linear layers in 6\.\d{3} bits a weight", model["description"])
+    assert re.fullmatch(r"\d+ linear layers in 6\.\d{3} bits per weight", model["description"])
     assert model["producer"] == f"fp4dit-onnx {importlib.metadata.version('fp4dit-onnx')}"
     assert model["metadata"]["source"] == "a random network"
     assert model["metadata"]["least output SQNR"].startswith("20.00 dB, ")

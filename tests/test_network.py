@@ -76,7 +76,7 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Twin]:
                 inputs[spec.name] = torch.rand_like(value)
             elif spec.values is not None:
                 inputs[spec.name] = torch.zeros_like(value)
-        if family.name in ("DiT", "AuraFlow"):  # square pictures; stored positions end at 16
+        if family.name in ("DiT", "AuraFlow"):  # square images; stored positions end at 16
             inputs["hidden_states"] = inputs["hidden_states"][..., :16, :16].contiguous()
         read = StoredTensors(fake.stored_under(checkpoint.tensors))
         part = checkpoint.components["transformer"]

@@ -154,4 +154,4 @@ def test_a_mask_for_each_query_is_left_alone(bench: Any) -> None:
             given.type.tensor_type.shape.dim[2].dim_value = S
     _, report = fused(bench, model)
     (skip,) = report.skipped
-    assert "not one value a key" in skip.reason
+    assert "not one value per key" in skip.reason

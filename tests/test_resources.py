@@ -47,7 +47,7 @@ def in_a_benchmark(bundle: Path) -> object:
     return Settings(threads=100_000, seconds=1.0)
 
 
-def in_a_contestant(bundle: Path) -> object:
+def in_a_backend(bundle: Path) -> object:
     from fp4dit_onnx.benchmark.sessions import make_session
 
     return make_session(bundle / "transformer" / "model.onnx", 100_000)
@@ -60,7 +60,7 @@ def in_a_limit(bundle: Path) -> object:
 
 
 @pytest.mark.parametrize(
-    "start", [in_a_session, in_a_pipeline, in_a_benchmark, in_a_contestant, in_a_limit]
+    "start", [in_a_session, in_a_pipeline, in_a_benchmark, in_a_backend, in_a_limit]
 )
 def test_who_starts_threads_checks_their_number(
     start: Callable[[Path], Any], demo_bundle: Path

@@ -87,7 +87,7 @@ def test_the_panel_shows_formats_inputs_and_errors(page: Any) -> None:
     for name, suffix in inputs.items():
         assert shown[name] == f"name: {LAYER}.{suffix}"
     assert shown["description"] == "Linear 192 to 768: W e3m0 in groups of 128, A e2m3"
-    assert (shown["packed"], shown["density"]) == ("76,800 bytes", "4.167 bits a weight")
+    assert (shown["packed"], shown["density"]) == ("76,800 bytes", "4.167 bits per weight")
     assert re.fullmatch(r"1\d\.\d\d dB", shown["weight SQNR"])
 
 
@@ -118,7 +118,7 @@ def test_the_model_says_how_it_was_made(page: Any) -> None:
     page.locator("#sidebar-model-button").click()
     page.get_by_text("Model Properties").wait_for()
     shown = values(page)
-    assert shown["description"] == "86 linear layers in 4.156 bits a weight"
+    assert shown["description"] == "86 linear layers in 4.156 bits per weight"
     assert (shown["bits"], shown["method"]) == ("w4a6", "fp-rtn")
     assert shown["weight formats"] == "78 e2m1, 8 e3m0"
     assert re.fullmatch(r"1\d\.\d\d dB, transformer_blocks.*", shown["least weight SQNR"])

@@ -50,8 +50,8 @@ class Goal:
     Attributes:
         title: of the measurement.
         cases: a name begins with one of these.
-        ours: contestant.
-        peer: contestant, or ``limit`` for a share of the instruction limit.
+        ours: backend.
+        peer: backend, or ``limit`` for a share of the instruction limit.
         factor: wanted ratio or share.
     """
 
@@ -131,7 +131,7 @@ def run(measurement: Measurement) -> dict[str, Any]:
 def case_table(case: Mapping[str, Any]) -> Iterator[str]:
     """Lines of the table of one case."""
     yield f"**{case['name']}**\n"
-    yield "| contestant | median ms | quartiles | GOP/s | of limit | x baseline | SQNR dB |"
+    yield "| backend | median ms | quartiles | GOP/s | of limit | x baseline | SQNR dB |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for outcome in case["outcomes"]:
         t = {name: 1e3 * value for name, value in outcome["seconds"].items()}
@@ -197,7 +197,7 @@ def page(runs: Sequence[tuple[Measurement, Mapping[str, Any]]]) -> str:
     lines = [
         "# Speed\n",
         written,
-        "Each table is one run of one process: every round gives each contestant its turn, in rotating",
+        "Each table is one run of one process: every round gives each backend its turn, in rotating",
         "order; medians and quartiles. Activation quantization is part of our times. SQNR is of the",
         "results, against float64. The baseline of ratios is ONNX Runtime in float32.\n",
         f"Limits of the machine, a loop of the dot-product instruction on registers, GOP/s: {limits}.\n",

@@ -80,7 +80,7 @@ class Node:
 
     @property
     def gops(self) -> float | None:
-        """10^9 operations a second of a product, its multiplications and additions; else None."""
+        """10^9 operations per second of a product, its multiplications and additions; else None."""
         if not self.inputs or not self.outputs or self.ms <= 0:
             return None
         if self.op == "FpAttention":  # q [B, S, H, D], k [B, L, H, D]
@@ -281,7 +281,7 @@ def show(
     )
     if wall < inside:
         print_line(
-            "below 0: the profiler takes some microseconds a node, or others used the cores"
+            "below 0: the profiler takes some microseconds per node, or others used the cores"
         )
     if memory is None:
         print_line("memory: this system has no /proc/self/smaps_rollup to read it from")

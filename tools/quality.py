@@ -3,7 +3,7 @@
     python tools/quality.py                  # all rows: about 40 minutes on two cores
     python tools/quality.py --rows "int-rtn; fp-rtn" --prompts 8 --seeds 1 --output small.md
 
-Weights are calibrated once a row, with float activations as in FP4DiT, then run with each column's
+Weights are calibrated once per row, with float activations as in FP4DiT, then run with each column's
 activations in the PyTorch simulation, which `fp4dit-onnx verify` holds equal to the exported model.
 What is done is kept in the work folder: a killed run goes on where it stopped, and several may share
 the rows between them.
@@ -107,7 +107,7 @@ class Bench:
     Args:
         work: folder for calibrations and measurements.
         prompts: of the evaluation set, none of which calibration sees.
-        seeds: images a prompt.
+        seeds: images per prompt.
     """
 
     def __init__(self, work: Path, prompts: int, seeds: int) -> None:

@@ -1,19 +1,19 @@
 """Speed side by side: this project's kernels and what else computes the same on a CPU.
 
-A *case* is one computation (`linear`, `attention`, `step`), a *contestant* one way to carry it out.
+A *case* is one computation (`linear`, `attention`, `step`), a *backend* one way to carry it out.
 Contestants are entries of tables, loaded into one process and timed in turns (`rounds`).
 """
 
 from __future__ import annotations
 
 from fp4dit_onnx.benchmark.attention import AttentionCase
+from fp4dit_onnx.benchmark.backend import Absent, Backend, Loaded
 from fp4dit_onnx.benchmark.case import Case, parse_sizes
-from fp4dit_onnx.benchmark.contestant import Absent, Contestant, Loaded
 from fp4dit_onnx.benchmark.linear import DEFAULT_SHAPES, LinearCase
 from fp4dit_onnx.benchmark.machine import Machine
 from fp4dit_onnx.benchmark.run import Outcome, Report, Settings, run_case
 from fp4dit_onnx.benchmark.step import StepCase
-from fp4dit_onnx.benchmark.tables import BASELINES, PEERS, choose, contestants
+from fp4dit_onnx.benchmark.tables import BASELINES, PEERS, backends, choose
 
 __all__ = [
     "BASELINES",
@@ -21,8 +21,8 @@ __all__ = [
     "PEERS",
     "Absent",
     "AttentionCase",
+    "Backend",
     "Case",
-    "Contestant",
     "LinearCase",
     "Loaded",
     "Machine",
@@ -30,8 +30,8 @@ __all__ = [
     "Report",
     "Settings",
     "StepCase",
+    "backends",
     "choose",
-    "contestants",
     "parse_sizes",
     "run_case",
 ]

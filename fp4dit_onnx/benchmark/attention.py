@@ -12,8 +12,8 @@ import onnx
 from onnx import helper
 
 from fp4dit_onnx import ops
+from fp4dit_onnx.benchmark.backend import Absent, Backend, Loaded
 from fp4dit_onnx.benchmark.case import Array, checked_sqnr, sample_rows
-from fp4dit_onnx.benchmark.contestant import Absent, Contestant, Loaded
 from fp4dit_onnx.benchmark.sessions import MICROSOFT, bound, graph_model, make_session
 from fp4dit_onnx.benchmark.torch_models import attention as torch_attention
 from fp4dit_onnx.numbers.formats import format_by_name
@@ -90,14 +90,14 @@ class AttentionCase:
         return checked_sqnr(self.reference, result[:, sample_rows(self.tokens)])
 
 
-def ours(isa: str) -> Contestant[AttentionCase]:
+def ours(isa: str) -> Backend[AttentionCase]:
     """q, k and v quantized a head and token, then this project's attention."""
 
     def load(case: AttentionCase, threads: int) -> Loaded:
         return _session(case, threads, _quantized_nodes(case), isa=isa)
 
     about = "FpQuantize of q, k, v + FpAttention"
-    return Contestant(f"fp4dit {isa}", about, load, isa=isa)
+    return Backend(f"fp4dit {isa}", about, load, isa=isa)
 
 
 def _quantized_nodes(case: AttentionCase) -> list[onnx.NodeProto]:
@@ -180,19 +180,19 @@ def _matmul_softmax(case: AttentionCase, threads: int) -> Loaded:
     return _session(case, threads, nodes)
 
 
-def _torch(dtype: str, short: str) -> Contestant[AttentionCase]:
+def _torch(dtype: str, short: str) -> Backend[AttentionCase]:
     def load(case: AttentionCase, threads: int) -> Loaded:
         q, k, v = (case.feed[name] for name in ATTENTION_PARTS)
         return torch_attention(q, k, v, case.heads, dtype, threads)
 
     about = f"scaled_dot_product_attention, inputs in {dtype} already"
-    return Contestant(f"torch-{short}", about, load, "torch")
+    return Backend(f"torch-{short}", about, load, "torch")
 
 
-PEERS: tuple[Contestant[AttentionCase], ...] = (
-    Contestant("ort-matmul-softmax", "MatMul, Softmax, MatMul", _matmul_softmax),
-    Contestant("ort-mha", f"{MICROSOFT} MultiHeadAttention", _multi_head_attention),
-    Contestant("ort-attention", "Attention of opset 23", _attention_23),
+PEERS: tuple[Backend[AttentionCase], ...] = (
+    Backend("ort-matmul-softmax", "MatMul, Softmax, MatMul", _matmul_softmax),
+    Backend("ort-mha", f"{MICROSOFT} MultiHeadAttention", _multi_head_attention),
+    Backend("ort-attention", "Attention of opset 23", _attention_23),
     _torch("float32", "float32"),
     _torch("bfloat16", "bf16"),
 )

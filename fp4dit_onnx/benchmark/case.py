@@ -21,7 +21,7 @@ CHECKED_ROWS = 256
 
 
 class Case(Protocol):
-    """One computation that contestants carry out."""
+    """One computation that backends carry out."""
 
     @property
     def kind(self) -> str:

@@ -9,8 +9,8 @@ import numpy as np
 from onnx import helper
 
 from fp4dit_onnx import ops
+from fp4dit_onnx.benchmark.backend import Absent, Backend, Loaded
 from fp4dit_onnx.benchmark.case import Array, checked_sqnr, sample_rows
-from fp4dit_onnx.benchmark.contestant import Absent, Contestant, Loaded
 from fp4dit_onnx.benchmark.openvino_models import linear_f32, linear_u4
 from fp4dit_onnx.benchmark.sessions import MICROSOFT, bound, graph_model, make_session
 from fp4dit_onnx.benchmark.torch_models import linear_bf16
@@ -143,13 +143,13 @@ def ours_model(case: LinearCase) -> bytes:
     return graph_model(nodes, {"x": case.x}, constants, (case.m, case.n))
 
 
-def ours(isa: str) -> Contestant[LinearCase]:
+def ours(isa: str) -> Backend[LinearCase]:
     """This project's operators with the kernels of one instruction set."""
 
     def load(case: LinearCase, threads: int) -> Loaded:
         return bound(make_session(ours_model(case), threads, isa=isa), {"x": case.x})
 
-    return Contestant(f"fp4dit {isa}", "FpQuantize + FpLinear", load, isa=isa)
+    return Backend(f"fp4dit {isa}", "FpQuantize + FpLinear", load, isa=isa)
 
 
 def _ort_float32(case: LinearCase, threads: int) -> Loaded:
@@ -192,7 +192,7 @@ def _ort_matmul_nbits(case: LinearCase, threads: int) -> Loaded:
 
 
 def _ort_int8(case: LinearCase, threads: int) -> Loaded:
-    """Symmetric int8 weights, one scale a channel; ONNX Runtime quantizes the activations."""
+    """Symmetric int8 weights, one scale per channel; ONNX Runtime quantizes the activations."""
     scale = np.abs(case.weight).max(axis=1) / np.float32(127)  # [N]
     codes = np.rint(case.weight / np.where(scale == 0, 1, scale)[:, None]).astype(np.int8)
     node = helper.make_node(
@@ -203,7 +203,7 @@ def _ort_int8(case: LinearCase, threads: int) -> Loaded:
     return bound(make_session(model, threads), {"x": case.x})
 
 
-def _openvino_u4(dynamic_group: int | None) -> Contestant[LinearCase]:
+def _openvino_u4(dynamic_group: int | None) -> Backend[LinearCase]:
     """OpenVINO with compressed weights, activations as by default or in int8 by groups."""
 
     def load(case: LinearCase, threads: int) -> Loaded:
@@ -213,28 +213,28 @@ def _openvino_u4(dynamic_group: int | None) -> Contestant[LinearCase]:
 
     if dynamic_group is None:
         about = f"4-bit weights in groups of {BLOCK}, OpenVINO's defaults"
-        return Contestant("openvino-u4", about, load, "openvino")
+        return Backend("openvino-u4", about, load, "openvino")
     about = f"the same, activations in int8 by groups of {dynamic_group}"
-    return Contestant("openvino-u4-int8", about, load, "openvino")
+    return Backend("openvino-u4-int8", about, load, "openvino")
 
 
-PEERS: tuple[Contestant[LinearCase], ...] = (
-    Contestant("ort-float32", "MatMul + Add", _ort_float32),
-    Contestant("ort-matmulnbits", f"4 bit, block {BLOCK}, accuracy_level 4", _ort_matmul_nbits),
-    Contestant("ort-int8", "DynamicQuantizeMatMul, a scale a channel", _ort_int8),
-    Contestant(
+PEERS: tuple[Backend[LinearCase], ...] = (
+    Backend("ort-float32", "MatMul + Add", _ort_float32),
+    Backend("ort-matmulnbits", f"4 bit, block {BLOCK}, accuracy_level 4", _ort_matmul_nbits),
+    Backend("ort-int8", "DynamicQuantizeMatMul, a scale per channel", _ort_int8),
+    Backend(
         "torch-bf16",
         "linear, activations in bfloat16 already",
         lambda case, threads: linear_bf16(case.x, case.weight, case.bias, threads),
         "torch",
     ),
-    Contestant(
+    Backend(
         "openvino-float32",
         "MatMul + Add",
         lambda case, threads: linear_f32(case.x, case.weight, case.bias, threads, "f32"),
         "openvino",
     ),
-    Contestant(
+    Backend(
         "openvino-bf16",
         "MatMul + Add, inference precision bf16",
         lambda case, threads: linear_f32(case.x, case.weight, case.bias, threads, "bf16"),

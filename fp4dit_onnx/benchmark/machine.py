@@ -26,11 +26,11 @@ class Machine:
     Attributes:
         cpu: its model.
         cores: that this process may use.
-        threads: that every contestant got.
+        threads: that every backend got.
         load: processes that wanted a core in the minute before; None where the system does not say.
         system: kernel and architecture.
         versions: package -> version, of those installed.
-        limits: instruction set -> kind of product -> 10^9 operations a second on `threads` threads,
+        limits: instruction set -> kind of product -> 10^9 operations per second on `threads` threads,
             in a loop of the dot-product instruction on registers; None where there is none.
     """
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from fp4dit_onnx.benchmark.backend import Absent, Loaded, package
 from fp4dit_onnx.benchmark.case import Array
-from fp4dit_onnx.benchmark.contestant import Absent, Loaded, package
 
 __all__ = ["linear_f32", "linear_u4", "onnx_model"]
 
@@ -56,7 +56,7 @@ def onnx_model(path: Path, feed: Mapping[str, Array], threads: int, precision: s
 
 
 def _u4(ov: Any, values: Array) -> Any:
-    """A constant of 4-bit integers, two a byte, the first in the low nibble."""
+    """A constant of 4-bit integers, two per byte, the first in the low nibble."""
     flat = values.astype(np.uint8).reshape(-1)
     flat = np.pad(flat, (0, flat.size % 2))
     packed = np.ascontiguousarray(flat[0::2] | (flat[1::2] << np.uint8(4)))

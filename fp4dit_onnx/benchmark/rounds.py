@@ -1,8 +1,8 @@
-"""Timing contestants in turns: every round gives each one its turn, in rotating order.
+"""Timing backends in turns: every round gives each one its turn, in rotating order.
 
-What slows the machine down for a moment then hits all of them, and a ratio of two contestants is
+What slows the machine down for a moment then hits all of them, and a ratio of two backends is
 taken within a round. Between turns the process is let come to rest, because threads of a pool that
-spin after their work would take the cores from the next contestant.
+spin after their work would take the cores from the next backend.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
 
 Clock = Callable[[], float]
 Rounds = Mapping[str, Sequence[float | None]]
-"""Contestant -> seconds a call in each round; None where it sat the round out."""
+"""Backend -> seconds per call in each round; None where it sat the round out."""
 
 TURN_SECONDS = 0.01
 """Shorter calls are repeated to about this long: a clock and a wake-up are then a small share."""
@@ -36,7 +36,7 @@ SETTLE_SECONDS = 0.004
 FEWEST, MOST = 5, 500
 """Rounds."""
 FEWEST_SLOW = 3
-"""Rounds of a slow contestant."""
+"""Rounds of a slow backend."""
 SLOW = 4.0
 """A turn longer than this many median turns counts as slow: it comes only every so many rounds."""
 
@@ -59,7 +59,7 @@ class Spread:
 
 
 class Turn:
-    """One contestant's turn: a call that wakes its threads, then timed ones.
+    """One backend's turn: a call that wakes its threads, then timed ones.
 
     Args:
         run: computes once.
@@ -76,7 +76,7 @@ class Turn:
         self.seconds = seconds * (self.calls + self.wakes)
 
     def __call__(self) -> float:
-        """Take the turn; seconds a call."""
+        """Take the turn; seconds per call."""
         if self.wakes:
             self._run()
         start = self._clock()
@@ -125,10 +125,10 @@ def settle(
 def plan_rounds(
     turns: Mapping[str, float], seconds: float, rounds: int | None = None
 ) -> dict[str, int]:
-    """In how many rounds each contestant takes part; the largest number is that of all rounds.
+    """In how many rounds each backend takes part; the largest number is that of all rounds.
 
     Args:
-        turns: contestant -> seconds of its turn.
+        turns: backend -> seconds of its turn.
         seconds: what all rounds may take together, unless the fewest rounds take longer.
         rounds: fixes the number for all.
     """
@@ -145,7 +145,7 @@ def plan_rounds(
 
 
 def takes_part(number: int, own: int, total: int) -> bool:
-    """Whether a contestant with `own` of `total` rounds is in round `number`, spread evenly."""
+    """Whether a backend with `own` of `total` rounds is in round `number`, spread evenly."""
     return (number + 1) * own // total > number * own // total
 
 
@@ -156,10 +156,10 @@ def interleave(
     rest: Callable[[], object] = settle,
     advance: Callable[[str], object] = lambda name: None,
 ) -> dict[str, list[float | None]]:
-    """Run all rounds; each starts with the next contestant in line.
+    """Run all rounds; each starts with the next backend in line.
 
     Args:
-        turns: contestant -> takes its turn, returns seconds a call.
+        turns: backend -> takes its turn, returns seconds per call.
         counts: as `plan_rounds` gives them.
         rest: called before every turn.
         advance: called after every turn.
@@ -177,6 +177,6 @@ def interleave(
 
 
 def ratios(times: Rounds, name: str, baseline: str) -> list[float]:
-    """How many times as fast as `baseline` contestant `name` was, in each round that has both."""
+    """How many times as fast as `baseline` backend `name` was, in each round that has both."""
     pairs = zip(times.get(baseline, ()), times[name], strict=False)
     return [base / own for base, own in pairs if base is not None and own is not None]

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fp4dit_onnx.benchmark.backend import Absent, Backend, Loaded
 from fp4dit_onnx.benchmark.case import Case
-from fp4dit_onnx.benchmark.contestant import Absent, Contestant, Loaded
 from fp4dit_onnx.benchmark.rounds import (
     Spread,
     Turn,
@@ -30,7 +30,7 @@ class Settings:
     """How to time.
 
     Attributes:
-        threads: of every contestant.
+        threads: of every backend.
         seconds: for all rounds of a case together.
         rounds: in place of as many as fit; None for these.
         limits: as `Machine.limits`.
@@ -49,21 +49,21 @@ class Settings:
             whole("rounds", self.rounds, 1)
 
     def limit(self, isa: str | None, product: str | None) -> float | None:
-        """10^9 operations a second that `isa` can reach in products of a kind; None if unknown."""
+        """10^9 operations per second that `isa` can reach in products of a kind; None if unknown."""
         return self.limits.get(isa or "", {}).get(product or "")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one contestant made of a case.
+    """What one backend made of a case.
 
     Attributes:
-        name: of the contestant.
+        name: of the backend.
         about: what it computed.
         isa: its instruction set, of ours only.
         seconds: a call.
         rounds: that it took part in.
-        gops: 10^9 operations a second at the median; None where they are not counted.
+        gops: 10^9 operations per second at the median; None where they are not counted.
         limit_share: of what its instruction set can reach on this machine; None where unknown.
         ratio: how many times as fast as the baseline it was, round by round; None without baseline.
         sqnr_db: of its result against the reference; None if equal or without a reference.
@@ -88,9 +88,9 @@ class Report:
         kind: of the case.
         name: of the case.
         operations: of the case; None where they are not counted.
-        baseline: the contestant that ratios are taken to.
+        baseline: the backend that ratios are taken to.
         outcomes: of those who took part, in the order of their tables.
-        absent: contestant -> reason, of those who did not.
+        absent: backend -> reason, of those who did not.
     """
 
     kind: str
@@ -107,32 +107,32 @@ class Report:
 
 @dataclass(frozen=True)
 class _Ready:
-    """A contestant that computed the case once."""
+    """A backend that computed the case once."""
 
-    contestant: Contestant[Any]
+    backend: Backend[Any]
     turn: Turn
     sqnr_db: float | None
 
 
 def run_case(
     case: Case,
-    contestants: Sequence[Contestant[Any]],
+    backends: Sequence[Backend[Any]],
     baseline: str,
     settings: Settings,
     reporter: Reporter,
 ) -> Report:
-    """Load, check and time `contestants` on `case`."""
+    """Load, check and time `backends` on `case`."""
     ready: dict[str, _Ready] = {}
     absent: dict[str, str] = {}
     with reporter.stage(
-        f"{case.kind} {case.name}: preparing", len(contestants), "contestants"
+        f"{case.kind} {case.name}: preparing", len(backends), "backends"
     ) as advance:
-        for contestant in contestants:
+        for backend in backends:
             try:
-                ready[contestant.name] = _prepare(case, contestant, settings.threads)
+                ready[backend.name] = _prepare(case, backend, settings.threads)
             except Exception as cause:  # a peer may fail in any way: it is named, the others run
-                absent[contestant.name] = _reason(cause)
-            advance(1, contestant.name)
+                absent[backend.name] = _reason(cause)
+            advance(1, backend.name)
     turns = {name: one.turn for name, one in ready.items()}
     lengths = {name: turn.seconds for name, turn in turns.items()}
     counts = plan_rounds(lengths, settings.seconds, settings.rounds)
@@ -143,20 +143,20 @@ def run_case(
         times = interleave(turns, counts, advance=lambda name: advance(1, name))
     outcomes = []
     for name, one in ready.items():
-        limit = settings.limit(one.contestant.isa, case.product)
+        limit = settings.limit(one.backend.isa, case.product)
         outcomes.append(_outcome(case, one, times[name], ratios(times, name, baseline), limit))
     return Report(case.kind, case.name, case.operations, baseline, tuple(outcomes), absent)
 
 
-def _prepare(case: Case, contestant: Contestant[Any], threads: int) -> _Ready:
+def _prepare(case: Case, backend: Backend[Any], threads: int) -> _Ready:
     """Load it, warm it up, and hold its result against the reference."""
-    if reason := contestant.why_absent():
+    if reason := backend.why_absent():
         raise Absent(reason)
-    loaded: Loaded = contestant.load(case, threads)
+    loaded: Loaded = backend.load(case, threads)
     loaded.run()
     settle()
     seconds = estimate(loaded.run)
-    return _Ready(contestant, Turn(loaded.run, seconds), case.sqnr(loaded.result()))
+    return _Ready(backend, Turn(loaded.run, seconds), case.sqnr(loaded.result()))
 
 
 def _reason(cause: Exception) -> str:
@@ -177,9 +177,9 @@ def _outcome(
     seconds = Spread.of(own)
     gops = None if case.operations is None else 1e-9 * case.operations / seconds.median
     return Outcome(
-        name=one.contestant.name,
-        about=one.contestant.about,
-        isa=one.contestant.isa,
+        name=one.backend.name,
+        about=one.backend.about,
+        isa=one.backend.isa,
         seconds=seconds,
         rounds=len(own),
         gops=gops,

@@ -1,4 +1,4 @@
-"""ONNX Runtime as every contestant uses it: the same threads, inputs and outputs bound beforehand."""
+"""ONNX Runtime as every backend uses it: the same threads, inputs and outputs bound beforehand."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from fp4dit_onnx import ops
+from fp4dit_onnx.benchmark.backend import Loaded, package
 from fp4dit_onnx.benchmark.case import Array
-from fp4dit_onnx.benchmark.contestant import Loaded, package
 from fp4dit_onnx.runtime.library import library_path, select_isa
 from fp4dit_onnx.system.resources import checked_threads
 

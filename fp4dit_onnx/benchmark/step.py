@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import onnx
 
+from fp4dit_onnx.benchmark.backend import Absent, Backend, Loaded, package
 from fp4dit_onnx.benchmark.case import Array, checked_sqnr
-from fp4dit_onnx.benchmark.contestant import Absent, Contestant, Loaded, package
 from fp4dit_onnx.benchmark.openvino_models import onnx_model
 from fp4dit_onnx.benchmark.sessions import bound, make_session
 from fp4dit_onnx.bundle.probe import load_graph
@@ -134,13 +134,13 @@ def _value(
     return random.standard_normal(shape).astype(dtype)
 
 
-def ours(isa: str) -> Contestant[StepCase]:
+def ours(isa: str) -> Backend[StepCase]:
     """The bundle's transformer with the kernels of one instruction set."""
 
     def load(case: StepCase, threads: int) -> Loaded:
         return bound(make_session(case.model, threads, isa=isa), case.feed)
 
-    return Contestant(f"fp4dit {isa}", "the bundle's transformer", load, isa=isa)
+    return Backend(f"fp4dit {isa}", "the bundle's transformer", load, isa=isa)
 
 
 def _function_bodies(case: StepCase, threads: int) -> Loaded:
@@ -192,18 +192,18 @@ def _fold_constants(source: Path, folded: Path) -> None:
     make_session(source, 1, configure=configure)
 
 
-def _openvino(precision: str, short: str) -> Contestant[StepCase]:
+def _openvino(precision: str, short: str) -> Backend[StepCase]:
     def load(case: StepCase, threads: int) -> Loaded:
         return onnx_model(_float_path(case), case.feed, threads, precision)
 
     about = f"the float model, inference precision {precision}"
-    return Contestant(f"openvino-{short}", about, load, "openvino")
+    return Backend(f"openvino-{short}", about, load, "openvino")
 
 
-PEERS: tuple[Contestant[StepCase], ...] = (
-    Contestant("ort-float32", "the float model", _ort_float32),
-    Contestant("ort-int8", "quantize_dynamic of the float model", _ort_int8),
-    Contestant(
+PEERS: tuple[Backend[StepCase], ...] = (
+    Backend("ort-float32", "the float model", _ort_float32),
+    Backend("ort-int8", "quantize_dynamic of the float model", _ort_int8),
+    Backend(
         "ort-functions",
         "the bundle through its function bodies",
         _function_bodies,

@@ -1,4 +1,4 @@
-"""All contestants of every kind of case, and choosing among them."""
+"""All backends of every kind of case, and choosing among them."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fp4dit_onnx.benchmark import attention, linear, step
-from fp4dit_onnx.benchmark.contestant import Contestant
+from fp4dit_onnx.benchmark.backend import Backend
 from fp4dit_onnx.errors import UsageError
 
-__all__ = ["BASELINES", "OURS", "PEERS", "choose", "contestants"]
+__all__ = ["BASELINES", "OURS", "PEERS", "backends", "choose"]
 
-PEERS: Mapping[str, tuple[Contestant[Any], ...]] = {
+PEERS: Mapping[str, tuple[Backend[Any], ...]] = {
     "linear": linear.PEERS,
     "attention": attention.PEERS,
     "step": step.PEERS,
 }
 """Kind of case -> everyone else."""
 
-OURS: Mapping[str, Callable[[str], Contestant[Any]]] = {
+OURS: Mapping[str, Callable[[str], Backend[Any]]] = {
     "linear": linear.ours,
     "attention": attention.ours,
     "step": step.ours,
 }
-"""Kind of case -> instruction set -> this project's own contestant."""
+"""Kind of case -> instruction set -> this project's own backend."""
 
 BASELINES: Mapping[str, str] = {
     "linear": "ort-float32",
     "attention": "ort-matmul-softmax",
     "step": "ort-float32",
 }
-"""Kind of case -> the contestant that ratios are taken to: plain float32 in ONNX Runtime."""
+"""Kind of case -> the backend that ratios are taken to: plain float32 in ONNX Runtime."""
 
 
 def choose(what: str, wanted: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
@@ -45,9 +45,9 @@ def choose(what: str, wanted: Sequence[str], known: Sequence[str]) -> tuple[str,
     return tuple(dict.fromkeys(wanted))
 
 
-def contestants(
+def backends(
     kind: str, isas: Sequence[str], peers: Sequence[str] | None
-) -> tuple[Contestant[Any], ...]:
+) -> tuple[Backend[Any], ...]:
     """Who takes part in cases of `kind`: ours with each of `isas`, then peers as the table has them.
 
     Args:

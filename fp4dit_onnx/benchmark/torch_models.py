@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from fp4dit_onnx.benchmark.backend import Loaded, package
 from fp4dit_onnx.benchmark.case import Array
-from fp4dit_onnx.benchmark.contestant import Loaded, package
 
 __all__ = ["attention", "linear_bf16"]
 

@@ -71,11 +71,11 @@ def _unpack(given: Mapping[str, Any], row: Row | None) -> str:
 def _dequantize(given: Mapping[str, Any], row: Row | None) -> str:
     if row:
         return f"Weight, {_size(row)}: {given['format']} in groups of {given['group_size']}"
-    return f"Activations in {given['format']}, one scale a row"
+    return f"Activations in {given['format']}, one scale per row"
 
 
 def _quantize(given: Mapping[str, Any], row: Row | None) -> str:
-    return f"Activations to {given['format']}, one scale a row"
+    return f"Activations to {given['format']}, one scale per row"
 
 
 def _attention(given: Mapping[str, Any], row: Row | None) -> str:
@@ -111,7 +111,7 @@ def _node_facts(
         facts["read by"] = ", ".join(readers.get(node.output[0], ()))
     if node.op_type in _WEIGHT_FORMAT and row is not None:
         facts["packed"] = f"{row.bytes:,} bytes"
-        facts["density"] = f"{8 * row.bytes / row.weights:.3f} bits a weight"
+        facts["density"] = f"{8 * row.bytes / row.weights:.3f} bits per weight"
     for key, label in _ERRORS.items():
         if (error := getattr(row, key, None)) is not None:
             facts[label] = f"{error:.2f} dB"
@@ -133,7 +133,7 @@ def _readers(graph: onnx.GraphProto) -> dict[str, list[str]]:
 def _summary(rows: Collection[Row]) -> str:
     """The whole model in a sentence."""
     bits = 8 * sum(row.bytes for row in rows) / max(sum(row.weights for row in rows), 1)
-    return f"{len(rows)} linear layers in {bits:.3f} bits a weight"
+    return f"{len(rows)} linear layers in {bits:.3f} bits per weight"
 
 
 def _worst(rows: Mapping[str, Row]) -> dict[str, str]:

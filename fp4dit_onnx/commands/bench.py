@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 BUSY = 0.5
-"""Processes that want a core beside the benchmark, from where on it is worth a word."""
+"""Load average from which on other processes are mentioned."""
 FAIRNESS = (
-    "one process, one run: every round gives each contestant its turn in rotating order, all on the "
-    "same number of threads, and waits before each turn until no thread computes"
+    "one process: every round runs each backend once, in rotating order, all on the same number of "
+    "threads, and waits before each turn until no thread computes"
 )
 
 
@@ -66,7 +66,7 @@ def run(
     attention: Annotated[
         list[str] | None,
         Option(
-            "Attention BxSxHxD: batch, tokens, heads, channels of a head. Repeatable.",
+            "Attention BxSxHxD: batch, tokens, heads, channels per head. Repeatable.",
             INPUT,
             unit="BxSxHxD",
         ),
@@ -75,18 +75,18 @@ def run(
         Path | None,
         Option("The bundle's float model, an ONNX file.", INPUT, unit="FILE", flags=("--float",)),
     ] = None,
-    batch: Annotated[int, Option("Rows of a step.", INPUT, unit="ROWS")] = 2,
+    batch: Annotated[int, Option("Batch size of a denoising step.", INPUT, unit="ROWS")] = 2,
     tokens: Annotated[
         int | None,
-        Option("Text tokens of a step; by default the bundle's.", INPUT, unit="TOKENS"),
+        Option("Text tokens of a denoising step; by default the bundle's.", INPUT, unit="TOKENS"),
     ] = None,
     bits: Annotated[
-        str, Option("Of operators, as for export.", FORMATS_PANEL, unit="BITS")
+        str, Option("Bits of single operators, as for export.", FORMATS_PANEL, unit="BITS")
     ] = "w4a6",
     weight_format: Annotated[
         str | None,
         Option(
-            "Weights of a linear; by default those of the bits.",
+            "Weight format of linear layers; by default that of the bits.",
             FORMATS_PANEL,
             unit="FORMAT",
             choices=FORMATS,
@@ -95,28 +95,30 @@ def run(
     activation_format: Annotated[
         str | None,
         Option(
-            "Activations; by default those of the bits.",
+            "Activation format; by default that of the bits.",
             FORMATS_PANEL,
             unit="FORMAT",
             choices=FORMATS,
         ),
     ] = None,
     group_size: Annotated[
-        int, Option("Inputs that share one weight scale.", FORMATS_PANEL, unit="CHANNELS")
+        int, Option("Input channels that share one weight scale.", FORMATS_PANEL, unit="CHANNELS")
     ] = DEFAULT_GROUP_SIZE,
     threads: Annotated[
         int | None,
-        Option("Of every contestant; by default all cores.", MACHINE, unit="THREADS", min=1),
+        Option("Threads of every backend; by default all cores.", MACHINE, unit="THREADS", min=1),
     ] = None,
-    seconds: Annotated[float, Option("Of timing a case.", MACHINE, unit="SECONDS")] = 10.0,
+    seconds: Annotated[
+        float, Option("Time to measure each case for.", MACHINE, unit="SECONDS")
+    ] = 10.0,
     rounds: Annotated[
         int | None,
-        Option("Of timing a case, in place of --seconds.", MACHINE, unit="ROUNDS"),
+        Option("Rounds to measure each case for, in place of --seconds.", MACHINE, unit="ROUNDS"),
     ] = None,
     isa: Annotated[
         list[str] | None,
         Option(
-            "Instruction set of our kernels; by default each one of this machine. Repeatable.",
+            "Instruction set of our kernels; by default all of this machine. Repeatable.",
             MACHINE,
             unit="ISA",
             choices=_isas,
@@ -125,15 +127,18 @@ def run(
     peer: Annotated[
         list[str] | None,
         Option(
-            "Who else runs; by default everyone. Repeatable.", MACHINE, unit="PEER", choices=_peers
+            "Other backend to measure; by default all. Repeatable.",
+            MACHINE,
+            unit="PEER",
+            choices=_peers,
         ),
     ] = None,
     json: Json = False,
     dry_run: Annotated[
-        bool, Option("Only list who would run what, and who is absent.", OUTPUT)
+        bool, Option("Only list the backends that would run, and those that are absent.", OUTPUT)
     ] = False,
 ) -> None:
-    """Measure speed side by side with other libraries, in one interleaved run."""
+    """Measure speed against other libraries, interleaved in one run."""
     from fp4dit_onnx.benchmark import Settings, choose
     from fp4dit_onnx.benchmark.requests import Formats, operator_cases, step_case
     from fp4dit_onnx.system.resources import usable_cores
@@ -159,11 +164,11 @@ def _print_plan(
     cases: Sequence[Case], isas: Sequence[str], peers: Sequence[str] | None, *, json: bool
 ) -> None:
     """Who would take part, and who cannot, as far as that is known without loading them."""
-    from fp4dit_onnx.benchmark import contestants
+    from fp4dit_onnx.benchmark import backends
 
     plans: list[dict[str, Any]] = []
     for case in cases:
-        everyone = contestants(case.kind, isas, peers)
+        everyone = backends(case.kind, isas, peers)
         absent = {one.name: reason for one in everyone if (reason := one.why_absent())}
         present = {one.name: one.about for one in everyone if one.name not in absent}
         plans.append({"kind": case.kind, "name": case.name, "runs": present, "absent": absent})
@@ -173,7 +178,7 @@ def _print_plan(
     for plan in plans:
         rows = [("", *row) for row in plan["runs"].items()]
         rows += [("absent", *row) for row in plan["absent"].items()]
-        print_table(f"{plan['kind']} {plan['name']}", ("", "contestant", "what"), rows)
+        print_table(f"{plan['kind']} {plan['name']}", ("", "backend", "what"), rows)
 
 
 def _measure(
@@ -184,7 +189,7 @@ def _measure(
     *,
     json: bool,
 ) -> None:
-    from fp4dit_onnx.benchmark import BASELINES, Machine, contestants, run_case
+    from fp4dit_onnx.benchmark import BASELINES, Machine, backends, run_case
 
     progress = reporter()
     with progress.stage(
@@ -196,7 +201,7 @@ def _measure(
         _print_machine(machine)
     settings, reports = replace(settings, limits=machine.limits), []
     for case in cases:
-        everyone = contestants(case.kind, isas, peers)
+        everyone = backends(case.kind, isas, peers)
         reports.append(run_case(case, everyone, BASELINES[case.kind], settings, progress))
         if not json:
             _print_report(reports[-1])
@@ -212,7 +217,9 @@ def _print_machine(machine: Machine) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     print_line(f"{machine.cpu}, {machine.threads} threads on {machine.cores} cores; {versions}")
     if machine.load is not None and machine.load >= BUSY:
-        print_line(f"load average {machine.load:.1f}: others use the cores, times will scatter")
+        print_line(
+            f"load average {machine.load:.1f}: other processes use the cores, so times will scatter"
+        )
     kinds = list(dict.fromkeys(kind for row in machine.limits.values() for kind in row))
     rows = [
         (isa, *(_number(limits[kind]) for kind in kinds)) for isa, limits in machine.limits.items()
@@ -223,7 +230,7 @@ def _print_machine(machine: Machine) -> None:
 
 def _print_report(report: Report) -> None:
     columns = (
-        "contestant",
+        "backend",
         ">median ms",
         ">quartiles",
         ">rounds",

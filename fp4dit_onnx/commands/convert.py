@@ -36,7 +36,7 @@ def run(
     target: Annotated[
         str,
         Option(
-            "What the graphs shall be made of; --list says more.",
+            "What the graphs are made of; see --list.",
             FORMATS,
             unit="TARGET",
             choices=_targets,
@@ -44,12 +44,14 @@ def run(
     ] = "inline",
     overwrite: Overwrite = False,
     dry_run: Annotated[
-        bool, Option("Check the bundle and name what would be rewritten.", OUTPUT)
+        bool, Option("Only check the bundle and list what would be rewritten.", OUTPUT)
     ] = False,
-    report: Annotated[bool, Option("Write report.html too; needs [report].", OUTPUT)] = True,
+    report: Annotated[bool, Option("Also write report.html; needs [report].", OUTPUT)] = True,
     show: Annotated[
         bool,
-        Option("Show the targets, and which runtimes here load each.", OUTPUT, flags=("--list",)),
+        Option(
+            "List the targets, and which installed runtimes load each.", OUTPUT, flags=("--list",)
+        ),
     ] = False,
     json: Json = False,
 ) -> None:

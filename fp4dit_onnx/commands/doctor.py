@@ -12,7 +12,7 @@ __all__ = ["run"]
 
 
 def run(json: Json = False) -> None:
-    """Check the installation; name the cause and the cure of what is broken."""
+    """Check the installation; name cause and remedy of what is broken."""
     diagnosis = diagnose()
     if json:
         print_json(diagnosis.to_json())

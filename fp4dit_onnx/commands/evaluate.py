@@ -41,7 +41,7 @@ def run(
         int, Option("Prompts to generate images of.", SAMPLING, unit="PROMPTS", min=1)
     ] = 8,
     seeds: Annotated[
-        int, Option("Images a prompt, from seeds 0, 1, ...", SAMPLING, unit="IMAGES", min=1)
+        int, Option("Images per prompt, from seeds 0, 1, ...", SAMPLING, unit="IMAGES", min=1)
     ] = 1,
     grid: Annotated[
         Path | None,
@@ -116,7 +116,7 @@ def _print_scores(found: Evaluation) -> None:
     seeds = "seed" if len(found.seeds) == 1 else "seeds"
     title = (
         f"{len(found.prompts)} prompts x {len(found.seeds)} {seeds} against the float model, "
-        f"{sampling.steps} steps, guidance {sampling.guidance:g}"
+        f"{sampling.steps} denoising steps, guidance scale {sampling.guidance:g}"
     )
     columns = ("model", "metric", "unit", ">mean", ">standard error", ">lowest", ">highest")
     print_table(title, columns, rows)

@@ -28,11 +28,12 @@ __all__ = ["run"]
 
 @add_parameters(request_parameters(ExportRequest))
 def run(
-    inline: Annotated[
-        bool, Option("Short for --target inline: no local functions.", OUTPUT)
-    ] = False,
+    inline: Annotated[bool, Option("Short for --target inline.", OUTPUT)] = False,
     dry_run: Annotated[
-        bool, Option("Print the table with sizes, load no weights.", OUTPUT)
+        bool,
+        Option(
+            "Only print formats and sizes per layer; loads no weights and writes nothing.", OUTPUT
+        ),
     ] = False,
     json: Json = False,
     **given: Any,
@@ -76,7 +77,7 @@ def _show_result(result: ExportResult, *, json: bool) -> None:
         print_line(f"{name} for the target {manifest.target}: {size(found.bytes)}")
     print_line(f"{result.bundle} written in {result.seconds:.0f} s")
     if REPORT in manifest.files:
-        print_line(f"{result.bundle / REPORT} shows what was lost")
+        print_line(f"{result.bundle / REPORT} shows the quantization error")
 
 
 def _print_skipped(skipped: Sequence[Kept]) -> None:

@@ -44,20 +44,22 @@ def run(
     prompt: Annotated[
         list[str] | None,
         Option(
-            "What the image shall show; for DiT the name or number of a class. Repeatable.",
+            "Prompt; for DiT the name or number of a class. Repeatable.",
             INPUT,
             unit="TEXT",
         ),
     ] = None,
     prompts: Annotated[
         Path | None,
-        Option("Text file with a prompt a line, after those of --prompt.", INPUT, unit="FILE"),
+        Option("Text file with one prompt per line, after those of --prompt.", INPUT, unit="FILE"),
     ] = None,
-    negative_prompt: Annotated[str, Option("What to lead away from.", INPUT, unit="TEXT")] = "",
+    negative_prompt: Annotated[
+        str, Option("Negative prompt: what the image should not show.", INPUT, unit="TEXT")
+    ] = "",
     count: Annotated[
         int | None,
         Option(
-            "Images of each prompt, from the seeds SEED, SEED + 1, ...; by default 1.",
+            "Images per prompt, from seeds SEED, SEED + 1, ...; by default 1.",
             SAMPLING,
             unit="IMAGES",
         ),
@@ -73,8 +75,8 @@ def run(
     seeds: Annotated[
         str | None,
         Option(
-            "Several seeds, such as 1,2,3: an image of each prompt from each; files are named "
-            "by seed.",
+            "Several seeds, such as 1,2,3: one image per prompt and seed; files are named after "
+            "the seed.",
             SAMPLING,
             unit="SEEDS",
         ),
@@ -85,24 +87,24 @@ def run(
     guidance: Annotated[
         float | None,
         Option(
-            "Weight of classifier-free guidance; by default the bundle's.", SAMPLING, unit="SCALE"
+            "Scale of classifier-free guidance; by default the bundle's.", SAMPLING, unit="SCALE"
         ),
     ] = None,
     height: Annotated[
-        int | None, Option("By default the bundle's.", SAMPLING, unit="PIXELS")
+        int | None, Option("Height; by default the bundle's.", SAMPLING, unit="PIXELS")
     ] = None,
     width: Annotated[
-        int | None, Option("By default the bundle's.", SAMPLING, unit="PIXELS")
+        int | None, Option("Width; by default the bundle's.", SAMPLING, unit="PIXELS")
     ] = None,
     threads: Annotated[
         int | None,
-        Option("Threads of one operator; by default all cores.", MACHINE, unit="THREADS", min=1),
+        Option("Threads per operator; by default all cores.", MACHINE, unit="THREADS", min=1),
     ] = None,
     library: Annotated[
         bool,
-        Option("Run the kernels of the custom-op library, or the function bodies.", MACHINE),
+        Option("Use the kernels of the custom-op library, or the function bodies.", MACHINE),
     ] = True,
-    overwrite: Annotated[bool, Option("Replace image files that are there.", OUTPUT)] = False,
+    overwrite: Annotated[bool, Option("Replace existing image files.", OUTPUT)] = False,
     json: Json = False,
 ) -> None:
     """Generate images with a bundle, on ONNX Runtime alone."""

@@ -104,7 +104,7 @@ def print_layers(title: str, rows: Iterable[Layer]) -> None:
     columns = ["layer", ">count", "formats", ">size", ">bits"]
     if total.weight_sqnr_db is not None:
         columns += [">weight", ">output"]
-        title += ": bits a weight, SQNR of weights and outputs in dB"
+        title += ": bits per weight, SQNR of weights and outputs in dB"
     cells = [_cells(group)[: len(columns)] for group in (*group_layers(all_rows), total)]
     print_table(title, columns, cells, footer=True)
 

@@ -34,13 +34,13 @@ BundleFolder = Annotated[
     Path, Option("Folder made by export.", INPUT, unit="BUNDLE", positional=True)
 ]
 Json = Annotated[bool, Option("Print JSON.", OUTPUT)]
-Overwrite = Annotated[bool, Option("Replace what is there.", OUTPUT)]
+Overwrite = Annotated[bool, Option("Replace an existing output.", OUTPUT)]
 PromptFile = Annotated[
     Path | None,
-    Option("Text file with a prompt a line; by default built-in ones.", INPUT, unit="FILE"),
+    Option("Text file with one prompt per line; by default built-in ones.", INPUT, unit="FILE"),
 ]
 Host = Annotated[
-    str, Option("Address to listen on; 0.0.0.0 lets other machines in.", MACHINE, unit="ADDRESS")
+    str, Option("Address to listen on; 0.0.0.0 admits other machines.", MACHINE, unit="ADDRESS")
 ]
 Port = Annotated[
     int, Option("Port to listen on; 0 for any free one.", MACHINE, unit="PORT", min=0, max=65535)

@@ -12,13 +12,13 @@ __all__ = ["run"]
 
 
 def run(json: Json = False) -> None:
-    """List the recipes: what each does, what it needs, what it costs."""
+    """List the recipes: what each does, needs and costs."""
     rows = [_row(name) for name in method_names()]
     if json:
         print_json(rows)
         return
     print_table(
-        "Recipes: --method NAME, or a file of your own with --recipe",
+        "Recipes: choose with --method NAME, or --recipe FILE for your own",
         ("method", "stages", "needs", "presets"),
         [(r["name"], " > ".join(r["stages"]), r["needs"], ", ".join(r["presets"])) for r in rows],
     )

@@ -37,8 +37,8 @@ def run(
     output: Annotated[
         Path | None,
         Option(
-            "HTML file to write; by default report.html in the bundle, of two bundles "
-            "comparison.html here.",
+            "HTML file to write; by default report.html in the bundle, or comparison.html in the "
+            "current folder for two bundles.",
             OUTPUT,
             unit="FILE",
             flags=("--output", "-o"),
@@ -47,7 +47,7 @@ def run(
     model: Annotated[
         Path | None,
         Option(
-            "The float pipeline that the bundle was made from: measure anew.",
+            "The float pipeline that the bundle was made from; measures again.",
             INPUT,
             unit="PIPELINE",
         ),
@@ -55,7 +55,7 @@ def run(
     measure: Annotated[
         bool,
         Option(
-            "Measure anew; so do --model, --prompts, --count and --seeds. Without --model: "
+            "Measure again, as --model, --prompts, --count and --seeds also do; without --model "
             "against the embedded demo pipeline.",
             SAMPLING,
         ),
@@ -70,12 +70,15 @@ def run(
     seeds: Annotated[
         int | None,
         Option(
-            "Images a prompt, from seeds 0, 1, ...; by default 1.", SAMPLING, unit="IMAGES", min=1
+            "Images per prompt, from seeds 0, 1, ...; by default 1.",
+            SAMPLING,
+            unit="IMAGES",
+            min=1,
         ),
     ] = None,
-    json: Annotated[bool, Option("Print the evidence as JSON.", OUTPUT)] = False,
+    json: Annotated[bool, Option("Print the measurements as JSON.", OUTPUT)] = False,
 ) -> None:
-    """Write report.html: what a bundle lost, layer by layer and image by image."""
+    """Write report.html: quantization error per layer and image, size, time, memory."""
     options = {"--model": model, "--prompts": prompts, "--count": count, "--seeds": seeds}
     given = [name for name, value in options.items() if value is not None]
     given += ["--measure"] if measure else []

@@ -25,7 +25,7 @@ def run(
     output: Annotated[
         Path | None,
         Option(
-            "Write the page into a folder, for any web server.",
+            "Write the page to a folder, for any web server.",
             OUTPUT,
             unit="DIR",
             flags=("--output", "-o"),

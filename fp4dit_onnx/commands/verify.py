@@ -19,7 +19,7 @@ def run(
     quick: Annotated[bool, Option("Fewer batches, text lengths and timesteps.", INPUT)] = False,
     json: Json = False,
 ) -> None:
-    """Prove that a bundle computes what it should; exit 1 where it does not."""
+    """Check that a bundle computes what it should; exit code 1 if not."""
     result = verify(bundle=bundle, quick=quick, reporter=reporter())
     if json:
         print_json(result.to_json())

@@ -18,7 +18,9 @@ def run(
     ],
     part: Annotated[
         str,
-        Option("Of a bundle: transformer, text_encoder, vae_decoder, ...", INPUT, unit="PART"),
+        Option(
+            "Part of a bundle: transformer, text_encoder, vae_decoder, ...", INPUT, unit="PART"
+        ),
     ] = "transformer",
     host: Host = "127.0.0.1",
     port: Port = 0,

@@ -16,13 +16,13 @@ _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 
 
 def image_grid(rows: Mapping[str, Sequence[Image.Image]], captions: Sequence[str]) -> Image.Image:
-    """One labelled sheet: a row a variant, a column an image, the prompts above.
+    """One labelled sheet: a row per variant, a column per image, the prompts above.
 
     Images narrower than 256 pixels are enlarged twice, pixel by pixel.
 
     Args:
         rows: variant name -> images, all of one size.
-        captions: one a column.
+        captions: one per column.
 
     Raises:
         ValueError: there is no image, or a row has not one image a caption.

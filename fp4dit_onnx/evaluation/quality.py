@@ -58,7 +58,7 @@ class VariantQuality:
     Attributes:
         name: as given to `evaluate`, or `FLOAT`.
         scores: metric name -> score; of the float model only those that need no reference.
-        latent_sqnr: in dB against the float model, one a step; none of the float model itself.
+        latent_sqnr: in dB against the float model, one per step; none of the float model itself.
     """
 
     name: str
@@ -125,12 +125,12 @@ def float_images(
     sampling: Sampling,
     on_step: OnLatents = lambda *_: None,
 ) -> Pictures:
-    """Images of the diffusers pipeline in float32, one a prompt.
+    """Images of the diffusers pipeline in float32, one per prompt.
 
     Args:
         pipeline_folder: a pipeline in diffusers' format.
         prompts: one per image.
-        seeds: one a prompt, of `runtime.initial_latents`.
+        seeds: one per prompt, of `runtime.initial_latents`.
         sampling: how.
         on_step: called after each step of a batch with its index and the latents it made, float32
             [B, C, H, W].

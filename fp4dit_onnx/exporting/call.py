@@ -60,24 +60,24 @@ def export(
         model: Diffusers pipeline folder; without it, the embedded demo pipeline.
         output: Folder of the bundle to write.
         bits: Bits of weights and activations, w<4|6|8>a<4|6|8|16|32>.
-        method: How weights are rounded; the -rtn ones (round to nearest) train nothing and need no
+        method: How weights are rounded; the -rtn methods round to nearest and need no calibration
             data. One of: fp4dit, fp-adaround, fp-rtn, gptq, int-adaround, int-rtn.
-        recipe: Recipe file of your own in place of the method, as --save-recipe writes it; what is
-            asked for beside it, and is not the default, wins over the file.
-        save_recipe: Also write method and formats, as they were resolved, to this recipe file.
-        preset: Effort of the methods that train. One of: fast, balanced, best.
-        range: How the scale of a group is found: absmax maps the group's largest weight to the
-            format's largest value, mse takes the scale of least squared error; by default the
-            method's. One of: absmax, mse.
-        scale: What a scale may be: float16, two bytes, four for a layer that leaves its range;
+        recipe: Your own recipe file in place of --method, in the form that --save-recipe writes;
+            other options override it, unless they have their default value.
+        save_recipe: Also write the resolved method and formats to this recipe file.
+        preset: Calibration effort. One of: fast, balanced, best.
+        range: How the scale of a group is computed: absmax maps the group's largest weight to the
+            format's largest value, mse minimizes the squared error; by default the method's. One of:
+            absmax, mse.
+        scale: How a scale is stored: float16, two bytes, four for a layer that leaves its range;
             float32, four bytes; e8m0, powers of two (OCP MX); nvfp4, e4m3 a group times a power of two
             a layer (NVFP4); int4*f32, an integer of 4 bits a group times a float32 a channel; by
             default float16 (fp4dit), float16 (inline), nvfp4 (standard), by target. One of: float16,
             float32, e8m0, nvfp4, int4*f32.
-        iterations: Training steps a block; by default the preset's.
-        samples: Recorded inputs to train on; by default the preset's.
-        weight_format: One format for all weights; auto chooses e2m1, e1m2 or e3m0 layer by layer,
-            by measured output error; by default the target's, or FP4DiT's assignment (paper). One of:
+        iterations: Training steps per block; by default the preset's.
+        samples: Recorded inputs to calibrate with; by default the preset's.
+        weight_format: One format for all weights, or auto: e2m1, e1m2 or e3m0 per layer, by
+            measured output error; by default the target's, or FP4DiT's assignment (paper). One of:
             e2m1, e1m2, e3m0, e2m3, e3m2, e3m4, e4m3, e5m2, int4, int6, int8, auto, paper.
         activation_format: One format for all activations; by default that of the bits. One of:
             e2m1, e1m2, e3m0, e2m3, e3m2, e3m4, e4m3, e5m2, int4, int6, int8, none.
@@ -86,37 +86,37 @@ def export(
             none.
         group_size: Input channels that share one weight scale; by default 128 (fp4dit), 128
             (inline), 16 (standard), by target.
-        rules: PATTERN=WEIGHT or PATTERN=WEIGHT/ACTIVATION for layers by name with shell wildcards;
-            none keeps them in float. Repeatable, the first that matches wins.
-        form: fused: one FpLinear a layer, computing on integers; qdq: quantize and dequantize
-            nodes beside plain MatMuls. One of: fused, qdq.
-        prompts: Text file to calibrate with, a prompt a line; by default built-in ones.
-        calibration_prompts: Images to calibrate with, repeating prompts from new noise where there
-            are fewer; by default the preset's.
-        steps: Denoising steps, of calibration and kept as the bundle's default; by default the
+        rules: Formats of single layers: PATTERN=WEIGHT or PATTERN=WEIGHT/ACTIVATION, where PATTERN
+            is a layer name with shell wildcards; none keeps float. Repeatable; the first match wins.
+        form: fused: one FpLinear per layer, computing on integers; qdq: quantize and dequantize
+            nodes with plain MatMuls. One of: fused, qdq.
+        prompts: Text file of calibration prompts, one per line; by default built-in ones.
+        calibration_prompts: Images to generate for calibration; prompts are repeated with new
+            noise if there are fewer; by default the preset's.
+        steps: Denoising steps for calibration, and the bundle's default; by default the
             pipeline's.
-        guidance: Weight of classifier-free guidance, likewise; by default the pipeline's.
+        guidance: Scale of classifier-free guidance for calibration, and the bundle's default; by
+            default the pipeline's.
         seed: Seed of the noise and of the choice of samples.
-        overwrite: Replace a bundle that is there, and the files of --state and --save-recipe.
+        overwrite: Replace an existing bundle, and the files of --state and --save-recipe.
         state: Also write the quantized weights to this safetensors file.
-        work: Folder for recorded activations and finished blocks, from which a killed run goes on;
-            by default OUTPUT.calibration. Removed once the bundle is there.
-        restart: Forget what a killed run left in the work folder.
-        max_ram: Memory that recorded activations may take at a time, and quantizing a layer. In
-            bytes.
-        measure: With methods that need no data: run the float pipeline to measure the errors of
-            outputs, which takes longer than the rest; by default where it takes less than 1 GiB in
+        work: Folder for recorded activations and finished blocks, from which a killed run resumes;
+            by default OUTPUT.calibration. Removed when the bundle is complete.
+        restart: Discard what a killed run left in the work folder.
+        max_ram: Memory limit for recorded activations, and for quantizing one layer. In bytes.
+        measure: For methods without calibration data: also run the float pipeline to measure
+            output errors, which takes longer than the rest; by default if it takes less than 1 GiB in
             float32.
-        components: What to export: transformer leaves out text encoders and VAE. One of: all,
+        components: What to export; transformer leaves out text encoders and VAE. One of: all,
             transformer.
-        text_encoder_bits: Bits of the text encoders' linears, such as w4a16, or none for float; by
-            default w4a16 from 1 GiB in float32 on.
+        text_encoder_bits: Bits of the text encoders' linear layers, such as w4a16, or none for
+            float; by default w4a16 from 1 GiB in float32 on.
         target: What the graphs are made of: fp4dit: our operators and their bodies, opset 21: what
             export writes; inline: standard operators only: the bodies in place of our operators;
             standard: standard types of opset 23: FLOAT4E2M1 weights, FLOAT8E4M3FN activations. One of:
             fp4dit, inline, standard.
-        report: Write report.html into the bundle; images and times are in it where the float
-            pipeline is run anyway.
+        report: Write report.html into the bundle, with images and times if the float pipeline is
+            run anyway.
         reporter: told about progress.
 
     Returns:

@@ -52,8 +52,7 @@ class ExportRequest:
     method: Annotated[
         str,
         Option(
-            "How weights are rounded; the -rtn ones (round to nearest) train nothing and need no "
-            "data.",
+            "How weights are rounded; the -rtn methods round to nearest and need no calibration data.",
             CALIBRATION,
             unit="METHOD",
             choices=method_names(),
@@ -62,8 +61,8 @@ class ExportRequest:
     recipe: Annotated[
         Path | None,
         Option(
-            "Recipe file of your own in place of the method, as --save-recipe writes it; what is "
-            "asked for beside it, and is not the default, wins over the file.",
+            "Your own recipe file in place of --method, in the form that --save-recipe writes; other "
+            "options override it, unless they have their default value.",
             CALIBRATION,
             unit="TOML",
         ),
@@ -71,23 +70,20 @@ class ExportRequest:
     save_recipe: Annotated[
         Path | None,
         Option(
-            "Also write method and formats, as they were resolved, to this recipe file.",
+            "Also write the resolved method and formats to this recipe file.",
             OUTPUT,
             unit="TOML",
         ),
     ] = None
     preset: Annotated[
         str,
-        Option(
-            "Effort of the methods that train.", CALIBRATION, unit="PRESET", choices=preset_names()
-        ),
+        Option("Calibration effort.", CALIBRATION, unit="PRESET", choices=preset_names()),
     ] = "balanced"
     range: Annotated[
         str | None,
         Option(
-            "How the scale of a group is found: absmax maps the group's largest weight to the "
-            "format's largest value, mse takes the scale of least squared error; by default the "
-            "method's.",
+            "How the scale of a group is computed: absmax maps the group's largest weight to the "
+            "format's largest value, mse minimizes the squared error; by default the method's.",
             FORMATS,
             unit="RULE",
             choices=range_names(),
@@ -96,7 +92,7 @@ class ExportRequest:
     scale: Annotated[
         str | None,
         Option(
-            "What a scale may be: "
+            "How a scale is stored: "
             + "; ".join(f"{name}, {fmt.summary}" for name, fmt in SCALE_FORMATS.items())
             + "; by default "
             + ", ".join(f"{t.scale} ({name})" for name, t in TARGETS.items())
@@ -108,19 +104,21 @@ class ExportRequest:
     ] = None
     iterations: Annotated[
         int | None,
-        Option("Training steps a block; by default the preset's.", CALIBRATION, unit="STEPS"),
+        Option("Training steps per block; by default the preset's.", CALIBRATION, unit="STEPS"),
     ] = None
     samples: Annotated[
         int | None,
         Option(
-            "Recorded inputs to train on; by default the preset's.", CALIBRATION, unit="SAMPLES"
+            "Recorded inputs to calibrate with; by default the preset's.",
+            CALIBRATION,
+            unit="SAMPLES",
         ),
     ] = None
     weight_format: Annotated[
         str | None,
         Option(
-            "One format for all weights; auto chooses e2m1, e1m2 or e3m0 layer by layer, by "
-            "measured output error; by default the target's, or FP4DiT's assignment (paper).",
+            "One format for all weights, or auto: e2m1, e1m2 or e3m0 per layer, by measured output "
+            "error; by default the target's, or FP4DiT's assignment (paper).",
             FORMATS,
             unit="FORMAT",
             choices=(*ELEMENT_FORMATS, AUTO, PAPER),
@@ -158,8 +156,8 @@ class ExportRequest:
     rules: Annotated[
         tuple[str, ...],
         Option(
-            "PATTERN=WEIGHT or PATTERN=WEIGHT/ACTIVATION for layers by name with shell wildcards; "
-            "none keeps them in float. Repeatable, the first that matches wins.",
+            "Formats of single layers: PATTERN=WEIGHT or PATTERN=WEIGHT/ACTIVATION, where PATTERN is "
+            "a layer name with shell wildcards; none keeps float. Repeatable; the first match wins.",
             FORMATS,
             unit="RULE",
             flags=("--rule",),
@@ -168,8 +166,8 @@ class ExportRequest:
     form: Annotated[
         str,
         Option(
-            "fused: one FpLinear a layer, computing on integers; qdq: quantize and dequantize "
-            "nodes beside plain MatMuls.",
+            "fused: one FpLinear per layer, computing on integers; qdq: quantize and dequantize "
+            "nodes with plain MatMuls.",
             OUTPUT,
             unit="FORM",
             choices=FORMS,
@@ -178,7 +176,7 @@ class ExportRequest:
     prompts: Annotated[
         Path | None,
         Option(
-            "Text file to calibrate with, a prompt a line; by default built-in ones.",
+            "Text file of calibration prompts, one per line; by default built-in ones.",
             INPUT,
             unit="FILE",
         ),
@@ -186,8 +184,8 @@ class ExportRequest:
     calibration_prompts: Annotated[
         int | None,
         Option(
-            "Images to calibrate with, repeating prompts from new noise where there are fewer; by "
-            "default the preset's.",
+            "Images to generate for calibration; prompts are repeated with new noise if there are "
+            "fewer; by default the preset's.",
             CALIBRATION,
             unit="IMAGES",
         ),
@@ -195,8 +193,7 @@ class ExportRequest:
     steps: Annotated[
         int | None,
         Option(
-            "Denoising steps, of calibration and kept as the bundle's default; by default the "
-            "pipeline's.",
+            "Denoising steps for calibration, and the bundle's default; by default the pipeline's.",
             CALIBRATION,
             unit="STEPS",
         ),
@@ -204,7 +201,8 @@ class ExportRequest:
     guidance: Annotated[
         float | None,
         Option(
-            "Weight of classifier-free guidance, likewise; by default the pipeline's.",
+            "Scale of classifier-free guidance for calibration, and the bundle's default; by default "
+            "the pipeline's.",
             CALIBRATION,
             unit="SCALE",
         ),
@@ -214,9 +212,7 @@ class ExportRequest:
     ] = 0
     overwrite: Annotated[
         bool,
-        Option(
-            "Replace a bundle that is there, and the files of --state and --save-recipe.", OUTPUT
-        ),
+        Option("Replace an existing bundle, and the files of --state and --save-recipe.", OUTPUT),
     ] = False
     state: Annotated[
         Path | None,
@@ -225,19 +221,19 @@ class ExportRequest:
     work: Annotated[
         Path | None,
         Option(
-            "Folder for recorded activations and finished blocks, from which a killed run goes on; "
-            "by default OUTPUT.calibration. Removed once the bundle is there.",
+            "Folder for recorded activations and finished blocks, from which a killed run resumes; "
+            "by default OUTPUT.calibration. Removed when the bundle is complete.",
             MACHINE,
             unit="DIR",
         ),
     ] = None
     restart: Annotated[
-        bool, Option("Forget what a killed run left in the work folder.", MACHINE)
+        bool, Option("Discard what a killed run left in the work folder.", MACHINE)
     ] = False
     max_ram: Annotated[
         float,
         Option(
-            "Memory that recorded activations may take at a time, and quantizing a layer.",
+            "Memory limit for recorded activations, and for quantizing one layer.",
             MACHINE,
             unit="GiB",
             scale=2**30,
@@ -246,16 +242,16 @@ class ExportRequest:
     measure: Annotated[
         bool | None,
         Option(
-            "With methods that need no data: run the float pipeline to measure the errors of "
-            "outputs, which takes longer than the rest; by default where it takes less than 1 GiB "
-            "in float32.",
+            "For methods without calibration data: also run the float pipeline to measure output "
+            "errors, which takes longer than the rest; by default if it takes less than 1 GiB in "
+            "float32.",
             CALIBRATION,
         ),
     ] = None
     components: Annotated[
         str,
         Option(
-            "What to export: transformer leaves out text encoders and VAE.",
+            "What to export; transformer leaves out text encoders and VAE.",
             INPUT,
             unit="PARTS",
             choices=COMPONENTS,
@@ -264,7 +260,7 @@ class ExportRequest:
     text_encoder_bits: Annotated[
         str | None,
         Option(
-            "Bits of the text encoders' linears, such as w4a16, or none for float; by default "
+            "Bits of the text encoders' linear layers, such as w4a16, or none for float; by default "
             "w4a16 from 1 GiB in float32 on.",
             FORMATS,
             unit="BITS",
@@ -284,8 +280,8 @@ class ExportRequest:
     report: Annotated[
         bool,
         Option(
-            "Write report.html into the bundle; images and times are in it where the float "
-            "pipeline is run anyway.",
+            "Write report.html into the bundle, with images and times if the float pipeline is run "
+            "anyway.",
             OUTPUT,
         ),
     ] = True

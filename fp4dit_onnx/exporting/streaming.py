@@ -59,7 +59,7 @@ class GraphValues:
     Attributes:
         tensors: the checkpoint's, by torch name.
         layers: what is quantized.
-        quantizer: called once a layer.
+        quantizer: called once per layer.
     """
 
     tensors: Mapping[str, TensorInfo]

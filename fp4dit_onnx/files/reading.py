@@ -249,7 +249,7 @@ def _check_surrogates(value: Any) -> None:
 
 
 def json_text(content: Mapping[str, Any]) -> bytes:
-    """JSON as it is written: UTF-8, an entry a line, ending in a newline.
+    """JSON as it is written: UTF-8, an entry per line, ending in a newline.
 
     Raises:
         ValueError: it holds NaN or an infinity: see `decoding.plain`.

@@ -105,7 +105,7 @@ def linear_rounding_bound(
         scale: [M, 1] or [1].
         weight: dequantized weight [N, K].
         bias: [N].
-        groups: scales a row of the weight.
+        groups: scales per row of the weight.
     """
     chain = q.shape[1] if q.dtype == np.float32 else 0
     roundings = (q.shape[1] + 4) + (chain + groups + 3)

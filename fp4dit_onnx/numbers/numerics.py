@@ -83,7 +83,7 @@ def decode(codes: npt.NDArray[np.uint8], fmt: FloatFormat) -> FloatArray:
 
 
 def quantize(x: FloatArray, fmt: FloatFormat) -> tuple[npt.NDArray[np.generic], FloatArray]:
-    """Quantize online, one scale a row of the last axis (FP4DiT section "token-wise" activations).
+    """Quantize online, one scale per row of the last axis (FP4DiT section "token-wise" activations).
 
     Args:
         x: float32 [..., K].
@@ -157,7 +157,7 @@ def dequantize(q: npt.NDArray[np.generic], scale: FloatArray, group_size: int) -
 
 
 def pack(codes: npt.NDArray[np.uint8], storage_bits: int) -> npt.NDArray[np.uint8]:
-    """Bytes of codes [N, K]: 4-bit codes two a byte, even element in the low nibble, odd K padded."""
+    """Bytes of codes [N, K]: 4-bit codes two per byte, even element in the low nibble, odd K padded."""
     if storage_bits == 8:
         return np.ascontiguousarray(codes)
     padded = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))

@@ -112,7 +112,7 @@ def histograms(
         bundle: a bundle that can generate images.
         tensors: of the float transformer, by torch name.
         prompts: one image of each is generated to see activations.
-        seeds: one a prompt.
+        seeds: one per prompt.
         pipeline: of the bundle; its transformer is replaced.
     """
     graph = load_graph(bundle.transformer)

@@ -293,7 +293,7 @@ def _layer_table(layers: Sequence[Layer]) -> Table:
         ">shape",
         ">bytes",
         ">of float32",
-        ">bits a weight",
+        ">bits per weight",
         ">weight SQNR, dB",
         ">output SQNR, dB",
     )

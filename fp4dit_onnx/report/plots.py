@@ -64,7 +64,7 @@ class Figure:
 
 
 def latents(name: str, curves: Mapping[str, Sequence[Score]]) -> Figure:
-    """SQNR of the latents over the sampler's steps, a line a bundle, bars of one standard error."""
+    """SQNR of the latents over the sampler's steps, a line per bundle, bars of one standard error."""
     finding = "; ".join(_course(label, scores) for label, scores in curves.items())
     with canvas(WIDTH, 230) as drawing:
         axes = drawing.add_axes((0.13, 0.19, 0.84, 0.76))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from subprocess import Popen
 
-from fp4dit_onnx.benchmark.contestant import Contestant, Loaded
+from fp4dit_onnx.benchmark.backend import Backend, Loaded
 from fp4dit_onnx.benchmark.run import Settings, run_case
 from fp4dit_onnx.benchmark.step import PEERS, StepCase, ours
 from fp4dit_onnx.report import memory
@@ -58,14 +58,14 @@ def measure_speed(setting: StepSetting, reporter: Reporter) -> Speed:
     """
     isa = Library().isa
     functions = next(peer for peer in PEERS if peer.name == "ort-functions")
-    contestants = (
-        Contestant(FLOAT, "the float transformer in torch", _float(setting), "torch"),
+    backends = (
+        Backend(FLOAT, "the float transformer in torch", _float(setting), "torch"),
         replace(ours(isa), name=LIBRARY, about=f"ONNX Runtime with the library, {isa} kernels"),
         replace(functions, name=FUNCTIONS, about="ONNX Runtime alone, function bodies"),
     )
     case = StepCase(setting.model, None, setting.batch, setting.tokens)
     with _torch_threads_kept():
-        found = run_case(case, contestants, FLOAT, Settings(setting.threads, SECONDS), reporter)
+        found = run_case(case, backends, FLOAT, Settings(setting.threads, SECONDS), reporter)
     timings = tuple(Timing(o.name, o.about, o.seconds, o.rounds) for o in found.outcomes)
     return Speed(setting.batch, setting.tokens, setting.threads, isa, timings, found.absent)
 

@@ -199,7 +199,7 @@ def dot_product_limit(isa: str, kind: str, threads: int) -> float | None:
         threads: as many run the loop at a time.
 
     Returns:
-        10^9 operations a second (a product and its addition are two), the best of many runs of some
+        10^9 operations per second (a product and its addition are two), the best of many runs of some
         milliseconds: shorter ones end before the scheduler has given each thread a core of its own.
         None where the instruction set has no such instruction.
     """

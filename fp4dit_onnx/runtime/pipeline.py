@@ -222,7 +222,7 @@ class Pipeline:
         Args:
             prompts: one per image; for DiT a class each, by name or number.
             negative_prompt: what guidance leads away from; DiT knows none.
-            seeds: one a prompt, or one for all; of a single prompt also several, an image each.
+            seeds: one per prompt, or one for all; of a single prompt also several, an image each.
             count: images of each prompt, from the seeds S, S + 1, ... where its seed is S.
             steps: calls of the transformer; None here and below means the bundle's default.
             guidance: weight of classifier-free guidance; at most 1 means none.
@@ -277,7 +277,7 @@ class Pipeline:
 
         Args:
             prompts: one per image.
-            seeds: one a prompt.
+            seeds: one per prompt.
             sampling: from `settings`.
             negative_prompt: what guidance leads away from.
             on_step: called after every call of the transformer.

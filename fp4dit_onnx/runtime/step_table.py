@@ -79,7 +79,7 @@ class StepTable:
         }
 
     def dumps(self) -> str:
-        """The JSON text, an entry a line, ending in a newline."""
+        """The JSON text, an entry per line, ending in a newline."""
         rows = (f" {json.dumps(key)}: {json.dumps(v)}" for key, v in self.to_json().items())
         return "{\n" + ",\n".join(rows) + "\n}\n"
 

@@ -16,12 +16,12 @@ DEFAULT_GROUP_SIZE = 128
 
 @dataclass(frozen=True)
 class PerToken:
-    """One scale a row: [..., K] has scales [..., 1]."""
+    """One scale per row: [..., K] has scales [..., 1]."""
 
 
 @dataclass(frozen=True)
 class PerGroup:
-    """One scale a row and `size` inputs: [N, K] has scales [N, ceil(K / size)]."""
+    """One scale per row and `size` inputs: [N, K] has scales [N, ceil(K / size)]."""
 
     size: int
 

@@ -179,7 +179,7 @@ class QuantizedState:
     Attributes:
         layers: the linears.
         provenance: how they were made.
-        attention: name of an attention module -> format of its q, k and v, one scale a head and
+        attention: name of an attention module -> format of its q, k and v, one scale per head and
             token.
     """
 

@@ -194,7 +194,7 @@ class LineReporter:
 
     Args:
         write: gets each line.
-        verbose: a line at each stage's begin, too, and one a second.
+        verbose: a line at each stage's begin, too, and one per second.
         clock: seconds.
     """
 

@@ -102,7 +102,7 @@ def block_scales(scale: FloatArray, k: int, group: int) -> tuple[FloatArray, int
     """Scales [N, k / block] and a block that divides `k`, of scales [N, groups] of a weight [N, k].
 
     OpenVINO takes no short block at the end: a group of several blocks repeats its scale. One group
-    is a scale a channel, [N]. TensorRT takes no scale of 0: groups of zeros get the largest.
+    is a scale per channel, [N]. TensorRT takes no scale of 0: groups of zeros get the largest.
     """
     scale = np.where(scale > 0, scale, scale.max(initial=0) or np.float32(1))
     if scale.shape[1] == 1:

@@ -100,7 +100,7 @@ def read_bert(folder: Path) -> tuple[Tokenizer, Settings]:
     unknown = settings.special["unk"].content
     if unknown not in vocabulary:
         raise CheckpointError(
-            f"{path} has no token {unknown!r}: expected a vocabulary, one token a line; download "
+            f"{path} has no token {unknown!r}: expected a vocabulary, one token per line; download "
             "the file again"
         )
     lower, chinese, strip = (

@@ -70,7 +70,7 @@ FLOAT_TYPES = (
     onnx.TensorProto.DOUBLE,
 )
 NOTHING_QUANTIZED_DB = 90.0
-"""Where no layer is quantized evaluators differ by float32 rounding alone: 2^-24 is 144 dB a node."""
+"""Where no layer is quantized evaluators differ by float32 rounding alone: 2^-24 is 144 dB per node."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from fp4dit_onnx.benchmark.case import Array
 from fp4dit_onnx.system.silence import quiet
 
-__all__ = ["Absent", "Contestant", "Loaded", "package"]
+__all__ = ["Absent", "Backend", "Loaded", "package"]
 
 CaseT = TypeVar("CaseT")
 
@@ -20,12 +20,12 @@ EXTRAS = {"onnxruntime": "cpu", "torch": "export", "openvino": "bench"}
 
 
 class Absent(Exception):  # noqa: N818 - no error: it is reported and the others run
-    """A contestant cannot take part; the message is the reason."""
+    """A backend cannot take part; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A contestant that is ready to run.
+    """A backend that is ready to run.
 
     Attributes:
         run: computes once; what it returns is not looked at.
@@ -37,7 +37,7 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Contestant(Generic[CaseT]):
+class Backend(Generic[CaseT]):
     """One way to carry out a case.
 
     Attributes:
