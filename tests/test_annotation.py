@@ -139,10 +139,3 @@ def test_nothing_quantized() -> None:
     annotate(made, {}, {})
     assert made.doc_string == "0 linear layers in 0.000 bits per weight"
     assert notes(made) == {}
-
-
-def test_every_operator_has_a_sentence() -> None:
-    from fp4dit_onnx.bundle import annotation
-
-    operators = {*ops.QUANTIZE_OPS, ops.UNPACK, ops.DEQUANTIZE, ops.LINEAR, ops.ATTENTION}
-    assert set(annotation._SENTENCES) == operators

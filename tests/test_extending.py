@@ -1,4 +1,4 @@
-"""What docs/adding-a-format.md, adding-a-pass.md and adding-a-kernel.md tell to do works.
+"""What docs/adding-a-format.md, adding-a-pass.md, -kernel.md and adding-an-operator.md tell to do works.
 
 Their Python runs in tests/test_docs.py.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import generate_formats
+import onnx
 import pytest
 
 from fp4dit_onnx.calibration.draft import Draft
@@ -83,6 +84,8 @@ def test_the_table_of_a_kernel_compiles(tmp_path: Path) -> None:
         ("adding-a-pass.md", "passes/pipeline.py", "float_passes"),
         ("adding-a-pass.md", "passes/pipeline.py", "quantize_passes"),
         ("adding-a-pass.md", "tests/conftest.py", "bench"),
+        ("adding-an-operator.md", "fp4dit_onnx/ops/table.py", "OPERATORS"),
+        ("adding-an-operator.md", "custom_ops/ops/ops.inc", "FP4DIT_OP"),
         ("adding-a-kernel.md", "custom_ops/CMakeLists.txt", "fp4dit_isa"),
         ("adding-a-kernel.md", "custom_ops/cpu/kernels/kernels.inc", "FP4DIT_ISA"),
         ("adding-a-kernel.md", "custom_ops/cpu/kernels/kernels.h", "PanelLayout"),
@@ -167,3 +170,48 @@ def test_a_pass_from_outside_is_one_class_and_one_line(
     monkeypatch.setattr(pipeline, "float_passes", lambda p: (*own(p), module.DropSameCast()))
     made = exported(tmp_path / "bundle")
     assert "drop_same_cast" in [one.name for one in made.manifest.passes]
+
+
+def test_an_operator_from_outside_is_one_record(
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page's record and pass, in a bundle that is verified, noted on and inspected."""
+    pytest.importorskip("onnx_graphsurgeon")
+    from fp4dit_onnx import ops
+    from fp4dit_onnx.bundle.annotation import annotate
+    from fp4dit_onnx.bundle.bundle import write_manifest
+    from fp4dit_onnx.bundle.manifest import read_manifest
+    from fp4dit_onnx.passes.pipeline import run_passes
+    from fp4dit_onnx.report.inspection import inspect_bundle
+    from fp4dit_onnx.verification.verify import verify
+
+    code: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page("adding-an-operator.md"), re.DOTALL):
+        exec(compile(block, "adding-an-operator.md", "exec"), code)
+    record = code["LIMIT"]
+    monkeypatch.setitem(ops.OPERATORS, record.name, record)
+    folder = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    path = folder / "transformer" / "model.onnx"
+    manifest = read_manifest(folder / "quantization.json")
+    model, (report,) = run_passes(onnx.load(path), [code["LimitActivations"](1e6)])
+    annotate(model, {row.name: row for row in manifest.layers}, {})
+    count = sum(node.op_type in ops.QUANTIZE_OPS for node in model.graph.node)
+    assert report.rewritten == count > 0
+    onnx.save(model, path, save_as_external_data=True, location="model.onnx.data")
+    write_manifest(folder, manifest)
+
+    checked = verify(folder, quick=True)
+    assert checked.ok, [c for c in checked.checks if not c.ok]
+    listed = {
+        o["operator"]: o["count"] for o in inspect_bundle(folder)["transformer"]["operators"]
+    }
+    assert listed["FpLimit"] == count
+    notes = {n.doc_string for n in model.graph.node if n.op_type == record.name}
+    assert notes == {"Activations, at most 1e+06"}
+
+    wrong = replace(record, reference=lambda given, inputs: (-inputs[0],))
+    monkeypatch.setitem(ops.OPERATORS, record.name, wrong)
+    failed = [c for c in verify(folder, quick=True).checks if not c.ok]
+    first = next(n.name for n in model.graph.node if n.op_type == record.name)
+    assert len(failed) == 3
+    assert all(f"first at node {first}" in c.detail for c in failed)

@@ -26,7 +26,7 @@ pytest.importorskip("onnxruntime")
 
 Array = npt.NDArray[Any]
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "ops"
-OPERATORS = [*ops.QUANTIZE_OPS, ops.DEQUANTIZE, ops.UNPACK, ops.LINEAR, ops.ATTENTION]
+OPERATORS = list(ops.OPERATORS)
 EVERY_OPERATOR = pytest.mark.parametrize("op", OPERATORS)
 EVERY_FORMAT = pytest.mark.parametrize("fmt", FORMATS.values(), ids=list(FORMATS))
 BLOCK = r"```python\n(.*?)```\n"

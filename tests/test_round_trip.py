@@ -74,9 +74,7 @@ def test_it_computes_the_same_with_the_library_and_without(
         agree(found, wanted, 1e-6)
 
 
-@pytest.mark.parametrize(
-    "op", [*ops.QUANTIZE_OPS, ops.UNPACK, ops.DEQUANTIZE, ops.LINEAR, ops.ATTENTION]
-)
+@pytest.mark.parametrize("op", ops.OPERATORS)
 def test_constants_of_bodies_are_typed(op: str) -> None:
     """But those that repeat an attribute of the node, which have no other form.
 

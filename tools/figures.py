@@ -26,7 +26,7 @@ _KERNELS = ("custom_ops",)
 _GRAPHS = (
     "passes",
     "fp4dit_onnx/models",
-    "fp4dit_onnx/ops.py",
+    "fp4dit_onnx/ops",
     "fp4dit_onnx/network",
     "fp4dit_onnx/tracing",
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -24,8 +24,6 @@ Row = Layer | Weight
 
 _ERRORS = {"weight_sqnr_db": "weight SQNR", "output_sqnr_db": "output SQNR"}
 """Entries of a layer in the manifest, and what a viewer calls them."""
-_WEIGHT_FORMAT = {ops.LINEAR: "weight_format", ops.UNPACK: "format"}
-"""The attribute that names the format, of the operators that take a layer's codes."""
 
 
 def annotate(
@@ -45,12 +43,12 @@ def annotate(
     for node in model.graph.node:
         if node.domain != ops.DOMAIN:
             continue
-        given, layer = attributes(node), layer_of(node)
+        op, given, layer = ops.OPERATORS[node.op_type], attributes(node), layer_of(node)
         row = rows[layer] if layer else None
-        if layer and node.op_type in _WEIGHT_FORMAT:
-            formats[layer] = given[_WEIGHT_FORMAT[node.op_type]]
-        node.doc_string = _SENTENCES[node.op_type](given, row)
-        _set(node, _node_facts(node, given, row, readers))
+        if layer and op.weight_format:
+            formats[layer] = given[op.weight_format]
+        node.doc_string = op.caption(given, _size(row) if row else None)
+        _set(node, _node_facts(node, op, given, row, readers))
     counted = sorted(Counter(formats.values()).items())
     counts = ", ".join(f"{count} {name}" for name, count in counted)
     model.doc_string = _summary(rows.values())
@@ -59,57 +57,24 @@ def annotate(
     model.producer_version = importlib.metadata.version("fp4dit-onnx")
 
 
-def _linear(given: Mapping[str, Any], row: Row | None) -> str:
-    weights = f"{given['weight_format']} in groups of {given['group_size']}"
-    return f"Linear {_size(row)}: W {weights}, A {given['act_format'] or 'float'}"
-
-
-def _unpack(given: Mapping[str, Any], row: Row | None) -> str:
-    return f"Weight, {_size(row)}: packed {given['format']}"
-
-
-def _dequantize(given: Mapping[str, Any], row: Row | None) -> str:
-    if row:
-        return f"Weight, {_size(row)}: {given['format']} in groups of {given['group_size']}"
-    return f"Activations in {given['format']}, one scale per row"
-
-
-def _quantize(given: Mapping[str, Any], row: Row | None) -> str:
-    return f"Activations to {given['format']}, one scale per row"
-
-
-def _attention(given: Mapping[str, Any], row: Row | None) -> str:
-    return f"Attention on {given['format']} queries, keys and values"
-
-
-_SENTENCES: dict[str, Callable[[Mapping[str, Any], Row | None], str]] = {
-    **dict.fromkeys(ops.QUANTIZE_OPS, _quantize),
-    ops.LINEAR: _linear,
-    ops.UNPACK: _unpack,
-    ops.DEQUANTIZE: _dequantize,
-    ops.ATTENTION: _attention,
-}
-"""What a node does, from its attributes and its layer's row. Netron shows some 60 letters."""
-
-
-def _size(row: Row | None) -> str:
-    assert row is not None  # what reads or makes a weight belongs to a layer
+def _size(row: Row) -> str:
     channels, inputs = row.shape
     return f"{inputs} to {channels}"
 
 
 def _node_facts(
     node: onnx.NodeProto,
+    op: ops.Operator,
     given: Mapping[str, Any],
     row: Row | None,
     readers: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
     facts: dict[str, Any] = {}
-    if node.op_type in (*ops.QUANTIZE_OPS, ops.DEQUANTIZE, ops.ATTENTION):
+    if "format" in given and op.weight_format is None:
         facts["bits"] = format_by_name(given["format"]).bits
-    if node.op_type in ops.QUANTIZE_OPS:
+    if op.role == "quantize":
         facts["read by"] = ", ".join(readers.get(node.output[0], ()))
-    if node.op_type in _WEIGHT_FORMAT and row is not None:
+    if op.weight_format and row is not None:
         facts["packed"] = f"{row.bytes:,} bytes"
         facts["density"] = f"{8 * row.bytes / row.weights:.3f} bits per weight"
     for key, label in _ERRORS.items():
@@ -122,7 +87,7 @@ def _readers(graph: onnx.GraphProto) -> dict[str, list[str]]:
     """The modules that read each value, also through a FpDequantize."""
     found: dict[str, dict[str, None]] = {}
     for node in reversed(graph.node):
-        through = node.domain == ops.DOMAIN and node.op_type == ops.DEQUANTIZE
+        through = ops.has_role(node, "dequantize")
         own = layer_of(node) or node.name.partition("/")[0]
         names = found.get(node.output[0], {}) if through else {own: None}
         for value in node.input:

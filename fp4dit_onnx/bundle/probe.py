@@ -18,7 +18,6 @@ from fp4dit_onnx.bundle.external_data import load_tensor
 from fp4dit_onnx.bundle.names import CODES, SCALE
 from fp4dit_onnx.errors import BundleError
 from fp4dit_onnx.spec.recipe import ATTENTION_PARTS
-from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState
 
 __all__ = [
@@ -35,9 +34,6 @@ __all__ = [
 ]
 
 Array = npt.NDArray[Any]
-OPERATORS = (*ops.QUANTIZE_OPS, ops.UNPACK, ops.DEQUANTIZE, ops.LINEAR, ops.ATTENTION)
-PACKED = {ops.LINEAR: (2, 3), ops.UNPACK: (0,), ops.DEQUANTIZE: (1,)}
-"""Which inputs of an operator take a packed weight or its scales, which have two dimensions."""
 
 
 def load_graph(path: Path) -> onnx.ModelProto:
@@ -67,7 +63,7 @@ def load_graph(path: Path) -> onnx.ModelProto:
     for node in graph.node:
         if node.domain == ops.DOMAIN:
             _check_node(node, path)
-            for place in PACKED.get(node.op_type, ()):
+            for place in ops.OPERATORS[node.op_type].parts.values():
                 tensor = tensors.get(node.input[place])
                 if tensor is not None and (len(tensor.dims) != 2 or min(tensor.dims) < 1):
                     raise BundleError(
@@ -80,9 +76,9 @@ def load_graph(path: Path) -> onnx.ModelProto:
 def _check_node(node: onnx.NodeProto, path: Path) -> None:
     """Refuse what is not as `ops` defines it: later steps look attributes and inputs up."""
     what = f"{path}: node {node.name!r}"
-    if node.op_type not in OPERATORS:
+    if node.op_type not in ops.OPERATORS:
         raise BundleError(
-            f"{what} is of operator {node.op_type!r}: expected one of {', '.join(OPERATORS)}"
+            f"{what} is of operator {node.op_type!r}: expected one of {', '.join(ops.OPERATORS)}"
         )
     body = ops.function(node.op_type)
     absent = sorted(set(body.attribute) - {a.name for a in node.attribute})
@@ -162,17 +158,16 @@ def read_state(model: onnx.ModelProto) -> QuantizedState:
     """
     layers = {}
     for view in custom_nodes(model):
-        if view.node.op_type != ops.LINEAR:
+        op = ops.OPERATORS[view.node.op_type]
+        if op.spec is None:
             continue
-        given = attributes(view.node)
-        formats = given["weight_format"], given["act_format"] or None
-        spec = LayerSpec.of(*formats, given["group_size"])
-        name = view.node.input[2].removesuffix(CODES)
+        given, inputs = attributes(view.node), view.node.input
+        name = inputs[op.parts["codes"]].removesuffix(CODES)
         try:
-            codes, scale = (view.constants[i] for i in view.node.input[2:4])
+            parts = {role: view.constants[inputs[place]] for role, place in op.parts.items()}
         except KeyError as error:
             raise BundleError(f"node {name}: input {error} is no initializer") from error
-        layers[name] = QuantizedLayer(name, spec, given["K"], {"codes": codes, "scale": scale})
+        layers[name] = QuantizedLayer(name, op.spec(given), given["K"], parts)
     return QuantizedState(layers, attention=attention_formats(model.graph))
 
 
@@ -185,7 +180,7 @@ def attention_formats(graph: onnx.GraphProto) -> dict[str, str]:
     found: dict[str, dict[str, str]] = {}
     for node in graph.node:
         attention, _, part = node.name.removesuffix("/Quantize").rpartition(".")
-        if node.op_type in ops.QUANTIZE_OPS and part in ATTENTION_PARTS:
+        if ops.has_role(node, "quantize") and part in ATTENTION_PARTS:
             found.setdefault(attention, {})[part] = attributes(node)["format"]
     for attention, formats in found.items():
         if len(formats) < len(ATTENTION_PARTS) or len(set(formats.values())) > 1:

@@ -114,7 +114,7 @@ class _Whole:
     def add_node(self, node: onnx.NodeProto) -> None:
         """One node, unless another quantizes the same tensor in the same way; its name is free."""
         node.input[:] = [self._same.get(name, name) for name in node.input]
-        if node.op_type in ops.QUANTIZE_OPS:
+        if node.domain == ops.DOMAIN and ops.OPERATORS[node.op_type].shared:
             attributes = sorted(a.SerializeToString() for a in node.attribute)
             key = (node.op_type.encode(), node.input[0].encode(), *attributes)
             first = self._quantized.setdefault(key, node)

@@ -260,10 +260,10 @@ def quantizer_input(graph: onnx.GraphProto, layer: str) -> str | None:
         operand = next((name for name in node.input if name in makers and name != reached), None)
         if operand is not None:
             maker = makers[operand]
-            if maker.op_type == ops.DEQUANTIZE:
+            if ops.has_role(maker, "dequantize"):
                 maker = makers.get(maker.input[0], maker)
-            return str(maker.input[0]) if maker.op_type in ops.QUANTIZE_OPS else None
-        if node.op_type == ops.LINEAR:
+            return str(maker.input[0]) if ops.has_role(maker, "quantize") else None
+        if ops.has_role(node, "linear"):
             return None
         reached = node.output[0]
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,9 @@ SUB_BYTE_BITS: dict[int, int] = {
     onnx.TensorProto.UINT4: 4,
     onnx.TensorProto.FLOAT4E2M1: 4,
 }
-CODES_INPUT = {ops.LINEAR: 2, ops.UNPACK: 0}
-"""Which input of an operator takes packed codes."""
-SCALES_INPUT = {ops.LINEAR: 3, ops.DEQUANTIZE: 1}
-"""Which input of an operator takes weight scales, where it is an initializer."""
+
+PART_KINDS = {"codes": "packed codes", "scale": "weight scales"}
+"""Parts of a layer, and what their bytes are counted as."""
 
 
 def inspect_path(path: Path) -> dict[str, Any]:
@@ -167,10 +166,10 @@ def _nbytes(tensor: onnx.TensorProto) -> int:
 def _bytes_by_kind(graph: onnx.GraphProto) -> dict[str, int]:
     """Bytes of the initializers: packed codes, weight scales, and the others by element type."""
     roles: dict[str, str] = {}
-    for role, inputs in (("packed codes", CODES_INPUT), ("weight scales", SCALES_INPUT)):
-        for node in graph.node:
-            if node.domain == ops.DOMAIN and node.op_type in inputs:
-                roles[node.input[inputs[node.op_type]]] = role
+    for node in graph.node:
+        op = ops.operator_of(node)
+        for part, place in op.parts.items() if op else ():
+            roles[node.input[place]] = PART_KINDS[part]
     found: Counter[str] = Counter()
     for tensor in graph.initializer:
         name = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
@@ -183,26 +182,21 @@ def _layers(graph: onnx.GraphProto) -> list[dict[str, Any]]:
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     rows: dict[str, dict[str, Any]] = {}
     for node in graph.node:
-        if node.domain != ops.DOMAIN or node.op_type not in CODES_INPUT:
-            continue
-        codes = tensors.get(node.input[CODES_INPUT[node.op_type]])
-        if codes is not None:
-            rows.setdefault(codes.name, _layer(node, attributes(node), codes))
+        op = ops.operator_of(node)
+        codes = tensors.get(node.input[op.parts["codes"]]) if op and op.weight_format else None
+        if op and codes is not None:
+            rows.setdefault(codes.name, _layer(node, op, codes))
     return list(rows.values())
 
 
-def _layer(
-    node: onnx.NodeProto, given: Mapping[str, Any], codes: onnx.TensorProto
-) -> dict[str, Any]:
-    def text(*names: str) -> str:
-        return str(next((given[name] for name in names if name in given), ""))
-
+def _layer(node: onnx.NodeProto, op: ops.Operator, codes: onnx.TensorProto) -> dict[str, Any]:
+    given = attributes(node)
     return {
         "name": layer_of(node) or node.name or codes.name,
         "operator": node.op_type,
-        "weight_format": text("weight_format", "format"),
-        "activation_format": text("act_format") or None,
+        "weight_format": given[str(op.weight_format)],
+        "activation_format": given.get("act_format") or None,
         "group_size": given.get("group_size"),
-        "shape": [int(codes.dims[0]), int(given.get("K", 0))],
+        "shape": [int(codes.dims[0]), given["K"]],
         "bytes": _nbytes(codes),
     }

@@ -25,9 +25,6 @@ from fp4dit_onnx.targets.target import Rewrite, Target
 
 __all__ = ["Conversion", "convert", "convert_in_place", "rewritable"]
 
-FORMAT_OF = {ops.LINEAR: "weight_format", ops.UNPACK: "format"}
-"""Attribute with the format of a weight, by operator."""
-
 
 @dataclass(frozen=True)
 class Conversion:
@@ -172,11 +169,11 @@ def quantized_models(folder: Path) -> dict[str, set[str]]:
     models = {}
     for path in sorted(folder.glob("*/model.onnx")):
         graph = load_graph(path).graph
-        nodes = [node for node in graph.node if node.domain == ops.DOMAIN]
+        nodes = [(node, op) for node in graph.node if (op := ops.operator_of(node))]
         if nodes:
-            given = [attributes(n) | {"op": n.op_type} for n in nodes]
-            formats = {a[FORMAT_OF[a["op"]]] for a in given if a["op"] in FORMAT_OF}
-            models[path.parent.name] = formats
+            models[path.parent.name] = {
+                attributes(node)[op.weight_format] for node, op in nodes if op.weight_format
+            }
     return models
 
 

@@ -113,21 +113,24 @@ class _Standard:
         self._graph.initializer.extend(kept)
 
     def _replaced(self, node: onnx.NodeProto) -> Nodes:
-        if node.op_type in ops.QUANTIZE_OPS:
-            return self._activation(node)
-        if node.op_type == ops.LINEAR:
-            return self._linear(node)
-        if node.op_type == ops.ATTENTION:
-            return self._attention(node)
-        if node.op_type == ops.UNPACK:
-            self._packed[node.output[0]] = node
-            return []
-        if node.op_type == ops.DEQUANTIZE:
-            return self._dequantized(node)
+        if node.op_type in ops.OPERATORS:
+            form = {
+                "quantize": self._activation,
+                "dequantize": self._dequantized,
+                "unpack": self._unpack,
+                "linear": self._linear,
+                "attention": self._attention,
+            }.get(ops.OPERATORS[node.op_type].role)
+            return form(node) if form else [node]  # its body
         raise UsageError(
             f"node {node.name} is of type {node.op_type}, which has no standard form: expected a "
             "bundle as this version exports it; export it again"
         )
+
+    def _unpack(self, node: onnx.NodeProto) -> Nodes:
+        """Nothing yet: what dequantizes the result makes the weight."""
+        self._packed[node.output[0]] = node
+        return []
 
     def _activation(self, node: onnx.NodeProto) -> Nodes:
         """Quantize and dequantize x with a constant scale; what reads q reads that."""
@@ -257,7 +260,7 @@ def _linear_inputs(graph: onnx.GraphProto) -> list[str]:
     found = []
     for node in graph.node:
         part = node.name.removesuffix("/Quantize").rpartition(".")[2]
-        if node.op_type in ops.QUANTIZE_OPS and part not in ATTENTION_PARTS:
+        if ops.has_role(node, "quantize") and part not in ATTENTION_PARTS:
             found.append(node.input[0])
     return list(dict.fromkeys(found))
 

@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
@@ -46,12 +45,11 @@ from fp4dit_onnx.files import BUNDLE
 from fp4dit_onnx.files.settings import transformer_settings
 from fp4dit_onnx.models import Family, family_of
 from fp4dit_onnx.numbers.compare import Comparison, sqnr_db
-from fp4dit_onnx.numbers.formats import format_by_name
 from fp4dit_onnx.runtime.library import Library
 from fp4dit_onnx.runtime.session import session
 from fp4dit_onnx.system.progress import Reporter, SilentReporter
 from fp4dit_onnx.verification.cases import CASES, case_inputs
-from fp4dit_onnx.verification.node_checks import NodeChecks
+from fp4dit_onnx.verification.node_checks import LIBRARY, TORCH, NodeChecks
 
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.parity import Simulation
@@ -61,8 +59,6 @@ __all__ = ["Check", "Verification", "verify"]
 Array = npt.NDArray[Any]
 Run = Callable[[Mapping[str, Array]], list[Array]]
 INDEPENDENT_DB = 20 * math.log10(math.sqrt(2))
-COUNTED = (ops.LINEAR, ops.ATTENTION)
-"""Operators whose kernel calls are compared with what the graph asks for."""
 FLOAT_TYPES = (
     onnx.TensorProto.FLOAT,
     onnx.TensorProto.FLOAT16,
@@ -165,7 +161,7 @@ class _Subject:
 
     @property
     def fused(self) -> bool:
-        return any(n.op_type == ops.LINEAR for n in self.model.graph.node)
+        return any(ops.has_role(node, "linear") for node in self.model.graph.node)
 
 
 def _structure(subject: _Subject) -> Iterator[Check]:
@@ -221,7 +217,7 @@ class _Evaluators:
         self._exposed = session(folder / "exposed.onnx")
         self._nodes = nodes
         self._node_runs: dict[str, Run] = {
-            "library": _runner(session(folder / "nodes.onnx")),
+            LIBRARY: _runner(session(folder / "nodes.onnx")),
             "stock ONNX Runtime": _runner(session(folder / "nodes.onnx", library=False)),
             "ONNX reference": _runner(ReferenceEvaluator(nodes)),
         }
@@ -233,7 +229,7 @@ class _Evaluators:
         self._simulation = self._simulated()
         if self._simulation is not None:
             run = self._simulation
-            self._whole["PyTorch simulation"] = lambda feed: [run(feed)]
+            self._whole[TORCH] = lambda feed: [run(feed)]
         self._library = Library()
         self._library.reset_counters()
         self._calls = 0
@@ -260,13 +256,11 @@ class _Evaluators:
         outputs = [o.name for o in self._nodes.graph.output]
         for who, run in self._node_runs.items():
             found = dict(zip(outputs, run(node_inputs), strict=True))
-            if who == "library":
+            if who == LIBRARY:
                 self._calls += 1
             yield _node_check(f"{who} nodes", label, views, NodeChecks(tensors, found, who))
-        if _has_torch() and any(v.node.op_type in ops.QUANTIZE_OPS for v in views):
-            yield _node_check(
-                "PyTorch codes", label, views, NodeChecks(tensors, tensors, "PyTorch simulation")
-            )
+        if _has_torch() and any(ops.has_role(view.node, "quantize") for view in views):
+            yield _node_check("PyTorch codes", label, views, NodeChecks(tensors, tensors, TORCH))
         ours = self._ours(feed)[0]
         self._calls += 1
         bound = self._bound(index, feed)
@@ -307,8 +301,9 @@ class _Evaluators:
         """The library's own count of kernel calls against what the graph asks for."""
         wanted: dict[str, int] = {}
         for view in custom_nodes(self._subject.model):
-            if view.node.op_type in COUNTED:
-                key = f"{view.node.op_type}/{_product_kind(attributes(view.node))}"
+            op = ops.OPERATORS[view.node.op_type]
+            if op.kernel is not None:
+                key = f"{op.name}/{op.kernel(attributes(view.node))}"
                 wanted[key] = wanted.get(key, 0) + self._calls
         calls = self._library.counters()
         found: dict[str, int] = {}
@@ -316,7 +311,8 @@ class _Evaluators:
         allowed = isas[isas.index(self._library.isa) :]  # one without a kernel uses a lower one's
         for key, count in calls.items():
             op, kind, isa = key.split("/")
-            if op in COUNTED and isa in allowed:
+            record = ops.OPERATORS.get(op)
+            if record and record.kernel and isa in allowed:
                 found[f"{op}/{kind}"] = found.get(f"{op}/{kind}", 0) + count
         return Check(
             "kernel counter",
@@ -325,16 +321,6 @@ class _Evaluators:
             bound=_listed(wanted),
             found=_listed(found),
         )
-
-
-def _product_kind(given: Mapping[str, Any]) -> str:
-    """The type in which the library multiplies for a node's formats."""
-    if "format" in given:
-        return np.dtype(format_by_name(given["format"]).integer_type).name
-    if not given["act_format"]:
-        return "float"
-    types = [format_by_name(given[k]).integer_type for k in ("act_format", "weight_format")]
-    return np.result_type(*types).name.replace("float32", "float")
 
 
 def _listed(counts: Mapping[str, int]) -> str:

@@ -1,0 +1,49 @@
+"""The operators of domain ``com.fp4dit``, version 1: a record each, a line each in `table`.
+
+Each operator is an ONNX function of standard operators (opset 21), written in ONNX's own text form.
+A model carries the functions of the operators it uses: with the custom-op library registered ONNX
+Runtime runs the kernels, without it the bodies. The texts are therefore specification, fallback and
+test oracle at once. A quantized tensor is grid integers and a scale, ``value = q * scale`` (see
+`formats`).
+"""
+
+from fp4dit_onnx.ops import fp_attention, fp_dequantize, fp_linear, fp_unpack
+from fp4dit_onnx.ops.fp_attention import attention_attributes
+from fp4dit_onnx.ops.fp_dequantize import dequantize_attributes
+from fp4dit_onnx.ops.fp_linear import linear_attributes
+from fp4dit_onnx.ops.fp_quantize import QUANTIZE_OPS, quantize_attributes, quantize_op
+from fp4dit_onnx.ops.fp_unpack import unpack_attributes
+from fp4dit_onnx.ops.operator import DOMAIN, OPSET, VERSION, Operator
+from fp4dit_onnx.ops.table import OPERATORS, attach_functions, function, has_role, operator_of
+
+__all__ = [
+    "ATTENTION",
+    "DEQUANTIZE",
+    "DOMAIN",
+    "IR_VERSION",
+    "LINEAR",
+    "OPERATORS",
+    "OPSET",
+    "QUANTIZE_OPS",
+    "UNPACK",
+    "VERSION",
+    "Operator",
+    "attach_functions",
+    "attention_attributes",
+    "dequantize_attributes",
+    "function",
+    "has_role",
+    "linear_attributes",
+    "operator_of",
+    "quantize_attributes",
+    "quantize_op",
+    "unpack_attributes",
+]
+
+IR_VERSION = 10
+"""Of the models that carry them."""
+
+ATTENTION = fp_attention.ATTENTION.name
+DEQUANTIZE = fp_dequantize.DEQUANTIZE.name
+LINEAR = fp_linear.LINEAR.name
+UNPACK = fp_unpack.UNPACK.name

@@ -1,0 +1,76 @@
+"""FpUnpack: packed codes of a weight to grid integers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.numbers.formats import FloatFormat, format_by_name
+from fp4dit_onnx.ops.operator import Array, Attributes, Operator
+
+__all__ = ["UNPACK", "unpack_attributes", "unpacked"]
+
+# It divides where it could shift to the right: OpenVINO 2026.4 rounds such shifts. It subtracts in
+# int64: ONNX Runtime before 1.21 cannot in uint64.
+_TEXT = """
+FpUnpack <format, bits, grid, K> (codes) => (q) {
+    table = Constant <value_floats: floats = @grid> ()
+    width = Constant <value_int: int = @bits> ()
+    columns = Constant <value_int: int = @K> ()
+    zero = Constant <value = int64 {0}> ()
+    one = Constant <value = int64 {1}> ()
+    eight = Constant <value = int64 {8}> ()
+    first = Constant <value = int64[1] {0}> ()
+    last = Constant <value = int64[1] {-1}> ()
+    rows_by_rest = Constant <value = int64[2] {0, -1}> ()
+    one_wide = Cast <to = 13> (one)
+    width_wide = Cast <to = 13> (width)
+    shift = Range (zero, eight, width)
+    shift_wide = Cast <to = 13> (shift)
+    divisor_wide = BitShift <direction = "LEFT"> (one_wide, shift_wide)
+    divisor = Cast <to = 6> (divisor_wide)
+    count_wide = BitShift <direction = "LEFT"> (one_wide, width_wide)
+    count = Cast <to = 7> (count_wide)
+    largest = Sub (count, one)
+    mask = Cast <to = 6> (largest)
+    byte = Cast <to = 6> (codes)
+    bytes = Unsqueeze (byte, last)
+    shifted = Div (bytes, divisor)
+    fields = BitwiseAnd (shifted, mask)
+    rows = Reshape (fields, rows_by_rest)
+    end = Unsqueeze (columns, first)
+    index = Slice (rows, first, end, last)
+    q = Gather (table, index)
+}
+"""
+
+
+def unpacked(codes: Array, k: int, fmt: FloatFormat) -> Array:
+    """Grid integers float32 [N, k] of packed codes of `fmt`."""
+    return numerics.decode(numerics.unpack(codes, k, fmt.storage_bits), fmt)
+
+
+def _reference(given: Attributes, inputs: Sequence[Array]) -> Sequence[Array]:
+    return (unpacked(inputs[0], given["K"], format_by_name(given["format"])),)
+
+
+UNPACK = Operator(
+    name="FpUnpack",
+    text=_TEXT,
+    doc="Codes to grid integers: two 4-bit codes a byte, the even element in the low nibble.",
+    results=(np.float32,),
+    reference=_reference,
+    caption=lambda given, size: f"Weight, {size}: packed {given['format']}",
+    role="unpack",
+    parts={"codes": 0},
+    weight_format="format",
+)
+
+
+def unpack_attributes(fmt: FloatFormat, k: int) -> dict[str, Any]:
+    """Attributes of FpUnpack; `grid` is the grid integer of every code (0 for codes of no number)."""
+    grid = [float(v) for v in np.nan_to_num(fmt.grid, nan=0.0)]
+    return {"format": fmt.name, "bits": fmt.storage_bits, "grid": grid, "K": k}
