@@ -197,9 +197,9 @@ def page(runs: Sequence[tuple[Measurement, Mapping[str, Any]]]) -> str:
     lines = [
         "# Speed\n",
         written,
-        "Each table is one run of one process: every round gives each backend its turn, in rotating",
-        "order; medians and quartiles. Activation quantization is part of our times. SQNR is of the",
-        "results, against float64. The baseline of ratios is ONNX Runtime in float32.\n",
+        "Each table is one run of one process: every round runs each backend once, in rotating order;",
+        "medians and quartiles. Our times include the quantization of activations. SQNR compares the",
+        "results with float64. Ratios are to ONNX Runtime in float32, the baseline.\n",
         f"Limits of the machine, a loop of the dot-product instruction on registers, GOP/s: {limits}.\n",
         "## Goals\n",
         *goal_rows({measurement.title: found for measurement, found in runs}),

@@ -255,7 +255,7 @@ COMPARISONS = (
     ("FP over INT, nearest", "fp-rtn", "int-rtn"),
     ("FP (e1m2 weights) over INT, nearest", "fp-rtn, e1m2", "int-rtn"),
     ("FP over INT, trained alike", "fp4dit balanced", "int-adaround balanced"),
-    ("FP, formats by evidence, over INT", "fp4dit balanced, auto", "int-adaround balanced"),
+    ("FP, formats by measured error, over INT", "fp4dit balanced, auto", "int-adaround balanced"),
     ("trained over nearest, paper's formats", "fp4dit balanced", "fp-rtn"),
     ("trained over nearest, INT", "int-adaround balanced", "int-rtn"),
     ("scale-aware over plain at 8 x its steps", "fp4dit fast", "fp-adaround, 8 x fast"),
@@ -266,7 +266,7 @@ COMPARISONS = (
     ),
     ("scale-aware over plain, same steps", "fp4dit fast", "fp-adaround fast"),
     ("the guard on small steps", "fp4dit fast", "fp4dit fast, no guard"),
-    ("formats by evidence over the paper's", "fp4dit balanced, auto", "fp4dit balanced"),
+    ("formats by measured error over the paper's", "fp4dit balanced, auto", "fp4dit balanced"),
     ("balanced over int-rtn", "fp4dit balanced, auto", "int-rtn"),
     ("best over int-rtn", "fp4dit best, auto", "int-rtn"),
 )
@@ -289,9 +289,10 @@ def _document(bench: Bench, results: Sequence[Mapping[str, Any]]) -> str:
     written = (
         f"{written_by('quality.py')}, torch {torch.__version__}, "
         f"{os.cpu_count()} cores ({platform.machine()}). The demo pipeline, {count} images "
-        f"({len(set(bench.prompts))} prompts, none used in calibration), {sampling.steps} steps, "
-        f"guidance {sampling.guidance:g}, every linear of the transformer and q, k, v quantized; "
-        "mean and standard error over images, against the float model from the same noise."
+        f"({len(set(bench.prompts))} prompts, none used in calibration), {sampling.steps} denoising "
+        f"steps, guidance scale {sampling.guidance:g}, every linear of the transformer "
+        "and q, k, v quantized; mean and standard error over images, against the float model from "
+        "the same noise."
     )
     lines = [
         "# Quality",
