@@ -13,9 +13,10 @@ import torch
 from fp4dit_onnx.calibration.grid import quantize_rows
 from fp4dit_onnx.calibration.simulate import simulate, unquantized
 from fp4dit_onnx.errors import BundleError
-from fp4dit_onnx.models import Family
+from fp4dit_onnx.families import Family
 from fp4dit_onnx.network.dynamic import dynamic
 from fp4dit_onnx.network.networks import diffusers_maker, refusals
+from fp4dit_onnx.network.positions import arguments_of
 from fp4dit_onnx.numbers.formats import FloatFormat
 from fp4dit_onnx.spec.state import QuantizedState
 
@@ -82,13 +83,13 @@ def network_runner(
     network: torch.nn.Module, family: Family
 ) -> Callable[[Mapping[str, Array]], Array]:
     """A torch transformer as a function of named numpy inputs, of any size."""
-    arguments = family.interface(network.config).arguments  # type: ignore[arg-type]
+    interface = family.interface(network.config)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def run(inputs: Mapping[str, Array]) -> Array:
         tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
         with dynamic(network):
-            result: Array = network(**arguments(tensors))[0].numpy()
+            result: Array = network(**arguments_of(interface, tensors))[0].numpy()
         return result
 
     return run

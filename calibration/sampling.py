@@ -6,7 +6,6 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -18,11 +17,9 @@ from PIL import Image
 from fp4dit_onnx.calibration.record import Sampler
 from fp4dit_onnx.checkpoint.checkpoint import Checkpoint
 from fp4dit_onnx.errors import CheckpointError
-from fp4dit_onnx.models import Family
+from fp4dit_onnx.families import Family
 from fp4dit_onnx.network.stored import loaded
-from fp4dit_onnx.runtime.families import family_of_pipeline
-from fp4dit_onnx.runtime.families.packing import pack, unpack
-from fp4dit_onnx.runtime.sampling import Sampling, for_decoder, initial_latents
+from fp4dit_onnx.runtime.sampling import Sampling, initial_latents
 from fp4dit_onnx.system.silence import quiet
 from fp4dit_onnx.tokenizer_files import WHOLE, read_parts
 
@@ -139,14 +136,12 @@ def sample_latents(
     network = pipeline.transformer
     factor = pipeline.vae_scale_factor
     sides = sampling.height // factor, sampling.width // factor
-    side = family_of_pipeline(family.pipelines[0], Path("model_index.json")).packing
-    shape = (network.config.in_channels // side**2, *sides)
-    text = {"max_sequence_length": sampling.max_sequence_length}
+    shape = (family.latents.channels(network.config.in_channels), *sides)
+    length = sampling.max_sequence_length
+    text = {"max_sequence_length": length} if length and family.lets_choose_length else {}
 
     def unpacked(latents: torch.Tensor) -> torch.Tensor:
-        if side == 1:
-            return latents
-        return torch.from_numpy(unpack(latents.numpy(), (len(latents), *shape), side))
+        return torch.from_numpy(family.latents.unpack(latents.numpy(), (len(latents), *shape)))
 
     def watch(index: int, latents: torch.Tensor) -> None:
         if on_step is not None:
@@ -162,13 +157,13 @@ def sample_latents(
             with quiet(), watched:
                 result = pipeline(
                     prompt=list(prompts[chosen]),
-                    latents=torch.from_numpy(pack(noise, side) if side > 1 else noise),
+                    latents=torch.from_numpy(family.latents.pack(noise)),
                     num_inference_steps=sampling.steps,
                     guidance_scale=sampling.guidance,
                     height=sampling.height,
                     width=sampling.width,
                     output_type="latent",
-                    **(text if sampling.max_sequence_length else {}),
+                    **text,
                     **family.pipeline_options,
                 )
             parts.append(unpacked(result.images))
@@ -178,11 +173,12 @@ def sample_latents(
 
 
 @torch.no_grad()
-def decode(pipeline: Any, latents: torch.Tensor) -> list[Image.Image]:
+def decode(pipeline: Any, family: Family, latents: torch.Tensor) -> list[Image.Image]:
     """The images of `latents` [P, C, H, W]; one at a time to bound the memory."""
     images: list[Image.Image] = []
     for row in torch.split(latents, 1):  # [1, C, H, W]
-        pixels = pipeline.vae.decode(for_decoder(row, pipeline.vae.config), return_dict=False)[0]
+        given = family.latents.for_decoder(row, pipeline.vae.config)
+        pixels = pipeline.vae.decode(given, return_dict=False)[0]
         images += pipeline.image_processor.postprocess(pixels, output_type="pil")
     return images
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from fp4dit_onnx.models import Family
+from fp4dit_onnx.families import Family
 from fp4dit_onnx.tracing.trace import trace
 
 __all__ = ["export_float"]

@@ -25,7 +25,7 @@ from fp4dit_onnx.bundle.bundle import write_manifest
 from fp4dit_onnx.bundle.skeleton import Traced
 from fp4dit_onnx.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fp4dit_onnx.checkpoint.checkpoint import demo_folder as embedded_folder
-from fp4dit_onnx.models import Family, family_of
+from fp4dit_onnx.families import Family, family_of
 from fp4dit_onnx.numbers.compare import within
 from fp4dit_onnx.ops import IR_VERSION, OPSET
 from fp4dit_onnx.runtime import Sampling

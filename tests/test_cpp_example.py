@@ -26,8 +26,8 @@ from PIL import Image
 
 from fp4dit_onnx.evaluation.metrics import psnr
 from fp4dit_onnx.exporting.export import ExportRequest, export
+from fp4dit_onnx.families.pixart import PIXART_ALPHA
 from fp4dit_onnx.prompts import demo_prompts
-from fp4dit_onnx.runtime.families.pixart import _cleaned
 from fp4dit_onnx.runtime.library import library_path
 from fp4dit_onnx.runtime.pipeline import Pipeline
 from fp4dit_onnx.runtime.step_table import bundle_step_table
@@ -268,7 +268,9 @@ def test_prompts_become_the_tokens_of_the_python_tokenizer(programs: Path, drawa
     for length in (16, 2):
         result = run(programs / "parts", "ids", folder, length, text="\n".join(lines) + "\n")
         found = [[int(n) for n in line.split()] for line in result.stdout.decode().splitlines()]
-        ids, mask = Tokenizer(folder)([_cleaned(line) for line in lines], length)
+        ids, mask = Tokenizer(folder)(
+            [PIXART_ALPHA.texts[0].clean(line) for line in lines], length
+        )
         assert found == [list(row[keep == 1]) for row, keep in zip(ids, mask, strict=True)]
     assert len(set(map(tuple, found))) > 3
 

@@ -18,7 +18,7 @@ from fp4dit_onnx.bundle.probe import load_model, read_state
 from fp4dit_onnx.calibration.sampling import load_pipeline
 from fp4dit_onnx.errors import BundleError, UsageError
 from fp4dit_onnx.exporting.export import ExportRequest, ExportResult, export, plan
-from fp4dit_onnx.models import FAMILIES
+from fp4dit_onnx.families import FAMILIES
 from fp4dit_onnx.numbers.compare import same_bits
 from fp4dit_onnx.numbers.formats import FORMATS
 from fp4dit_onnx.passes.pipeline import float_passes, run_passes

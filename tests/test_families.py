@@ -8,10 +8,15 @@ import pytest
 
 from fp4dit_onnx.calibration.methods import method_by_name
 from fp4dit_onnx.errors import CheckpointError
-from fp4dit_onnx.models import DYNAMIC, FAMILIES, Family, InputSpec, family_of
-from fp4dit_onnx.models.dit import DIT
-from fp4dit_onnx.models.hunyuan import HUNYUAN_DIT
-from fp4dit_onnx.models.pixart import FIRST_FFN_LINEAR, PIXART_ALPHA, PIXART_SIGMA, has_conditions
+from fp4dit_onnx.families import DYNAMIC, FAMILIES, Family, InputSpec, family_of
+from fp4dit_onnx.families.dit import DIT
+from fp4dit_onnx.families.hunyuan import HUNYUAN_DIT
+from fp4dit_onnx.families.pixart import (
+    FIRST_FFN_LINEAR,
+    PIXART_ALPHA,
+    PIXART_SIGMA,
+    has_conditions,
+)
 from fp4dit_onnx.spec.recipe import make_recipe
 from fp4dit_onnx.spec.spec import LayerSpec
 
@@ -150,7 +155,7 @@ def test_dynamic_axis_goes_before_a_config_key() -> None:
 
 @pytest.mark.parametrize("conditions", [{}, {"resolution": 1, "aspect_ratio": 2}])
 def test_arguments(conditions: dict[str, int]) -> None:
-    arguments = PIXART_SIGMA.interface({"sample_size": 64}).arguments
+    arguments = PIXART_SIGMA.interface({"sample_size": 64}).keywords
     found = arguments({"hidden_states": 0, "timestep": 5, **conditions})
     expected = {"resolution": None, "aspect_ratio": None, **conditions}
     assert found == {

@@ -24,7 +24,8 @@ from random_pipeline import make
 from fp4dit_onnx.bundle.names import CODES
 from fp4dit_onnx.bundle.probe import exposed, load_graph
 from fp4dit_onnx.errors import BundleError, UsageError
-from fp4dit_onnx.runtime.sizes import largest_side, pixels_a_latent
+from fp4dit_onnx.families.table import largest_side
+from fp4dit_onnx.runtime.sizes import pixels_a_latent
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "hostile.py"
 

@@ -17,7 +17,7 @@ LAYERS = {
     "fp4dit_onnx.spec.recipe": (*TORCH, *ONNX),
     "fp4dit_onnx.spec.state": (*TORCH, *ONNX),
     "fp4dit_onnx.checkpoint.checkpoint": (*TORCH, *ONNX),
-    "fp4dit_onnx.models": (*TORCH, *ONNX),
+    "fp4dit_onnx.families": (*TORCH, *ONNX),
     "fp4dit_onnx.bundle.bundle": (*TORCH, *ONNX),
     "fp4dit_onnx.report.inspection": TORCH,
     "fp4dit_onnx.doctor": (*TORCH, *ONNX),

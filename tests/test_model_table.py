@@ -29,7 +29,7 @@ from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.evaluation.quality import FLOAT, evaluate
 from fp4dit_onnx.exporting.export import ExportRequest, export
-from fp4dit_onnx.models import FAMILIES, family_of
+from fp4dit_onnx.families import FAMILIES, family_of
 from fp4dit_onnx.runtime.pipeline import Pipeline, initial_latents
 from fp4dit_onnx.runtime.session import session
 from fp4dit_onnx.system.silence import quiet

@@ -23,7 +23,7 @@ from diffusers.models.embeddings import get_2d_rotary_pos_embed
 from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import get_resize_crop_region_for_grid
 
 from fp4dit_onnx.exporting.streaming import GraphValues, nothing_quantized, write_model
-from fp4dit_onnx.models import DYNAMIC
+from fp4dit_onnx.families import DYNAMIC
 from fp4dit_onnx.passes.pipeline import quantized_graph
 from fp4dit_onnx.runtime.session import session
 from fp4dit_onnx.spec.state import Layout
@@ -90,7 +90,7 @@ class Subject:
                 output_type="pt",
             )
             return {**given, "image_rotary_emb": tables, "return_dict": False}
-        made: Arguments = self.twin.family.interface(config).arguments(given)
+        made: Arguments = self.twin.family.interface(config).keywords(given)
         return made
 
 

@@ -27,7 +27,7 @@ from fp4dit_onnx.bundle.model_file import save_model
 from fp4dit_onnx.calibration.methods import method_by_name
 from fp4dit_onnx.calibration.record import Sampler
 from fp4dit_onnx.calibration.run import calibrate
-from fp4dit_onnx.models import InputSpec, family_of
+from fp4dit_onnx.families import InputSpec, family_of
 from fp4dit_onnx.numbers.formats import format_by_name
 from fp4dit_onnx.passes.pipeline import float_passes, quantize_passes, run_passes
 from fp4dit_onnx.spec.recipe import FORMS, make_recipe
@@ -74,7 +74,7 @@ def models(network: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     specs, _ = recipe.assign(linears)
     sizes = {"batch": 2, "text": 5, "height": 8, "width": 8}
     inputs = {s.name: torch.ones(s.shape(network.config, sizes)) for s in inputs_of(network)}
-    arguments = FAMILY.interface(network.config).arguments(inputs)
+    arguments = FAMILY.interface(network.config).keywords(inputs)
 
     def sample(on_call: Callable[[], None]) -> None:
         network(**arguments)

@@ -17,11 +17,12 @@ from random_pipeline import make as make_pipeline
 
 from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import Fp4DitError
-from fp4dit_onnx.models import Family, family_of
+from fp4dit_onnx.families import Family, family_of
 from fp4dit_onnx.network.blocks import block_names, tensors_of
 from fp4dit_onnx.network.fake import is_fake
 from fp4dit_onnx.network.network import Network, whole
 from fp4dit_onnx.network.networks import EXAMPLE_SIZES, example_inputs, fake_transformer
+from fp4dit_onnx.network.positions import arguments_of
 from fp4dit_onnx.network.stored import loaded
 from fp4dit_onnx.network.streaming import StoredTensors, streamed
 from fp4dit_onnx.network.topology import Topology, Value
@@ -81,7 +82,7 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Twin]:
         read = StoredTensors(fake.stored_under(checkpoint.tensors))
         part = checkpoint.components["transformer"]
         network = streamed(fake, interface, read)
-        return Twin(family, loaded(part), network, ((), interface.arguments(inputs)))
+        return Twin(family, loaded(part), network, ((), arguments_of(interface, inputs)))
 
     return made
 

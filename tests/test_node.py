@@ -18,7 +18,8 @@ import pytest
 import small_tokenizers
 from PIL import Image
 
-from fp4dit_onnx.runtime.families import Encoded, Request, Text, family_of_pipeline
+from fp4dit_onnx.families import family_of_pipeline
+from fp4dit_onnx.families.request import Encoded, Request, Text
 from fp4dit_onnx.runtime.pipeline import Pipeline
 from fp4dit_onnx.runtime.sampling import Sampling, initial_latents, step_noise
 from fp4dit_onnx.runtime.tokenizer import Tokenizer
@@ -192,12 +193,13 @@ def test_families_are_pythons(name: str, guidance: float) -> None:
     guided = guidance > 1
     asked: list[list[Any]] = []
 
-    def encode(text: Text, texts: Sequence[str]) -> Encoded:
-        asked.append([text.encoder, text.length, list(texts)])
-        return Encoded(np.full(len(texts), text.length, np.float32), np.ones(len(texts), np.int64))
+    def encode(text: Text, length: int, texts: Sequence[str]) -> Encoded:
+        asked.append([text.encoder, length, list(texts)])
+        states = np.full((len(texts), 1, 1), length, np.float32)
+        return Encoded(states, np.ones(len(texts), np.int64))
 
-    request = Request([prompt], negative, sampling, guided, config, index)
-    feed = family.conditions(request, encode)
+    request = Request([prompt], negative, sampling, family.guidance, config, index)
+    feed = family.feed(request, encode)
     plain = {
         "prompt": prompt,
         "negativePrompt": negative,
@@ -210,8 +212,8 @@ def test_families_are_pythons(name: str, guidance: float) -> None:
     found = json.loads(script(FAMILIES, JS / "families" / "table.js", content))
     assert found["asked"] == asked
     assert found["facts"] == {
-        "negativeFirst": family.negative_first,
-        "timestep": np.dtype(family.timestep).name,
+        "negativeFirst": family.guidance.negative_first,
+        "timestep": family.timestep.dtype,
         "encoders": list(family.encoders),
     }
     assert list(found["inputs"]) == list(feed)
@@ -219,7 +221,7 @@ def test_families_are_pythons(name: str, guidance: float) -> None:
         value = feed[key]
         assert kind == value.dtype.name
         if key.startswith("encoder_hidden_states"):
-            assert data == [value[0]]  # this encoder's
+            assert data == [value[0, 0, 0]]  # this encoder's
         else:
             assert data == value.ravel().tolist()
         assert dims in ([], list(value.shape))

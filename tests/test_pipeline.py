@@ -91,7 +91,7 @@ def pipeline(bundle: Path) -> Pipeline:
 @pytest.fixture(scope="module")
 def float_transformer(torch_pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's transformer in float32 as ONNX."""
-    from fp4dit_onnx.models import family_of
+    from fp4dit_onnx.families import family_of
     from fp4dit_onnx.passes.pipeline import float_passes, run_passes
     from fp4dit_onnx.torch_export import export_float
 

@@ -302,7 +302,7 @@ def test_sample_latents_shows_every_step(torch_pipeline: Any, demo_folder: Path)
 
     from fp4dit_onnx.calibration.sampling import sample_latents
     from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
-    from fp4dit_onnx.models import family_of
+    from fp4dit_onnx.families import family_of
 
     checkpoint = open_checkpoint(demo_folder)
     family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)

@@ -17,7 +17,7 @@ import torch
 
 from fp4dit_onnx.calibration.sampling import BATCH, load_pipeline, network_calls, sample_latents
 from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
-from fp4dit_onnx.models import Family, family_of
+from fp4dit_onnx.families import Family, family_of
 from fp4dit_onnx.numbers.compare import same_bits, within
 from fp4dit_onnx.runtime.pipeline import Sampling, initial_latents
 

@@ -14,9 +14,9 @@ import pytest
 from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.exporting.export import ExportRequest, export
+from fp4dit_onnx.families import FAMILIES
 from fp4dit_onnx.files import CHECKPOINT
 from fp4dit_onnx.files.settings import read_settings, transformer_settings, vae_settings
-from fp4dit_onnx.models import FAMILIES
 
 pytest.importorskip("torch")
 with warnings.catch_warnings():

@@ -21,7 +21,7 @@ import onnxruntime as ort
 import torch
 
 from fp4dit_onnx.errors import Fp4DitError
-from fp4dit_onnx.models import family_of
+from fp4dit_onnx.families import family_of
 from fp4dit_onnx.network.attention import AttentionProcessor
 from fp4dit_onnx.ops import IR_VERSION, OPSET
 from fp4dit_onnx.passes.pipeline import float_passes, run_passes
@@ -100,7 +100,7 @@ def export(request: pytest.FixtureRequest, exported: Callable[[str], Export]) ->
 
 def run_torch(network: Any, inputs: Inputs) -> Array:
     with torch.no_grad():
-        arguments = FAMILY.interface(network.config).arguments(inputs)
+        arguments = FAMILY.interface(network.config).keywords(inputs)
         result: Array = network(**arguments)[0].numpy()
     return result
 

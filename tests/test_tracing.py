@@ -22,8 +22,7 @@ from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import get_resize_crop_r
 from fp4dit_onnx.bundle.skeleton import BLOCK_DOMAIN, is_placeholder
 from fp4dit_onnx.checkpoint.checkpoint import TensorInfo
 from fp4dit_onnx.errors import CheckpointError, Fp4DitError
-from fp4dit_onnx.models import Interface, family_of
-from fp4dit_onnx.models.family import InputSpec
+from fp4dit_onnx.families import InputSpec, Interface, family_of
 from fp4dit_onnx.network.fake import fake_network, is_fake
 from fp4dit_onnx.network.networks import FakeNetwork, fake_transformer
 from fp4dit_onnx.network.positions import cropped_table, grid_rotary, sincos_table

@@ -55,7 +55,7 @@ from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.bundle.probe import exposed, load_model, node_feed, node_model
 from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.evaluation.metrics import psnr
-from fp4dit_onnx.models import family_of
+from fp4dit_onnx.families import family_of
 from fp4dit_onnx.numbers.compare import sqnr_db
 from fp4dit_onnx.runtime.library import Library
 from fp4dit_onnx.runtime.pipeline import Pipeline

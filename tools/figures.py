@@ -25,7 +25,7 @@ _COMMIT = re.compile(r"\bcommit ([0-9a-f]{7,40})\b")
 _KERNELS = ("custom_ops",)
 _GRAPHS = (
     "passes",
-    "fp4dit_onnx/models",
+    "fp4dit_onnx/families",
     "fp4dit_onnx/ops",
     "fp4dit_onnx/network",
     "fp4dit_onnx/tracing",

@@ -29,9 +29,8 @@ from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import Fp4DitError, UsageError
 from fp4dit_onnx.exporting.export import ExportRequest, export
 from fp4dit_onnx.exporting.streaming import GraphValues, write_model
-from fp4dit_onnx.models import Family, family_of
+from fp4dit_onnx.families import FAMILIES, Family, family_of
 from fp4dit_onnx.runtime import Pipeline
-from fp4dit_onnx.runtime.families import FAMILIES as GENERATING
 from fp4dit_onnx.runtime.session import session
 from fp4dit_onnx.spec.state import Layout
 from fp4dit_onnx.verification.cases import PACKED_SIZE, inputs_of_sizes
@@ -84,6 +83,8 @@ def float_distances(folder: Path) -> dict[Size, float]:
     import diffusers
     import torch
 
+    from fp4dit_onnx.network.positions import arguments_of
+
     source = open_checkpoint(folder, only=("transformer",))
     family = family_of(source.pipeline_class, source.transformer_class)
     with tempfile.TemporaryDirectory() as place:
@@ -96,7 +97,7 @@ def float_distances(folder: Path) -> dict[Size, float]:
         for index, size in enumerate(sizes_of(family)):
             feed = _feed(family, network.config, size, index)
             tensors = {name: torch.from_numpy(value) for name, value in feed.items()}
-            arguments = family.interface(network.config).arguments(tensors)
+            arguments = arguments_of(family.interface(network.config), tensors)
             with torch.no_grad():
                 wanted: Array = network(**arguments)[0].numpy()
             result: Array = ours.run(None, feed)[0]
@@ -182,8 +183,8 @@ def check(name: str, place: Path, *, quick: bool = False) -> Row:
     folder, bundle = place / "twin", place / "bundle"
     make(name, folder, twin=True)
     source = open_checkpoint(folder, only=("transformer",))
-    family = family_of(source.pipeline_class, source.transformer_class).name
-    generates = any(source.pipeline_class in known.pipelines for known in GENERATING)
+    record = family_of(source.pipeline_class, source.transformer_class)
+    family, generates = record.name, record.generates
     components = "all" if generates else "transformer"
     try:
         distances = float_distances(folder)
@@ -238,8 +239,6 @@ def merged(new: str, old: str) -> str:
 
 def known_models() -> list[str]:
     """Official models of a family that the tool knows."""
-    from fp4dit_onnx.models import FAMILIES
-
     pipelines = {name for family in FAMILIES for name in family.pipelines}
     return [name for name, model in MODELS.items() if model.class_name in pipelines]
 

@@ -131,7 +131,7 @@ class Bench:
                 self.pipeline, self.family, self.prompts, self.seeds, self.sampling
             )
             advance(1)
-        pictures = [np.asarray(picture) for picture in decode(self.pipeline, latents)]
+        pictures = [np.asarray(picture) for picture in decode(self.pipeline, self.family, latents)]
         return Drawn(latents.numpy(), pictures)
 
     def _plan(self, row: Row, bits: str) -> Plan:

@@ -28,7 +28,7 @@ from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import Fp4DitError, UsageError
 from fp4dit_onnx.exporting.component_writing import Component, ComponentWriter
 from fp4dit_onnx.exporting.export import ExportRequest, export
-from fp4dit_onnx.models.pixart import PIXART_ALPHA
+from fp4dit_onnx.families.pixart import PIXART_ALPHA
 from fp4dit_onnx.system.progress import Reporter, RichReporter
 from fp4dit_onnx.system.resources import Resources
 

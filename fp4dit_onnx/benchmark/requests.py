@@ -13,7 +13,7 @@ from fp4dit_onnx.benchmark.step import StepCase
 from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.calibration.methods import method_by_name
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.models.pixart import PIXART_ALPHA
+from fp4dit_onnx.families.pixart import PIXART_ALPHA
 from fp4dit_onnx.spec.recipe import Recipe, make_recipe
 from fp4dit_onnx.spec.spec import DEFAULT_GROUP_SIZE, LayerSpec
 

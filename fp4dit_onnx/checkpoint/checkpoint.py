@@ -13,10 +13,10 @@ from fp4dit_onnx.checkpoint.tensor_files import TensorInfo
 from fp4dit_onnx.checkpoint.tensor_names import check_adapters, unwrapped
 from fp4dit_onnx.checkpoint.weight_files import pipeline_variant, read_weights
 from fp4dit_onnx.errors import CheckpointError
+from fp4dit_onnx.families.request import has_component
+from fp4dit_onnx.families.table import current_class, renamed_classes
 from fp4dit_onnx.files import CHECKPOINT, read_json
 from fp4dit_onnx.files.settings import read_settings, transformer_settings, vae_settings
-from fp4dit_onnx.models.family import RENAMED, current_class
-from fp4dit_onnx.runtime.families import has_component
 from fp4dit_onnx.tokenizer_files import check_tokenizer
 
 __all__ = [
@@ -276,7 +276,7 @@ def _transformer_config(folder: Path, class_name: str) -> dict[str, Any]:
     config = transformer_settings(path, CHECKPOINT)
     expected, own = current_class(class_name, config), config.get("_class_name")
     found = current_class(own, config) if isinstance(own, str) else own
-    if found != expected and expected not in RENAMED.get(str(found), {}).values():
+    if found != expected and expected not in renamed_classes(str(found)).values():
         raise CheckpointError(
             f"{path} is of class {found}: expected {expected}, as {MODEL_INDEX} says; "
             "the folder mixes two pipelines: download it again"

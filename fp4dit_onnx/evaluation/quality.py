@@ -21,9 +21,8 @@ from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint, scheduler_setting
 from fp4dit_onnx.errors import CheckpointError, MissingExtraError, UsageError
 from fp4dit_onnx.evaluation.learned_metrics import offline
 from fp4dit_onnx.evaluation.metrics import METRICS, Metric, Score, psnr, sqnr
-from fp4dit_onnx.models import Family, family_of
+from fp4dit_onnx.families import Family, family_of
 from fp4dit_onnx.runtime import Pipeline, Sampling
-from fp4dit_onnx.runtime.families import family_of_pipeline
 from fp4dit_onnx.runtime.schedulers import scheduler_from_config
 from fp4dit_onnx.system.progress import Advance, Reporter, SilentReporter
 from fp4dit_onnx.system.silence import quiet
@@ -155,7 +154,7 @@ def float_images(
             f"{pipeline_folder} computes numbers that are not finite in float32: expected a "
             "working model to compare with; check its weights"
         )
-    return decode(pipeline, latents)
+    return decode(pipeline, family, latents)
 
 
 def _float_pipeline(folder: Path) -> tuple[Any, Family]:
@@ -166,7 +165,7 @@ def _float_pipeline(folder: Path) -> tuple[Any, Family]:
 
     checkpoint = open_checkpoint(folder)
     family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
-    if not family_of_pipeline(checkpoint.pipeline_class, checkpoint.folder).encoders:
+    if not family.encoders:
         raise UsageError(
             f"{checkpoint.folder} is of {checkpoint.pipeline_class}, which begins with noise of its "
             "own in diffusers: expected a pipeline that takes a prompt; compare with  fp4dit-onnx "

@@ -20,7 +20,7 @@ from fp4dit_onnx.exporting.streaming import (
     nothing_quantized,
     write_model,
 )
-from fp4dit_onnx.models import Interface
+from fp4dit_onnx.families import Interface
 from fp4dit_onnx.spec.state import LayerLayout, Layout
 from fp4dit_onnx.system.progress import Reporter
 from fp4dit_onnx.system.resources import Resources

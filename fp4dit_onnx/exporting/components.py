@@ -11,23 +11,20 @@ from fp4dit_onnx.bundle.writing import copy_files
 from fp4dit_onnx.checkpoint import checkpoint
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.component_writing import Component, ComponentWriter
+from fp4dit_onnx.families.autoencoders import DECODER, VAES, older_vae_name
+from fp4dit_onnx.families.request import tokenizer_of
+from fp4dit_onnx.families.table import find_family
 from fp4dit_onnx.files import CHECKPOINT, json_text, read_json
-from fp4dit_onnx.models import InputSpec, Interface, older_vae_name
-from fp4dit_onnx.runtime.families import FAMILIES, tokenizer_of
 from fp4dit_onnx.runtime.step_table import write_step_table
 from fp4dit_onnx.tokenizer_files import copy_tokenizer
 
-__all__ = ["VAES", "check_parts", "check_vae", "copy_settings", "write_vae_decoder"]
-
-VAES = ("AutoencoderKL",)
-"""Classes of diffusers whose ``decode`` takes latents alone."""
-_LATENTS = InputSpec("latent_sample", "float32", ("batch", "latent_channels", "height", "width"))
+__all__ = ["check_parts", "check_vae", "copy_settings", "write_vae_decoder"]
 
 
 def check_parts(source: checkpoint.Checkpoint) -> None:
     """Raise UsageError where a pipeline lists no part, or null for one, that its images need."""
-    family = next((f for f in FAMILIES if source.pipeline_class in f.pipelines), None)
-    if family is None:  # no images are made of it here
+    family = find_family(source.pipeline_class)
+    if family is None or not family.generates:  # no images are made of it here
         return
     encoders = [n for n in family.encoders if n not in {*family.optional} & {*source.absent}]
     needed = (*encoders, *map(tokenizer_of, encoders), "scheduler", "vae")
@@ -68,7 +65,7 @@ def write_vae_decoder(part: checkpoint.Component, writer: ComponentWriter) -> No
     component = Component(
         name="vae_decoder",
         network=network,
-        interface=Interface((_LATENTS,)),
+        interface=DECODER,
         tensors=network.stored_under(part.tensors, older_vae_name),
         half=True,
     )

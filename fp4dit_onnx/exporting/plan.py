@@ -20,15 +20,15 @@ from fp4dit_onnx.exporting.layers import layer_size, linear_layers, totals
 from fp4dit_onnx.exporting.recipe_files import with_recipe
 from fp4dit_onnx.exporting.request import COMPONENTS, ExportRequest
 from fp4dit_onnx.exporting.text_encoders import check_encoders, encoder_bytes, encoder_recipe
+from fp4dit_onnx.families import Family, family_of, family_of_pipeline
+from fp4dit_onnx.families.table import largest_side
 from fp4dit_onnx.files import CHECKPOINT, parse_object, plain
 from fp4dit_onnx.files.settings import vae_settings
-from fp4dit_onnx.models import Family, family_of
 from fp4dit_onnx.prompts import demo_prompts, general_prompts, read_prompts
 from fp4dit_onnx.report import writing as report_writing
-from fp4dit_onnx.runtime.families import family_of_pipeline as runtime_family
 from fp4dit_onnx.runtime.runs import start_run
 from fp4dit_onnx.runtime.schedulers import scheduler_from_config
-from fp4dit_onnx.runtime.sizes import largest_side, pixels_a_latent
+from fp4dit_onnx.runtime.sizes import pixels_a_latent
 from fp4dit_onnx.spec.recipe import FORMS, Recipe, make_recipe
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.system.outputs import check_file
@@ -205,7 +205,8 @@ def _undrawable(checkpoint: Checkpoint, sampling: Sampling) -> tuple[str, ...]:
         return ()
     settings = scheduler_settings(checkpoint.components["scheduler"])
     try:
-        family = runtime_family(checkpoint.pipeline_class, checkpoint.folder / "model_index.json")
+        index = checkpoint.folder / "model_index.json"
+        family = family_of_pipeline(checkpoint.pipeline_class, index)
         start_run(family, scheduler_from_config(settings), sampling.steps, tokens=1)
     except UsageError as error:
         return (f"generate will not make images with this bundle: {error}",)

@@ -17,8 +17,8 @@ from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.component_writing import Component, ComponentWriter
 from fp4dit_onnx.exporting.layers import FLOAT32_BYTES, layer_size
 from fp4dit_onnx.exporting.streaming import LayerNote, from_weights
+from fp4dit_onnx.families.text_encoders import TEXT_ENCODERS
 from fp4dit_onnx.files import CHECKPOINT, read_json
-from fp4dit_onnx.models import TEXT_ENCODERS
 from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE
 from fp4dit_onnx.spec.recipe import Recipe, make_recipe
 from fp4dit_onnx.spec.state import LayerLayout

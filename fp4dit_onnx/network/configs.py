@@ -16,11 +16,12 @@ import transformers
 from fp4dit_onnx.bundle.names import CONFIG
 from fp4dit_onnx.checkpoint.checkpoint import Checkpoint, Component
 from fp4dit_onnx.errors import CheckpointError
+from fp4dit_onnx.families import Family
+from fp4dit_onnx.families.table import largest_side
+from fp4dit_onnx.families.text_encoders import TEXT_ENCODERS
 from fp4dit_onnx.files.decoding import expected, shown
 from fp4dit_onnx.files.reading import CHECKPOINT
 from fp4dit_onnx.files.settings import LARGEST, read_settings
-from fp4dit_onnx.models import TEXT_ENCODERS, Family
-from fp4dit_onnx.runtime.sizes import largest_side
 from fp4dit_onnx.system.resources import available_memory
 
 __all__ = ["check_networks", "check_settings"]

@@ -15,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from fp4dit_onnx.checkpoint.tensor_files import TensorInfo
 from fp4dit_onnx.checkpoint.tensor_reading import check_tensors, same_data
 from fp4dit_onnx.errors import CheckpointError
-from fp4dit_onnx.models import DYNAMIC, Interface
+from fp4dit_onnx.families import DYNAMIC, Interface
 from fp4dit_onnx.network.fake import fake_network
 from fp4dit_onnx.system.silence import quiet
 

@@ -7,15 +7,27 @@ a symbol of a trace.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-__all__ = ["cropped_table", "grid_rotary", "sincos_table"]
+from fp4dit_onnx.families import Interface
+
+__all__ = ["arguments_of", "cropped_table", "grid_rotary", "sincos_table"]
 
 THETA = 10000.0
 Size = Any
 """An int, or a symbol of a trace (`torch.SymInt`), which torch's types do not take for one."""
+
+
+def arguments_of(interface: Interface, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of a module's forward, of named inputs; rotary tables are of their sizes."""
+    arguments = interface.keywords(inputs)
+    for rotary in interface.rotary:
+        height, width = (size // rotary.patch for size in inputs["hidden_states"].shape[-2:])
+        arguments[rotary.argument] = grid_rotary(height, width, rotary.head_dim, rotary.base)
+    return arguments
 
 
 def _frequencies(count: int, dtype: torch.dtype) -> torch.Tensor:

@@ -10,8 +10,9 @@ import torch
 
 from fp4dit_onnx.checkpoint.checkpoint import Checkpoint, Component
 from fp4dit_onnx.checkpoint.tensor_reading import read_float32
+from fp4dit_onnx.families.autoencoders import older_vae_name
+from fp4dit_onnx.families.text_encoders import TEXT_ENCODERS
 from fp4dit_onnx.files import CHECKPOINT, read_json
-from fp4dit_onnx.models import TEXT_ENCODERS, older_vae_name
 from fp4dit_onnx.network.fake import unfilled
 from fp4dit_onnx.network.networks import (
     diffusers_maker,

@@ -9,12 +9,13 @@ import torch
 
 from fp4dit_onnx.checkpoint.tensor_files import TensorInfo
 from fp4dit_onnx.checkpoint.tensor_reading import read_float32
-from fp4dit_onnx.models import Interface
+from fp4dit_onnx.families import Interface
 from fp4dit_onnx.network.blocks import BlockCall, answer_with, block_names, block_of
 from fp4dit_onnx.network.dynamic import dynamic
 from fp4dit_onnx.network.fake import is_fake, like
 from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.network.networks import EXAMPLE_SIZES, FakeNetwork, example_inputs
+from fp4dit_onnx.network.positions import arguments_of
 from fp4dit_onnx.network.topology import topology_of
 
 __all__ = ["StoredTensors", "streamed"]
@@ -61,7 +62,7 @@ def streamed(
     module, blocks = network.module, block_names(network.module)
     with network.mode:
         inputs = example_inputs(interface, network.config)
-        call = (), interface.arguments(inputs)
+        call = (), arguments_of(interface, inputs)
     with dynamic(module):
         shared = topology_of(module, blocks, call, EXAMPLE_SIZES["batch"]).shared
     values: dict[int, torch.Tensor] = {}

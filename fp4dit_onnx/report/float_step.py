@@ -12,7 +12,7 @@ import torch
 from fp4dit_onnx.benchmark.step import StepCase
 from fp4dit_onnx.calibration.parity import network_runner
 from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
-from fp4dit_onnx.models import family_of
+from fp4dit_onnx.families import family_of
 from fp4dit_onnx.network.stored import loaded
 from fp4dit_onnx.system.silence import quiet
 

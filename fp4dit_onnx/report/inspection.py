@@ -15,8 +15,8 @@ from fp4dit_onnx.bundle.bundle import MANIFEST, Bundle
 from fp4dit_onnx.bundle.probe import attention_formats, attributes, layer_of, load_graph
 from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.families.table import find_family
 from fp4dit_onnx.files import plain
-from fp4dit_onnx.models import FAMILIES
 
 __all__ = ["expanded_nodes", "inspect_bundle", "inspect_model", "inspect_path", "inspect_pipeline"]
 
@@ -66,7 +66,7 @@ def inspect_bundle(folder: Path) -> dict[str, Any]:
 def inspect_pipeline(folder: Path) -> dict[str, Any]:
     """Facts about a diffusers pipeline: family, components, tensors of the transformer."""
     checkpoint = open_checkpoint(folder)
-    family = next((f for f in FAMILIES if checkpoint.pipeline_class in f.pipelines), None)
+    family = find_family(checkpoint.pipeline_class)
     components = [
         {
             "name": component.name,

@@ -18,7 +18,7 @@ from fp4dit_onnx.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fp4dit_onnx.errors import Fp4DitError, UsageError
 from fp4dit_onnx.evaluation.metrics import psnr, ssim
 from fp4dit_onnx.evaluation.quality import FLOAT, evaluate
-from fp4dit_onnx.models import Family, family_of
+from fp4dit_onnx.families import Family, family_of
 from fp4dit_onnx.report import speed
 from fp4dit_onnx.report.data import SECTIONS, Evidence, Picture, Quality
 from fp4dit_onnx.report.histograms import histograms
@@ -57,7 +57,7 @@ class _Subject:
         return speed.StepSetting(
             model=self.bundle.transformer,
             pipeline=self.checkpoint.folder,
-            batch=2 if sampling.guidance > 1 else 1,
+            batch=2 if self.family.guidance.doubles(sampling.guidance) else 1,
             tokens=sampling.max_sequence_length,
             threads=usable_cores(),
         )

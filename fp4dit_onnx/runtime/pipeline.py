@@ -19,30 +19,23 @@ from PIL import Image
 from fp4dit_onnx.bundle.manifest import read_manifest
 from fp4dit_onnx.bundle.names import MANIFEST
 from fp4dit_onnx.errors import BundleError, UsageError, VerificationError
+from fp4dit_onnx.families import Family, family_of_pipeline
+from fp4dit_onnx.families.request import Encoded, Request, Text, tokenizer_of
+from fp4dit_onnx.families.table import largest_side
 from fp4dit_onnx.files import BUNDLE, read_json
 from fp4dit_onnx.files.settings import transformer_settings, vae_settings
 from fp4dit_onnx.prompts import general_prompts
-from fp4dit_onnx.runtime.families import (
-    Encoded,
-    Family,
-    Request,
-    Text,
-    family_of_pipeline,
-    tokenizer_of,
-)
-from fp4dit_onnx.runtime.families.packing import pack, unpack
 from fp4dit_onnx.runtime.runs import start_run
 from fp4dit_onnx.runtime.sampling import (
     Sampling,
     Step,
-    for_decoder,
     images_of,
     initial_latents,
     step_noise,
 )
 from fp4dit_onnx.runtime.schedulers import Run, scheduler_from_config
 from fp4dit_onnx.runtime.session import session
-from fp4dit_onnx.runtime.sizes import check_memory, largest_side, pixels_a_latent
+from fp4dit_onnx.runtime.sizes import check_memory, pixels_a_latent
 from fp4dit_onnx.runtime.tokenizer import Tokenizer
 from fp4dit_onnx.system.texts import utf8_text
 from fp4dit_onnx.values import whole
@@ -197,7 +190,7 @@ class Pipeline:
     def latent_shape(self, sampling: Sampling) -> tuple[int, int, int]:
         """Shape of one image's latents, [C, H, W]."""
         factor = self._scale_factor
-        channels = int(self._transformer_config["in_channels"]) // self._family.packing**2
+        channels = self._family.latents.channels(int(self._transformer_config["in_channels"]))
         return channels, sampling.height // factor, sampling.width // factor
 
     def generate(
@@ -291,7 +284,7 @@ class Pipeline:
         shape = self.latent_shape(sampling)
         latents = np.stack([initial_latents(seed, shape) for seed in seeds])  # [B, C, H, W]
         request = self._request(prompts, negative_prompt, sampling)
-        fixed = self._family.conditions(request, self._encode)
+        fixed = self._family.feed(request, self._encode)
         run = self._start(sampling)
         latents *= np.float32(run.initial_scale)
         for index, timestep in enumerate(run.timesteps):
@@ -314,7 +307,8 @@ class Pipeline:
         """The images of `latents`, float32 [B, C, H, W]; one at a time to bound the memory."""
         pictures = []
         for row in latents:
-            feed = {"latent_sample": for_decoder(row[None], self._vae_config)}  # [1, C, H, W]
+            given = self._family.latents.for_decoder(row[None], self._vae_config)  # [1, C, H, W]
+            feed = {"latent_sample": given}
             pixels = _run(self.vae_decoder, feed, "vae_decoder")[0][0]  # [3, H, W], -1 .. 1
             scaled = np.clip(pixels / 2 + 0.5, 0, 1).transpose(1, 2, 0) * 255
             pictures.append(Image.fromarray(scaled.round().astype(np.uint8)))
@@ -334,23 +328,22 @@ class Pipeline:
     @property
     def _token_side(self) -> int:
         """Latents a token of the transformer, along one side."""
-        return int(self._transformer_config.get("patch_size", 1)) * self._family.packing
+        return int(self._transformer_config.get("patch_size", 1)) * self._family.latents.packing
 
     def _request(
         self, prompts: Sequence[str], negative_prompt: str, sampling: Sampling
     ) -> Request:
-        guided = self._family.classifier_free and sampling.guidance > 1
         return Request(
             [utf8_text("prompt", text) for text in prompts],
             utf8_text("negative prompt", negative_prompt),
             sampling,
-            guided,
+            self._family.guidance,
             self._transformer_config,
             self._model_index,
         )
 
-    def _encode(self, text: Text, texts: Sequence[str]) -> Encoded:
-        """See `families.Encode`; runs the parts as they are now."""
+    def _encode(self, text: Text, length: int, texts: Sequence[str]) -> Encoded:
+        """See `families.request.Encode`; runs the parts as they are now."""
         encoder: Session = getattr(self, text.encoder)
         names = [item.name for item in encoder.get_outputs()]
         if text.output not in names:
@@ -358,7 +351,7 @@ class Pipeline:
                 f"{text.encoder} gives {', '.join(names)}: expected {text.output} among them; "
                 "export the bundle again"
             )
-        ids, mask = getattr(self, tokenizer_of(text.encoder))(texts, text.length)
+        ids, mask = getattr(self, tokenizer_of(text.encoder))(texts, length)
         feed = {"input_ids": ids, "attention_mask": mask if text.masked else np.ones_like(mask)}
         found = dict(zip(names, _run(encoder, feed, text.encoder), strict=True))
         pooled = [found[name] for name in _POOLED if name in found]
@@ -375,19 +368,14 @@ class Pipeline:
         family = self._family
         rows = np.concatenate([latents, latents]) if request.guided else latents  # [rows, ...]
         feed = {
-            "hidden_states": pack(rows, family.packing) if family.packing > 1 else rows,
-            "timestep": np.full(len(rows), timestep / family.time_divisor, family.timestep),
+            "hidden_states": family.latents.pack(rows),
+            "timestep": np.full(len(rows), timestep / family.time_divisor, family.timestep.dtype),
             **fixed,
         }
         output = _run(self.transformer, feed, "transformer")[0]
-        if family.packing > 1:
-            output = unpack(output, rows.shape, family.packing)
-        if request.guided:
-            first, second = np.split(output, 2)
-            without, given = (first, second) if family.negative_first else (second, first)
-            output = without + np.float32(request.sampling.guidance) * (given - without)
-        channels = latents.shape[1]
-        return output[:, :channels] if output.shape[1] == 2 * channels else output
+        prediction = family.latents.unpack(output, rows.shape)[:, : latents.shape[1]]
+        combined: FloatArray = family.guidance.combined(prediction, request.sampling.guidance)
+        return combined
 
 
 def _run(part: Session, feed: Mapping[str, npt.NDArray[Any]], name: str) -> list[FloatArray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.runtime.families import Family
+from fp4dit_onnx.families import Family
 from fp4dit_onnx.runtime.schedulers import FlowPlan, Run, Scheduler
 
 __all__ = ["start_run"]
@@ -26,7 +26,7 @@ def start_run(family: Family, scheduler: Scheduler, steps: int, tokens: int) -> 
     """
     run = scheduler.start(steps, FlowPlan(tokens, family.sigmas_from_one))
     parts = np.asarray(run.timesteps) % 1
-    if np.issubdtype(family.timestep, np.integer) and parts.any():
+    if np.issubdtype(np.dtype(family.timestep.dtype), np.integer) and parts.any():
         between = run.timesteps[np.flatnonzero(parts)[0]]
         raise UsageError(
             f"the scheduler asks for the timestep {between:g}, and this transformer is told whole "

@@ -6,7 +6,7 @@ latents.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,6 @@ __all__ = [
     "LARGEST_COUNT",
     "Sampling",
     "Step",
-    "for_decoder",
     "images_of",
     "initial_latents",
     "step_noise",
@@ -29,8 +28,6 @@ __all__ = [
 
 FloatArray = npt.NDArray[np.float32]
 
-USUAL_SCALING = 0.18215
-"""Of diffusers' AutoencoderKL whose settings do not say."""
 LARGEST_COUNT = 10_000
 """Images of one prompt in a run."""
 
@@ -109,16 +106,3 @@ def images_of(
     each = range(whole("count", count, 1, LARGEST_COUNT))
     repeated = [text for text in texts for _ in each]
     return repeated, [checked_seed(checked_seed(seed) + more) for seed in given for more in each]
-
-
-def for_decoder(latents: Any, vae_config: Mapping[str, Any]) -> Any:
-    """What a VAE's decoder takes, of latents as they are denoised.
-
-    Args:
-        latents: float32 array of numpy or tensor of torch, of any shape.
-        vae_config: diffusers' config of the VAE; it may have no scaling_factor or shift_factor, or
-            null.
-    """
-    shift = vae_config.get("shift_factor") or 0.0
-    scaling = vae_config.get("scaling_factor") or USUAL_SCALING
-    return latents / float(scaling) + float(shift)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.families.table import largest_side
 from fp4dit_onnx.files import shown
 from fp4dit_onnx.system.resources import available_memory
 
-__all__ = ["check_latents", "check_memory", "largest_side", "pixels_a_latent"]
+__all__ = ["check_latents", "check_memory", "pixels_a_latent"]
 
 Config = Mapping[str, Any]
 
@@ -20,43 +20,6 @@ USUAL_FACTOR = 8
 
 MOST_LEVELS = 16
 """Halvings of a VAE, and one; published ones have up to six levels."""
-
-
-def _count(config: Config, key: str, usual: int) -> int:
-    found = config.get(key, usual)
-    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-        raise UsageError(
-            f"{key} of the transformer is {shown(found)}: expected a whole number from 1; download "
-            "its config.json again"
-        )
-    return found
-
-
-def _sd3_grid(config: Config) -> int | None:
-    absent = config.get("pos_embed_max_size", 96) is None
-    return None if absent else _count(config, "pos_embed_max_size", 96)
-
-
-def _auraflow_grid(config: Config) -> int | None:
-    return math.isqrt(_count(config, "pos_embed_max_size", 1024))  # of all positions
-
-
-_STORED_GRIDS: dict[str, Callable[[Config], int | None]] = {
-    "SD3Transformer2DModel": _sd3_grid,
-    "AuraFlowTransformer2DModel": _auraflow_grid,
-}
-"""Transformer class -> side of its stored table of positions, in patches; others compute theirs."""
-
-
-def largest_side(config: Config) -> int | None:
-    """Latents along a side that the stored positions of a transformer reach; None for any number.
-
-    Args:
-        config: the transformer's config.json.
-    """
-    grid_of = _STORED_GRIDS.get(str(config.get("_class_name")))
-    grid = None if grid_of is None else grid_of(config)
-    return None if grid is None else grid * _count(config, "patch_size", 2)
 
 
 def pixels_a_latent(vae_config: Config | None) -> int:

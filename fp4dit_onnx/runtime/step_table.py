@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.families import family_of_pipeline
 from fp4dit_onnx.files import BUNDLE, read_json
-from fp4dit_onnx.runtime.families import family_of_pipeline
 from fp4dit_onnx.runtime.runs import start_run
 from fp4dit_onnx.runtime.schedulers import Run, scheduler_from_config
 

@@ -15,8 +15,8 @@ from urllib.parse import parse_qs
 from fp4dit_onnx.bundle.bundle import MANIFEST, Bundle
 from fp4dit_onnx.bundle.names import model_of
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.families import FAMILIES, family_of_pipeline
 from fp4dit_onnx.files import BUNDLE, read_json
-from fp4dit_onnx.runtime.families import FAMILIES, family_of_pipeline
 from fp4dit_onnx.runtime.step_table import STEP_TABLE, bundle_step_table
 from fp4dit_onnx.serve.local_server import MEDIA_TYPES, FileServer, Handler
 from fp4dit_onnx.targets import target_by_name

@@ -14,11 +14,12 @@ import torch
 
 from fp4dit_onnx.bundle.skeleton import BLOCK, BLOCK_DOMAIN, PLACEHOLDER, Kind, Traced
 from fp4dit_onnx.errors import Fp4DitError
-from fp4dit_onnx.models import DYNAMIC, Interface
+from fp4dit_onnx.families import DYNAMIC, Interface
 from fp4dit_onnx.network.blocks import BlockCall, answered
 from fp4dit_onnx.network.dynamic import dynamic
 from fp4dit_onnx.network.fake import is_fake
 from fp4dit_onnx.network.networks import example_inputs
+from fp4dit_onnx.network.positions import arguments_of
 from fp4dit_onnx.ops import IR_VERSION, OPSET
 from fp4dit_onnx.system.silence import quiet
 
@@ -62,7 +63,7 @@ class _Positional(torch.nn.Module):
             for dim, size in zip(spec.dims, tensor.shape, strict=True):
                 self._axes.note(size, str(dim))
         named = {spec.name: tensor for spec, tensor in zip(specs, inputs, strict=True)}
-        result = self.network(**self._interface.arguments(named))
+        result = self.network(**arguments_of(self._interface, named))
         wanted = self._interface.outputs
         if self._interface.results is not None:
             return self._interface.results(result)

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fp4dit_onnx.models import Family, InputSpec
-from fp4dit_onnx.models.family import size_of
+from fp4dit_onnx.families import Family, InputSpec
+from fp4dit_onnx.families.interface import TIMESTEPS, size_of
 
 __all__ = ["CASES", "Case", "case_inputs", "case_sizes", "inputs_of_sizes"]
 
 Config = Mapping[str, Any]
 Array = npt.NDArray[Any]
-TIMESTEPS = 1000
 KEPT = 0.7
 """Share of the tokens that a mask keeps."""
 

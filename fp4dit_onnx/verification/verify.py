@@ -41,9 +41,9 @@ from fp4dit_onnx.bundle.probe import (
     read_state,
 )
 from fp4dit_onnx.errors import BundleError
+from fp4dit_onnx.families import Family, family_of
 from fp4dit_onnx.files import BUNDLE
 from fp4dit_onnx.files.settings import transformer_settings
-from fp4dit_onnx.models import Family, family_of
 from fp4dit_onnx.numbers.compare import Comparison, sqnr_db
 from fp4dit_onnx.runtime.library import Library
 from fp4dit_onnx.runtime.session import session

@@ -1,7 +1,15 @@
 """Autoencoders of diffusers, as data."""
 
-__all__ = ["older_vae_name"]
+from fp4dit_onnx.families.interface import InputSpec, Interface
 
+__all__ = ["DECODER", "VAES", "older_vae_name"]
+
+VAES = ("AutoencoderKL",)
+"""Classes of diffusers whose ``decode`` takes latents alone."""
+DECODER = Interface(
+    (InputSpec("latent_sample", "float32", ("batch", "latent_channels", "height", "width")),)
+)
+"""Of the half that makes images."""
 OLDER_NAMES = {
     ".to_q.": ".query.",
     ".to_k.": ".key.",

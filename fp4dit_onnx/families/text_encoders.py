@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fp4dit_onnx.models.family import InputSpec, Interface
+from fp4dit_onnx.families.interface import InputSpec, Interface
 
 __all__ = ["TEXT_ENCODERS", "TextEncoder"]
 
@@ -30,23 +30,16 @@ class TextEncoder:
     @property
     def interface(self) -> Interface:
         """input_ids and attention_mask, both int64 [B, L], B and L open."""
+        states = {} if self.results is None else {"output_hidden_states": True}
         return Interface(
             inputs=(
                 InputSpec("input_ids", "int64", ("batch", "text"), values="vocab_size"),
                 InputSpec("attention_mask", "int64", ("batch", "text")),
             ),
             outputs=self.outputs,
-            arguments=_arguments if self.results is None else _with_states,
+            constants={"return_dict": True, **states},
             results=self.results,
         )
-
-
-def _arguments(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    return {**inputs, "return_dict": True}
-
-
-def _with_states(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    return {**_arguments(inputs), "output_hidden_states": True}
 
 
 def _projected(result: Any) -> tuple[Any, ...]:

@@ -1,0 +1,41 @@
+"""How a pipeline is led towards its prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+__all__ = ["Guidance"]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance, or what stands for it.
+
+    Attributes:
+        kind: ``cfg`` calls the transformer with the condition and without it in one batch;
+            ``embedded`` tells the transformer how much; ``none`` does neither.
+        negative_first: of ``cfg``, whether the rows without the condition precede the others.
+        refusal: why there is no negative prompt; empty where there may be one.
+    """
+
+    kind: Literal["cfg", "embedded", "none"] = "cfg"
+    negative_first: bool = True
+    refusal: str = ""
+
+    def doubles(self, weight: float) -> bool:
+        """Whether a batch has each image twice: a weight of at most 1 needs no comparison."""
+        return self.kind == "cfg" and weight > 1
+
+    def halves(self, rows: Any) -> tuple[Any, Any]:
+        """The rows without the condition and those with it, of an array or tensor [2 B, ...]."""
+        count = len(rows) // 2
+        first, second = rows[:count], rows[count:]
+        return (first, second) if self.negative_first else (second, first)
+
+    def combined(self, rows: Any, weight: float) -> Any:
+        """``u + weight (c - u)`` of both halves [2 B, ...], [B, ...]; what is not doubled stays."""
+        if not self.doubles(weight):
+            return rows
+        without, given = self.halves(rows)
+        return without + weight * (given - without)

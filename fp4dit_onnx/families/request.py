@@ -1,0 +1,135 @@
+"""What an image is asked for with, and what its texts become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fp4dit_onnx.bundle.manifest import Sampling
+from fp4dit_onnx.families.guidance import Guidance
+
+__all__ = ["Encode", "Encoded", "Feed", "Request", "Text", "has_component", "tokenizer_of"]
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+Feed = dict[str, npt.NDArray[Any]]
+CHOSEN_LENGTH = "max_sequence_length"
+"""Of `Sampling`: tokens of a text, where one may choose."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """How a family has texts encoded.
+
+    Attributes:
+        encoder: folder of the text encoder; the tokenizer of ``text_encoder_2`` is ``tokenizer_2``.
+        length: tokens that every text is padded or cut to, where `key` is not found.
+        key: of the transformer's config, whose value goes before `length`; or `CHOSEN_LENGTH`.
+        masked: whether the encoder itself is told what is padding.
+        output: of the encoder's graph, that the transformer reads.
+        cleaned: whether texts are lower-cased and stripped.
+        optional: whether there may be no such encoder, and zeros in the place of what it gives.
+    """
+
+    encoder: str
+    length: int = 0
+    key: str = ""
+    masked: bool = True
+    output: str = "last_hidden_state"
+    cleaned: bool = False
+    optional: bool = False
+
+    def clean(self, prompt: str) -> str:
+        """A prompt as the tokenizer is given it."""
+        return prompt.lower().strip() if self.cleaned else prompt
+
+    def tokens(self, request: Request) -> int:
+        """Tokens that every text of a request is padded or cut to."""
+        if self.key == CHOSEN_LENGTH:
+            return request.sampling.max_sequence_length
+        return int(request.transformer_config.get(self.key, self.length))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Texts as a text encoder gives them.
+
+    Attributes:
+        states: one vector a token, float32 [texts, length, D].
+        mask: which tokens are no padding, int64 [texts, length].
+        pooled: one vector a text, float32 [texts, P]; CLIP's only.
+    """
+
+    states: FloatArray
+    mask: IntArray
+    pooled: FloatArray | None = None
+
+    def __getitem__(self, rows: Sequence[int]) -> Encoded:
+        """The texts of the numbers given, in their order."""
+        pooled = None if self.pooled is None else self.pooled[rows]
+        return Encoded(self.states[rows], self.mask[rows], pooled)
+
+
+Encode = Callable[[Text, int, Sequence[str]], Encoded]
+"""Runs a tokenizer, to so many tokens, and the text encoder that belongs to it."""
+
+
+def has_component(model_index: Mapping[str, Any], name: str) -> bool:
+    """Whether model_index.json says more than null of a component, in a pair as diffusers writes it."""
+    return model_index.get(name) not in (None, [None, None])
+
+
+def tokenizer_of(encoder: str) -> str:
+    """Name of the tokenizer that belongs to an encoder, such as tokenizer_2 of text_encoder_2."""
+    return encoder.replace("text_encoder", "tokenizer")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A batch of images to generate.
+
+    Attributes:
+        prompts: B texts.
+        negative_prompt: what guidance leads away from.
+        sampling: how.
+        guidance: the family's.
+        transformer_config: diffusers' config of the transformer.
+        model_index: the content of model_index.json.
+    """
+
+    prompts: Sequence[str]
+    negative_prompt: str
+    sampling: Sampling
+    guidance: Guidance
+    transformer_config: Mapping[str, Any]
+    model_index: Mapping[str, Any]
+
+    @property
+    def guided(self) -> bool:
+        """Whether the transformer is called with and without the condition."""
+        return self.guidance.doubles(self.sampling.guidance)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the transformer's batch: B, or 2 B with guidance."""
+        return len(self.prompts) * (2 if self.guided else 1)
+
+    def in_order(self, given: Sequence[Any], without: Any) -> list[Any]:
+        """What each row has: `given` with the condition, B of them, `without` in its absence."""
+        if not self.guided:
+            return list(given)
+        absent = [without] * len(given)
+        return [*absent, *given] if self.guidance.negative_first else [*given, *absent]
+
+    def encoded(self, text: Text, encode: Encode) -> Encoded:
+        """The rows' texts; the negative prompt is encoded once, and before the others."""
+        prompts, length = list(self.prompts), text.tokens(self)
+        texts = [self.negative_prompt, *prompts] if self.guided else prompts
+        found = encode(text, length, [text.clean(one) for one in texts])
+        if not self.guided:
+            return found
+        return found[self.in_order(range(1, len(prompts) + 1), 0)]
