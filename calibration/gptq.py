@@ -5,12 +5,16 @@ Frantar et al., arXiv 2210.17323, algorithm 1, with scales found beforehand and 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from fp4dit_onnx.calibration.draft import Draft
 from fp4dit_onnx.calibration.grid import expand_groups, round_to_grid
-from fp4dit_onnx.calibration.stages.gptq import Gptq
 from fp4dit_onnx.errors import UsageError
+
+if TYPE_CHECKING:
+    from fp4dit_onnx.calibration.stages.gptq import Gptq
 
 __all__ = ["compensated", "inverse_factor"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,8 +18,10 @@ from fp4dit_onnx.calibration.adaround import (
 from fp4dit_onnx.calibration.draft import Draft, Drafts
 from fp4dit_onnx.calibration.evidence import FloatUnit, Objective
 from fp4dit_onnx.calibration.rounding import packed
-from fp4dit_onnx.calibration.stages.adaround import AdaRound
 from fp4dit_onnx.calibration.walk import replaced
+
+if TYPE_CHECKING:
+    from fp4dit_onnx.calibration.stages.adaround import AdaRound
 
 __all__ = ["AdaptiveLinear", "train_rounding", "trained"]
 

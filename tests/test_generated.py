@@ -17,7 +17,9 @@ def check(tool: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("tool", ["generate_formats.py", "generate_export.py"])
+@pytest.mark.parametrize(
+    "tool", ["generate_formats.py", "generate_export.py", "generate_packages.py"]
+)
 def test_generated_files_are_up_to_date(tool: str) -> None:
     result = check(TOOLS / tool)
     assert result.returncode == 0, result.stderr
