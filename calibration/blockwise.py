@@ -1,25 +1,30 @@
 """Calibrating a network unit by unit, each against its float self (FP4DiT section "calibration").
 
 A unit's inputs come from the network quantized so far, its target from the float network, both along
-the trajectory of the float sampler.
+the trajectory of the float sampler. Blocks are in memory one at a time; results that later ones read
+wait on disk, as the network's topology says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from fp4dit_onnx.calibration.applying import apply_stages, nearest_under
 from fp4dit_onnx.calibration.draft import Draft, Drafts, finished
-from fp4dit_onnx.calibration.evidence import FloatUnit, Objective, output_of
+from fp4dit_onnx.calibration.evidence import FloatUnit, Objective, outputs_of
 from fp4dit_onnx.calibration.methods import Method
 from fp4dit_onnx.calibration.samples import Array, Call, Samples, Tape
 from fp4dit_onnx.calibration.simulate import weights_only
 from fp4dit_onnx.calibration.stages import Evidence
-from fp4dit_onnx.calibration.walk import Unit, replaced, run_to
+from fp4dit_onnx.calibration.units import Unit
 from fp4dit_onnx.calibration.work import Work
+from fp4dit_onnx.network.blocks import block_of
+from fp4dit_onnx.network.network import Network
+from fp4dit_onnx.network.placing import replaced
+from fp4dit_onnx.network.topology import Node, Topology, Value
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedLayer
 from fp4dit_onnx.system.progress import Reporter
@@ -27,6 +32,8 @@ from fp4dit_onnx.system.progress import Reporter
 __all__ = ["Blockwise", "chunk_size"]
 
 LARGEST_CHUNK = 64
+FLOAT, QUANTIZED = "float", "quantized"
+"""Names of the two networks, of which results are kept: as it was, and quantized so far."""
 
 
 @dataclass
@@ -34,7 +41,8 @@ class Blockwise:
     """A calibration over all units.
 
     Attributes:
-        network: the float transformer, left as it was.
+        network: in float, left as it was.
+        topology: of it for the calls in `samples`.
         specs: name -> specification of each linear.
         method: its stages are applied to each unit.
         samples: the network's own arguments.
@@ -46,7 +54,8 @@ class Blockwise:
         reporter: progress.
     """
 
-    network: torch.nn.Module
+    network: Network
+    topology: Topology
     specs: Mapping[str, LayerSpec]
     method: Method
     samples: Samples
@@ -60,8 +69,7 @@ class Blockwise:
     def run(self, units: Sequence[Unit]) -> dict[str, QuantizedLayer]:
         """Quantize the layers of `units`, in order; finished ones are read from the work folder."""
         layers: dict[str, QuantizedLayer] = {}
-        self._blocks: list[str] = []
-        self._last: str | None = None
+        kept: frozenset[Value] = frozenset()
         with self.reporter.stage("calibrating", len(units), "blocks") as advance:
             self._advance = advance
             for number, unit in enumerate(units):
@@ -74,50 +82,49 @@ class Blockwise:
                     found, _ = known
                     advance(1, timed=False)
                 layers |= found
-                if unit.block:
-                    self._drop_streams(keep=unit.name)
-                    self._blocks.append(unit.name)
-                    self._last = unit.name
+                live = self.topology.live_after(unit.name)
+                self._drop((kept | set(self.topology.by_name[unit.name].values)) - live)
+                kept = live
         return layers
-
-    def _stream(self, kind: str, block: str) -> Array:
-        return Array(self.work.folder / f"{kind}.{block}.npy")
-
-    def _drop_streams(self, keep: str) -> None:
-        for kind in ("float", "quantized"):
-            if self._last is not None and self._last != keep:
-                self.work.clear(f"{kind}.{self._last}.npy")
 
     def _unit(
         self, number: int, unit: Unit, layers: Mapping[str, QuantizedLayer]
     ) -> tuple[dict[str, QuantizedLayer], float]:
-        target = self._target(unit)
-        inputs = self._inputs(unit, layers)
-        objective = Objective(inputs, target, self.guidance, self.method.data.guided)
-        drafts = self._quantize(number, unit, objective)
+        """The unit's layers and its error; its results are in the work folder afterwards."""
+        node = self.topology.by_name[unit.name]
+        module = self.network.materialize(unit.name)
+        targets = self._targets(node, module)
+        inputs = self._inputs(node, layers)
+        objective = Objective(inputs, targets, self.guidance, self.method.data.guided)
+        float_unit = FloatUnit.of(unit.name, module, objective, self.chunk)
+        drafts = self._quantize(number, unit, float_unit)
         found = finished(drafts)
-        if unit.block:
-            self._advance_stream(unit, inputs, found)
+        if node.block:
+            with float_unit.quantized(found.values()):
+                self._write_results(node, float_unit.module, inputs)
         else:
-            self.work.clear(f"float.{unit.name}.npy")
+            self._drop([(node.name, 0)])
         self.work.clear("arguments")
         return found, next((d.error for d in drafts.values() if d.error is not None), 1.0)
 
-    def _quantize(self, number: int, unit: Unit, objective: Objective) -> Drafts:
+    def _quantize(self, number: int, unit: Unit, float_unit: FloatUnit) -> Drafts:
         """The unit's layers after every stage of the method."""
         drafts: Drafts = {
             name: Draft(
                 name,
-                self._linear(name).weight.detach().float(),
+                float_unit.linear(name).weight.detach().float(),
                 self.specs[name],
                 tuple(self.candidates.get(name, ())),
             )
             for name in unit.layers
         }
+        if not drafts:
+            self._advance(1, unit.name)
+            return drafts
         share = 1 / max(1, self.method.iterations)
         evidence = Evidence(
             nearest=nearest_under(self.method.range),
-            unit=FloatUnit(self.network, unit.name, objective, self.chunk),
+            unit=float_unit,
             seed=self.seed + number,
             on_step=lambda error: self._advance(share, f"{unit.name}, error {error:.3f}"),
         )
@@ -126,66 +133,91 @@ class Blockwise:
             self._advance(1, unit.name)
         return drafts
 
-    def _target(self, unit: Unit) -> Array:
-        """Outputs of the float unit in the float network, on disk."""
-        target = self._stream("float", unit.name)
-        self.work.clear(f"float.{unit.name}.npy")
-        module = self.network.get_submodule(unit.name)
-        inner = module.forward
+    def _array(self, kind: str, value: Value) -> Array:
+        name, number = value
+        return Array(self.work.folder / f"{kind}.{name}.{number}.npy")
 
-        def visit(chunk: slice, call: Call) -> None:
-            output = output_of(inner, call)
-            if chunk.start == 0:
-                target.create(self.samples.count, output)
-            target.write(chunk.start, output)
+    def _drop(self, values: Iterable[Value]) -> None:
+        for name, number in values:
+            for kind in (FLOAT, QUANTIZED):
+                self.work.clear(f"{kind}.{name}.{number}.npy")
 
-        self._walk(unit, visit, "float")
-        return target
+    def _read(self, node: Node) -> tuple[int, ...]:
+        """Numbers of the node's results that something reads; a linear has but one."""
+        live = self.topology.live_after(node.name)
+        return tuple(
+            i for i in range(len(node.results)) if not node.block or (node.name, i) in live
+        )
 
-    def _inputs(self, unit: Unit, layers: Mapping[str, QuantizedLayer]) -> Samples:
+    def _targets(self, node: Node, module: torch.nn.Module) -> dict[int, Array]:
+        """Results of the float unit in the float network, on disk."""
+        which = self._read(node)
+        targets = {i: self._array(FLOAT, (node.name, i)) for i in which}
+        self._walk(node, FLOAT, _Writer(module, targets, self.samples.count))
+        return targets
+
+    def _inputs(self, node: Node, layers: Mapping[str, QuantizedLayer]) -> Samples:
         """What the unit receives in the network quantized so far, on disk."""
         tape = Tape(self.work.clear("arguments"), self.samples.count)
 
         def visit(chunk: slice, call: Call) -> None:
             tape.write(chunk.start, call, chunk.stop - chunk.start)
 
-        outside = {n: layer for n, layer in layers.items() if not self._in_block(n)}
-        with replaced(self.network, self._simulations(outside)):
-            self._walk(unit, visit, "quantized")
+        with replaced(self.network.module, self._around(layers)):
+            self._walk(node, QUANTIZED, visit)
         return tape.finish(self.samples.weight, paired=self.samples.paired)
 
-    def _in_block(self, layer: str) -> bool:
-        return any(layer.startswith(f"{block}.") for block in self._blocks)
+    @torch.no_grad()
+    def _walk(self, node: Node, kind: str, visit: Callable[[slice, Call], None]) -> None:
+        """Hand over what the node receives in one of the networks, samples by samples."""
+        for chunk in self.samples.chunks(self.chunk):
+            reached = self.network.reach(
+                self.topology,
+                node.name,
+                self.samples.take(chunk),
+                chunk.stop - chunk.start,
+                lambda value, chunk=chunk: self._array(kind, value).read(chunk),
+            )
+            given = ((), reached.arguments) if node.block else (tuple(reached.tensors), {})
+            visit(chunk, given)
 
-    def _walk(self, unit: Unit, visit: Callable[[slice, Call], None], kind: str) -> None:
-        output = None if self._last is None else self._stream(kind, self._last)
-        run_to(
-            self.network, unit, self.samples, self.chunk, visit, done=self._blocks, output=output
-        )
+    def _around(self, layers: Mapping[str, QuantizedLayer]) -> dict[str, torch.nn.Module]:
+        """Stand-ins for what is quantized so far and runs around the blocks."""
+        return {
+            name: weights_only(layer, self._bias(name))
+            for name, layer in layers.items()
+            if block_of(name, self.network.blocks) is None
+            or f"{name}.weight" in self.topology.shared
+        }
 
-    def _simulations(self, layers: Mapping[str, QuantizedLayer]) -> dict[str, torch.nn.Module]:
-        """Stand-ins for linears: quantized weights, float activations."""
-        return {n: weights_only(layer, self._linear(n).bias) for n, layer in layers.items()}
-
-    def _linear(self, name: str) -> torch.nn.Linear:
-        linear = self.network.get_submodule(name)
-        assert isinstance(linear, torch.nn.Linear), name
-        return linear
+    def _bias(self, layer: str) -> torch.Tensor | None:
+        linear = self.network.module.get_submodule(layer)
+        assert isinstance(linear, torch.nn.Linear), layer
+        return linear.bias
 
     @torch.no_grad()
-    def _advance_stream(
-        self, unit: Unit, inputs: Samples, layers: Mapping[str, QuantizedLayer]
-    ) -> None:
-        """Outputs of the quantized block: the next one's inputs."""
-        self.work.clear(f"quantized.{unit.name}.npy")
-        stream = self._stream("quantized", unit.name)
-        with replaced(self.network, self._simulations(layers)):
-            module = self.network.get_submodule(unit.name)
-            for chunk in inputs.chunks(self.chunk):
-                output = output_of(module, inputs.take(chunk))
-                if chunk.start == 0:
-                    stream.create(inputs.count, output)
-                stream.write(chunk.start, output)
+    def _write_results(self, node: Node, module: torch.nn.Module, inputs: Samples) -> None:
+        """Results of the quantized block, on disk: what later ones receive."""
+        arrays = {i: self._array(QUANTIZED, (node.name, i)) for i in self._read(node)}
+        write = _Writer(module, arrays, inputs.count)
+        for chunk in inputs.chunks(self.chunk):
+            write(chunk, inputs.take(chunk))
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes results of `module` to `arrays` by their numbers, chunk by chunk."""
+
+    module: torch.nn.Module
+    arrays: Mapping[int, Array]
+    count: int
+
+    def __call__(self, chunk: slice, call: Call) -> None:
+        outputs = outputs_of(self.module, call, tuple(self.arrays))
+        for array, output in zip(self.arrays.values(), outputs, strict=True):
+            if chunk.start == 0:
+                array.create(self.count, output)
+            array.write(chunk.start, output)
 
 
 def chunk_size(max_ram: int, unit_bytes: int) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 
 from fp4dit_onnx.calibration.samples import Array, Samples
 from fp4dit_onnx.calibration.simulate import weights_only
-from fp4dit_onnx.calibration.walk import replaced
+from fp4dit_onnx.network.blocks import tensors_of
+from fp4dit_onnx.network.placing import replaced
 from fp4dit_onnx.spec.state import QuantizedLayer
 
-__all__ = ["FloatUnit", "Objective", "output_of"]
+__all__ = ["FloatUnit", "Objective", "outputs_of"]
 
 NEAREST_PAIRS = 256
 """Pairs on which nearest and trained rounding are compared."""
@@ -22,11 +24,13 @@ CHOICE_PAIRS = 32
 """Pairs of samples on which formats are compared."""
 
 
-def output_of(module: Callable[..., Any], call: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
-    """The first result of `module` for a call."""
+def outputs_of(
+    module: Callable[..., Any], call: tuple[tuple[Any, ...], dict[str, Any]], which: Sequence[int]
+) -> list[torch.Tensor]:
+    """The results of `module` for a call that have the numbers `which`."""
     args, kwargs = call
-    out = module(*args, **kwargs)
-    return out[0] if isinstance(out, tuple) else out
+    tensors = tensors_of(module(*args, **kwargs))
+    return [tensors[i] for i in which]
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,14 @@ class Objective:
 
     Attributes:
         inputs: arguments, from the network quantized so far.
-        target: [N, ...], the float module's output in the float network.
+        targets: number of a result of the module -> [N, ...], what it is in the float network; of
+            each result that something reads.
         guidance: of the sampler; 1 for none.
         guided: weight of the guided combination's error.
     """
 
     inputs: Samples
-    target: Array
+    targets: Mapping[int, Array]
     guidance: float
     guided: float
 
@@ -49,21 +54,26 @@ class Objective:
         """Mean squares over `pairs` (int64 [P]), each weighted as the loss weights its timestep.
 
         Returns:
-            float32 [2] for twins: of both halves, and of ``u + guidance (c - u)``, which is what the
-            sampler sees; float32 [1] without twins.
+            float32 [R, 2] for twins, a row for each result: of both halves, and of ``u + guidance
+            (c - u)``, which is what the sampler sees; float32 [R, 1] without twins.
         """
-        index = self.inputs.twins(pairs)
-        output: torch.Tensor = output_of(module, self.inputs.take(index))
-        rows = (output - self.target.read(index)).flatten(1)
-        weight = self.inputs.weight[pairs]
+        index, weight = self.inputs.twins(pairs), self.inputs.weight[pairs]
+        outputs = outputs_of(module, self.inputs.take(index), tuple(self.targets))
+        errors = [
+            self._errors((output - target.read(index)).flatten(1), weight)
+            for output, target in zip(outputs, self.targets.values(), strict=True)
+        ]
+        return torch.stack(errors)
+
+    def _errors(self, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Of one result's differences [N, D]."""
         if not self.inputs.paired:
             return (weight * rows.square().mean(dim=1)).mean().reshape(1)
         unconditional, conditional = rows.chunk(2)
         combined = unconditional + self.guidance * (conditional - unconditional)
         halves = (unconditional.square() + conditional.square()).mean(dim=1) / 2
         both = torch.stack([halves, combined.square().mean(dim=1)])  # [2, P]
-        errors: torch.Tensor = (weight * both).mean(dim=1)
-        return errors
+        return (weight * both).mean(dim=1)
 
     @torch.no_grad()
     def total(
@@ -76,11 +86,11 @@ class Objective:
         return torch.stack(parts).sum(dim=0) / count
 
     def loss(self, errors: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
-        """One number of `errors`, each in its `unit`."""
+        """One number of `errors`, each in its `unit`; results count alike."""
         shares = errors / unit
-        if shares.shape[0] == 1:
-            return shares[0]
-        return (shares[0] + self.guided * shares[1]) / (1 + self.guided)
+        if shares.shape[1] == 1:
+            return shares.mean()
+        return ((shares[:, 0] + self.guided * shares[:, 1]) / (1 + self.guided)).mean()
 
 
 @dataclass(frozen=True)
@@ -88,32 +98,51 @@ class FloatUnit:
     """A block or a linear of the float network, and what it should reproduce.
 
     Attributes:
-        network: the float transformer.
-        name: torch name of the unit in it.
+        name: torch name of the unit in the network.
+        holder: has the unit, with values, as its ``unit``.
         objective: its inputs and targets.
         chunk: samples that may be run at a time.
     """
 
-    network: torch.nn.Module
     name: str
+    holder: torch.nn.Module
     objective: Objective
     chunk: int
 
+    @classmethod
+    def of(cls, name: str, module: torch.nn.Module, objective: Objective, chunk: int) -> FloatUnit:
+        """The unit `module`, called `name` in its network."""
+        holder = torch.nn.Module()
+        holder.unit = module
+        return cls(name, holder, objective, chunk)
+
+    def _path(self, layer: str) -> str:
+        return f"unit{layer.removeprefix(self.name)}"
+
     @property
     def module(self) -> torch.nn.Module:
-        """The unit as it is in the network now."""
-        return self.network.get_submodule(self.name)
+        """The unit as it is now."""
+        return self.holder.get_submodule("unit")
 
-    def bias(self, layer: str) -> torch.Tensor | None:
-        """The bias of one of its linears."""
-        linear = self.network.get_submodule(layer)
+    def linear(self, layer: str) -> torch.nn.Linear:
+        """One of its linears, by its name in the network."""
+        linear = self.holder.get_submodule(self._path(layer))
         assert isinstance(linear, torch.nn.Linear), layer
-        return linear.bias
+        return linear
+
+    def replaced(
+        self, modules: Mapping[str, torch.nn.Module]
+    ) -> AbstractContextManager[torch.nn.Module]:
+        """While open, other modules are in the places of some of its linears."""
+        return replaced(self.holder, {self._path(n): module for n, module in modules.items()})
+
+    def quantized(
+        self, layers: Iterable[QuantizedLayer]
+    ) -> AbstractContextManager[torch.nn.Module]:
+        """While open, some of its linears are quantized, activations in float."""
+        return self.replaced({q.name: weights_only(q, self.linear(q.name).bias) for q in layers})
 
     def error(self, *layers: QuantizedLayer) -> torch.Tensor:
         """`Objective.total` with some of its linears quantized, activations in float."""
-        modules: dict[str, torch.nn.Module] = {
-            layer.name: weights_only(layer, self.bias(layer.name)) for layer in layers
-        }
-        with replaced(self.network, modules):
+        with self.quantized(layers):
             return self.objective.total(self.module, self.chunk // 2 or 1, CHOICE_PAIRS)

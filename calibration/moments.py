@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fp4dit_onnx.calibration.evidence import FloatUnit, output_of
+from fp4dit_onnx.calibration.evidence import FloatUnit
 from fp4dit_onnx.errors import UsageError
 
 __all__ = ["second_moments"]
@@ -79,12 +79,13 @@ def second_moments(unit: FloatUnit, layers: Iterable[str]) -> Mapping[str, torch
     def hook(name: str) -> Any:
         return lambda _, arguments: sums.add(name, arguments[0].detach())
 
-    handles = [unit.network.get_submodule(n).register_forward_pre_hook(hook(n)) for n in names]
+    handles = [unit.linear(n).register_forward_pre_hook(hook(n)) for n in names]
     try:
         pairs = torch.arange(inputs.pairs)
         for part in torch.split(pairs, max(1, unit.chunk // 2)):
             sums.start(inputs.weight[part], paired=inputs.paired)
-            output_of(unit.module, inputs.take(inputs.twins(part)))
+            args, kwargs = inputs.take(inputs.twins(part))
+            unit.module(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()

@@ -18,7 +18,6 @@ from fp4dit_onnx.calibration.adaround import (
 from fp4dit_onnx.calibration.draft import Draft, Drafts
 from fp4dit_onnx.calibration.evidence import FloatUnit, Objective
 from fp4dit_onnx.calibration.rounding import packed
-from fp4dit_onnx.calibration.walk import replaced
 
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.stages.adaround import AdaRound
@@ -92,8 +91,8 @@ def trained(
         seed: of the mini-batches.
         on_step: called with the reconstruction error after each step.
     """
-    linears = {n: AdaptiveLinear(d, unit.bias(n), method) for n, d in drafts.items()}
-    with replaced(unit.network, dict(linears)):
+    linears = {n: AdaptiveLinear(d, unit.linear(n).bias, method) for n, d in drafts.items()}
+    with unit.replaced(linears):
         error = train_rounding(
             unit.module, [*linears.values()], unit.objective, method, seed=seed, on_step=on_step
         )

@@ -13,8 +13,7 @@ import numpy.typing as npt
 import torch
 
 from fp4dit_onnx.calibration.importance import step_shares
-from fp4dit_onnx.calibration.samples import Call, Samples, Tape, map_leaves, nbytes
-from fp4dit_onnx.calibration.walk import Unit
+from fp4dit_onnx.calibration.samples import Call, Samples, Tape, batch_of, map_leaves
 from fp4dit_onnx.errors import UsageError
 
 __all__ = ["Choice", "SampleRecorder", "Sampler", "check_disk", "choose", "first_call", "part_of"]
@@ -32,6 +31,7 @@ class Sampler:
         steps: calls of the network a batch, in order of time.
         guidance: classifier-free guidance; above 1 a call's first half is unconditional.
         probe: draws one small batch, always the same, and returns its final latents.
+        close: lets go of what only sampling needs.
     """
 
     sample: Callable[[Callable[[], None]], object]
@@ -41,6 +41,7 @@ class Sampler:
     steps: int = 1
     guidance: float = 1.0
     probe: Callable[[], torch.Tensor] | None = None
+    close: Callable[[], None] = lambda: None
 
     @property
     def paired(self) -> bool:
@@ -74,7 +75,7 @@ def first_call(network: torch.nn.Module, sampler: Sampler) -> Call:
 
 def part_of(call: Call, rows: torch.Tensor) -> Call:
     """The call with some of its samples; what does not vary with them stays."""
-    batch = int(call[0][0].shape[0])
+    batch = batch_of(call)
 
     def take(leaf: Any) -> Any:
         varies = isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
@@ -160,7 +161,7 @@ class SampleRecorder:
             return
         pictures = torch.from_numpy(rows)
         halves = 2 if self._paired else 1
-        size = int(args[0].shape[0]) // halves
+        size = batch_of((args, kwargs)) // halves
         for half in range(halves):
             part = part_of((args, kwargs), pictures + half * size)
             map_leaves(part, _check_finite)
@@ -183,34 +184,6 @@ def _check_finite(leaf: Any) -> None:
             "the float model's own inputs hold NaN or infinity while sampling; check the "
             "checkpoint and the sampling settings"
         )
-
-
-@torch.no_grad()
-def unit_bytes(network: torch.nn.Module, units: tuple[Unit, ...], call: Call) -> tuple[int, int]:
-    """Bytes a sample of the network's own arguments, and at most of a unit's with its outputs.
-
-    Args:
-        network: the float transformer.
-        units: what will be calibrated.
-        call: arguments of one sample.
-    """
-    largest = 0
-
-    def hook(_: Any, args: Any, kwargs: Any, output: Any) -> None:
-        nonlocal largest
-        # The arguments, the target, and both streams to the next block.
-        largest = max(largest, nbytes((args, kwargs)) + 3 * nbytes(output))
-
-    handles = [
-        network.get_submodule(unit.name).register_forward_hook(hook, with_kwargs=True)
-        for unit in units
-    ]
-    try:
-        network(*call[0], **call[1])
-    finally:
-        for handle in handles:
-            handle.remove()
-    return nbytes(call), largest
 
 
 def check_disk(folder: Path, needed: int, samples: int) -> None:

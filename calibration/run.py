@@ -21,14 +21,15 @@ from fp4dit_onnx.calibration.record import (
     choose,
     first_call,
     part_of,
-    unit_bytes,
 )
-from fp4dit_onnx.calibration.samples import Call, Samples
+from fp4dit_onnx.calibration.samples import Call, Samples, nbytes
 from fp4dit_onnx.calibration.simulate import SimulatedLinear, simulated
 from fp4dit_onnx.calibration.stages import Stage
 from fp4dit_onnx.calibration.stages.nearest import Nearest
-from fp4dit_onnx.calibration.walk import Unit, units_of
+from fp4dit_onnx.calibration.units import Unit, sample_bytes, units_of
 from fp4dit_onnx.calibration.work import Work
+from fp4dit_onnx.network.network import Network
+from fp4dit_onnx.network.topology import Topology
 from fp4dit_onnx.numbers import compare
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState
@@ -75,10 +76,12 @@ def sqnr_db(signal: torch.Tensor, approximation: torch.Tensor) -> float:
     return compare.sqnr_db(signal.detach().numpy(), approximation.detach().numpy())
 
 
-def _measure(linear: torch.nn.Linear, layer: QuantizedLayer, rows: torch.Tensor) -> LayerError:
+def _measure(network: Network, layer: QuantizedLayer, rows: torch.Tensor) -> LayerError:
+    linear = network.materialize(layer.name)
+    assert isinstance(linear, torch.nn.Linear), layer.name
     approximation = SimulatedLinear(layer, linear.bias)
     return LayerError(
-        sqnr_db(linear.weight.float(), approximation.weight),
+        sqnr_db(linear.weight, approximation.weight),
         sqnr_db(linear(rows), approximation(rows)),
     )
 
@@ -100,7 +103,7 @@ class _Recorded:
 
 @torch.no_grad()
 def calibrate(
-    network: torch.nn.Module,
+    network: Network,
     specs: Mapping[str, LayerSpec],
     method: Method,
     sampler: Sampler,
@@ -116,7 +119,7 @@ def calibrate(
     """Quantize the linears of a float transformer.
 
     Args:
-        network: float32 transformer, left as it was.
+        network: transformer, left as it was.
         specs: name -> specification of each linear to quantize.
         method: its stages, and what they are to be shown.
         sampler: the float sampler over the calibration prompts.
@@ -134,14 +137,16 @@ def calibrate(
             too small for what is to be recorded.
     """
     for name in specs:
-        check_weight(name, _linear(network, name).weight)
+        check_weight(name, network.tensor(f"{name}.weight"))
     if method.needs_inputs:
         assert work is not None, "a work folder is needed"
-        units, chunk = _prepared(network, specs, method, sampler, work, max_ram)
+        topology, units, chunk = _prepared(network, specs, method, sampler, work, max_ram)
         recorded = _record(network, specs, method, sampler, seed, reporter, work)
+        sampler.close()
         assert recorded.samples is not None
         layers = Blockwise(
             network=network,
+            topology=topology,
             specs=specs,
             method=method,
             samples=recorded.samples,
@@ -154,20 +159,15 @@ def calibrate(
         ).run(units)
     else:
         recorded = _record(network, specs, method, sampler, seed, reporter, None)
+        sampler.close()
         layers = _quantized(network, specs, method.stages, reporter)
-    errors = {n: _measure(_linear(network, n), layers[n], recorded.rows[n]) for n in specs}
+    errors = {n: _measure(network, layers[n], recorded.rows[n]) for n in specs}
     state = QuantizedState({n: layers[n] for n in specs}, provenance, attention)
-    return Calibration(state, errors, _model_sqnr(network, state, recorded.calls))
-
-
-def _linear(network: torch.nn.Module, name: str) -> torch.nn.Linear:
-    linear = network.get_submodule(name)
-    assert isinstance(linear, torch.nn.Linear), name
-    return linear
+    return Calibration(state, errors, _model_sqnr(network.module, state, recorded.calls))
 
 
 def _quantized(
-    network: torch.nn.Module,
+    network: Network,
     specs: Mapping[str, LayerSpec],
     stages: Sequence[Stage],
     reporter: Reporter,
@@ -176,33 +176,32 @@ def _quantized(
     layers = {}
     with reporter.stage("quantizing layers", len(specs), "layers") as advance:
         for name, spec in specs.items():
-            layers[name] = quantize_layer(
-                name, _linear(network, name).weight.float(), spec, stages
-            )
+            layers[name] = quantize_layer(name, network.tensor(f"{name}.weight"), spec, stages)
             advance(1)
     return layers
 
 
 def _prepared(
-    network: torch.nn.Module,
+    network: Network,
     specs: Mapping[str, LayerSpec],
     method: Method,
     sampler: Sampler,
     work: Work,
     max_ram: int,
-) -> tuple[tuple[Unit, ...], int]:
+) -> tuple[Topology, tuple[Unit, ...], int]:
     """Units in order and samples a chunk, once the disk is known to be large enough."""
-    call = part_of(first_call(network, sampler), torch.arange(1))
-    units = units_of(network, tuple(specs), call)
-    own, largest = unit_bytes(network, units, call)
+    call = part_of(first_call(network.module, sampler), torch.arange(1))
+    topology = network.topology(call, 1)
+    units = units_of(topology, network.blocks, tuple(specs))
+    memory, disk = sample_bytes(topology)
     samples = method.data.samples
     if work.load("recorded") is None:
-        check_disk(work.folder, samples * (own + largest), samples)
-    return units, chunk_size(max_ram, largest)
+        check_disk(work.folder, samples * (nbytes(call) + disk), samples)
+    return topology, units, chunk_size(max_ram, memory)
 
 
 def _record(
-    network: torch.nn.Module,
+    network: Network,
     specs: Mapping[str, LayerSpec],
     method: Method,
     sampler: Sampler,
@@ -219,16 +218,18 @@ def _record(
             importance = _importance(network, specs, method, sampler)
             advance(1)
         choice = choose(sampler, method.data.samples, importance, method.data.even, seed)
-        chosen = SampleRecorder(network, choice, work.clear("inputs"), paired=sampler.paired)
+        chosen = SampleRecorder(
+            network.module, choice, work.clear("inputs"), paired=sampler.paired
+        )
     what = "sampling with the float model"
     if work is None:
         what = f"{what} to measure errors (--no-measure skips that)"
     which = [sampler.calls * i // MEASURED_CALLS for i in range(MEASURED_CALLS)]
-    recorder = CallRecorder(network, which)
+    recorder = CallRecorder(network.module, which)
     try:
         with reporter.stage(what, sampler.calls, "denoising steps") as advance:
             rows = record_inputs(
-                network,
+                network.module,
                 tuple(specs),
                 lambda: sampler.sample(lambda: advance(1)),
                 rows_per_call=ROWS_PER_CALL,
@@ -246,7 +247,7 @@ def _record(
 
 
 def _importance(
-    network: torch.nn.Module,
+    network: Network,
     specs: Mapping[str, LayerSpec],
     method: Method,
     sampler: Sampler,
@@ -256,7 +257,7 @@ def _importance(
     weights_only = {name: replace(spec, input=None) for name, spec in specs.items()}
     stages = (method.range, Nearest())
     state = QuantizedState(_quantized(network, weights_only, stages, SilentReporter()))
-    found = step_importance(network, state, sampler.probe, sampler.steps, sampler.guidance)
+    found = step_importance(network.module, state, sampler.probe, sampler.steps, sampler.guidance)
     result: list[float] = found.tolist()
     return result
 

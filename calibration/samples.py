@@ -14,10 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["Array", "Call", "Samples", "Stored", "Tape", "map_leaves", "nbytes"]
+__all__ = ["Array", "Call", "Samples", "Stored", "Tape", "batch_of", "map_leaves", "nbytes"]
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one call."""
+
+
+def batch_of(call: Call) -> int:
+    """Samples of a call of a network: rows of its first argument, ``hidden_states``."""
+    args, kwargs = call
+    first: torch.Tensor = args[0] if args else kwargs["hidden_states"]
+    return int(first.shape[0])
 
 
 def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:

@@ -18,7 +18,9 @@ from fp4dit_onnx.calibration.record import Sampler
 from fp4dit_onnx.checkpoint.checkpoint import Checkpoint
 from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.families import Family
-from fp4dit_onnx.network.stored import loaded
+from fp4dit_onnx.families.text_encoders import TEXT_ENCODERS
+from fp4dit_onnx.network.network import Network
+from fp4dit_onnx.network.stored import loaded, opened
 from fp4dit_onnx.runtime.sampling import Sampling, initial_latents
 from fp4dit_onnx.system.silence import quiet
 from fp4dit_onnx.tokenizer_files import WHOLE, read_parts
@@ -40,14 +42,29 @@ PROBE_PROMPTS = 4
 """Prompts on which the importance of the sampler's steps is measured."""
 
 
-def load_pipeline(checkpoint: Checkpoint) -> Any:
+def load_pipeline(
+    checkpoint: Checkpoint, transformer: Network | None = None, budget: float = math.inf
+) -> Any:
     """The diffusers pipeline of a checkpoint in float32, from the tensors that an export reads.
+
+    Args:
+        checkpoint: of all components.
+        transformer: its transformer, where that was opened before.
+        budget: bytes of each text encoder that may be in memory, see `opened`.
 
     Raises:
         CheckpointError: configuration and weights do not fit, or diffusers cannot build it.
     """
     pipeline_class = getattr(diffusers, checkpoint.pipeline_class)
-    networks = {n: loaded(part) for n, part in checkpoint.components.items() if part.tensors}
+    networks = {} if transformer is None else {"transformer": transformer.module}
+    for name, part in checkpoint.components.items():
+        if not part.tensors or name in networks:
+            continue
+        encoder = TEXT_ENCODERS.get(part.class_name)
+        if encoder is None:
+            networks[name] = loaded(part)
+        else:
+            networks[name] = opened(part, encoder.interface, budget).module
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -199,6 +216,11 @@ def pipeline_sampler(
         few = slice(PROBE_PROMPTS)
         return sample_latents(pipeline, family, prompts[few], seeds[few], sampling)
 
+    def close() -> None:
+        for name in pipeline.components:
+            if name != "transformer":
+                setattr(pipeline, name, None)
+
     return Sampler(
         sample=sample,
         calls=network_calls(len(prompts), sampling.steps),
@@ -207,4 +229,5 @@ def pipeline_sampler(
         steps=sampling.steps,
         guidance=sampling.guidance,
         probe=probe,
+        close=close,
     )

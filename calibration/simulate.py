@@ -14,10 +14,12 @@ from fp4dit_onnx.calibration.grid import expand_groups, quantize_rows
 from fp4dit_onnx.calibration.rotation import rotated
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.network.attention import AttentionProcessor
+from fp4dit_onnx.network.fake import is_fake
+from fp4dit_onnx.network.placing import place
 from fp4dit_onnx.numbers.formats import format_by_name
 from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState
 
-__all__ = ["SimulatedLinear", "place", "simulate", "simulated", "unquantized", "weights_only"]
+__all__ = ["SimulatedLinear", "simulate", "simulated", "unquantized", "weights_only"]
 
 
 class SimulatedLinear(torch.nn.Module):
@@ -26,19 +28,28 @@ class SimulatedLinear(torch.nn.Module):
     Args:
         layer: codes and scales.
         bias: float32 [N] or None.
+        kept: whether the weight stays in memory in float32; else it is made for every call.
     """
 
-    weight: torch.Tensor
     bias: torch.Tensor | None
+    _kept: torch.Tensor | None
     rounds = True
     """Whether activations are quantized, where the layer's specification says so."""
 
-    def __init__(self, layer: QuantizedLayer, bias: torch.Tensor | None) -> None:
+    def __init__(
+        self, layer: QuantizedLayer, bias: torch.Tensor | None, *, kept: bool = True
+    ) -> None:
         super().__init__()
         self.layer = layer
         self.in_features, self.out_features = layer.k, layer.n
-        self.register_buffer("weight", torch.from_numpy(layer.weight()))
+        self.register_buffer("_kept", torch.from_numpy(layer.weight()) if kept else None)
         self.register_buffer("bias", None if bias is None else bias.detach().float())
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Float32 [N, K]."""
+        kept = self._kept
+        return torch.from_numpy(self.layer.weight()) if kept is None else kept
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., K] -> [..., N], float32."""
@@ -61,12 +72,6 @@ def weights_only(layer: QuantizedLayer, bias: torch.Tensor | None) -> SimulatedL
     return SimulatedLinear(replace(layer, spec=replace(layer.spec, input=None)), bias)
 
 
-def place(network: torch.nn.Module, name: str, module: torch.nn.Module) -> None:
-    """Put `module` in the place of the submodule called `name`."""
-    parent, _, child = name.rpartition(".")
-    setattr(network.get_submodule(parent), child, module)
-
-
 def simulate(network: torch.nn.Module, state: QuantizedState) -> None:
     """Replace the linears of `network` that `state` holds and quantize its attentions, in place.
 
@@ -84,7 +89,9 @@ def simulate(network: torch.nn.Module, state: QuantizedState) -> None:
                 f"layer {name}: the state has a weight of {(layer.n, layer.k)}, the model {shape}: "
                 "they are not of the same model"
             )
-        place(network, name, SimulatedLinear(layer, linear.bias))
+        # A network that reads its blocks when they run is not to hold their weights either.
+        kept = not is_fake(linear.weight)
+        place(network, name, SimulatedLinear(layer, linear.bias, kept=kept))
     for name, fmt in state.attention.items():
         attention_module(network, name).set_processor(QuantizedAttention(format_by_name(fmt)))
 

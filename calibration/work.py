@@ -17,6 +17,7 @@ import torch
 from fp4dit_onnx.calibration.samples import Samples, Stored
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import Origin, plain, read_json
+from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.spec.state import (
     WORK_MANIFEST,
     QuantizedLayer,
@@ -28,12 +29,12 @@ from fp4dit_onnx.spec.state import (
 __all__ = ["Work", "model_digest"]
 
 
-def model_digest(network: torch.nn.Module) -> str:
+def model_digest(network: Network) -> str:
     """SHA-256 over the names and bytes of a network's tensors."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
+    for name in sorted(network.module.state_dict()):
         digest.update(name.encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
+        digest.update(network.tensor(name).contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

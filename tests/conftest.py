@@ -132,6 +132,15 @@ def traced_twin(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tra
     return cache(make)
 
 
+@pytest.fixture(scope="session")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """Makes the `twins.Twin` of an official model's transformer, each once."""
+    pytest.importorskip("diffusers")
+    from twins import make_twin
+
+    return cache(lambda name: make_twin(name, tmp_path_factory.mktemp("twins") / name))
+
+
 @pytest.fixture(scope="module")
 def one_torch_thread() -> Iterator[None]:
     """Torch's threads wait busily for each other, which is slow where tests share the cores."""

@@ -29,9 +29,10 @@ from fp4dit_onnx.calibration.record import (
     part_of,
 )
 from fp4dit_onnx.calibration.run import Calibration, calibrate
-from fp4dit_onnx.calibration.walk import Unit, units_of
+from fp4dit_onnx.calibration.units import Unit, units_of
 from fp4dit_onnx.calibration.work import Work, model_digest
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.network.network import whole
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedState, save_state
 from fp4dit_onnx.system.progress import SilentReporter
@@ -99,11 +100,11 @@ LAYERS = (
     "embed",
 )
 UNITS = (
-    Unit("embed", ("embed",), block=False),
-    Unit("blocks.0", ("blocks.0.mix", "blocks.0.ff.0", "blocks.0.ff.1"), block=True),
-    Unit("blocks.1", ("blocks.1.mix", "blocks.1.ff.0", "blocks.1.ff.1"), block=True),
-    Unit("blocks.2", ("blocks.2.mix",), block=True),
-    Unit("head", ("head",), block=False),
+    Unit("embed", ("embed",)),
+    Unit("blocks.0", ("blocks.0.mix", "blocks.0.ff.0", "blocks.0.ff.1")),
+    Unit("blocks.1", ("blocks.1.mix", "blocks.1.ff.0", "blocks.1.ff.1")),
+    Unit("blocks.2", ("blocks.2.mix",)),
+    Unit("head", ("head",)),
 )
 
 
@@ -142,9 +143,10 @@ def calibrated(
 ) -> Calibration:
     options = {"seed": 0, "provenance": {}, **changes}
     specs = dict.fromkeys(LAYERS, SPEC)
-    work = Work(folder, {"model": model_digest(network), "method": str(method)})
+    made = whole(network)
+    work = Work(folder, {"model": model_digest(made), "method": str(method)})
     return calibrate(
-        network,
+        made,
         specs,
         method,
         sampler_of(network),
@@ -164,14 +166,16 @@ def saved(state: QuantizedState, path: Path) -> bytes:
 
 def test_units_come_in_the_order_of_the_calls(network: Network) -> None:
     call = part_of(first_call(network, sampler_of(network)), torch.arange(1))
-    assert units_of(network, LAYERS, call) == UNITS
+    made = whole(network)
+    assert units_of(made.topology(call, 1), made.blocks, LAYERS) == UNITS
 
 
 def test_a_layer_that_never_runs_is_named(network: Network) -> None:
     network.idle = torch.nn.Linear(WIDTH, WIDTH)
     call = part_of(first_call(network, sampler_of(network)), torch.arange(1))
+    made = whole(network)
     with pytest.raises(UsageError, match="layer idle was never run while sampling"):
-        units_of(network, (*LAYERS, "idle"), call)
+        units_of(made.topology(call, 1), made.blocks, (*LAYERS, "idle"))
 
 
 def test_samples_go_where_errors_matter() -> None:

@@ -30,6 +30,7 @@ from fp4dit_onnx.calibration.run import (
 )
 from fp4dit_onnx.calibration.simulate import SimulatedLinear, simulate, simulated
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.network.network import whole
 from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.compare import linear_rounding_bound, same_bits, within
 from fp4dit_onnx.numbers.compare import sqnr_db as sqnr_db_numpy
@@ -281,7 +282,7 @@ def test_state_of_another_model(network: TinyNetwork) -> None:
 
 def calibrated(network: Any, spec: LayerSpec = SPEC, seed: int = 0) -> Calibration:
     return calibrate(
-        network,
+        whole(network),
         dict.fromkeys(USED, spec),
         method_by_name("fp-rtn"),
         Sampler(lambda on_call: run_calls(network, on_call), calls=len(CALLS)),
@@ -341,7 +342,7 @@ def test_calibrate_advances_the_progress(network: TinyNetwork) -> None:
             return contextlib.nullcontext(steps.append)
 
     calibrate(
-        network,
+        whole(network),
         {"first": SPEC},
         method_by_name("fp-rtn"),
         Sampler(lambda on_call: run_calls(network, on_call), calls=len(CALLS)),

@@ -28,6 +28,7 @@ from fp4dit_onnx.calibration.methods import method_by_name
 from fp4dit_onnx.calibration.record import Sampler
 from fp4dit_onnx.calibration.run import calibrate
 from fp4dit_onnx.families import InputSpec, family_of
+from fp4dit_onnx.network.network import whole
 from fp4dit_onnx.numbers.formats import format_by_name
 from fp4dit_onnx.passes.pipeline import float_passes, quantize_passes, run_passes
 from fp4dit_onnx.spec.recipe import FORMS, make_recipe
@@ -81,7 +82,7 @@ def models(network: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         on_call()
 
     result = calibrate(
-        network,
+        whole(network),
         specs,
         method_by_name("fp-rtn"),
         Sampler(sample, calls=1),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import pytest
@@ -13,21 +11,15 @@ pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 import torch
-from random_pipeline import make as make_pipeline
+from twins import BATCH, Twin
 
-from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import Fp4DitError
-from fp4dit_onnx.families import Family, family_of
 from fp4dit_onnx.network.blocks import block_names, tensors_of
 from fp4dit_onnx.network.fake import is_fake
-from fp4dit_onnx.network.network import Network, whole
-from fp4dit_onnx.network.networks import EXAMPLE_SIZES, example_inputs, fake_transformer
-from fp4dit_onnx.network.positions import arguments_of
-from fp4dit_onnx.network.stored import loaded
-from fp4dit_onnx.network.streaming import StoredTensors, streamed
+from fp4dit_onnx.network.network import whole
+from fp4dit_onnx.network.streaming import StoredTensors
 from fp4dit_onnx.network.topology import Topology, Value
 
-BATCH = EXAMPLE_SIZES["batch"]
 DOUBLE, SINGLE = "transformer_blocks", "single_transformer_blocks"
 MODELS = {
     "pixart-alpha-512": 1,
@@ -40,51 +32,6 @@ MODELS = {
     "sana-1600m": 1,
 }
 """Twin of a family -> results of blocks that are kept between two blocks, at most."""
-
-
-@dataclass(frozen=True)
-class Twin:
-    """A small transformer with random weights, in memory and streamed, and a call of it."""
-
-    family: Family
-    network: Any
-    streamed: Network
-    call: tuple[tuple[Any, ...], dict[str, Any]]
-
-    @property
-    def topology(self) -> Topology:
-        """Of the call."""
-        return self.streamed.topology(self.call, BATCH)
-
-
-@pytest.fixture(scope="module")
-def twin(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Twin]:
-    """Makes the twin of an official model's transformer, each once."""
-    folder = tmp_path_factory.mktemp("twins")
-
-    @cache
-    def made(name: str) -> Twin:
-        make_pipeline(name, folder / name, twin=True, components=("transformer",))
-        checkpoint = open_checkpoint(folder / name, only=("transformer",))
-        family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
-        fake = fake_transformer(family.transformer, checkpoint.transformer_config)
-        interface = family.interface(fake.config)
-        torch.manual_seed(1)
-        inputs = example_inputs(interface, fake.config)
-        for spec in interface.inputs:
-            value = inputs[spec.name]
-            if value.is_floating_point():
-                inputs[spec.name] = torch.rand_like(value)
-            elif spec.values is not None:
-                inputs[spec.name] = torch.zeros_like(value)
-        if family.name in ("DiT", "AuraFlow"):  # square images; stored positions end at 16
-            inputs["hidden_states"] = inputs["hidden_states"][..., :16, :16].contiguous()
-        read = StoredTensors(fake.stored_under(checkpoint.tensors))
-        part = checkpoint.components["transformer"]
-        network = streamed(fake, interface, read)
-        return Twin(family, loaded(part), network, ((), arguments_of(interface, inputs)))
-
-    return made
 
 
 def blockwise(twin: Twin, note: Callable[[int], None]) -> Any:

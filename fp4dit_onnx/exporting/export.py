@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from fp4dit_onnx.calibration.run import Calibration
     from fp4dit_onnx.calibration.work import Work
     from fp4dit_onnx.checkpoint.tensor_files import TensorInfo
+    from fp4dit_onnx.network.network import Network
     from fp4dit_onnx.network.networks import FakeNetwork
     from fp4dit_onnx.passes.base import PassReport
 
@@ -209,17 +210,22 @@ class _Export:
         return _Weights(layers, quantizer, {}, {"model_sqnr_db": None, "case_sqnr_db": ()})
 
     def _calibrated(self) -> _Weights:
-        """Layers as calibration finds them, with the float pipeline in memory."""
+        """Layers as calibration finds them, while it runs the float pipeline."""
         from fp4dit_onnx.calibration.sampling import load_pipeline
+        from fp4dit_onnx.network.stored import opened
 
+        planned, budget = self._planned, self._request.max_ram
+        checkpoint = planned.checkpoint
         with self._report.stage("loading the model", 1) as advance:
-            pipeline = load_pipeline(self._planned.checkpoint)
+            interface = planned.family.interface(checkpoint.transformer_config)
+            network = opened(checkpoint.components["transformer"], interface, budget)
+            pipeline = load_pipeline(checkpoint, network, budget)
             advance(1)
-        result = _calibrate(self._request, self._planned, pipeline, self._report)
+        result = _calibrate(self._request, planned, network, pipeline, self._report)
         state, errors = result.state, result.errors
         measured = {
             "model_sqnr_db": result.model_sqnr_db,
-            "case_sqnr_db": tuple(_case_errors(self._planned, pipeline.transformer, state)),
+            "case_sqnr_db": tuple(_case_errors(planned, network.module, state)),
         }
         return _Weights(
             layers=state.layout.layers,
@@ -290,7 +296,7 @@ class _Export:
 
 
 def _calibrate(
-    request: ExportRequest, planned: Plan, pipeline: Any, report: Reporter
+    request: ExportRequest, planned: Plan, network: Network, pipeline: Any, report: Reporter
 ) -> Calibration:
     from fp4dit_onnx.calibration.run import calibrate
     from fp4dit_onnx.calibration.sampling import pipeline_sampler
@@ -300,11 +306,11 @@ def _calibrate(
     candidates = planned.recipe.candidates(tuple(planned.specs))
     work = None
     if planned.trains:
-        fingerprint = _fingerprint(request, planned, pipeline.transformer)
+        fingerprint = _fingerprint(request, planned, network)
         work = Work(work_folder(request), fingerprint)
     try:
         return calibrate(
-            pipeline.transformer,
+            network,
             planned.specs,
             planned.method,
             pipeline_sampler(pipeline, planned.family, planned.prompts, seeds, planned.sampling),
@@ -326,7 +332,7 @@ def _calibrate(
         raise
 
 
-def _fingerprint(request: ExportRequest, planned: Plan, network: Any) -> dict[str, Any]:
+def _fingerprint(request: ExportRequest, planned: Plan, network: Network) -> dict[str, Any]:
     """All that a calibration depends on."""
     from fp4dit_onnx.calibration.work import model_digest
 

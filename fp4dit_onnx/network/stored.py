@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,9 +12,11 @@ import torch
 from fp4dit_onnx.checkpoint.checkpoint import Checkpoint, Component
 from fp4dit_onnx.checkpoint.tensor_reading import read_float32
 from fp4dit_onnx.families.autoencoders import older_vae_name
+from fp4dit_onnx.families.interface import Interface
 from fp4dit_onnx.families.text_encoders import TEXT_ENCODERS
 from fp4dit_onnx.files import CHECKPOINT, read_json
 from fp4dit_onnx.network.fake import unfilled
+from fp4dit_onnx.network.network import Network, whole
 from fp4dit_onnx.network.networks import (
     diffusers_maker,
     faked,
@@ -22,9 +25,10 @@ from fp4dit_onnx.network.networks import (
     stored_tensors,
     text_encoder_maker,
 )
+from fp4dit_onnx.network.streaming import StoredTensors, streamed
 from fp4dit_onnx.system.silence import quiet
 
-__all__ = ["fitted", "loaded"]
+__all__ = ["fitted", "loaded", "opened"]
 
 SHOWN = 3
 """Names in a note."""
@@ -80,6 +84,24 @@ def loaded(part: Component) -> torch.nn.Module:
     with quiet():
         module.load_state_dict({n: values[id(i)] for n, i in found.items()}, assign=True)
     return module
+
+
+def opened(part: Component, interface: Interface, budget: float) -> Network:
+    """The network of a component: in memory if it fits, else a shell that reads its blocks.
+
+    Args:
+        part: of a checkpoint.
+        interface: of the network.
+        budget: bytes that its tensors may take in memory, in float32; a shell's own come on top.
+
+    Raises:
+        CheckpointError: as `fitted`.
+    """
+    if sum(4 * math.prod(info.shape) for info in part.tensors.values()) <= budget:
+        return whole(loaded(part))
+    fake = faked(part.class_name, _maker(part))
+    found = stored_tensors(fake.module, part.tensors, _other_name(part))
+    return streamed(fake, interface, StoredTensors(found, budget))
 
 
 def _maker(part: Component) -> Callable[[], torch.nn.Module]:

@@ -14,7 +14,7 @@ from fp4dit_onnx.network.blocks import BlockCall, answer_with, block_names, bloc
 from fp4dit_onnx.network.dynamic import dynamic
 from fp4dit_onnx.network.fake import is_fake, like
 from fp4dit_onnx.network.network import Network
-from fp4dit_onnx.network.networks import EXAMPLE_SIZES, FakeNetwork, example_inputs
+from fp4dit_onnx.network.networks import FakeNetwork, example_inputs
 from fp4dit_onnx.network.positions import arguments_of
 from fp4dit_onnx.network.topology import topology_of
 
@@ -29,7 +29,7 @@ class StoredTensors:
         budget: bytes that may stay.
     """
 
-    def __init__(self, tensors: Mapping[str, TensorInfo], budget: int = 0) -> None:
+    def __init__(self, tensors: Mapping[str, TensorInfo], budget: float = 0) -> None:
         self._tensors, self._left = tensors, budget
         self._kept: dict[str, torch.Tensor] = {}
 
@@ -64,7 +64,7 @@ def streamed(
         inputs = example_inputs(interface, network.config)
         call = (), arguments_of(interface, inputs)
     with dynamic(module):
-        shared = topology_of(module, blocks, call, EXAMPLE_SIZES["batch"]).shared
+        shared = topology_of(module, blocks, call, batch=None).shared
     values: dict[int, torch.Tensor] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         if is_fake(tensor) and (block_of(name, blocks) is None or name in shared):

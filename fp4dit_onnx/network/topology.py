@@ -66,15 +66,15 @@ class Node:
         name: torch name.
         block: whether it is a block.
         arguments: its tensors in, in order.
-        results: its tensors out, in order; of a linear none, since nothing runs without it.
+        results: its tensors out, in order.
         structure: of what it returns, each tensor's number in its place.
     """
 
     name: str
     block: bool
     arguments: tuple[Tensor, ...]
-    results: tuple[Result, ...] = ()
-    structure: Any = None
+    results: tuple[Result, ...]
+    structure: Any
 
     @property
     def reads(self) -> frozenset[Value]:
@@ -83,8 +83,8 @@ class Node:
 
     @property
     def values(self) -> tuple[Value, ...]:
-        """Its results."""
-        return tuple((self.name, i) for i in range(len(self.results)))
+        """Its results; those of a linear are none: linears run with what is around the blocks."""
+        return tuple((self.name, i) for i in range(len(self.results))) if self.block else ()
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def topology_of(
     network: torch.nn.Module,
     blocks: Sequence[str],
     call: tuple[tuple[Any, ...], Mapping[str, Any]],
-    batch: int,
+    batch: int | None,
 ) -> Topology:
     """Run `network` once, on tensors without values.
 
@@ -187,7 +187,7 @@ def topology_of(
         network: with or without weights, in any mixture.
         blocks: names of its blocks.
         call: its arguments; only types and shapes of the tensors count.
-        batch: samples of the call.
+        batch: samples of the call; None where results are of no interest.
 
     Raises:
         Fp4DitError: a block runs twice, or gives a tensor whose first axis is not the batch.
@@ -206,7 +206,7 @@ def topology_of(
     }
     with torch.no_grad(), mode, run.hooks(linears), answered(network, blocks, run.answer), marks:
         output = network(*args, **kwargs)
-    ends = frozenset().union(*(marks.of(tensor) for tensor in tensors_of(list(output))))
+    ends = frozenset().union(*(marks.of(tensor) for tensor in tensors_of(output)))
     return Topology(tuple(run.nodes), ends, frozenset(marks.read))
 
 
@@ -221,20 +221,22 @@ def _fake_in(mode: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 class _Run:
     """Notes nodes while the network runs."""
 
-    def __init__(self, marks: _Marks, batch: int) -> None:
+    def __init__(self, marks: _Marks, batch: int | None) -> None:
         self.nodes: list[Node] = []
         self._marks, self._batch = marks, batch
         self._results: dict[object, Any] = {}
 
     @contextmanager
     def hooks(self, linears: Mapping[str, torch.nn.Module]) -> Iterator[None]:
+        def hook(name: str) -> Any:
+            def ran(module: torch.nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+                if all(node.name != name for node in self.nodes):
+                    self._note(BlockCall.of(name, module, args, kwargs), result, block=False)
+
+            return ran
+
         handles = [
-            module.register_forward_pre_hook(
-                lambda module, args, kwargs, name=name: self._linear(
-                    BlockCall.of(name, module, args, kwargs)
-                ),
-                with_kwargs=True,
-            )
+            module.register_forward_hook(hook(name), with_kwargs=True)
             for name, module in linears.items()
         ]
         try:
@@ -242,10 +244,6 @@ class _Run:
         finally:
             for handle in handles:
                 handle.remove()
-
-    def _linear(self, call: BlockCall) -> None:
-        if all(node.name != call.name for node in self.nodes):
-            self.nodes.append(Node(call.name, block=False, arguments=self._arguments(call)))
 
     def answer(self, call: BlockCall) -> Any:
         if any(node.name == call.name for node in self.nodes):
@@ -260,25 +258,27 @@ class _Run:
         result = pytree.tree_map_only(
             torch.Tensor, lambda t: torch.empty(t.shape, dtype=t.dtype), self._results[kind]
         )
-        tensors = tensors_of(result)
-        for i, tensor in enumerate(tensors):
-            if tensor.ndim == 0 or tensor.shape[0] != self._batch:
+        for i, tensor in enumerate(tensors_of(result)):
+            if self._batch is not None and tuple(tensor.shape[:1]) != (self._batch,):
                 raise Fp4DitError(
                     f"block {call.name} gives a tensor of shape {list(tensor.shape)}: expected one "
                     f"row for each of the {self._batch} samples"
                 )
             self._marks.mark(tensor, frozenset({(call.name, i)}))
-        numbers = iter(range(len(tensors)))
-        self.nodes.append(
-            Node(
-                call.name,
-                block=True,
-                arguments=self._arguments(call),
-                results=tuple(Result(tuple(t.shape[1:]), t.dtype) for t in tensors),
-                structure=pytree.tree_map_only(torch.Tensor, lambda _: next(numbers), result),
-            )
-        )
+        self._note(call, result, block=True)
         return result
+
+    def _note(self, call: BlockCall, result: Any, *, block: bool) -> None:
+        tensors = tensors_of(result)
+        numbers = iter(range(len(tensors)))
+        node = Node(
+            call.name,
+            block,
+            self._arguments(call),
+            tuple(Result(tuple(t.shape[1:]), t.dtype) for t in tensors),
+            pytree.tree_map_only(torch.Tensor, lambda _: next(numbers), result),
+        )
+        self.nodes.append(node)
 
     def _arguments(self, call: BlockCall) -> tuple[Tensor, ...]:
         paths, _ = pytree.tree_flatten_with_path(call.arguments)

@@ -1,0 +1,61 @@
+"""Small transformers with random weights, of every family, and a call of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from random_pipeline import make as make_pipeline
+
+from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
+from fp4dit_onnx.families import Family, family_of
+from fp4dit_onnx.network.network import Call, Network
+from fp4dit_onnx.network.networks import EXAMPLE_SIZES, example_inputs, fake_transformer
+from fp4dit_onnx.network.positions import arguments_of
+from fp4dit_onnx.network.stored import loaded
+from fp4dit_onnx.network.streaming import StoredTensors, streamed
+from fp4dit_onnx.network.topology import Topology
+
+__all__ = ["BATCH", "Twin", "make_twin"]
+
+BATCH = EXAMPLE_SIZES["batch"]
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A small transformer with random weights, in memory and streamed, and a call of it."""
+
+    family: Family
+    network: Any
+    streamed: Network
+    call: Call
+
+    @property
+    def topology(self) -> Topology:
+        """Of the call."""
+        return self.streamed.topology(self.call, BATCH)
+
+
+def make_twin(name: str, folder: Path) -> Twin:
+    """The twin of an official model's transformer, in the new folder `folder`."""
+    make_pipeline(name, folder, twin=True, components=("transformer",))
+    checkpoint = open_checkpoint(folder, only=("transformer",))
+    family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
+    fake = fake_transformer(family.transformer, checkpoint.transformer_config)
+    interface = family.interface(fake.config)
+    torch.manual_seed(1)
+    inputs = example_inputs(interface, fake.config)
+    for spec in interface.inputs:
+        value = inputs[spec.name]
+        if value.is_floating_point():
+            inputs[spec.name] = torch.rand_like(value)
+        elif spec.values is not None:
+            inputs[spec.name] = torch.zeros_like(value)
+    if family.name in ("DiT", "AuraFlow"):  # square images; stored positions end at 16
+        inputs["hidden_states"] = inputs["hidden_states"][..., :16, :16].contiguous()
+    read = StoredTensors(fake.stored_under(checkpoint.tensors))
+    part = checkpoint.components["transformer"]
+    network = streamed(fake, interface, read)
+    return Twin(family, loaded(part), network, ((), arguments_of(interface, inputs)))

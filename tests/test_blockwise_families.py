@@ -1,0 +1,134 @@
+"""Calibration along every family's topology: what a unit is shown is what the network gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+import torch
+from twins import BATCH, Twin
+
+from fp4dit_onnx.calibration.blockwise import Blockwise
+from fp4dit_onnx.calibration.draft import finished
+from fp4dit_onnx.calibration.methods import method_by_name
+from fp4dit_onnx.calibration.samples import Samples, Tape
+from fp4dit_onnx.calibration.simulate import weights_only
+from fp4dit_onnx.calibration.units import Unit, units_of
+from fp4dit_onnx.calibration.work import Work
+from fp4dit_onnx.network.blocks import BlockCall, tensors_of
+from fp4dit_onnx.network.placing import replaced
+from fp4dit_onnx.spec.spec import LayerSpec
+from fp4dit_onnx.spec.state import QuantizedLayer
+from fp4dit_onnx.system.progress import SilentReporter
+
+SPEC = LayerSpec.of("e2m1", "e2m3", 16)
+METHOD = method_by_name("fp-rtn").with_stage("choose-format")
+"""Looks at inputs and targets, and trains nothing."""
+
+
+class _Reached(Exception):  # noqa: N818 - leaves a network
+    pass
+
+
+def received(network: Any, unit: str, call: Any) -> list[Any]:
+    """Tensors that a part of the whole network receives."""
+    found: list[Any] = []
+
+    def hook(module: Any, args: Any, kwargs: Any) -> None:
+        found.extend(BlockCall.of(unit, module, args, kwargs).tensors)
+        raise _Reached
+
+    handle = network.get_submodule(unit).register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        network(*call[0], **call[1])
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    return found
+
+
+def results(network: Any, unit: str, call: Any) -> list[Any]:
+    """Tensors that a part of the whole network gives."""
+    found: list[Any] = []
+    handle = network.get_submodule(unit).register_forward_hook(
+        lambda module, args, result: found.extend(tensors_of(result))
+    )
+    try:
+        network(*call[0], **call[1])
+    finally:
+        handle.remove()
+    return found
+
+
+def samples_of(twin: Twin, folder: Path) -> Samples:
+    tape = Tape(folder, BATCH)
+    tape.write(0, twin.call, BATCH)
+    return tape.finish(torch.ones(BATCH), paired=False)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name",
+    ["pixart-alpha-512", "hunyuan-dit-1.1", "dit-xl-2-256", "flux-dev", "sd3-medium", "auraflow"],
+)
+def test_units_see_what_the_whole_network_gives_them(
+    twin: Callable[[str], Twin], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inputs from the network quantized so far, targets from the float one, bit for bit."""
+    made = twin(name)
+    topology, whole = made.topology, made.network
+    linears = {n: m for n, m in whole.named_modules() if isinstance(m, torch.nn.Linear)}
+    kept = [pattern for pattern, _ in made.family.skip]
+    kept.append(f"{topology.blocks[1].name}.*")  # a block that stays in float
+    specs = {n: SPEC for n in linears if not any(fnmatchcase(n, pattern) for pattern in kept)}
+    done: dict[str, QuantizedLayer] = {}
+    original = Blockwise._quantize
+    seen: list[str] = []
+
+    def compared(self: Any, number: int, unit: Unit, float_unit: Any) -> Any:
+        seen.append(unit.name)
+        objective = float_unit.objective
+        args, kwargs = objective.inputs.take(slice(0, BATCH))
+        so_far = {n: weights_only(layer, linears[n].bias) for n, layer in done.items()}
+        with replaced(whole, so_far):
+            wanted = received(whole, unit.name, made.call)
+        for ours, theirs in zip([*args, *tensors_of(kwargs)], wanted, strict=True):
+            assert torch.equal(ours, theirs), unit.name
+        outputs = results(whole, unit.name, made.call)
+        assert objective.targets
+        for i, target in objective.targets.items():
+            assert torch.equal(target.read(slice(0, BATCH)), outputs[i]), unit.name
+        drafts = original(self, number, unit, float_unit)
+        done.update(finished(drafts))
+        return drafts
+
+    monkeypatch.setattr(Blockwise, "_quantize", compared)
+    units = units_of(topology, made.streamed.blocks, specs)
+    some = next(u for u in units if u.name == topology.blocks[0].name).layers[:1]
+    work = Work(tmp_path / "work", {})
+    layers = Blockwise(
+        network=made.streamed,
+        topology=topology,
+        specs=specs,
+        method=METHOD,
+        samples=samples_of(made, tmp_path / "inputs"),
+        guidance=1.0,
+        candidates=dict.fromkeys(some, ("e2m1", "e1m2")),
+        work=work,
+        chunk=BATCH,
+        seed=0,
+        reporter=SilentReporter(),
+    ).run(units)
+    assert seen == [unit.name for unit in units]
+    assert layers.keys() == specs.keys()
+    left = {path.name for path in work.folder.glob("*.npy")}
+    ends = {f"{kind}.{n}.{i}.npy" for kind in ("float", "quantized") for n, i in topology.output}
+    assert left <= ends  # what nobody reads any more is gone
