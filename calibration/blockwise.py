@@ -137,6 +137,9 @@ class Blockwise:
         name, number = value
         return Array(self.work.folder / f"{kind}.{name}.{number}.npy")
 
+    def _reader(self, kind: str, chunk: slice) -> Callable[[Value], torch.Tensor]:
+        return lambda value: self._array(kind, value).read(chunk)
+
     def _drop(self, values: Iterable[Value]) -> None:
         for name, number in values:
             for kind in (FLOAT, QUANTIZED):
@@ -176,7 +179,7 @@ class Blockwise:
                 node.name,
                 self.samples.take(chunk),
                 chunk.stop - chunk.start,
-                lambda value, chunk=chunk: self._array(kind, value).read(chunk),
+                self._reader(kind, chunk),
             )
             given = ((), reached.arguments) if node.block else (tuple(reached.tensors), {})
             visit(chunk, given)

@@ -124,7 +124,7 @@ class Topology:
         return max((len(self.live_after(node.name)) for node in self.nodes), default=0)
 
 
-class _Marks(TorchDispatchMode):
+class _Marks(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Carries marks from an operation's operands to its results, storage by storage.
 
     Views share their storage and so their marks: a result may be marked with too much, never with
@@ -132,7 +132,7 @@ class _Marks(TorchDispatchMode):
     """
 
     def __init__(self, watched: Mapping[int, str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._marks: dict[int, frozenset[Value]] = {}
         self._kept: list[Any] = []  # so that no storage's address is used again
         self._watched, self._paused = watched, False
