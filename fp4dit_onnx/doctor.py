@@ -122,7 +122,7 @@ def _onnxruntime(name: str) -> Finding:
 
     version = onnxruntime.__version__
     if _release(version) < MIN_ORT:
-        cause = f"bundles use opset 21, which begins with ONNX Runtime {MIN_ORT[0]}.{MIN_ORT[1]}"
+        cause = f"bundles use opset 21, which needs ONNX Runtime {MIN_ORT[0]}.{MIN_ORT[1]}"
         return Finding(name, False, True, found or version, cause, f"{cure} --upgrade")
     return Finding(name, True, True, found or version)
 
@@ -177,7 +177,7 @@ def _kernels(name: str) -> Finding:
     found = f"largest difference between kernels and function bodies {error:.1e}"
     if error <= bound:
         return Finding(name, True, True, found)
-    cause = f"the library computes something else than the operators mean (bound {bound:.1e})"
+    cause = f"the library's results differ from the operators' definition (bound {bound:.1e})"
     return Finding(name, False, True, found, cause, f"{REINSTALL}; report it if it stays")
 
 

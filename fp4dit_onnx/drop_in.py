@@ -141,7 +141,7 @@ def _flat(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _is(value: Any, default: Any) -> bool:
-    """Whether `value` says nothing: None, or the default, which is no tensor."""
+    """Whether `value` says nothing: None, or the default, which is not a tensor."""
     plain = isinstance(value, bool | int | float | str)
     return value is None or (plain and type(value) is type(default) and bool(value == default))
 

@@ -2,8 +2,8 @@
 
     Fp4DitError
     |- UsageError            the request is wrong: exit code 2
-    |  |- CheckpointError    the folder given is no readable pipeline
-    |  |- BundleError        the folder given is no readable bundle
+    |  |- CheckpointError    the folder given is not a readable pipeline
+    |  |- BundleError        the folder given is not a readable bundle
     |  `- MissingExtraError  an optional part of the package is not installed
     `- VerificationError     a bundle does not compute what it should: exit code 1
 

@@ -314,7 +314,7 @@ def test_commands_name_the_damage(
 
 def test_commands_on_what_is_no_model(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its bytes and sha256 are those of the manifest."""
-    assert "transformer/model.onnx is no ONNX model" in said(capsys, "inspect", bundle)
+    assert "transformer/model.onnx is not an ONNX model" in said(capsys, "inspect", bundle)
 
 
 def test_verify_names_what_was_altered(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -546,7 +546,7 @@ def test_inspect_names_operators_without_a_body(run: Any, small_model: Path) -> 
 @pytest.mark.parametrize("content", [b"", b"no model at all", bytes(100)])
 def test_inspect_refuses_other_files(run: Any, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.onnx").write_bytes(content)
-    assert_one_line(run("inspect", tmp_path / "x.onnx"), "is no ONNX model", "expected")
+    assert_one_line(run("inspect", tmp_path / "x.onnx"), "is not an ONNX model", "expected")
 
 
 def test_inspect_pipeline(run: Any, demo_folder: Path) -> None:

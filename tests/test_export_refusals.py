@@ -161,7 +161,7 @@ def test_a_disk_that_fills_up_half_way(
         fill(self, tensor, *rest)
 
     monkeypatch.setattr(ModelFile, "_fill", full)
-    with pytest.raises(UsageError, match=r"is full: free some room and give the same command"):
+    with pytest.raises(UsageError, match=r"is full: free some space and repeat the command"):
         export(request(tmp_path / "bundle"))
     assert [p.name for p in tmp_path.iterdir()] == ["bundle.calibration"]
     first, left = done.copy(), 10**6

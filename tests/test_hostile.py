@@ -110,7 +110,7 @@ def rename_operator(model: onnx.ModelProto) -> None:
         (lose_input, "FpLinear, has 4 inputs and 1 outputs: expected 5 and 1"),
         (flatten_codes, r"of FpLinear has shape \[-1\]: expected two sizes"),
         (rename_operator, "is of operator 'FpNothing': expected one of FpQuantize"),
-        (lambda model: model.graph.ClearField("node"), "is no ONNX model: expected"),
+        (lambda model: model.graph.ClearField("node"), "is not an ONNX model: expected"),
         (lambda model: setattr(model.graph.initializer[0], "data_type", 99), "element type 99 is"),
     ],
 )
@@ -130,7 +130,7 @@ def test_a_graph_whose_operators_are_not_ours(
 
 def test_bytes_that_are_no_graph(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"[" * 1000)
-    with pytest.raises(BundleError, match="is no ONNX model"):
+    with pytest.raises(BundleError, match="is not an ONNX model"):
         load_graph(tmp_path / "model.onnx")
     with pytest.raises(BundleError, match="no readable ONNX model"):
         load_graph(tmp_path / "absent.onnx")

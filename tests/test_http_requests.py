@@ -116,7 +116,7 @@ def test_what_is_malformed_is_refused(
         assert status(answer) == 404
     else:
         assert status(answer) == 400
-        assert answer.count(b"\r\nServer:") == 1  # what follows is no request of its own
+        assert answer.count(b"\r\nServer:") == 1  # what follows is not a request of its own
     assert exchange(server, get("localhost")).endswith(PAGE)
     assert capfd.readouterr().err == ""
 

@@ -43,7 +43,7 @@ def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 def test_a_lock_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / ".b.lock")
-    with pytest.raises(UsageError, match="is no plain file: delete it"), locked(tmp_path / "b"):
+    with pytest.raises(UsageError, match="is not a plain file: delete it"), locked(tmp_path / "b"):
         pass
 
 

@@ -188,7 +188,7 @@ def test_the_graph_computes_what_diffusers_does(subject: Subject, case: int) -> 
 
 
 def test_dit_draws_what_is_no_square(subject_of: Callable[[str], Subject]) -> None:
-    """The positions of a square and of a part of it are different, and rows are no columns."""
+    """The positions of a square and of a part of it are different, and rows are not columns."""
     subject = subject_of("dit-xl-2-256")
     wide = subject.feed(2, 1, 1, 2)
     found = subject.run(wide)

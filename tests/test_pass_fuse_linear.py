@@ -109,7 +109,7 @@ _PRODUCT_IS_OUTPUT = f"""g (float[B, {K}] x) => (float[B, 12] y, float[B, 12] pr
     ],
 )
 def test_fuse_leaves_an_add_that_is_no_bias(bench: Any, text: str, shape: tuple[int, ...]) -> None:
-    """The product has another reader, or what is added is no vector of N: the bias is zeros."""
+    """The product has another reader, or what is added is not a vector of N: the bias is zeros."""
     weight = bench.layer_parameters("fc")["fc.weight"]
     state = bench.state_of({"fc.weight": weight}, fc="e2m1/e2m3")
     other = "fc.bias" if "fc.bias" in text else "other"
@@ -182,7 +182,7 @@ def test_fuse_skips_a_weight_without_codes(bench: Any) -> None:
 
 
 def test_attention_products_are_nobodys_business(bench: Any) -> None:
-    """Neither variable operands, nor a constant that is no weight, nor a weight not transposed."""
+    """Neither variable operands, nor a constant that is not a weight, nor a weight not transposed."""
     text = """g (float[B, 4, 6] q, float[B, 5, 6] k) =>
         (float[B, 4, 5] y, float[4, 3] z, float[4, 4] w) {
         keys = Transpose <perm = [0, 2, 1]> (k)

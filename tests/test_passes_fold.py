@@ -169,7 +169,7 @@ def test_random_values_stay_random(bench: Any, call: str) -> None:
 
 
 def test_sequences_of_constants_stay(bench: Any) -> None:
-    """A sequence is no tensor, empty or not."""
+    """A sequence is not a tensor, empty or not."""
     text = """g (float[2] x) => (float[2] y, int64 n) <float[2] a = {1, 2}, int64 zero = {0}> {
         none = SequenceEmpty <dtype = 1> ()
         n = SequenceLength (none)

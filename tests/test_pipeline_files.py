@@ -127,7 +127,11 @@ def test_pictures_that_memory_does_not_hold(bundle: Path) -> None:
             {"scaling_factor": 0},
             "scaling_factor is 0.0, expected a number",
         ),
-        ("vae_decoder/config.json", {"block_out_channels": []}, "block_out_channels is no list"),
+        (
+            "vae_decoder/config.json",
+            {"block_out_channels": []},
+            "block_out_channels is not a list",
+        ),
         (
             "transformer/config.json",
             {"in_channels": None},

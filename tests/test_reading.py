@@ -79,10 +79,10 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     with pytest.raises(BundleError, match=r"x\.json not found: expected settings; export the"):
         read_json(path, "settings", BUNDLE)
-    with pytest.raises(BundleError, match="is no file: expected settings"):
+    with pytest.raises(BundleError, match="is not a file: expected settings"):
         read_json(tmp_path, "settings", BUNDLE)
     os.mkfifo(path)
-    with pytest.raises(BundleError, match="is no file: expected settings"):  # and nobody waits
+    with pytest.raises(BundleError, match="is not a file: expected settings"):  # and nobody waits
         read_json(path, "settings", BUNDLE)
     path.unlink()
     path.write_bytes(b"[1]")

@@ -117,7 +117,7 @@ def test_an_old_runtime_is_refused(
 def test_what_is_no_model(tmp_path: Path) -> None:
     model = tmp_path / "model.onnx"
     model.write_bytes(b"no protobuf at all")
-    with pytest.raises(BundleError, match="it is no ONNX model or was cut short"):
+    with pytest.raises(BundleError, match="it is not an ONNX model or was cut short"):
         session(model, library=False)
 
 

@@ -87,7 +87,7 @@ def changed(source: Path, target: Path, file: str, change: dict[str, Any]) -> Pa
         ("text_encoder", "num_layers", -3, "is -3, expected "),
         ("text_encoder", "vocab_size", HUGE, f"is {HUGE}, expected "),
         ("text_encoder", "dropout_rate", [], "is a list, expected "),
-        ("vae", "block_out_channels", None, "block_out_channels is no list of 1 to 16"),
+        ("vae", "block_out_channels", None, "block_out_channels is not a list of 1 to 16"),
         ("vae", "block_out_channels", [32, "64"], "block_out_channels"),
         ("vae", "scaling_factor", "a lot", "is 'a lot', expected a number"),
         ("vae", "layers_per_block", HUGE, f"is {HUGE}, expected "),

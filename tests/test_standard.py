@@ -121,7 +121,7 @@ def test_stored_bytes_are_those_of_onnx(name: str, k: int) -> None:
     fmt = format_by_name(name)
     kind = weight_type(fmt)
     codes = np.random.default_rng(0).integers(0, 2**fmt.bits - 1, (5, k), np.uint8)
-    codes[codes == 2 ** (fmt.bits - 1)] = 0  # an integer zero has one sign, and -128 is no code
+    codes[codes == 2 ** (fmt.bits - 1)] = 0  # an integer zero has one sign, and -128 is not a code
     values = numerics.decode(codes, fmt) / kind.step(fmt)
     expected = onnx.numpy_helper.from_array(values.astype(kind.dtype)).raw_data
     packed, scale = numerics.pack(codes, fmt.storage_bits), np.ones((5, 2), np.float16)

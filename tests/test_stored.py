@@ -116,12 +116,12 @@ def asked(folder: Path) -> ExportRequest:
 @pytest.mark.parametrize(
     ("wrap", "note"),
     [
-        (lambda n: f"_orig_mod.{n}", "'_orig_mod.' of torch.compile is taken off the names of"),
+        (lambda n: f"_orig_mod.{n}", "'_orig_mod.' of torch.compile is removed from the names of"),
         (
             lambda n: n.replace("blocks.0.", "blocks.0._orig_mod."),
-            "'_orig_mod.' of torch.compile is taken off the names of",
+            "'_orig_mod.' of torch.compile is removed from the names of",
         ),
-        (lambda n: f"module.{n}", "'module.' of DataParallel is taken off the names of all"),
+        (lambda n: f"module.{n}", "'module.' of DataParallel is removed from the names of all"),
         (lambda n: f"module._orig_mod.{n}", "'module.' of DataParallel"),
     ],
 )

@@ -117,7 +117,7 @@ def test_tokenizer_needs_a_file_and_a_padding_token(demo_copy: Path) -> None:
     with pytest.raises(BundleError, match="padding token"):
         Tokenizer(folder)
     (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(BundleError, match="is no tokenizer"):
+    with pytest.raises(BundleError, match="is not a tokenizer"):
         Tokenizer(folder)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(BundleError, match="not found: expected a tokenizer"):

@@ -283,7 +283,7 @@ DAMAGE: list[tuple[str, str, Callable[[Path], object], str]] = [
         lambda p: p.write_text('{"added_tokens_decoder": {"5": {"content": "<new>"}}}'),
         "token '<new>' has the number 5, which is",
     ),
-    ("CLIPTokenizer", "tokenizer.json", lambda p: p.write_text("{}"), "is no tokenizer: "),
+    ("CLIPTokenizer", "tokenizer.json", lambda p: p.write_text("{}"), "is not a tokenizer: "),
     ("CLIPTokenizer", "merges.txt", Path.unlink, "no tokenizer.json and no merges.txt"),
     ("CLIPTokenizer", "merges.txt", lambda p: p.write_text("r e\nq z x"), "has the line 'q z x'"),
     (

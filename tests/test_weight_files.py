@@ -221,7 +221,7 @@ def test_a_variant_is_of_the_whole_pipeline(tmp_path: Path) -> None:
     assert pipeline_variant({plain: library, both: library, half: library}) == "fp16"
     assert read_weights(plain, library, "fp16").variant is None
     assert read_weights(both, library, "fp16").variant == "fp16"
-    with pytest.raises(CheckpointError, match="no one variant loads all components"):
+    with pytest.raises(CheckpointError, match="no single variant has all components"):
         pipeline_variant({plain: library, half: library, ema: library})
     with pytest.raises(CheckpointError, match="of library 'flax': expected diffusers or"):
         pipeline_variant({plain: "flax"})

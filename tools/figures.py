@@ -105,7 +105,7 @@ UNMEASURED = {
     "docs/ops/FpAttention_v1.md": "a bound that a test holds",
     "docs/troubleshooting.md": "an order of magnitude",
 }
-"""Pages with figures that are no results, and what they are."""
+"""Pages with figures that are not results, and what they are."""
 
 
 def stale(root: Path = ROOT, figures: tuple[Figures, ...] = FIGURES) -> Iterator[tuple[str, str]]:

@@ -189,7 +189,7 @@ def _new_folder(folder: Path, nbytes: int) -> Iterator[Path]:
         raise UsageError(f"{folder} exists and is not an empty folder: give another one")
     parent = folder.absolute().parent
     if not parent.is_dir():
-        raise UsageError(f"{parent} is no folder: make it first")
+        raise UsageError(f"{parent} is not a folder: make it first")
     free = shutil.disk_usage(parent).free
     if nbytes > free:
         raise UsageError(f"{folder} needs {nbytes:,} bytes and {free:,} are free: give more room")

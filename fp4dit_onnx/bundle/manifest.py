@@ -295,7 +295,7 @@ def read_manifest(path: Path) -> Manifest:
     if version != FORMAT_VERSION or isinstance(version, bool):
         raise BundleError(
             f"{path} has format_version {shown(version)}: this program reads {FORMAT_VERSION}; make it "
-            "anew with  fp4dit-onnx export PIPELINE -o DIR, or install the version that made it"
+            "again with  fp4dit-onnx export PIPELINE -o DIR, or install the version that made it"
         )
     manifest = checked(Manifest, content, str(path), BUNDLE)
     for name in manifest.files:

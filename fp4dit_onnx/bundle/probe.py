@@ -41,7 +41,7 @@ def load_graph(path: Path) -> onnx.ModelProto:
 
     Raises:
         BundleError: no such file, no ONNX model, one without nodes or of unknown element types, or a
-            node of our domain that is no operator of ours or lacks an attribute, input or output.
+            node of our domain that is not an operator of ours or lacks an attribute, input or output.
     """
     try:
         model = onnx.load(path, load_external_data=False)
@@ -51,7 +51,7 @@ def load_graph(path: Path) -> onnx.ModelProto:
         model = onnx.ModelProto()
     if not model.ir_version or not model.graph.node:
         raise BundleError(
-            f"{path} is no ONNX model: expected an .onnx file, a bundle or a diffusers folder"
+            f"{path} is not an ONNX model: expected an .onnx file, a bundle or a diffusers folder"
         )
     graph = model.graph
     types = {t.data_type for t in graph.initializer}
@@ -154,7 +154,7 @@ def read_state(model: onnx.ModelProto) -> QuantizedState:
     """The quantized state that a fused model carries: one layer for each FpLinear, and attentions.
 
     Raises:
-        BundleError: an FpLinear whose weight is no initializer; see `attention_formats` too.
+        BundleError: an FpLinear whose weight is not an initializer; see `attention_formats` too.
     """
     layers = {}
     for view in custom_nodes(model):
@@ -166,7 +166,7 @@ def read_state(model: onnx.ModelProto) -> QuantizedState:
         try:
             parts = {role: view.constants[inputs[place]] for role, place in op.parts.items()}
         except KeyError as error:
-            raise BundleError(f"node {name}: input {error} is no initializer") from error
+            raise BundleError(f"node {name}: input {error} is not an initializer") from error
         layers[name] = QuantizedLayer(name, op.spec(given), given["K"], parts)
     return QuantizedState(layers, attention=attention_formats(model.graph))
 

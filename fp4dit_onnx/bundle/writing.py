@@ -64,8 +64,8 @@ def new_bundle(
             _remove(partial)
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise UsageError(
-                    f"the disk of {output} is full: free some room and give the same command "
-                    "again; what an export has quantized by then is not done again"
+                    f"the disk of {output} is full: free some space and repeat the "
+                    "command; an export resumes where it stopped"
                 ) from error
             raise
 
@@ -74,7 +74,7 @@ def copy_files(source: Path, target: Path) -> None:
     """Copy the files in and below a folder: their bytes, not their permissions.
 
     A source that may not be written to would leave folders that nothing can be added to or deleted
-    from. What is no file, such as a pipe, stays behind.
+    from. What is not a file, such as a pipe, stays behind.
     """
     for folder, _, names in os.walk(source):
         place = target / Path(folder).relative_to(source)
@@ -99,7 +99,7 @@ def check_output(output: Path, overwrite: bool, *, source: Path | None = None) -
         origin = Path(os.path.realpath(source))
         if target == origin or target in origin.parents or origin in target.parents:
             raise UsageError(
-                f"output {output} overlaps the source {source}: expected a folder apart from it; "
+                f"output {output} overlaps the source {source}: expected a separate folder; "
                 "choose another with --output"
             )
     if not os.path.lexists(output):

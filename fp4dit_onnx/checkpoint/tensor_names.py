@@ -45,10 +45,12 @@ def unwrapped(
     for part, of in parts.items():
         count = sum(part in name for name in tensors)
         found = {name: short.replace(part, "") for name, short in found.items()}
-        notes.append(f"{what}: {part!r} of {of} is taken off the names of {count} tensors")
+        notes.append(f"{what}: {part!r} of {of} is removed from the names of {count} tensors")
     if found and all(short.startswith(PARALLEL) for short in found.values()):
         found = {name: short.removeprefix(PARALLEL) for name, short in found.items()}
-        notes.append(f"{what}: {PARALLEL!r} of DataParallel is taken off the names of all tensors")
+        notes.append(
+            f"{what}: {PARALLEL!r} of DataParallel is removed from the names of all tensors"
+        )
     taken: dict[str, str] = {}
     for name, short in found.items():
         if (first := taken.setdefault(short, name)) != name:

@@ -117,7 +117,7 @@ def pipeline_variant(folders: Mapping[Path, str]) -> str | None:
         folders: of the components with weights -> their library.
 
     Raises:
-        CheckpointError: a folder holds no weights, no one variant loads all, or several do.
+        CheckpointError: a folder holds no weights, no single variant has all components, or several do.
     """
     held = {folder: _held(folder, _library(folder, name)) for folder, name in folders.items()}
     for folder, of_folder in held.items():
@@ -132,9 +132,9 @@ def pipeline_variant(folders: Mapping[Path, str]) -> str | None:
     lacking = next(folder for folder, of_folder in held.items() if None not in of_folder)
     found = ", ".join(files[0] for files in held[lacking].values())
     problem = (
-        f"which variant is meant is open: {', '.join(usable)} would all load; move the others away"
+        f"several variants would load: {', '.join(usable)}; keep one and move the others away"
         if usable
-        else "and no one variant loads all components; download one variant of all"
+        else "and no single variant has all components; download one variant of all"
     )
     raise CheckpointError(
         f"{lacking} has no plain weights, which diffusers would read first (found {found}), "
@@ -174,7 +174,7 @@ def _pickled(folder: Path, first: str, held: Mapping[str | None, list[str]]) -> 
     safe = [n for files in held.values() for n in files if ".safetensors" in n]
     if safe:
         return CheckpointError(
-            f"{folder}: {first}, which diffusers would read, is no safetensors file, and "
+            f"{folder}: {first}, which diffusers would read, is not a safetensors file, and "
             f"{safe[0]} beside it is another set of weights: move {first} away to export "
             f"{safe[0]}, or save the pipeline again with safe_serialization=True"
         )

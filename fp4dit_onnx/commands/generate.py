@@ -222,7 +222,7 @@ def _names(images: Sequence[tuple[str, int]]) -> list[str]:
 
 def _slug(text: str) -> str:
     """Letters and digits of any script, with dashes between words."""
-    return re.sub(r"[\W_]+", "-", text.lower()).strip("-")[:40].strip("-") or "picture"
+    return re.sub(r"[\W_]+", "-", text.lower()).strip("-")[:40].strip("-") or "image"
 
 
 def _save(picture: Image.Image, path: Path, *, overwrite: bool) -> None:

@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 MIN_WIDTH = 200
-"""Columns of a table where output is no terminal and wraps nothing."""
+"""Columns of a table where output is not a terminal and wraps nothing."""
 
 
 @dataclass(frozen=True)

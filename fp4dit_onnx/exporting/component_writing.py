@@ -90,7 +90,7 @@ class ComponentWriter:
             What is known of each layer, and what the passes did.
 
         Raises:
-            Fp4DitError: torch cannot trace the network, or a layer is no linear of its graph.
+            Fp4DitError: torch cannot trace the network, or a layer is not a linear of its graph.
         """
         model, reports = self._graph(part)
         return self._weights(part, model, annotate), reports
@@ -158,6 +158,6 @@ def _check_layers(part: Component, model: onnx.ModelProto) -> None:
     absent = [name for name in part.layers if codes_of(name) not in held]
     if absent:
         raise Fp4DitError(
-            f"{part.name}: layer {absent[0]} is no linear of the traced graph, and {len(absent)} "
+            f"{part.name}: layer {absent[0]} is not a linear of the traced graph, and {len(absent)} "
             f"such in all; leave it in float with --rule '{absent[0]}=none'"
         )

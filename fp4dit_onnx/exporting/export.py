@@ -83,8 +83,8 @@ def export(request: ExportRequest, reporter: Reporter | None = None) -> ExportRe
         report.note(note)
     if planned.measured and not planned.trains:
         report.note(
-            f"method {request.method} needs no data; the float model is run all the same, to measure "
-            "errors and for the report: --no-measure skips that"
+            f"method {request.method} needs no calibration data; the float model is run anyway, to "
+            "measure errors and for the report; --no-measure skips this"
         )
     work = work_folder(request)
     with locked(work, report.note):

@@ -41,7 +41,7 @@ DEFAULT_BITS = "w4a16"
 FLOAT_BELOW = 2**30
 """Bytes in float32; smaller encoders stay in float unless told otherwise."""
 EMBEDDINGS = ("embed", "shared", "relative_attention_bias")
-"""In the names of tables that are no linears."""
+"""In the names of tables that are not linears."""
 METHOD = "fp-rtn"
 """Weights are rounded to nearest: no data is needed."""
 

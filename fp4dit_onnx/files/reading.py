@@ -88,7 +88,7 @@ def read_text(path: Path, what: str, origin: Origin, limit: int = SMALL) -> str:
 def _read(path: Path, what: str, origin: Origin, limit: int) -> bytes:
     try:
         if not path.is_file():
-            found = "is no file" if path.exists() else "not found"
+            found = "is not a file" if path.exists() else "not found"
             raise origin.error(f"{path} {found}: expected {what}; {origin.cure}")
         with path.open("rb") as stream:
             data = stream.read(limit + 1)
@@ -160,7 +160,7 @@ def parse_object(
     """The JSON object in `data`; see `parse_json`.
 
     Raises:
-        UsageError: of `origin`'s class: also for JSON that is no object.
+        UsageError: of `origin`'s class: also for JSON that is not an object.
     """
     value = parse_json(data, place, what, origin, infinite=infinite)
     if not isinstance(value, dict):
@@ -245,7 +245,7 @@ def _check_surrogates(value: Any) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise _Refused("half a surrogate pair, which is no character") from None
+        raise _Refused("half a surrogate pair, which is not a character") from None
 
 
 def json_text(content: Mapping[str, Any]) -> bytes:

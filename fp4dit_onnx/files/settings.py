@@ -48,7 +48,7 @@ class _Vae:
         """Its depth has to be known, and be one that images have."""
         levels = self.block_out_channels or self.encoder_block_out_channels
         if not levels or len(levels) > 16:
-            raise UsageError("block_out_channels is no list of 1 to 16 numbers of channels")
+            raise UsageError("block_out_channels is not a list of 1 to 16 numbers of channels")
 
 
 def read_settings(

@@ -30,7 +30,7 @@ class FloatFormat:
         name: the field's usual spelling, such as ``e2m1`` or ``int4``.
         exponent_bits: 0 for the symmetric integer grids.
         mantissa_bits: explicit significand bits.
-        specials: codes that are no numbers: ``finite`` has none, ``fn`` gives the top magnitude to
+        specials: codes that are not numbers: ``finite`` has none, ``fn`` gives the top magnitude to
             NaN (OCP E4M3), ``ieee`` gives the top exponent to infinity and NaN (OCP E5M2).
     """
 
@@ -85,7 +85,7 @@ class FloatFormat:
 
     @cached_property
     def grid(self) -> FloatArray:
-        """Grid integer of every stored code, float32 [2**bits]; codes that are no numbers are NaN."""
+        """Grid integer of every stored code, float32 [2**bits]; codes that are not numbers are NaN."""
         half = 2 ** (self.bits - 1)
         table = np.full(2 * half, np.nan, np.float32)
         table[: len(self.magnitudes)] = self.magnitudes

@@ -31,8 +31,8 @@ __all__ = ["comparison_of", "paired"]
 SECTION_TITLES = {
     "totals": "Side by side",
     "pictures": "Images side by side",
-    "steps": "Error over the steps",
-    "layers": "Error layer by layer",
+    "steps": "Error per denoising step",
+    "layers": "Error per layer",
 }
 Pair = tuple[Subject, Subject]
 SAME_LOAD = 0.25
@@ -143,7 +143,7 @@ STEP = "denoising step"
 MEASURES: tuple[tuple[str, Callable[[Subject], Any], Callable[[Any], Cell]], ...] = (
     ("weights of the transformer", lambda s: s.facts.totals.transformer_bytes, nbytes),
     (
-        "bits a quantized weight",
+        "bits per quantized weight",
         lambda s: s.facts.totals.bits_per_weight,
         lambda v: number(v, f"{v:.2f}"),
     ),
@@ -151,13 +151,13 @@ MEASURES: tuple[tuple[str, Callable[[Subject], Any], Callable[[Any], Cell]], ...
     ("layers in float", lambda s: len(s.facts.skipped), number),
     ("mean weight SQNR, dB", _mean("weight_sqnr_db"), decibels),
     ("mean output SQNR, dB", _mean("output_sqnr_db"), decibels),
-    ("latent SQNR after the last step, dB", _last_latents, decibels),
+    ("latent SQNR after the last denoising step, dB", _last_latents, decibels),
     (
         STEP,
         _median,
         lambda v: number(v, None if v is None else milliseconds(v)),
     ),
-    ("memory of loading and one step", _peak, nbytes),
+    ("memory of loading and one denoising step", _peak, nbytes),
 )
 """Label -> value of a bundle -> its cell."""
 
@@ -192,9 +192,9 @@ def _totals_note(both: Pair) -> str:
             parts.append(f"{subject.name} on {machine.cores} cores of {machine.cpu}{load}")
     if len(parts) < len(both):
         return ""
-    note = f"Times and memory were measured apart: {'; '.join(parts)}."
+    note = f"Times and memory were measured separately: {'; '.join(parts)}."
     reason = _times_apart(both)
-    return f"{note} Times give no difference: {reason}." if reason else note
+    return f"{note} Times cannot be compared: {reason}." if reason else note
 
 
 def _times_apart(both: Pair) -> str:
@@ -203,7 +203,7 @@ def _times_apart(both: Pair) -> str:
     speeds = [evidence.speed for evidence in evidences if evidence and evidence.speed]
     machines = [evidence.machine for evidence in evidences if evidence and evidence.machine]
     if len(speeds) < len(both) or len(machines) < len(both):
-        return "of one it is not known where they were measured"
+        return "for one bundle the machine is unknown"
     if len({(m.cpu, m.cores) for m in machines}) > 1:
         return "the machines differ"
     if len({(s.batch, s.tokens, s.threads, s.isa) for s in speeds}) > 1:
@@ -320,14 +320,15 @@ def _attribute(layers: Mapping[str, tuple[Layer | None, Layer | None]]) -> str:
 def _layer_note(both: Pair, layers: Mapping[str, tuple[Layer | None, Layer | None]]) -> str:
     only = [sum(1 for pair in layers.values() if pair[i] is None) for i in (0, 1)]
     parts = [
-        f"{count} {'layer is' if count == 1 else 'layers are'} quantized in {both[1 - i].name} alone"
+        f"{count} {'layer is' if count == 1 else 'layers are'} quantized only in {both[1 - i].name}"
         for i, count in enumerate(only)
         if count
     ]
     joined = "; ".join(parts) or "Both quantize the same layers"
     return (
-        f"{joined}. Differences of SQNR are {both[1].name} less {both[0].name}. A layer's own error "
-        "is not the image's: methods that train a whole block let single layers err more."
+        f"{joined}. Differences of SQNR are {both[1].name} less {both[0].name}. The error of a layer "
+        "does not determine that of the image: methods that train whole blocks allow larger errors "
+        "of single layers."
     )
 
 

@@ -119,7 +119,7 @@ def _memory_figure(memory: tuple[Memory, ...]) -> Figure:
     peaks = {name: float(value) for name, value in _peaks(memory).items()}
     shown = {name: size(value) for name, value in peaks.items()}
     finding = "added " + ", ".join(f"{name} {text}" for name, text in shown.items())
-    return plots.bars("memory", "Memory of loading and one step", peaks, shown, finding)
+    return plots.bars("memory", "Memory of loading and one denoising step", peaks, shown, finding)
 
 
 def _ratio(value: float, reference: float | None) -> Cell:
@@ -141,7 +141,7 @@ def _size_rows(subject: Subject) -> list[Row]:
             plain(subject.facts.recipe.bits),
             nbytes(totals.transformer_bytes),
             _ratio(totals.transformer_bytes, whole),
-            plain(f"{totals.bits_per_weight:.2f} bits a quantized weight"),
+            plain(f"{totals.bits_per_weight:.2f} bits per quantized weight"),
         ),
         *(
             (plain(f"on disk, {folder}"), plain("bundle"), nbytes(held), number(None), plain(""))

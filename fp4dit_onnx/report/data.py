@@ -40,7 +40,7 @@ FLOAT, LIBRARY, FUNCTIONS = "float32, torch", "quantized", "quantized, no librar
 _ORIGIN = Origin(BundleError, "measure again with  fp4dit-onnx report BUNDLE --model PIPELINE")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SECTIONS = {
-    "quality": "images and latents beside the float model's",
+    "quality": "images and latents compared with the float model's",
     "histograms": "distributions of weights and activations",
     "speed": "time of a denoising step",
     "memory": "memory of a denoising step",
@@ -223,7 +223,7 @@ def _check(evidence: Evidence) -> None:
         for name in ("float_png", "quantized_png", "difference_png"):
             if not _is_png(getattr(picture, name)):
                 raise WrongType(
-                    f"quality.pictures[{number}].{name} is no image: expected base64 of a PNG"
+                    f"quality.pictures[{number}].{name} is not an image: expected base64 of a PNG"
                 )
     for number, histogram in enumerate(evidence.histograms):
         if not histogram.counts or not histogram.low < histogram.high:

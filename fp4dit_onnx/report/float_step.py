@@ -39,7 +39,7 @@ def float_step(
         threads: of torch, from now on in the whole process.
 
     Raises:
-        CheckpointError: the folder is no pipeline of a known family.
+        CheckpointError: the folder is not a pipeline of a known family.
     """
     checkpoint = open_checkpoint(pipeline, only=("transformer",))
     family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)

@@ -99,7 +99,7 @@ def inspect_model(path: Path) -> dict[str, Any]:
     """Facts about an ONNX file: interface, operators, functions, bytes, what is quantized.
 
     Raises:
-        UsageError: the file is no ONNX model, or its attentions are quantized in part.
+        UsageError: the file is not an ONNX model, or its attentions are quantized in part.
     """
     model = load_graph(path)
     graph = model.graph

@@ -81,7 +81,7 @@ def measure(
 
     Raises:
         UsageError: the bundle cannot generate images, or there is no prompt or seed.
-        CheckpointError: the folder is no pipeline, or another one.
+        CheckpointError: the folder is not a pipeline, or another one.
     """
     _check(bundle, prompts, seeds)
     checkpoint = open_checkpoint(model)
@@ -122,7 +122,7 @@ def _check(bundle: Bundle, prompts: Sequence[str], seeds: Sequence[int]) -> None
         raise UsageError("no prompt or no seed: expected at least one of each")
     if not bundle.whole:
         raise UsageError(
-            f"{bundle.folder} holds the transformer alone: expected a bundle that can generate images, "
+            f"{bundle.folder} holds only the transformer: expected a bundle that can generate images, "
             f"to measure {', '.join(SECTIONS)}; export all components"
         )
 
@@ -179,7 +179,7 @@ def _png(picture: Image.Image) -> str:
 
 def _histograms(subject: _Subject) -> Any:
     count = min(WATCHED_PROMPTS, len(subject.prompts))
-    with subject.reporter.stage("looking at layers", 1) as advance:
+    with subject.reporter.stage("reading layers", 1) as advance:
         found = histograms(
             subject.bundle,
             subject.checkpoint.tensors,

@@ -129,7 +129,7 @@ def measure(subject: Subject) -> Memory:
     run()
     after = peak_rss()
     if before is None or loaded is None or after is None:
-        raise Fp4DitError("this system does not tell a process's memory")
+        raise Fp4DitError("this system does not report the memory of a process")
     return Memory(subject.name, before, loaded - before, after - before)
 
 

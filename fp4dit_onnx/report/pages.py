@@ -26,15 +26,15 @@ __all__ = ["Shown", "ShownPicture", "page_of", "score_text", "shown_picture"]
 
 SECTION_TITLES = {
     "pictures": "Images side by side",
-    "steps": "Error over the steps",
-    "layers": "Error layer by layer",
+    "steps": "Error per denoising step",
+    "layers": "Error per layer",
     "values": "Values and grids",
     "cost": "Size, speed and memory",
     "left": "What stays in float",
     "made": "How it was made",
 }
 MEASURE = "fp4dit-onnx report BUNDLE --model PIPELINE"
-"""Measures a bundle anew."""
+"""Measures a bundle again."""
 SQNR = {"output_sqnr_db": "output SQNR", "weight_sqnr_db": "weight SQNR"}
 """Errors of a layer in order of interest."""
 
@@ -130,7 +130,7 @@ def _command_note(subject: Subject) -> str:
     if subject.whole:
         return "Some parts were not measured. This runs the float pipeline and measures them:"
     return (
-        "This bundle holds the transformer alone: export all components to measure what needs "
+        "This bundle holds only the transformer: export all components to measure what needs "
         "images, then run:"
     )
 
@@ -215,7 +215,7 @@ def _picture_note(quality: Quality | None) -> str:
     if quality is None:
         return ""
     s = quality.sampling
-    small = "" if max(s.width, s.height) <= 256 else " Shown smaller than generated."
+    small = "" if max(s.width, s.height) <= 256 else " Shown reduced."
     return (
         f"{s.width} {TIMES} {s.height} pixels, {s.steps} steps, guidance {s.guidance:g}.{small} The "
         "third image of each is the absolute difference, four times as bright."
@@ -264,8 +264,8 @@ def _layer_note(layers: Sequence[Layer], values: Mapping[str, Mapping[str, float
             parts.append(f"{label} not measured")
     joined = ", ".join(parts)
     return (
-        f"{len(layers)} layers: {joined}. Output SQNR is that of a layer's result on inputs of "
-        "the sampler, weight SQNR that of its weight alone; higher is better."
+        f"{len(layers)} layers: {joined}. Output SQNR is that of a layer's result on inputs "
+        "recorded while sampling, weight SQNR that of its weight; higher is better."
     )
 
 
@@ -337,6 +337,6 @@ def _grid_note(members: Sequence[Histogram]) -> str:
     if not members:
         return ""
     return (
-        "Lines in the second colour are the values that the format has; where they are many, "
-        "ticks at the top."
+        "Lines in the second colour are the format's values; formats with many values have ticks at "
+        "the top."
     )

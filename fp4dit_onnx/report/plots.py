@@ -285,7 +285,7 @@ def scatter(
         axes.set_xlim(low, high)
         axes.set_ylim(low, high)
         svg = inline(drawing, name, finding)
-    return Figure(f"{kind.capitalize()} SQNR layer by layer", finding, svg)
+    return Figure(f"{kind.capitalize()} SQNR per layer", finding, svg)
 
 
 def _number(value: float | None) -> str:

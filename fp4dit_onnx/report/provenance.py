@@ -48,7 +48,7 @@ def _attention(facts: Manifest) -> str:
         return "Attention's q, k and v stay in float."
     counts = Counter(facts.attention.values())
     parts = ", ".join(f"of {count} modules in {name}" for name, count in counts.items())
-    return f"Attention's q, k and v are quantized for each head and token, {parts}."
+    return f"Attention's q, k and v are quantized per head and token, {parts}."
 
 
 def _passes(facts: Manifest) -> Any:
@@ -69,9 +69,9 @@ def _made(subject: Subject) -> Iterator[tuple[str, str]]:
     yield "group size", f"{recipe.group_size} input channels share a scale"
     yield "rules", _rules(recipe)
     if recipe.search:
-        yield "searched", f"{', '.join(recipe.search)}, layer by layer"
+        yield "searched", f"{', '.join(recipe.search)}, chosen per layer"
     if facts.target != DEFAULT_TARGET:
-        yield "target", f"{facts.target}; what was measured is the bundle before it was rewritten"
+        yield "target", f"{facts.target}; measurements are of the bundle before conversion"
     yield (
         "sampling",
         f"{s.steps} steps, guidance {s.guidance:g}, {s.width} {TIMES} {s.height} pixels",

@@ -33,7 +33,7 @@ class Tile:
         label: what it is.
         value: with unit.
         detail: beside it, smaller.
-        words: the value is no number.
+        words: the value is not a number.
     """
 
     label: str

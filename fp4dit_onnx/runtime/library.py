@@ -110,7 +110,7 @@ class Library:
             self._library.fp4dit_peak.restype = ctypes.c_double
         except (OSError, AttributeError) as error:
             raise LibraryError(
-                f"{self.path} is no custom-op library that can be used here ({error}): "
+                f"{self.path} is not a custom-op library that can be used here ({error}): "
                 f"build it again with  pip install .  in the project's folder"
             ) from error
 

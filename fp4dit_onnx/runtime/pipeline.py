@@ -157,8 +157,8 @@ class Pipeline:
                 raise UsageError(f"{name} = {size}: expected a positive multiple of {multiple}")
             if size > self._largest_size:
                 raise UsageError(
-                    f"{name} = {size}: expected at most {self._largest_size}, as far as the model's "
-                    "positions reach"
+                    f"{name} = {size}: expected at most {self._largest_size}, the limit of the "
+                    "model's position table"
                 )
         self._check_fixed_size(sampling)
         check_memory(sampling.height, sampling.width, self._vae_config)

@@ -22,15 +22,15 @@ def start_run(family: Family, scheduler: Scheduler, steps: int, tokens: int) -> 
 
     Raises:
         UsageError: see `Scheduler.start`; or timesteps between whole ones, of a transformer that
-            is told whole ones.
+            takes integer timesteps.
     """
     run = scheduler.start(steps, FlowPlan(tokens, family.sigmas_from_one))
     parts = np.asarray(run.timesteps) % 1
     if np.issubdtype(np.dtype(family.timestep.dtype), np.integer) and parts.any():
         between = run.timesteps[np.flatnonzero(parts)[0]]
         raise UsageError(
-            f"the scheduler asks for the timestep {between:g}, and this transformer is told whole "
-            "ones: expected timestep_spacing leading or trailing, and no spacing by sigmas, in "
+            f"the scheduler asks for the timestep {between:g}, and this transformer takes integer "
+            "timesteps: expected timestep_spacing leading or trailing, and no spacing by sigmas, in "
             "scheduler_config.json"
         )
     return run

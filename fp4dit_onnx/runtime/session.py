@@ -40,7 +40,7 @@ def session(
         MissingExtraError: onnxruntime is not installed.
         BundleError: no such file, or one that ONNX Runtime refuses.
         UsageError: ONNX Runtime is too old, the library cannot be used, ``FP4DIT_ISA`` names
-            kernels that cannot run, the path is no UTF-8, or there are too many threads; see
+            kernels that cannot run, the path is not UTF-8, or there are too many threads; see
             `checked_threads`.
     """
     try:
@@ -106,7 +106,7 @@ _CAUSES = {
     r"Opset (\d+) is under development .* till opset (\d+)": (
         f"the model uses opset {{0}} and it knows up to {{1}}: install a newer one {_UPGRADE}"
     ),
-    r"(Protobuf parsing failed)": f"it is no ONNX model or was cut short ({{0}}): {_COPY}",
+    r"(Protobuf parsing failed)": f"it is not an ONNX model or was cut short ({{0}}): {_COPY}",
     r"Function inlining exceeded the configured cumulative (\w+) expansion limit": (
         "its function bodies are more than its limit of {0}s allows: register the custom-op library, "
         "or convert the bundle with --target inline"

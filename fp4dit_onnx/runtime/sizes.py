@@ -69,7 +69,7 @@ def check_latents(shape: Sequence[int], config: Config, factor: int) -> None:
         factor: pixels a latent, for messages.
 
     Raises:
-        UsageError: another number of channels, or a side that is no multiple of the patch size or
+        UsageError: another number of channels, or a side that is not a multiple of the patch size or
             beyond the stored positions.
     """
     if len(shape) != 4:
@@ -88,5 +88,5 @@ def check_latents(shape: Sequence[int], config: Config, factor: int) -> None:
         if most is not None and side > most:
             raise UsageError(
                 f"hidden_states has a {name} of {side} latents ({side * factor} pixels): expected at "
-                f"most {most} ({most * factor} pixels), as far as the model's positions reach"
+                f"most {most} ({most * factor} pixels), the limit of the model's position table"
             )

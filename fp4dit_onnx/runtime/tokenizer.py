@@ -62,7 +62,7 @@ class Tokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_str(text)
         except Exception as cause:  # the package raises Exception itself
             raise BundleError(
-                f"{path} is no tokenizer: {cause}; export the bundle again"
+                f"{path} is not a tokenizer: {cause}; export the bundle again"
             ) from cause
         self._settings = _settings(folder / "tokenizer_config.json")
         self._padding = self._padding_token(self._settings.pad_token, path)
@@ -75,7 +75,7 @@ class Tokenizer:
             if candidate is not None and self._tokenizer.token_to_id(candidate) is not None:
                 return str(candidate)
         raise BundleError(
-            f"{path} knows no padding token: expected pad_token in tokenizer_config.json, "
+            f"{path} defines no padding token: expected pad_token in tokenizer_config.json, "
             f"or one of {', '.join(_USUAL_PADDING)} in the vocabulary"
         )
 

@@ -178,7 +178,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """Answers GET and HEAD."""
 
     protocol_version = "HTTP/1.1"
-    default_request_version = "HTTP/1.0"  # in answers to what is no request, which have a head too
+    default_request_version = (
+        "HTTP/1.0"  # in answers to what is not a request, which have a head too
+    )
     timeout = SECONDS_TO_SEND
     server: FileServer
 
@@ -218,10 +220,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.do_GET()
 
     def answer(self, path: str, query: str) -> None:
-        """Send the file of `path`; to be widened by what is no file."""
+        """Send the file of `path`; to be widened by what is not a file."""
         found = self.server.files.get(path)
         if found is None:
-            self.send_body(HTTPStatus.NOT_FOUND, f"{path} is no file of this page\n".encode())
+            self.send_body(HTTPStatus.NOT_FOUND, f"{path} is not a file of this page\n".encode())
         elif isinstance(found, bytes):
             self.send_body(HTTPStatus.OK, found, MEDIA_TYPES[".html"])
         else:
@@ -240,7 +242,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         stream = _opened(path)
         if stream is None:
             self.send_body(
-                HTTPStatus.NOT_FOUND, f"{url} is gone: copy or export it again\n".encode()
+                HTTPStatus.NOT_FOUND, f"{url} no longer exists: copy or export it again\n".encode()
             )
             return
         with stream:
@@ -288,7 +290,7 @@ def _real(path: Path) -> Path:
 
 
 def _opened(path: Path) -> BinaryIO | None:
-    """A regular file that is no link and lies behind none; None for anything else."""
+    """A regular file that is not a link and lies behind none; None for anything else."""
     if _real(path) != path:
         return None
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)

@@ -106,7 +106,7 @@ def check_drawable(bundle: Bundle) -> None:
     if not target.drawable:
         raise UsageError(
             f"{bundle.folder} is for the target {target.name}, whose types ONNX Runtime for the web "
-            "has not: serve the bundle that it was made of"
+            "has not: serve the original bundle"
         )
     parts = (*family.encoders, "vae_decoder")
     missing = [part for part in parts if model_of(part) not in bundle.manifest.files]

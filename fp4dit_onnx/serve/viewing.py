@@ -1,7 +1,7 @@
 """Netron on one model, served from this machine and kept from talking to others.
 
 Netron's page asks another host where its reader is, and sends it statistics. A model that is looked
-at here is nobody else's business: the page is told that it was agreed to and that it is no release,
+at here is nobody else's business: the page is told that it was agreed to and that it is not a release,
 so that it asks and sends nothing, and its browser is told to connect to this server only.
 """
 

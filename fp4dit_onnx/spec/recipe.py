@@ -74,7 +74,7 @@ class Rule:
         """The rule written ``PATTERN=WEIGHT`` or ``PATTERN=WEIGHT/ACTIVATION``.
 
         Raises:
-            UsageError: the text is no rule, or names an unknown format.
+            UsageError: the text is not a rule, or names an unknown format.
         """
         pattern, equals, formats = text.rpartition("=")
         if not equals or not pattern or not formats:

@@ -69,7 +69,7 @@ def _acquired(file: Path, folder: Path) -> int:
             ) from error
         if not stat.S_ISREG(os.fstat(number).st_mode):
             os.close(number)
-            raise UsageError(f"lock {file} is no plain file: delete it")
+            raise UsageError(f"lock {file} is not a plain file: delete it")
         if not _lock(number):
             holder = _text(number) or "another process"
             os.close(number)

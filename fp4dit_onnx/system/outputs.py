@@ -52,8 +52,8 @@ def check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UsageError(
-            f"{folder} has {_size(free)} free, the output needs {_size(needed)}: free some room, or "
-            f"choose another output"
+            f"{folder} has {_size(free)} free, the output needs {_size(needed)}: free some "
+            "space, or choose another output"
         )
 
 

@@ -211,7 +211,7 @@ class LineReporter:
         pause, longest = (1.0, 1.0) if self._verbose else (FIRST_LINE, LONGEST_SILENCE)
         due = self._clock() + pause
         if self._verbose:
-            self.note(f"{name}: begins")
+            self.note(f"{name}: started")
 
         def advance(steps: float, detail: str = "", *, timed: bool = True) -> None:
             nonlocal pause, due

@@ -36,7 +36,7 @@ def utf8_text(what: str, text: str) -> str:
     In an ASCII locale Python hands on each byte that is not ASCII as a surrogate.
 
     Raises:
-        UsageError: they are no UTF-8, or `text` is no str.
+        UsageError: they are no UTF-8, or `text` is not a str.
     """
     if not isinstance(text, str):
         raise UsageError(f"{what} is of type {type(text).__name__}: expected a str")

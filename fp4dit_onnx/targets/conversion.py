@@ -157,7 +157,7 @@ def _check_source(bundle: Bundle, target: Target) -> None:
     if found != DEFAULT_TARGET:
         raise UsageError(
             f"{bundle.folder} is for the target {found} already: expected a bundle as export "
-            "writes it; convert the one that this was made of"
+            "writes it; convert the original bundle"
         )
     bundle.check_files(deep=True)
     for formats in quantized_models(bundle.folder).values():

@@ -52,7 +52,9 @@ def check_tokenizer(folder: Path, class_name: str) -> None:
         try:
             Tokenizer.from_str(read_text(path, what, CHECKPOINT, LARGE))
         except Exception as cause:  # the package raises Exception itself
-            raise CheckpointError(f"{path} is no tokenizer: {cause}; {CHECKPOINT.cure}") from cause
+            raise CheckpointError(
+                f"{path} is not a tokenizer: {cause}; {CHECKPOINT.cure}"
+            ) from cause
     else:
         read_parts(folder, class_name)
 

@@ -27,7 +27,7 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 @dataclass(frozen=True)
 class Settings:
-    """How a tokenizer treats what is no ordinary text.
+    """How a tokenizer treats what is not ordinary text.
 
     Attributes:
         folder: of the tokenizer.

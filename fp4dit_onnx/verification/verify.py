@@ -123,7 +123,7 @@ def verify(
     if target != DEFAULT_TARGET:
         raise BundleError(
             f"{opened.folder} is for the target {target}: expected a bundle of our operators, whose "
-            "nodes are checked one by one; verify the one that it was made of"
+            "nodes are checked one by one; verify the original bundle"
         )
     opened.check_files(deep=True)
     checks = [Check("files", ok=True, detail="sizes and sha256", bound="equal", found="equal")]

@@ -158,4 +158,4 @@ def test_everything_is_there_without_scripts(pages: dict[str, Path], opened: Any
     assert page.locator("table.sortable tbody tr").count() == 10
     assert page.locator("button").count() == 0
     assert page.get_by_role("img").count() >= 10
-    assert page.get_by_role("heading", name="Error layer by layer").is_visible()
+    assert page.get_by_role("heading", name="Error per layer").is_visible()

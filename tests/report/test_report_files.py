@@ -75,7 +75,7 @@ def test_a_kill_at_any_moment_leaves_a_valid_bundle(
     ("change", "words"),
     [
         (lambda e: e["quality"]["pictures"][1].update(seed="x"), "quality.pictures[1].seed"),
-        (lambda e: e["quality"]["pictures"][0].update(float_png="eA=="), "no image"),
+        (lambda e: e["quality"]["pictures"][0].update(float_png="eA=="), "is not an image"),
         (lambda e: e["speed"]["timings"][0].pop("seconds"), "speed.timings[0].seconds is absent"),
         (lambda e: e["memory"].append(3), "memory[3] is 3, expected an object"),
         (lambda e: e["histograms"][0].update(counts=[]), "histograms[0] has no bins"),

@@ -138,8 +138,8 @@ export class Pipeline {
       }
       if (size > this.largestSize) {
         throw new Error(
-          `The ${side} is ${size}: expected at most ${this.largestSize}, as far as the model's ` +
-            "positions reach.",
+          `The ${side} is ${size}: expected at most ${this.largestSize}, the limit of the model's ` +
+            "position table.",
         );
       }
     }

@@ -19,7 +19,7 @@ export class Tokens {
     this.padding = ids.find((id) => id !== undefined);
     if (this.padding === undefined) {
       throw new Error(
-        "tokenizer.json knows no padding token: expected pad_token in tokenizer_config.json, " +
+        "tokenizer.json defines no padding token: expected pad_token in tokenizer_config.json, " +
           "or <pad> or [PAD] in the vocabulary; export the bundle again",
       );
     }
