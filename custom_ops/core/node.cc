@@ -138,4 +138,20 @@ OrtStatus* Node::ReadSize(const char* attribute, size_t* value) const {
   return nullptr;
 }
 
+bool Node::Has(const char* attribute) const {
+  int64_t integer = 0;
+  float number = 0.0f;
+  size_t size = 0;
+  size_t length = 0;
+  return Succeeded(api, api->KernelInfoGetAttribute_int64()(info, attribute, &integer)) ||
+         Succeeded(api, api->KernelInfoGetAttribute_float()(info, attribute, &number)) ||
+         Succeeded(api, api->KernelInfoGetAttribute_string()(info, attribute, nullptr, &length)) ||
+         Succeeded(api, api->KernelInfoGetAttributeArray_float()(info, attribute, nullptr, &size));
+}
+
+OrtStatus* Node::ReadSizeOr(const char* attribute, size_t absent, size_t* value) const {
+  *value = absent;
+  return Has(attribute) ? ReadSize(attribute, value) : nullptr;
+}
+
 }  // namespace fp4dit

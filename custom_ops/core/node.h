@@ -53,6 +53,10 @@ struct Node {
   OrtStatus* CheckGrid(const Format& format) const;
   // An integer attribute that must be at least 1.
   OrtStatus* ReadSize(const char* attribute, size_t* value) const;
+  // The same, or `absent` if there is none: files made before it was there mean that.
+  OrtStatus* ReadSizeOr(const char* attribute, size_t absent, size_t* value) const;
+  // Whether there is an attribute of this name, of a type that operators have.
+  bool Has(const char* attribute) const;
 };
 
 }  // namespace fp4dit

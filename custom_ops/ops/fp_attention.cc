@@ -265,6 +265,7 @@ LinearTile FpAttention::MakeTile(const void* staged, const float* scale, size_t 
   tile.scale = scale;
   tile.scale_stride = 1;
   tile.table = kNoTable;
+  tile.scale_group = SIZE_MAX;  // one scale a channel
   tile.storage = type_ == kInt8Type ? kBytes : kShorts;
   tile.max_weight = static_cast<int32_t>(format_->max_integer());
   tile.rows = rows;

@@ -20,17 +20,14 @@ constexpr size_t kEnoughTasks = 32;
 // Staged rows of a task: they live on the stack and should stay in the second-level cache.
 constexpr size_t kStagedBytes = size_t{9} << 15;  // 288 KiB: 64 rows of K = 4608
 
-enum Input : size_t { kQ, kScale, kCodes, kWeightScale, kBias, kInputCount };
-
-constexpr const char* kInputNames[kInputCount] = {"q", "scale", "codes", "weight_scale", "bias"};
-
+enum Input : size_t { kQ, kScale, kCodes };
 IntegerType TypeOfActivations(const Tensor& q) {
   return q.type == ort::kInt8 ? kInt8Type : q.type == ort::kInt16 ? kInt16Type : kFloatType;
 }
 
 }  // namespace
 
-struct FpLinear::Call {
+struct FpLinearBase::Call {
   Tensor q;
   Tensor scale;
   size_t scale_stride;
@@ -39,38 +36,70 @@ struct FpLinear::Call {
   float* y;
 
   // The first `rows` rows from `row` on.
-  Activations Rows(size_t row, size_t rows, size_t k, size_t group_size) const {
+  Activations Rows(size_t row, size_t rows, size_t k) const {
     const uint8_t* first = q.As<uint8_t>() + row * k * TypeSize(q.type);
-    return {first, TypeOfActivations(q), rows, k, group_size};
+    return {first,
+            TypeOfActivations(q),
+            rows,
+            k,
+            weights->group_size(),
+            weights->multiplier_group()};
   }
 };
 
+struct FpLinearBase::Weights {
+  Tensor codes, multipliers, scale, bias;
+};
+
 // How a call is cut: a task is a tile of rows times a range of panels.
-struct FpLinear::Cut {
+struct FpLinearBase::Cut {
   size_t tile_rows;
   size_t row_tiles;
   size_t task_panels;
   size_t panel_ranges;
 };
 
-OrtStatus* FpLinear::Create(const Node& node) {
+OrtStatus* FpLinearBase::Create(const Node& node, bool multiplied) {
   node_ = node;
-  FP4DIT_RETURN_IF_ERROR(node_.CheckInputCount(kInputCount));
+  multiplied_ = multiplied;
+  FP4DIT_RETURN_IF_ERROR(node_.CheckInputCount(InputCount()));
   FP4DIT_RETURN_IF_ERROR(ReadAttributes());
   FP4DIT_RETURN_IF_ERROR(CheckAccumulator());
-  chosen_ = ChooseLinear(Selected().isa, kind_, StorageOf(*weight_format_));
+  // Where multipliers do not suit a kernel's blocks the weights become bytes.
+  chosen_ = ChooseLinear(Selected().isa, kind_, multiplied_ ? kBytes : StorageOf(*weight_format_));
   FP4DIT_RETURN_IF_ERROR(PackConstants());
   node_.info = nullptr;
   return nullptr;
 }
 
-OrtStatus* FpLinear::ReadAttributes() {
+size_t FpLinearBase::InputCount() const { return multiplied_ ? 6 : 5; }
+
+// Input `index`, from kCodes on, and its name.
+Tensor* FpLinearBase::WeightInput(size_t index, Weights* weights, const char** name) const {
+  static constexpr const char* kPlain[] = {"codes", "weight_scale", "bias"};
+  static constexpr const char* kMultiplied[] = {"codes", "multipliers", "channel_scale", "bias"};
+  *name = multiplied_ ? kMultiplied[index - kCodes] : kPlain[index - kCodes];
+  Tensor* const all[] = {&weights->codes, &weights->multipliers, &weights->scale, &weights->bias};
+  return all[index == kCodes || multiplied_ ? index - kCodes : index - kCodes + 1];
+}
+
+OrtStatus* FpLinearBase::ReadAttributes() {
   FP4DIT_RETURN_IF_ERROR(node_.ReadFormat("act_format", true, &act_format_));
   FP4DIT_RETURN_IF_ERROR(node_.ReadFormat("weight_format", false, &weight_format_));
   FP4DIT_RETURN_IF_ERROR(node_.CheckGrid(*weight_format_));
   FP4DIT_RETURN_IF_ERROR(node_.ReadSize("K", &k_));
   FP4DIT_RETURN_IF_ERROR(node_.ReadSize("group_size", &group_size_));
-  if (group_size_ > k_) group_size_ = k_;
+  FP4DIT_RETURN_IF_ERROR(ReadActGroup());
+  group_size_ = std::min(group_size_, k_);
+  act_group_ = std::min(act_group_, k_);
+  const char* const name = act_format_ == nullptr ? "" : act_format_->name;
+  if (multiplied_ && (act_format_ == nullptr || IntegerTypeOf(*act_format_) != kInt8Type ||
+                      IntegerTypeOf(*weight_format_) != kInt8Type)) {
+    return node_.Fail(
+        "attributes 'act_format' and 'weight_format' are '%s' and '%s', wanted formats whose "
+        "integers are int8",
+        name, weight_format_->name);
+  }
   kind_ = kDotFloat;
   if (act_format_ == nullptr || IntegerTypeOf(*act_format_) == kFloatType) return nullptr;
   const IntegerType weight = IntegerTypeOf(*weight_format_);
@@ -78,75 +107,121 @@ OrtStatus* FpLinear::ReadAttributes() {
     return node_.Fail(
         "attribute 'weight_format' is '%s', whose integers need float activations: "
         "wanted act_format '' or a format as wide, found '%s'",
-        weight_format_->name, act_format_->name);
+        weight_format_->name, name);
   }
   const bool narrow = IntegerTypeOf(*act_format_) == kInt8Type && weight == kInt8Type;
   kind_ = narrow ? kDotInt8 : kDotInt16;
   return nullptr;
 }
 
-OrtStatus* FpLinear::CheckAccumulator() const {
+// Groups of activations must be cut where those of weights are, or these where those are.
+OrtStatus* FpLinearBase::ReadActGroup() {
+  FP4DIT_RETURN_IF_ERROR(node_.ReadSizeOr("act_group_size", k_, &act_group_));
+  const bool nested = group_size_ % act_group_ == 0 || act_group_ % group_size_ == 0;
+  if (multiplied_ || nested || std::max(group_size_, act_group_) >= k_) return nullptr;
+  return node_.Fail(
+      "attributes 'group_size' and 'act_group_size' are %zu and %zu, wanted one that is a multiple "
+      "of the other, or at least K = %zu",
+      group_size_, act_group_, k_);
+}
+
+OrtStatus* FpLinearBase::CheckAccumulator() const {
   if (kind_ == kDotFloat) return nullptr;
-  const double act = static_cast<double>(act_format_->max_integer());
-  const double weight = static_cast<double>(weight_format_->max_integer());
-  const double largest = LargestSum(kind_, act, weight, group_size_);
+  // With multipliers weights may be any int8, and all of a row has one scale.
+  const Format* weight = multiplied_ ? FindFormat("int8") : weight_format_;
+  const size_t size = std::min(multiplied_ ? k_ : group_size_, act_group_);
+  const double most_act = static_cast<double>(act_format_->max_integer());
+  const double most_weight = static_cast<double>(weight->max_integer());
+  const double largest = LargestSum(kind_, most_act, most_weight, size);
   if (largest < kSumLimit) return nullptr;
   return node_.Fail(
       "a group of %zu products of %s and %s can reach %.0f, wanted less than 2^31: "
-      "use a group_size of at most %.0f",
-      group_size_, act_format_->name, weight_format_->name, largest,
-      std::floor((kSumLimit - 1) / LargestSum(kind_, act, weight, 1)));
+      "use a%s group_size of at most %.0f",
+      size, act_format_->name, weight->name, largest, multiplied_ ? "n act_" : "",
+      std::floor((kSumLimit - 1) / LargestSum(kind_, most_act, most_weight, 1)));
 }
 
-OrtStatus* FpLinear::PackConstants() {
-  Tensor tensors[kInputCount];
-  bool all = true;
-  for (size_t i = kCodes; i < kInputCount; ++i) {
+OrtStatus* FpLinearBase::PackConstants() {
+  Weights weights;
+  for (size_t i = kCodes; i < InputCount(); ++i) {
+    const char* name = nullptr;
+    Tensor* const tensor = WeightInput(i, &weights, &name);
     int is_constant = 0;
     const OrtValue* value = nullptr;
     FP4DIT_RETURN_IF_ERROR(
         node_.api->KernelInfoGetConstantInput_tensor()(node_.info, i, &is_constant, &value));
-    all = all && is_constant != 0 && value != nullptr;
-    if (!all) return nullptr;
-    FP4DIT_RETURN_IF_ERROR(ReadTensor(node_, value, kInputNames[i], &tensors[i]));
+    if (is_constant == 0 || value == nullptr) return nullptr;
+    FP4DIT_RETURN_IF_ERROR(ReadTensor(node_, value, name, tensor));
   }
   is_constant_ = true;
-  constant_n_ = tensors[kCodes].rank == 2 ? tensors[kCodes].Dim(0) : 0;
-  FP4DIT_RETURN_IF_ERROR(Pack(tensors[kCodes], tensors[kWeightScale], tensors[kBias], &packed_));
+  constant_n_ = weights.codes.rank == 2 ? weights.codes.Dim(0) : 0;
+  FP4DIT_RETURN_IF_ERROR(Pack(weights, &packed_));
   // The runtime keeps them, and nobody reads them any more.
-  PageOut(tensors[kCodes].data, tensors[kCodes].count);
+  PageOut(weights.codes.data, weights.codes.count);
   return nullptr;
 }
 
-OrtStatus* FpLinear::Pack(const Tensor& codes, const Tensor& weight_scale, const Tensor& bias,
-                          PackedWeights* packed) const {
-  FP4DIT_RETURN_IF_ERROR(CheckCodes(node_, codes, *weight_format_, k_));
-  WeightSource source = {weight_format_,
-                         codes.Dim(0),
-                         k_,
-                         group_size_,
-                         codes.As<uint8_t>(),
-                         weight_scale.data,
-                         weight_scale.type == ort::kFloat16,
-                         bias.As<float>()};
-  if (weight_scale.type != ort::kFloat && weight_scale.type != ort::kFloat16) {
-    return node_.Fail("input 'weight_scale' is %s, wanted float or float16",
-                      TypeName(weight_scale.type));
+OrtStatus* FpLinearBase::CheckWeights(const Weights& weights, const WeightSource& source) const {
+  const Tensor& scale = weights.scale;
+  const char* const name = multiplied_ ? "channel_scale" : "weight_scale";
+  if (scale.type != ort::kFloat && scale.type != ort::kFloat16) {
+    return node_.Fail("input '%s' is %s, wanted float or float16", name, TypeName(scale.type));
   }
-  if (weight_scale.rank != 2 || weight_scale.Dim(0) != source.n ||
-      weight_scale.Last() != source.groups()) {
+  if (multiplied_ && (scale.rank != 1 || scale.Dim(0) != source.n)) {
+    return node_.Fail("input 'channel_scale' has shape %s, wanted [%zu]: N of 'codes'",
+                      ShapeText(scale).text, source.n);
+  }
+  if (!multiplied_ &&
+      (scale.rank != 2 || scale.Dim(0) != source.n || scale.Last() != source.groups())) {
     return node_.Fail(
         "input 'weight_scale' has shape %s, wanted [%zu, %zu]: N of 'codes', and "
         "groups of %zu in K = %zu",
-        ShapeText(weight_scale).text, source.n, source.groups(), group_size_, k_);
+        ShapeText(scale).text, source.n, source.groups(), group_size_, k_);
   }
-  if (bias.type != ort::kFloat) {
-    return node_.Fail("input 'bias' is %s, wanted float", TypeName(bias.type));
+  if (weights.bias.type != ort::kFloat) {
+    return node_.Fail("input 'bias' is %s, wanted float", TypeName(weights.bias.type));
   }
-  if (bias.rank != 1 || bias.Dim(0) != source.n) {
-    return node_.Fail("input 'bias' has shape %s, wanted [%zu]: N of 'codes'", ShapeText(bias).text,
-                      source.n);
+  if (weights.bias.rank != 1 || weights.bias.Dim(0) != source.n) {
+    return node_.Fail("input 'bias' has shape %s, wanted [%zu]: N of 'codes'",
+                      ShapeText(weights.bias).text, source.n);
   }
+  return multiplied_ ? CheckMultipliers(weights.multipliers, source) : nullptr;
+}
+
+OrtStatus* FpLinearBase::CheckMultipliers(const Tensor& multipliers,
+                                          const WeightSource& source) const {
+  const size_t bytes = (source.groups() + 1) / 2;
+  if (multipliers.type != ort::kUint8) {
+    return node_.Fail("input 'multipliers' is %s, wanted uint8", TypeName(multipliers.type));
+  }
+  if (multipliers.rank != 2 || multipliers.Dim(0) != source.n || multipliers.Last() != bytes) {
+    return node_.Fail(
+        "input 'multipliers' has shape %s, wanted [%zu, %zu]: N of 'codes', and two a byte of "
+        "groups of %zu in K = %zu",
+        ShapeText(multipliers).text, source.n, bytes, group_size_, k_);
+  }
+  const double integer = static_cast<double>(weight_format_->max_integer());
+  const int32_t largest = source.LargestMultiplier();
+  if (integer * largest <= 127.0) return nullptr;
+  return node_.Fail(
+      "input 'multipliers' has a %d, and %d times %g, the largest integer of %s, is no int8: "
+      "wanted at most %.0f",
+      largest, largest, integer, weight_format_->name, std::floor(127.0 / integer));
+}
+
+OrtStatus* FpLinearBase::Pack(const Weights& weights, PackedWeights* packed) const {
+  FP4DIT_RETURN_IF_ERROR(CheckCodes(node_, weights.codes, *weight_format_, k_));
+  const WeightSource source = {weight_format_,
+                               weights.codes.Dim(0),
+                               k_,
+                               group_size_,
+                               weights.codes.As<uint8_t>(),
+                               weights.scale.data,
+                               weights.scale.type == ort::kFloat16,
+                               weights.bias.As<float>(),
+                               weights.multipliers.As<uint8_t>(),
+                               act_group_};
+  FP4DIT_RETURN_IF_ERROR(CheckWeights(weights, source));
   switch (packed->Pack(source, chosen_.kernel->layout)) {
     case PackResult::kDone:
       return nullptr;
@@ -157,7 +232,7 @@ OrtStatus* FpLinear::Pack(const Tensor& codes, const Tensor& weight_scale, const
   }
 }
 
-OrtStatus* FpLinear::CheckActivations(const Tensor& q, const Tensor& scale,
+OrtStatus* FpLinearBase::CheckActivations(const Tensor& q, const Tensor& scale,
                                       size_t* scale_stride) const {
   const IntegerType type = act_format_ == nullptr ? kFloatType : IntegerTypeOf(*act_format_);
   if (q.type != ElementTypeOf(type)) {
@@ -169,11 +244,13 @@ OrtStatus* FpLinear::CheckActivations(const Tensor& q, const Tensor& scale,
   if (scale.type != ort::kFloat) {
     return node_.Fail("input 'scale' is %s, wanted float", TypeName(scale.type));
   }
-  FP4DIT_RETURN_IF_ERROR(CheckLast(node_, scale, 1, "one scale a row"));
+  const size_t scales = k_ / act_group_ + (k_ % act_group_ != 0 ? 1 : 0);
+  FP4DIT_RETURN_IF_ERROR(
+      CheckLast(node_, scale, scales, scales == 1 ? "one scale a row" : "groups in K"));
   return CheckScaleRows(node_, q, scale, scale_stride);
 }
 
-OrtStatus* FpLinear::Compute(OrtKernelContext* context) const {
+OrtStatus* FpLinearBase::Compute(OrtKernelContext* context) const {
   Call call = {};
   PackedWeights packed_now;
   FP4DIT_RETURN_IF_ERROR(ReadInput(node_, context, kQ, "q", &call.q));
@@ -182,14 +259,15 @@ OrtStatus* FpLinear::Compute(OrtKernelContext* context) const {
   call.weights = &packed_;
   call.n = constant_n_;
   if (!is_constant_) {
-    Tensor tensors[kInputCount];
-    for (size_t i = kCodes; i < kInputCount; ++i) {
-      FP4DIT_RETURN_IF_ERROR(ReadInput(node_, context, i, kInputNames[i], &tensors[i]));
+    Weights weights;
+    for (size_t i = kCodes; i < InputCount(); ++i) {
+      const char* name = nullptr;
+      Tensor* const tensor = WeightInput(i, &weights, &name);
+      FP4DIT_RETURN_IF_ERROR(ReadInput(node_, context, i, name, tensor));
     }
-    FP4DIT_RETURN_IF_ERROR(
-        Pack(tensors[kCodes], tensors[kWeightScale], tensors[kBias], &packed_now));
+    FP4DIT_RETURN_IF_ERROR(Pack(weights, &packed_now));
     call.weights = &packed_now;
-    call.n = tensors[kCodes].Dim(0);
+    call.n = weights.codes.Dim(0);
   }
   int64_t dims[kMaxRank];
   for (size_t i = 0; i < call.q.rank; ++i) dims[i] = call.q.dims[i];
@@ -198,15 +276,15 @@ OrtStatus* FpLinear::Compute(OrtKernelContext* context) const {
   FP4DIT_RETURN_IF_ERROR(MakeOutput(node_, context, 0, dims, call.q.rank, &y));
   call.y = static_cast<float*>(y);
   if (call.q.Rows() == 0 || call.n == 0) return nullptr;
-  Count(kCountFpLinear, kind_, chosen_.isa);
+  Count(multiplied_ ? kCountFpLinearInteger : kCountFpLinear, kind_, chosen_.isa);
   return Run(context, call);
 }
 
-FpLinear::Cut FpLinear::CutCall(const Call& call) const {
+FpLinearBase::Cut FpLinearBase::CutCall(const Call& call) const {
   const LinearKernel& kernel = *chosen_.kernel;
   const size_t rows = call.q.Rows();
   const size_t panels = call.weights->panel_count();
-  const size_t row_bytes = kernel.staged_bytes(call.Rows(0, 1, k_, group_size_));
+  const size_t row_bytes = kernel.staged_bytes(call.Rows(0, 1, k_));
   // As many rows as a kernel takes and the stage holds, in whole steps of the kernel if possible.
   size_t most = std::min(kMaxTileRows, std::max(size_t{1}, kStagedBytes / row_bytes));
   if (most > kernel.row_step) most -= most % kernel.row_step;
@@ -229,11 +307,11 @@ FpLinear::Cut FpLinear::CutCall(const Call& call) const {
   return cut;
 }
 
-void FpLinear::RunTask(const Call& call, const Cut& cut, size_t task, uint8_t* staged) const {
+void FpLinearBase::RunTask(const Call& call, const Cut& cut, size_t task, uint8_t* staged) const {
   const LinearKernel& kernel = *chosen_.kernel;
   const size_t row = task / cut.panel_ranges * cut.tile_rows;
   const size_t rows = std::min(cut.tile_rows, call.q.Rows() - row);
-  const int32_t max_act = kernel.stage(call.Rows(row, rows, k_, group_size_), staged);
+  const int32_t max_act = kernel.stage(call.Rows(row, rows, k_), staged);
   const size_t first = task % cut.panel_ranges * cut.task_panels;
   const size_t last = std::min(first + cut.task_panels, call.weights->panel_count());
   for (size_t panel = first; panel < last; ++panel) {
@@ -242,6 +320,11 @@ void FpLinear::RunTask(const Call& call, const Cut& cut, size_t task, uint8_t* s
     tile.staged = staged;
     tile.scale = call.scale.As<float>() + row * call.scale_stride;
     tile.scale_stride = call.scale_stride;
+    tile.plain = multiplied_;
+    if (act_group_ < k_) {
+      tile.act_scale = tile.scale;
+      tile.act_stride = call.scale_stride;
+    }
     tile.max_act = max_act;
     tile.y = call.y + row * call.n + panel * kernel.layout.panel_width;
     tile.y_stride = call.n;
@@ -250,10 +333,10 @@ void FpLinear::RunTask(const Call& call, const Cut& cut, size_t task, uint8_t* s
   }
 }
 
-OrtStatus* FpLinear::Run(OrtKernelContext* context, const Call& call) const {
+OrtStatus* FpLinearBase::Run(OrtKernelContext* context, const Call& call) const {
   const Cut cut = CutCall(call);
   const size_t tasks = cut.row_tiles * cut.panel_ranges;
-  const size_t bytes = chosen_.kernel->staged_bytes(call.Rows(0, cut.tile_rows, k_, group_size_));
+  const size_t bytes = chosen_.kernel->staged_bytes(call.Rows(0, cut.tile_rows, k_));
   if (bytes > kStagedBytes) {  // one row that is longer than any layer's
     AlignedBuffer staged;
     if (!staged.Allocate(bytes)) return node_.Fail("there is no memory for a row of K = %zu", k_);
@@ -267,7 +350,7 @@ OrtStatus* FpLinear::Run(OrtKernelContext* context, const Call& call) const {
   return ParallelFor(node_.api, context, tasks, 1, run);
 }
 
-void FpLinear::InferShapes(const ShapeInference& inference) {
+void FpLinearBase::InferShapes(const ShapeInference& inference) {
   SymbolicShape shape = inference.Input(kQ);
   const SymbolicShape codes = inference.Input(kCodes);
   if (shape.rank == 0 || codes.rank != 2) return;
@@ -277,5 +360,6 @@ void FpLinear::InferShapes(const ShapeInference& inference) {
 }
 
 FP4DIT_DEFINE_OP(FpLinear)
+FP4DIT_DEFINE_OP(FpLinearInteger)
 
 }  // namespace fp4dit

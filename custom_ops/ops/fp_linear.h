@@ -1,4 +1,5 @@
-// FpLinear: activations times packed weights, plus bias. numerics.linear is the definition.
+// FpLinear, FpLinearInteger: activations times packed weights, plus bias. numerics.linear and
+// linear_integer are the definitions.
 
 #ifndef FP4DIT_OPS_FP_LINEAR_H_
 #define FP4DIT_OPS_FP_LINEAR_H_
@@ -11,41 +12,66 @@
 
 namespace fp4dit {
 
-class FpLinear {
+// What the two that multiply have in common: where weights have multipliers, they are an input more.
+class FpLinearBase {
  public:
-  static constexpr const char* kName = "FpLinear";
-  // q (its type follows act_format), scale, codes, weight_scale (float16 or float), bias
-  static constexpr ort::ElementType kInputs[] = {ort::kUndefined, ort::kFloat, ort::kUint8,
-                                                 ort::kUndefined, ort::kFloat};
-  static constexpr ort::ElementType kOutputs[] = {ort::kFloat};
   static void InferShapes(const ShapeInference& inference);
-  OrtStatus* Create(const Node& node);
   OrtStatus* Compute(OrtKernelContext* context) const;
+
+ protected:
+  OrtStatus* Create(const Node& node, bool multiplied);
 
  private:
   struct Call;
   struct Cut;
+  struct Weights;
 
+  size_t InputCount() const;
+  Tensor* WeightInput(size_t index, Weights* weights, const char** name) const;
   OrtStatus* ReadAttributes();
+  OrtStatus* ReadActGroup();
   OrtStatus* CheckAccumulator() const;
   OrtStatus* PackConstants();
-  OrtStatus* Pack(const Tensor& codes, const Tensor& weight_scale, const Tensor& bias,
-                  PackedWeights* packed) const;
+  OrtStatus* CheckWeights(const Weights& weights, const WeightSource& source) const;
+  OrtStatus* CheckMultipliers(const Tensor& multipliers, const WeightSource& source) const;
+  OrtStatus* Pack(const Weights& weights, PackedWeights* packed) const;
   OrtStatus* CheckActivations(const Tensor& q, const Tensor& scale, size_t* scale_stride) const;
   Cut CutCall(const Call& call) const;
   void RunTask(const Call& call, const Cut& cut, size_t task, uint8_t* staged) const;
   OrtStatus* Run(OrtKernelContext* context, const Call& call) const;
 
   Node node_;
+  bool multiplied_ = false;
   const Format* act_format_ = nullptr;  // null: weight-only
   const Format* weight_format_ = nullptr;
-  size_t group_size_ = 0;
+  size_t group_size_ = 0;  // 1 to k_, as is
+  size_t act_group_ = 0;
   size_t k_ = 0;
   DotKind kind_ = kDotFloat;
   ChosenLinear chosen_ = {};
   bool is_constant_ = false;
   size_t constant_n_ = 0;
   PackedWeights packed_;  // filled at creation if the weights are constant
+};
+
+class FpLinear : public FpLinearBase {
+ public:
+  static constexpr const char* kName = "FpLinear";
+  // q (its type follows act_format), scale, codes, weight_scale (float16 or float), bias
+  static constexpr ort::ElementType kInputs[] = {ort::kUndefined, ort::kFloat, ort::kUint8,
+                                                 ort::kUndefined, ort::kFloat};
+  static constexpr ort::ElementType kOutputs[] = {ort::kFloat};
+  OrtStatus* Create(const Node& node) { return FpLinearBase::Create(node, false); }
+};
+
+class FpLinearInteger : public FpLinearBase {
+ public:
+  static constexpr const char* kName = "FpLinearInteger";
+  // q, scale, codes, multipliers, channel_scale (float16 or float), bias
+  static constexpr ort::ElementType kInputs[] = {ort::kInt8,  ort::kFloat,     ort::kUint8,
+                                                 ort::kUint8, ort::kUndefined, ort::kFloat};
+  static constexpr ort::ElementType kOutputs[] = {ort::kFloat};
+  OrtStatus* Create(const Node& node) { return FpLinearBase::Create(node, true); }
 };
 
 }  // namespace fp4dit

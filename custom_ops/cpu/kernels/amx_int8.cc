@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/kernels/amx_staging-inl.h"
 #include "cpu/kernels/amx_tiles-inl.h"
 #include "cpu/kernels/kernels.h"
 #include "cpu/kernels/x86-inl.h"
@@ -20,11 +21,16 @@ using Vector512 = Vector<512>;
 
 constexpr size_t kPanel = 64;
 constexpr size_t kUnit = 4;
-constexpr size_t kStep = kTileBytes;  // inputs of one tile; memory holds no more than whole units
 constexpr size_t kChunk = 256;        // inputs decoded at once
 constexpr size_t kBlockColumns = 2 * kTileWords;
 constexpr size_t kBlockSums = 2 * kTileRows * kBlockColumns;
 constexpr size_t kCacheLine = 64;
+
+// Tiles take as long to load for one row as for 16. For very few rows AVX-512 reads the same
+// panels.
+constexpr size_t kFewRows = 3;
+using FewRows = BroadcastDot<VnniBytes512, kPanel, kFewRows>;
+static_assert(FewRows::kUnit == kUnit && FewRows::kStep == kUnit, "the same panels");
 
 // Activations of int8: a block is two tiles of rows.
 struct ByteTiles {
@@ -55,48 +61,9 @@ struct ShortTiles {
   }
 };
 
-// How both are staged, but that int16 become two planes of bytes a group.
-template <typename T>
-struct StagedRows {
-  using Act = T;
-  static constexpr size_t kStep = fp4dit::kStep;
-  static constexpr bool kSums = false;
-};
-
-// One row of a group, and zeros up to the padded size.
-template <typename T>
-void StagePlanes(const T* q, size_t size, uint8_t* high, uint8_t* low) {
-  for (size_t i = 0; i < size; ++i) {
-    high[i] = static_cast<uint8_t>(q[i] >> 8);
-    low[i] = static_cast<uint8_t>(q[i]);
-  }
-  const size_t rest = RoundUp(size, kStep) - size;
-  std::memset(high + size, 0, rest);
-  std::memset(low + size, 0, rest);
-}
-
-int32_t StageShorts(const Activations& a, void* staged) {
-  uint8_t* to = static_cast<uint8_t*>(staged);
-  for (size_t begin = 0; begin < a.k; begin += a.group_size) {
-    const size_t size = a.k - begin < a.group_size ? a.k - begin : a.group_size;
-    const size_t padded = RoundUp(size, kStep);
-    const size_t plane = a.rows * padded;
-    for (size_t r = 0; r < a.rows; ++r, to += padded) {
-      const size_t first = r * a.k + begin;
-      if (a.q_type == kInt8Type) {
-        StagePlanes(static_cast<const int8_t*>(a.q) + first, size, to, to + plane);
-      } else {
-        StagePlanes(static_cast<const int16_t*>(a.q) + first, size, to, to + plane);
-      }
-    }
-    to += plane;
-  }
-  return 0;
-}
-
-// Makes `count` inputs of the panel int8, with zeros up to whole steps, and advances `packed` over
-// them. The result is `decoded`, or the panel itself.
-const int8_t* Decode(const LinearTile& tile, size_t count, const uint8_t** packed,
+// Makes `count` inputs of the panel, from `k` on, int8, with zeros up to whole steps, and advances
+// `packed` over them. The result is `decoded`, or the panel itself.
+const int8_t* Decode(const LinearTile& tile, size_t k, size_t count, const uint8_t** packed,
                      int8_t* decoded) {
   const uint8_t* from = *packed;
   const size_t blocks = RoundUp(count, kUnit) / kUnit;
@@ -105,7 +72,10 @@ const int8_t* Decode(const LinearTile& tile, size_t count, const uint8_t** packe
     return reinterpret_cast<const int8_t*>(from);
   }
   const __m512i table = Vector512::Table(tile.table);
-  *packed += DecodeToBytes<Vector512, kUnit * kPanel>(tile, from, blocks, table, 0, decoded);
+  *packed +=
+      tile.multipliers != nullptr
+          ? DecodeMultiplied<Vector512, kUnit, kPanel>(tile, from, k, blocks, 0, decoded)
+          : DecodeToBytes<Vector512, kUnit * kPanel>(tile, from, blocks, table, 0, decoded);
   const size_t done = blocks * kUnit;
   std::memset(decoded + done * kPanel, 0, (RoundUp(count, kStep) - done) * kPanel);
   return decoded;
@@ -114,8 +84,10 @@ const int8_t* Decode(const LinearTile& tile, size_t count, const uint8_t** packe
 // Sums of a block that are still to be folded into float sums.
 struct Fold {
   const int32_t* sums;
-  const float* scale;  // of the channels
-  float* to;           // rows kPanel apart
+  const float* scale;      // of the channels
+  const float* act_scale;  // null, or of the first row: see LinearTile
+  size_t act_stride;
+  float* to;  // rows kPanel apart
   size_t rows;
 };
 
@@ -123,18 +95,23 @@ template <typename Dot>
 FP4DIT_ALWAYS_INLINE void FoldRows(Fold* fold, size_t most) {
   const size_t rows = fold->rows < most ? fold->rows : most;
   if (rows == 0) return;
-  const __m512 left = _mm512_loadu_ps(fold->scale);
-  const __m512 right = _mm512_loadu_ps(fold->scale + kTileWords);
+  __m512 left = _mm512_loadu_ps(fold->scale);
+  __m512 right = _mm512_loadu_ps(fold->scale + kTileWords);
   const int32_t* sums = fold->sums;
+  const float* act_scale = fold->act_scale;
   float* to = fold->to;
   for (size_t r = 0; r < rows; ++r, sums += kBlockColumns, to += kPanel) {
+    if (act_scale != nullptr) {
+      left = right = _mm512_set1_ps(*act_scale);
+      act_scale += fold->act_stride;
+    }
     const __m512 first = _mm512_cvtepi32_ps(Dot::Sum(sums));
     const __m512 second = _mm512_cvtepi32_ps(Dot::Sum(sums + kTileWords));
     _mm512_store_ps(to, _mm512_fmadd_ps(left, first, _mm512_load_ps(to)));
     float* const other = to + kTileWords;
     _mm512_store_ps(other, _mm512_fmadd_ps(right, second, _mm512_load_ps(other)));
   }
-  *fold = {sums, fold->scale, to, fold->rows - rows};
+  *fold = {sums, fold->scale, act_scale, fold->act_stride, to, fold->rows - rows};
 }
 
 // Staged rows that will be read next.
@@ -158,8 +135,9 @@ struct Chunk {
   size_t padded;         // bytes from row to row
   const int8_t* weight;  // of the panel
   size_t steps;
-  const float* scale;  // the group's, of the panel's channels
-  bool first, last;    // of its group
+  const float* scale;      // the group's, of the panel's channels
+  const float* act_scale;  // null, or the group's, of the first row: see LinearTile
+  bool first, last;        // of its group
 };
 
 // A chunk for a block of rows and kBlockColumns channels.
@@ -252,6 +230,7 @@ struct TileRun {
   alignas(64) int8_t decoded[kChunk * kPanel];
   alignas(64) int32_t sums[kMostBlocks * kBlockSums];
   alignas(64) float sum[kMaxTileRows * kPanel];
+  FoldedRows<FewRows> folded;
 };
 
 // The last chunk's sums are left to fold.
@@ -273,8 +252,11 @@ void RunChunk(TileRun<Dot>* run, const Chunk& chunk, Ahead* ahead) {
         MultiplyBlock<Dot, false>(block, &run->fold, ahead);
       }
       if (!chunk.last) continue;
-      run->fold = {sums + b.skip * kBlockColumns, chunk.scale + n, run->sum + row * kPanel + n,
-                   b.rows - b.skip};
+      const size_t act_stride = run->tile->act_stride;
+      const float* const act_scale =
+          chunk.act_scale == nullptr ? nullptr : chunk.act_scale + row * act_stride;
+      run->fold = {sums + b.skip * kBlockColumns,    chunk.scale + n,   act_scale, act_stride,
+                   run->sum + row * kPanel + n, b.rows - b.skip};
     }
     row = b.start + b.rows;
   }
@@ -287,36 +269,58 @@ TileConfig ConfigFor(size_t rows) {
   return MakeTileConfig(first, rows >= 2 * kTileRows ? kTileRows : rows - first);
 }
 
+// All chunks of the group that begins at input `begin`, and its staged rows at `staged`; what is read
+// `next` is fetched.
+template <typename Dot>
+void RunTileGroup(TileRun<Dot>* run, size_t begin, size_t size, const uint8_t* staged,
+              const uint8_t* next, const uint8_t** packed) {
+  const LinearTile& tile = *run->tile;
+  const size_t padded = RoundUp(size, kStep);
+  const size_t bytes = tile.rows * padded * (Dot::kTwoPlanes ? 2 : 1);
+  const float* const scale = tile.group_scale + begin / tile.scale_group * kPanel;
+  const float* const act_scale =
+      tile.act_scale == nullptr ? nullptr : tile.act_scale + begin / tile.act_group;
+  Ahead ahead = {next, tile.rows > kTileRows ? bytes / kCacheLine : 0};
+  for (size_t done = 0; done < size; done += kChunk) {
+    const bool last = size - done <= kChunk;
+    const size_t count = last ? size - done : kChunk;
+    const int8_t* weight = Decode(tile, begin + done, count, packed, run->decoded);
+    const size_t steps = RoundUp(count, kStep) / kStep;
+    RunChunk<Dot>(run,
+                  {staged + done, padded, weight, steps, scale, act_scale, done == 0, last}, &ahead);
+  }
+  const bool ends = begin + size == tile.k || (begin + size) % tile.scale_group == 0;
+  if (act_scale == nullptr || !ends) return;
+  FoldRows<Dot>(&run->fold, run->fold.rows);
+  run->folded.Fold(tile, scale, run->sum);
+}
+
 template <typename Dot>
 void RunTiles(const LinearTile& tile) {
   TileRun<Dot> run;
   run.tile = &tile;
   run.fold = {};
   std::memset(run.sum, 0, tile.rows * kPanel * sizeof(float));
+  if (tile.act_scale != nullptr) run.folded.Begin(tile);
   const uint8_t* packed = tile.panel;
   const uint8_t* staged = static_cast<const uint8_t*>(tile.staged);
-  const float* scale = tile.group_scale;
   Tiles::Configure(ConfigFor<Dot>(tile.rows));
-  for (size_t begin = 0; begin < tile.k; begin += tile.group_size, scale += kPanel) {
+  for (size_t begin = 0; begin < tile.k; begin += tile.group_size) {
     const bool final = tile.k - begin <= tile.group_size;
     const size_t size = final ? tile.k - begin : tile.group_size;
-    const size_t padded = RoundUp(size, kStep);
-    const size_t bytes = tile.rows * padded * (Dot::kTwoPlanes ? 2 : 1);
+    const size_t bytes = tile.rows * RoundUp(size, kStep) * (Dot::kTwoPlanes ? 2 : 1);
     // After the last group comes the first one, of the next panel.
     const uint8_t* next = final ? static_cast<const uint8_t*>(tile.staged) : staged + bytes;
-    Ahead ahead = {next, tile.rows > kTileRows ? bytes / kCacheLine : 0};
-    for (size_t done = 0; done < size; done += kChunk) {
-      const bool last = size - done <= kChunk;
-      const size_t count = last ? size - done : kChunk;
-      const int8_t* weight = Decode(tile, count, &packed, run.decoded);
-      const size_t steps = RoundUp(count, kStep) / kStep;
-      RunChunk<Dot>(&run, {staged + done, padded, weight, steps, scale, done == 0, last}, &ahead);
-    }
+    RunTileGroup<Dot>(&run, begin, size, staged, next, &packed);
     staged += bytes;
   }
   FoldRows<Dot>(&run.fold, run.fold.rows);
   Tiles::Release();
-  FinishRows<Vector512, kPanel>(tile, run.sum);
+  if (tile.act_scale != nullptr) {
+    run.folded.End(tile);
+  } else {
+    FinishRows<Vector512, kPanel>(tile, run.sum);
+  }
 }
 
 // The products of one or two planes.
@@ -340,11 +344,6 @@ double Peak(size_t rounds) {
   return static_cast<double>(rounds) * (Dot::kTwoPlanes ? 0.5 : 1.0) * kProducts;
 }
 
-// Tiles take as long to load for one row as for 16. For very few rows AVX-512 reads the same
-// panels.
-constexpr size_t kFewRows = 3;
-using FewRows = BroadcastDot<VnniBytes512, kPanel, kFewRows>;
-static_assert(FewRows::kUnit == kUnit && FewRows::kStep == kUnit, "the same panels");
 static_assert(IsWithin(ShortTiles::kReach, kMostReach[kDotInt16]), "see kMostReach");
 
 size_t StagedBytesOfBytes(const Activations& a) {

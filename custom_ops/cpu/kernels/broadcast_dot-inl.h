@@ -83,14 +83,61 @@ size_t DecodeWide(const LinearTile& tile, const uint8_t* packed, size_t blocks, 
   return blocks * bytes;
 }
 
-// sum = fma(group scale, a group's total, sum) at `at` of a few rows' sums, [row][panel].
+// Decoding int8 that are grid integers times multipliers, from 4-bit codes; see DecodeToBytes. Made
+// unsigned first, by adding the largest, a grid integer times a multiplier fits its byte, and words
+// of two bytes can be multiplied.
+template <typename V, size_t kUnit, size_t kPanel>
+size_t DecodeMultiplied(const LinearTile& tile, const uint8_t* packed, size_t k, size_t blocks,
+                        uint8_t flip, int8_t* out) {
+  constexpr size_t kVector = V::kLanes * kWordBytes;
+  constexpr size_t kHalf = kUnit * kPanel / 2;
+  const auto offset = V::Bytes(static_cast<uint8_t>(tile.max_weight));
+  const auto table = V::AddBytes(V::Table(tile.table), offset);
+  for (size_t left = blocks; left > 0;) {
+    const size_t rest = (tile.multiplier_group - k % tile.multiplier_group) / kUnit;
+    const size_t count = left < rest ? left : rest;
+    alignas(64) uint8_t spread[2 * kHalf];
+    const uint8_t* const multipliers = tile.multipliers + k / tile.multiplier_group * kPanel;
+    for (size_t i = 0; i < 2 * kHalf; ++i) spread[i] = multipliers[i / kUnit];
+    for (size_t i = 0; i < kHalf; i += kVector) {
+      const auto low = V::Factors(V::Load(spread + i));
+      const auto high = V::Factors(V::Load(spread + kHalf + i));
+      const auto low_start = V::SubBytes(V::Bytes(flip), V::MulBytes(offset, low));
+      const auto high_start = V::SubBytes(V::Bytes(flip), V::MulBytes(offset, high));
+      for (size_t b = 0; b < count; ++b) {
+        const auto codes = V::Load(packed + b * kHalf + i);
+        const auto first = V::MulBytes(LowCodes<V>(table, codes), low);
+        const auto second = V::MulBytes(HighCodes<V>(table, codes), high);
+        V::Store(out + 2 * b * kHalf + i, V::AddBytes(first, low_start));
+        V::Store(out + (2 * b + 1) * kHalf + i, V::AddBytes(second, high_start));
+      }
+    }
+    left -= count;
+    k += count * kUnit;
+    packed += count * kHalf;
+    out += 2 * count * kHalf;
+  }
+  return blocks * kHalf;
+}
+
+// sum = fma(scale, a group's total, sum) at `at` of a few rows' sums, [row][panel].
 template <typename V, typename Dot>
 FP4DIT_ALWAYS_INLINE void FoldSum(const DotRows<Dot>& rows, size_t at, typename V::Float total) {
-  const auto scale = V::LoadFloats(rows.group_scale + at % Dot::kPanel);
+  const auto scale = rows.act_scale == nullptr
+                         ? V::LoadFloats(rows.group_scale + at % Dot::kPanel)
+                         : V::Splat(rows.act_scale[at / Dot::kPanel * rows.tile->act_stride]);
   V::StoreFloats(rows.sum + at, V::Fma(scale, total, V::LoadFloats(rows.sum + at)));
 }
 
-// y = fma(scale, sum, bias).
+// y = fma(scale, sum, y) of a panel.
+template <typename V, size_t kPanel>
+void FoldVectors(const float* scale, const float* sum, float* y) {
+  for (size_t n = 0; n < kPanel; n += V::kLanes) {
+    const auto total = V::LoadFloats(y + n);
+    V::StoreFloats(y + n, V::Fma(V::LoadFloats(scale + n), V::LoadFloats(sum + n), total));
+  }
+}
+
 template <typename V, size_t kPanel>
 void FinishRows(const LinearTile& tile, const float* sum) {
   for (size_t r = 0; r < tile.rows; ++r, sum += kPanel) {
@@ -99,7 +146,10 @@ void FinishRows(const LinearTile& tile, const float* sum) {
     float rest[kPanel];
     float* const y = tile.columns == kPanel ? target : rest;
     for (size_t n = 0; n < kPanel; n += V::kLanes) {
-      V::StoreFloats(y + n, V::Fma(scale, V::LoadFloats(sum + n), V::LoadFloats(tile.bias + n)));
+      const auto total = V::LoadFloats(sum + n);
+      const auto bias = V::LoadFloats(tile.bias + n);
+      V::StoreFloats(y + n, tile.plain ? V::Add(V::Mul(scale, total), bias)
+                                       : V::Fma(scale, total, bias));
     }
     if (y == rest) std::memcpy(target, rest, tile.columns * sizeof(float));
   }
@@ -153,6 +203,7 @@ double RepeatStep(size_t rounds, double products) {
 //   Zero, LoadTotal, StoreTotal      of totals
 //   Step(total, weight, factor)      total plus products
 //   ToFloat(total)
+//   kFlip                            of int8: what is xored to weights to make them unsigned, or 0
 //   kSums                            whether sums begin at what a group's sum of activations says:
 //                                    then it has Start(sum), and SumRow and RunCodes of a dot
 template <typename Multiply, size_t kPanel_, size_t kRows_>
@@ -173,7 +224,13 @@ struct BroadcastDot {
   static constexpr bool kSums = Multiply::kSums;
   static constexpr size_t kVectors = kPanel / V::kLanes;
 
-  static size_t Decode(const LinearTile& tile, const uint8_t* packed, size_t blocks, Operand* out) {
+  static size_t Decode(const LinearTile& tile, const uint8_t* packed, size_t k, size_t blocks,
+                       Operand* out) {
+    if constexpr (sizeof(Act) == 1) {
+      if (tile.multipliers != nullptr) {
+        return DecodeMultiplied<V, kUnit, kPanel>(tile, packed, k, blocks, Multiply::kFlip, out);
+      }
+    }
     return Multiply::template Decode<kPanel * kUnit>(tile, packed, blocks, out);
   }
 
@@ -257,6 +314,9 @@ struct BroadcastDot {
     return Multiply::template RunCodes<Multiply>(rows, packed);
   }
 
+  static void FoldPanel(const float* scale, const float* sum, float* y) {
+    FoldVectors<V, kPanel>(scale, sum, y);
+  }
   static void Finish(const LinearTile& tile, const float* sum) { FinishRows<V, kPanel>(tile, sum); }
 
   static double Peak(size_t rounds) {

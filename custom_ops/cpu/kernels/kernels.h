@@ -66,8 +66,13 @@ struct Activations {
   IntegerType q_type;  // the dot kind's own type, or int8 for kDotInt16
   size_t rows;
   size_t k;
-  size_t group_size;  // 1 to k
+  size_t group_size;            // 1 to k
+  size_t multiplier_group = 0;  // the weights', see LinearTile; 0: they have no multipliers
 };
+
+// Weights that stay codes beside their multipliers come in groups of a multiple of this many
+// inputs: a block of no layout is in two of them.
+constexpr size_t kMultiplierStep = 8;
 
 // `rows` rows of activations times one panel of weights.
 struct LinearTile {
@@ -75,11 +80,24 @@ struct LinearTile {
   const float* scale;        // of row r: scale[r * scale_stride]
   size_t scale_stride;       // 0 or 1
   const uint8_t* panel;      // see PanelLayout
-  const float* group_scale;  // [groups, panel_width]
+  const float* group_scale;  // [scale groups, panel_width]
+  size_t scale_group;        // inputs that share one of them: whole groups, or k
   const float* bias;         // [panel_width]
+  // Null, or one for each multiplier_group inputs, a multiple of kMultiplierStep, and channel:
+  // [multiplier groups, panel_width], 0 to 15. A weight is its code's grid integer times that: int8.
+  // Whole groups, or parts of one, are in a multiplier group. Of kDotInt8 and kNibbles only.
+  const uint8_t* multipliers;
+  size_t multiplier_group;
+  // Null: `scale` has the rows' scales, and y = fma(scale, sum of fma(group scale, group), bias).
+  // Else one for each row and act_group inputs, whole groups: of row r, act_scale[r * act_stride].
+  // Groups are summed by fma under it, and these sums, of each scale group, by fma onto the bias.
+  const float* act_scale;
+  size_t act_stride;
+  size_t act_group;
+  bool plain;  // y = scale * sum + bias, rounded twice, in place of fma
   const int8_t* table;       // [16] grid integers of the codes; any sixteen if not kNibbles
   WeightStorage storage;
-  int32_t max_weight;  // largest |grid integer| of a weight
+  int32_t max_weight;  // largest |grid integer| of a weight, its multiplier left aside
   int32_t max_act;     // what `stage` returned
   float* y;            // [rows, columns], rows y_stride apart
   size_t y_stride;

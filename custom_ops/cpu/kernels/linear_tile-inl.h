@@ -10,15 +10,22 @@
 //   kChunk                                  inputs decoded at once, a multiple of kStep
 //   kReach                                  see Reach
 //   kSums                                   whether a group's sum of activations is wanted
-//   Decode(tile, packed, blocks, operand)   decodes blocks of the panel; returns the bytes read
+//   Decode(tile, packed, k, blocks, operand)  decodes blocks of the panel, from input k on; returns
+//                                           the bytes read
 //   Rows<R>(DotRows)                        R rows (1 to kRows) times one chunk
-//   Finish(tile, sum)                       y = fma(scale, sum, bias)
+//   FoldPanel(scale, sum, y)                y = fma(scale, sum, y) of a panel
+//   Finish(tile, sum)                       y of scale, sum and bias, see LinearTile
 //   Peak(rounds)                            see LinearKernel
 // and may supply, if its kReadsCodes is true
 //   RunCodes(DotRows, packed)               one row times a whole group straight from 4-bit codes;
-//                                           returns the bytes read
+//                                           returns the bytes read. Of weights with multipliers, a
+//                                           group's row is staged as one group a multiplier
 // and, if its kSumsRows is true, a faster
 //   SumRow(q, size, largest)                SumPlainly; the largest magnitude only if Rows uses it
+// and, if its kShiftsRows is true,
+//   ShiftRow(q, size, by)                   makes staged rows unsigned: with multipliers, and more
+//                                           than one row, they are staged plus the largest magnitude
+// and, if Rows wants them, kExtra elements of its own behind a chunk's operand.
 //
 // Staged rows are, group by group: int32 sums [rows] if wanted, then activations [rows, padded
 // group].
@@ -74,12 +81,30 @@ size_t StagedGroupBytes(size_t rows, size_t size) {
   return rows * (row + (Dot::kSums ? sizeof(int32_t) : 0));
 }
 
+// Bytes of `size` inputs in groups of `group`.
+template <typename Dot>
+size_t StagedGroupsBytes(size_t rows, size_t size, size_t group) {
+  const size_t rest = size % group;
+  return size / group * StagedGroupBytes<Dot>(rows, group) +
+         (rest != 0 ? StagedGroupBytes<Dot>(rows, rest) : 0);
+}
+
+template <typename Dot, typename = void>
+constexpr bool kHasRunCodes = false;
+template <typename Dot>
+constexpr bool kHasRunCodes<Dot, std::enable_if_t<Dot::kReadsCodes>> = true;
+
+// Inputs of a staged group: of a row that is multiplied from codes, multipliers have their own.
+template <typename Dot>
+size_t StagedGroup(size_t rows, size_t group_size, size_t multiplier_group) {
+  const bool finer = rows == 1 && multiplier_group != 0 && multiplier_group < group_size;
+  return kHasRunCodes<Dot> && finer ? multiplier_group : group_size;
+}
+
 template <typename Dot>
 size_t StagedBytes(const Activations& a) {
-  const size_t whole = a.k / a.group_size;
-  const size_t rest = a.k % a.group_size;
-  return whole * StagedGroupBytes<Dot>(a.rows, a.group_size) +
-         (rest != 0 ? StagedGroupBytes<Dot>(a.rows, rest) : 0);
+  const size_t group = StagedGroup<Dot>(a.rows, a.group_size, a.multiplier_group);
+  return StagedGroupsBytes<Dot>(a.rows, a.k, group);
 }
 
 // One row of a group: `size` activations, then zeros up to the padded size.
@@ -122,13 +147,19 @@ int32_t SumRow(const int8_t* q, size_t size, int32_t* largest) {
   }
 }
 
+template <typename Dot, typename = void>
+constexpr bool kShifts = false;
+template <typename Dot>
+constexpr bool kShifts<Dot, std::enable_if_t<Dot::kShiftsRows>> = true;
+
 template <typename Dot>
 int32_t Stage(const Activations& a, void* staged) {
   using Act = typename Dot::Act;
   uint8_t* to = static_cast<uint8_t*>(staged);
   int32_t largest = 0;
-  for (size_t begin = 0; begin < a.k; begin += a.group_size) {
-    const size_t size = a.k - begin < a.group_size ? a.k - begin : a.group_size;
+  const size_t group = StagedGroup<Dot>(a.rows, a.group_size, a.multiplier_group);
+  for (size_t begin = 0; begin < a.k; begin += group) {
+    const size_t size = a.k - begin < group ? a.k - begin : group;
     const size_t padded = RoundUp(size, Dot::kStep);
     int32_t* sums = reinterpret_cast<int32_t*>(to);
     Act* rows = reinterpret_cast<Act*>(Dot::kSums ? to + a.rows * sizeof(int32_t) : to);
@@ -137,6 +168,15 @@ int32_t Stage(const Activations& a, void* staged) {
       if constexpr (Dot::kSums) sums[r] = SumRow<Dot>(rows + r * padded, padded, &largest);
     }
     to += StagedGroupBytes<Dot>(a.rows, size);
+  }
+  if constexpr (kShifts<Dot>) {
+    to = static_cast<uint8_t*>(staged);
+    for (size_t begin = 0; begin < a.k && a.multiplier_group != 0 && a.rows > 1; begin += group) {
+      const size_t size = a.k - begin < group ? a.k - begin : group;
+      Act* rows = reinterpret_cast<Act*>(to + a.rows * sizeof(int32_t));
+      Dot::ShiftRow(rows, a.rows * RoundUp(size, Dot::kStep), largest);
+      to += StagedGroupBytes<Dot>(a.rows, size);
+    }
   }
   return largest;
 }
@@ -148,11 +188,13 @@ struct DotRows {
   const typename Dot::Act* q;  // the first row's part of the chunk
   size_t q_stride;             // activations from row to row
   const int32_t* group_sum;    // of the rows, if kSums
+  size_t k;                    // inputs before the chunk
   size_t blocks;               // of kUnit inputs; whole steps of kStep
   bool first;                  // chunk of its group: accumulators start anew
   bool last;                   // chunk of its group: fold into `sum`
   const typename Dot::Operand* operand;
   const float* group_scale;                // [panel]
+  const float* act_scale;                  // null, or of the first row: see LinearTile
   typename Dot::Accumulator* accumulator;  // of the rows
   float* sum;                              // of the rows
 };
@@ -183,69 +225,103 @@ void RunChunk(DotRows<Dot> rows) {
     rows.group_sum += Dot::kSums ? count : 0;
     rows.accumulator += count * Dot::kPanel;
     rows.sum += count * Dot::kPanel;
+    if (rows.act_scale != nullptr) rows.act_scale += count * rows.tile->act_stride;
   }
 }
-
-template <typename Dot, typename = void>
-constexpr bool kHasRunCodes = false;
-template <typename Dot>
-constexpr bool kHasRunCodes<Dot, std::enable_if_t<Dot::kReadsCodes>> = true;
 
 template <typename Dot>
 constexpr DotKind kKind = sizeof(typename Dot::Act) == 1   ? kDotInt8
                           : sizeof(typename Dot::Act) == 2 ? kDotInt16
                                                            : kDotFloat;
 
+template <typename Dot, typename = void>
+constexpr size_t kExtraOf = 0;
+template <typename Dot>
+constexpr size_t kExtraOf<Dot, std::enable_if_t<(Dot::kExtra > 0)>> = Dot::kExtra;
+
+// The sums of rows under scales of their own, see LinearTile::act_scale.
+template <typename Dot, size_t kPanel = Dot::kPanel>
+struct FoldedRows {
+  alignas(64) float y[kMaxTileRows * kPanel];
+
+  void Begin(const LinearTile& tile) {
+    for (size_t r = 0; r < tile.rows; ++r) {
+      std::memcpy(y + r * kPanel, tile.bias, kPanel * sizeof(float));
+    }
+  }
+  // Ends a scale group: its sums start anew.
+  void Fold(const LinearTile& tile, const float* group_scale, float* sum) {
+    for (size_t r = 0; r < tile.rows; ++r) {
+      Dot::FoldPanel(group_scale, sum + r * kPanel, y + r * kPanel);
+    }
+    std::memset(sum, 0, tile.rows * kPanel * sizeof(float));
+  }
+  void End(const LinearTile& tile) const {
+    for (size_t r = 0; r < tile.rows; ++r) {
+      std::memcpy(tile.y + r * tile.y_stride, y + r * kPanel, tile.columns * sizeof(float));
+    }
+  }
+};
+
+// One group of all rows, whose weights begin at `packed`; returns the bytes of them.
+template <typename Dot>
+size_t RunGroup(DotRows<Dot> rows, const uint8_t* packed, typename Dot::Operand* operand) {
+  const LinearTile& tile = *rows.tile;
+  if constexpr (kHasRunCodes<Dot>) {
+    if (tile.rows == 1 && tile.storage == kNibbles) return Dot::RunCodes(rows, packed);
+  }
+  const uint8_t* const begin = packed;
+  for (size_t left_blocks = rows.blocks; left_blocks > 0;) {
+    constexpr size_t kMost = Dot::kChunk / Dot::kUnit;
+    rows.blocks = left_blocks < kMost ? left_blocks : kMost;
+    left_blocks -= rows.blocks;
+    rows.last = left_blocks == 0;
+    const size_t bytes = Dot::Decode(tile, packed, rows.k, rows.blocks, operand);
+    packed += bytes;
+    // The next codes come while these are multiplied; past the end of all nothing is read.
+    for (size_t i = 0; i < bytes; i += 64) FP4DIT_PREFETCH(packed + i);
+    RunChunk<Dot>(rows);
+    rows.first = false;
+    rows.k += rows.blocks * Dot::kUnit;
+    rows.q += rows.blocks * Dot::kUnit;
+  }
+  return static_cast<size_t>(packed - begin);
+}
+
 template <typename Dot>
 void RunLinearTile(const LinearTile& tile) {
   static_assert(IsWithin(Dot::kReach, kMostReach[kKind<Dot>]), "see kMostReach");
   static_assert(Dot::kChunk % Dot::kStep == 0 && Dot::kStep % Dot::kUnit == 0, "whole blocks");
-  alignas(64) typename Dot::Operand operand[Dot::kChunk * Dot::kPanel];
+  alignas(64) typename Dot::Operand operand[Dot::kChunk * Dot::kPanel + kExtraOf<Dot>];
   alignas(64) typename Dot::Accumulator accumulator[kMaxTileRows * Dot::kPanel];
   alignas(64) float sum[kMaxTileRows * Dot::kPanel];
+  FoldedRows<Dot> folded;
   for (size_t i = 0; i < tile.rows * Dot::kPanel; ++i) sum[i] = 0.0f;
+  if (tile.act_scale != nullptr) folded.Begin(tile);
   const uint8_t* packed = tile.panel;
   const uint8_t* staged = static_cast<const uint8_t*>(tile.staged);
-  const float* group_scale = tile.group_scale;
   for (size_t begin = 0; begin < tile.k; begin += tile.group_size) {
     const size_t left = tile.k - begin;
     const size_t size = left < tile.group_size ? left : tile.group_size;
     const size_t padded = RoundUp(size, Dot::kStep);
     const uint8_t* q = Dot::kSums ? staged + tile.rows * sizeof(int32_t) : staged;
-    DotRows<Dot> rows = {&tile,
-                         reinterpret_cast<const typename Dot::Act*>(q),
-                         padded,
-                         reinterpret_cast<const int32_t*>(staged),
-                         padded / Dot::kUnit,
-                         true,
-                         true,
-                         operand,
-                         group_scale,
-                         accumulator,
-                         sum};
-    if constexpr (kHasRunCodes<Dot>) {
-      if (tile.rows == 1 && tile.storage == kNibbles) {
-        packed += Dot::RunCodes(rows, packed);
-        rows.blocks = 0;
-      }
-    }
-    for (size_t left_blocks = rows.blocks; left_blocks > 0;) {
-      constexpr size_t kMost = Dot::kChunk / Dot::kUnit;
-      rows.blocks = left_blocks < kMost ? left_blocks : kMost;
-      left_blocks -= rows.blocks;
-      rows.last = left_blocks == 0;
-      const size_t bytes = Dot::Decode(tile, packed, rows.blocks, operand);
-      packed += bytes;
-      // The next codes come while these are multiplied; past the end of all nothing is read.
-      for (size_t i = 0; i < bytes; i += 64) FP4DIT_PREFETCH(packed + i);
-      RunChunk<Dot>(rows);
-      rows.first = false;
-      rows.q += rows.blocks * Dot::kUnit;
-    }
-    staged += StagedGroupBytes<Dot>(tile.rows, size);
-    group_scale += Dot::kPanel;
+    const float* const scale = tile.group_scale + begin / tile.scale_group * Dot::kPanel;
+    const float* const act_scale =
+        tile.act_scale == nullptr ? nullptr : tile.act_scale + begin / tile.act_group;
+    packed += RunGroup<Dot>({&tile, reinterpret_cast<const typename Dot::Act*>(q), padded,
+                             reinterpret_cast<const int32_t*>(staged), begin, padded / Dot::kUnit,
+                             true, true, operand, scale, act_scale, accumulator, sum},
+                            packed, operand);
+    staged += StagedGroupsBytes<Dot>(
+        tile.rows, size, StagedGroup<Dot>(tile.rows, size, tile.multiplier_group));
+    const bool ends = size == left || (begin + size) % tile.scale_group == 0;
+    if (act_scale != nullptr && ends) folded.Fold(tile, scale, sum);
   }
-  Dot::Finish(tile, sum);
+  if (tile.act_scale != nullptr) {
+    folded.End(tile);
+  } else {
+    Dot::Finish(tile, sum);
+  }
 }
 
 // The widest weights that a dot decodes to what it multiplies.

@@ -40,6 +40,11 @@ struct Neon {
     return vqtbl1q_s8(table, vreinterpretq_u8_s8(indices));
   }
 
+  static Int AddBytes(Int a, Int b) { return vaddq_s8(a, b); }
+  static Int SubBytes(Int a, Int b) { return vsubq_s8(a, b); }
+  static Int MulBytes(Int a, Int factors) { return vmulq_s8(a, factors); }
+  static Int Factors(Int bytes) { return bytes; }
+
   static Float LoadFloats(const float* p) { return vld1q_f32(p); }
   static void StoreFloats(float* p, Float v) { vst1q_f32(p, v); }
   static Float Splat(float v) { return vdupq_n_f32(v); }

@@ -13,6 +13,10 @@
 namespace fp4dit {
 namespace {
 
+// What weights without multipliers are multiplied by: a panel of ones.
+constexpr uint8_t kOnes[32] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                               1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+
 // int8 x int8 by smlal, one input of eight channels at a time, into 16-bit sums. A product is at
 // most max_weight * max_act, so 32767 / that many fit (45 for e2m1 and e2m3, never less than 2)
 // before the sums are widened into the accumulators in memory. kSums is set for max_act's sake:
@@ -34,7 +38,9 @@ struct BytesDot {
   using Shorts = int16x8_t[R][kVectors];
   using RowsOf = const DotRows<BytesDot>;
 
-  static size_t Decode(const LinearTile& tile, const uint8_t* packed, size_t blocks, int8_t* out) {
+  // Without their multipliers, which Widen has.
+  static size_t Decode(const LinearTile& tile, const uint8_t* packed, size_t, size_t blocks,
+                       int8_t* out) {
     return DecodeToBytes<Neon, kPanel>(tile, packed, blocks, Neon::Table(tile.table), 0, out);
   }
 
@@ -60,43 +66,58 @@ struct BytesDot {
         sums, w, q, stride);
   }
 
-  // Adds 16-bit sums to the accumulators, or starts these with them.
+  // Adds 16-bit sums times the channels' multipliers to the accumulators, or starts these with them.
   template <size_t R>
-  static FP4DIT_ALWAYS_INLINE void Widen(RowsOf& rows, bool start, Shorts<R>& sums) {
+  static FP4DIT_ALWAYS_INLINE void Widen(RowsOf& rows, bool start, const uint8_t* multipliers,
+                                         Shorts<R>& sums) {
     Unroll<R * kVectors>(
-        [](size_t i, Shorts<R>& s, RowsOf& all, const bool& fresh) {
+        [](size_t i, Shorts<R>& s, RowsOf& all, const bool& fresh, const uint8_t* from) {
           int32_t* const to = all.accumulator + i / kVectors * kPanel + i % kVectors * 8;
           const int16x8_t sum = s[i / kVectors][i % kVectors];
+          const int16x8_t factor = vreinterpretq_s16_u16(vmovl_u8(vld1_u8(from + i % kVectors * 8)));
           const int32x4_t zero = vdupq_n_s32(0);
-          vst1q_s32(to, vaddw_s16(fresh ? zero : vld1q_s32(to), vget_low_s16(sum)));
-          vst1q_s32(to + 4, vaddw_high_s16(fresh ? zero : vld1q_s32(to + 4), sum));
+          vst1q_s32(to, vmlal_s16(fresh ? zero : vld1q_s32(to), vget_low_s16(sum),
+                                  vget_low_s16(factor)));
+          vst1q_s32(to + 4, vmlal_high_s16(fresh ? zero : vld1q_s32(to + 4), sum, factor));
         },
-        sums, rows, start);
+        sums, rows, start, multipliers);
   }
 
   template <size_t R>
   static void Rows(RowsOf& rows) {
     const int32_t max_act = rows.tile->max_act > 0 ? rows.tile->max_act : 1;
     const size_t run = static_cast<size_t>(32767 / (rows.tile->max_weight * max_act));
+    const LinearTile& tile = *rows.tile;
     const int8_t* weight = rows.operand;
     const int8_t* q = rows.q;
     bool start = rows.first;
+    size_t k = rows.k;
     for (size_t left = rows.blocks; left > 0; start = false) {
-      const size_t count = left < run ? left : run;
+      size_t count = left < run ? left : run;
+      const uint8_t* multipliers = kOnes;
+      if (tile.multipliers != nullptr) {
+        multipliers = tile.multipliers + k / tile.multiplier_group * kPanel;
+        const size_t same = tile.multiplier_group - k % tile.multiplier_group;
+        count = count < same ? count : same;
+      }
       left -= count;
+      k += count;
       Shorts<R> sums;
       Unroll<R * kVectors>(
           [](size_t i, Shorts<R>& s) { s[i / kVectors][i % kVectors] = vdupq_n_s16(0); }, sums);
       for (size_t b = 0; b < count; ++b, weight += kPanel, ++q) {
         Step<R>(q, rows.q_stride, weight, sums);
       }
-      Widen<R>(rows, start, sums);
+      Widen<R>(rows, start, multipliers, sums);
     }
     for (size_t i = 0; rows.last && i < R * kPanel; i += Neon::kLanes) {
       FoldSum<Neon>(rows, i, vcvtq_f32_s32(vld1q_s32(rows.accumulator + i)));
     }
   }
 
+  static void FoldPanel(const float* scale, const float* sum, float* y) {
+    FoldVectors<Neon, kPanel>(scale, sum, y);
+  }
   static void Finish(const LinearTile& tile, const float* sum) {
     FinishRows<Neon, kPanel>(tile, sum);
   }

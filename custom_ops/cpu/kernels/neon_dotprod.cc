@@ -17,6 +17,7 @@ struct ByteMultiply : IntTotals {
   using Weight = int8x16_t;
   using Factor = int8x16_t;
   static constexpr size_t kUnit = 4;
+  static constexpr uint8_t kFlip = 0;
 
   template <size_t kBlock>
   static size_t Decode(const LinearTile& tile, const uint8_t* packed, size_t blocks, int8_t* out) {

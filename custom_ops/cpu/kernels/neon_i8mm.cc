@@ -31,7 +31,11 @@ struct MatrixDot {
   using Totals = int32x4_t[(R + 1) / 2][kPairs];
   using RowsOf = const DotRows<MatrixDot>;
 
-  static size_t Decode(const LinearTile& tile, const uint8_t* packed, size_t blocks, int8_t* out) {
+  static size_t Decode(const LinearTile& tile, const uint8_t* packed, size_t k, size_t blocks,
+                       int8_t* out) {
+    if (tile.multipliers != nullptr) {
+      return DecodeMultiplied<Neon, kUnit, kPanel>(tile, packed, k, blocks, 0, out);
+    }
     return DecodeToBytes<Neon, kPanel * kUnit>(tile, packed, blocks, Neon::Table(tile.table), 0,
                                                out);
   }
@@ -119,6 +123,9 @@ struct MatrixDot {
     End<R>(rows, total);
   }
 
+  static void FoldPanel(const float* scale, const float* sum, float* y) {
+    FoldVectors<Neon, kPanel>(scale, sum, y);
+  }
   static void Finish(const LinearTile& tile, const float* sum) {
     FinishRows<Neon, kPanel>(tile, sum);
   }

@@ -11,6 +11,8 @@
 namespace fp4dit {
 namespace {
 
+constexpr size_t kPanelWidth = 8;
+
 float BfloatToFloat(uint16_t bits) {
   const uint32_t wide = static_cast<uint32_t>(bits) << 16;
   float value;
@@ -35,6 +37,13 @@ float Element(const LinearTile& tile, const uint8_t* block, size_t index, size_t
   }
 }
 
+// Of input `k` and channel `n` of a panel of units of one input.
+template <typename Operand>
+Operand Multiplier(const LinearTile& tile, size_t k, size_t n) {
+  if (tile.multipliers == nullptr) return 1;
+  return static_cast<Operand>(tile.multipliers[k / tile.multiplier_group * kPanelWidth + n]);
+}
+
 // Unsigned, so that activations outside their format wrap, as they do in vector registers.
 uint32_t MultiplyAdd(int32_t a, int32_t b, uint32_t c) {
   return static_cast<uint32_t>(a) * static_cast<uint32_t>(b) + c;
@@ -49,7 +58,7 @@ struct ScalarDot {
   using Act = Act_;
   using Operand = Act_;
   using Accumulator = Accumulator_;
-  static constexpr size_t kPanel = 8;
+  static constexpr size_t kPanel = kPanelWidth;
   static constexpr size_t kUnit = 1;
   static constexpr size_t kStep = kUnit;
   static constexpr size_t kRows = 1;
@@ -58,15 +67,15 @@ struct ScalarDot {
   static constexpr bool kSums = false;
   static constexpr size_t kBlock = kPanel * kUnit;
 
-  static size_t Decode(const LinearTile& tile, const uint8_t* packed, size_t blocks,
+  static size_t Decode(const LinearTile& tile, const uint8_t* packed, size_t k, size_t blocks,
                        Operand* operand) {
     const size_t bytes = tile.storage == kNibbles ? kBlock / 2
                          : tile.storage == kBytes ? kBlock
                                                   : 2 * kBlock;
     for (size_t b = 0; b < blocks; ++b) {
       for (size_t i = 0; i < kBlock; ++i) {
-        operand[b * kBlock + i] =
-            static_cast<Operand>(Element(tile, packed + b * bytes, i, kBlock / 2));
+        const auto grid = static_cast<Operand>(Element(tile, packed + b * bytes, i, kBlock / 2));
+        operand[b * kBlock + i] = static_cast<Operand>(grid * Multiplier<Operand>(tile, k + b, i));
       }
     }
     return blocks * bytes;
@@ -82,15 +91,22 @@ struct ScalarDot {
     }
     for (size_t n = 0; n < kPanel; ++n) {
       rows.accumulator[n] = sum[n];
-      if (rows.last) rows.sum[n] = std::fma(rows.group_scale[n], ToFloat(sum[n]), rows.sum[n]);
+      const float scale = rows.act_scale == nullptr ? rows.group_scale[n] : *rows.act_scale;
+      if (rows.last) rows.sum[n] = std::fma(scale, ToFloat(sum[n]), rows.sum[n]);
     }
+  }
+
+  static void FoldPanel(const float* scale, const float* sum, float* y) {
+    for (size_t n = 0; n < kPanel; ++n) y[n] = std::fma(scale[n], sum[n], y[n]);
   }
 
   static void Finish(const LinearTile& tile, const float* sum) {
     for (size_t r = 0; r < tile.rows; ++r) {
+      const float scale = tile.scale[r * tile.scale_stride];
+      float* const y = tile.y + r * tile.y_stride;
       for (size_t n = 0; n < tile.columns; ++n) {
-        tile.y[r * tile.y_stride + n] =
-            std::fma(tile.scale[r * tile.scale_stride], sum[r * kPanel + n], tile.bias[n]);
+        const float total = sum[r * kPanel + n];
+        y[n] = tile.plain ? scale * total + tile.bias[n] : std::fma(scale, total, tile.bias[n]);
       }
     }
   }

@@ -1,5 +1,6 @@
 #include "cpu/packing/packed_weights.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <new>
@@ -98,14 +99,22 @@ float HalfToFloat(uint16_t half) {
   return magnitude;
 }
 
-void PackedWeights::PackBlock(const uint8_t* codes, uint8_t* block) const {
+int32_t WeightSource::LargestMultiplier() const {
+  int32_t largest = 0;
+  for (size_t row = 0; row < n; ++row) {
+    for (size_t g = 0; g < groups(); ++g) largest = std::max(largest, Multiplier(row, g));
+  }
+  return largest;
+}
+
+void PackedWeights::PackBlock(const uint8_t* codes, const uint8_t* factors, uint8_t* block) const {
   const size_t size = layout_.panel_width * layout_.k_unit;
   const size_t half = size / 2;
   for (size_t i = 0; i < (storage_ == kNibbles ? half : size); ++i) {
     if (storage_ == kNibbles) {
       block[i] = static_cast<uint8_t>(codes[i] | (codes[i + half] << 4));
     } else if (storage_ == kBytes) {
-      block[i] = static_cast<uint8_t>(static_cast<int8_t>(grid_[codes[i]]));
+      block[i] = static_cast<uint8_t>(static_cast<int8_t>(grid_[codes[i]]) * factors[i]);
     } else {
       const float value = grid_[codes[i]];
       const uint16_t wide = storage_ == kShorts ? static_cast<uint16_t>(static_cast<int16_t>(value))
@@ -115,25 +124,40 @@ void PackedWeights::PackBlock(const uint8_t* codes, uint8_t* block) const {
   }
 }
 
-void PackedWeights::PackPanel(const WeightSource& source, size_t panel) {
+// What a panel has by channel, and by channel and group.
+void PackedWeights::PackScales(const WeightSource& source, size_t panel) {
   const size_t width = layout_.panel_width;
-  const size_t unit = layout_.k_unit;
-  uint8_t* block = panels_.data() + panel * panel_bytes_;
-  float* scales = reinterpret_cast<float*>(group_scales_.data()) + panel * groups_ * width;
+  const size_t multipliers = multiplier_group_ == 0 ? 0 : source.groups();
   float* bias = reinterpret_cast<float*>(bias_.data()) + panel * width;
-  const size_t first = panel * width;
-  const size_t channels = n_ - first < width ? n_ - first : width;
-  for (size_t n = 0; n < width; ++n) bias[n] = n < channels ? source.bias[first + n] : 0.0f;
-  for (size_t g = 0; g < groups_; ++g) {
-    for (size_t n = 0; n < width; ++n) {
-      const size_t at = (first + n) * groups_ + g;
-      const bool real = n < channels;
+  float* scales = reinterpret_cast<float*>(group_scales_.data()) + panel * scale_groups_ * width;
+  uint8_t* factors = multipliers_.data() + panel * multipliers * width;
+  for (size_t n = 0; n < width; ++n) {
+    const size_t row = panel * width + n;
+    const bool real = row < n_;
+    bias[n] = real ? source.bias[row] : 0.0f;
+    for (size_t g = 0; g < scale_groups_; ++g) {
+      const size_t at = row * scale_groups_ + g;
       scales[g * width + n] = !real ? 0.0f
                               : source.scales_are_half
                                   ? HalfToFloat(static_cast<const uint16_t*>(source.scales)[at])
                                   : static_cast<const float*>(source.scales)[at];
     }
-    const size_t begin = g * group_size_;
+    for (size_t g = 0; g < multipliers; ++g) {
+      factors[g * width + n] = static_cast<uint8_t>(real ? source.Multiplier(row, g) : 0);
+    }
+  }
+}
+
+void PackedWeights::PackPanel(const WeightSource& source, size_t panel) {
+  const size_t width = layout_.panel_width;
+  const size_t unit = layout_.k_unit;
+  const size_t first = panel * width;
+  const size_t channels = n_ - first < width ? n_ - first : width;
+  const bool multiplied = source.multipliers != nullptr && multiplier_group_ == 0;
+  uint8_t* block = panels_.data() + panel * panel_bytes_;
+  uint8_t factors[kMaxBlock];
+  std::memset(factors, 1, sizeof(factors));
+  for (size_t begin = 0; begin < k_; begin += group_size_) {
     const size_t end = k_ - begin < group_size_ ? k_ : begin + group_size_;
     const size_t padded = begin + RoundUp(end - begin, layout_.k_step);
     for (size_t k = begin; k < padded; k += unit, block += block_bytes_) {
@@ -141,10 +165,30 @@ void PackedWeights::PackPanel(const WeightSource& source, size_t panel) {
       for (size_t n = 0; n < channels; ++n) {
         for (size_t i = 0; i < unit && k + i < end; ++i) {
           codes[n * unit + i] = CodeAt(source, first + n, k + i);
+          if (!multiplied) continue;
+          factors[n * unit + i] =
+              static_cast<uint8_t>(source.Multiplier(first + n, (k + i) / source.group_size));
         }
       }
-      PackBlock(codes, block);
+      PackBlock(codes, factors, block);
     }
+  }
+}
+
+// Codes beside their multipliers, where kernels can tell which multiplier a block has.
+void PackedWeights::ChooseStorage(const WeightSource& source) {
+  storage_ = StorageOf(*source.format);
+  multiplier_group_ = 0;
+  max_weight_ = static_cast<int32_t>(storage_ == kBfloats ? 0.0f : source.format->max_integer());
+  if (source.multipliers == nullptr) return;
+  const size_t group = source.group_size;
+  const bool nested = group == k_ || group_size_ % group == 0 || group % group_size_ == 0;
+  const bool even = group_size_ == k_ || (group_size_ % kMultiplierStep == 0 && nested);
+  if (storage_ == kNibbles && even && (group == k_ || group % kMultiplierStep == 0)) {
+    multiplier_group_ = RoundUp(group, kMultiplierStep);
+  } else {
+    storage_ = kBytes;
+    max_weight_ *= std::max(source.LargestMultiplier(), 1);
   }
 }
 
@@ -152,10 +196,11 @@ PackResult PackedWeights::Pack(const WeightSource& source, const PanelLayout& la
   layout_ = layout;
   n_ = source.n;
   k_ = source.k;
-  group_size_ = source.group_size;
-  groups_ = source.groups();
-  storage_ = StorageOf(*source.format);
-  max_weight_ = static_cast<int32_t>(storage_ == kBfloats ? 0.0f : source.format->max_integer());
+  group_size_ = source.run();
+  scale_group_ = source.scale_group();
+  scale_groups_ = source.multipliers != nullptr ? 1 : source.groups();
+  act_group_ = source.act_group;
+  ChooseStorage(source);
   for (size_t i = 0; i < source.format->code_count(); ++i) {
     grid_[i] = source.format->GridInteger(i);
     if (storage_ == kNibbles) table_[i] = static_cast<int8_t>(grid_[i]);
@@ -167,18 +212,25 @@ PackResult PackedWeights::Pack(const WeightSource& source, const PanelLayout& la
                  : storage_ == kBytes ? width * unit
                                       : 2 * width * unit;
   panel_count_ = n_ / width + (n_ % width != 0 ? 1 : 0);
-  const size_t last = k_ - (groups_ - 1) * group_size_;
-  const size_t blocks = Product(groups_ - 1, RoundUp(group_size_, layout.k_step) / unit);
+  const size_t groups = k_ / group_size_ + (k_ % group_size_ != 0 ? 1 : 0);
+  const size_t last = k_ - (groups - 1) * group_size_;
+  const size_t blocks = Product(groups - 1, RoundUp(group_size_, layout.k_step) / unit);
   panel_bytes_ = Product(blocks + RoundUp(last, layout.k_step) / unit, block_bytes_);
-  const size_t scale_bytes = Product(Product(panel_count_, groups_), width * sizeof(float));
+  const size_t scale_bytes = Product(Product(panel_count_, scale_groups_), width * sizeof(float));
+  const size_t multiplier_bytes =
+      multiplier_group_ == 0 ? 1 : Product(Product(panel_count_, source.groups()), width);
   const size_t bytes = Product(panel_count_, panel_bytes_);
   if (n_ == 0) return PackResult::kDone;
-  if (bytes == 0 || scale_bytes == 0) return PackResult::kTooLarge;
+  if (bytes == 0 || scale_bytes == 0 || multiplier_bytes == 0) return PackResult::kTooLarge;
   if (!panels_.Allocate(bytes) || !group_scales_.Allocate(scale_bytes) ||
+      !multipliers_.Allocate(multiplier_bytes) ||
       !bias_.Allocate(panel_count_ * width * sizeof(float))) {
     return PackResult::kNoMemory;
   }
-  for (size_t panel = 0; panel < panel_count_; ++panel) PackPanel(source, panel);
+  for (size_t panel = 0; panel < panel_count_; ++panel) {
+    PackScales(source, panel);
+    PackPanel(source, panel);
+  }
   return PackResult::kDone;
 }
 
@@ -187,7 +239,14 @@ void PackedWeights::SetPanel(size_t index, LinearTile* tile) const {
   const size_t left = n_ - index * width;
   tile->panel = panels_.data() + index * panel_bytes_;
   tile->group_scale =
-      reinterpret_cast<const float*>(group_scales_.data()) + index * groups_ * width;
+      reinterpret_cast<const float*>(group_scales_.data()) + index * scale_groups_ * width;
+  tile->scale_group = scale_group_;
+  if (multiplier_group_ != 0) {
+    const size_t groups = (k_ + multiplier_group_ - 1) / multiplier_group_;
+    tile->multipliers = multipliers_.data() + index * groups * width;
+  }
+  tile->multiplier_group = multiplier_group_;
+  tile->act_group = act_group_;
   tile->bias = reinterpret_cast<const float*>(bias_.data()) + index * width;
   tile->table = table_;
   tile->storage = storage_;

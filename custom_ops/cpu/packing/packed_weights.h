@@ -49,12 +49,22 @@ struct WeightSource {
   const Format* format;
   size_t n, k, group_size;  // group_size <= k
   const uint8_t* codes;     // [n, ceil(k / 2)] or [n, k], see numerics.pack
-  const void* scales;       // [n, groups]
+  const void* scales;       // [n, groups], or [n] beside multipliers
   bool scales_are_half;
-  const float* bias;  // [n]
+  const float* bias;                     // [n]
+  const uint8_t* multipliers = nullptr;  // or [n, ceil(groups / 2)], two a byte as 4-bit codes are
+  size_t act_group = SIZE_MAX;           // inputs that share a scale of a row
 
   size_t groups() const { return k / group_size + (k % group_size != 0 ? 1 : 0); }
   size_t row_bytes() const { return format->storage_bits == 4 ? (k + 1) / 2 : k; }
+  // Inputs that share a scale of a channel, and that are summed before any scale is applied.
+  size_t scale_group() const { return multipliers != nullptr ? k : group_size; }
+  size_t run() const { return scale_group() < act_group ? scale_group() : act_group; }
+  // Multiplier of channel `row` in group `group`.
+  int32_t Multiplier(size_t row, size_t group) const {
+    return multipliers[row * ((groups() + 1) / 2) + group / 2] >> (group % 2 * 4) & 15;
+  }
+  int32_t LargestMultiplier() const;
 };
 
 enum class PackResult { kDone, kNoMemory, kTooLarge };
@@ -66,12 +76,16 @@ class PackedWeights {
 
   bool is_packed() const { return panels_.data() != nullptr; }
   size_t panel_count() const { return panel_count_; }
+  size_t group_size() const { return group_size_; }
+  size_t multiplier_group() const { return multiplier_group_; }
   // Fills what a tile needs of panel `index`.
   void SetPanel(size_t index, LinearTile* tile) const;
 
  private:
+  void ChooseStorage(const WeightSource& source);
   void PackPanel(const WeightSource& source, size_t panel);
-  void PackBlock(const uint8_t* codes, uint8_t* block) const;
+  void PackScales(const WeightSource& source, size_t panel);
+  void PackBlock(const uint8_t* codes, const uint8_t* factors, uint8_t* block) const;
 
   PanelLayout layout_ = {};
   WeightStorage storage_ = kNibbles;
@@ -80,13 +94,17 @@ class PackedWeights {
   float grid_[256] = {};
   size_t n_ = 0;
   size_t k_ = 0;
-  size_t group_size_ = 0;
-  size_t groups_ = 0;
+  size_t group_size_ = 0;  // inputs of a group of LinearTile
+  size_t scale_group_ = 0;
+  size_t scale_groups_ = 0;
+  size_t multiplier_group_ = 0;  // 0: there are none, or the weights are bytes that have them
+  size_t act_group_ = 0;
   size_t panel_count_ = 0;
   size_t panel_bytes_ = 0;
   size_t block_bytes_ = 0;
   AlignedBuffer panels_;
-  AlignedBuffer group_scales_;  // float [panel][group][panel_width]
+  AlignedBuffer group_scales_;  // float [panel][scale group][panel_width]
+  AlignedBuffer multipliers_;   // [panel][multiplier group][panel_width]
   AlignedBuffer bias_;          // float [panel][panel_width]
 };
 
