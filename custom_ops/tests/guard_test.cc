@@ -30,8 +30,8 @@ void Say(const char* format, Arguments... arguments) {
 }
 
 struct Buffers {
-  GuardedMemory q{1 << 18}, staged{1 << 20}, panel{1 << 18}, table{16}, group_scale{1 << 18};
-  GuardedMemory bias{1 << 10}, scale{1 << 10}, y{1 << 18};
+  GuardedMemory q{1 << 18}, staged{1 << 23}, panel{1 << 20}, table{16}, group_scale{1 << 18};
+  GuardedMemory bias{1 << 10}, scale{1 << 18}, y{1 << 18}, multipliers{1 << 16};
 };
 
 struct Case {
@@ -42,13 +42,13 @@ struct Case {
   size_t rows;
 };
 
-size_t PanelBytes(const WeightSource& source, const PanelLayout& layout) {
-  const size_t step = layout.k_step;
-  const size_t last = source.k - (source.groups() - 1) * source.group_size;
-  const size_t padded = (source.groups() - 1) * ((source.group_size + step - 1) / step * step) +
-                        (last + step - 1) / step * step;
-  const size_t elements = padded * layout.panel_width;
-  const WeightStorage storage = StorageOf(*source.format);
+size_t PanelBytes(const LinearTile& tile, const PanelLayout& layout) {
+  size_t elements = 0;
+  for (size_t begin = 0; begin < tile.k; begin += tile.group_size) {
+    const size_t size = std::min(tile.group_size, tile.k - begin);
+    elements += (size + layout.k_step - 1) / layout.k_step * layout.k_step * layout.panel_width;
+  }
+  const WeightStorage storage = tile.storage;
   return storage == kNibbles ? elements / 2 : storage == kBytes ? elements : 2 * elements;
 }
 
@@ -59,9 +59,13 @@ void RunPanel(const Case& c, size_t panel, const LinearTile& rows, Buffers* b) {
   LinearTile tile = rows;
   c.packed->SetPanel(panel, &tile);
   const size_t width = layout.panel_width;
-  tile.panel = b->panel.Copy(tile.panel, PanelBytes(source, layout));
+  tile.panel = b->panel.Copy(tile.panel, PanelBytes(tile, layout));
   tile.table = b->table.Copy(tile.table, 16);
-  tile.group_scale = b->group_scale.Copy(tile.group_scale, source.groups() * width);
+  const size_t scales = (tile.k + tile.scale_group - 1) / tile.scale_group;
+  tile.group_scale = b->group_scale.Copy(tile.group_scale, scales * width);
+  if (tile.multipliers != nullptr) {
+    tile.multipliers = b->multipliers.Copy(tile.multipliers, source.groups() * width);
+  }
   tile.bias = b->bias.Copy(tile.bias, width);
   tile.y += panel * width;
   c.kernel->run(tile);
@@ -73,17 +77,20 @@ void CheckRows(const Case& c, std::mt19937* random, Buffers* b) {
   Act* q = b->q.Place<Act>(c.rows * source.k);
   const int limit = sizeof(Act) == 1 ? 128 : 1984;
   for (size_t i = 0; i < c.rows * source.k; ++i) q[i] = RandomAct<Act>(random, false, limit);
-  const Activations rows = {q, kTypeOf<Act>, c.rows, source.k, source.group_size};
+  const Activations rows = {q,        kTypeOf<Act>,           c.rows,
+                            source.k, c.packed->group_size(), c.packed->multiplier_group()};
   uint8_t* staged = b->staged.Place(c.kernel->staged_bytes(rows), 64);
   LinearTile tile = {};
   tile.max_act = c.kernel->stage(rows, staged);
   tile.staged = staged;
-  tile.scale_stride = c.rows % 2;
-  float* scale = b->scale.Place<float>(tile.scale_stride == 0 ? 1 : c.rows);
-  for (size_t r = 0; r < (tile.scale_stride == 0 ? 1 : c.rows); ++r) {
-    scale[r] = std::normal_distribution<float>()(*random);
-  }
+  const size_t act_groups = c.weights->act_groups();
+  const size_t scales = (c.rows % 2 == 0 ? 1 : c.rows) * act_groups;
+  float* scale = b->scale.Place<float>(scales);
+  for (size_t i = 0; i < scales; ++i) scale[i] = std::normal_distribution<float>()(*random);
   tile.scale = scale;
+  tile.scale_stride = tile.act_stride = c.rows % 2 * act_groups;
+  if (act_groups > 1) tile.act_scale = scale;
+  tile.plain = source.multipliers != nullptr;
   tile.y_stride = source.n + 3;
   const size_t count = (c.rows - 1) * tile.y_stride + source.n;
   tile.y = b->y.Place<float>(count);
@@ -93,7 +100,7 @@ void CheckRows(const Case& c, std::mt19937* random, Buffers* b) {
   for (size_t i = 0; i < 12; ++i) {
     const size_t r = i < 4 ? i % 2 * (c.rows - 1) : (*random)() % c.rows;
     const size_t n = i < 4 ? i / 2 * (source.n - 1) : (*random)() % source.n;
-    const float wanted = LinearOf(*c.weights, q + r * source.k, scale[r * tile.scale_stride], n);
+    const float wanted = LinearOf(*c.weights, q + r * source.k, scale + r * tile.scale_stride, n);
     CHECK(Same(tile.y[r * tile.y_stride + n], wanted), "%s y[%zu, %zu] = %g, wanted %g",
           current_case, r, n, static_cast<double>(tile.y[r * tile.y_stride + n]),
           static_cast<double>(wanted));
@@ -126,14 +133,19 @@ void CheckKernel(const Isa& isa, DotKind kind, const Format& format, Buffers* b)
   for (const size_t rows : AroundStep(16)) outer.push_back(rows);  // a tile
   for (const size_t k : inner) {
     for (const size_t n : AroundStep(layout.panel_width)) {
-      const size_t group_size = random() % 2 == 0 ? k : 1 + random() % k;
-      const Weights weights = MakeWeights(format, n, k, group_size, &random);
+      const bool multiplied = kind == kDotInt8 && random() % 2 == 0;
+      const size_t group_size = multiplied           ? AnyMultiplierGroup(k, &random)
+                                : random() % 2 == 0 ? k
+                                                    : 1 + random() % k;
+      Weights weights = MakeWeights(format, n, k, group_size, &random);
+      weights.source.act_group = AnyActGroup(k, group_size, multiplied, &random);
+      if (multiplied) Multiply(&weights, &random);
       PackedWeights packed;
       CHECK(packed.Pack(weights.source, layout) == PackResult::kDone, "%s", format.name);
       for (const size_t rows : outer) {
         const Case c = {isa.name, &kernel, &weights, &packed, std::min(rows, kMaxTileRows)};
-        Say("%s %s kind %d: [%zu, %zu] x %zu, groups of %zu", isa.name, format.name, kind, c.rows,
-            k, n, group_size);
+        Say("%s %s kind %d%s: [%zu, %zu] x %zu, groups of %zu and %zu", isa.name, format.name, kind,
+            multiplied ? " multiplied" : "", c.rows, k, n, group_size, weights.source.act_group);
         if (kind == kDotInt8) CheckRows<int8_t>(c, &random, b);
         if (kind == kDotInt16) CheckRows<int16_t>(c, &random, b);
         if (kind == kDotInt16) CheckRows<int8_t>(c, &random, b);

@@ -111,11 +111,15 @@ struct LinearCase {
   const LinearKernel* kernel;
   const Format* format;
   size_t rows, k, group_size, columns;
+  bool multiplied;
+  size_t act_group;
 };
 
 template <typename Act>
 void CheckTile(const LinearCase& c, std::mt19937* random) {
-  const Weights w = MakeWeights(*c.format, c.columns, c.k, c.group_size, random);
+  Weights w = MakeWeights(*c.format, c.columns, c.k, c.group_size, random);
+  w.source.act_group = c.act_group;
+  if (c.multiplied) Multiply(&w, random);
   PackedWeights packed;
   CHECK(packed.Pack(w.source, c.kernel->layout) == PackResult::kDone, "%s", c.format->name);
   const bool extreme = (*random)() % 2 == 0;
@@ -124,8 +128,8 @@ void CheckTile(const LinearCase& c, std::mt19937* random) {
   static constexpr int kByteLimits[] = {7, 31, 60, 128};
   const int limit = sizeof(Act) == 1 ? kByteLimits[(*random)() % 4] : 1984;
   for (Act& v : q) v = RandomAct<Act>(random, extreme, limit);
-  const size_t scale_stride = (*random)() % 2;
-  std::vector<float> scale(scale_stride == 0 ? 1 : c.rows);
+  const size_t scale_stride = (*random)() % 2 * w.act_groups();
+  std::vector<float> scale(scale_stride == 0 ? w.act_groups() : c.rows * scale_stride);
   for (float& v : scale)
     v = (*random)() % 16 == 0 ? NAN : std::normal_distribution<float>()(*random);
   const size_t y_stride = c.columns + 3;
@@ -133,28 +137,40 @@ void CheckTile(const LinearCase& c, std::mt19937* random) {
   std::vector<float> y(c.rows * y_stride, kUntouched);
   LinearTile tile = {};
   packed.SetPanel(0, &tile);
-  const Activations rows = {q.data(), kTypeOf<Act>, c.rows, c.k, c.group_size};
+  const Activations rows = {q.data(), kTypeOf<Act>,        c.rows,
+                            c.k,      packed.group_size(), packed.multiplier_group()};
   AlignedBuffer staged;
   CHECK(staged.Allocate(c.kernel->staged_bytes(rows)), "%zu", c.rows);
   tile.max_act = c.kernel->stage(rows, staged.data());
   tile.staged = staged.data();
   tile.scale = scale.data();
   tile.scale_stride = scale_stride;
+  tile.plain = c.multiplied;
+  if (c.act_group < c.k) tile.act_scale = scale.data();
+  tile.act_stride = scale_stride;
   tile.y = y.data();
   tile.y_stride = y_stride;
   tile.rows = c.rows;
   c.kernel->run(tile);
   for (size_t m = 0; m < c.rows; ++m) {
-    const float row_scale = scale[m * scale_stride];
+    const float* const row_scale = scale.data() + m * scale_stride;
     for (size_t n = 0; n < y_stride; ++n) {
       const float wanted =
           n < c.columns ? LinearOf(w, q.data() + m * c.k, row_scale, n) : kUntouched;
       CHECK(Same(y[m * y_stride + n], wanted),
-            "%s %s [%zu, %zu] x %zu, groups of %zu: y[%zu, %zu] = %.9g, wanted %.9g", c.isa,
-            c.format->name, c.rows, c.k, c.columns, c.group_size, m, n,
+            "%s %s%s [%zu, %zu] x %zu, groups of %zu and %zu: y[%zu, %zu] = %.9g, wanted %.9g",
+            c.isa, c.format->name, c.multiplied ? " multiplied" : "", c.rows, c.k, c.columns,
+            c.group_size, c.act_group, m, n,
             static_cast<double>(y[m * y_stride + n]), static_cast<double>(wanted));
     }
   }
+}
+
+void CheckTypes(const LinearCase& c, DotKind kind, std::mt19937* random) {
+  if (kind == kDotInt8) CheckTile<int8_t>(c, random);
+  if (kind == kDotInt16) CheckTile<int16_t>(c, random);
+  if (kind == kDotInt16) CheckTile<int8_t>(c, random);
+  if (kind == kDotFloat) CheckTile<float>(c, random);
 }
 
 void CheckKind(LinearCase c, DotKind kind, std::mt19937* random) {
@@ -173,10 +189,16 @@ void CheckKind(LinearCase c, DotKind kind, std::mt19937* random) {
           c.k = k;
           c.group_size = std::min(group, k);
           c.columns = columns;
-          if (kind == kDotInt8) CheckTile<int8_t>(c, random);
-          if (kind == kDotInt16) CheckTile<int16_t>(c, random);
-          if (kind == kDotInt16) CheckTile<int8_t>(c, random);
-          if (kind == kDotFloat) CheckTile<float>(c, random);
+          c.multiplied = false;
+          c.act_group = k;
+          CheckTypes(c, kind, random);
+          c.act_group = AnyActGroup(k, c.group_size, false, random);
+          CheckTypes(c, kind, random);
+          if (kind != kDotInt8) continue;
+          c.multiplied = true;
+          c.group_size = AnyMultiplierGroup(k, random);
+          c.act_group = AnyActGroup(k, c.group_size, true, random);
+          CheckTypes(c, kind, random);
         }
       }
     }
@@ -218,8 +240,8 @@ void TestLinearKernels() {
       const LinearKernel& kernel = isas[i].kernels->linear[kind];
       for (size_t f = 0; kernel.run != nullptr && f < format_count; ++f) {
         if (StorageOf(formats[f]) > kernel.widest) continue;
-        CheckKind({isas[i].name, &kernel, &formats[f], 0, 0, 0, 0}, static_cast<DotKind>(kind),
-                  &random);
+        CheckKind({isas[i].name, &kernel, &formats[f], 0, 0, 0, 0, false, 0},
+                  static_cast<DotKind>(kind), &random);
       }
     }
   }

@@ -17,17 +17,43 @@ namespace fp4dit::test {
 
 struct Weights {
   std::vector<uint8_t> codes;  // packed
-  std::vector<float> grid;     // [n, k]
-  std::vector<float> scales;   // [n, groups]
+  std::vector<float> grid;     // [n, k], times multipliers
+  std::vector<uint8_t> multipliers;  // empty, or packed
+  std::vector<float> scales;   // [n, groups], or [n]
   std::vector<float> bias;
   WeightSource source;  // points into the above
+
+  size_t act_groups() const { return (source.k + source.act_group - 1) / source.act_group; }
 };
+
+// Multipliers for a format's weights: any whose products are int8.
+inline void Multiply(Weights* w, std::mt19937* random) {
+  WeightSource& source = w->source;
+  const size_t groups = source.groups();
+  const auto most = static_cast<size_t>(127.0f / source.format->max_integer());
+  const bool extreme = (*random)() % 2 == 0;
+  w->multipliers.resize(source.n * ((groups + 1) / 2));
+  source.multipliers = w->multipliers.data();
+  for (size_t n = 0; n < source.n; ++n) {
+    for (size_t g = 0; g < groups; ++g) {
+      const size_t limit = std::min(most, size_t{15});
+      const size_t m = extreme ? limit : (*random)() % (limit + 1);
+      uint8_t& byte = w->multipliers[n * ((groups + 1) / 2) + g / 2];
+      byte = static_cast<uint8_t>(byte | m << g % 2 * 4);
+      const size_t end = std::min(source.k, (g + 1) * source.group_size);
+      for (size_t k = g * source.group_size; k < end; ++k) {
+        w->grid[n * source.k + k] *= static_cast<float>(m);
+      }
+    }
+  }
+  w->scales.resize(source.n);
+}
 
 inline Weights MakeWeights(const Format& format, size_t columns, size_t k, size_t group_size,
                            std::mt19937* random) {
   std::normal_distribution<float> normal;
   Weights w;
-  w.source = {&format, columns, k, group_size, nullptr, nullptr, false, nullptr};
+  w.source = {&format, columns, k, group_size, nullptr, nullptr, false, nullptr, nullptr, k};
   w.codes.resize(columns * w.source.row_bytes());
   const bool extreme = (*random)() % 4 == 0;  // the largest weights only
   for (size_t n = 0; n < columns; ++n) {
@@ -48,6 +74,35 @@ inline Weights MakeWeights(const Format& format, size_t columns, size_t k, size_
   return w;
 }
 
+// Groups of activations for weights in groups of `group`: all of k, or what goes with those.
+inline size_t AnyActGroup(size_t k, size_t group, bool multiplied, std::mt19937* random) {
+  size_t size = k;
+  switch ((*random)() % 5) {
+    case 0:
+      size = group;
+      break;
+    case 1:
+      size = group * (1 + (*random)() % 3);
+      break;
+    case 2:
+      size = group % 2 == 0 ? group / 2 : 1;
+      break;
+    case 3:
+      size = multiplied ? 1 + (*random)() % k : k;
+      break;
+    default:
+      break;
+  }
+  return std::min(size, k);
+}
+
+// A group of weights' multipliers: most of them of a size that kernels read as codes.
+inline size_t AnyMultiplierGroup(size_t k, std::mt19937* random) {
+  static constexpr size_t kSizes[] = {8, 16, 24, 32, 64, 5};
+  const size_t choice = (*random)() % 7;
+  return std::min(k, choice == 6 ? k : kSizes[choice]);
+}
+
 // The sum of a group: exact, or a chain of fma.
 template <typename Act>
 float Dot(const Act* q, const float* w, size_t begin, size_t end) {
@@ -62,19 +117,28 @@ float Dot(const Act* q, const float* w, size_t begin, size_t end) {
   }
 }
 
-// What FpLinear is for one row and channel `n`.
+// What FpLinear, or with multipliers FpLinearInteger, is for one row and channel `n`; the row has
+// one scale, or one for each group of its own.
 template <typename Act>
-float LinearOf(const Weights& w, const Act* q, float scale, size_t n) {
+float LinearOf(const Weights& w, const Act* q, const float* scale, size_t n) {
   const size_t k = w.source.k;
-  const size_t groups = w.source.groups();
-  float sum = 0.0f;
+  const size_t size = w.source.scale_group();
+  const size_t act_size = w.source.act_group;
+  const size_t groups = (k + size - 1) / size;
+  const float* grid = w.grid.data() + n * k;
+  float sum = act_size < k ? w.bias[n] : 0.0f;
   for (size_t g = 0; g < groups; ++g) {
-    const size_t begin = g * w.source.group_size;
-    const size_t end = std::min(k, begin + w.source.group_size);
-    const float dot = Dot(q, w.grid.data() + n * k, begin, end);
-    sum = std::fma(w.scales[n * groups + g], dot, sum);
+    const size_t end = std::min(k, (g + 1) * size);
+    float total = act_size < k ? 0.0f : Dot(q, grid, g * size, end);
+    for (size_t begin = g * size; act_size < k && begin < end;) {
+      const size_t run_end = std::min(end, (begin / act_size + 1) * act_size);
+      total = std::fma(scale[begin / act_size], Dot(q, grid, begin, run_end), total);
+      begin = run_end;
+    }
+    sum = std::fma(w.scales[n * groups + g], total, sum);
   }
-  return std::fma(scale, sum, w.bias[n]);
+  if (act_size < k) return sum;
+  return w.multipliers.empty() ? std::fma(*scale, sum, w.bias[n]) : *scale * sum + w.bias[n];
 }
 
 // Of [-limit, limit), or only the ends of that; of floats, normally distributed.

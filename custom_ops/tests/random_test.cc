@@ -119,7 +119,7 @@ void CheckDefinition(const Case& c, const Rows& rows, const Weights& w, const Va
   for (size_t r = 0; r < c.rows; ++r) {
     const Act* q = rows.q.As<Act>() + r * c.k;
     for (size_t n = 0; n < c.n; ++n) {
-      const float wanted = LinearOf(w, q, rows.scale.As<float>()[r], n);
+      const float wanted = LinearOf(w, q, rows.scale.As<float>() + r, n);
       const float got = y.As<float>()[r * c.n + n];
       CHECK(Same(got, wanted), "%s: y[%zu, %zu] = %.9g, defined as %.9g", Text(c).c_str(), r, n,
             static_cast<double>(got), static_cast<double>(wanted));
