@@ -38,12 +38,8 @@ struct FpLinearBase::Call {
   // The first `rows` rows from `row` on.
   Activations Rows(size_t row, size_t rows, size_t k) const {
     const uint8_t* first = q.As<uint8_t>() + row * k * TypeSize(q.type);
-    return {first,
-            TypeOfActivations(q),
-            rows,
-            k,
-            weights->group_size(),
-            weights->multiplier_group()};
+    return {first, TypeOfActivations(q),  rows,
+            k,     weights->group_size(), weights->multiplier_group()};
   }
 };
 
@@ -136,8 +132,9 @@ OrtStatus* FpLinearBase::CheckAccumulator() const {
   if (largest < kSumLimit) return nullptr;
   return node_.Fail(
       "a group of %zu products of %s and %s can reach %.0f, wanted less than 2^31: "
-      "use a%s group_size of at most %.0f",
-      size, act_format_->name, weight->name, largest, multiplied_ ? "n act_" : "",
+      "use %s of at most %.0f",
+      size, act_format_->name, weight->name, largest,
+      multiplied_ ? "an act_group_size" : "a group_size",
       std::floor((kSumLimit - 1) / LargestSum(kind_, most_act, most_weight, 1)));
 }
 
@@ -233,7 +230,7 @@ OrtStatus* FpLinearBase::Pack(const Weights& weights, PackedWeights* packed) con
 }
 
 OrtStatus* FpLinearBase::CheckActivations(const Tensor& q, const Tensor& scale,
-                                      size_t* scale_stride) const {
+                                          size_t* scale_stride) const {
   const IntegerType type = act_format_ == nullptr ? kFloatType : IntegerTypeOf(*act_format_);
   if (q.type != ElementTypeOf(type)) {
     return node_.Fail("input 'q' is %s, wanted %s for act_format '%s'", TypeName(q.type),

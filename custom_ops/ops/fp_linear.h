@@ -12,7 +12,8 @@
 
 namespace fp4dit {
 
-// What the two that multiply have in common: where weights have multipliers, they are an input more.
+// What the two that multiply have in common: where weights have multipliers, they are an input
+// more.
 class FpLinearBase {
  public:
   static void InferShapes(const ShapeInference& inference);

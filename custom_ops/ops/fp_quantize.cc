@@ -1,13 +1,17 @@
 #include "ops/fp_quantize.h"
 
+#include <algorithm>
+
 #include "core/counters.h"
 #include "core/parallel.h"
+#include "cpu/packing/packed_weights.h"
+#include "ops/fp_hadamard.h"
 
 namespace fp4dit {
 namespace {
 
-// Elements worth handing to another thread.
-constexpr size_t kPieceElements = 1 << 15;
+// Elements of a rotated row that the stack has room for.
+constexpr size_t kStackElements = size_t{1} << 13;
 
 constexpr const char* kOpNames[kIntegerTypes] = {"FpQuantize", "FpQuantizeInt16",
                                                  "FpQuantizeFloat"};
@@ -23,10 +27,21 @@ ort::ElementType ElementTypeOf(IntegerType type) {
   return type == kInt8Type ? ort::kInt8 : type == kInt16Type ? ort::kInt16 : ort::kFloat;
 }
 
-OrtStatus* FpQuantizeBase::Create(const Node& node, IntegerType type) {
+OrtStatus* ReadRows(const Node& node, OrtKernelContext* context, Tensor* x) {
+  FP4DIT_RETURN_IF_ERROR(ReadInput(node, context, 0, "x", x));
+  if (x->type != ort::kFloat) {
+    return node.Fail("input 'x' is %s, wanted float", TypeName(x->type));
+  }
+  if (x->rank != 0 && x->Last() != 0) return nullptr;
+  return node.Fail("input 'x' has shape %s, wanted a last dimension of at least 1",
+                   ShapeText(*x).text);
+}
+
+OrtStatus* FpQuantizeBase::Create(const Node& node, IntegerType type, bool rotated) {
   node_ = node;
   type_ = type;
   FP4DIT_RETURN_IF_ERROR(node.CheckInputCount(1));
+  if (rotated) FP4DIT_RETURN_IF_ERROR(ReadBlock(node, &block_));
   const Format* format = nullptr;
   FP4DIT_RETURN_IF_ERROR(node.ReadFormat("format", false, &format));
   if (IntegerTypeOf(*format) != type) {
@@ -46,45 +61,125 @@ OrtStatus* FpQuantizeBase::Create(const Node& node, IntegerType type) {
     return node.Fail("attribute 'max' is %g, wanted %g for format %s", static_cast<double>(max),
                      static_cast<double>(format->max_integer()), format->name);
   }
+  FP4DIT_RETURN_IF_ERROR(node.ReadSizeOr("group_size", SIZE_MAX, &group_size_));
+  FP4DIT_RETURN_IF_ERROR(ReadCandidates(*format));
   grid_ = {format->max_integer(), format->mantissa_bits};
   kernel_ = ChooseQuantize(Selected().isa, type);
+  error_ = ChooseError(Selected().isa).run;
+  hadamard_ = ChooseHadamard(Selected().isa).run;
+  node_.info = nullptr;
   return nullptr;
+}
+
+// The largest integers that a group's scale may be chosen for: the format's, then smaller ones.
+OrtStatus* FpQuantizeBase::ReadCandidates(const Format& format) {
+  candidates_[0] = format.max_integer();
+  if (!node_.Has("candidates")) return nullptr;
+  const auto read = node_.api->KernelInfoGetAttributeArray_float();
+  size_t count = 0;
+  if (OrtStatus* const status = read(node_.info, "candidates", nullptr, &count)) {
+    node_.api->ReleaseStatus()(status);
+    return node_.Fail("attribute 'candidates' is no list of floats");
+  }
+  const size_t most = type_ == kInt8Type ? kMostCandidates : 1;
+  if (count < 1 || count > most) {
+    return node_.Fail("attribute 'candidates' has %zu entries, wanted 1 to %zu", count, most);
+  }
+  FP4DIT_RETURN_IF_ERROR(read(node_.info, "candidates", candidates_, &count));
+  candidate_count_ = count;
+  for (size_t i = 0; i < count; ++i) {
+    bool found = false;
+    for (int m = 1; m < format.magnitude_count; ++m) {
+      found = found || (candidates_[i] == format.magnitudes[m] &&
+                        (m + 1 == format.magnitude_count) == (i == 0));
+    }
+    if (found) continue;
+    return node_.Fail(
+        "attribute 'candidates' has %g at entry %zu, wanted %g first, then smaller integers of "
+        "format %s, at least 1",
+        static_cast<double>(candidates_[i]), i, static_cast<double>(format.max_integer()),
+        format.name);
+  }
+  return nullptr;
+}
+
+// The grid whose largest integer costs the least rounding; the earlier of two.
+QuantizeGrid FpQuantizeBase::BestGrid(const float* x, size_t k) const {
+  QuantizeGrid best = grid_;
+  if (candidate_count_ == 1) return best;
+  int64_t least = error_(x, k, best);
+  for (size_t i = 1; i < candidate_count_; ++i) {
+    const QuantizeGrid grid = {candidates_[i], grid_.mantissa_bits};
+    const int64_t error = error_(x, k, grid);
+    const auto largest = static_cast<int64_t>(grid.max_integer);
+    const auto best_largest = static_cast<int64_t>(best.max_integer);
+    if (error * best_largest * best_largest >= least * largest * largest) continue;
+    best = grid;
+    least = error;
+  }
+  return best;
+}
+
+// Rows [begin, end); `rotated` has room for one, if they are to be rotated.
+void FpQuantizeBase::RunRows(const Call& call, size_t begin, size_t end, float* rotated) const {
+  const size_t element = TypeSize(ElementTypeOf(type_));
+  for (size_t r = begin; r < end; ++r) {
+    const float* x = call.x + r * call.k;
+    if (block_ != 0) {
+      hadamard_(x, call.k, block_, rotated);
+      x = rotated;
+    }
+    for (size_t g = 0; g < call.groups; ++g) {
+      const size_t first = g * call.group_size;
+      const size_t size = std::min(call.group_size, call.k - first);
+      kernel_.run(x + first, size, BestGrid(x + first, size),
+                  call.q + (r * call.k + first) * element, call.scale + r * call.groups + g);
+    }
+  }
 }
 
 OrtStatus* FpQuantizeBase::Compute(OrtKernelContext* context) const {
   Tensor x;
-  FP4DIT_RETURN_IF_ERROR(ReadInput(node_, context, 0, "x", &x));
-  if (x.type != ort::kFloat) {
-    return node_.Fail("input 'x' is %s, wanted float", TypeName(x.type));
-  }
-  if (x.rank == 0 || x.Last() == 0) {
-    return node_.Fail("input 'x' has shape %s, wanted a last dimension of at least 1",
-                      ShapeText(x).text);
-  }
+  FP4DIT_RETURN_IF_ERROR(ReadRows(node_, context, &x));
   const size_t k = x.Last();
-  void* q = nullptr;
-  void* scale = nullptr;
-  FP4DIT_RETURN_IF_ERROR(MakeOutput(node_, context, 0, x.dims, x.rank, &q));
-  int64_t dims[kMaxRank];
-  for (size_t i = 0; i < x.rank; ++i) dims[i] = i + 1 < x.rank ? x.dims[i] : 1;
-  FP4DIT_RETURN_IF_ERROR(MakeOutput(node_, context, 1, dims, x.rank, &scale));
+  const size_t group_size = std::min(k, group_size_);
+  if (candidate_count_ > 1 && group_size > kMostErrors) {
+    return node_.Fail("groups of %zu have several candidates, wanted groups of at most %zu",
+                      group_size, kMostErrors);
+  }
+  Call call = {x.As<float>(), k, group_size, k / group_size + (k % group_size != 0 ? 1 : 0)};
+  void* data = nullptr;
+  FP4DIT_RETURN_IF_ERROR(MakeOutput(node_, context, 0, x.dims, x.rank, &data));
+  call.q = static_cast<uint8_t*>(data);
+  x.dims[x.rank - 1] = static_cast<int64_t>(call.groups);
+  FP4DIT_RETURN_IF_ERROR(MakeOutput(node_, context, 1, x.dims, x.rank, &data));
+  call.scale = static_cast<float*>(data);
   if (x.count == 0) return nullptr;
-  Count(kCountFpQuantize, type_, kernel_.isa);
-  const size_t row_bytes = k * TypeSize(ElementTypeOf(type_));
-  const auto rows = [&](size_t begin, size_t end) {
-    for (size_t r = begin; r < end; ++r) {
-      kernel_.run(x.As<float>() + r * k, k, grid_, static_cast<uint8_t*>(q) + r * row_bytes,
-                  static_cast<float*>(scale) + r);
+  Count(block_ == 0 ? kCountFpQuantize : kCountFpHadamardQuantize, type_, kernel_.isa);
+  const size_t count = x.count / k;
+  if (block_ != 0 && k > kStackElements) {  // longer than any layer's
+    AlignedBuffer rotated;
+    if (k > SIZE_MAX / sizeof(float) || !rotated.Allocate(k * sizeof(float))) {
+      return node_.Fail("there is no memory for a row of K = %zu", k);
     }
+    RunRows(call, 0, count, reinterpret_cast<float*>(rotated.data()));
+    return nullptr;
+  }
+  const auto rows = [&](size_t begin, size_t end) {
+    alignas(64) float rotated[kStackElements];
+    RunRows(call, begin, end, rotated);
   };
-  return ParallelFor(node_.api, context, x.Rows(), kPieceElements / k + 1, rows);
+  return ParallelFor(node_.api, context, count, kPieceElements / k + 1, rows);
 }
 
 void InferQuantizeShapes(const ShapeInference& inference, ort::ElementType type) {
   SymbolicShape shape = inference.Input(0);
   if (shape.rank == 0) return;
   inference.SetOutput(0, type, shape);
-  shape.dims[shape.rank - 1] = 1;
+  const int64_t group_size = inference.IntAttribute("group_size");
+  const int64_t k = shape.dims[shape.rank - 1];
+  // Of a size that is not known, neither is the number of groups.
+  shape.dims[shape.rank - 1] = group_size < 1 ? 1 : k > 0 ? (k - 1) / group_size + 1 : -1;
   shape.symbols[shape.rank - 1] = "";
   inference.SetOutput(1, ort::kFloat, shape);
 }
@@ -92,5 +187,6 @@ void InferQuantizeShapes(const ShapeInference& inference, ort::ElementType type)
 FP4DIT_DEFINE_OP(FpQuantize)
 FP4DIT_DEFINE_OP(FpQuantizeInt16)
 FP4DIT_DEFINE_OP(FpQuantizeFloat)
+FP4DIT_DEFINE_OP(FpHadamardQuantize)
 
 }  // namespace fp4dit

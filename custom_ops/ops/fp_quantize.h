@@ -1,4 +1,6 @@
-// FpQuantize, FpQuantizeInt16, FpQuantizeFloat: activations to grid integers, one scale a row.
+// FpQuantize, FpQuantizeInt16, FpQuantizeFloat: activations to grid integers, with one scale for
+// each group of a row; FpHadamardQuantize, which rotates rows before. numerics.quantize is the
+// definition.
 
 #ifndef FP4DIT_OPS_FP_QUANTIZE_H_
 #define FP4DIT_OPS_FP_QUANTIZE_H_
@@ -14,18 +16,42 @@ namespace fp4dit {
 IntegerType IntegerTypeOf(const Format& format);
 ort::ElementType ElementTypeOf(IntegerType type);
 
+// Elements worth handing to another thread.
+constexpr size_t kPieceElements = 1 << 15;
+
+// Input 0, "x": float, with a last dimension of at least 1.
+OrtStatus* ReadRows(const Node& node, OrtKernelContext* context, Tensor* x);
+
 class FpQuantizeBase {
  public:
   OrtStatus* Compute(OrtKernelContext* context) const;
 
  protected:
-  OrtStatus* Create(const Node& node, IntegerType type);
+  OrtStatus* Create(const Node& node, IntegerType type, bool rotated = false);
 
  private:
+  static constexpr size_t kMostCandidates = 4;
+  struct Call {
+    const float* x;
+    size_t k, group_size, groups;
+    uint8_t* q = nullptr;
+    float* scale = nullptr;
+  };
+
+  OrtStatus* ReadCandidates(const Format& format);
+  QuantizeGrid BestGrid(const float* x, size_t k) const;
+  void RunRows(const Call& call, size_t begin, size_t end, float* rotated) const;
+
   Node node_;
   IntegerType type_ = kInt8Type;
   QuantizeGrid grid_ = {};
+  size_t group_size_ = 0;
+  size_t block_ = 0;  // 0: rows are not rotated
+  float candidates_[kMostCandidates] = {};
+  size_t candidate_count_ = 1;
   Chosen<QuantizeRow> kernel_ = {};
+  QuantizeError error_ = nullptr;
+  HadamardRow hadamard_ = nullptr;
 };
 
 void InferQuantizeShapes(const ShapeInference& inference, ort::ElementType type);
@@ -55,6 +81,15 @@ class FpQuantizeFloat : public FpQuantizeBase {
   static constexpr ort::ElementType kOutputs[] = {ort::kFloat, ort::kFloat};
   static void InferShapes(const ShapeInference& s) { InferQuantizeShapes(s, kOutputs[0]); }
   OrtStatus* Create(const Node& node) { return FpQuantizeBase::Create(node, kFloatType); }
+};
+
+class FpHadamardQuantize : public FpQuantizeBase {
+ public:
+  static constexpr const char* kName = "FpHadamardQuantize";
+  static constexpr ort::ElementType kInputs[] = {ort::kFloat};
+  static constexpr ort::ElementType kOutputs[] = {ort::kInt8, ort::kFloat};
+  static void InferShapes(const ShapeInference& s) { InferQuantizeShapes(s, kOutputs[0]); }
+  OrtStatus* Create(const Node& node) { return FpQuantizeBase::Create(node, kInt8Type, true); }
 };
 
 }  // namespace fp4dit

@@ -34,7 +34,9 @@ void TestFormats();
 void TestRegistry();
 void TestQuantizeKernels();
 void TestLinearKernels();
+void TestRotations();
 void TestOps();
+void TestIntegers();
 void TestGuards();
 void TestAmxEmulation();
 // Random cases through the ops on every instruction set; see random_test.cc.

@@ -134,7 +134,7 @@ void CheckKernel(const Isa& isa, DotKind kind, const Format& format, Buffers* b)
   for (const size_t k : inner) {
     for (const size_t n : AroundStep(layout.panel_width)) {
       const bool multiplied = kind == kDotInt8 && random() % 2 == 0;
-      const size_t group_size = multiplied           ? AnyMultiplierGroup(k, &random)
+      const size_t group_size = multiplied          ? AnyMultiplierGroup(k, &random)
                                 : random() % 2 == 0 ? k
                                                     : 1 + random() % k;
       Weights weights = MakeWeights(format, n, k, group_size, &random);

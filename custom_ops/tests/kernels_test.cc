@@ -160,8 +160,8 @@ void CheckTile(const LinearCase& c, std::mt19937* random) {
       CHECK(Same(y[m * y_stride + n], wanted),
             "%s %s%s [%zu, %zu] x %zu, groups of %zu and %zu: y[%zu, %zu] = %.9g, wanted %.9g",
             c.isa, c.format->name, c.multiplied ? " multiplied" : "", c.rows, c.k, c.columns,
-            c.group_size, c.act_group, m, n,
-            static_cast<double>(y[m * y_stride + n]), static_cast<double>(wanted));
+            c.group_size, c.act_group, m, n, static_cast<double>(y[m * y_stride + n]),
+            static_cast<double>(wanted));
     }
   }
 }

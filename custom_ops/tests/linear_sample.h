@@ -16,10 +16,10 @@
 namespace fp4dit::test {
 
 struct Weights {
-  std::vector<uint8_t> codes;  // packed
-  std::vector<float> grid;     // [n, k], times multipliers
+  std::vector<uint8_t> codes;        // packed
+  std::vector<float> grid;           // [n, k], times multipliers
   std::vector<uint8_t> multipliers;  // empty, or packed
-  std::vector<float> scales;   // [n, groups], or [n]
+  std::vector<float> scales;         // [n, groups], or [n]
   std::vector<float> bias;
   WeightSource source;  // points into the above
 

@@ -18,11 +18,13 @@ void RunAll() {
   TestLinearKernels();
 #if !defined(_WIN32)
   TestGuards();
+  TestRotations();
 #endif
 #if defined(FP4DIT_EMULATE_AMX)
   TestAmxEmulation();
 #endif
   TestOps();
+  TestIntegers();
   TestOddRows();
   TestLongestGroups();
   TestRandom(1, 500);

@@ -31,17 +31,24 @@ std::vector<const char*> RunnableIsas() {
 }
 
 struct Case {
-  const Format* act;  // null: weight-only
-  const Format* weight;
-  size_t rows, k, n, group_size;
-  bool constant;  // weights, scales and bias
+  const Format* act = nullptr;  // null: weight-only
+  const Format* weight = nullptr;
+  size_t rows = 0, k = 0, n = 0, group_size = 0;
+  bool constant = true;  // weights, scales and bias
+  bool multiplied = false;
+  size_t act_group = SIZE_MAX;
+  size_t block = 0;  // of a rotation before quantizing; 0: none
+  std::vector<float> candidates = {};
+
+  size_t act_groups() const { return act_group >= k ? 1 : (k + act_group - 1) / act_group; }
 };
 
 std::string Text(const Case& c) {
   char text[200];
-  std::snprintf(text, sizeof(text), "%s x %s [%zu, %zu] x %zu, groups of %zu",
-                c.act == nullptr ? "''" : c.act->name, c.weight->name, c.rows, c.k, c.n,
-                c.group_size);
+  std::snprintf(text, sizeof(text), "%s x %s%s [%zu, %zu] x %zu, groups of %zu and %zu, block %zu",
+                c.act == nullptr ? "''" : c.act->name, c.weight->name,
+                c.multiplied ? " multiplied" : "", c.rows, c.k, c.n, c.group_size, c.act_group,
+                c.block);
   return text;
 }
 
@@ -70,31 +77,42 @@ Rows Quantize(const Case& c, const std::vector<float>& x) {
   Sample sample = MakeSample("FpQuantize", c.act->name, "e2m1", static_cast<int64_t>(c.rows),
                              static_cast<int64_t>(c.k), 1, 1);
   std::memcpy(sample.values[0]->data.get(), x.data(), x.size() * sizeof(float));
-  const char* op = type == ort::kInt8    ? "FpQuantize"
+  const char* op = c.block != 0          ? "FpHadamardQuantize"
+                   : type == ort::kInt8  ? "FpQuantize"
                    : type == ort::kInt16 ? "FpQuantizeInt16"
                                          : "FpQuantizeFloat";
+  if (c.act_group < c.k) sample.node.ints["group_size"] = static_cast<int64_t>(c.act_group);
+  if (c.block != 0) sample.node.ints["block"] = static_cast<int64_t>(c.block);
+  if (!c.candidates.empty()) sample.node.lists["candidates"] = c.candidates;
   Outcome outcome = fake::Run(ops.at(op), &sample.node);
   CHECK(outcome.error.empty(), "%s: %s", Text(c).c_str(), outcome.error.c_str());
   return {std::move(outcome.outputs[0]), std::move(outcome.outputs[1])};
 }
 
 // FpLinear, on the instruction set that is selected.
-Value Multiply(const Case& c, Rows* rows, const Weights& w) {
+Value RunLinear(const Case& c, Rows* rows, const Weights& w) {
   static const auto ops = [] {
     std::string error;
     return fake::RegisterAll(&error);
   }();
   Value codes = Copy(ort::kUint8, {c.n, w.source.row_bytes()}, w.codes);
   Value scales = Copy(ort::kFloat, {c.n, w.source.groups()}, w.scales);
+  Value multipliers = Copy(ort::kUint8, {c.n, (w.source.groups() + 1) / 2}, w.multipliers);
   Value bias = Copy(ort::kFloat, {c.n}, w.bias);
   fake::Node node;
   node.texts = {{"act_format", c.act == nullptr ? "" : c.act->name},
                 {"weight_format", c.weight->name}};
   node.ints["group_size"] = static_cast<int64_t>(c.group_size);
   SetGrid(*c.weight, static_cast<int64_t>(c.k), &node);
+  if (c.act_group < c.k) node.ints["act_group_size"] = static_cast<int64_t>(c.act_group);
   node.inputs = {&rows->q, &rows->scale, &codes, &scales, &bias};
   node.constant = {false, false, c.constant, c.constant, c.constant};
-  Outcome outcome = fake::Run(ops.at("FpLinear"), &node);
+  if (c.multiplied) {
+    scales = Copy(ort::kFloat, {c.n}, w.scales);
+    node.inputs.insert(node.inputs.begin() + 3, &multipliers);
+    node.constant.push_back(c.constant);
+  }
+  Outcome outcome = fake::Run(ops.at(c.multiplied ? "FpLinearInteger" : "FpLinear"), &node);
   CHECK(outcome.error.empty(), "%s: %s", Text(c).c_str(), outcome.error.c_str());
   return std::move(outcome.outputs[0]);
 }
@@ -119,7 +137,7 @@ void CheckDefinition(const Case& c, const Rows& rows, const Weights& w, const Va
   for (size_t r = 0; r < c.rows; ++r) {
     const Act* q = rows.q.As<Act>() + r * c.k;
     for (size_t n = 0; n < c.n; ++n) {
-      const float wanted = LinearOf(w, q, rows.scale.As<float>() + r, n);
+      const float wanted = LinearOf(w, q, rows.scale.As<float>() + r * c.act_groups(), n);
       const float got = y.As<float>()[r * c.n + n];
       CHECK(Same(got, wanted), "%s: y[%zu, %zu] = %.9g, defined as %.9g", Text(c).c_str(), r, n,
             static_cast<double>(got), static_cast<double>(wanted));
@@ -131,7 +149,7 @@ void CheckCase(const Case& c, const std::vector<float>& x, const Weights& w, boo
   static const std::vector<const char*> isas = RunnableIsas();
   CHECK(SelectIsa("scalar"), "scalar runs everywhere");
   Rows rows = Quantize(c, x);
-  const Value y = Multiply(c, &rows, w);
+  const Value y = RunLinear(c, &rows, w);
   if (by_definition) {
     if (rows.q.type == ort::kInt8) CheckDefinition<int8_t>(c, rows, w, y);
     if (rows.q.type == ort::kInt16) CheckDefinition<int16_t>(c, rows, w, y);
@@ -143,7 +161,7 @@ void CheckCase(const Case& c, const std::vector<float>& x, const Weights& w, boo
     CHECK(std::memcmp(other.q.data.get(), rows.q.data.get(), rows.q.Bytes()) == 0,
           "%s %s: integers differ from the scalar kernels'", isa, Text(c).c_str());
     CheckSame(isa, c, other.scale, rows.scale);
-    CheckSame(isa, c, Multiply(c, &other, w), y);
+    CheckSame(isa, c, RunLinear(c, &other, w), y);
   }
   SelectIsa(nullptr);
 }
@@ -172,11 +190,24 @@ size_t LongestGroup(const Format* act, const Format& weight) {
   return static_cast<size_t>((kSumLimit - 1) / LargestSum(kind, a, w, 1));
 }
 
+// Multipliers, and activations in groups, rotated or with candidates.
+void Enrich(Case* c, Chance* chance) {
+  const float widest = c->act == nullptr ? 1e9f : c->act->max_integer();
+  c->multiplied = std::max(widest, c->weight->max_integer()) <= 127.0f && chance->Below(2) == 0;
+  if (c->multiplied) c->group_size = AnyMultiplierGroup(c->k, &chance->random);
+  const size_t group = std::min(c->k, c->group_size);
+  if (c->act != nullptr) c->act_group = AnyActGroup(c->k, group, c->multiplied, &chance->random);
+  if (widest > 127.0f) return;
+  if (chance->Below(2) == 0) c->block = size_t{2} << chance->Below(9);
+  if (widest == 12.0f && chance->Below(2) == 0) c->candidates = {12.0f, 8.0f};
+}
+
 Case RandomCase(Chance* chance) {
   size_t count = 0;
   const Format* formats = AllFormats(&count);
   Case c;
   do {
+    c = {};
     const size_t act = chance->Below(count + 1);
     c.act = act == count ? nullptr : &formats[act];
     c.weight = &formats[chance->Below(count)];
@@ -187,9 +218,13 @@ Case RandomCase(Chance* chance) {
     const size_t kind = chance->Below(8);
     c.group_size = kind < 5 ? kGroups[kind] : 1 + chance->Below(c.k);
     c.constant = chance->Below(4) != 0;
+    if (chance->Below(2) == 0) Enrich(&c, chance);
   } while (std::min(c.group_size, c.k) > LongestGroup(c.act, *c.weight));
   constexpr size_t kLong = 20000;  // as far as there is time for
   if (chance->Below(200) == 0) {
+    c.multiplied = false;
+    c.act_group = SIZE_MAX;
+    c.candidates.clear();
     c.rows = 1 + chance->Below(5);
     c.n = 1 + chance->Below(3);
     c.k = c.group_size = std::min(kLong, LongestGroup(c.act, *c.weight));
@@ -217,7 +252,10 @@ std::vector<float> RandomRows(const Case& c, Chance* chance) {
 }
 
 Weights WeightsOf(const Case& c, Chance* chance) {
-  return MakeWeights(*c.weight, c.n, c.k, std::min(c.group_size, c.k), &chance->random);
+  Weights w = MakeWeights(*c.weight, c.n, c.k, std::min(c.group_size, c.k), &chance->random);
+  w.source.act_group = std::min(c.act_group, c.k);
+  if (c.multiplied) Multiply(&w, &chance->random);
+  return w;
 }
 
 // Channels of the largest and of the smallest weights, in turn.
@@ -248,10 +286,10 @@ void CheckLongestGroup(const char* act, const char* weight) {
   Rows rows = Quantize(c, x);
   std::memset(rows.q.data.get(), 0x80, rows.q.Bytes());
   CHECK(SelectIsa("scalar"), "scalar runs everywhere");
-  const Value wanted = Multiply(c, &rows, w);
+  const Value wanted = RunLinear(c, &rows, w);
   for (const char* isa : RunnableIsas()) {
     CHECK(SelectIsa(isa), "%s", isa);
-    CheckSame(isa, c, Multiply(c, &rows, w), wanted);
+    CheckSame(isa, c, RunLinear(c, &rows, w), wanted);
   }
   SelectIsa(nullptr);
 }
@@ -277,7 +315,7 @@ void CheckOddRows(const char* isa, const char* act) {
   for (float& v : x) v = std::normal_distribution<float>()(chance.random);
   CHECK(SelectIsa(isa), "%s", isa);
   Rows rows = Quantize(c, x);
-  const Value clean = Multiply(c, &rows, w);
+  const Value clean = RunLinear(c, &rows, w);
   std::vector<const OddRow*> odd(c.rows);
   for (const OddRow& o : kOddRows) {
     odd[o.row] = &o;
@@ -286,7 +324,7 @@ void CheckOddRows(const char* isa, const char* act) {
     }
   }
   rows = Quantize(c, x);
-  const Value y = Multiply(c, &rows, w);
+  const Value y = RunLinear(c, &rows, w);
   for (size_t r = 0; r < c.rows; ++r) {
     for (size_t n = 0; n < c.n; ++n) {
       const float wanted = odd[r] == nullptr   ? clean.As<float>()[r * c.n + n]

@@ -46,16 +46,24 @@ inline Sample MakeSample(const std::string& op, const std::string& act, const st
   const Format* w = FindFormat(weight.c_str());
   const int64_t groups = (k + group_size - 1) / group_size;
   const int64_t bytes = w->storage_bits == 4 ? (k + 1) / 2 : k;
-  if (op == "FpLinear") {
+  if (op == "FpLinear" || op == "FpLinearInteger") {
     s.node.texts = {{"act_format", act}, {"weight_format", weight}};
     s.node.ints["group_size"] = group_size;
     SetGrid(*w, k, &s.node);
     s.Add(ActivationType(a), {m, k});
     s.Add(ort::kFloat, {m, 1});
     s.Add(ort::kUint8, {n, bytes});
-    s.Add(ort::kFloat16, {n, groups});
+    if (op == "FpLinear") {
+      s.Add(ort::kFloat16, {n, groups});
+    } else {
+      s.Add(ort::kUint8, {n, (groups + 1) / 2});
+      // What any format of 4 bits but e3m0 takes.
+      for (size_t i = 0; i < s.values[3]->Bytes(); ++i) s.values[3]->data[i] &= 0x77;
+      s.Add(ort::kFloat, {n});
+    }
     s.Add(ort::kFloat, {n});
     s.node.constant = {false, false, true, true, true};
+    if (op == "FpLinearInteger") s.node.constant.push_back(true);
   } else if (op == "FpAttention") {  // two pictures, m queries and n keys of two heads of size k
     s.node.texts["format"] = act;
     s.node.floats["attention_scale"] = 0.5f;
@@ -73,7 +81,11 @@ inline Sample MakeSample(const std::string& op, const std::string& act, const st
     s.node.ints["group_size"] = group_size;
     s.Add(ActivationType(a), {m, k});
     s.Add(ort::kFloat, {m, groups});
+  } else if (op == "FpHadamard") {
+    s.node.ints["block"] = 8;
+    s.Add(ort::kFloat, {m, k});
   } else {
+    if (op == "FpHadamardQuantize") s.node.ints["block"] = 8;
     s.node.texts["format"] = act;
     s.node.ints["mantissa_bits"] = a->mantissa_bits;
     s.node.floats["max"] = a->max_integer();

@@ -21,7 +21,7 @@ using Vector512 = Vector<512>;
 
 constexpr size_t kPanel = 64;
 constexpr size_t kUnit = 4;
-constexpr size_t kChunk = 256;        // inputs decoded at once
+constexpr size_t kChunk = 256;  // inputs decoded at once
 constexpr size_t kBlockColumns = 2 * kTileWords;
 constexpr size_t kBlockSums = 2 * kTileRows * kBlockColumns;
 constexpr size_t kCacheLine = 64;
@@ -72,10 +72,9 @@ const int8_t* Decode(const LinearTile& tile, size_t k, size_t count, const uint8
     return reinterpret_cast<const int8_t*>(from);
   }
   const __m512i table = Vector512::Table(tile.table);
-  *packed +=
-      tile.multipliers != nullptr
-          ? DecodeMultiplied<Vector512, kUnit, kPanel>(tile, from, k, blocks, 0, decoded)
-          : DecodeToBytes<Vector512, kUnit * kPanel>(tile, from, blocks, table, 0, decoded);
+  *packed += tile.multipliers != nullptr
+                 ? DecodeMultiplied<Vector512, kUnit, kPanel>(tile, from, k, blocks, 0, decoded)
+                 : DecodeToBytes<Vector512, kUnit * kPanel>(tile, from, blocks, table, 0, decoded);
   const size_t done = blocks * kUnit;
   std::memset(decoded + done * kPanel, 0, (RoundUp(count, kStep) - done) * kPanel);
   return decoded;
@@ -255,8 +254,8 @@ void RunChunk(TileRun<Dot>* run, const Chunk& chunk, Ahead* ahead) {
       const size_t act_stride = run->tile->act_stride;
       const float* const act_scale =
           chunk.act_scale == nullptr ? nullptr : chunk.act_scale + row * act_stride;
-      run->fold = {sums + b.skip * kBlockColumns,    chunk.scale + n,   act_scale, act_stride,
-                   run->sum + row * kPanel + n, b.rows - b.skip};
+      run->fold = {sums + b.skip * kBlockColumns, chunk.scale + n, act_scale, act_stride,
+                   run->sum + row * kPanel + n,   b.rows - b.skip};
     }
     row = b.start + b.rows;
   }
@@ -269,11 +268,11 @@ TileConfig ConfigFor(size_t rows) {
   return MakeTileConfig(first, rows >= 2 * kTileRows ? kTileRows : rows - first);
 }
 
-// All chunks of the group that begins at input `begin`, and its staged rows at `staged`; what is read
-// `next` is fetched.
+// All chunks of the group that begins at input `begin`, and its staged rows at `staged`; what is
+// read `next` is fetched.
 template <typename Dot>
 void RunTileGroup(TileRun<Dot>* run, size_t begin, size_t size, const uint8_t* staged,
-              const uint8_t* next, const uint8_t** packed) {
+                  const uint8_t* next, const uint8_t** packed) {
   const LinearTile& tile = *run->tile;
   const size_t padded = RoundUp(size, kStep);
   const size_t bytes = tile.rows * padded * (Dot::kTwoPlanes ? 2 : 1);
@@ -286,8 +285,8 @@ void RunTileGroup(TileRun<Dot>* run, size_t begin, size_t size, const uint8_t* s
     const size_t count = last ? size - done : kChunk;
     const int8_t* weight = Decode(tile, begin + done, count, packed, run->decoded);
     const size_t steps = RoundUp(count, kStep) / kStep;
-    RunChunk<Dot>(run,
-                  {staged + done, padded, weight, steps, scale, act_scale, done == 0, last}, &ahead);
+    RunChunk<Dot>(run, {staged + done, padded, weight, steps, scale, act_scale, done == 0, last},
+                  &ahead);
   }
   const bool ends = begin + size == tile.k || (begin + size) % tile.scale_group == 0;
   if (act_scale == nullptr || !ends) return;

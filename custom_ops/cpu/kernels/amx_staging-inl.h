@@ -1,5 +1,5 @@
-// How rows of activations are staged for tiles. Included by amx_int8.cc only; see linear_tile-inl.h on
-// the anonymous namespace.
+// How rows of activations are staged for tiles. Included by amx_int8.cc only; see linear_tile-inl.h
+// on the anonymous namespace.
 
 #ifndef FP4DIT_CPU_KERNELS_AMX_STAGING_INL_H_
 #define FP4DIT_CPU_KERNELS_AMX_STAGING_INL_H_

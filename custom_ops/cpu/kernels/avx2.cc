@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/kernels/hadamard-inl.h"
 #include "cpu/kernels/kernels.h"
 #include "cpu/kernels/quantize_row-inl.h"
 #include "cpu/kernels/softmax-inl.h"
@@ -95,7 +96,8 @@ struct BytesDot {
     return 64 * blocks;
   }
 
-  // Grid integers as they are, and behind a whole chunk the channels' sums of them times multipliers.
+  // Grid integers as they are, and behind a whole chunk the channels' sums of them times
+  // multipliers.
   static size_t DecodeCodes(const LinearTile& tile, const uint8_t* packed, size_t k, size_t blocks,
                             int8_t* out) {
     const size_t bytes = DecodeToBytes<Vector256, kUnit * kPanel>(
@@ -342,6 +344,9 @@ const Kernels kAvx2Kernels = {
     {Quantize<Vector256, int8_t>, Quantize<Vector256, int16_t>, Quantize<Vector256, float>},
     {},  // dequantizing is memory-bound: the scalar loop does
     Softmax<Vector256>,
+    {},
+    RoundingError<Vector256>,
+    Hadamard<Vector256>,
 };
 
 }  // namespace fp4dit

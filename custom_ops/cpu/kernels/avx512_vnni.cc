@@ -2,6 +2,7 @@
 
 #include <cstddef>
 
+#include "cpu/kernels/hadamard-inl.h"
 #include "cpu/kernels/kernels.h"
 #include "cpu/kernels/quantize_row-inl.h"
 #include "cpu/kernels/softmax-inl.h"
@@ -33,6 +34,8 @@ const Kernels kAvx512VnniKernels = {
     {},
     Softmax<Vector512>,
     kLinear<BroadcastDot<Shorts, 16, 12>>,
+    RoundingError<Vector512>,
+    Hadamard<Vector512>,
 };
 
 }  // namespace fp4dit

@@ -148,8 +148,8 @@ void FinishRows(const LinearTile& tile, const float* sum) {
     for (size_t n = 0; n < kPanel; n += V::kLanes) {
       const auto total = V::LoadFloats(sum + n);
       const auto bias = V::LoadFloats(tile.bias + n);
-      V::StoreFloats(y + n, tile.plain ? V::Add(V::Mul(scale, total), bias)
-                                       : V::Fma(scale, total, bias));
+      V::StoreFloats(y + n,
+                     tile.plain ? V::Add(V::Mul(scale, total), bias) : V::Fma(scale, total, bias));
     }
     if (y == rest) std::memcpy(target, rest, tile.columns * sizeof(float));
   }

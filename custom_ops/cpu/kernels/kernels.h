@@ -84,8 +84,8 @@ struct LinearTile {
   size_t scale_group;        // inputs that share one of them: whole groups, or k
   const float* bias;         // [panel_width]
   // Null, or one for each multiplier_group inputs, a multiple of kMultiplierStep, and channel:
-  // [multiplier groups, panel_width], 0 to 15. A weight is its code's grid integer times that: int8.
-  // Whole groups, or parts of one, are in a multiplier group. Of kDotInt8 and kNibbles only.
+  // [multiplier groups, panel_width], 0 to 15. A weight is its code's grid integer times that:
+  // int8. Whole groups, or parts of one, are in a multiplier group. Of kDotInt8 and kNibbles only.
   const uint8_t* multipliers;
   size_t multiplier_group;
   // Null: `scale` has the rows' scales, and y = fma(scale, sum of fma(group scale, group), bias).
@@ -94,8 +94,8 @@ struct LinearTile {
   const float* act_scale;
   size_t act_stride;
   size_t act_group;
-  bool plain;  // y = scale * sum + bias, rounded twice, in place of fma
-  const int8_t* table;       // [16] grid integers of the codes; any sixteen if not kNibbles
+  bool plain;           // y = scale * sum + bias, rounded twice, in place of fma
+  const int8_t* table;  // [16] grid integers of the codes; any sixteen if not kNibbles
   WeightStorage storage;
   int32_t max_weight;  // largest |grid integer| of a weight, its multiplier left aside
   int32_t max_act;     // what `stage` returned
@@ -135,6 +135,21 @@ struct QuantizeGrid {
 // numerics.quantize.
 using QuantizeRow = void (*)(const float* x, size_t k, const QuantizeGrid& grid, void* q,
                              float* scale);
+// What rounding of a row that is quantized costs: the sum of rint(64 * (x * factor - q))^2, which
+// the caller knows to fit; 0 of a row that has no scale. See numerics.quantize.
+using QuantizeError = int32_t (*)(const float* x, size_t k, const QuantizeGrid& grid);
+// The most elements whose errors fit, for any grid of int8.
+constexpr size_t kMostErrors = 1024;
+
+// One row times Hadamard matrices of `block` (a power of two), the rest of it of smaller powers:
+// see numerics.hadamard. y is not x.
+using HadamardRow = void (*)(const float* x, size_t k, size_t block, float* y);
+constexpr size_t kMostBlock = 1024;
+// 2^(-e / 2) of a matrix of 2^e, rounded once.
+constexpr float kHadamardFactors[] = {1.0f,    0x1.6a09e6p-1f, 0.5f,    0x1.6a09e6p-2f,
+                                      0.25f,   0x1.6a09e6p-3f, 0.125f,  0x1.6a09e6p-4f,
+                                      0.0625f, 0x1.6a09e6p-5f, 0.03125f};
+
 // A run of integers under one scale: y[i] = q[i] * scale.
 using DequantizeRun = void (*)(const void* q, size_t count, float scale, float* y);
 
@@ -165,7 +180,9 @@ struct Kernels {
   QuantizeRow quantize[kIntegerTypes];
   DequantizeRun dequantize[kIntegerTypes];
   SoftmaxKernel softmax = nullptr;
-  LinearKernel narrow = {};  // kDotInt16 for few channels; null: linear[kDotInt16] does
+  LinearKernel narrow = {};       // kDotInt16 for few channels; null: linear[kDotInt16] does
+  QuantizeError error = nullptr;  // of grid integers that are int8
+  HadamardRow hadamard = nullptr;
 };
 
 // A row whose largest magnitude is below this, 2^-90, counts as zero.

@@ -24,7 +24,8 @@
 //   SumRow(q, size, largest)                SumPlainly; the largest magnitude only if Rows uses it
 // and, if its kShiftsRows is true,
 //   ShiftRow(q, size, by)                   makes staged rows unsigned: with multipliers, and more
-//                                           than one row, they are staged plus the largest magnitude
+//                                           than one row, they are staged plus the largest
+//                                           magnitude
 // and, if Rows wants them, kExtra elements of its own behind a chunk's operand.
 //
 // Staged rows are, group by group: int32 sums [rows] if wanted, then activations [rows, padded
@@ -312,8 +313,8 @@ void RunLinearTile(const LinearTile& tile) {
                              reinterpret_cast<const int32_t*>(staged), begin, padded / Dot::kUnit,
                              true, true, operand, scale, act_scale, accumulator, sum},
                             packed, operand);
-    staged += StagedGroupsBytes<Dot>(
-        tile.rows, size, StagedGroup<Dot>(tile.rows, size, tile.multiplier_group));
+    staged += StagedGroupsBytes<Dot>(tile.rows, size,
+                                     StagedGroup<Dot>(tile.rows, size, tile.multiplier_group));
     const bool ends = size == left || (begin + size) % tile.scale_group == 0;
     if (act_scale != nullptr && ends) folded.Fold(tile, scale, sum);
   }

@@ -63,6 +63,13 @@ struct Neon {
   static Int MaxInts(Int a, Int b) { return Lanes(vmaxq_s32(Ints(a), Ints(b))); }
   static Int ShiftLeft23(Int v) { return Lanes(vshlq_n_s32(Ints(v), 23)); }
 
+  static Int MulInts(Int a, Int b) { return Lanes(vmulq_s32(Ints(a), Ints(b))); }
+  static Int Rounded(Float v) { return Lanes(vcvtnq_s32_f32(v)); }
+  template <size_t kDistance>
+  static Float Swapped(Float v) {
+    return kDistance == 1 ? vrev64q_f32(v) : vextq_f32(v, v, 2);
+  }
+
   static Float ZeroIfBelow(Float v, Float x, Float limit) {
     return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(v), vcltq_f32(x, limit)));
   }

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/kernels/hadamard-inl.h"
 #include "cpu/kernels/kernels.h"
 #include "cpu/kernels/neon-inl.h"
 #include "cpu/kernels/quantize_row-inl.h"
@@ -66,7 +67,8 @@ struct BytesDot {
         sums, w, q, stride);
   }
 
-  // Adds 16-bit sums times the channels' multipliers to the accumulators, or starts these with them.
+  // Adds 16-bit sums times the channels' multipliers to the accumulators, or starts these with
+  // them.
   template <size_t R>
   static FP4DIT_ALWAYS_INLINE void Widen(RowsOf& rows, bool start, const uint8_t* multipliers,
                                          Shorts<R>& sums) {
@@ -74,10 +76,11 @@ struct BytesDot {
         [](size_t i, Shorts<R>& s, RowsOf& all, const bool& fresh, const uint8_t* from) {
           int32_t* const to = all.accumulator + i / kVectors * kPanel + i % kVectors * 8;
           const int16x8_t sum = s[i / kVectors][i % kVectors];
-          const int16x8_t factor = vreinterpretq_s16_u16(vmovl_u8(vld1_u8(from + i % kVectors * 8)));
+          const int16x8_t factor =
+              vreinterpretq_s16_u16(vmovl_u8(vld1_u8(from + i % kVectors * 8)));
           const int32x4_t zero = vdupq_n_s32(0);
-          vst1q_s32(to, vmlal_s16(fresh ? zero : vld1q_s32(to), vget_low_s16(sum),
-                                  vget_low_s16(factor)));
+          vst1q_s32(
+              to, vmlal_s16(fresh ? zero : vld1q_s32(to), vget_low_s16(sum), vget_low_s16(factor)));
           vst1q_s32(to + 4, vmlal_high_s16(fresh ? zero : vld1q_s32(to + 4), sum, factor));
         },
         sums, rows, start, multipliers);
@@ -189,6 +192,9 @@ const Kernels kNeonKernels = {
     {Quantize<Neon, int8_t>, Quantize<Neon, int16_t>, Quantize<Neon, float>},
     {},  // dequantizing is memory-bound: the scalar loop does
     Softmax<Neon>,
+    {},
+    RoundingError<Neon>,
+    Hadamard<Neon>,
 };
 
 }  // namespace fp4dit

@@ -89,6 +89,28 @@ void Quantize(const float* x, size_t k, const QuantizeGrid& grid, void* result, 
   *scale = amax / grid.max_integer;
 }
 
+// See QuantizeError.
+template <typename V>
+int32_t RoundingError(const float* x, size_t k, const QuantizeGrid& grid) {
+  const uint32_t largest = LargestMagnitude<V>(x, k);
+  const float amax = BitsAsFloat(largest);
+  if (largest >= 0x7f800000u || amax < kSmallestAmax) return 0;
+  const auto factor = V::Splat(grid.max_integer / amax);
+  const auto parts = V::Splat(64.0f);
+  const GridRounding<V> round(grid);
+  auto total = V::SplatInt(0);
+  for (size_t i = 0; i < k; i += V::kLanes) {
+    const auto t = V::Mul(V::LoadFirst(x + i, k - i), factor);
+    const auto error = V::Rounded(V::Mul(V::Sub(t, round(t)), parts));
+    total = V::AddInts(total, V::MulInts(error, error));
+  }
+  alignas(64) int32_t lanes[V::kLanes];
+  V::Store(lanes, total);
+  int32_t sum = 0;
+  for (const int32_t lane : lanes) sum += lane;
+  return sum;
+}
+
 }  // namespace
 }  // namespace fp4dit
 

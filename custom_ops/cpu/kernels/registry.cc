@@ -76,6 +76,16 @@ Chosen<SoftmaxKernel> ChooseSoftmax(size_t isa) {
   return {kIsas[isa].kernels->softmax, isa};
 }
 
+Chosen<QuantizeError> ChooseError(size_t isa) {
+  isa = FirstWith(isa, [](const Kernels& k) { return k.error != nullptr; });
+  return {kIsas[isa].kernels->error, isa};
+}
+
+Chosen<HadamardRow> ChooseHadamard(size_t isa) {
+  isa = FirstWith(isa, [](const Kernels& k) { return k.hadamard != nullptr; });
+  return {kIsas[isa].kernels->hadamard, isa};
+}
+
 Chosen<QuantizeRow> ChooseQuantize(size_t isa, IntegerType type) {
   isa = FirstWith(isa, [type](const Kernels& k) { return k.quantize[type] != nullptr; });
   return {kIsas[isa].kernels->quantize[type], isa};

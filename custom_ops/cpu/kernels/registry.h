@@ -38,6 +38,8 @@ ChosenLinear ChooseLinear(size_t isa, DotKind kind, WeightStorage storage);
 ChosenLinear ChooseNarrow(size_t isa, WeightStorage storage);
 Chosen<QuantizeRow> ChooseQuantize(size_t isa, IntegerType type);
 Chosen<SoftmaxKernel> ChooseSoftmax(size_t isa);
+Chosen<QuantizeError> ChooseError(size_t isa);
+Chosen<HadamardRow> ChooseHadamard(size_t isa);
 Chosen<DequantizeRun> ChooseDequantize(size_t isa, IntegerType type);
 
 // The largest sum that `size` products can be on the way to, in any kernel of any machine; must be

@@ -143,14 +143,20 @@ float RoundToGrid(float t, const QuantizeGrid& grid) {
   return std::copysign(rounded < grid.max_integer ? rounded : grid.max_integer, t);
 }
 
-template <typename Integer>
-void Quantize(const float* x, size_t k, const QuantizeGrid& grid, void* result, float* scale) {
-  Integer* q = static_cast<Integer*>(result);
-  uint32_t largest = 0;  // the bits of magnitudes are ordered as the magnitudes are, NaN above all
+// The bits of magnitudes are ordered as the magnitudes are, NaN above all.
+uint32_t LargestMagnitude(const float* x, size_t k) {
+  uint32_t largest = 0;
   for (size_t i = 0; i < k; ++i) {
     const uint32_t magnitude = Bits(x[i]) & 0x7fffffffu;
     largest = magnitude > largest ? magnitude : largest;
   }
+  return largest;
+}
+
+template <typename Integer>
+void Quantize(const float* x, size_t k, const QuantizeGrid& grid, void* result, float* scale) {
+  Integer* q = static_cast<Integer*>(result);
+  const uint32_t largest = LargestMagnitude(x, k);
   const float amax = FromBits(largest);
   const bool finite = largest < 0x7f800000u;
   if (!finite || amax < kSmallestAmax) {
@@ -161,6 +167,43 @@ void Quantize(const float* x, size_t k, const QuantizeGrid& grid, void* result, 
   const float factor = grid.max_integer / amax;
   for (size_t i = 0; i < k; ++i) q[i] = static_cast<Integer>(RoundToGrid(x[i] * factor, grid));
   *scale = amax / grid.max_integer;
+}
+
+int32_t RoundingError(const float* x, size_t k, const QuantizeGrid& grid) {
+  const uint32_t largest = LargestMagnitude(x, k);
+  const float amax = FromBits(largest);
+  if (largest >= 0x7f800000u || amax < kSmallestAmax) return 0;
+  const float factor = grid.max_integer / amax;
+  int32_t sum = 0;
+  for (size_t i = 0; i < k; ++i) {
+    const float t = x[i] * factor;
+    // Ties to even; the error of int8 is below 2^16.
+    constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23
+    const float parts = (t - RoundToGrid(t, grid)) * 64.0f;
+    const auto error = static_cast<int32_t>((parts + kRounder) - kRounder);
+    sum += error * error;
+  }
+  return sum;
+}
+
+void Hadamard(const float* x, size_t k, size_t block, float* y) {
+  size_t exponent = 0;
+  while (block >> exponent > 1) ++exponent;
+  for (size_t size = block; k > 0; size /= 2, --exponent) {
+    for (; k >= size; k -= size, x += size, y += size) {
+      for (size_t i = 0; i < size; ++i) y[i] = x[i];
+      for (size_t distance = 1; distance < size; distance *= 2) {
+        for (size_t i = 0; i < size; ++i) {
+          if ((i & distance) != 0) continue;
+          const float a = y[i];
+          const float b = y[i + distance];
+          y[i] = a + b;
+          y[i + distance] = a - b;
+        }
+      }
+      for (size_t i = 0; i < size; ++i) y[i] *= kHadamardFactors[exponent];
+    }
+  }
 }
 
 template <typename Integer>
@@ -207,6 +250,9 @@ const Kernels kScalarKernels = {
     {Quantize<int8_t>, Quantize<int16_t>, Quantize<float>},
     {Dequantize<int8_t>, Dequantize<int16_t>, Dequantize<float>},
     SoftmaxOfRow,
+    {},
+    RoundingError,
+    Hadamard,
 };
 
 }  // namespace fp4dit

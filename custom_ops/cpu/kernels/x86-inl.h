@@ -153,7 +153,8 @@ struct ByteMultiply : IntMultiply<V, int8_t> {
   template <typename Dot>
   using Totals = typename V::Int[2][Dot::kPanel / V::kLanes];
 
-  // Adds one row times blocks of 4-bit codes, two blocks at a time, as one alone waits for its sums.
+  // Adds one row times blocks of 4-bit codes, two blocks at a time, as one alone waits for its
+  // sums.
   template <typename Multiply, typename Dot>
   static FP4DIT_ALWAYS_INLINE void AddCodes(const int8_t* q, const uint8_t* from, size_t blocks,
                                             const typename V::Int& table, Totals<Dot>& total) {
