@@ -11,7 +11,9 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
+import numpy as np
 import onnx
+import onnx.parser
 import onnxruntime
 
 from fp4dit_onnx.errors import BundleError, UsageError
@@ -144,3 +146,15 @@ def test_an_installation_that_does_not_import(
     monkeypatch.delitem(sys.modules, "onnxruntime")
     with pytest.raises(UsageError, match=r"cannot be imported \(numpy.core.multiarray failed\)"):
         session(tmp_path / "model.onnx", library=False)
+
+
+@pytest.mark.parametrize("library", [True, False])
+def test_a_model_that_loads_and_cannot_be_computed(tmp_path: Path, library: bool) -> None:
+    text = """<ir_version: 10, opset_import: ["": 21]>
+    g (float[n] x, float[m] y) => (float[k] z) { z = Mul (x, y) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
+    loaded = session(tmp_path / "model.onnx", library=library)
+    two, three = np.ones(2, np.float32), np.ones(3, np.float32)
+    assert loaded.run(None, {"x": two, "y": two})[0].tolist() == [1, 1]
+    with pytest.raises(BundleError, match=r"cannot run .*model.onnx: .*Mul node.*copy or export"):
+        loaded.run(None, {"x": two, "y": three})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fp4dit_onnx.errors import BundleError, MissingExtraError, UsageError
 from fp4dit_onnx.system.resources import checked_threads
@@ -38,7 +38,8 @@ def session(
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
-        BundleError: no such file, or one that ONNX Runtime refuses.
+        BundleError: no such file, or one that ONNX Runtime refuses; `run` raises it where the model
+            cannot be computed.
         UsageError: ONNX Runtime is too old, the library cannot be used, ``FP4DIT_ISA`` names
             kernels that cannot run, the path is not UTF-8, or there are too many threads; see
             `checked_threads`.
@@ -73,11 +74,32 @@ def session(
         except Exception as cause:  # as below
             raise UsageError(f"custom-op library: {_reason(cause)}") from cause
     try:
-        return onnxruntime.InferenceSession(name, options, providers=["CPUExecutionProvider"])
+        loaded = onnxruntime.InferenceSession(name, options, providers=["CPUExecutionProvider"])
     except Exception as cause:  # its error classes share no base below Exception
         raise BundleError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {_explained(cause)}"
         ) from cause
+    return _explaining(loaded, path)
+
+
+def _explaining(loaded: onnxruntime.InferenceSession, path: Path) -> onnxruntime.InferenceSession:
+    """`loaded`, whose `run` raises BundleError where the model cannot be computed."""
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    run = loaded.run
+
+    def explained(*arguments: Any, **named: Any) -> Any:
+        try:
+            return run(*arguments, **named)
+        except (state.Fail, state.RuntimeException, state.NotImplemented) as cause:
+            raise BundleError(
+                f"ONNX Runtime {onnxruntime.__version__} cannot run {path}: {_reason(cause)}; "
+                f"the file is damaged, or more memory is needed than there is: {_COPY}"
+            ) from cause
+
+    loaded.run = explained
+    return loaded
 
 
 def _check_age(version: str) -> None:
