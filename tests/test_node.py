@@ -18,7 +18,7 @@ import pytest
 import small_tokenizers
 from PIL import Image
 
-from fp4dit_onnx.families import family_of_pipeline
+from fp4dit_onnx.families import FAMILIES, family_of_pipeline
 from fp4dit_onnx.families.request import Encoded, Request, Text
 from fp4dit_onnx.runtime.pipeline import Pipeline
 from fp4dit_onnx.runtime.sampling import Sampling, initial_latents, step_noise
@@ -161,42 +161,48 @@ def test_tokens_of_converted_tokenizers(
     assert found == {"ids": ids.ravel().tolist(), "mask": mask.ravel().tolist()}
 
 
-FAMILIES = """
-const { familyOfPipeline } = await import(process.argv[1]);
+FEED = """
+const { encodersOf, familyOfPipeline, feedOf } = await import(process.argv[1]);
 const { pipeline, request } = JSON.parse(process.argv[2]);
 const asked = [];
-const encode = async ({ encoder, length }, texts) => {
-  asked.push([encoder, length, texts]);
+const values = (count, first) => Float32Array.from({ length: count }, (_, i) => first + i);
+const encode = async ({ encoder, masked, output }, length, texts) => {
+  asked.push([encoder, length, masked, output, texts]);
+  const width = encoder === "text_encoder" ? 2 : 3;
+  const dims = [texts.length, length, width];
+  const states = { type: "float32", data: values(texts.length * length * width, length), dims };
   const mask = { type: "int64", data: new BigInt64Array(texts.length).fill(1n), dims: [] };
-  return { states: { type: "float32", data: [length], dims: [] }, mask };
+  const data = values(texts.length * width, width);
+  return { states, mask, pooled: { type: "float32", data, dims: [texts.length, width] } };
 };
 const family = familyOfPipeline(pipeline);
-const feed = await family.conditions(request, encode);
+const feed = await feedOf(family, request, encode);
 const shown = ({ type, data, dims }) => [type, Array.from(data, Number), dims];
 const inputs = Object.entries(feed).map(([name, value]) => [name, shown(value)]);
-const { negativeFirst, timestep, encoders } = family;
-const facts = { negativeFirst, timestep, encoders };
-console.log(JSON.stringify({ asked, inputs: Object.fromEntries(inputs), facts }));
+const encoders = encodersOf(family, request.modelIndex);
+console.log(JSON.stringify({ asked, inputs: Object.fromEntries(inputs), encoders }));
 """
+GENERATING = [family.pipelines[0] for family in FAMILIES if family.generates]
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.5])
-@pytest.mark.parametrize("name", ["PixArtSigmaPipeline", "HunyuanDiTPipeline", "DiTPipeline"])
-def test_families_are_pythons(name: str, guidance: float) -> None:
-    """The inputs that no step changes, given an encoder that gives its length."""
+@pytest.mark.parametrize("name", GENERATING)
+def test_feeds_are_pythons(name: str, guidance: float) -> None:
+    """The inputs that no step changes, given an encoder that gives numbers; SD3 has no T5 here."""
     family = family_of_pipeline(name, Path("test"))
-    classes = name == "DiTPipeline"
-    prompt, negative = ("goose", "") if classes else ("\x85 A Red\u3000\ufeff", " Blurred ")
+    prompt = "goose" if name == "DiTPipeline" else "\x85 A Red\u3000\ufeff"
+    negative = "" if family.guidance.refusal else " Blurred "
     sampling = Sampling(steps=4, guidance=guidance, height=96, width=64, max_sequence_length=16)
-    config = {"text_len": 9, "num_embeds_ada_norm": 100}
-    index = {"id2label": {"99": "goose, Anser"}}
-    guided = guidance > 1
+    config = {"text_len": 9, "num_embeds_ada_norm": 100, "joint_attention_dim": 7}
+    index = {"id2label": {"99": "goose, Anser"}, "text_encoder_3": [None, None]}
     asked: list[list[Any]] = []
 
     def encode(text: Text, length: int, texts: Sequence[str]) -> Encoded:
-        asked.append([text.encoder, length, list(texts)])
-        states = np.full((len(texts), 1, 1), length, np.float32)
-        return Encoded(states, np.ones(len(texts), np.int64))
+        asked.append([text.encoder, length, text.masked, text.output, list(texts)])
+        width, count = 2 if text.encoder == "text_encoder" else 3, len(texts)
+        states = np.arange(count * length * width, dtype=np.float32).reshape(count, length, width)
+        pooled = np.arange(count * width, dtype=np.float32).reshape(count, width)
+        return Encoded(states + length, np.ones(count, np.int64), pooled + width)
 
     request = Request([prompt], negative, sampling, family.guidance, config, index)
     feed = family.feed(request, encode)
@@ -204,32 +210,68 @@ def test_families_are_pythons(name: str, guidance: float) -> None:
         "prompt": prompt,
         "negativePrompt": negative,
         "sampling": {**asdict(sampling), "maxSequenceLength": 16},
-        "guided": guided,
+        "guided": request.guided,
         "transformerConfig": config,
         "modelIndex": index,
     }
     content = json.dumps({"pipeline": name, "request": plain})
-    found = json.loads(script(FAMILIES, JS / "families" / "table.js", content))
+    found = json.loads(script(FEED, JS / "families.js", content))
     assert found["asked"] == asked
-    assert found["facts"] == {
-        "negativeFirst": family.guidance.negative_first,
-        "timestep": family.timestep.dtype,
-        "encoders": list(family.encoders),
-    }
+    assert found["encoders"] == list(family.encoders_of(index))
     assert list(found["inputs"]) == list(feed)
     for key, (kind, data, dims) in found["inputs"].items():
         value = feed[key]
         assert kind == value.dtype.name
-        if key.startswith("encoder_hidden_states"):
-            assert data == [value[0, 0, 0]]  # this encoder's
-        else:
-            assert data == value.ravel().tolist()
+        assert data == value.ravel().tolist()
         assert dims in ([], list(value.shape))
+
+
+PREDICT = """
+const { doubles, familyOfPipeline } = await import(process.argv[1]);
+const { Pipeline } = await import(process.argv[2]);
+const { name, dims, guidance, timestep } = JSON.parse(process.argv[3]);
+const pipeline = new Pipeline(null, null);
+pipeline.family = familyOfPipeline(name);
+const told = {};
+pipeline.run = async (part, { hidden_states: x, timestep: t }) => {
+  Object.assign(told, { dims: x.dims, time: Array.from(t.data, Number), type: t.type });
+  return { sample: { data: x.data.map((value, i) => value * (1 + i)), dims: x.dims } };
+};
+const latents = Float32Array.from({ length: dims.reduce((a, b) => a * b) }, (_, i) => i / 8);
+const request = { guided: doubles(pipeline.family, guidance), sampling: { guidance } };
+const output = await pipeline.predict(latents, dims, timestep, {}, request);
+console.log(JSON.stringify({ ...told, output: Array.from(output) }));
+"""
+
+
+@pytest.mark.parametrize("name", GENERATING)
+def test_predictions_are_pythons(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed or not, guided or not: what the transformer is told, and what becomes of its output."""
+    family, dims = family_of_pipeline(name, Path("test")), [1, 2, 4, 6]
+    told: dict[str, Any] = {}
+
+    def run(part: Any, feed: dict[str, Any], name: str) -> list[Any]:
+        x, t = feed["hidden_states"], feed["timestep"]
+        told.update(dims=list(x.shape), time=t.tolist(), type=t.dtype.name)
+        return [(x.ravel() * (1 + np.arange(x.size, dtype=np.float32))).reshape(x.shape)]
+
+    monkeypatch.setattr("fp4dit_onnx.runtime.pipeline._run", run)
+    pipeline = object.__new__(Pipeline)
+    pipeline._family, pipeline.transformer = family, None  # type: ignore[assignment]
+    sampling = Sampling(steps=4, guidance=3.0, height=96, width=64, max_sequence_length=16)
+    request = Request(["a"], "", sampling, family.guidance, {}, {})
+    latents = (np.arange(48, dtype=np.float32) / 8).reshape(dims)
+    expected = pipeline._predict(latents, 625.0, {}, request)
+    content = json.dumps({"name": name, "dims": dims, "guidance": 3.0, "timestep": 625})
+    found = json.loads(script(PREDICT, JS / "families.js", JS / "pipeline.js", content))
+    assert found.pop("output") == expected.ravel().tolist()
+    assert found == told
 
 
 SETTINGS = """
 const { Pipeline } = await import(process.argv[1]);
 const pipeline = new Pipeline(null, null);
+pipeline.family = { latents: { packing: 1 } };
 pipeline.defaults = { steps: 4, guidance: 4.5, height: 64, width: 64, maxSequenceLength: 16 };
 pipeline.vaeConfig = { block_out_channels: [1, 1, 1, 1] };
 pipeline.transformerConfig = { patch_size: 2 };

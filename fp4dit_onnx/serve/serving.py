@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 from fp4dit_onnx.bundle.bundle import MANIFEST, Bundle
 from fp4dit_onnx.bundle.names import model_of
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.families import FAMILIES, family_of_pipeline
+from fp4dit_onnx.families import family_of_pipeline
 from fp4dit_onnx.files import BUNDLE, read_json
 from fp4dit_onnx.runtime.step_table import STEP_TABLE, bundle_step_table
 from fp4dit_onnx.serve.local_server import MEDIA_TYPES, FileServer, Handler
@@ -23,7 +23,6 @@ from fp4dit_onnx.targets import target_by_name
 
 __all__ = [
     "HEADERS",
-    "PAGE_FAMILIES",
     "Server",
     "check_drawable",
     "memory_estimate",
@@ -61,8 +60,6 @@ PROTECTION = {
 """Nothing is loaded from, and nothing is sent to, another host."""
 HEADERS = {**PROTECTION, **ISOLATION}
 
-PAGE_FAMILIES = ("PixArtAlphaPipeline", "PixArtSigmaPipeline", "HunyuanDiTPipeline", "DiTPipeline")
-"""The families in web/js/families."""
 ADDRESS_SPACE = 4 << 30
 """Bytes that WebAssembly's 32-bit pointers reach."""
 
@@ -95,20 +92,15 @@ def served_files(bundle: Bundle) -> dict[str, Path]:
 def check_drawable(bundle: Bundle) -> None:
     """Raise UsageError for a bundle that the page cannot run."""
     index = bundle.model_index
-    name = str(read_json(index, "the list of components", BUNDLE).get("_class_name"))
-    family = family_of_pipeline(name, index)
-    if not set(family.pipelines) & set(PAGE_FAMILIES):
-        known = ", ".join(n for f in FAMILIES for n in f.pipelines if n in PAGE_FAMILIES)
-        raise UsageError(
-            f"{index} names the pipeline {name}: the page runs {known}; use  fp4dit-onnx generate"
-        )
+    listed = read_json(index, "the list of components", BUNDLE)
+    family = family_of_pipeline(str(listed.get("_class_name")), index)
     target = target_by_name(bundle.manifest.target)
     if not target.drawable:
         raise UsageError(
             f"{bundle.folder} is for the target {target.name}, whose types ONNX Runtime for the web "
             "has not: serve the original bundle"
         )
-    parts = (*family.encoders, "vae_decoder")
+    parts = (*family.encoders_of(listed), "vae_decoder")
     missing = [part for part in parts if model_of(part) not in bundle.manifest.files]
     if missing:
         raise UsageError(

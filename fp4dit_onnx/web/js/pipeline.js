@@ -6,13 +6,13 @@
  * outputs and noise.
  */
 
-import { familyOfPipeline } from "./families/table.js";
+import { doubles, encodersOf, familyOfPipeline, feedOf, pack, unpack } from "./families.js";
 import { initialLatents, stepNoise } from "./noise.js";
 import { Tokens } from "./tokens.js";
 
 /**
- * @typedef {import("./families/family.js").Value} Value
- * @typedef {import("./families/family.js").Request} Request
+ * @typedef {import("./sources.js").Value} Value
+ * @typedef {import("./sources.js").Request} Request
  *
  * @typedef {object} Files where a bundle comes from.
  * @property {(name: string) => boolean} has whether the bundle has a file, by its path in there.
@@ -72,7 +72,8 @@ export class Pipeline {
     pipeline.defaults = { ...others, maxSequenceLength };
     pipeline.transformerConfig = await files.json("transformer/config.json");
     pipeline.vaeConfig = await files.json("vae_decoder/config.json");
-    for (const encoder of pipeline.family.encoders) {
+    pipeline.encoders = encodersOf(pipeline.family, pipeline.modelIndex);
+    for (const encoder of pipeline.encoders) {
       const folder = encoder.replace("text_encoder", "tokenizer");
       const description = await files.json(`${folder}/tokenizer.json`);
       const settings = `${folder}/tokenizer_config.json`;
@@ -80,7 +81,7 @@ export class Pipeline {
       pipeline.tokens[encoder] = new Tokens(Tokenizer, description, chosen);
     }
     const options = { extra: EXACT_MATMUL, logSeverityLevel: ERRORS_ONLY, ...sessionOptions };
-    for (const name of [...pipeline.family.encoders, "transformer", "vae_decoder"]) {
+    for (const name of [...pipeline.encoders, "transformer", "vae_decoder"]) {
       onLoad(name);
       const { model, externalData } = await files.model(name);
       const all = externalData === undefined ? options : { ...options, externalData };
@@ -103,6 +104,8 @@ export class Pipeline {
     this.sessions = {};
     /** @type {Record<string, Tokens>} */
     this.tokens = {};
+    /** @type {string[]} Folders of the text encoders. */
+    this.encoders = [];
   }
 
   /** Pixels a latent, along one side. */
@@ -110,14 +113,19 @@ export class Pipeline {
     return 2 ** (this.vaeConfig.block_out_channels.length - 1);
   }
 
+  /** Latents a token of the transformer, along one side, where it does not make them itself. */
+  get packing() {
+    return this.family.latents.packing;
+  }
+
   /** What height and width are multiples of, in pixels. */
   get sizeMultiple() {
-    return this.scaleFactor * (this.transformerConfig.patch_size ?? 1);
+    return this.scaleFactor * (this.transformerConfig.patch_size ?? 1) * this.packing;
   }
 
   /**
-   * @param {Partial<import("./families/family.js").Sampling>} changes
-   * @returns {import("./families/family.js").Sampling} the bundle's settings with the changes.
+   * @param {Partial<import("./sources.js").Sampling>} changes
+   * @returns {import("./sources.js").Sampling} the bundle's settings with the changes.
    */
   settings(changes) {
     const given = Object.entries(changes).filter(([, value]) => value != null);
@@ -152,7 +160,7 @@ export class Pipeline {
    * @param {object} [options]
    * @param {string} [options.negativePrompt] what guidance leads away from.
    * @param {bigint} [options.seed] of the noise, 0 to 2^64 - 1.
-   * @param {Partial<import("./families/family.js").Sampling>} [options.sampling] changes.
+   * @param {Partial<import("./sources.js").Sampling>} [options.sampling] changes.
    * @param {(done: number, of: number) => void | Promise<void>} [options.onStep] called after each
    *   step and waited for.
    * @param {() => boolean} [options.cancelled] asked before each step.
@@ -169,12 +177,12 @@ export class Pipeline {
       prompt,
       negativePrompt,
       sampling,
-      guided: sampling.guidance > 1,
+      guided: doubles(this.family, sampling.guidance),
       transformerConfig: this.transformerConfig,
       modelIndex: this.modelIndex,
     };
     const table = await this.files.steps(sampling.steps);
-    const fixed = await this.family.conditions(request, (text, texts) => this.encode(text, texts));
+    const fixed = await feedOf(this.family, request, (...asked) => this.encode(...asked));
     const latents = await this.sample(request, fixed, table, seed, onStep, cancelled);
     if (!latents.data.every(Number.isFinite)) {
       throw new Error(
@@ -196,7 +204,7 @@ export class Pipeline {
    */
   async sample(request, fixed, table, seed, onStep, cancelled) {
     const { height, width } = request.sampling;
-    const channels = this.transformerConfig.in_channels;
+    const channels = this.transformerConfig.in_channels / this.packing ** 2;
     const dims = [1, channels, height / this.scaleFactor, width / this.scaleFactor];
     const count = dims.reduce((a, b) => a * b);
     const { initial = 1, input = table.timesteps.map(() => 1) } = table;
@@ -226,44 +234,55 @@ export class Pipeline {
    */
   async predict(latents, dims, timestep, fixed, request) {
     const rows = request.guided ? 2 : 1;
+    const given = pack(latents, dims, this.packing);
     const twice = new Float32Array(rows * latents.length);
-    for (let row = 0; row < rows; row++) twice.set(latents, row * latents.length);
+    for (let row = 0; row < rows; row++) twice.set(given.data, row * latents.length);
+    const { dtype, divisor } = this.family.timestep;
     const time =
-      this.family.timestep === "int64"
-        ? new BigInt64Array(rows).fill(BigInt(timestep))
-        : new Float32Array(rows).fill(timestep);
+      dtype === "int64"
+        ? new BigInt64Array(rows).fill(BigInt(timestep / divisor))
+        : new Float32Array(rows).fill(timestep / divisor);
     const found = await this.run("transformer", {
       ...fixed,
-      hidden_states: { type: "float32", data: twice, dims: [rows, ...dims.slice(1)] },
-      timestep: { type: this.family.timestep, data: time, dims: [rows] },
+      hidden_states: { type: "float32", data: twice, dims: [rows, ...given.dims.slice(1)] },
+      timestep: { type: dtype, data: time, dims: [rows] },
     });
     const output = Object.values(found)[0];
     const size = output.data.length / rows;
     const count = latents.length; // the rest of a row, if any, is the variance
-    if (!request.guided) return output.data.slice(0, count);
+    if (!request.guided) return unpack(output.data.slice(0, count), dims, this.packing);
     const halves = [output.data.subarray(0, count), output.data.subarray(size, size + count)];
-    const [without, given] = this.family.negativeFirst ? halves : halves.reverse();
+    const [without, guided] = this.family.guidance.negative_first ? halves : halves.reverse();
     const weight = Math.fround(request.sampling.guidance);
-    return without.map((/** @type {number} */ base, /** @type {number} */ i) => {
-      return base + Math.fround(weight * Math.fround(given[i] - base));
+    const combined = without.map((/** @type {number} */ base, /** @type {number} */ i) => {
+      return base + Math.fround(weight * Math.fround(guided[i] - base));
     });
+    return unpack(combined, dims, this.packing);
   }
 
   /**
-   * @param {import("./families/family.js").Text} text
+   * @param {import("./sources.js").Text} text
+   * @param {number} length tokens that each of them is padded or cut to.
    * @param {string[]} texts
-   * @returns {Promise<import("./families/family.js").Encoded>}
+   * @returns {Promise<import("./sources.js").Encoded>}
    */
-  async encode(text, texts) {
-    const { ids, mask } = this.tokens[text.encoder].encode(texts, text.length);
-    const dims = [texts.length, text.length];
-    /** @type {Record<string, Value>} */
-    const feed = {
+  async encode(text, length, texts) {
+    const { ids, mask } = this.tokens[text.encoder].encode(texts, length);
+    const dims = [texts.length, length];
+    const told = text.masked ? mask : new BigInt64Array(mask.length).fill(1n);
+    const found = await this.run(text.encoder, {
       input_ids: { type: "int64", data: ids, dims },
-      attention_mask: { type: "int64", data: mask, dims },
-    };
-    const found = await this.run(text.encoder, feed);
-    return { states: found.last_hidden_state, mask: feed.attention_mask };
+      attention_mask: { type: "int64", data: told, dims },
+    });
+    const states = found[text.output];
+    if (states === undefined) {
+      const given = Object.keys(found).join(", ");
+      throw new Error(
+        `${text.encoder} gives ${given}: expected ${text.output} among them; export the bundle again`,
+      );
+    }
+    const pooled = found.text_embeds ?? found.pooler_output;
+    return { states, mask: { type: "int64", data: mask, dims }, pooled };
   }
 
   /**
@@ -271,8 +290,9 @@ export class Pipeline {
    * @returns {Promise<Picture>}
    */
   async decode(latents) {
-    const scaling = Math.fround(this.vaeConfig.scaling_factor);
-    const shift = Math.fround(this.vaeConfig.shift_factor ?? 0);
+    const { scaling: usualScaling, shift: usualShift } = this.family.latents;
+    const scaling = Math.fround(this.vaeConfig.scaling_factor || usualScaling);
+    const shift = Math.fround(this.vaeConfig.shift_factor || usualShift);
     const data = latents.data.map((x) => Math.fround(x / scaling) + shift);
     const found = await this.run("vae_decoder", { latent_sample: { ...latents, data } });
     const { data: pixels, dims } = Object.values(found)[0]; // [1, 3, height, width], -1 .. 1

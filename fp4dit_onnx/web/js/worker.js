@@ -52,7 +52,7 @@ async function load({ root, threads }) {
     defaults: pipeline.defaults,
     multiple: pipeline.sizeMultiple,
     largest: pipeline.largestSize,
-    encoders: pipeline.family.encoders,
+    encoders: pipeline.encoders,
     source: files.manifest.source,
     bits: files.manifest.recipe.bits,
     bytes: files.total,

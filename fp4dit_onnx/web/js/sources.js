@@ -1,0 +1,222 @@
+/**
+ * Where a transformer's inputs come from that no denoising step changes.
+ *
+ * `SOURCES` has the functions of `fp4dit_onnx/families/sources.py` under the same names; their
+ * settings are in families.json.
+ *
+ * @typedef {object} Value an array that a model takes or gives.
+ * @property {"float32" | "int64"} type
+ * @property {Float32Array | BigInt64Array} data
+ * @property {readonly number[]} dims
+ *
+ * @typedef {object} Request one image.
+ * @property {string} prompt
+ * @property {string} negativePrompt what guidance leads away from.
+ * @property {Sampling} sampling
+ * @property {boolean} guided whether the transformer is called with and without the condition.
+ * @property {any} transformerConfig diffusers' config of the transformer.
+ * @property {any} modelIndex the content of model_index.json.
+ *
+ * @typedef {object} Sampling
+ * @property {number} steps calls of the transformer.
+ * @property {number} guidance weight of classifier-free guidance; at most 1 means none.
+ * @property {number} height in pixels.
+ * @property {number} width in pixels.
+ * @property {number} maxSequenceLength tokens of a prompt, where the family lets one choose.
+ *
+ * @typedef {object} Text see `families/request.py`.
+ * @property {string} encoder
+ * @property {number} length
+ * @property {string} key
+ * @property {boolean} masked
+ * @property {string} output
+ * @property {boolean} cleaned
+ * @property {boolean} optional
+ *
+ * @typedef {object} Encoded
+ * @property {Value} states [texts, length, D].
+ * @property {Value} mask [texts, length].
+ * @property {Value} [pooled] [texts, P].
+ *
+ * @typedef {object} Wanted one input.
+ * @property {Request} request
+ * @property {(given: any, without: any) => any[]} inOrder what each row has, with the condition and
+ *   in its absence.
+ * @property {(text: Text) => Promise<Encoded>} encoded the rows' texts.
+ * @property {(string | number)[]} dims
+ * @property {"float32" | "int64"} dtype
+ */
+
+/** What Python's str.strip removes; trim() differs in a few control characters. */
+const SPACES =
+  "[\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]";
+const OUTER_SPACES = new RegExp(`^${SPACES}+|${SPACES}+$`, "g");
+
+/**
+ * @param {Text} text
+ * @param {string} prompt
+ * @returns {string} as the tokenizer is given it.
+ */
+export function clean(text, prompt) {
+  return text.cleaned ? prompt.toLowerCase().replace(OUTER_SPACES, "") : prompt;
+}
+
+/**
+ * @param {Text} text
+ * @param {Request} request
+ * @returns {number} tokens that every text is padded or cut to.
+ */
+export function tokens(text, request) {
+  if (text.key === "max_sequence_length") return request.sampling.maxSequenceLength;
+  return request.transformerConfig[text.key] ?? text.length;
+}
+
+/** @type {Record<string, (settings: any, wanted: Wanted) => Value | Promise<Value>>} */
+export const SOURCES = {
+  async States({ parts }, wanted) {
+    const found = [];
+    for (const part of parts) found.push(await statesOf(part, wanted));
+    const width = Math.max(...found.map(({ dims }) => dims[2]));
+    return joined(found.map((value) => padded(value, width)), 1);
+  },
+
+  async Mask({ text }, wanted) {
+    return (await wanted.encoded(text)).mask;
+  },
+
+  async Pooled({ texts }, wanted) {
+    const found = [];
+    for (const text of texts) {
+      const { pooled } = await wanted.encoded(text);
+      if (pooled === undefined) {
+        throw new Error(
+          `${text.encoder} gives no vector for a whole text: expected one; export the bundle again`,
+        );
+      }
+      found.push(pooled);
+    }
+    return joined(found, 1);
+  },
+
+  Numbers({ values }, { request, inOrder, dims, dtype }) {
+    const { height, width, guidance } = request.sampling;
+    /** @type {Record<string, number>} */
+    const known = { height, width, aspect_ratio: height / width, guidance };
+    const row = values.map((/** @type {string | number} */ value) => known[value] ?? value);
+    const rows = inOrder(row, row);
+    return filled(dtype, rows.flat(), dims.length > 1 ? [rows.length, row.length] : [rows.length]);
+  },
+
+  Grid({ pixels }, { request, dtype }) {
+    const [rows, columns] = [request.sampling.height / pixels, request.sampling.width / pixels];
+    const places = Array.from({ length: rows * columns }, (_, i) => [
+      0,
+      Math.floor(i / columns),
+      i % columns,
+    ]);
+    return filled(dtype, places.flat(), [places.length, 3]);
+  },
+
+  Zeros({ text }, { request, dims, dtype }) {
+    const shape = [tokens(text, request), Number(dims[1])];
+    return filled(dtype, new Array(shape[0] * shape[1]).fill(0), shape);
+  },
+
+  ClassLabels({ key, classes }, { request, inOrder, dtype }) {
+    const count = request.transformerConfig[key] || classes;
+    const labels = inOrder(classOf(request, count), count);
+    return filled(dtype, labels, [labels.length]);
+  },
+};
+
+/**
+ * @param {Text[]} part encoders whose vectors of each token are joined.
+ * @param {Wanted} wanted
+ * @returns {Promise<Value>} zeros for an encoder that the pipeline does without.
+ */
+async function statesOf(part, { request, inOrder, encoded, dims }) {
+  const [first] = part;
+  if (first.optional && !hasComponent(request.modelIndex, first.encoder)) {
+    const width = request.transformerConfig[dims[dims.length - 1]];
+    const shape = [inOrder(0, 0).length, tokens(first, request), width];
+    return { type: "float32", data: new Float32Array(shape.reduce((a, b) => a * b)), dims: shape };
+  }
+  const found = [];
+  for (const text of part) found.push((await encoded(text)).states);
+  return joined(found, 2);
+}
+
+/**
+ * @param {any} modelIndex
+ * @param {string} name
+ * @returns {boolean} whether model_index.json says more than null of a component.
+ */
+export function hasComponent(modelIndex, name) {
+  const found = modelIndex[name];
+  return Array.isArray(found) ? found.some((one) => one !== null) : found != null;
+}
+
+/**
+ * @param {Request} request
+ * @param {number} classes
+ * @returns {number} the class that the prompt names or numbers.
+ */
+function classOf(request, classes) {
+  const name = request.prompt.trim();
+  for (const [number, names] of Object.entries(request.modelIndex.id2label ?? {})) {
+    if (names.split(",").some((/** @type {string} */ one) => one.trim() === name)) {
+      return Number(number);
+    }
+  }
+  if (/^[0-9]+$/.test(name) && Number(name) < classes) return Number(name);
+  throw new Error(
+    `No class "${request.prompt}": expected a number from 0 to ${classes - 1} or a name of ` +
+      "id2label in model_index.json.",
+  );
+}
+
+/**
+ * @param {"float32" | "int64"} type
+ * @param {number[]} numbers
+ * @param {number[]} dims
+ * @returns {Value}
+ */
+function filled(type, numbers, dims) {
+  const data =
+    type === "int64" ? BigInt64Array.from(numbers, BigInt) : Float32Array.from(numbers);
+  return { type, data, dims };
+}
+
+/**
+ * @param {Value[]} values float32, of the same sizes but along `axis`.
+ * @param {number} axis
+ * @returns {Value} one after the other along that axis.
+ */
+function joined(values, axis) {
+  const dims = [...values[0].dims];
+  dims[axis] = values.reduce((sum, value) => sum + value.dims[axis], 0);
+  const data = new Float32Array(dims.reduce((a, b) => a * b));
+  const outer = dims.slice(0, axis).reduce((a, b) => a * b, 1);
+  let place = 0;
+  for (let i = 0; i < outer; i++) {
+    for (const value of values) {
+      const size = value.data.length / outer;
+      data.set(/** @type {Float32Array} */ (value.data).subarray(i * size, (i + 1) * size), place);
+      place += size;
+    }
+  }
+  return { type: "float32", data, dims };
+}
+
+/**
+ * @param {Value} value [rows, L, D].
+ * @param {number} width
+ * @returns {Value} with zeros at the end of each vector, [rows, L, width].
+ */
+function padded(value, width) {
+  const [rows, length, own] = value.dims;
+  if (own === width) return value;
+  const dims = [rows, length, width - own];
+  const zeros = new Float32Array(dims.reduce((a, b) => a * b));
+  return joined([value, { type: "float32", data: zeros, dims }], 2);
+}
