@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from onnx import helper
+from one_operator import one_operator, run_ort
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.compare import (
     attention_rounding_bound,
-    linear_rounding_bound,
     same_bits,
     within,
 )
 from fp4dit_onnx.numbers.formats import FORMATS, FloatFormat
+from fp4dit_onnx.numbers.hadamard import hadamard
+from fp4dit_onnx.numbers.scale_formats import largest_multiplier
 
 pytest.importorskip("onnxruntime")
 
@@ -48,28 +49,10 @@ def reference(name: str, op: str, *before: str) -> Callable[..., Any]:
     return function
 
 
-def body(op: str, attributes: dict[str, Any], feed: dict[str, Array], outputs: Any) -> list[Array]:
+def body(op: str, attributes: dict[str, Any], *inputs: Array) -> list[Array]:
     """The function body of `op` in ONNX Runtime."""
-    node = helper.make_node(op, list(feed), list(outputs), domain=ops.DOMAIN, **attributes)
-    graph = helper.make_graph(
-        [node],
-        "page",
-        [
-            helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
-            for k, v in feed.items()
-        ],
-        [
-            helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(np.dtype(t)), None)
-            for k, t in outputs.items()
-        ],
-    )
-    imports = [helper.make_opsetid("", ops.OPSET), helper.make_opsetid(ops.DOMAIN, ops.VERSION)]
-    model = helper.make_model(graph, ir_version=ops.IR_VERSION, opset_imports=imports)
-    ops.attach_functions(model)
-    from onnxruntime import InferenceSession
-
-    session = InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return list(session.run(None, feed))
+    feed = dict(zip(ops.function(op).input, inputs, strict=True))
+    return run_ort(one_operator(op, attributes, *inputs), feed)
 
 
 def assert_same(wanted: Array, found: Array) -> None:
@@ -130,15 +113,41 @@ NAMES = {
 
 
 @EVERY_FORMAT
-def test_quantize(fmt: FloatFormat) -> None:
-    op, attributes = ops.quantize_op(fmt), ops.quantize_attributes(fmt)
+@pytest.mark.parametrize("group_size", [ops.WHOLE_ROW, 16])
+def test_quantize(fmt: FloatFormat, group_size: int) -> None:
+    op, attributes = ops.quantize_op(fmt), ops.quantize_attributes(fmt, group_size)
     x = rows_of(fmt)
-    q, scale = reference(NAMES[op], op)(x, fmt.mantissa_bits, fmt.max_integer)
-    wanted = numerics.quantize(x, fmt)
-    found = body(op, attributes, {"x": x}, {"q": ops.QUANTIZE_OPS[op], "scale": np.float32})
+    limit = [fmt.max_integer] if op == "FpQuantize" else fmt.max_integer
+    q, scale = reference(NAMES[op], op)(x, fmt.mantissa_bits, limit, group_size)
+    assert_quantized(op, attributes, x, q, scale)
+
+
+def assert_quantized(op: str, given: dict[str, Any], x: Array, q: Array, scale: Array) -> None:
+    """A page's results are those of the record and of the body."""
+    wanted, found = ops.OPERATORS[op].reference(given, [x]), body(op, given, x)
     for expected, own, ran in zip(wanted, (q, scale), found, strict=True):
         assert_same(expected, own.astype(expected.dtype))
         assert_same(ran, own.astype(ran.dtype))
+
+
+def test_four_over_six_rotated_or_not() -> None:
+    fmt, x = FORMATS["e2m1"], rows_of(FORMATS["e2m1"])
+    given = ops.quantize_attributes(fmt, 16, [8])
+    q, scale = reference("fp_quantize", "FpQuantize")(x, 1, [12, 8], 16)
+    assert_quantized("FpQuantize", given, x, q, scale)
+    both = reference("fp_hadamard_quantize", ops.HADAMARD_QUANTIZE, "FpQuantize", ops.HADAMARD)
+    rotated = ops.hadamard_quantize_attributes(32, fmt, 16, [8])
+    with np.errstate(all="ignore"):
+        q, scale = both(x, 32, 1, [12, 8], 16)
+    assert_quantized(ops.HADAMARD_QUANTIZE, rotated, x, q, scale)
+
+
+@pytest.mark.parametrize("block", [2, 8, 32, 1024])
+def test_hadamard(block: int) -> None:
+    x = np.random.default_rng(8).standard_normal((2, 3, 43)).astype(np.float32)
+    found = reference("fp_hadamard", ops.HADAMARD)(x, block)
+    assert_same(hadamard(x, block), found)
+    assert_same(body(ops.HADAMARD, ops.hadamard_attributes(block), x)[0], found)
 
 
 @pytest.mark.parametrize("group_size", [1, 7, 40])
@@ -151,8 +160,7 @@ def test_dequantize(dtype: type, group_size: int) -> None:
     found = reference("fp_dequantize", ops.DEQUANTIZE)(q, scale, group_size)
     attributes = ops.dequantize_attributes(FORMATS["int8"], group_size)
     assert_same(numerics.dequantize(q, scale, group_size), found)
-    feed = {"q": q, "scale": scale}
-    assert_same(body(ops.DEQUANTIZE, attributes, feed, {"y": np.float32})[0], found)
+    assert_same(body(ops.DEQUANTIZE, attributes, q, scale)[0], found)
 
 
 def codes_of(fmt: FloatFormat, n: int, k: int) -> Array:
@@ -170,37 +178,56 @@ def test_unpack(fmt: FloatFormat) -> None:
     attributes = ops.unpack_attributes(fmt, 33)
     found = reference("fp_unpack", ops.UNPACK)(packed, fmt.storage_bits, attributes["grid"], 33)
     assert_same(numerics.decode(codes, fmt), found)
-    ran = body(ops.UNPACK, attributes, {"codes": packed}, {"q": np.float32})[0]
-    assert_same(ran, found)
+    assert_same(body(ops.UNPACK, attributes, packed)[0], found)
 
 
 @pytest.mark.parametrize(
-    ("act", "weight"),
-    [("e2m3", "e2m1"), ("e3m4", "e3m0"), ("int8", "int4"), (None, "e1m2"), ("e4m3", "e5m2")],
+    ("act", "weight", "of_row"),
+    [
+        ("e2m3", "e2m1", None),
+        ("e3m4", "e3m0", None),
+        ("int8", "int4", 32),
+        (None, "e1m2", None),
+        ("e4m3", "e5m2", 150),
+        ("e4m3", "e2m1", 128),
+    ],
 )
-def test_linear(act: str | None, weight: str) -> None:
+def test_linear(act: str | None, weight: str, of_row: int | None) -> None:
     m, n, k, group_size = 5, 6, 150, 64
     random = np.random.default_rng(6)
     fmt = FORMATS[weight]
     x = random.standard_normal((m, k)).astype(np.float32)
     x[1] = 0
-    q, scale = (x, np.ones(1, np.float32)) if act is None else numerics.quantize(x, FORMATS[act])
+    one = np.ones(1, np.float32)
+    q, scale = (x, one) if act is None else numerics.quantize(x, FORMATS[act], of_row)
     codes = codes_of(fmt, n, k)
     packed = numerics.pack(codes, fmt.storage_bits)
     steps = random.uniform(0.5, 2, (n, 3)).astype(np.float16)
     bias = random.standard_normal(n).astype(np.float32)
-    attributes = ops.linear_attributes(FORMATS[act] if act else None, fmt, k, group_size)
-    found = reference("fp_linear", ops.LINEAR)(
-        q, scale, packed, steps, bias, group_size, k, fmt.storage_bits, attributes["grid"]
-    )
-    integers = numerics.decode(codes, fmt)
-    assert_same(numerics.linear(q, scale, integers, steps, bias, group_size), found)
-    feed = dict(zip(("q", "scale", "codes", "weight_scale", "bias"),
-                    (q, scale, packed, steps, bias), strict=True))  # fmt: skip
-    (ran,) = body(ops.LINEAR, attributes, feed, {"y": np.float32})
-    values = numerics.dequantize(integers, steps, group_size)
-    bound = linear_rounding_bound(q, scale, values, bias, groups=3)
-    close = within(found, ran, bound)
+    given = ops.linear_attributes(FORMATS[act] if act else None, fmt, k, group_size, of_row)
+    inputs = (q, scale, packed, steps, bias)
+    sizes = (group_size, given["act_group_size"], k, fmt.storage_bits, given["grid"])
+    found = reference("fp_linear", ops.LINEAR)(*inputs, *sizes)
+    assert_linear(ops.LINEAR, given, inputs, found)
+    if act is None or fmt.max_integer > 127 or FORMATS[act].max_integer > 127:
+        return
+    times = random.integers(0, largest_multiplier(fmt) + 1, (n, 3)).astype(np.uint8)
+    channel = random.uniform(0.5, 2, n).astype(np.float32)
+    integer = ops.linear_integer_attributes(FORMATS[act], fmt, k, group_size, of_row)
+    multipliers = numerics.pack(times, 4)
+    inputs = (q, scale, packed, multipliers, channel, bias)
+    found = reference("fp_linear_integer", ops.LINEAR_INTEGER, ops.LINEAR)(*inputs, *sizes)
+    assert_linear(ops.LINEAR_INTEGER, integer, inputs, found)
+    scales = reference("fp_scale", ops.SCALE)(multipliers, channel, 3)
+    assert_same(body(ops.SCALE, ops.scale_attributes(3), multipliers, channel)[0], scales)
+
+
+def assert_linear(op: str, given: dict[str, Any], inputs: Sequence[Array], found: Array) -> None:
+    """A page's result is the record's, and near the body's."""
+    record = ops.OPERATORS[op]
+    assert record.bound is not None
+    assert_same(record.reference(given, inputs)[0], found)
+    close = within(found, body(op, given, *inputs)[0], record.bound(given, inputs))
     assert close.ok, close.detail
 
 
@@ -219,9 +246,7 @@ def test_attention(name: str) -> None:
     attend = reference("fp_attention", ops.ATTENTION, "FpQuantize", ops.LINEAR)
     assert_same(wanted, attend(*inputs, 0.3, fmt.max_integer))
     assert not same_bits(wanted, attend(*inputs, 0.31, fmt.max_integer)).ok
-    names = ("q", "q_scale", "k", "k_scale", "v", "v_scale", "bias")
-    feed = dict(zip(names, inputs, strict=True))
-    (ran,) = body(ops.ATTENTION, ops.attention_attributes(fmt, 0.3), feed, {"y": np.float32})
+    (ran,) = body(ops.ATTENTION, ops.attention_attributes(fmt, 0.3), *inputs)
     close = within(wanted, ran, attention_rounding_bound(*inputs, 0.3))
     assert close.ok, close.detail
 
@@ -230,5 +255,5 @@ def test_a_wrong_reference_is_found() -> None:
     quantize = reference("fp_quantize", "FpQuantize")
     fmt = FORMATS["e2m1"]
     x = rows_of(fmt)
-    q, _ = quantize(x, fmt.mantissa_bits + 1, fmt.max_integer)
+    q, _ = quantize(x, fmt.mantissa_bits + 1, [fmt.max_integer], ops.WHOLE_ROW)
     assert not same_bits(numerics.quantize(x, fmt)[0], q.astype(np.int8)).ok

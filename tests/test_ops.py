@@ -281,8 +281,8 @@ def test_checker_and_strict_shape_inference(op: str) -> None:
     )
     onnx.checker.check_model(inferred, full_check=True)
     shapes = [[d.dim_value for d in o.type.tensor_type.shape.dim] for o in inferred.graph.output]
-    q = [[2, 5], [2, 1]]
-    unknown = 0  # what FpUnpack makes of a Range is not known before it runs
+    unknown = 0  # a Range, or how many groups there are, is not known before it runs
+    q = [[2, 5], [2, unknown]]
     table = {ops.UNPACK: [[unknown, unknown]], ops.DEQUANTIZE: [[2, 5]], ops.LINEAR: [[2, 3]]}
     assert shapes == table.get(op, q)
 
@@ -342,12 +342,17 @@ def test_quantize_op(name: str, op: str) -> None:
 def test_attributes() -> None:
     e2m1, e2m3 = FORMATS["e2m1"], FORMATS["e2m3"]
     grid = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]
-    assert ops.quantize_attributes(e2m3) == {"format": "e2m3", "mantissa_bits": 3, "max": 60}
+    quantize = {"format": "e2m3", "mantissa_bits": 3, "max": 60}
+    row = {"group_size": ops.WHOLE_ROW, "candidates": [60]}
+    assert ops.quantize_attributes(e2m3) == {**quantize, **row}
+    four_over_six = ops.quantize_attributes(e2m1, 16, [8])
+    assert (four_over_six["group_size"], four_over_six["candidates"]) == (16, [12, 8])
     assert ops.dequantize_attributes(e2m1, 64) == {"format": "e2m1", "group_size": 64}
     assert ops.unpack_attributes(e2m1, 7) == {"format": "e2m1", "bits": 4, "grid": grid, "K": 7}
     shared = {"weight_format": "e2m1", "group_size": 64, "bits": 4, "grid": grid, "K": 7}
-    assert ops.linear_attributes(e2m3, e2m1, 7, 64) == {"act_format": "e2m3", **shared}
-    assert ops.linear_attributes(None, e2m1, 7, 64) == {"act_format": "", **shared}
+    row = {"act_group_size": 7}
+    assert ops.linear_attributes(e2m3, e2m1, 7, 64) == {"act_format": "e2m3", **row, **shared}
+    assert ops.linear_attributes(None, e2m1, 7, 64) == {"act_format": "", **row, **shared}
 
 
 def test_codes_of_no_number_are_zero_in_the_table() -> None:

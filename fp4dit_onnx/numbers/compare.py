@@ -96,22 +96,23 @@ def linear_rounding_bound(
     Each term ``q w sw`` is rounded at most twice on its way into a sum of K terms, then scaled and
     added to the bias: at most K + 4 roundings a path in the body. In a kernel a term passes through
     its group's chain (float activations; integers add exactly), the chain of groups, the scale and
-    the bias: at most K + groups + 3. With
+    the bias: at most K + groups + 3, groups counting the runs of an activation's scale too. With
     unit roundoff u, each path is off by at most ``n u / (1 - n u)`` times the sum of magnitudes
     (Higham, Accuracy and Stability of Numerical Algorithms, lemma 3.1), and the two add up.
 
     Args:
         q: integers [M, K].
-        scale: [M, 1] or [1].
+        scale: [M, 1], [M, K] or [1].
         weight: dequantized weight [N, K].
         bias: [N].
-        groups: scales per row of the weight.
+        groups: scales per row of the weight, and per row of activations with several.
     """
     chain = q.shape[1] if q.dtype == np.float32 else 0
     roundings = (q.shape[1] + 4) + (chain + groups + 3)
     gamma = roundings * UNIT_ROUNDOFF / (1 - roundings * UNIT_ROUNDOFF)
-    magnitude = np.abs(q.astype(np.float64)) @ np.abs(weight.astype(np.float64)).T
-    total: npt.NDArray[np.float64] = gamma * (magnitude * np.abs(scale) + np.abs(bias))
+    value = np.abs(q.astype(np.float64) * scale)
+    magnitude = value @ np.abs(weight.astype(np.float64)).T
+    total: npt.NDArray[np.float64] = gamma * (magnitude + np.abs(bias))
     return total
 
 

@@ -8,6 +8,7 @@ Everything is float32 and computed on grid integers (see `formats`): a quantized
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,8 @@ import numpy.typing as npt
 from fp4dit_onnx.numbers.formats import FloatArray, FloatFormat
 
 __all__ = [
+    "CANDIDATE_GROUP",
+    "FINENESS",
     "KEY_TILE",
     "SMALLEST_AMAX",
     "SUM_LIMIT",
@@ -82,27 +85,68 @@ def decode(codes: npt.NDArray[np.uint8], fmt: FloatFormat) -> FloatArray:
     return fmt.grid[codes]
 
 
-def quantize(x: FloatArray, fmt: FloatFormat) -> tuple[npt.NDArray[np.generic], FloatArray]:
-    """Quantize online, one scale per row of the last axis (FP4DiT section "token-wise" activations).
+FINENESS = np.float32(64)
+"""Steps of a grid integer in which errors are compared."""
+CANDIDATE_GROUP = 1024
+"""The longest group whose squared errors, in these steps, float32 adds exactly."""
+
+
+def quantize(
+    x: FloatArray,
+    fmt: FloatFormat,
+    group_size: int | None = None,
+    candidates: Sequence[float] = (),
+) -> tuple[npt.NDArray[np.generic], FloatArray]:
+    """Quantize online, one scale per row or group of the last axis (FP4DiT: "token-wise").
 
     Args:
         x: float32 [..., K].
         fmt: the element format.
+        group_size: elements that share a scale; None for all of a row. The last group may be short.
+        candidates: grid integers that a group's largest magnitude may become in place of the format's
+            largest, where the group's squared error is less: ``[8]`` for e2m1 is four-over-six.
 
     Returns:
-        Grid integers [..., K] of `fmt.integer_type`, and scales float32 [..., 1]. A row below
-        `SMALLEST_AMAX` has scale 0; a row with NaN or infinity has scale NaN; both have q = 0.
+        Grid integers [..., K] of `fmt.integer_type`, and scales float32 [..., G]. A group below
+        `SMALLEST_AMAX` has scale 0; one with NaN or infinity has scale NaN; both have q = 0.
     """
-    finite = np.isfinite(x).all(axis=-1, keepdims=True)
-    amax = np.where(finite, np.abs(np.where(finite, x, 0)).max(axis=-1, keepdims=True), 0)
-    amax = amax.astype(np.float32)
-    live = amax >= SMALLEST_AMAX
-    limit = np.float32(fmt.max_integer)
-    factor = limit / np.where(live, amax, np.float32(1))
-    q = np.where(live, round_to_grid(np.where(live, x, np.float32(0)) * factor, fmt), 0)
+    k = x.shape[-1]
+    size = min(group_size or k, k)
+    groups = group_count(k, size)
+    padded = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, groups * size - k)])
+    grouped = padded.reshape(*x.shape[:-1], groups, size)
+    finite = np.isfinite(grouped).all(axis=-1, keepdims=True)
+    amax = np.abs(np.where(finite, grouped, 0)).max(axis=-1, keepdims=True).astype(np.float32)
+    live = finite & (amax >= SMALLEST_AMAX)
+    t = np.where(live, grouped, np.float32(0))
+    unit = np.where(live, amax, np.float32(1))
+    limit = np.full_like(unit, fmt.max_integer)
+    q, least = _scaled(t, limit / unit, limit, fmt)
+    for candidate in candidates:
+        other = np.full_like(unit, candidate)
+        found, error = _scaled(t, other / unit, other, fmt)
+        better = error < least
+        q, least = np.where(better, found, q), np.where(better, error, least)
+        limit = np.where(better, other, limit)
     scale = np.where(live, amax / limit, np.float32(0))
     scale = np.where(finite, scale, np.float32(np.nan)).astype(np.float32)
-    return q.astype(fmt.integer_type), scale
+    flat = q.reshape(padded.shape)[..., :k].astype(fmt.integer_type)
+    return flat, scale[..., 0]
+
+
+def _scaled(
+    x: FloatArray, factor: FloatArray, limit: FloatArray, fmt: FloatFormat
+) -> tuple[FloatArray, npt.NDArray[np.float64]]:
+    """Grid integers of groups [..., g] times their factor, and the error that candidates differ in.
+
+    The error [..., 1] is the sum of squares of whole steps, 1 / `FINENESS` of a grid integer, over the
+    limit's square: of candidates' errors float64 tells apart what differs, and equal ones are equal.
+    """
+    t = x * factor
+    q = np.clip(round_to_grid(t, fmt), -limit, limit)
+    steps = np.rint((t - q) * FINENESS).astype(np.float64)
+    error = np.square(steps).sum(axis=-1, keepdims=True) / np.square(limit.astype(np.float64))
+    return q, error
 
 
 SUM_LIMIT = 2**31
@@ -200,38 +244,57 @@ def linear(
     weight_scale: FloatArray,
     bias: FloatArray,
     group_size: int,
+    act_group_size: int | None = None,
 ) -> FloatArray:
     """The definition of FpLinear, bit for bit what every kernel returns.
 
     Per group the products of grid integers are summed exactly (integer activations) or by a float32
     fma chain over ascending k (float activations); then ``s = fma(weight_scale, sum, s)`` over
-    ascending groups from s = 0, and ``y = fma(scale, s, bias)``.
+    ascending groups from s = 0, and ``y = fma(scale, s, bias)``. Where a row has several scales, groups
+    are cut into runs of one scale: ``t = fma(scale, sum, t)`` over a group's runs from t = 0, and
+    ``y = fma(weight_scale, t, y)`` over ascending groups from y = bias.
 
     Args:
         q: [M, K] grid integers: int8 or int16, or float32 (weight-only, or a wide format).
-        scale: float32 [M, 1] or [1].
+        scale: float32 [M, J] or [1].
         weight: float32 [N, K] grid integers.
         weight_scale: float16 or float32 [N, G].
         bias: float32 [N].
         group_size: inputs per group.
+        act_group_size: inputs of a row per scale; None for all.
 
     Returns:
         float32 [M, N].
     """
-    m, k = q.shape
-    total = np.zeros((m, weight.shape[0]), np.float32)
-    steps = weight_scale.astype(np.float32)
+    k, steps = q.shape[1], weight_scale.astype(np.float32)
+    several = scale.shape[-1] > 1
+    start_at = bias if several else np.float32(0)
+    total = np.broadcast_to(start_at, (len(q), len(weight))).astype(np.float32)
     for g in range(group_count(k, group_size)):
-        part = slice(g * group_size, min(k, (g + 1) * group_size))
-        if q.dtype == np.float32:
-            acc = np.zeros_like(total)
-            for i in range(part.start, part.stop):
-                acc = fma(q[:, i, None], weight[None, :, i], acc)
-        else:  # float64 holds these integer sums exactly
-            exact = q[:, part].astype(np.float64) @ weight[:, part].T.astype(np.float64)
-            acc = exact.astype(np.float32)
-        total = fma(steps[None, :, g], acc, total)
-    return fma(scale, total, bias)
+        start, stop = g * group_size, min(k, (g + 1) * group_size)
+        if several:
+            assert act_group_size is not None
+            part = np.zeros_like(total)
+            while start < stop:
+                j = start // act_group_size
+                end = min(stop, (j + 1) * act_group_size)
+                part = fma(scale[:, j, None], _sum(q, weight, slice(start, end)), part)
+                start = end
+        else:
+            part = _sum(q, weight, slice(start, stop))
+        total = fma(steps[None, :, g], part, total)
+    return total if several else fma(scale, total, bias)
+
+
+def _sum(q: npt.NDArray[np.generic], weight: FloatArray, part: slice) -> FloatArray:
+    """Sums [M, N] of products over the inputs of `part`, of integers exact and rounded once."""
+    if q.dtype != np.float32:  # float64 holds these integer sums exactly
+        exact = q[:, part].astype(np.float64) @ weight[:, part].T.astype(np.float64)
+        return exact.astype(np.float32)
+    acc = np.zeros((len(q), len(weight)), np.float32)
+    for i in range(part.start, part.stop):
+        acc = fma(q[:, i, None], weight[None, :, i], acc)
+    return acc
 
 
 KEY_TILE = 256

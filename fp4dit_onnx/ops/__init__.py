@@ -7,36 +7,56 @@ test oracle at once. A quantized tensor is grid integers and a scale, ``value = 
 `formats`).
 """
 
-from fp4dit_onnx.ops import fp_attention, fp_dequantize, fp_linear, fp_unpack
+from fp4dit_onnx.ops import (
+    fp_attention,
+    fp_dequantize,
+    fp_hadamard,
+    fp_linear,
+    fp_linear_integer,
+    fp_scale,
+    fp_unpack,
+)
 from fp4dit_onnx.ops.fp_attention import attention_attributes
 from fp4dit_onnx.ops.fp_dequantize import dequantize_attributes
+from fp4dit_onnx.ops.fp_hadamard import hadamard_attributes, hadamard_quantize_attributes
 from fp4dit_onnx.ops.fp_linear import linear_attributes
+from fp4dit_onnx.ops.fp_linear_integer import linear_integer_attributes
 from fp4dit_onnx.ops.fp_quantize import QUANTIZE_OPS, quantize_attributes, quantize_op
+from fp4dit_onnx.ops.fp_scale import scale_attributes
 from fp4dit_onnx.ops.fp_unpack import unpack_attributes
-from fp4dit_onnx.ops.operator import DOMAIN, OPSET, VERSION, Operator
+from fp4dit_onnx.ops.operator import DOMAIN, OPSET, VERSION, WHOLE_ROW, Operator
 from fp4dit_onnx.ops.table import OPERATORS, attach_functions, function, has_role, operator_of
 
 __all__ = [
     "ATTENTION",
     "DEQUANTIZE",
     "DOMAIN",
+    "HADAMARD",
+    "HADAMARD_QUANTIZE",
     "IR_VERSION",
     "LINEAR",
+    "LINEAR_INTEGER",
     "OPERATORS",
     "OPSET",
     "QUANTIZE_OPS",
+    "SCALE",
     "UNPACK",
     "VERSION",
+    "WHOLE_ROW",
     "Operator",
     "attach_functions",
     "attention_attributes",
     "dequantize_attributes",
     "function",
+    "hadamard_attributes",
+    "hadamard_quantize_attributes",
     "has_role",
     "linear_attributes",
+    "linear_integer_attributes",
     "operator_of",
     "quantize_attributes",
     "quantize_op",
+    "scale_attributes",
     "unpack_attributes",
 ]
 
@@ -45,5 +65,9 @@ IR_VERSION = 10
 
 ATTENTION = fp_attention.ATTENTION.name
 DEQUANTIZE = fp_dequantize.DEQUANTIZE.name
+HADAMARD = fp_hadamard.HADAMARD.name
+HADAMARD_QUANTIZE = fp_hadamard.HADAMARD_QUANTIZE.name
 LINEAR = fp_linear.LINEAR.name
+LINEAR_INTEGER = fp_linear_integer.LINEAR_INTEGER.name
+SCALE = fp_scale.SCALE.name
 UNPACK = fp_unpack.UNPACK.name

@@ -18,7 +18,7 @@ __all__ = ["ATTENTION", "attention_attributes"]
 QUERIES = 8
 """Queries that are compared."""
 
-# A group as long as any head: one scale a row.
+# A group as long as any head: one scale per row.
 _TEXT = """
 FpAttention <format, attention_scale> (q, q_scale, k, k_scale, v, v_scale, bias) => (y)
 {

@@ -11,11 +11,13 @@ import numpy.typing as npt
 
 from fp4dit_onnx.spec.spec import LayerSpec
 
-__all__ = ["DOMAIN", "OPSET", "VERSION", "Array", "Attributes", "Operator", "Role"]
+__all__ = ["DOMAIN", "OPSET", "VERSION", "WHOLE_ROW", "Array", "Attributes", "Operator", "Role"]
 
 DOMAIN = "com.fp4dit"
 VERSION = 1
 OPSET = 21
+WHOLE_ROW = 2**31 - 1
+"""A group size that no row exceeds."""
 
 Array = npt.NDArray[Any]
 Attributes = Mapping[str, Any]

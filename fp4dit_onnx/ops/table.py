@@ -11,8 +11,11 @@ import onnx.parser
 
 from fp4dit_onnx.ops.fp_attention import ATTENTION
 from fp4dit_onnx.ops.fp_dequantize import DEQUANTIZE
+from fp4dit_onnx.ops.fp_hadamard import HADAMARD, HADAMARD_QUANTIZE
 from fp4dit_onnx.ops.fp_linear import LINEAR
+from fp4dit_onnx.ops.fp_linear_integer import LINEAR_INTEGER
 from fp4dit_onnx.ops.fp_quantize import QUANTIZE
+from fp4dit_onnx.ops.fp_scale import SCALE
 from fp4dit_onnx.ops.fp_unpack import UNPACK
 from fp4dit_onnx.ops.operator import DOMAIN, OPSET, VERSION, Operator, Role
 
@@ -22,9 +25,13 @@ OPERATORS: dict[str, Operator] = {
     op.name: op
     for op in (
         *QUANTIZE,
+        HADAMARD,
+        HADAMARD_QUANTIZE,
         UNPACK,
+        SCALE,
         DEQUANTIZE,
         LINEAR,
+        LINEAR_INTEGER,
         ATTENTION,
     )
 }
