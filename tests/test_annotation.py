@@ -17,10 +17,12 @@ TEXT = """
 g (float[2, 8] x, uint8[4, 4] c, float16[4, 2] s, float[4] b, uint8[8, 4] d, float16[8, 1] t)
 => (float[2, 4] y, float[8, 2] z, float[2, 4] p) {
     q, a = com.fp4dit.FpQuantize
-        <format = "e2m3", mantissa_bits = 3, max = 60> (x)
+        <format = "e2m3", mantissa_bits = 3, max = 60, group_size = 2147483647, candidates = [60.0]>
+        (x)
     y = com.fp4dit.FpLinear <act_format = "e2m3", weight_format = "e3m0", group_size = 4,
+        act_group_size = 8,
         K = 8, bits = 4, grid = [0.0, 1.0]> (q, a, c, s, b)
-    v = com.fp4dit.FpDequantize <format = "e2m3", group_size = 65536> (q, a)
+    v = com.fp4dit.FpDequantize <format = "e2m3", group_size = 8> (q, a)
     w = com.fp4dit.FpUnpack
         <format = "e2m1", bits = 4, grid = [0.0, 1.0], K = 8> (d)
     f = com.fp4dit.FpDequantize <format = "e2m1", group_size = 8> (w, t)
@@ -29,6 +31,7 @@ g (float[2, 8] x, uint8[4, 4] c, float16[4, 2] s, float[4] b, uint8[8, 4] d, flo
     o = com.fp4dit.FpAttention <format = "e3m4", attention_scale = 0.5>
         (q, a, q, a, q, a, b)
     p = com.fp4dit.FpLinear <act_format = "e2m3", weight_format = "e3m0", group_size = 4,
+        act_group_size = 8,
         K = 8, bits = 4, grid = [0.0, 1.0]> (q, a, c, s, b)
 }
 """
@@ -89,7 +92,7 @@ EXPECTED = {
     ),
     "up": UP,
     "up_2": UP,
-    "up.input/Dequantize": ("Activations in e2m3, one scale per row", {"bits": "6"}),
+    "up.input/Dequantize": ("Activations in e2m3, a scale per 8 inputs", {"bits": "6"}),
     "down.weight/Unpack": (
         "Weight, 8 to 8: packed e2m1",
         {"packed": "1,048 bytes", "density": "131.000 bits per weight", **DOWN},

@@ -28,7 +28,8 @@ def pair(part: str, fmt: str) -> str:
     f = format_by_name(fmt)
     return f"""
         ["m.{part}/Quantize"] {part}q, {part}s = com.fp4dit.{ops.quantize_op(f)}
-            <format = "{fmt}", mantissa_bits = {f.mantissa_bits}, max = {f.max_integer}> ({part})
+            <format = "{fmt}", mantissa_bits = {f.mantissa_bits}, max = {f.max_integer},
+            group_size = 2147483647, candidates = [{f.max_integer}]> ({part})
         ["m.{part}/Dequantize"] {part}d = com.fp4dit.FpDequantize
             <format = "{fmt}", group_size = {D}> ({part}q, {part}s)
     """

@@ -79,7 +79,8 @@ def linear_model(folder: Path) -> Path:
     """A quantize node without its body, and a weight in a file beside the model."""
     model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 21, "com.fp4dit": 1]>
     g (float[2, 4] x) => (int8[2, 4] q, float[2, 1] s) {
-        q, s = com.fp4dit.FpQuantize <format = "e2m1", mantissa_bits = 1, max = 12.0> (x) }""")
+        q, s = com.fp4dit.FpQuantize <format = "e2m1", mantissa_bits = 1, max = 12.0,
+            group_size = 8, candidates = [12.0]> (x) }""")
     onnx.save(model, folder / "model.onnx")
     return folder / "model.onnx"
 

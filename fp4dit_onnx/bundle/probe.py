@@ -83,7 +83,9 @@ def _check_node(node: onnx.NodeProto, path: Path) -> None:
     body = ops.function(node.op_type)
     absent = sorted(set(body.attribute) - {a.name for a in node.attribute})
     if absent:
-        raise BundleError(f"{what}, {node.op_type}, lacks the attribute {absent[0]!r}")
+        raise BundleError(
+            f"{what}, {node.op_type}, lacks the attribute {absent[0]!r}: export it again"
+        )
     found, wanted = (len(node.input), len(node.output)), (len(body.input), len(body.output))
     if found != wanted:
         raise BundleError(

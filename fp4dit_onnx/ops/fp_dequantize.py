@@ -38,7 +38,7 @@ def _reference(given: Attributes, inputs: Sequence[Array]) -> Sequence[Array]:
 def _caption(given: Attributes, size: str | None) -> str:
     if size:
         return f"Weight, {size}: {given['format']} in groups of {given['group_size']}"
-    return f"Activations in {given['format']}, one scale per row"
+    return f"Activations in {given['format']}, a scale per {given['group_size']} inputs"
 
 
 DEQUANTIZE = Operator(

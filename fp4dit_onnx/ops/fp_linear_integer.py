@@ -1,4 +1,4 @@
-"""FpLinearInteger: FpLinear of weights whose group scales are small integers times a float per channel."""
+"""FpLinearInteger: FpLinear whose group scales are small integers times a float per channel."""
 
 from __future__ import annotations
 

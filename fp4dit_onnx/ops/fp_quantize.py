@@ -127,7 +127,9 @@ def _reference(given: Attributes, inputs: Sequence[Array]) -> Sequence[Array]:
 def caption(given: Attributes, size: str | None) -> str:
     """See `Operator.caption`."""
     shared = (
-        "one scale per row" if given["group_size"] == WHOLE_ROW else f"a scale per {given['group_size']}"
+        "one scale per row"
+        if given["group_size"] == WHOLE_ROW
+        else f"a scale per {given['group_size']}"
     )
     chosen = f", largest to {' or '.join(f'{c:g}' for c in given['candidates'])}"
     return f"Activations to {given['format']}, {shared}{chosen if len(given['candidates']) > 1 else ''}"
