@@ -84,7 +84,7 @@ def test_constants_are_shared(demo_bundle: Path) -> None:
     assert "Constant" not in {node.op_type for node in model.graph.node}
     names = [tensor.name for tensor in model.graph.initializer]
     assert len(set(names)) == len(names)
-    limits = [t for t in model.graph.initializer if t.name.startswith("limit")]
+    limits = [t for t in model.graph.initializer if t.name.startswith("candidate")]
     assert len(limits) == 1  # every quantizer of the demo is e2m3
 
 
