@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
 from fp4dit_onnx.calibration.draft import Draft, Drafts
-from fp4dit_onnx.calibration.stages import Evidence, Stage
+from fp4dit_onnx.calibration.stages import INPUTS, Evidence, Stage
 from fp4dit_onnx.calibration.stages.absmax import Absmax
 from fp4dit_onnx.calibration.stages.nearest import Nearest
 from fp4dit_onnx.errors import UsageError
@@ -15,7 +17,17 @@ from fp4dit_onnx.numbers.compare import sqnr_db
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedLayer
 
-__all__ = ["apply_stages", "check_weight", "nearest_under", "quantize_layer", "quantize_measured"]
+__all__ = [
+    "Alternatives",
+    "apply_stages",
+    "check_weight",
+    "nearest_under",
+    "quantize_layer",
+    "quantize_measured",
+]
+
+if TYPE_CHECKING:
+    from fp4dit_onnx.calibration.layer_inputs import LayerInputs
 
 NEAREST: tuple[Stage, ...] = (Absmax(), Nearest())
 
@@ -52,6 +64,53 @@ def nearest_under(range_stage: Stage) -> Callable[[Draft], Draft]:
         return drafts[draft.name]
 
     return nearest
+
+
+@dataclass
+class Alternatives:
+    """Rounds drafts by a method's range and rounding, each once: stages that choose look at many.
+
+    Attributes:
+        stages: of the method; where rounding is trained, nearest rounding stands for it.
+        inputs: what layers receive.
+        made: what was rounded so far, by layer and specification.
+    """
+
+    stages: Sequence[Stage]
+    inputs: Callable[[Draft], LayerInputs]
+    made: dict[tuple[str, LayerSpec], Draft] = field(default_factory=dict)
+
+    def rounded(self, draft: Draft) -> Draft:
+        """The draft with scales and codes."""
+        key = draft.name, draft.spec
+        if key not in self.made:
+            drafts: Drafts = {draft.name: draft}
+            for stage in self._of("range", "rounding"):
+                own = stage if stage.needs != INPUTS else Nearest()
+                drafts = own.apply(drafts, self.evidence)
+            self.made[key] = drafts[draft.name]
+        return self.made[key]
+
+    def chosen(self, draft: Draft) -> Draft:
+        """The same after the method's choices."""
+        drafts: Drafts = {draft.name: draft}
+        for stage in self._of("choice"):
+            drafts = stage.apply(drafts, self.evidence)
+        return self.rounded(drafts[draft.name])
+
+    @property
+    def evidence(self) -> Evidence:
+        """What stages may look at."""
+        return Evidence(self.rounded, self.chosen, self.inputs)
+
+    def best(self, drafts: Drafts) -> Drafts:
+        """The drafts after transforms and choices, rounded."""
+        for stage in self._of("transform"):
+            drafts = stage.apply(drafts, self.evidence)
+        return {name: self.chosen(draft) for name, draft in drafts.items()}
+
+    def _of(self, *kinds: str) -> Iterator[Stage]:
+        return (stage for stage in self.stages if stage.kind in kinds)
 
 
 def quantize_layer(

@@ -15,7 +15,10 @@ import torch
 from fp4dit_onnx.calibration.applying import apply_stages, nearest_under
 from fp4dit_onnx.calibration.draft import Draft, Drafts, finished
 from fp4dit_onnx.calibration.evidence import FloatUnit, Objective, outputs_of
+from fp4dit_onnx.calibration.layer_inputs import UnitInputs
 from fp4dit_onnx.calibration.methods import Method
+from fp4dit_onnx.calibration.moments import Moments
+from fp4dit_onnx.calibration.rotation import rotated_weight
 from fp4dit_onnx.calibration.samples import Array, Call, Samples, Tape
 from fp4dit_onnx.calibration.simulate import weights_only
 from fp4dit_onnx.calibration.stages import Evidence
@@ -45,9 +48,9 @@ class Blockwise:
         topology: of it for the calls in `samples`.
         specs: name -> specification of each linear.
         method: its stages are applied to each unit.
+        moments: of what layers receive in the float network, where a stage looks at them.
         samples: the network's own arguments.
         guidance: of the sampler.
-        candidates: weight formats to choose among, by layer; a layer that is not in it keeps its own.
         work: where everything goes.
         chunk: samples that are run at a time.
         seed: of the mini-batches.
@@ -58,9 +61,9 @@ class Blockwise:
     topology: Topology
     specs: Mapping[str, LayerSpec]
     method: Method
+    moments: Moments | None
     samples: Samples
     guidance: float
-    candidates: Mapping[str, Sequence[str]]
     work: Work
     chunk: int
     seed: int
@@ -109,26 +112,22 @@ class Blockwise:
 
     def _quantize(self, number: int, unit: Unit, float_unit: FloatUnit) -> Drafts:
         """The unit's layers after every stage of the method."""
-        drafts: Drafts = {
-            name: Draft(
-                name,
-                float_unit.linear(name).weight.detach().float(),
-                self.specs[name],
-                tuple(self.candidates.get(name, ())),
-            )
-            for name in unit.layers
-        }
+        drafts: Drafts = {}
+        for name in unit.layers:
+            weight, spec = float_unit.linear(name).weight.detach().float(), self.specs[name]
+            drafts = {**drafts, name: Draft(name, rotated_weight(weight, spec), spec)}
         if not drafts:
             self._advance(1, unit.name)
             return drafts
         share = 1 / max(1, self.method.iterations)
         evidence = Evidence(
-            nearest=nearest_under(self.method.range),
+            rounded=nearest_under(self.method.range),
+            inputs=None if self.moments is None else UnitInputs(self.moments, self.network),
             unit=float_unit,
             seed=self.seed + number,
             on_step=lambda error: self._advance(share, f"{unit.name}, error {error:.3f}"),
         )
-        drafts = apply_stages(self.method.stages, drafts, evidence)
+        drafts = apply_stages(self.method.after_choices, drafts, evidence)
         if not self.method.iterations:
             self._advance(1, unit.name)
         return drafts

@@ -20,8 +20,6 @@ __all__ = ["FloatUnit", "Objective", "outputs_of"]
 
 NEAREST_PAIRS = 256
 """Pairs on which nearest and trained rounding are compared."""
-CHOICE_PAIRS = 32
-"""Pairs of samples on which formats are compared."""
 
 
 def outputs_of(
@@ -141,8 +139,3 @@ class FloatUnit:
     ) -> AbstractContextManager[torch.nn.Module]:
         """While open, some of its linears are quantized, activations in float."""
         return self.replaced({q.name: weights_only(q, self.linear(q.name).bias) for q in layers})
-
-    def error(self, *layers: QuantizedLayer) -> torch.Tensor:
-        """`Objective.total` with some of its linears quantized, activations in float."""
-        with self.quantized(layers):
-            return self.objective.total(self.module, self.chunk // 2 or 1, CHOICE_PAIRS)

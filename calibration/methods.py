@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fp4dit_onnx.calibration.stages import KINDS, STAGES, Stage
+from fp4dit_onnx.calibration.stages import KINDS, STAGES, WEIGHTS, Stage
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.values import real, whole
 
@@ -102,9 +102,18 @@ class Method:
         return next(stage for stage in self.stages if stage.kind == "range")
 
     @property
-    def needs_inputs(self) -> bool:
+    def after_choices(self) -> tuple[Stage, ...]:
+        """The stages that follow transforms and choices."""
+        return tuple(stage for stage in self.stages if stage.kind not in ("transform", "choice"))
+
+    def needs(self, what: str) -> bool:
+        """Whether a stage looks at `what`: ``moments`` or ``inputs``."""
+        return any(stage.needs == what for stage in self.stages)
+
+    @property
+    def needs_data(self) -> bool:
         """Whether a stage looks at what layers receive, so at prompts and the float sampler."""
-        return any(stage.needs_inputs for stage in self.stages)
+        return any(stage.needs != WEIGHTS for stage in self.stages)
 
     @property
     def iterations(self) -> int:

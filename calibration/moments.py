@@ -1,101 +1,270 @@
-"""Second moments of what a unit's linears receive: all that GPTQ needs of the data."""
+"""Second moments of what linears receive, and a few rows of it: recorded while the float model samples.
+
+One pass of the sampler serves every layer. Sums are files in the work folder, mapped and not loaded:
+memory is bounded by the page cache, whatever the model. Linears that read one tensor share them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from fp4dit_onnx.calibration.evidence import FloatUnit
+from fp4dit_onnx.calibration.record import Sampler
+from fp4dit_onnx.calibration.samples import Array
 from fp4dit_onnx.errors import UsageError
 
-__all__ = ["second_moments"]
+__all__ = ["Guidance", "MomentRecorder", "Moments", "Rows"]
+
+ROWS = 512
+"""Pairs of rows, about, that are kept of each input."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How an error of both halves of guidance counts.
+
+    Attributes:
+        scale: of the sampler; at most 1 for none.
+        weight: of the guided combination ``u + scale (c - u)`` beside the two halves.
+    """
+
+    scale: float
+    weight: float
+
+    @property
+    def paired(self) -> bool:
+        """Whether calls hold both halves."""
+        return self.scale > 1
+
+    def combined(self, unconditional: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
+        """What the sampler makes of both halves."""
+        return unconditional + self.scale * (conditional - unconditional)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows that a layer received.
+
+    Attributes:
+        halves: float32 [R, 2, K] with guidance, the unconditional one first; [R, 1, K] without.
+        weight: float32 [R], importance of the step that each is from.
+        guidance: how errors count.
+    """
+
+    halves: torch.Tensor
+    weight: torch.Tensor
+    guidance: Guidance
+
+    def error(self, difference: torch.Tensor) -> float:
+        """Weighted mean square of outputs' differences [R, halves, N], as `Guidance` counts them."""
+        weight = (self.weight / self.weight.sum()).double()
+        halves = difference.square().mean(dim=(1, 2)).double()
+        if not self.guidance.paired:
+            return float(weight @ halves)
+        guided = self.guidance.combined(difference[:, 0], difference[:, 1])
+        both = halves + self.guidance.weight * guided.square().mean(dim=1).double()
+        return float(weight @ both) / (1 + self.guidance.weight)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What a pass of the float sampler left.
+
+    Attributes:
+        folder: of the sums and rows.
+        readers: layer -> the first layer that reads the same tensor.
+        total: that layer -> what its sums are to be divided by.
+        weights: that layer -> importance of each of its rows.
+        guidance: how errors count.
+    """
+
+    folder: Path
+    readers: Mapping[str, str]
+    total: Mapping[str, float]
+    weights: Mapping[str, Sequence[float]]
+    guidance: Guidance
+
+    def matrix(self, layer: str) -> torch.Tensor:
+        """``E[x x^T]`` of what `layer` receives, float64 [K, K]."""
+        first = self.readers[layer]
+        sums = Array(self.folder / f"{first}.sums.npy").read(slice(None))
+        return sums.double() / self.total[first]
+
+    def rows(self, layer: str) -> Rows:
+        """Some of what `layer` receives."""
+        first = self.readers[layer]
+        weight = torch.tensor(self.weights[first])
+        kept = Array(self.folder / f"{first}.rows.npy").read(slice(len(weight)))
+        return Rows(kept, weight, self.guidance)
+
+    def add(self, other: Moments) -> Moments:
+        """Both passes' sums, in this one's files; rows stay this one's."""
+        for first in self.total:
+            path = self.folder / f"{first}.sums.npy"
+            sums = np.load(path, mmap_mode="r+")
+            sums += np.load(other.folder / f"{other.readers[first]}.sums.npy", mmap_mode="r")
+            sums.flush()
+        total = {n: t + other.total[other.readers[n]] for n, t in self.total.items()}
+        return Moments(self.folder, self.readers, total, self.weights, self.guidance)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; the folder by its name."""
+        return {**vars(self), "folder": self.folder.name, "guidance": asdict(self.guidance)}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any], work: Path) -> Moments:
+        """What `to_json` made of one in the folder `work`."""
+        guidance = Guidance(**fields["guidance"])
+        return cls(**{**fields, "folder": work / fields["folder"], "guidance": guidance})
 
 
 @dataclass
-class _Sums:
-    """Running sums of one call after another.
+class _Input:
+    """Sums and rows of one tensor that layers read."""
 
-    Attributes:
-        guidance: of the sampler.
-        guided: weight of the guided combination beside the two halves.
-        found: layer -> float64 [K, K].
+    sums: npt.NDArray[np.float32]
+    rows: Array
+    total: float = 0.0
+    weights: list[float] = field(default_factory=list)
+
+
+class MomentRecorder:
+    """Forward hooks that sum ``x x^T`` of what named linears receive.
+
+    A call's samples count by the importance of its step, the two halves of guidance and their guided
+    combination as `Guidance` says; of a sample the mean over its rows is taken.
+
+    Args:
+        network: the float transformer.
+        layers: names of linears.
+        sampler: what will be run.
+        importance: [steps].
+        guided: weight of the guided combination.
+        folder: for the sums, made anew.
+        seed: of the choice of rows.
     """
 
-    guidance: float
-    guided: float
-    found: dict[str, torch.Tensor] = field(default_factory=dict)
-    _call: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        layers: Sequence[str],
+        sampler: Sampler,
+        importance: Sequence[float],
+        guided: float,
+        folder: Path,
+        seed: int,
+    ) -> None:
+        folder.mkdir(parents=True)
+        self._layers, self._folder = tuple(layers), folder
+        self._guidance = Guidance(sampler.guidance, guided)
+        self._importance, self._random = importance, np.random.default_rng(seed)
+        self._calls, self._each = sampler.calls, -(-ROWS // sampler.calls)
+        self._call, self._samples = -1, 0
+        self._readers: dict[str, str] = {}
+        self._inputs: dict[str, _Input] = {}
+        self._seen: list[tuple[weakref.ref[torch.Tensor], str]] = []
+        self._handles = [
+            network.register_forward_pre_hook(self._start, with_kwargs=True),
+            *(
+                network.get_submodule(name).register_forward_pre_hook(self._hook(name))
+                for name in self._layers
+            ),
+        ]
 
-    def start(self, weight: torch.Tensor, *, paired: bool) -> None:
-        """A call begins, of samples with these weights: float32 [P], twins behind each other."""
-        self._weight, self._paired = weight, paired
-        self._call.clear()
+    def _start(
+        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """A call of the network begins."""
+        self._call += 1
+        self._samples = int((args[0] if args else next(iter(kwargs.values()))).shape[0])
+        self._seen.clear()
 
-    def add(self, name: str, x: torch.Tensor) -> None:
-        """What a layer receives, [B, ..., K]; layers that read one tensor share the product."""
-        if id(x) not in self._call:
-            self._call[id(x)] = (x, self._moments(x))  # x is kept, so that its id stays its own
-        moments = self._call[id(x)][1].double()
-        self.found[name] = self.found[name] + moments if name in self.found else moments
+    def _hook(self, name: str) -> Callable[[torch.nn.Module, tuple[Any, ...]], None]:
+        def hook(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+            if self._first(name, args[0]) == name:
+                self._add(name, args[0].detach())
 
-    def _moments(self, x: torch.Tensor) -> torch.Tensor:
-        samples = len(self._weight) * (2 if self._paired else 1)
-        if x.shape[0] != samples:  # no batch: a table of positions, the same for all
-            return _gram(x[None], self._weight.sum()[None])
-        if not self._paired:
-            return _gram(x, self._weight)
-        unconditional, conditional = x.chunk(2)
-        halves = _gram(unconditional, self._weight) + _gram(conditional, self._weight)
-        combined = unconditional + self.guidance * (conditional - unconditional)
-        guided = self.guided * _gram(combined, self._weight)
-        return (halves / 2 + guided) / (1 + self.guided)
+        return hook
 
+    def _first(self, name: str, x: torch.Tensor) -> str:
+        """The first layer that reads the tensor, found when `name` is called first."""
+        if name not in self._readers:
+            same = (first for seen, first in self._seen if seen() is x)
+            self._readers[name] = next(same, name)
+        if self._readers[name] == name:
+            self._seen.append((weakref.ref(x), name))
+        return self._readers[name]
 
-def _gram(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Sum over samples of weight [P] times the mean of ``x x^T`` over a sample's rows [P, ..., K]."""
-    rows = x.reshape(len(x), -1, x.shape[-1])  # [P, R, K]
-    scaled = rows * (weight / rows.shape[1]).sqrt()[:, None, None]
-    flat = scaled.reshape(-1, x.shape[-1])
-    return flat.T @ flat
+    def _add(self, name: str, x: torch.Tensor) -> None:
+        """What a layer receives, [B, ..., K]; or [..., K], a table that is the same for all samples."""
+        halves = 2 if self._guidance.paired else 1
+        own = x.shape[0] == self._samples
+        parts = x.chunk(halves) if own else [x] * halves
+        rows = torch.stack([p.reshape(-1, p.shape[-1]) for p in parts], dim=1)  # [R, halves, K]
+        importance = self._importance[self._call % len(self._importance)]
+        kept = self._input(name, rows)
+        pictures = self._samples / halves
+        kept.sums += (self._gram(rows) * (importance * pictures / len(rows))).numpy()
+        kept.total += importance * pictures
+        count = min(self._each, len(rows))
+        pick = np.sort(self._random.choice(len(rows), count, replace=False))
+        kept.rows.write(len(kept.weights), rows[torch.from_numpy(pick)])
+        kept.weights += [importance] * count
 
+    def _gram(self, rows: torch.Tensor) -> torch.Tensor:
+        """The sum over rows [R, halves, K] of x x^T, float32 [K, K]."""
+        flat = rows.flatten(0, 1)
+        plain = flat.T @ flat / rows.shape[1]
+        if not self._guidance.paired:
+            return plain
+        guided = self._guidance.combined(rows[:, 0], rows[:, 1])
+        both = plain + self._guidance.weight * (guided.T @ guided)
+        return both / (1 + self._guidance.weight)
 
-@torch.no_grad()
-def second_moments(unit: FloatUnit, layers: Iterable[str]) -> Mapping[str, torch.Tensor]:
-    """``E[x x^T]`` of the inputs of each layer, float64 [K, K], while the float unit runs.
+    def _input(self, name: str, rows: torch.Tensor) -> _Input:
+        if name not in self._inputs:
+            k, path = rows.shape[-1], self._folder / f"{name}.sums.npy"
+            sums = np.lib.format.open_memmap(path, "w+", np.float32, (k, k))
+            kept = Array(self._folder / f"{name}.rows.npy")
+            kept.create(self._calls * self._each, rows.float())
+            self._inputs[name] = _Input(sums, kept)
+        return self._inputs[name]
 
-    Samples count as in the unit's objective: by the importance of their timestep, and the guided
-    combination ``u + guidance (c - u)`` beside the two halves.
-
-    Raises:
-        UsageError: an input holds NaN or infinity.
-    """
-    objective, names = unit.objective, tuple(layers)
-    inputs = objective.inputs
-    sums = _Sums(objective.guidance, objective.guided)
-
-    def hook(name: str) -> Any:
-        return lambda _, arguments: sums.add(name, arguments[0].detach())
-
-    handles = [unit.linear(n).register_forward_pre_hook(hook(n)) for n in names]
-    try:
-        pairs = torch.arange(inputs.pairs)
-        for part in torch.split(pairs, max(1, unit.chunk // 2)):
-            sums.start(inputs.weight[part], paired=inputs.paired)
-            args, kwargs = inputs.take(inputs.twins(part))
-            unit.module(*args, **kwargs)
-    finally:
-        for handle in handles:
+    def close(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
             handle.remove()
-    for name in names:
-        if name not in sums.found:
-            raise UsageError(
-                f"layer {name}: was never run while calibrating: exclude it by a rule"
-            )
-        if not bool(torch.isfinite(sums.found[name]).all()):
-            raise UsageError(
-                f"layer {name}: its inputs hold NaN or infinity; check the checkpoint"
-            )
-    return {name: moments / inputs.pairs for name, moments in sums.found.items()}
+
+    def moments(self) -> Moments:
+        """What was recorded.
+
+        Raises:
+            UsageError: a layer was never run, or received NaN or infinity.
+        """
+        for name in self._layers:
+            if name not in self._readers:
+                raise UsageError(
+                    f"layer {name} was never run while sampling: exclude it with a rule"
+                )
+            sums = self._inputs[self._readers[name]].sums
+            if not np.isfinite(sums).all():
+                raise UsageError(
+                    f"layer {name}: the float model's own activations hold NaN or infinity; check "
+                    "the checkpoint and the sampling settings"
+                )
+        for kept in self._inputs.values():
+            kept.sums.flush()  # type: ignore[attr-defined]
+        return Moments(
+            self._folder,
+            dict(self._readers),
+            {name: kept.total for name, kept in self._inputs.items()},
+            {name: kept.weights for name, kept in self._inputs.items()},
+            self._guidance,
+        )

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
 
-from fp4dit_onnx.calibration.grid import row_chunks
-from fp4dit_onnx.calibration.rounding import round_to_nearest, scaled_weight
+from fp4dit_onnx.calibration.grid import round_to_grid, row_chunks
+from fp4dit_onnx.calibration.rounding import scaled_weight
+from fp4dit_onnx.numbers.formats import FloatArray
 from fp4dit_onnx.numbers.numerics import SMALLEST_AMAX, group_count
-from fp4dit_onnx.numbers.scale_formats import Rounder, stored
+from fp4dit_onnx.numbers.scale_formats import (
+    Rounder,
+    channel_rounded,
+    largest_multiplier,
+    stored,
+)
 from fp4dit_onnx.spec.spec import LayerSpec
 
-__all__ = ["absmax_scale", "group_absmax", "mse_scale"]
+__all__ = ["absmax_scale", "group_absmax", "mse_scale", "weighted_scale"]
+
+SHARES = (1.5, 1.25, 1.1, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65)
+"""Of the absmax scale, that `weighted_scale` tries."""
+CHANNEL_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)
+"""Of the channel's largest absmax scale over the largest multiplier."""
+MULTIPLIERS_NEAR = (-3, 3)
+"""Range around the multiplier nearest to the absmax scale."""
 
 
 def _grouped(values: torch.Tensor, group_size: int) -> torch.Tensor:
@@ -75,21 +90,94 @@ def mse_scale(
     for rows, most in zip(row_chunks(weight), row_chunks(full, weight.shape[1]), strict=True):
         at = slice(start, start + len(rows))
         tried = (torch.from_numpy(rounder((most * s).numpy(), at)) for s in shares)
-        best.append(_least_error(rows, most, [*tried], spec))
+        best.append(_least_error(rows, most, tried, spec)[0])
         start = at.stop
     return _stored(torch.cat(best), spec)
 
 
 def _least_error(
-    weight: torch.Tensor, full: torch.Tensor, scales: list[torch.Tensor], spec: LayerSpec
-) -> torch.Tensor:
-    """The scale of each group, among `scales` [N, G] each, with the least squared error; float32."""
+    weight: torch.Tensor,
+    full: torch.Tensor,
+    scales: Iterable[torch.Tensor],
+    spec: LayerSpec,
+    counts: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scale of each group, among `scales` [N, G] each, with the least squared error, and that.
+
+    Args:
+        weight: float32 [N, K].
+        full: absmax scales; a group whose is 0 keeps 0.
+        scales: candidates, float32 [N, G] each.
+        spec: of the layer.
+        counts: of each input's error, float32 [K]; None for all alike.
+    """
     size = spec.group_size
     best, least = full, torch.full(full.shape, torch.inf)
     for scale in scales:
         exact = scaled_weight(weight, scale, size)
-        error = round_to_nearest(weight, scale, spec.weight_format, size) - exact
-        squares = _grouped(error.square(), size).sum(dim=-1) * scale.square()
+        error = round_to_grid(exact, spec.weight_format).sub_(exact).square_()
+        if counts is not None:
+            error *= counts
+        squares = _grouped(error, size).sum(dim=-1) * scale.square()
         best = torch.where(squares < least, scale, best)
         least = torch.minimum(squares, least)
-    return torch.where(full > 0, best, 0.0)
+    live = full > 0
+    return torch.where(live, best, 0.0), torch.where(live, least, 0.0)
+
+
+def weighted_scale(weight: torch.Tensor, spec: LayerSpec, counts: torch.Tensor) -> torch.Tensor:
+    """Scale of each group with the least squared error, each input's error counted as `counts` says.
+
+    Of scales that are multipliers times one float a channel, that float is searched as well.
+
+    Args:
+        weight: float32 [N, K].
+        spec: of the layer.
+        counts: float32 [K], not negative.
+
+    Returns:
+        float16 or float32 [N, G], 0 for an all-zero group.
+    """
+    full = _full_scale(weight, spec)
+    search = _search_multipliers if spec.scale_format.multiplied else _search_shares
+    best, start = [], 0
+    rounder = _rounder(full * max(SHARES), spec)
+    for rows, most in zip(row_chunks(weight), row_chunks(full, weight.shape[1]), strict=True):
+        at = slice(start, start + len(rows))
+        best.append(search(rows, most, spec, counts, lambda s, at=at: rounder(s, at)))
+        start = at.stop
+    return _stored(torch.cat(best), spec)
+
+
+def _search_shares(
+    weight: torch.Tensor,
+    full: torch.Tensor,
+    spec: LayerSpec,
+    counts: torch.Tensor,
+    rounder: Callable[[FloatArray], FloatArray],
+) -> torch.Tensor:
+    tried = (torch.from_numpy(rounder((full * share).numpy())) for share in SHARES)
+    return _least_error(weight, full, tried, spec, counts)[0]
+
+
+def _search_multipliers(
+    weight: torch.Tensor,
+    full: torch.Tensor,
+    spec: LayerSpec,
+    counts: torch.Tensor,
+    rounder: Callable[[FloatArray], FloatArray],
+) -> torch.Tensor:
+    most = largest_multiplier(spec.weight_format)
+    top = full.amax(dim=1, keepdim=True)
+    best, least = full, torch.full((len(full), 1), torch.inf)
+    for share in CHANNEL_SHARES:
+        channel = torch.from_numpy(channel_rounded((top * share / most).numpy()))
+        unit = torch.where(channel > 0, channel, 1.0)
+        usual = (full / unit).round_()
+        near = sorted({*range(*MULTIPLIERS_NEAR)} if most > 1 else {0})
+        tried = ((usual + d).clamp_(1, most) * channel for d in near)
+        scale, error = _least_error(weight, full, tried, spec, counts)
+        total = error.sum(dim=1, keepdim=True)
+        best = torch.where(total < least, scale, best)
+        least = torch.minimum(total, least)
+    return best

@@ -17,6 +17,7 @@ from fp4dit_onnx.calibration.adaround import (
 )
 from fp4dit_onnx.calibration.draft import Draft, Drafts
 from fp4dit_onnx.calibration.evidence import FloatUnit, Objective
+from fp4dit_onnx.calibration.rotation import rotated
 from fp4dit_onnx.calibration.rounding import packed
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class AdaptiveLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., K] -> [..., N] with float activations, as FP4DiT calibrates weights."""
+        for rotation in self.draft.spec.input_ops:
+            x = rotated(x, rotation)
         self.h = self.openness()
         weight = self.place.blend(self.h) * self.place.scale
         return torch.nn.functional.linear(x, weight, self.bias)

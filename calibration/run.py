@@ -12,8 +12,10 @@ import torch
 from fp4dit_onnx.calibration.applying import check_weight, quantize_layer
 from fp4dit_onnx.calibration.blockwise import Blockwise, chunk_size
 from fp4dit_onnx.calibration.capture import CallRecorder, record_inputs
+from fp4dit_onnx.calibration.choosing import Choosing, Compared
 from fp4dit_onnx.calibration.importance import step_importance
 from fp4dit_onnx.calibration.methods import Method
+from fp4dit_onnx.calibration.moments import MomentRecorder, Moments
 from fp4dit_onnx.calibration.record import (
     Sampler,
     SampleRecorder,
@@ -24,7 +26,7 @@ from fp4dit_onnx.calibration.record import (
 )
 from fp4dit_onnx.calibration.samples import Call, Samples, nbytes
 from fp4dit_onnx.calibration.simulate import SimulatedLinear, simulated
-from fp4dit_onnx.calibration.stages import Stage
+from fp4dit_onnx.calibration.stages import INPUTS, MOMENTS, Stage
 from fp4dit_onnx.calibration.stages.nearest import Nearest
 from fp4dit_onnx.calibration.units import Unit, sample_bytes, units_of
 from fp4dit_onnx.calibration.work import Work
@@ -64,11 +66,13 @@ class Calibration:
         errors: of each layer, by name.
         model_sqnr_db: of the whole network's output, simulation against float, on calls of the
             float sampler's trajectory.
+        compared: sets of choices that were held against each other, where there were choices.
     """
 
     state: QuantizedState
     errors: Mapping[str, LayerError]
     model_sqnr_db: float
+    compared: tuple[Compared, ...] = ()
 
 
 def sqnr_db(signal: torch.Tensor, approximation: torch.Tensor) -> float:
@@ -93,12 +97,14 @@ class _Recorded:
     Attributes:
         rows: input rows of each layer, float32 [R, K].
         calls: some calls of the network.
-        samples: arguments of the network to train on, None where nothing is trained.
+        samples: arguments of the network to train and compare on, None where no stage needs data.
+        moments: second moments of layers' inputs, None where no stage needs them.
     """
 
     rows: Mapping[str, torch.Tensor]
     calls: Sequence[Call]
     samples: Samples | None
+    moments: Moments | None = None
 
 
 @torch.no_grad()
@@ -138,32 +144,49 @@ def calibrate(
     """
     for name in specs:
         check_weight(name, network.tensor(f"{name}.weight"))
-    if method.needs_inputs:
+    compared: tuple[Compared, ...] = ()
+    if not method.needs_data:
+        recorded = _record(network, specs, method, sampler, seed, reporter, None)
+        sampler.close()
+        layers = _quantized(network, specs, method.stages, reporter)
+    else:
         assert work is not None, "a work folder is needed"
         topology, units, chunk = _prepared(network, specs, method, sampler, work, max_ram)
         recorded = _record(network, specs, method, sampler, seed, reporter, work)
         sampler.close()
         assert recorded.samples is not None
-        layers = Blockwise(
-            network=network,
-            topology=topology,
-            specs=specs,
-            method=method,
-            samples=recorded.samples,
-            guidance=sampler.guidance,
-            candidates=candidates,
-            work=work,
-            chunk=chunk,
-            seed=seed,
-            reporter=reporter,
-        ).run(units)
-    else:
-        recorded = _record(network, specs, method, sampler, seed, reporter, None)
-        sampler.close()
-        layers = _quantized(network, specs, method.stages, reporter)
+        if recorded.moments is not None:
+            layers, compared = Choosing(
+                network=network,
+                specs=specs,
+                method=method,
+                moments=recorded.moments,
+                samples=recorded.samples,
+                attention=attention,
+                candidates=candidates,
+                work=work,
+                chunk=chunk,
+                reporter=reporter,
+            ).run(units)
+            specs = {name: layers[name].spec for name in specs}
+        if method.needs(INPUTS):
+            layers = Blockwise(
+                network=network,
+                topology=topology,
+                specs=specs,
+                method=method,
+                moments=recorded.moments,
+                samples=recorded.samples,
+                guidance=sampler.guidance,
+                work=work,
+                chunk=chunk,
+                seed=seed,
+                reporter=reporter,
+            ).run(units)
     errors = {n: _measure(network, layers[n], recorded.rows[n]) for n in specs}
     state = QuantizedState({n: layers[n] for n in specs}, provenance, attention)
-    return Calibration(state, errors, _model_sqnr(network.module, state, recorded.calls))
+    measured = _model_sqnr(network.module, state, recorded.calls)
+    return Calibration(state, errors, measured, compared)
 
 
 def _quantized(
@@ -211,8 +234,8 @@ def _record(
 ) -> _Recorded:
     """Run the float sampler once and keep what calibration looks at; a kept run is read again."""
     if work is not None and (kept := work.load("recorded")) is not None:
-        return _Recorded(kept["rows"], kept["calls"], work.load_samples("samples"))
-    chosen = None
+        return _read(kept, work)
+    chosen = moments = None
     if work is not None:
         with reporter.stage("measuring the steps' importance", 1) as advance:
             importance = _importance(network, specs, method, sampler)
@@ -221,6 +244,11 @@ def _record(
         chosen = SampleRecorder(
             network.module, choice, work.clear("inputs"), paired=sampler.paired
         )
+        if method.needs(MOMENTS):
+            guided, folder = method.data.guided, work.clear("moments")
+            moments = MomentRecorder(
+                network.module, tuple(specs), sampler, importance, guided, folder, seed
+            )
     what = "sampling with the float model"
     if work is None:
         what = f"{what} to measure errors (--no-measure skips that)"
@@ -236,14 +264,21 @@ def _record(
                 seed=seed,
             )
     finally:
-        recorder.close()
-        if chosen is not None:
-            chosen.close()
+        for hooks in (recorder, chosen, moments):
+            if hooks is not None:
+                hooks.close()
     if work is None or chosen is None:
         return _Recorded(rows, recorder.calls, None)
     work.save("samples", chosen.samples())
-    work.save("recorded", {"rows": dict(rows), "calls": recorder.calls})
-    return _Recorded(rows, recorder.calls, work.load_samples("samples"))
+    found = moments and moments.moments().to_json()
+    work.save("recorded", {"rows": dict(rows), "calls": recorder.calls, "moments": found})
+    return _read(work.load("recorded"), work)
+
+
+def _read(kept: Mapping[str, Any], work: Work) -> _Recorded:
+    """What a run of the float sampler left in the work folder."""
+    moments = kept["moments"] and Moments.from_json(kept["moments"], work.folder)
+    return _Recorded(kept["rows"], kept["calls"], work.load_samples("samples"), moments)
 
 
 def _importance(

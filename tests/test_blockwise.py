@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,23 @@ pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 import torch
+from toy_network import (
+    BATCH,
+    LAYERS,
+    PICTURES,
+    STEPS,
+    WIDTH,
+    Network,
+    draw,
+    sampler_of,
+    toy_network,
+)
 
 from fp4dit_onnx.calibration.applying import quantize_layer
 from fp4dit_onnx.calibration.blockwise import Blockwise, chunk_size
 from fp4dit_onnx.calibration.importance import FLOOR, step_importance, step_shares
 from fp4dit_onnx.calibration.methods import Method, method_by_name
 from fp4dit_onnx.calibration.record import (
-    Sampler,
     SampleRecorder,
     check_disk,
     choose,
@@ -37,7 +46,6 @@ from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedState, save_state
 from fp4dit_onnx.system.progress import SilentReporter
 
-WIDTH, TOKENS, STEPS, PICTURES, BATCH, GUIDANCE = 16, 6, 4, 12, 4, 3.0
 SPEC = LayerSpec.of("e1m2", "e2m3", 8)
 METHOD = method_by_name("fp4dit", "fast", samples=64, prompts=PICTURES, penalty=20.0)
 
@@ -49,56 +57,11 @@ def shortened(iterations: int) -> Method:
     )
 
 
-class Block(torch.nn.Module):
-    """Mixes tokens, then channels, by an embedded time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mix = torch.nn.Linear(WIDTH, WIDTH)
-        self.ff = torch.nn.ModuleList(
-            [torch.nn.Linear(WIDTH, 2 * WIDTH), torch.nn.Linear(2 * WIDTH, WIDTH)]
-        )
-
-    def forward(self, x: Any, time: Any, scale: float = 1.0) -> Any:
-        """[B, S, C] and [B, C] -> [B, S, C]."""
-        x = x + self.mix(x - x.mean(dim=1, keepdim=True)) * scale
-        return x + self.ff[1](torch.nn.functional.gelu(self.ff[0](x + time[:, None])))
-
-
-class Network(torch.nn.Module):
-    """An embedder, three blocks and a head, as diffusers' transformers are built."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = torch.nn.Linear(WIDTH, WIDTH)
-        self.blocks = torch.nn.ModuleList([Block() for _ in range(3)])
-        self.head = torch.nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x: Any, time: Any = None) -> tuple[Any]:
-        """[B, S, C] and [B, C] -> [B, S, C]."""
-        embedded = self.embed(time)
-        for block in self.blocks:
-            x = block(x, embedded, scale=0.5)
-        return (self.head(x),)
-
-
 @pytest.fixture
 def network() -> Network:
-    torch.manual_seed(0)
-    return Network().requires_grad_(requires_grad=False).eval()
+    return toy_network()
 
 
-LAYERS = (
-    "head",
-    "blocks.1.mix",
-    "blocks.0.mix",
-    "blocks.0.ff.0",
-    "blocks.0.ff.1",
-    "blocks.1.ff.0",
-    "blocks.1.ff.1",
-    "blocks.2.mix",
-    "embed",
-)
 UNITS = (
     Unit("embed", ("embed",)),
     Unit("blocks.0", ("blocks.0.mix", "blocks.0.ff.0", "blocks.0.ff.1")),
@@ -106,36 +69,6 @@ UNITS = (
     Unit("blocks.2", ("blocks.2.mix",)),
     Unit("head", ("head",)),
 )
-
-
-def draw(network: Any, seed: int, count: int, on_call: Callable[[], None] = lambda: None) -> Any:
-    """A sampler of `STEPS` steps with guidance; both halves in one batch."""
-    generator = torch.Generator().manual_seed(seed)
-    results = []
-    for _ in range(0, count, BATCH):
-        x = torch.randn((BATCH, TOKENS, WIDTH), generator=generator)
-        text = torch.randn((BATCH, WIDTH), generator=generator)
-        for step in range(STEPS):
-            time = torch.cat([torch.zeros_like(text), text]) + step
-            both = network(torch.cat([x, x]), time=time)[0]
-            unconditional, conditional = both.chunk(2)
-            x = x - 0.2 * (unconditional + GUIDANCE * (conditional - unconditional))
-            on_call()
-        results.append(x)
-    return torch.cat(results)
-
-
-def sampler_of(network: Any, **changes: Any) -> Sampler:
-    fields = {
-        "sample": lambda on_call: draw(network, 0, PICTURES, on_call),
-        "calls": STEPS * PICTURES // BATCH,
-        "prompts": PICTURES,
-        "batch": BATCH,
-        "steps": STEPS,
-        "guidance": GUIDANCE,
-        "probe": lambda: draw(network, 0, BATCH),
-    }
-    return Sampler(**{**fields, **changes})
 
 
 def calibrated(

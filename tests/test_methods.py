@@ -9,9 +9,12 @@ import pytest
 from fp4dit_onnx.calibration.methods import Data, method_by_name, method_names, read_method
 from fp4dit_onnx.calibration.stages.absmax import Absmax
 from fp4dit_onnx.calibration.stages.adaround import AdaRound
+from fp4dit_onnx.calibration.stages.choose_format import ChooseFormat
 from fp4dit_onnx.calibration.stages.gptq import Gptq
+from fp4dit_onnx.calibration.stages.hadamard import Rotate
 from fp4dit_onnx.calibration.stages.mse import Mse
 from fp4dit_onnx.calibration.stages.nearest import Nearest
+from fp4dit_onnx.calibration.stages.weighted import Weighted
 from fp4dit_onnx.errors import UsageError
 
 HEAD = 'grid = "fp"\n[data]\nprompts = 1\nsamples = 2\n'
@@ -20,15 +23,16 @@ RANGE, ROUND = '[[stage]]\nuse = "absmax"\n', '[[stage]]\nuse = "nearest"\n'
 
 def test_methods() -> None:
     assert method_names() == (
-        *("fp4dit", "fp-adaround", "fp-rtn", "gptq", "int-adaround", "int-rtn"),
+        *("fp4dit", "fp-adaround", "fp-rtn", "gptq", "int-adaround", "int-rtn", "tuned"),
     )
     trained = {name: method_by_name(name) for name in method_names()}
-    assert [n for n, m in trained.items() if not m.needs_inputs] == ["fp-rtn", "int-rtn"]
+    assert [n for n, m in trained.items() if not m.needs_data] == ["fp-rtn", "int-rtn"]
     assert [n for n, m in trained.items() if m.grid == "int"] == ["int-adaround", "int-rtn"]
     assert trained["fp-rtn"].stages == (Absmax(), Nearest())
     assert trained["fp4dit"].stages == (Absmax(), AdaRound())
     assert trained["fp4dit"].data == Data(prompts=64, samples=1024, even=0.5, guided=3.0)
-    assert trained["gptq"].stages == (Mse(0.65, 15), Gptq())
+    assert trained["gptq"].stages == (Weighted(), Gptq())
+    assert trained["tuned"].stages == (Rotate(), ChooseFormat("e1m2 e2m1"), Weighted(), Gptq())
     assert trained["fp4dit"].presets == ("fast", "balanced", "best")
     fast = method_by_name("int-adaround", "fast", "mse", iterations=7)
     assert fast.data == Data(prompts=24, samples=256, even=0.5, guided=3.0)
@@ -41,7 +45,7 @@ def test_methods() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("tuned",), "unknown method 'tuned': expected one of .*int-rtn"),
+        (("best",), "unknown method 'best': expected one of .*int-rtn"),
         (("fp4dit", "quick"), "unknown preset 'quick': expected one of fast, balanced, best"),
         (("fp-rtn", "quick"), "unknown preset 'quick': expected one of fast, balanced, best"),
         (("fp4dit", "fast", "max"), "unknown range 'max': expected one of absmax, mse"),

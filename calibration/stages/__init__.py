@@ -6,16 +6,28 @@ from fp4dit_onnx.calibration.stages.absmax import Absmax
 from fp4dit_onnx.calibration.stages.adaround import AdaRound
 from fp4dit_onnx.calibration.stages.choose_format import ChooseFormat
 from fp4dit_onnx.calibration.stages.gptq import Gptq
+from fp4dit_onnx.calibration.stages.hadamard import Rotate
 from fp4dit_onnx.calibration.stages.mse import Mse
 from fp4dit_onnx.calibration.stages.nearest import Nearest
-from fp4dit_onnx.calibration.stages.stage import KINDS, Evidence, LayerStage, Stage
+from fp4dit_onnx.calibration.stages.stage import (
+    INPUTS,
+    KINDS,
+    MOMENTS,
+    WEIGHTS,
+    Evidence,
+    LayerStage,
+    Stage,
+)
+from fp4dit_onnx.calibration.stages.weighted import Weighted
 
-__all__ = ["KINDS", "STAGES", "Evidence", "LayerStage", "Stage"]
+__all__ = ["INPUTS", "KINDS", "MOMENTS", "STAGES", "WEIGHTS", "Evidence", "LayerStage", "Stage"]
 
 STAGES: dict[str, type[Stage]] = {
+    "hadamard": Rotate,
     "choose-format": ChooseFormat,
     "absmax": Absmax,
     "mse": Mse,
+    "weighted": Weighted,
     "nearest": Nearest,
     "adaround": AdaRound,
     "gptq": Gptq,

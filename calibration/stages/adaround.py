@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from fp4dit_onnx.calibration.stages.stage import Evidence
+from fp4dit_onnx.calibration.stages.stage import INPUTS, Evidence
 from fp4dit_onnx.values import real, whole
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class AdaRound:
     """
 
     kind: ClassVar[str] = "rounding"
-    needs_inputs: ClassVar[bool] = True
+    needs: ClassVar[str] = INPUTS
     iterations: int = 350
     batch: int = 16
     scale_aware: bool = True

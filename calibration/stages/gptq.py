@@ -5,21 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from fp4dit_onnx.calibration.stages.stage import Evidence
+from fp4dit_onnx.calibration.stages.stage import MOMENTS, Evidence, LayerStage
 from fp4dit_onnx.values import real, whole
 
 if TYPE_CHECKING:
-    from fp4dit_onnx.calibration.draft import Drafts
+    from fp4dit_onnx.calibration.draft import Draft
 
 __all__ = ["Gptq"]
 
 
 @dataclass(frozen=True)
-class Gptq:
+class Gptq(LayerStage):
     """GPTQ (arXiv 2210.17323) on any grid, under the scales of the range stage.
 
-    Second moments count samples as the unit's objective does. A unit keeps rounding to nearest
-    where that loses less.
+    A layer keeps rounding to nearest where that loses less.
 
     Attributes:
         damping: added to the moments' diagonal, as a share of its mean.
@@ -28,8 +27,7 @@ class Gptq:
     """
 
     kind: ClassVar[str] = "rounding"
-    needs_inputs: ClassVar[bool] = True
-    iterations: ClassVar[int] = 0
+    needs: ClassVar[str] = MOMENTS
     damping: float = 0.01
     block: int = 64
     ordered: bool = True
@@ -39,29 +37,20 @@ class Gptq:
         real("gptq.damping", self.damping, 1e-9)
         whole("gptq.block", self.block, 1)
 
-    def apply(self, drafts: Drafts, evidence: Evidence) -> Drafts:
-        """The drafts with their codes, the unit's error noted.
+    def layer(self, draft: Draft, evidence: Evidence) -> Draft:
+        """The draft with its codes, and its error in units of nearest rounding's.
 
         Raises:
-            UsageError: a layer whose moments are not finite or not positive definite.
+            UsageError: a layer whose damped moments are not positive definite.
         """
-        from fp4dit_onnx.calibration.draft import finished
         from fp4dit_onnx.calibration.gptq import compensated
-        from fp4dit_onnx.calibration.moments import second_moments
         from fp4dit_onnx.calibration.rounding import packed, rounded_to_nearest
 
-        unit = evidence.unit
-        assert unit is not None
-        moments = second_moments(unit, drafts)
-        made = {
-            name: replace(
-                draft,
-                codes=packed(compensated(draft, moments[name], self), draft.spec.weight_format),
-            )
-            for name, draft in drafts.items()
-        }
-        nearest = {name: rounded_to_nearest(draft) for name, draft in drafts.items()}
-        usual = unit.error(*finished(nearest).values()).clamp(min=1e-30)
-        error = float(unit.objective.loss(unit.error(*finished(made).values()), usual))
-        kept, error = (made, error) if error < 1 else (nearest, 1.0)
-        return {name: replace(draft, error=error) for name, draft in kept.items()}
+        assert evidence.inputs is not None
+        given = evidence.inputs(draft)
+        integers = compensated(draft, given, self)
+        made = replace(draft, codes=packed(integers, draft.spec.weight_format))
+        nearest = rounded_to_nearest(draft)
+        usual = given.loss(nearest)
+        error = given.loss(made) / usual if usual > 0 else 1.0
+        return replace(made, error=error) if error < 1 else replace(nearest, error=1.0)

@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.draft import Draft, Drafts
     from fp4dit_onnx.calibration.evidence import FloatUnit
+    from fp4dit_onnx.calibration.layer_inputs import LayerInputs
 
-__all__ = ["KINDS", "Evidence", "LayerStage", "Stage"]
+__all__ = ["INPUTS", "KINDS", "MOMENTS", "WEIGHTS", "Evidence", "LayerStage", "Stage"]
 
 KINDS = ("transform", "choice", "range", "rounding", "correction", "branch")
 """What a stage may do, in the order in which a method does it; it has one range and one rounding."""
+
+WEIGHTS, MOMENTS, INPUTS = "weights", "moments", "inputs"
+"""What a stage may look at: weights alone; second moments and some rows of what layers receive, from
+one pass of the float sampler; all that a unit receives and gives, on recorded samples."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,10 @@ class Evidence:
     """What stages may look at beside the layers themselves.
 
     Attributes:
-        nearest: rounds a draft to nearest under the method's own range.
+        rounded: a draft with the method's own scales and codes; to nearest where rounding is trained.
+        chosen: the same after the method's choices.
+        inputs: second moments and rows of what a draft's layer receives; None unless a stage of the
+            method asks for ``moments``.
         unit: the float block or linear that holds the layers, and what it receives and should
             give; None unless a stage of the method asks for ``inputs``.
         seed: of random choices; no other state decides them.
@@ -29,7 +37,9 @@ class Evidence:
             nearest rounding's.
     """
 
-    nearest: Callable[[Draft], Draft]
+    rounded: Callable[[Draft], Draft]
+    chosen: Callable[[Draft], Draft] | None = None
+    inputs: Callable[[Draft], LayerInputs] | None = None
     unit: FloatUnit | None = None
     seed: int = 0
     on_step: Callable[[float], None] = lambda error: None
@@ -40,12 +50,11 @@ class Stage(Protocol):
 
     Attributes:
         kind: one of `KINDS`.
-        needs_inputs: whether it looks at what the unit receives and gives, so at prompts; otherwise
-            at the weights alone.
+        needs: `WEIGHTS`, `MOMENTS` or `INPUTS`: the latter two need prompts.
     """
 
     kind: ClassVar[str]
-    needs_inputs: ClassVar[bool]
+    needs: ClassVar[str]
 
     @property
     def iterations(self) -> int:
@@ -64,7 +73,7 @@ class Stage(Protocol):
 class LayerStage:
     """A stage that looks at each layer by itself."""
 
-    needs_inputs: ClassVar[bool] = False
+    needs: ClassVar[str] = WEIGHTS
     iterations: ClassVar[int] = 0
 
     def apply(self, drafts: Drafts, evidence: Evidence) -> Drafts:

@@ -103,7 +103,7 @@ class Plan:
     @property
     def trains(self) -> bool:
         """Whether calibration looks at what layers receive, and so needs data and a work folder."""
-        return self.method.needs_inputs
+        return self.method.needs_data
 
     @property
     def summary(self) -> dict[str, str]:
@@ -166,8 +166,11 @@ def plan(request: ExportRequest) -> Plan:
         group_size=request.resolved_group_size,
         scale=request.resolved_scale,
         rules=request.rules,
+        activation_group_size=request.activation_group_size,
+        outer_layers=request.outer_layers,
+        outer=itertools.chain.from_iterable(family.outer.values()),
     )
-    trains = method.needs_inputs
+    trains = method.needs_data
     if (trains or request.measure) and not family.calibrates:
         raise UsageError(
             f"{family.name} cannot be calibrated yet, and method {request.method} needs data: "
@@ -276,8 +279,9 @@ def _check_choices(request: ExportRequest) -> None:
         value = getattr(request, what)
         if value is not None:
             whole(what, value, 1)
-    if request.group_size is not None:
-        whole("group_size", request.group_size, 8)
+    for what in ("group_size", "activation_group_size"):
+        if getattr(request, what) is not None:
+            whole(what, getattr(request, what), 8)
     real("max_ram in bytes", request.max_ram, SMALLEST_RAM)
     checked_seed(request.seed)
     for path in (request.state, request.save_recipe):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import tomli_w
 
-from fp4dit_onnx.calibration.methods import Method, read_recipe
+from fp4dit_onnx.calibration.methods import Method, read_recipe, recipe_table
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.request import ExportRequest
 from fp4dit_onnx.files import WrongType, of_type, plain
@@ -18,23 +20,41 @@ __all__ = ["FIELDS", "recipe_text", "save_recipe", "with_recipe"]
 
 FIELDS = (
     *("bits", "weight_format", "activation_format", "attention_format", "group_size", "scale"),
+    *("activation_group_size", "outer_layers"),
     *("rules", "form", "steps", "guidance", "text_encoder_bits", "target"),
 )
 """Of a request: what a recipe may say of formats; where files lie and what is run is no part of it."""
 
 
 def with_recipe(request: ExportRequest) -> ExportRequest:
-    """The request with what its recipe file says, where it asks for nothing else itself.
+    """The request with what its recipe says, where it asks for nothing else itself.
+
+    A table in ``[export]`` that is named after bits, such as ``[export.w4a8]`` or with wildcards
+    ``[export."w4*"]``, holds for those bits; of several the last that matches wins.
 
     Raises:
         UsageError: the file cannot be read, or has an unknown key or a value of another type.
     """
-    if request.recipe is None:
-        return request
-    given = read_recipe(request.recipe).get("export", {})
-    where = f"recipe {request.recipe}, export"
+    where = f"recipe {request.recipe or request.method}, export"
+    table = recipe_table(request.method) if request.recipe is None else read_recipe(request.recipe)
+    given = table.get("export", {})
     if not isinstance(given, dict):
         raise UsageError(f"{where}: expected a table")
+    tables = {key: value for key, value in given.items() if isinstance(value, dict)}
+    plain_keys = {key: value for key, value in given.items() if key not in tables}
+    request = _with(request, plain_keys, where)
+    merged: dict[str, Any] = {}
+    for pattern, own in tables.items():
+        if not pattern.startswith("w"):
+            raise UsageError(
+                f"{where}: unknown key {pattern!r}: expected one of {', '.join(FIELDS)}, or bits"
+            )
+        if fnmatchcase(request.bits.lower(), pattern):
+            merged |= own
+    return _with(request, merged, where)
+
+
+def _with(request: ExportRequest, given: Mapping[str, Any], where: str) -> ExportRequest:
     unknown = next((key for key in given if key not in FIELDS), None)
     if unknown is not None:
         raise UsageError(f"{where}: unknown key {unknown!r}: expected one of {', '.join(FIELDS)}")

@@ -153,6 +153,23 @@ class ExportRequest:
             unit="CHANNELS",
         ),
     ] = None
+    activation_group_size: Annotated[
+        int | None,
+        Option(
+            "Inputs of a token that share one activation scale; by default all.",
+            FORMATS,
+            unit="CHANNELS",
+        ),
+    ] = None
+    outer_layers: Annotated[
+        str | None,
+        Option(
+            "WEIGHT/ACTIVATION for the layers outside of the blocks that the family's record names: "
+            "time embedder, adaLN, text projection, final linear; by default as all others.",
+            FORMATS,
+            unit="FORMATS",
+        ),
+    ] = None
     rules: Annotated[
         tuple[str, ...],
         Option(
@@ -309,4 +326,5 @@ class ExportRequest:
             method = method_by_name(self.method, self.preset, self.range, **given)
         else:
             method = read_method(self.recipe, self.preset, self.range, **given)
-        return method.with_stage("choose-format") if self.weight_format == AUTO else method
+        choosing = self.weight_format != AUTO or any(s.kind == "choice" for s in method.stages)
+        return method if choosing else method.with_stage("choose-format")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Protocol
 
@@ -13,7 +13,11 @@ import numpy as np
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.numbers.formats import FloatFormat, format_by_name
 from fp4dit_onnx.numbers.numerics import SUM_LIMIT, largest_sum
-from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE, scale_format_by_name
+from fp4dit_onnx.numbers.scale_formats import (
+    DEFAULT_SCALE,
+    largest_multiplier,
+    scale_format_by_name,
+)
 from fp4dit_onnx.spec.spec import DEFAULT_GROUP_SIZE, LayerSpec
 
 __all__ = [
@@ -28,6 +32,8 @@ __all__ = [
 FLOAT = "none"
 """In a rule: the layer stays in float, or its activations do."""
 PAPER = "paper"
+WHOLE_ROW = 1 << 20
+"""Group size of layers of unknown size whose rows are one group."""
 
 ATTENTION_PARTS = ("q", "k", "v")
 """What an attention quantizes, in the order of use; its linear ``to_<part>`` makes each."""
@@ -107,6 +113,8 @@ class Recipe:
         rules: in order; the last one matches everything.
         search: weight formats to choose among where the last rule decides; empty for no choice.
         scale: format of the weights' scales.
+        activation_group_size: inputs of a token that share a scale where no rule names the
+            activations' format; None for all.
     """
 
     bits: str
@@ -117,6 +125,7 @@ class Recipe:
     rules: tuple[Rule, ...]
     search: tuple[str, ...] = ()
     scale: str = DEFAULT_SCALE
+    activation_group_size: int | None = None
 
     def assign(
         self, layers: Sequence[str] | Mapping[str, tuple[int, int]]
@@ -144,15 +153,26 @@ class Recipe:
             if rule.weight == FLOAT:
                 skipped.append((name, rule.reason))
                 continue
-            activation = self.activation if rule.activation is None else rule.activation
-            specs[name] = LayerSpec.of(
-                rule.weight,
-                None if activation == FLOAT else activation,
-                self.group_size,
-                self.scale,
-            )
-            check_product(name, specs[name], shapes[name][1] if name in shapes else None)
+            k = shapes[name][1] if name in shapes else None
+            specs[name] = self._spec(rule, k)
+            check_product(name, specs[name], k)
         return specs, tuple(skipped)
+
+    def _spec(self, rule: Rule, k: int | None) -> LayerSpec:
+        """What a rule makes of a layer with `k` inputs; None where they are not known."""
+        activation = self.activation if rule.activation is None else rule.activation
+        group_size, scale = self.group_size, self.scale
+        multiplied = scale_format_by_name(scale).multiplied
+        if multiplied and largest_multiplier(format_by_name(rule.weight)) == 1:
+            # No room for multipliers in int8: one scale a row keeps the row's sum one integer.
+            group_size, scale = k or WHOLE_ROW, DEFAULT_SCALE
+        return LayerSpec.of(
+            rule.weight,
+            None if activation == FLOAT else activation,
+            group_size,
+            scale,
+            activation_group_size=self.activation_group_size if rule.activation is None else None,
+        )
 
     def _rule(self, layer: str) -> Rule:
         return next(rule for rule in self.rules if fnmatchcase(layer, rule.pattern))
@@ -222,8 +242,13 @@ def make_recipe(
     group_size: int = DEFAULT_GROUP_SIZE,
     scale: str = DEFAULT_SCALE,
     rules: Iterable[str] = (),
+    activation_group_size: int | None = None,
+    outer_layers: str | None = None,
+    outer: Iterable[str] = (),
 ) -> Recipe:
-    """The recipe of a request: the user's rules, then what the family keeps in float, then the default.
+    """The recipe of a request.
+
+    The user's rules come first, then what the family keeps in float, its outer layers, the default.
 
     Args:
         bits: such as ``w4a6``.
@@ -236,15 +261,21 @@ def make_recipe(
         group_size: input channels per weight scale, a positive multiple of 8.
         scale: format of the weights' scales.
         rules: the user's, as `Rule.parse` reads them.
+        activation_group_size: inputs of a token that share a scale, a positive multiple of 8; None
+            for all.
+        outer_layers: formats of the family's outer layers, as a rule has them; None for no
+            difference.
+        outer: patterns of the names of those layers.
 
     Raises:
         UsageError: any of these is unknown or contradicts another.
     """
     weight_bits, activation_bits = parse_bits(bits)
-    if group_size < 8 or group_size % 8:
-        raise UsageError(
-            f"group size {group_size}: expected a positive multiple of 8, such as 128"
-        )
+    for what, size in (("", group_size), ("activation ", activation_group_size)):
+        if size is not None and (size < 8 or size % 8):
+            raise UsageError(
+                f"{what}group size {size}: expected a positive multiple of 8, such as 128"
+            )
     scale_format_by_name(scale)
     grid = method.grid
     activation = activation_format or ACTIVATION_FORMATS[grid][activation_bits]
@@ -252,9 +283,12 @@ def make_recipe(
         _check_bits("activation", format_by_name(activation), activation_bits)
     attention = attention_format or activation
     if attention != FLOAT:
-        _check_bits("attention", format_by_name(attention), activation_bits)
+        format_by_name(attention)
     tail = _weight_rules(weight_format, weight_bits, grid, tuple(paper_rules))
     kept = tuple(Rule(p, FLOAT, required=False, reason=why) for p, why in skip)
+    asked = tuple(Rule.parse(text) for text in rules)
+    named = outer if outer_layers else ()
+    outside = (replace(Rule.parse(f"{p}={outer_layers}"), required=False) for p in named)
     return Recipe(
         bits=bits.lower(),
         method=method.name,
@@ -262,8 +296,9 @@ def make_recipe(
         attention=None if attention == FLOAT else attention,
         group_size=group_size,
         scale=scale,
-        rules=(*(Rule.parse(text) for text in rules), *kept, *tail),
+        rules=(*asked, *kept, *outside, *tail),
         search=AUTO_FORMATS if weight_format == AUTO else (),
+        activation_group_size=activation_group_size,
     )
 
 
