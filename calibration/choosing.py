@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from fp4dit_onnx.bundle.manifest import Compared
 from fp4dit_onnx.calibration.applying import Alternatives
 from fp4dit_onnx.calibration.draft import Draft, Drafts
 from fp4dit_onnx.calibration.evidence import Objective
@@ -28,25 +29,10 @@ from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState
 from fp4dit_onnx.system.progress import Reporter
 
-__all__ = ["CHOSEN", "Choosing", "Compared", "output_channels"]
+__all__ = ["CHOSEN", "Choosing", "output_channels"]
 
 CHOSEN = "each layer's own choice"
 Layers = dict[str, QuantizedLayer]
-
-
-@dataclass(frozen=True)
-class Compared:
-    """One set of choices on the whole network.
-
-    Attributes:
-        choice: what was chosen: `CHOSEN`, or the choice that all layers share.
-        error: guided error along the trajectory in units of the first set's.
-        taken: whether this set is the calibration's result.
-    """
-
-    choice: str
-    error: float
-    taken: bool
 
 
 def output_channels(network: torch.nn.Module, call: tuple[Any, ...], kwargs: Any) -> torch.Tensor:

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from fp4dit_onnx.bundle.manifest import Compared
 from fp4dit_onnx.calibration.applying import check_weight, quantize_layer
 from fp4dit_onnx.calibration.blockwise import Blockwise, chunk_size
 from fp4dit_onnx.calibration.capture import CallRecorder, record_inputs
-from fp4dit_onnx.calibration.choosing import Choosing, Compared
+from fp4dit_onnx.calibration.choosing import Choosing
 from fp4dit_onnx.calibration.importance import step_importance
 from fp4dit_onnx.calibration.methods import Method
 from fp4dit_onnx.calibration.moments import MomentRecorder, Moments

@@ -166,7 +166,7 @@ def tuned(network: Any, folder: Path, method: Method = TUNED) -> Calibration:
         provenance={},
         reporter=SilentReporter(),
         candidates=CANDIDATES,
-        work=Work(folder, {"model": model_digest(network)}),
+        work=Work(folder, {"model": model_digest(whole(network))}),
     )
 
 

@@ -15,6 +15,7 @@ from fp4dit_onnx import ops
 from fp4dit_onnx.bundle.bundle import Bundle, write_manifest
 from fp4dit_onnx.bundle.manifest import read_manifest
 from fp4dit_onnx.bundle.probe import load_model, read_state
+from fp4dit_onnx.calibration.choosing import CHOSEN
 from fp4dit_onnx.calibration.sampling import load_pipeline
 from fp4dit_onnx.errors import BundleError, UsageError
 from fp4dit_onnx.exporting.export import ExportRequest, ExportResult, export, plan
@@ -82,7 +83,11 @@ def test_trained_weights_arrive_in_the_graph(tmp_path: Path) -> None:
         assert same_bits(layer.scale, found.layers[name].scale).ok
     rows = {row.name: row.weight_format for row in result.manifest.layers}
     assert rows == {name: layer.spec.weight.format for name, layer in state.layers.items()}
-    assert len(set(rows.values())) > 1
+    choices = result.manifest.choices
+    assert {row.choice for row in choices} == {CHOSEN, "e2m1", "e1m2", "e3m0"}
+    (taken,) = [row for row in choices if row.taken]
+    assert taken.error == min(row.error for row in choices)
+    assert taken.choice == CHOSEN or set(rows.values()) == {taken.choice}
     stages = result.manifest.method["stage"]
     assert [s["iterations"] for s in stages if "iterations" in s] == [2]
     assert verify(result.bundle, quick=True).ok

@@ -234,7 +234,7 @@ def test_an_attention_has_all_of_q_k_and_v() -> None:
         ({"bits": "w8a6", "weight_format": "e2m1"}, "weight format e2m1 has 4 bits"),
         ({"activation_format": "e3m4"}, "activation format e3m4 has 8 bits"),
         ({"bits": "w4a16", "activation_format": "e3m4"}, "activation format e3m4 has 8 bits"),
-        ({"attention_format": "e3m4"}, "attention format e3m4 has 8 bits, but .* give 6"),
+        ({"attention_format": "int4"}, "attention format int4 has 4 bits, but .* give 6"),
         ({"bits": "w4a16", "attention_format": "e2m3"}, "attention format e2m3 has 6 bits"),
         ({"attention_format": "fp6"}, "unknown format 'fp6'"),
         ({"weight_format": "fp4"}, "unknown format 'fp4'"),
@@ -302,6 +302,7 @@ def test_recipe_as_json() -> None:
             {**rule, "pattern": "*", "weight": "e2m1"},
         ],
         "search": [],
+        "activation_group_size": None,
     }
 
 
@@ -325,3 +326,21 @@ def test_auto_leaves_named_layers_alone() -> None:
 def test_auto_is_for_4_bits_of_floating_point(changes: dict[str, str]) -> None:
     with pytest.raises(UsageError, match="auto chooses among 4-bit floating-point formats"):
         recipe(**{"weight_format": "auto", **changes})
+
+
+def test_outer_layers_and_groups_of_a_token() -> None:
+    made = recipe(
+        scale="int4*f32",
+        group_size=32,
+        activation_group_size=16,
+        attention_format="int8",
+        outer_layers="int8/int8",
+        outer=("proj_out", "caption_projection.*"),
+    )
+    specs, _ = made.assign({"blocks.0.fc": (8, 192), "proj_out": (32, 192)})
+    assert specs["blocks.0.fc"] == LayerSpec.of("e2m1", "e2m3", 32, "int4*f32", 16)
+    # int8 leaves no room for multipliers: a row is one group, and its sum one integer.
+    assert specs["proj_out"] == LayerSpec.of("int8", "int8", 192, "float16")
+    assert made.attention == "int8"
+    with pytest.raises(UsageError, match="activation group size 12: expected a positive multiple"):
+        recipe(activation_group_size=12)

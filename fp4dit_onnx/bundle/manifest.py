@@ -225,6 +225,21 @@ class Converted:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """One set of choices, formats and rotations, on the whole network.
+
+    Attributes:
+        choice: each layer's own, or the one that all layers share.
+        error: guided error along the float sampler's trajectory, in units of the first set's.
+        taken: whether the bundle has this set.
+    """
+
+    choice: str
+    error: float
+    taken: bool
+
+
+@dataclass(frozen=True)
 class Manifest:
     """All of quantization.json.
 
@@ -248,6 +263,7 @@ class Manifest:
         largest_size: of a side of an image, in pixels; None where there is no limit.
         target: what the graphs are made of.
         converted: by folder, the models that were rewritten for it.
+        choices: sets of choices that calibration held against each other.
         format_version: of this format.
     """
 
@@ -269,6 +285,7 @@ class Manifest:
     largest_size: Positive | None = None
     target: str = DEFAULT_TARGET
     converted: Mapping[str, Converted] = field(default_factory=dict)
+    choices: tuple[Compared, ...] = ()
     format_version: int = FORMAT_VERSION
 
     @property

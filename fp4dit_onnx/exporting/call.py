@@ -35,6 +35,8 @@ def export(
     activation_format: str | None = None,
     attention_format: str | None = None,
     group_size: int | None = None,
+    activation_group_size: int | None = None,
+    outer_layers: str | None = None,
     rules: Sequence[str] = (),
     form: str = "fused",
     prompts: Path | str | None = None,
@@ -61,14 +63,14 @@ def export(
         output: Folder of the bundle to write.
         bits: Bits of weights and activations, w<4|6|8>a<4|6|8|16|32>.
         method: How weights are rounded; the -rtn methods round to nearest and need no calibration
-            data. One of: fp4dit, fp-adaround, fp-rtn, gptq, int-adaround, int-rtn.
+            data. One of: fp4dit, fp-adaround, fp-rtn, gptq, int-adaround, int-rtn, tuned.
         recipe: Your own recipe file in place of --method, in the form that --save-recipe writes;
             other options override it, unless they have their default value.
         save_recipe: Also write the resolved method and formats to this recipe file.
         preset: Calibration effort. One of: fast, balanced, best.
         range: How the scale of a group is computed: absmax maps the group's largest weight to the
             format's largest value, mse minimizes the squared error; by default the method's. One of:
-            absmax, mse.
+            absmax, mse, weighted.
         scale: How a scale is stored: float16, two bytes, four for a layer that leaves its range;
             float32, four bytes; e8m0, powers of two (OCP MX); nvfp4, e4m3 a group times a power of two
             a layer (NVFP4); int4*f32, an integer of 4 bits a group times a float32 a channel; by
@@ -86,6 +88,10 @@ def export(
             none.
         group_size: Input channels that share one weight scale; by default 128 (fp4dit), 128
             (inline), 16 (standard), by target.
+        activation_group_size: Inputs of a token that share one activation scale; by default all.
+        outer_layers: WEIGHT/ACTIVATION for the layers outside of the blocks that the family's
+            record names: time embedder, adaLN, text projection, final linear; by default as all
+            others.
         rules: Formats of single layers: PATTERN=WEIGHT or PATTERN=WEIGHT/ACTIVATION, where PATTERN
             is a layer name with shell wildcards; none keeps float. Repeatable; the first match wins.
         form: fused: one FpLinear per layer, computing on integers; qdq: quantize and dequantize
@@ -147,6 +153,8 @@ def export(
         activation_format=activation_format,
         attention_format=attention_format,
         group_size=group_size,
+        activation_group_size=activation_group_size,
+        outer_layers=outer_layers,
         rules=tuple(rules),
         form=form,
         prompts=None if prompts is None else Path(prompts),

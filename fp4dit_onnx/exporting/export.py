@@ -26,7 +26,14 @@ from fp4dit_onnx.exporting.component_writing import Component, ComponentWriter
 from fp4dit_onnx.exporting.components import copy_settings, write_vae_decoder
 from fp4dit_onnx.exporting.evidence import evidence_of_export
 from fp4dit_onnx.exporting.layers import totals
-from fp4dit_onnx.exporting.plan import ExportRequest, Plan, format_row, plan, work_folder
+from fp4dit_onnx.exporting.plan import (
+    ExportRequest,
+    Plan,
+    check_operators,
+    format_row,
+    plan,
+    work_folder,
+)
 from fp4dit_onnx.exporting.recipe_files import save_recipe
 from fp4dit_onnx.exporting.streaming import LayerNote, Quantizer, from_weights
 from fp4dit_onnx.exporting.text_encoders import write_encoder
@@ -78,6 +85,7 @@ def export(request: ExportRequest, reporter: Reporter | None = None) -> ExportRe
     start = time.monotonic()
     report = reporter or SilentReporter()
     planned = plan(request)
+    check_operators(planned)
     request = planned.request
     for note in planned.notes:
         report.note(note)
@@ -225,6 +233,7 @@ class _Export:
         state, errors = result.state, result.errors
         measured = {
             "model_sqnr_db": result.model_sqnr_db,
+            "choices": result.compared,
             "case_sqnr_db": tuple(_case_errors(planned, network.module, state)),
         }
         return _Weights(

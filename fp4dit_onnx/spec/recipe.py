@@ -257,7 +257,8 @@ def make_recipe(
         skip: (pattern, reason) of layers that stay in float.
         weight_format: one format for all weights, ``paper`` or ``auto``.
         activation_format: in place of the default for the bits.
-        attention_format: of q, k and v in attention, ``none`` for float; None is the activations'.
+        attention_format: of q, k and v in attention, as wide as the activations or wider, ``none``
+            for float; None is the activations'.
         group_size: input channels per weight scale, a positive multiple of 8.
         scale: format of the weights' scales.
         rules: the user's, as `Rule.parse` reads them.
@@ -282,8 +283,8 @@ def make_recipe(
     if activation != FLOAT:
         _check_bits("activation", format_by_name(activation), activation_bits)
     attention = attention_format or activation
-    if attention != FLOAT:
-        format_by_name(attention)
+    if attention != FLOAT and format_by_name(attention).bits < activation_bits:
+        _check_bits("attention", format_by_name(attention), activation_bits)
     tail = _weight_rules(weight_format, weight_bits, grid, tuple(paper_rules))
     kept = tuple(Rule(p, FLOAT, required=False, reason=why) for p, why in skip)
     asked = tuple(Rule.parse(text) for text in rules)
