@@ -313,7 +313,8 @@ struct BytesDot {
     }
   }
 
-  static void FoldPanel(const float* scale, const float* sum, float* y) {
+  template <typename Scale, typename Sum>
+  static void FoldPanel(Scale scale, const Sum* sum, float* y) {
     FoldVectors<Vector256, kPanel>(scale, sum, y);
   }
   static void Finish(const LinearTile& tile, const float* sum) {

@@ -120,21 +120,35 @@ size_t DecodeMultiplied(const LinearTile& tile, const uint8_t* packed, size_t k,
   return blocks * kHalf;
 }
 
-// sum = fma(scale, a group's total, sum) at `at` of a few rows' sums, [row][panel].
+// sum = fma(group scale, a group's total, sum) at `at` of a few rows' sums, [row][panel].
 template <typename V, typename Dot>
 FP4DIT_ALWAYS_INLINE void FoldSum(const DotRows<Dot>& rows, size_t at, typename V::Float total) {
-  const auto scale = rows.act_scale == nullptr
-                         ? V::LoadFloats(rows.group_scale + at % Dot::kPanel)
-                         : V::Splat(rows.act_scale[at / Dot::kPanel * rows.tile->act_stride]);
+  const auto scale = V::LoadFloats(rows.group_scale + at % Dot::kPanel);
   V::StoreFloats(rows.sum + at, V::Fma(scale, total, V::LoadFloats(rows.sum + at)));
 }
 
-// y = fma(scale, sum, y) of a panel.
+// y = fma(scale, sum, y) of a panel, whose channels have scales, or one.
 template <typename V, size_t kPanel>
 void FoldVectors(const float* scale, const float* sum, float* y) {
   for (size_t n = 0; n < kPanel; n += V::kLanes) {
     const auto total = V::LoadFloats(y + n);
     V::StoreFloats(y + n, V::Fma(V::LoadFloats(scale + n), V::LoadFloats(sum + n), total));
+  }
+}
+
+template <typename V, size_t kPanel>
+void FoldVectors(float scale, const int32_t* sum, float* y) {
+  const auto factor = V::Splat(scale);
+  for (size_t n = 0; n < kPanel; n += V::kLanes) {
+    const auto total = V::FromInts(V::Load(sum + n));
+    V::StoreFloats(y + n, V::Fma(factor, total, V::LoadFloats(y + n)));
+  }
+}
+template <typename V, size_t kPanel>
+void FoldVectors(float scale, const float* sum, float* y) {
+  const auto factor = V::Splat(scale);
+  for (size_t n = 0; n < kPanel; n += V::kLanes) {
+    V::StoreFloats(y + n, V::Fma(factor, V::LoadFloats(sum + n), V::LoadFloats(y + n)));
   }
 }
 
@@ -314,7 +328,8 @@ struct BroadcastDot {
     return Multiply::template RunCodes<Multiply>(rows, packed);
   }
 
-  static void FoldPanel(const float* scale, const float* sum, float* y) {
+  template <typename Scale, typename Sum>
+  static void FoldPanel(Scale scale, const Sum* sum, float* y) {
     FoldVectors<V, kPanel>(scale, sum, y);
   }
   static void Finish(const LinearTile& tile, const float* sum) { FinishRows<V, kPanel>(tile, sum); }

@@ -14,6 +14,7 @@
 //                                           the bytes read
 //   Rows<R>(DotRows)                        R rows (1 to kRows) times one chunk
 //   FoldPanel(scale, sum, y)                y = fma(scale, sum, y) of a panel
+//   FoldPanel(scale, accumulator, y)        the same under one scale
 //   Finish(tile, sum)                       y of scale, sum and bias, see LinearTile
 //   Peak(rounds)                            see LinearKernel
 // and may supply, if its kReadsCodes is true
@@ -195,7 +196,6 @@ struct DotRows {
   bool last;                   // chunk of its group: fold into `sum`
   const typename Dot::Operand* operand;
   const float* group_scale;                // [panel]
-  const float* act_scale;                  // null, or of the first row: see LinearTile
   typename Dot::Accumulator* accumulator;  // of the rows
   float* sum;                              // of the rows
 };
@@ -226,7 +226,6 @@ void RunChunk(DotRows<Dot> rows) {
     rows.group_sum += Dot::kSums ? count : 0;
     rows.accumulator += count * Dot::kPanel;
     rows.sum += count * Dot::kPanel;
-    if (rows.act_scale != nullptr) rows.act_scale += count * rows.tile->act_stride;
   }
 }
 
@@ -268,15 +267,22 @@ struct FoldedRows {
 template <typename Dot>
 size_t RunGroup(DotRows<Dot> rows, const uint8_t* packed, typename Dot::Operand* operand) {
   const LinearTile& tile = *rows.tile;
+  const float* const act_scale =
+      tile.act_scale == nullptr ? nullptr : tile.act_scale + rows.k / tile.act_group;
   if constexpr (kHasRunCodes<Dot>) {
-    if (tile.rows == 1 && tile.storage == kNibbles) return Dot::RunCodes(rows, packed);
+    if (tile.rows == 1 && tile.storage == kNibbles) {
+      alignas(64) float scale[Dot::kPanel];
+      for (size_t n = 0; n < Dot::kPanel && act_scale != nullptr; ++n) scale[n] = *act_scale;
+      if (act_scale != nullptr) rows.group_scale = scale;
+      return Dot::RunCodes(rows, packed);
+    }
   }
   const uint8_t* const begin = packed;
   for (size_t left_blocks = rows.blocks; left_blocks > 0;) {
     constexpr size_t kMost = Dot::kChunk / Dot::kUnit;
     rows.blocks = left_blocks < kMost ? left_blocks : kMost;
     left_blocks -= rows.blocks;
-    rows.last = left_blocks == 0;
+    rows.last = left_blocks == 0 && act_scale == nullptr;
     const size_t bytes = Dot::Decode(tile, packed, rows.k, rows.blocks, operand);
     packed += bytes;
     // The next codes come while these are multiplied; past the end of all nothing is read.
@@ -285,6 +291,10 @@ size_t RunGroup(DotRows<Dot> rows, const uint8_t* packed, typename Dot::Operand*
     rows.first = false;
     rows.k += rows.blocks * Dot::kUnit;
     rows.q += rows.blocks * Dot::kUnit;
+  }
+  for (size_t r = 0; r < tile.rows && act_scale != nullptr; ++r) {
+    const size_t at = r * Dot::kPanel;
+    Dot::FoldPanel(act_scale[r * tile.act_stride], rows.accumulator + at, rows.sum + at);
   }
   return static_cast<size_t>(packed - begin);
 }
@@ -307,16 +317,14 @@ void RunLinearTile(const LinearTile& tile) {
     const size_t padded = RoundUp(size, Dot::kStep);
     const uint8_t* q = Dot::kSums ? staged + tile.rows * sizeof(int32_t) : staged;
     const float* const scale = tile.group_scale + begin / tile.scale_group * Dot::kPanel;
-    const float* const act_scale =
-        tile.act_scale == nullptr ? nullptr : tile.act_scale + begin / tile.act_group;
     packed += RunGroup<Dot>({&tile, reinterpret_cast<const typename Dot::Act*>(q), padded,
                              reinterpret_cast<const int32_t*>(staged), begin, padded / Dot::kUnit,
-                             true, true, operand, scale, act_scale, accumulator, sum},
+                             true, true, operand, scale, accumulator, sum},
                             packed, operand);
     staged += StagedGroupsBytes<Dot>(tile.rows, size,
                                      StagedGroup<Dot>(tile.rows, size, tile.multiplier_group));
     const bool ends = size == left || (begin + size) % tile.scale_group == 0;
-    if (act_scale != nullptr && ends) folded.Fold(tile, scale, sum);
+    if (tile.act_scale != nullptr && ends) folded.Fold(tile, scale, sum);
   }
   if (tile.act_scale != nullptr) {
     folded.End(tile);

@@ -57,6 +57,7 @@ struct Neon {
   static int32x4_t Ints(Int v) { return vreinterpretq_s32_s8(v); }
   static Int Lanes(int32x4_t v) { return vreinterpretq_s8_s32(v); }
   static Int SplatInt(int32_t v) { return Lanes(vdupq_n_s32(v)); }
+  static Float FromInts(Int v) { return vcvtq_f32_s32(Ints(v)); }
   static Float AsFloats(Int v) { return vreinterpretq_f32_s8(v); }
   static Int AsInts(Float v) { return vreinterpretq_s8_f32(v); }
   static Int AddInts(Int a, Int b) { return Lanes(vaddq_s32(Ints(a), Ints(b))); }

@@ -123,7 +123,8 @@ struct MatrixDot {
     End<R>(rows, total);
   }
 
-  static void FoldPanel(const float* scale, const float* sum, float* y) {
+  template <typename Scale, typename Sum>
+  static void FoldPanel(Scale scale, const Sum* sum, float* y) {
     FoldVectors<Neon, kPanel>(scale, sum, y);
   }
   static void Finish(const LinearTile& tile, const float* sum) {

@@ -91,13 +91,15 @@ struct ScalarDot {
     }
     for (size_t n = 0; n < kPanel; ++n) {
       rows.accumulator[n] = sum[n];
-      const float scale = rows.act_scale == nullptr ? rows.group_scale[n] : *rows.act_scale;
-      if (rows.last) rows.sum[n] = std::fma(scale, ToFloat(sum[n]), rows.sum[n]);
+      if (rows.last) rows.sum[n] = std::fma(rows.group_scale[n], ToFloat(sum[n]), rows.sum[n]);
     }
   }
 
   static void FoldPanel(const float* scale, const float* sum, float* y) {
     for (size_t n = 0; n < kPanel; ++n) y[n] = std::fma(scale[n], sum[n], y[n]);
+  }
+  static void FoldPanel(float scale, const Accumulator* sum, float* y) {
+    for (size_t n = 0; n < kPanel; ++n) y[n] = std::fma(scale, ToFloat(sum[n]), y[n]);
   }
 
   static void Finish(const LinearTile& tile, const float* sum) {
