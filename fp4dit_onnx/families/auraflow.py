@@ -29,12 +29,12 @@ AURAFLOW = Family(
             "joint_transformer_blocks",
             ("encoder_hidden_states", "hidden_states"),
             alike=False,
-            readers={
-                "norm1": ("attn.to_q", "attn.to_k", "attn.to_v"),
-                "norm1_context": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-                "norm2": ("ff.linear_1", "ff.linear_2"),
-                "norm2_context": ("ff_context.linear_1", "ff_context.linear_2"),
-            },
+            readers=(
+                ("norm1", ("attn.to_q", "attn.to_k", "attn.to_v")),
+                ("norm1_context", ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")),
+                ("norm2", ("ff.linear_1", "ff.linear_2")),
+                ("norm2_context", ("ff_context.linear_1", "ff_context.linear_2")),
+            ),
             qkv=(
                 ("attn.to_q", "attn.to_k", "attn.to_v"),
                 ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
@@ -44,10 +44,10 @@ AURAFLOW = Family(
             "single_transformer_blocks",
             ("hidden_states",),
             alike=False,
-            readers={
-                "norm1": ("attn.to_q", "attn.to_k", "attn.to_v"),
-                "norm2": ("ff.linear_1", "ff.linear_2"),
-            },
+            readers=(
+                ("norm1", ("attn.to_q", "attn.to_k", "attn.to_v")),
+                ("norm2", ("ff.linear_1", "ff.linear_2")),
+            ),
             qkv=(("attn.to_q", "attn.to_k", "attn.to_v"),),
         ),
     ),

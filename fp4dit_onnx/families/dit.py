@@ -35,10 +35,10 @@ DIT = Family(
         Blocks(
             "transformer_blocks",
             ("hidden_states",),
-            readers={
-                "norm1": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
-                "norm3": ("ff.net.0.proj",),
-            },
+            readers=(
+                ("norm1", ("attn1.to_q", "attn1.to_k", "attn1.to_v")),
+                ("norm3", ("ff.net.0.proj",)),
+            ),
             qkv=(("attn1.to_q", "attn1.to_k", "attn1.to_v"),),
         ),
     ),

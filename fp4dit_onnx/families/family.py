@@ -40,15 +40,15 @@ class Blocks:
         results: arguments of a block's forward that its results are like, in order.
         alike: whether equal blocks are called in the same way with the same results, so that each
             kind is traced once. Not so where sizes are given as numbers, or SD3's last block.
-        readers: norm of a block, or argument of its forward -> linears that read one tensor, made of
-            that by adaLN's scale and shift at most.
+        readers: norm of a block, or argument of its forward, and linears that read one tensor, made of
+            that by adaLN's scale and shift at most. Blocks of some models lack some of them.
         qkv: linears that make q, k and v of an attention.
     """
 
     name: str
     results: tuple[str, ...]
     alike: bool = True
-    readers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    readers: tuple[tuple[str, tuple[str, ...]], ...] = ()
     qkv: tuple[tuple[str, str, str], ...] = ()
 
 

@@ -57,12 +57,12 @@ FLUX = Family(
         Blocks(
             "transformer_blocks",
             _JOINT,
-            readers={
-                "norm1": ("attn.to_q", "attn.to_k", "attn.to_v"),
-                "norm1_context": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-                "norm2": ("ff.net.0.proj",),
-                "norm2_context": ("ff_context.net.0.proj",),
-            },
+            readers=(
+                ("norm1", ("attn.to_q", "attn.to_k", "attn.to_v")),
+                ("norm1_context", ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")),
+                ("norm2", ("ff.net.0.proj",)),
+                ("norm2_context", ("ff_context.net.0.proj",)),
+            ),
             qkv=(
                 ("attn.to_q", "attn.to_k", "attn.to_v"),
                 ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
@@ -71,7 +71,7 @@ FLUX = Family(
         Blocks(
             "single_transformer_blocks",
             _JOINT,
-            readers={"norm": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")},
+            readers=(("norm", ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")),),
             qkv=(("attn.to_q", "attn.to_k", "attn.to_v"),),
         ),
     ),

@@ -70,13 +70,13 @@ HUNYUAN_DIT = Family(
         Blocks(
             "blocks",
             ("hidden_states",),
-            readers={
-                "norm1": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
-                "norm2": ("attn2.to_q",),
-                "encoder_hidden_states": ("attn2.to_k", "attn2.to_v"),
-                "norm3": ("ff.net.0.proj",),
-                "skip_norm": ("skip_linear",),
-            },
+            readers=(
+                ("norm1", ("attn1.to_q", "attn1.to_k", "attn1.to_v")),
+                ("norm2", ("attn2.to_q",)),
+                ("encoder_hidden_states", ("attn2.to_k", "attn2.to_v")),
+                ("norm3", ("ff.net.0.proj",)),
+                ("skip_norm", ("skip_linear",)),
+            ),
             qkv=(
                 ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
                 ("attn2.to_q", "attn2.to_k", "attn2.to_v"),

@@ -56,11 +56,11 @@ PIXART_ALPHA = Family(
         Blocks(
             "transformer_blocks",
             ("hidden_states",),
-            readers={
-                "norm1": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
-                "encoder_hidden_states": ("attn2.to_k", "attn2.to_v"),
-                "norm2": ("ff.net.0.proj",),
-            },
+            readers=(
+                ("norm1", ("attn1.to_q", "attn1.to_k", "attn1.to_v")),
+                ("encoder_hidden_states", ("attn2.to_k", "attn2.to_v")),
+                ("norm2", ("ff.net.0.proj",)),
+            ),
             qkv=(
                 ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
                 ("attn2.to_q", "attn2.to_k", "attn2.to_v"),

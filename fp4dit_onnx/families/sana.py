@@ -22,10 +22,10 @@ SANA = Family(
             "transformer_blocks",
             ("hidden_states",),
             alike=False,  # sizes are given as numbers
-            readers={
-                "norm1": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
-                "encoder_hidden_states": ("attn2.to_k", "attn2.to_v"),
-            },
+            readers=(
+                ("norm1", ("attn1.to_q", "attn1.to_k", "attn1.to_v")),
+                ("encoder_hidden_states", ("attn2.to_k", "attn2.to_v")),
+            ),
             qkv=(
                 ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
                 ("attn2.to_q", "attn2.to_k", "attn2.to_v"),

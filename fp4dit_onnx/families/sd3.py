@@ -51,12 +51,13 @@ SD3 = Family(
             "transformer_blocks",
             ("encoder_hidden_states", "hidden_states"),
             alike=False,  # the last one gives no text
-            readers={
-                "norm1": ("attn.to_q", "attn.to_k", "attn.to_v"),
-                "norm1_context": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-                "norm2": ("ff.net.0.proj",),
-                "norm2_context": ("ff_context.net.0.proj",),
-            },
+            readers=(
+                ("norm1", ("attn.to_q", "attn.to_k", "attn.to_v")),
+                ("norm1", ("attn2.to_q", "attn2.to_k", "attn2.to_v")),
+                ("norm1_context", ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")),
+                ("norm2", ("ff.net.0.proj",)),
+                ("norm2_context", ("ff_context.net.0.proj",)),
+            ),
             qkv=(
                 ("attn.to_q", "attn.to_k", "attn.to_v"),
                 ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
