@@ -69,9 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, _on_terminate)
-    os.environ.setdefault(
-        "ORT_DISABLE_TELEMETRY", "1"
-    )  # else it writes and sends an id of its own
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it writes and sends its own id
     prepare_streams()
     output.configure(output.Messages())
     try:
@@ -199,7 +197,7 @@ def _options(
 
 
 def _guarded(run: Callable[..., None]) -> Callable[..., None]:
-    """`run`, with errors that are the user's to mend as one line on stderr."""
+    """`run`, with errors that are the user's to fix as one line on stderr."""
 
     @functools.wraps(run)
     def command(**arguments: Any) -> None:

@@ -1,4 +1,4 @@
-"""Looks for what breaks installations; each finding names its cause and its cure."""
+"""Looks for what breaks installations; each finding names its cause and remedy."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All findings, in the order in which to mend them."""
+    """All findings, in the order in which to fix them."""
 
     findings: tuple[Finding, ...]
 
@@ -228,4 +228,4 @@ CHECKS: dict[str, Callable[[str], Finding]] = {
     "extra export": _extra(EXPORT, "export", "needed by export and evaluate only"),
     "extra view": _extra(VIEW, "view", "needed to look at models in Netron only"),
 }
-"""Every check, in the order in which to mend what fails."""
+"""Every check, in the order in which to fix what fails."""

@@ -165,7 +165,7 @@ def _array(value: Tensor | float, item: Any, rows: int) -> npt.NDArray[Any]:
 
 @functools.cache
 def _module_class() -> Any:
-    """The class of the modules, made when torch and diffusers are wanted."""
+    """The class of the modules, made when torch and diffusers are needed."""
     import torch
     from diffusers import ModelMixin
     from diffusers.configuration_utils import FrozenDict

@@ -18,7 +18,7 @@ def export_float(network: Any, family: Family, config: Mapping[str, Any]) -> onn
     """Trace `network` (eval mode, float32) into ONNX as a whole, weights included, up to 2 GiB.
 
     Returns:
-        A model whose initializers are called as the torch parameters, and whose nodes are called
+        A model whose initializers are named like the torch parameters, and whose nodes are named
         after the module that they come from.
 
     Raises:

@@ -54,7 +54,7 @@ class FuseAttention:
     """``Softmax(q k^T * scale + bias) v`` of dequantized q, k and v is one FpAttention.
 
     It reads the integers where they are [B, S, H, D] and gives tokens in that order too, so that the
-    transposes go with it. The node is called as the attention's module.
+    transposes go with it. The node is named like the attention's module.
     """
 
     name: str = "fuse_attention"

@@ -42,7 +42,7 @@ class FuseLinear:
     """``MatMul(Dequantize(q, s), Transpose(Dequantize(Unpack(codes), ws))) + bias`` is one FpLinear.
 
     Without a quantized activation the FpLinear is weight-only: q is the float tensor, s is 1. A
-    linear without bias gets zeros. The node is called as the layer; where one is called twice the
+    linear without bias gets zeros. The node is named like the layer; where one is called twice the
     second has a number, and shares the weight.
     """
 

@@ -74,7 +74,7 @@ def _match(linear: Linear, layer: LayerLayout | QuantizedLayer | None) -> _Match
 def insert_pair(graph: gs.Graph, x: gs.Tensor, fmt: FloatFormat, own: str, k: int) -> gs.Variable:
     """The result of a new quantize-dequantize pair on `x` [..., k], one scale per row.
 
-    Its nodes and tensors are called after `own`; a second pair of that name has a number.
+    Its nodes and tensors are named after `own`; a second pair of that name has a number.
     """
     nodes, tensors = node_names(graph), tensor_names(graph)
     rows = list(x.shape)[:-1] if x.shape else None

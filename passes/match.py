@@ -59,7 +59,7 @@ def same_size(a: int | str | None, b: int | str | None) -> bool:
 def replace_tensor(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> None:
     """Let every reader of `old` read `new`, and nothing make `old` any more.
 
-    A graph output keeps its name: an Identity, called as the node before, makes it from `new`.
+    A graph output keeps its name: an Identity, named like the node before, makes it from `new`.
     """
     (maker,) = old.inputs
     for node in list(old.outputs):

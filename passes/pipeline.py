@@ -39,7 +39,7 @@ __all__ = ["float_passes", "quantize_passes", "quantized_graph", "run_passes"]
 
 
 def float_passes(parameters: frozenset[str]) -> tuple[Pass, ...]:
-    """Mend what torch.onnx emits; the result is a float model that ONNX Runtime loads."""
+    """Clean up what torch.onnx emits; the result is a float model that ONNX Runtime loads."""
     return (
         MendSqueeze(),
         MendSplit(),
@@ -54,7 +54,7 @@ def float_passes(parameters: frozenset[str]) -> tuple[Pass, ...]:
 def quantize_passes(
     state: QuantizedState | Layout, parameters: frozenset[str], form: str
 ) -> tuple[Pass, ...]:
-    """Put the quantized state into a mended float graph, in the `form` asked for."""
+    """Put the quantized state into a cleaned float graph, in the `form` asked for."""
     fuse: tuple[Pass, ...] = (FuseLinear(), FuseAttention()) if form == "fused" else ()
     return (
         InsertQdq(state),
@@ -98,7 +98,7 @@ def run_passes(
 def quantized_graph(
     traced: Traced, layout: Layout, form: str, done: Callable[[], None] = lambda: None
 ) -> tuple[onnx.ModelProto, tuple[PassReport, ...]]:
-    """Run all passes on the shell and on each kind of block, and put the blocks in their places.
+    """Run all passes on the shell and on each kind of block, and put the blocks into the shell.
 
     Blocks whose layers are quantized in different ways are of different kinds from here on.
 

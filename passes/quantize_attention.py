@@ -39,7 +39,7 @@ class QuantizeAttention:
     """``Transpose(Reshape(to_q(x)))`` becomes ``Transpose(Dequantize(Quantize(Reshape(to_q(x)))))``.
 
     So for `to_k` and `to_v` of every attention in the state. The pair stands where the tensor is
-    [B, S, H, D], so that each head and token has a scale of its own. The linears are found by their
+    [B, S, H, D], so that each head and token has its own scale. The linears are found by their
     float weights: the pass comes before the one that packs them.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Attention in torch: the same numbers as diffusers', and q, k and v quantized a head and token."""
+"""Attention in torch: the same numbers as diffusers', and q, k and v quantized per head and token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which target a runtime loads, told by a process of its own; runtimes that fail in many ways."""
+"""Which target a runtime loads, told by its own process; runtimes that fail in many ways."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exports that never load the model: what they measure and write, and how a killed one goes on."""
+"""Exports that never load the model: what they measure and write, and how a killed one resumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes: bits, rules and formats become a specification a layer; and the families' own rules."""
+"""Recipes: bits, rules and formats become a specification per layer; and the families' own rules."""
 
 from __future__ import annotations
 

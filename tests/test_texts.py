@@ -27,7 +27,7 @@ ASCII_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
 def command(*words: object, **variables: str) -> subprocess.CompletedProcess[bytes]:
-    """Run in a process of its own, whose streams have the encoding that its variables say."""
+    """Run in its own process, whose streams have the encoding that its variables say."""
     words = (sys.executable, "-P", "-m", "fp4dit_onnx", *words)
     given = [word if isinstance(word, bytes) else str(word) for word in words]
     environment = {**os.environ, **variables}

@@ -69,7 +69,7 @@ def test_what_is_in_it(wheel: Path) -> None:
 def test_files_of_others_come_with_their_licences(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder from before they were copied is made anew."""
+    """A folder from before they were copied is made again."""
     pytest.importorskip("onnxruntime")
     modules = tmp_path / "node_modules"
     for place in vendor_web.FILES.values():

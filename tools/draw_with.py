@@ -1,4 +1,4 @@
-"""Generate an image with another runtime below the Python pipeline, in a process of its own.
+"""Generate an image with another runtime below the Python pipeline, in its own process.
 
     python tools/draw_with.py openvino INLINED_BUNDLE PROMPT PICTURE.png
     python tools/draw_with.py cuda BUNDLE PROMPT PICTURE.png

@@ -81,7 +81,7 @@ CASES = {
 
 
 def export(case: Case, source: Path, bundle: Path) -> Manifest:
-    """Export in a process of its own; returns its manifest.
+    """Export in its own process; returns its manifest.
 
     Raises:
         Fp4DitError: the export failed.

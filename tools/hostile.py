@@ -4,7 +4,7 @@
     python tools/hostile.py --cases 1 --first 4711 --show  # that case again, with what it printed
 
 A case is a copy of a pipeline or a bundle with one file altered, or a request to its server, by a
-grammar and the case's own seed. A command reads it in a process of its own, forked, with limits of
+grammar and the case's own seed. A command reads it in its own process, forked, with limits of
 memory and time, through the function that the command line calls. It must end with code 0, 1 or 2,
 without a traceback, with one line that begins with "error: " where it refuses, and leave behind no
 process and no file but its output.

@@ -5,7 +5,7 @@
 
 Weights are calibrated once per row, with float activations as in FP4DiT, then run with each column's
 activations in the PyTorch simulation, which `fp4dit-onnx verify` holds equal to the exported model.
-What is done is kept in the work folder: a killed run goes on where it stopped, and several may share
+What is done is kept in the work folder: a killed run resumes where it stopped, and several may share
 the rows between them.
 """
 

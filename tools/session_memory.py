@@ -1,4 +1,4 @@
-"""What a session takes of memory, stage by stage, measured in a process of its own.
+"""What a session takes of memory, stage by stage, measured in its own process.
 
 This file is that process's program, too: it imports nothing that a session does not need.
 """
@@ -120,7 +120,7 @@ def probe(target: Target) -> None:
 
 
 def measure_memory(target: Target) -> dict[str, Any] | None:
-    """What `probe` finds in a process of its own; None where the system does not tell."""
+    """What `probe` finds in its own process; None where the system does not tell."""
     if not ROLLUP.is_file():
         return None
     from fp4dit_onnx.errors import UsageError

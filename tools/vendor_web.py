@@ -89,7 +89,7 @@ def notices(modules: Path) -> str:
 
 
 def vendor_files(vendor: Path) -> None:
-    """Make `vendor` anew, beside its place and then renamed."""
+    """Make `vendor` again, in a temporary folder that is then renamed."""
     package, modules = runtime_package(), install()
     partial = vendor.with_name(".vendor.partial")
     shutil.rmtree(partial, ignore_errors=True)

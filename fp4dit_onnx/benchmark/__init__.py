@@ -1,7 +1,7 @@
-"""Speed side by side: this project's kernels and what else computes the same on a CPU.
+"""Benchmarks: this project's kernels against other CPU libraries on the same computation.
 
 A *case* is one computation (`linear`, `attention`, `step`), a *backend* one way to carry it out.
-Contestants are entries of tables, loaded into one process and timed in turns (`rounds`).
+Backends are entries of tables, loaded into one process and timed in turns (`rounds`).
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class AttentionCase:
 
 
 def ours(isa: str) -> Backend[AttentionCase]:
-    """q, k and v quantized a head and token, then this project's attention."""
+    """q, k and v quantized per head and token, then this project's attention."""
 
     def load(case: AttentionCase, threads: int) -> Loaded:
         return _session(case, threads, _quantized_nodes(case), isa=isa)
@@ -196,4 +196,4 @@ PEERS: tuple[Backend[AttentionCase], ...] = (
     _torch("float32", "float32"),
     _torch("bfloat16", "bf16"),
 )
-"""Everyone else who computes attention. Another one is another entry."""
+"""Other backends for attention; another one is another entry."""

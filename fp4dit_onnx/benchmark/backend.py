@@ -1,4 +1,4 @@
-"""Who computes: an entry of a table, what it becomes once loaded, and why it may be absent."""
+"""Backends: table entries, what one is when loaded, and why one may be absent."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Backend(Generic[CaseT]):
     absent: str | None = None
 
     def why_absent(self) -> str | None:
-        """The reason that is known without loading it; None if there is none."""
+        """The reason to be absent that is known without loading it, or None."""
         if self.absent is None and importlib.util.find_spec(self.package) is None:
             return _not_installed(self.package)
         return self.absent

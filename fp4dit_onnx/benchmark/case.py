@@ -17,7 +17,7 @@ __all__ = ["Array", "Case", "checked_sqnr", "parse_sizes", "sample_rows"]
 Array = npt.NDArray[Any]
 
 CHECKED_ROWS = 256
-"""Of a result that are held against the float64 reference: enough for a mean, and soon computed."""
+"""Rows of a result compared with the float64 reference: enough for a mean, quick to compute."""
 
 
 class Case(Protocol):

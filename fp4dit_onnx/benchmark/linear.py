@@ -1,4 +1,4 @@
-"""A linear layer, activations quantized as they come, and who computes it."""
+"""A linear layer with activations quantized at run time, and its backends."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DEFAULT_SHAPES = (
 BLOCK = 128
 """Inputs that share a scale in the peers' 4-bit weights, as in ours by default."""
 SMALLEST_HALF = 2.0**-14
-"""Scales below it are no normal float16."""
+"""Smaller scales are not normal float16 numbers."""
 
 
 @dataclass(frozen=True)
@@ -243,4 +243,4 @@ PEERS: tuple[Backend[LinearCase], ...] = (
     _openvino_u4(None),
     _openvino_u4(BLOCK),
 )
-"""Everyone else who computes a linear. Another one is another entry."""
+"""Other backends for linear layers; another one is another entry."""

@@ -58,7 +58,7 @@ class Machine:
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The CPU's own name, or its architecture where it tells none."""
+    """The CPU's name, or its architecture if it has none."""
     text = cpuinfo.read_text(errors="replace") if cpuinfo.is_file() else ""
     match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return match[1].strip() if match else platform.processor() or platform.machine()

@@ -1,8 +1,8 @@
 """Timing backends in turns: every round gives each one its turn, in rotating order.
 
-What slows the machine down for a moment then hits all of them, and a ratio of two backends is
-taken within a round. Between turns the process is let come to rest, because threads of a pool that
-spin after their work would take the cores from the next backend.
+A momentary slowdown of the machine then affects all of them, and a ratio of two backends is
+taken within a round. Between turns it waits until the process is idle, because threads of a pool that
+spin after their work would take cores from the next backend.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Rounds = Mapping[str, Sequence[float | None]]
 TURN_SECONDS = 0.01
 """Shorter calls are repeated to about this long: a clock and a wake-up are then a small share."""
 SETTLE_SECONDS = 0.004
-"""What coming to rest usually takes."""
+"""Usual wait until the process is idle."""
 FEWEST, MOST = 5, 500
 """Rounds."""
 FEWEST_SLOW = 3

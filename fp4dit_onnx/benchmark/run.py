@@ -1,4 +1,4 @@
-"""Running a case: load whoever can take part, check what they compute, time them in turns."""
+"""Running a case: load the available backends, check their results, time them in turns."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Settings:
     limits: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse what nothing can be timed with."""
+        """Refuse settings that nothing can be timed with."""
         checked_threads(self.threads)
         real("seconds", self.seconds, 0)
         if self.rounds is not None:
@@ -55,7 +55,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one backend made of a case.
+    """The result of one backend on a case.
 
     Attributes:
         name: of the backend.
@@ -82,7 +82,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Report:
-    """A case and how everyone did.
+    """A case and the results of all backends.
 
     Attributes:
         kind: of the case.

@@ -212,4 +212,4 @@ PEERS: tuple[Backend[StepCase], ...] = (
     _openvino("f32", "float32"),
     _openvino("bf16", "bf16"),
 )
-"""Everyone else who computes a step. Another one is another entry."""
+"""Other backends for a denoising step; another one is another entry."""

@@ -16,7 +16,7 @@ PEERS: Mapping[str, tuple[Backend[Any], ...]] = {
     "attention": attention.PEERS,
     "step": step.PEERS,
 }
-"""Kind of case -> everyone else."""
+"""Kind of case -> other backends."""
 
 OURS: Mapping[str, Callable[[str], Backend[Any]]] = {
     "linear": linear.ours,
@@ -48,7 +48,7 @@ def choose(what: str, wanted: Sequence[str], known: Sequence[str]) -> tuple[str,
 def backends(
     kind: str, isas: Sequence[str], peers: Sequence[str] | None
 ) -> tuple[Backend[Any], ...]:
-    """Who takes part in cases of `kind`: ours with each of `isas`, then peers as the table has them.
+    """Backends for cases of `kind`: ours with each of `isas`, then peers as the table has them.
 
     Args:
         kind: of the case.

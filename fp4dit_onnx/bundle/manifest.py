@@ -1,4 +1,4 @@
-"""quantization.json as dataclasses: what a bundle says of itself, read, checked and written here.
+"""quantization.json as dataclasses: the description of a bundle, read, checked and written here.
 
 `docs/design.md` section 4 has the keys. A number that JSON lacks, such as the SQNR of an exact
 layer, is None.

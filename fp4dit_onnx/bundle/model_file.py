@@ -1,4 +1,4 @@
-"""Writing an ONNX model with its tensors in one aligned data file beside it, as they come."""
+"""Writing an ONNX model with its tensors in one aligned data file beside it, one at a time."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ def _no_values(name: str) -> Array:
 
 
 class ModelFile:
-    """An ONNX file whose tensors go to the data file beside it as they come.
+    """An ONNX file whose tensors are written to the data file beside it one at a time.
 
     Args:
         path: of the model.
-        journal: file that notes each tensor written, so that a later run goes on after the last
-            one; None for a run that starts anew.
+        journal: file that notes each tensor written, so that a later run resumes after the last
+            one; None for a run that starts again.
     """
 
     def __init__(self, path: Path, journal: Path | None = None) -> None:

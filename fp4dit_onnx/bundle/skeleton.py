@@ -1,4 +1,4 @@
-"""Graphs whose large tensors have no values yet, and blocks put in their places."""
+"""Graphs whose large tensors have no values yet, and the assembly of blocks into a shell."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 BLOCK, BLOCK_DOMAIN = "Block", "com.fp4dit.trace"
-"""Operator that stands for a block in the graph around it; such nodes are called as the block."""
+"""Operator that stands for a block in the graph around it; such nodes are named like the block."""
 PLACEHOLDER = "placeholder"
 """Location of the data of tensors whose values come later."""
 

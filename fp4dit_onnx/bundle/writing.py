@@ -1,4 +1,4 @@
-"""Writes a bundle beside its place and renames it: nothing half-written is ever found there."""
+"""Writes a bundle to a temporary folder and renames it: a bundle is never half-written."""
 
 from __future__ import annotations
 

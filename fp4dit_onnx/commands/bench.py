@@ -163,7 +163,7 @@ def run(
 def _print_plan(
     cases: Sequence[Case], isas: Sequence[str], peers: Sequence[str] | None, *, json: bool
 ) -> None:
-    """Who would take part, and who cannot, as far as that is known without loading them."""
+    """The backends that would run and those that cannot, as far as known without loading them."""
     from fp4dit_onnx.benchmark import backends
 
     plans: list[dict[str, Any]] = []

@@ -99,7 +99,7 @@ def _prompts(file: Path | None, model: Path | None, count: int) -> list[str]:
 
 
 def _print_scores(found: Evaluation) -> None:
-    """The table, the latents' SQNR along the steps, and what is absent."""
+    """The table, the latents' SQNR by denoising step, and what is absent."""
     from fp4dit_onnx.evaluation.metrics import METRICS
 
     rows = []

@@ -128,7 +128,7 @@ def _prompts(file: Path | None, model: Path | None, count: int) -> list[str]:
 
 
 def _report(bundle: Bundle, evidence: Evidence | None, output: Path | None, *, json: bool) -> None:
-    """Into the bundle, or to a file of its own."""
+    """Into the bundle, or to its own file."""
     from fp4dit_onnx.report.writing import add_report, report_html, write_file
 
     if output is None:

@@ -25,7 +25,7 @@ def image_grid(rows: Mapping[str, Sequence[Image.Image]], captions: Sequence[str
         captions: one per column.
 
     Raises:
-        ValueError: there is no image, or a row has not one image a caption.
+        ValueError: there is no image, or not one image per caption in a row.
     """
     pictures = [picture for row in rows.values() for picture in row]
     uneven = [name for name, row in rows.items() if len(row) != len(captions)]

@@ -145,7 +145,7 @@ class Metric:
         name: in tables and JSON.
         unit: of its values; empty for pure numbers.
         larger_is_better: which way to read it.
-        needs: what an image is held against: the float model's image or the prompt. What needs
+        needs: what an image is compared with: the float model's image or the prompt. What needs
             the prompt alone is measured of the float model too.
         load: the function (image uint8 [H, W, 3], reference image or prompt) -> value, or why
             it is absent.

@@ -242,7 +242,7 @@ def latent_sqnr(
     """The score of `metrics.sqnr` over the images after each step, in dB.
 
     Args:
-        reference: one [P, C, H, W] a step.
+        reference: one [P, C, H, W] per step.
         latents: likewise.
     """
     return tuple(
@@ -274,7 +274,7 @@ class _Watch:
         self._advance(1, f"images {self._first + 1} to {self._end} of {self._count}")
 
     def latents(self) -> list[FloatArray]:
-        """One [P, C, H, W] a step."""
+        """One [P, C, H, W] per step."""
         return [np.concatenate(batches) for batches in self._steps]
 
 

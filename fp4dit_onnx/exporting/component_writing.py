@@ -65,7 +65,7 @@ class ComponentWriter:
 
     Attributes:
         bundle: folder that becomes the bundle.
-        work: folder in which a killed export goes on; None where nothing is kept.
+        work: folder in which a killed export resumes; None where nothing is kept.
         form: ``fused`` or ``qdq``.
         report: progress.
         resources: notes the time.

@@ -281,7 +281,7 @@ class _Export:
         return rows, reports
 
     def _work(self) -> Work:
-        """The folder in which a killed export goes on."""
+        """The folder in which a killed export resumes."""
         from fp4dit_onnx.calibration.work import Work
 
         planned = self._planned

@@ -1,4 +1,4 @@
-"""What a setting is called, counted in and chosen from: said once, for help, completion and docs."""
+"""Settings: help, unit and choices of each, defined once for help, completion and docs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SAMPLING = "Sampling"
 OUTPUT = "Output"
 MACHINE = "Machine"
 PANELS = (INPUT, FORMATS, CALIBRATION, SAMPLING, OUTPUT, MACHINE)
-"""Headings of help, in the order in which they stand."""
+"""Headings of help, in order."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """A setting as people meet it; stands in ``Annotated`` beside the type.
+    """The description of a setting, in ``Annotated`` with its type.
 
     Attributes:
         help: a sentence or two, plain text.
@@ -36,7 +36,7 @@ class Option:
         unit: what its number counts, such as ``GiB``, or what its text is, such as ``DIR``.
         choices: the texts that it can be, or a function that gives them.
         flags: its spellings on the command line; by default its name.
-        scale: how many of the value are one of the unit, such as bytes a GiB.
+        scale: how many of the value are one of the unit, such as bytes per GiB.
         min: the smallest number, in the unit.
         max: the largest.
         positional: an argument without a flag.

@@ -63,7 +63,7 @@ class Origin:
 
 CHECKPOINT = Origin(CheckpointError, "download the file again")
 BUNDLE = Origin(BundleError, "export the bundle again, or copy it whole")
-GIVEN = Origin(UsageError, "mend it, or give another file")
+GIVEN = Origin(UsageError, "fix it, or give another file")
 
 
 class _Refused(ValueError):  # noqa: N818 - says what was found, where it is caught

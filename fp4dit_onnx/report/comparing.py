@@ -36,7 +36,7 @@ SECTION_TITLES = {
 }
 Pair = tuple[Subject, Subject]
 SAME_LOAD = 0.25
-"""Processes a core by which loads may differ for times to compare."""
+"""Processes per core by which loads may differ for times to compare."""
 
 
 def comparison_of(first: Subject, second: Subject) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Size, speed and memory of a bundle beside the float model."""
+"""Size, speed and memory of a bundle, compared with the float model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Cost", "cost_of", "is_busy", "milliseconds"]
 
 Row = tuple[Cell, ...]
 BUSY = 1.5
-"""Processes a core that want to run, from which on times are called unreliable."""
+"""Processes per core that want to run, from which on times are called unreliable."""
 
 
 @dataclass(frozen=True)

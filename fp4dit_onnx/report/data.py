@@ -1,4 +1,4 @@
-"""The evidence behind a report: what was measured, and why the rest was not.
+"""The measurements behind a report, and why the rest was not measured.
 
 It is kept as JSON beside the manifest, so that the page can be rendered again without the float
 model.
@@ -100,7 +100,7 @@ class Histogram:
         step: of the sampler, counted from 0; None for weights.
         low: left end of the first bin, in the format's own values.
         high: right end of the last bin; values beyond either end count in the outermost bins.
-        counts: values a bin, all bins equally wide.
+        counts: values per bin, all bins equally wide.
         sqnr_db: of quantizing these values; None where it is not finite.
     """
 

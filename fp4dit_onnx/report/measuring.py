@@ -33,7 +33,7 @@ DIFFERENCE_GAIN = 4
 LARGEST_SIDE = 256
 """Pixels of an image in the report."""
 SMALLEST_SSIM = 11
-"""Pixels a side."""
+"""Pixels per side."""
 WATCHED_PROMPTS = 2
 """Prompts whose images are generated to see activations."""
 BUNDLE = "quantized"

@@ -1,4 +1,4 @@
-"""What a transformer takes of memory, measured in a process of its own; also that process's program."""
+"""What a transformer takes of memory, measured in its own process; also that process's program."""
 
 from __future__ import annotations
 

@@ -270,7 +270,7 @@ def _layer_note(layers: Sequence[Layer], values: Mapping[str, Mapping[str, float
 
 
 def _maps(names: Sequence[str], attribute: str, found: Mapping[str, float]) -> Maps:
-    """Heat maps of one kind of error: one a list of blocks, and one of the other layers."""
+    """Heat maps of one kind of error: one per list of blocks, and one of the other layers."""
     lists, outside = arranged(names)
     edges = heat.class_edges(list(found.values()))
     kind = attribute.partition("_")[0]

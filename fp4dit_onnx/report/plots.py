@@ -262,7 +262,7 @@ def bars(
 def scatter(
     name: str, kind: str, x: str, y: str, points: Mapping[str, tuple[float, float]]
 ) -> Figure:
-    """One bundle's SQNR over another's, a point a layer; above the diagonal `y` is better.
+    """One bundle's SQNR over another's, a point per layer; above the diagonal `y` is better.
 
     Args:
         name: prefix of ids.

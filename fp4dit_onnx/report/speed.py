@@ -94,7 +94,7 @@ def _float(setting: StepSetting) -> Callable[[StepCase, int], Loaded]:
 
 @contextmanager
 def measuring_memory(setting: StepSetting) -> Iterator[Callable[[], MemoryFound]]:
-    """Meanwhile, measure each model's memory in processes of their own, one at a time.
+    """Meanwhile, measure each model's memory in their own processes, one at a time.
 
     Yields a function that waits for what was found, and for the first reason why something was not.
     """

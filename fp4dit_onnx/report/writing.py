@@ -84,7 +84,7 @@ def add_report(
 
     Args:
         bundle: the bundle.
-        evidence: what was measured anew; None renders what the bundle keeps.
+        evidence: what was measured again; None renders what the bundle keeps.
         note: told of a lock that is taken over.
 
     Returns:
@@ -113,6 +113,6 @@ def report_of_export(folder: Path, evidence: Evidence | None, reporter: Reporter
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write a page to a file of its own; raises as `written_whole` does."""
+    """Write a page to its own file; raises as `written_whole` does."""
     with written_whole(path) as partial:
         partial.write_text(text, encoding="utf-8")

@@ -48,7 +48,7 @@ OnStep = Callable[["Step"], None]
 OnLatents = Callable[[int, FloatArray], None]
 
 _POOLED = ("text_embeds", "pooler_output")
-"""Outputs of text encoders with one vector a text."""
+"""Outputs of text encoders with one vector per text."""
 
 
 class Session(Protocol):
@@ -316,7 +316,7 @@ class Pipeline:
 
     @property
     def _scale_factor(self) -> int:
-        """Pixels a latent, along one side."""
+        """Pixels per latent, along one side."""
         return pixels_a_latent(self._vae_config)
 
     @property
@@ -327,7 +327,7 @@ class Pipeline:
 
     @property
     def _token_side(self) -> int:
-        """Latents a token of the transformer, along one side."""
+        """Latents per token of the transformer, along one side."""
         return int(self._transformer_config.get("patch_size", 1)) * self._family.latents.packing
 
     def _request(

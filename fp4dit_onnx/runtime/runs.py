@@ -1,4 +1,4 @@
-"""A run of a family's pipeline: what its scheduler is told, and what its transformer must be told."""
+"""A run of a family's pipeline: the timesteps of its scheduler, as its transformer takes them."""
 
 from __future__ import annotations
 

@@ -34,11 +34,11 @@ LARGEST_COUNT = 10_000
 
 @dataclass(frozen=True)
 class Step:
-    """What a callback sees of one denoising step.
+    """What a callback gets of one denoising step.
 
     Attributes:
         index: 0, 1, ...
-        timestep: the training timestep that the model was told.
+        timestep: the training timestep that the model was given.
         latents: what the model was given, float32 [B, C, H, W].
         model_output: its prediction after guidance, without the variance half, the same shape.
     """

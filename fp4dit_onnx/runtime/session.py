@@ -141,7 +141,7 @@ _CAUSES = {
 
 
 def _explained(cause: Exception) -> str:
-    """Cause and cure where they are known, else what ONNX Runtime says."""
+    """Cause and remedy where they are known, else what ONNX Runtime says."""
     for pattern, text in _CAUSES.items():
         found = re.search(pattern, str(cause))
         if found is not None:

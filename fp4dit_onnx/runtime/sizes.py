@@ -15,7 +15,7 @@ __all__ = ["check_latents", "check_memory", "pixels_a_latent"]
 Config = Mapping[str, Any]
 
 USUAL_FACTOR = 8
-"""Pixels a latent of all families' own VAEs."""
+"""Pixels per latent of all families' own VAEs."""
 
 
 MOST_LEVELS = 16

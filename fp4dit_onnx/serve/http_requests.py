@@ -15,7 +15,7 @@ from typing import NamedTuple
 __all__ = ["Clients", "KnownHosts", "Problem", "byte_range", "request_problem"]
 
 MOST_CLIENTS = 32
-"""Threads, one a connection. A browser opens up to 6."""
+"""Threads, one per connection. A browser opens up to 6."""
 SECONDS_FOR_REQUEST = 10.0
 """From the connection, or from the last answer, to the end of a request's head."""
 

@@ -99,7 +99,7 @@ class FileServer(http.server.ThreadingHTTPServer):
         self.server_name, self.server_port = map(str, self.server_address[:2])  # type: ignore[assignment]
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread of its own, if one is free."""
+        """Answer in its own thread, if one is free."""
         if self._clients.enter(request):
             super().process_request(request, client_address)
         else:

@@ -1,4 +1,4 @@
-"""What to quantize and how, as data: bits, formats and rules become one specification a layer."""
+"""What to quantize and how, as data: bits, formats and rules become one specification per layer."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ class Recipe:
         return next(rule for rule in self.rules if fnmatchcase(layer, rule.pattern))
 
     def candidates(self, layers: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """Layer -> weight formats to choose among by evidence, where there is a choice."""
+        """Layer -> weight formats to choose among by measured error, where there is a choice."""
         if not self.search:
             return {}
         return {name: self.search for name in layers if self._rule(name) is self.rules[-1]}

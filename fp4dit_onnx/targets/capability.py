@@ -1,6 +1,6 @@
 """Which target the runtimes on this machine can load: tried with a model of one linear.
 
-Each runtime is tried in a process of its own, ``python -m fp4dit_onnx.targets.capability RUNTIME
+Each runtime is tried in its own process, ``python -m fp4dit_onnx.targets.capability RUNTIME
 FOLDER``: loading a native library that does not fit may end the process.
 """
 

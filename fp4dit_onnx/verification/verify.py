@@ -1,14 +1,13 @@
-"""The parity gate: a bundle computes what its state says, by every evaluator there is.
+"""Checks that a bundle computes what its state says, by every evaluator.
 
 Nodes are compared on the same recorded inputs, so codes must be equal bit for bit and linears equal
-up to float32 rounding. Whole models cannot be: a value next to a rounding threshold falls on either
-side after float32 rounding upstream, differs by one step from there on, and moves others over
-theirs. Two evaluators that shared no such decision would each carry the quantizer's error on their
-own and lie sqrt(2) of it apart: whole models may differ by at most that, 3 dB less than the
-simulation's distance from the float model on the same inputs, which the export left in the manifest.
-Where it left none, since it never ran the float model, the bound is found here: quantizing
-activations is all that evaluators decide anew, so the distance is that of the simulation with float
-activations.
+up to float32 rounding. Whole models cannot be compared this way: a float32 rounding difference can
+move a value across a rounding threshold of a quantizer; it then differs by a grid step, and moves
+later values across theirs. In the worst case the quantization errors of two evaluators are
+independent, and their distance is sqrt(2) times one error: whole models may differ by at most that,
+3 dB less than the simulation's distance from the float model on the same inputs, which the export
+stored in the manifest. If the export never ran the float model, the bound is found here from the
+simulation with float activations, since only activations are rounded at run time.
 """
 
 from __future__ import annotations
@@ -279,7 +278,7 @@ class _Evaluators:
         return NOTHING_QUANTIZED_DB if own is None else float(own) - INDEPENDENT_DB
 
     def _activation_error(self, feed: Mapping[str, Array]) -> float | None:
-        """What quantizing activations alone costs: evaluators decide anew about nothing else."""
+        """The error of quantizing activations alone: nothing else is rounded at run time."""
         if self._simulation is None:
             return None
         own = sqnr_db(self._simulation(feed, float_activations=True), self._simulation(feed))

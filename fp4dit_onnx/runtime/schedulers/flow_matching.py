@@ -61,7 +61,7 @@ class FlowMatchEuler:
 
     @property
     def stochastic(self) -> bool:
-        """Whether every step begins anew from fresh noise."""
+        """Whether every step begins again from fresh noise."""
         return bool(self.options["stochastic_sampling"])
 
     def start(self, steps: int, plan: FlowPlan | None = None) -> Run:

@@ -22,7 +22,7 @@ LEAST_SIGNAL = np.float32(2.0**-24)
 
 
 def linspace(start: float, end: float, count: int) -> FloatArray:
-    """float32 [count] as torch.linspace fills it: from both ends, one rounding an element."""
+    """float32 [count] as torch.linspace fills it: from both ends, one rounding per element."""
     first, last = np.float64(np.float32(start)), np.float64(np.float32(end))
     step = np.float64((np.float32(end) - np.float32(start)) / np.float32(count - 1))
     index = np.arange(count)
