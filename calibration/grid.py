@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from fp4dit_onnx.numbers.formats import FloatFormat
-from fp4dit_onnx.numbers.numerics import SMALLEST_AMAX
+from fp4dit_onnx.numbers.numerics import FINENESS, SMALLEST_AMAX
 
 __all__ = ["binade_step", "expand_groups", "quantize_rows", "round_to_grid", "row_chunks"]
 
@@ -39,38 +41,53 @@ def round_to_grid(t: torch.Tensor, fmt: FloatFormat) -> torch.Tensor:
 
 
 def quantize_rows(
-    x: torch.Tensor, fmt: FloatFormat, group_size: int | None = None
+    x: torch.Tensor,
+    fmt: FloatFormat,
+    group_size: int | None = None,
+    candidates: Sequence[float] = (),
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Online quantization: grid integers (float32 [..., K]) and scales [..., G].
+    """Online quantization, `numerics.quantize`: grid integers (float32 [..., K]), scales [..., G].
 
     Args:
         x: float32 [..., K].
         fmt: the element format.
         group_size: inputs of a row that share a scale; None for all, so that G is 1.
+        candidates: grid integers that a group's largest magnitude may become in place of the format's
+            largest, where the group's squared error is less.
     """
-    if group_size is not None and group_size < x.shape[-1]:
-        return _quantize_groups(x, fmt, group_size)
+    k = x.shape[-1]
+    if group_size is not None and group_size < k:
+        padded = torch.nn.functional.pad(x, (0, -k % group_size)) if k % group_size else x
+        groups = padded.unflatten(-1, (-1, group_size))  # type: ignore[no-untyped-call]
+        q, scale = quantize_rows(groups, fmt, None, candidates)
+        return q.flatten(-2)[..., :k], scale.squeeze(-1)
     amax = x.abs().amax(dim=-1, keepdim=True)  # of a row that is not finite: NaN or infinity
     finite = torch.isfinite(amax)
     live = finite & (amax >= float(SMALLEST_AMAX))
+    ordinary = x if bool(live.all()) else torch.where(live, x, 0.0)
+    unit = torch.where(live, amax, 1.0)
     # Tensor by tensor: torch divides a number by a tensor as number * reciprocal, rounded twice.
     limit = torch.full_like(amax, fmt.max_integer)
-    factor = limit / torch.where(live, amax, 1.0)
-    ordinary = x if bool(live.all()) else torch.where(live, x, 0.0)
-    q = round_to_grid(ordinary * factor, fmt)
+    t = ordinary * (limit / unit)
+    q = round_to_grid(t, fmt)
+    least = _steps(t, q, fmt.max_integer) if candidates else None
+    for candidate in candidates:
+        assert least is not None
+        other = torch.full_like(amax, candidate)
+        t = ordinary * (other / unit)
+        found = round_to_grid(t, fmt).clamp_(-candidate, candidate)
+        error = _steps(t, found, candidate)
+        better = error < least
+        q, least = torch.where(better, found, q), torch.where(better, error, least)
+        limit = torch.where(better, other, limit)
     scale = torch.where(live, amax / limit, 0.0)
     return q, torch.where(finite, scale, torch.nan)
 
 
-def _quantize_groups(
-    x: torch.Tensor, fmt: FloatFormat, size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`quantize_rows` of each group by itself; the last may be short."""
-    k = x.shape[-1]
-    missing = -k % size
-    padded = torch.nn.functional.pad(x, (0, missing)) if missing else x
-    q, scale = quantize_rows(padded.unflatten(-1, (-1, size)), fmt)  # type: ignore[no-untyped-call]
-    return q.flatten(-2)[..., :k], scale.squeeze(-1)
+def _steps(t: torch.Tensor, q: torch.Tensor, limit: float) -> torch.Tensor:
+    """The error in which candidates differ: see `numerics.quantize`; float64 [..., 1]."""
+    steps = ((t - q) * FINENESS).round_().double()
+    return steps.square_().sum(dim=-1, keepdim=True) / limit**2
 
 
 def expand_groups(scale: torch.Tensor, size: int, group_size: int) -> torch.Tensor:

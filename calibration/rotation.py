@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from fp4dit_onnx.numbers.hadamard import hadamard_factors
 from fp4dit_onnx.spec.spec import Hadamard, LayerSpec
 
 __all__ = ["rotated", "rotated_moments", "rotated_weight"]
-
-ROOT_HALF = torch.tensor(0.5).sqrt()
-"""float32(sqrt(1/2))."""
 
 
 def rotated(x: torch.Tensor, rotation: Hadamard) -> torch.Tensor:
@@ -26,17 +24,7 @@ def rotated(x: torch.Tensor, rotation: Hadamard) -> torch.Tensor:
         turned = torch.stack([u + v, u - v], dim=-2).flatten(-3)
         y = turned if whole == k else torch.cat([turned, y[..., whole:]], dim=-1)
         half *= 2
-    return y * _factors(k, rotation).to(x.dtype)
-
-
-def _factors(k: int, rotation: Hadamard) -> torch.Tensor:
-    """What each element is multiplied with: float32 [k]."""
-    found = []
-    for size in rotation.blocks(k):
-        exponent = size.bit_length() - 1
-        power = 2.0 ** -(exponent // 2)
-        found.append((ROOT_HALF * power if exponent % 2 else torch.tensor(power)).expand(size))
-    return torch.cat(found)
+    return y * torch.from_numpy(hadamard_factors(k, rotation.block)).to(x.dtype)
 
 
 def rotated_weight(weight: torch.Tensor, spec: LayerSpec) -> torch.Tensor:

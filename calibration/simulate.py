@@ -59,7 +59,8 @@ class SimulatedLinear(torch.nn.Module):
             x = rotated(x, rotation)
         if fmt is None or not self.rounds:
             return torch.nn.functional.linear(x, self.weight, self.bias)
-        q, scale = quantize_rows(x, fmt, size)
+        assert spec.input is not None
+        q, scale = quantize_rows(x, fmt, size, spec.input.candidates)
         if scale.shape[-1] > 1:
             assert size is not None
             q, scale = q * expand_groups(scale, q.shape[-1], size), torch.ones(())

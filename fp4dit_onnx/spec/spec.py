@@ -7,11 +7,14 @@ from typing import Any
 
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.numbers.formats import FloatFormat, format_by_name
+from fp4dit_onnx.numbers.hadamard import LARGEST_BLOCK
 from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE, ScaleFormat, scale_format_by_name
 
 __all__ = ["DEFAULT_GROUP_SIZE", "Hadamard", "LayerSpec", "PerGroup", "PerToken", "TensorSpec"]
 
 DEFAULT_GROUP_SIZE = 128
+FOUR_OVER_SIX = (8.0,)
+"""e2m1's 4 as a grid integer (arXiv 2512.02010)."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,15 @@ class TensorSpec:
         granularity: which elements share a scale.
         scale: name of the scale format, see `scale_formats.SCALE_FORMATS`.
         dynamic: whether the scale is found at run time, from the tensor itself.
+        candidates: grid integers that a group's largest magnitude may become in place of the format's
+            largest, where that loses less; of dynamic scales.
     """
 
     format: str
     granularity: PerToken | PerGroup
     scale: str = DEFAULT_SCALE
     dynamic: bool = False
+    candidates: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,24 +54,17 @@ class Hadamard:
     """A rotation: [..., K] times block-diagonal normalized Hadamard matrices.
 
     Attributes:
-        block: size of each, a power of two from 2; what is left of K is rotated in the largest
-            smaller powers of two.
+        block: size of each, a power of two from 2; see `numbers.hadamard` for what is left of K.
     """
 
     block: int
 
     def __post_init__(self) -> None:
         """Check the size."""
-        if self.block < 2 or self.block & (self.block - 1):
+        if not 2 <= self.block <= LARGEST_BLOCK or self.block & (self.block - 1):
             raise UsageError(
-                f"Hadamard block {self.block}: expected a power of two from 2, such as 64"
+                f"Hadamard block {self.block}: expected a power of two from 2 to {LARGEST_BLOCK}"
             )
-
-    def blocks(self, k: int) -> tuple[int, ...]:
-        """Sizes of the blocks that `k` inputs are cut into, in order; their sum is `k`."""
-        sizes = [self.block] * (k // self.block)
-        rest = k % self.block
-        return (*sizes, *(1 << i for i in reversed(range(rest.bit_length())) if rest >> i & 1))
 
 
 @dataclass(frozen=True)
@@ -100,13 +99,15 @@ class LayerSpec:
             activation: that of the activations, None for float.
             group_size: inputs that share a weight scale.
             scale: format of the weight's scales.
-            activation_group_size: inputs of a token that share a scale, None for all.
+            activation_group_size: inputs of a token that share a scale, None for all. In e2m1 the
+                largest of such a group becomes 6 or 4, whichever loses less.
             hadamard: block size of a rotation of the activations, None for none.
         """
         given = None
         if activation is not None:
             shared = PerGroup(activation_group_size) if activation_group_size else PerToken()
-            given = TensorSpec(activation, shared, "float32", dynamic=True)
+            limits = FOUR_OVER_SIX if activation_group_size and activation == "e2m1" else ()
+            given = TensorSpec(activation, shared, "float32", dynamic=True, candidates=limits)
         rotation = (Hadamard(hadamard),) if hadamard else ()
         return cls(TensorSpec(weight, PerGroup(group_size), scale), given, rotation)
 
