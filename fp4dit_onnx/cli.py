@@ -74,10 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     output.configure(output.Messages())
     try:
         code = application().main(given or ["--help"], "fp4dit-onnx", standalone_mode=False)
+        sys.stdout.flush()  # an error of it is told here, not when the interpreter ends
     except USAGE_ERROR as error:
         sys.exit(_said(_usage_message(error), UsageError.exit_code))
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(INTERRUPTED)
+    except OSError as error:
+        sys.exit(_failed(error))
     sys.exit(code or 0)
 
 
@@ -203,29 +206,25 @@ def _guarded(run: Callable[..., None]) -> Callable[..., None]:
     def command(**arguments: Any) -> None:
         try:
             run(**arguments)
-            sys.stdout.flush()  # an error of it is told here, not when the interpreter ends
         except Fp4DitError as error:
             raise typer.Exit(_said(str(error), error.exit_code)) from None
         except KeyboardInterrupt:
             raise typer.Exit(
                 _said("interrupted; nothing half-written is left", INTERRUPTED)
             ) from None
-        except BrokenPipeError:  # the reader of our output has left: nobody to tell
-            _drop_output()
-            raise typer.Exit(1) from None
-        except OSError as error:
-            try:
-                sys.stdout.flush()
-            except OSError:  # it is stdout that failed, and the interpreter will flush it again
-                _drop_output()
-            raise typer.Exit(_said(str(error), 1)) from None
 
     return command
 
 
-def _drop_output() -> None:
-    """Send what is left of stdout nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _failed(error: OSError) -> int:
+    """Print what the system refused as one line; gives the exit code."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # it is stdout that failed, and the interpreter will flush it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # the reader of our output has left: nobody to tell
+        return 1
+    return _said(str(error), 1)
 
 
 def _usage_message(error: Any) -> str:

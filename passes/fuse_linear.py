@@ -95,7 +95,7 @@ def _layer(unpack: gs.Node) -> str:
 
 
 def _node_name(graph: gs.Graph, layer: str) -> str:
-    """Of the FpLinear of `layer`: its own name, else one that is no other layer's either."""
+    """Of the FpLinear of `layer`: its own name, else one that is not an other layer's either."""
     others = {_layer(node) for node in graph.nodes if node.op == ops.UNPACK} - {layer}
     return unique_name(layer, node_names(graph) | others)
 

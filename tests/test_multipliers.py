@@ -1,4 +1,4 @@
-"""Scales that are an integer a group times one float a channel: int4*f32."""
+"""Scales that are an integer per group times one float per channel: int4*f32."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_rounded_scales_are_exact_products(name: str) -> None:
 
 
 def test_other_scales_are_refused() -> None:
-    with pytest.raises(UsageError, match="no integers up to 10 times one float a channel"):
+    with pytest.raises(UsageError, match="not integers up to 10 times one float per channel"):
         FORMAT.split(scales(), FORMATS["e2m1"])
 
 

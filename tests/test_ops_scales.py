@@ -168,7 +168,7 @@ def test_linear_of_floats_under_several_scales(run: Run) -> None:
 def test_linear_integer(
     act: str, weight: str, group_size: int, of_row: int | None, run: Run
 ) -> None:
-    """And it is FpLinear of the integer weights under one scale a channel."""
+    """And it is FpLinear of the integer weights under one scale per channel."""
     fmt, random = FORMATS[weight], np.random.default_rng(8)
     groups = numerics.group_count(K, group_size)
     q, scale = numerics.quantize(rows(9, M, K), FORMATS[act], of_row)

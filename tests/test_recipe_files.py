@@ -79,7 +79,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert done.value.code == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == list(method_names())
-    assert {row["name"]: row["needs"] for row in rows}["fp-rtn"] == "weights alone"
+    assert {row["name"]: row["needs"] for row in rows}["fp-rtn"] == "weights only"
     assert all(row["summary"] for row in rows)
     with pytest.raises(SystemExit) as done:
         main(["export", "--dry-run", "--save-recipe", str(saved / "r.toml")])

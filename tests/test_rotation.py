@@ -1,4 +1,4 @@
-"""Hadamard rotations and scales a group of a token, in the simulation."""
+"""Hadamard rotations and scales per group of a token, in the simulation."""
 
 from __future__ import annotations
 

@@ -106,16 +106,27 @@ def test_streams_of_another_encoding(
     assert done.stdout.isascii()
 
 
-def test_an_output_that_is_full_is_a_line() -> None:
+@pytest.mark.parametrize("words", [["convert", "--list", "--json"], ["export", "--help"]])
+def test_an_output_that_is_full_is_a_line(words: list[str]) -> None:
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("needs /dev/full")
-    words = [sys.executable, "-P", "-m", "fp4dit_onnx", "convert", "--list", "--json"]
+    program = [sys.executable, "-P", "-m", "fp4dit_onnx", *words]
     with full.open("wb") as stdout:
-        done = subprocess.run(words, stdout=stdout, stderr=subprocess.PIPE, check=False)
+        done = subprocess.run(program, stdout=stdout, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith(b"error: [Errno 28] No space left")
     assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("words", ["export --help", "recipes"])
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_closed_output_discards_what_is_printed(words: str, closed: str) -> None:
+    """As daemons and some schedulers start programs."""
+    line = f'exec "{sys.executable}" -P -m fp4dit_onnx {words} {closed}'
+    done = subprocess.run(["sh", "-c", line], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert bool(done.stdout) == (not closed.startswith(">"))
 
 
 def test_a_prompt_is_the_text_that_its_bytes_are(demo_bundle: Path, tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ class Manifest:
         largest_size: of a side of an image, in pixels; None where there is no limit.
         target: what the graphs are made of.
         converted: by folder, the models that were rewritten for it.
-        choices: sets of choices that calibration held against each other.
+        choices: sets of choices that calibration compared with each other.
         format_version: of this format.
     """
 

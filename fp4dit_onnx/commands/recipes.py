@@ -34,7 +34,7 @@ def _row(name: str) -> dict[str, Any]:
         "name": name,
         "stages": [use_of(stage) for stage in method.stages],
         "grid": method.grid,
-        "needs": "prompts" if method.needs_data else "weights alone",
+        "needs": "prompts" if method.needs_data else "weights only",
         "presets": list(method.presets),
         **{key: table.get(key) for key in ("summary", "source", "cost")},
     }

@@ -71,9 +71,9 @@ def export(
         range: How the scale of a group is computed: absmax maps the group's largest weight to the
             format's largest value, mse minimizes the squared error; by default the method's. One of:
             absmax, mse, weighted.
-        scale: How a scale is stored: float16, two bytes, four for a layer that leaves its range;
-            float32, four bytes; e8m0, powers of two (OCP MX); nvfp4, e4m3 a group times a power of two
-            a layer (NVFP4); int4*f32, an integer of 4 bits a group times a float32 a channel; by
+        scale: How a scale is stored: float16, two bytes, four in layers outside its range;
+            float32, four bytes; e8m0, powers of two (OCP MX); nvfp4, e4m3 per group times a power of
+            two per layer (NVFP4); int4*f32, a 4-bit integer per group times a float32 per channel; by
             default float16 (fp4dit), float16 (inline), nvfp4 (standard), by target. One of: float16,
             float32, e8m0, nvfp4, int4*f32.
         iterations: Training steps per block; by default the preset's.

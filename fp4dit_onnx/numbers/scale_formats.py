@@ -58,7 +58,7 @@ class ScaleFormat:
         fit: given all scales of a layer, float32 [N, G] and not negative, and the element format of
             its weight, how scales of its rows are rounded; 0 stays 0 and what is not 0 stays so.
         nbytes: of a scale as it is stored; of a layer whose scales float16 does not hold, 4.
-        multiplied: whether a layer stores integers for its groups and one scale a channel.
+        multiplied: whether a layer stores integers for its groups and one scale per channel.
     """
 
     name: str
@@ -85,10 +85,10 @@ class ScaleFormat:
         """The parts of rounded scales [N, G], for a weight of format `fmt`.
 
         ``scale`` float16 [N, G] where that is exact, else float32; or ``multipliers`` uint8
-        [N, ceil(G / 2)], two of 4 bits a byte, and ``channel_scale`` float32 [N].
+        [N, ceil(G / 2)], two of 4 bits per byte, and ``channel_scale`` float32 [N].
 
         Raises:
-            UsageError: multipliers are asked for and the scales are no products of them.
+            UsageError: multipliers are asked for and the scales are not products of them.
         """
         full = scale.astype(np.float32)
         if not self.multiplied:
@@ -96,7 +96,7 @@ class ScaleFormat:
         found = _multipliers(full, fmt)
         if found is None:
             raise UsageError(
-                f"scales that are no integers up to {largest_multiplier(fmt)} times one float a "
+                f"scales that are not integers up to {largest_multiplier(fmt)} times one float per "
                 f"channel: expected those of scale format {self.name}"
             )
         multiplier, channel = found
@@ -136,7 +136,7 @@ def _float32(full: FloatArray, _: FloatFormat) -> Rounder:
 
 
 def _float16(full: FloatArray, _: FloatFormat) -> Rounder:
-    """float16 costs 16 bits a group where float32 costs 32, and moves a scale by 2^-11 at most."""
+    """float16 costs 16 bits per group where float32 costs 32, and moves a scale by 2^-11 at most."""
     if not in_float16(full):
         return _keep
     return lambda scale, _: scale.astype(np.float16).astype(np.float32)
@@ -168,7 +168,7 @@ def _integers(scale: FloatArray, factor: np.float32) -> FloatArray:
 
 
 def _two_level(full: FloatArray, _: FloatFormat) -> Rounder:
-    """An e4m3 number a block times one power of two a layer, as NVFP4 has them."""
+    """An e4m3 number per block times one power of two per layer, as NVFP4 has them."""
     factor = _factor(full)
 
     def rounded(scale: FloatArray, _: slice) -> FloatArray:
@@ -206,7 +206,7 @@ def channel_rounded(channel: FloatArray) -> FloatArray:
 
 
 def _multiplier(full: FloatArray, fmt: FloatFormat) -> Rounder:
-    """An integer from 1 to `largest_multiplier` a group times one float a channel."""
+    """An integer from 1 to `largest_multiplier` per group, times one float per channel."""
     most = largest_multiplier(fmt)
     channel = channel_rounded(full.max(axis=1, keepdims=True, initial=0) / np.float32(most))
 
@@ -242,13 +242,13 @@ def _multipliers(
 SCALE_FORMATS: dict[str, ScaleFormat] = {
     f.name: f
     for f in (
-        ScaleFormat("float16", "two bytes, four for a layer that leaves its range", _float16),
+        ScaleFormat("float16", "two bytes, four in layers outside its range", _float16),
         ScaleFormat("float32", "four bytes", _float32, nbytes=4),
         ScaleFormat("e8m0", "powers of two (OCP MX)", _e8m0),
-        ScaleFormat("nvfp4", "e4m3 a group times a power of two a layer (NVFP4)", _two_level),
+        ScaleFormat("nvfp4", "e4m3 per group times a power of two per layer (NVFP4)", _two_level),
         ScaleFormat(
             MULTIPLIED,
-            "an integer of 4 bits a group times a float32 a channel",
+            "a 4-bit integer per group times a float32 per channel",
             _multiplier,
             multiplied=True,
         ),

@@ -164,7 +164,7 @@ class Recipe:
         group_size, scale = self.group_size, self.scale
         multiplied = scale_format_by_name(scale).multiplied
         if multiplied and largest_multiplier(format_by_name(rule.weight)) == 1:
-            # No room for multipliers in int8: one scale a row keeps the row's sum one integer.
+            # No room for multipliers in int8: one scale per row keeps the row's sum one integer.
             group_size, scale = k or WHOLE_ROW, DEFAULT_SCALE
         return LayerSpec.of(
             rule.weight,

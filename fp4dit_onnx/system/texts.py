@@ -24,8 +24,14 @@ def clean(text: str) -> str:
 
 
 def prepare_streams() -> None:
-    """Let stdout and stderr show what their encoding lacks as escapes, in place of an error."""
-    for stream in (sys.stdout, sys.stderr):
+    """Let stdout and stderr show what their encoding lacks as escapes, in place of an error.
+
+    One that the caller closed discards what is written, and keeps its descriptor from other files.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - stays open
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
