@@ -5,54 +5,17 @@
 
 #include "core/counters.h"
 #include "core/page_out.h"
-#include "core/parallel.h"
 #include "ops/fp_quantize.h"
 #include "ops/fp_unpack.h"
 
 namespace fp4dit {
 namespace {
 
-// Products worth handing to another thread, and to stage rows for: tens of microseconds.
-constexpr size_t kPieceProducts = size_t{1} << 19;
-constexpr size_t kTaskProducts = size_t{1} << 25;
-// Tasks that are enough to keep many threads busy to the end.
-constexpr size_t kEnoughTasks = 32;
-// Staged rows of a task: they live on the stack and should stay in the second-level cache.
-constexpr size_t kStagedBytes = size_t{9} << 15;  // 288 KiB: 64 rows of K = 4608
-
 enum Input : size_t { kQ, kScale, kCodes };
-IntegerType TypeOfActivations(const Tensor& q) {
-  return q.type == ort::kInt8 ? kInt8Type : q.type == ort::kInt16 ? kInt16Type : kFloatType;
-}
-
 }  // namespace
-
-struct FpLinearBase::Call {
-  Tensor q;
-  Tensor scale;
-  size_t scale_stride;
-  const PackedWeights* weights;
-  size_t n;
-  float* y;
-
-  // The first `rows` rows from `row` on.
-  Activations Rows(size_t row, size_t rows, size_t k) const {
-    const uint8_t* first = q.As<uint8_t>() + row * k * TypeSize(q.type);
-    return {first, TypeOfActivations(q),  rows,
-            k,     weights->group_size(), weights->multiplier_group()};
-  }
-};
 
 struct FpLinearBase::Weights {
   Tensor codes, multipliers, scale, bias;
-};
-
-// How a call is cut: a task is a tile of rows times a range of panels.
-struct FpLinearBase::Cut {
-  size_t tile_rows;
-  size_t row_tiles;
-  size_t task_panels;
-  size_t panel_ranges;
 };
 
 OrtStatus* FpLinearBase::Create(const Node& node, bool multiplied) {
@@ -275,76 +238,6 @@ OrtStatus* FpLinearBase::Compute(OrtKernelContext* context) const {
   if (call.q.Rows() == 0 || call.n == 0) return nullptr;
   Count(multiplied_ ? kCountFpLinearInteger : kCountFpLinear, kind_, chosen_.isa);
   return Run(context, call);
-}
-
-FpLinearBase::Cut FpLinearBase::CutCall(const Call& call) const {
-  const LinearKernel& kernel = *chosen_.kernel;
-  const size_t rows = call.q.Rows();
-  const size_t panels = call.weights->panel_count();
-  const size_t row_bytes = kernel.staged_bytes(call.Rows(0, 1, k_));
-  // As many rows as a kernel takes and the stage holds, in whole steps of the kernel if possible.
-  size_t most = std::min(kMaxTileRows, std::max(size_t{1}, kStagedBytes / row_bytes));
-  if (most > kernel.row_step) most -= most % kernel.row_step;
-  Cut cut = {};
-  cut.row_tiles = (rows + most - 1) / most;
-  cut.tile_rows = (rows + cut.row_tiles - 1) / cut.row_tiles;
-  if (cut.tile_rows > kernel.row_step) {
-    const size_t steps = (cut.tile_rows + kernel.row_step - 1) / kernel.row_step;
-    cut.tile_rows = std::min(most, steps * kernel.row_step);
-    cut.row_tiles = (rows + cut.tile_rows - 1) / cut.tile_rows;
-  }
-  const size_t products = cut.tile_rows * kernel.layout.panel_width * k_;
-  cut.task_panels = kTaskProducts / products + 1;
-  if (cut.row_tiles * panels / cut.task_panels < kEnoughTasks) {
-    cut.task_panels =
-        std::max(kPieceProducts / products + 1, cut.row_tiles * panels / kEnoughTasks);
-  }
-  cut.task_panels = std::min(panels, cut.task_panels);
-  cut.panel_ranges = (panels + cut.task_panels - 1) / cut.task_panels;
-  return cut;
-}
-
-void FpLinearBase::RunTask(const Call& call, const Cut& cut, size_t task, uint8_t* staged) const {
-  const LinearKernel& kernel = *chosen_.kernel;
-  const size_t row = task / cut.panel_ranges * cut.tile_rows;
-  const size_t rows = std::min(cut.tile_rows, call.q.Rows() - row);
-  const int32_t max_act = kernel.stage(call.Rows(row, rows, k_), staged);
-  const size_t first = task % cut.panel_ranges * cut.task_panels;
-  const size_t last = std::min(first + cut.task_panels, call.weights->panel_count());
-  for (size_t panel = first; panel < last; ++panel) {
-    LinearTile tile = {};
-    call.weights->SetPanel(panel, &tile);
-    tile.staged = staged;
-    tile.scale = call.scale.As<float>() + row * call.scale_stride;
-    tile.scale_stride = call.scale_stride;
-    tile.plain = multiplied_;
-    if (act_group_ < k_) {
-      tile.act_scale = tile.scale;
-      tile.act_stride = call.scale_stride;
-    }
-    tile.max_act = max_act;
-    tile.y = call.y + row * call.n + panel * kernel.layout.panel_width;
-    tile.y_stride = call.n;
-    tile.rows = rows;
-    kernel.run(tile);
-  }
-}
-
-OrtStatus* FpLinearBase::Run(OrtKernelContext* context, const Call& call) const {
-  const Cut cut = CutCall(call);
-  const size_t tasks = cut.row_tiles * cut.panel_ranges;
-  const size_t bytes = chosen_.kernel->staged_bytes(call.Rows(0, cut.tile_rows, k_));
-  if (bytes > kStagedBytes) {  // one row that is longer than any layer's
-    AlignedBuffer staged;
-    if (!staged.Allocate(bytes)) return node_.Fail("there is no memory for a row of K = %zu", k_);
-    for (size_t task = 0; task < tasks; ++task) RunTask(call, cut, task, staged.data());
-    return nullptr;
-  }
-  const auto run = [&](size_t begin, size_t end) {
-    alignas(64) uint8_t staged[kStagedBytes];
-    for (size_t task = begin; task < end; ++task) RunTask(call, cut, task, staged);
-  };
-  return ParallelFor(node_.api, context, tasks, 1, run);
 }
 
 void FpLinearBase::InferShapes(const ShapeInference& inference) {

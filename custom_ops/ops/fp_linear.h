@@ -23,9 +23,28 @@ class FpLinearBase {
   OrtStatus* Create(const Node& node, bool multiplied);
 
  private:
-  struct Call;
-  struct Cut;
   struct Weights;
+  struct Call {
+    Tensor q;
+    Tensor scale;
+    size_t scale_stride;
+    const PackedWeights* weights;
+    size_t n;
+    float* y;
+  };
+  // How a call is cut: a task is a tile of rows times a range of panels.
+  struct Cut {
+    size_t tile_rows;
+    size_t row_tiles;
+    size_t task_panels;
+    size_t panel_ranges;
+  };
+  // Some rows, as they were staged.
+  struct StagedRows {
+    const uint8_t* data;
+    size_t first, count;
+    int32_t max_act;
+  };
 
   size_t InputCount() const;
   Tensor* WeightInput(size_t index, Weights* weights, const char** name) const;
@@ -37,8 +56,15 @@ class FpLinearBase {
   OrtStatus* CheckMultipliers(const Tensor& multipliers, const WeightSource& source) const;
   OrtStatus* Pack(const Weights& weights, PackedWeights* packed) const;
   OrtStatus* CheckActivations(const Tensor& q, const Tensor& scale, size_t* scale_stride) const;
+  // How a call is run: fp_linear_run.cc.
+  Activations RowsOf(const Call& call, size_t first, size_t count) const;
   Cut CutCall(const Call& call) const;
+  StagedRows Stage(const Call& call, size_t first, size_t count, uint8_t* staged) const;
+  void RunTile(const Call& call, const StagedRows& rows, size_t panel, const void* decoded) const;
   void RunTask(const Call& call, const Cut& cut, size_t task, uint8_t* staged) const;
+  bool DecodesOnce(const Call& call) const;
+  OrtStatus* RunDecoded(OrtKernelContext* context, const Call& call, size_t first, size_t count,
+                        uint8_t* memory) const;
   OrtStatus* Run(OrtKernelContext* context, const Call& call) const;
 
   Node node_;

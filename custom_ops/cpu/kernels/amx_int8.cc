@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/kernels/amx_decode-inl.h"
 #include "cpu/kernels/amx_staging-inl.h"
 #include "cpu/kernels/amx_tiles-inl.h"
 #include "cpu/kernels/kernels.h"
@@ -17,11 +18,6 @@
 namespace fp4dit {
 namespace {
 
-using Vector512 = Vector<512>;
-
-constexpr size_t kPanel = 64;
-constexpr size_t kUnit = 4;
-constexpr size_t kChunk = 256;  // inputs decoded at once
 constexpr size_t kBlockColumns = 2 * kTileWords;
 constexpr size_t kBlockSums = 2 * kTileRows * kBlockColumns;
 constexpr size_t kCacheLine = 64;
@@ -60,25 +56,6 @@ struct ShortTiles {
     return _mm512_add_epi32(high, Vector512::Load(sums + kTileRows * kBlockColumns));
   }
 };
-
-// Makes `count` inputs of the panel, from `k` on, int8, with zeros up to whole steps, and advances
-// `packed` over them. The result is `decoded`, or the panel itself.
-const int8_t* Decode(const LinearTile& tile, size_t k, size_t count, const uint8_t** packed,
-                     int8_t* decoded) {
-  const uint8_t* from = *packed;
-  const size_t blocks = RoundUp(count, kUnit) / kUnit;
-  if (tile.storage == kBytes && count % kStep == 0) {
-    *packed += count * kPanel;
-    return reinterpret_cast<const int8_t*>(from);
-  }
-  const __m512i table = Vector512::Table(tile.table);
-  *packed += tile.multipliers != nullptr
-                 ? DecodeMultiplied<Vector512, kUnit, kPanel>(tile, from, k, blocks, 0, decoded)
-                 : DecodeToBytes<Vector512, kUnit * kPanel>(tile, from, blocks, table, 0, decoded);
-  const size_t done = blocks * kUnit;
-  std::memset(decoded + done * kPanel, 0, (RoundUp(count, kStep) - done) * kPanel);
-  return decoded;
-}
 
 // Sums of a block that are still to be folded into float sums.
 struct Fold {
@@ -230,6 +207,7 @@ struct TileRun {
   alignas(64) int32_t sums[kMostBlocks * kBlockSums];
   alignas(64) float sum[kMaxTileRows * kPanel];
   FoldedRows<FewRows> folded;
+  const int8_t* panel;  // what is left of it, if it was decoded before
 };
 
 // The last chunk's sums are left to fold.
@@ -283,8 +261,13 @@ void RunTileGroup(TileRun<Dot>* run, size_t begin, size_t size, const uint8_t* s
   for (size_t done = 0; done < size; done += kChunk) {
     const bool last = size - done <= kChunk;
     const size_t count = last ? size - done : kChunk;
-    const int8_t* weight = Decode(tile, begin + done, count, packed, run->decoded);
     const size_t steps = RoundUp(count, kStep) / kStep;
+    const int8_t* weight = run->panel;
+    if (weight == nullptr) {
+      weight = Decode(tile, begin + done, count, packed, run->decoded);
+    } else {
+      run->panel += steps * kStep * kPanel;
+    }
     RunChunk<Dot>(run, {staged + done, padded, weight, steps, scale, act_scale, done == 0, last},
                   &ahead);
   }
@@ -299,6 +282,7 @@ void RunTiles(const LinearTile& tile) {
   TileRun<Dot> run;
   run.tile = &tile;
   run.fold = {};
+  run.panel = static_cast<const int8_t*>(tile.decoded);
   std::memset(run.sum, 0, tile.rows * kPanel * sizeof(float));
   if (tile.act_scale != nullptr) run.folded.Begin(tile);
   const uint8_t* packed = tile.panel;
@@ -358,7 +342,9 @@ int32_t StageBytes(const Activations& a, void* staged) {
 
 void RunBytes(const LinearTile& tile) {
   if (tile.rows <= kFewRows) {
-    RunLinearTile<FewRows>(tile);
+    LinearTile few = tile;
+    few.decoded = nullptr;
+    RunLinearTile<FewRows>(few);
   } else {
     RunTiles<ByteTiles>(tile);
   }
@@ -381,6 +367,8 @@ const Kernels FP4DIT_AMX_TABLE = {
       StagedBytesOfBytes,
       StageBytes,
       RunBytes,
+      DecodedBytes<TileSteps>,
+      DecodeSteps,
       Peak<ByteTiles>},
      {{kPanel, kUnit, kUnit},
       ShortTiles::kRows,
@@ -389,6 +377,8 @@ const Kernels FP4DIT_AMX_TABLE = {
       StagedBytes<StagedRows<int16_t>>,
       StageShorts,
       RunTiles<ShortTiles>,
+      DecodedBytes<TileSteps>,
+      DecodeSteps,
       Peak<ShortTiles>},
      {}},
     {},

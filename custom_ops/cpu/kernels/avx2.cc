@@ -111,8 +111,8 @@ struct BytesDot {
         sums[v] = _mm256_add_epi32(sums[v], _mm256_madd_epi16(pairs, factors.of[v]));
       }
     }
-    Vector256::Store(out + kChunk * kPanel, sums[0]);
-    Vector256::Store(out + kChunk * kPanel + 32, sums[1]);
+    Vector256::Store(out + 64 * blocks, sums[0]);
+    Vector256::Store(out + 64 * blocks + 32, sums[1]);
     return bytes;
   }
 
@@ -218,7 +218,7 @@ struct BytesDot {
   // What sums of row `r` start at, beside what earlier chunks left.
   static __m256i Start(const DotRows<BytesDot>& rows, Mode mode, size_t r, size_t v) {
     if (mode == kMultiplied) {
-      const __m256i sums = Vector256::Load(rows.operand + kChunk * kPanel + 32 * v);
+      const __m256i sums = Vector256::Load(rows.operand + 64 * rows.blocks + 32 * v);
       return _mm256_mullo_epi32(sums, _mm256_set1_epi32(-rows.tile->max_act));
     }
     const int32_t offset = mode == kNarrow && rows.first ? rows.tile->max_weight : 0;

@@ -80,6 +80,7 @@ struct LinearTile {
   const float* scale;        // of row r: scale[r * scale_stride]
   size_t scale_stride;       // 0 or 1
   const uint8_t* panel;      // see PanelLayout
+  const void* decoded;       // null, or what the kernel's `decode` made of the panel
   const float* group_scale;  // [scale groups, panel_width]
   size_t scale_group;        // inputs that share one of them: whole groups, or k
   const float* bias;         // [panel_width]
@@ -120,6 +121,9 @@ struct LinearKernel {
   // `staged` is 64-byte aligned.
   int32_t (*stage)(const Activations& rows, void* staged);
   void (*run)(const LinearTile& tile);
+  // Decodes a tile's panel once, for many tiles of rows: `to` is 64-byte aligned.
+  size_t (*decoded_bytes)(const LinearTile& tile);
+  void (*decode)(const LinearTile& tile, void* to);
   // Repeats the kernel's dot-product instruction on registers `rounds` times; returns the number of
   // products, or 0 where nothing would be measured. It is the limit that benchmarks compare with.
   double (*peak)(size_t rounds);

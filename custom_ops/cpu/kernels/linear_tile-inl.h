@@ -27,10 +27,8 @@
 //   ShiftRow(q, size, by)                   makes staged rows unsigned: with multipliers, and more
 //                                           than one row, they are staged plus the largest
 //                                           magnitude
-// and, if Rows wants them, kExtra elements of its own behind a chunk's operand.
-//
-// Staged rows are, group by group: int32 sums [rows] if wanted, then activations [rows, padded
-// group].
+// and, if its kExtra is not 0, so many elements of its own behind a chunk's operand, of weights
+// with multipliers.
 
 #ifndef FP4DIT_CPU_KERNELS_LINEAR_TILE_INL_H_
 #define FP4DIT_CPU_KERNELS_LINEAR_TILE_INL_H_
@@ -41,147 +39,10 @@
 #include <type_traits>
 
 #include "cpu/kernels/kernels.h"
-
-#if defined(__GNUC__)
-#define FP4DIT_ALWAYS_INLINE inline __attribute__((always_inline))
-#define FP4DIT_NEVER_INLINE __attribute__((noinline))
-#define FP4DIT_PREFETCH(address) __builtin_prefetch(address)
-// The compiler must have `value` in a register here, in this order with other such places: it may
-// neither load nor compute it again, nor hold more of what comes between than registers do.
-#define FP4DIT_KEEP(constraint, value) __asm__ volatile("" : "+" constraint(value))
-#else
-#define FP4DIT_ALWAYS_INLINE inline
-#define FP4DIT_NEVER_INLINE __declspec(noinline)
-#define FP4DIT_PREFETCH(address) static_cast<void>(address)
-#define FP4DIT_KEEP(constraint, value) static_cast<void>(value)
-#endif
+#include "cpu/kernels/stage_rows-inl.h"
 
 namespace fp4dit {
 namespace {
-
-// f(0, arguments...) to f(N - 1, arguments...), written out. Arrays that only such calls index live
-// in registers, if `f` captures nothing: a closure would hold their address.
-template <size_t N, size_t I = 0, typename Function, typename... Arguments>
-FP4DIT_ALWAYS_INLINE void Unroll(const Function& f, Arguments&... arguments) {
-  if constexpr (I < N) {
-    f(I, arguments...);
-    Unroll<N, I + 1>(f, arguments...);
-  }
-}
-
-// a * b modulo 2^32, as sums in registers are.
-inline int32_t Wrapped(int32_t a, int32_t b) {
-  return static_cast<int32_t>(static_cast<uint32_t>(a) * static_cast<uint32_t>(b));
-}
-
-constexpr size_t RoundUp(size_t size, size_t step) { return (size + step - 1) / step * step; }
-
-// Bytes of one group of `size` inputs of `rows` staged rows.
-template <typename Dot>
-size_t StagedGroupBytes(size_t rows, size_t size) {
-  const size_t row = RoundUp(size, Dot::kStep) * sizeof(typename Dot::Act);
-  return rows * (row + (Dot::kSums ? sizeof(int32_t) : 0));
-}
-
-// Bytes of `size` inputs in groups of `group`.
-template <typename Dot>
-size_t StagedGroupsBytes(size_t rows, size_t size, size_t group) {
-  const size_t rest = size % group;
-  return size / group * StagedGroupBytes<Dot>(rows, group) +
-         (rest != 0 ? StagedGroupBytes<Dot>(rows, rest) : 0);
-}
-
-template <typename Dot, typename = void>
-constexpr bool kHasRunCodes = false;
-template <typename Dot>
-constexpr bool kHasRunCodes<Dot, std::enable_if_t<Dot::kReadsCodes>> = true;
-
-// Inputs of a staged group: of a row that is multiplied from codes, multipliers have their own.
-template <typename Dot>
-size_t StagedGroup(size_t rows, size_t group_size, size_t multiplier_group) {
-  const bool finer = rows == 1 && multiplier_group != 0 && multiplier_group < group_size;
-  return kHasRunCodes<Dot> && finer ? multiplier_group : group_size;
-}
-
-template <typename Dot>
-size_t StagedBytes(const Activations& a) {
-  const size_t group = StagedGroup<Dot>(a.rows, a.group_size, a.multiplier_group);
-  return StagedGroupsBytes<Dot>(a.rows, a.k, group);
-}
-
-// One row of a group: `size` activations, then zeros up to the padded size.
-template <typename Dot>
-void StageRow(const Activations& a, size_t start, size_t size, typename Dot::Act* out) {
-  using Act = typename Dot::Act;
-  if (sizeof(Act) == 2 && a.q_type == kInt8Type) {
-    const int8_t* q = static_cast<const int8_t*>(a.q) + start;
-    for (size_t i = 0; i < size; ++i) out[i] = static_cast<Act>(q[i]);
-  } else {
-    std::memcpy(out, static_cast<const Act*>(a.q) + start, size * sizeof(Act));
-  }
-  for (size_t i = size; i < RoundUp(size, Dot::kStep); ++i) out[i] = 0;
-}
-
-// The sum of a staged row's group; `largest` becomes the largest magnitude so far.
-inline int32_t SumPlainly(const int8_t* q, size_t size, int32_t* largest) {
-  int32_t sum = 0;
-  int32_t most = *largest;
-  for (size_t i = 0; i < size; ++i) {
-    const int32_t magnitude = q[i] < 0 ? -q[i] : q[i];
-    most = magnitude > most ? magnitude : most;
-    sum += q[i];
-  }
-  *largest = most;
-  return sum;
-}
-
-template <typename Dot, typename = void>
-constexpr bool kHasSumRow = false;
-template <typename Dot>
-constexpr bool kHasSumRow<Dot, std::enable_if_t<Dot::kSumsRows>> = true;
-
-template <typename Dot>
-int32_t SumRow(const int8_t* q, size_t size, int32_t* largest) {
-  if constexpr (kHasSumRow<Dot>) {
-    return Dot::SumRow(q, size, largest);
-  } else {
-    return SumPlainly(q, size, largest);
-  }
-}
-
-template <typename Dot, typename = void>
-constexpr bool kShifts = false;
-template <typename Dot>
-constexpr bool kShifts<Dot, std::enable_if_t<Dot::kShiftsRows>> = true;
-
-template <typename Dot>
-int32_t Stage(const Activations& a, void* staged) {
-  using Act = typename Dot::Act;
-  uint8_t* to = static_cast<uint8_t*>(staged);
-  int32_t largest = 0;
-  const size_t group = StagedGroup<Dot>(a.rows, a.group_size, a.multiplier_group);
-  for (size_t begin = 0; begin < a.k; begin += group) {
-    const size_t size = a.k - begin < group ? a.k - begin : group;
-    const size_t padded = RoundUp(size, Dot::kStep);
-    int32_t* sums = reinterpret_cast<int32_t*>(to);
-    Act* rows = reinterpret_cast<Act*>(Dot::kSums ? to + a.rows * sizeof(int32_t) : to);
-    for (size_t r = 0; r < a.rows; ++r) {
-      StageRow<Dot>(a, r * a.k + begin, size, rows + r * padded);
-      if constexpr (Dot::kSums) sums[r] = SumRow<Dot>(rows + r * padded, padded, &largest);
-    }
-    to += StagedGroupBytes<Dot>(a.rows, size);
-  }
-  if constexpr (kShifts<Dot>) {
-    to = static_cast<uint8_t*>(staged);
-    for (size_t begin = 0; begin < a.k && a.multiplier_group != 0 && a.rows > 1; begin += group) {
-      const size_t size = a.k - begin < group ? a.k - begin : group;
-      Act* rows = reinterpret_cast<Act*>(to + a.rows * sizeof(int32_t));
-      Dot::ShiftRow(rows, a.rows * RoundUp(size, Dot::kStep), largest);
-      to += StagedGroupBytes<Dot>(a.rows, size);
-    }
-  }
-  return largest;
-}
 
 // One chunk of one group for a few rows. Arrays of accumulators are [row][panel].
 template <typename Dot>
@@ -263,9 +124,67 @@ struct FoldedRows {
   }
 };
 
-// One group of all rows, whose weights begin at `packed`; returns the bytes of them.
+// Elements that blocks are decoded to.
 template <typename Dot>
-size_t RunGroup(DotRows<Dot> rows, const uint8_t* packed, typename Dot::Operand* operand) {
+size_t OperandSize(const LinearTile& tile, size_t blocks) {
+  return blocks * Dot::kUnit * Dot::kPanel + (tile.multipliers != nullptr ? kExtraOf<Dot> : 0);
+}
+
+// f(first input, blocks) for all chunks of a panel.
+template <typename Dot, typename Function>
+void ForChunks(const LinearTile& tile, const Function& f) {
+  for (size_t begin = 0; begin < tile.k; begin += tile.group_size) {
+    const size_t left = tile.k - begin;
+    const size_t size = left < tile.group_size ? left : tile.group_size;
+    for (size_t done = 0; done < size; done += Dot::kChunk) {
+      const size_t count = size - done < Dot::kChunk ? size - done : Dot::kChunk;
+      f(begin + done, RoundUp(count, Dot::kStep) / Dot::kUnit);
+    }
+  }
+}
+
+template <typename Dot>
+size_t DecodedBytes(const LinearTile& tile) {
+  size_t size = 0;
+  ForChunks<Dot>(tile, [&](size_t, size_t blocks) { size += OperandSize<Dot>(tile, blocks); });
+  return size * sizeof(typename Dot::Operand);
+}
+
+template <typename Dot>
+void DecodePanel(const LinearTile& tile, void* to) {
+  auto* operand = static_cast<typename Dot::Operand*>(to);
+  const uint8_t* packed = tile.panel;
+  ForChunks<Dot>(tile, [&](size_t k, size_t blocks) {
+    packed += Dot::Decode(tile, packed, k, blocks, operand);
+    operand += OperandSize<Dot>(tile, blocks);
+  });
+}
+
+// Where the weights of the next group begin.
+template <typename Dot>
+struct Weights {
+  const uint8_t* packed;
+  const typename Dot::Operand* decoded;  // null: chunks are to be decoded, to
+  typename Dot::Operand* operand;
+
+  // The operand of the next chunk.
+  const typename Dot::Operand* Next(const LinearTile& tile, size_t k, size_t blocks) {
+    if (decoded != nullptr) {
+      const auto* const chunk = decoded;
+      decoded += OperandSize<Dot>(tile, blocks);
+      return chunk;
+    }
+    const size_t bytes = Dot::Decode(tile, packed, k, blocks, operand);
+    packed += bytes;
+    // The next codes come while these are multiplied; past the end of all nothing is read.
+    for (size_t i = 0; i < bytes; i += 64) FP4DIT_PREFETCH(packed + i);
+    return operand;
+  }
+};
+
+// One group of all rows.
+template <typename Dot>
+void RunGroup(DotRows<Dot> rows, Weights<Dot>* weights) {
   const LinearTile& tile = *rows.tile;
   const float* const act_scale =
       tile.act_scale == nullptr ? nullptr : tile.act_scale + rows.k / tile.act_group;
@@ -274,19 +193,16 @@ size_t RunGroup(DotRows<Dot> rows, const uint8_t* packed, typename Dot::Operand*
       alignas(64) float scale[Dot::kPanel];
       for (size_t n = 0; n < Dot::kPanel && act_scale != nullptr; ++n) scale[n] = *act_scale;
       if (act_scale != nullptr) rows.group_scale = scale;
-      return Dot::RunCodes(rows, packed);
+      weights->packed += Dot::RunCodes(rows, weights->packed);
+      return;
     }
   }
-  const uint8_t* const begin = packed;
   for (size_t left_blocks = rows.blocks; left_blocks > 0;) {
     constexpr size_t kMost = Dot::kChunk / Dot::kUnit;
     rows.blocks = left_blocks < kMost ? left_blocks : kMost;
     left_blocks -= rows.blocks;
     rows.last = left_blocks == 0 && act_scale == nullptr;
-    const size_t bytes = Dot::Decode(tile, packed, rows.k, rows.blocks, operand);
-    packed += bytes;
-    // The next codes come while these are multiplied; past the end of all nothing is read.
-    for (size_t i = 0; i < bytes; i += 64) FP4DIT_PREFETCH(packed + i);
+    rows.operand = weights->Next(tile, rows.k, rows.blocks);
     RunChunk<Dot>(rows);
     rows.first = false;
     rows.k += rows.blocks * Dot::kUnit;
@@ -296,7 +212,6 @@ size_t RunGroup(DotRows<Dot> rows, const uint8_t* packed, typename Dot::Operand*
     const size_t at = r * Dot::kPanel;
     Dot::FoldPanel(act_scale[r * tile.act_stride], rows.accumulator + at, rows.sum + at);
   }
-  return static_cast<size_t>(packed - begin);
 }
 
 template <typename Dot>
@@ -309,7 +224,8 @@ void RunLinearTile(const LinearTile& tile) {
   FoldedRows<Dot> folded;
   for (size_t i = 0; i < tile.rows * Dot::kPanel; ++i) sum[i] = 0.0f;
   if (tile.act_scale != nullptr) folded.Begin(tile);
-  const uint8_t* packed = tile.panel;
+  Weights<Dot> weights = {tile.panel, static_cast<const typename Dot::Operand*>(tile.decoded),
+                          operand};
   const uint8_t* staged = static_cast<const uint8_t*>(tile.staged);
   for (size_t begin = 0; begin < tile.k; begin += tile.group_size) {
     const size_t left = tile.k - begin;
@@ -317,10 +233,10 @@ void RunLinearTile(const LinearTile& tile) {
     const size_t padded = RoundUp(size, Dot::kStep);
     const uint8_t* q = Dot::kSums ? staged + tile.rows * sizeof(int32_t) : staged;
     const float* const scale = tile.group_scale + begin / tile.scale_group * Dot::kPanel;
-    packed += RunGroup<Dot>({&tile, reinterpret_cast<const typename Dot::Act*>(q), padded,
-                             reinterpret_cast<const int32_t*>(staged), begin, padded / Dot::kUnit,
-                             true, true, operand, scale, accumulator, sum},
-                            packed, operand);
+    RunGroup<Dot>({&tile, reinterpret_cast<const typename Dot::Act*>(q), padded,
+                   reinterpret_cast<const int32_t*>(staged), begin, padded / Dot::kUnit, true, true,
+                   nullptr, scale, accumulator, sum},
+                  &weights);
     staged += StagedGroupsBytes<Dot>(tile.rows, size,
                                      StagedGroup<Dot>(tile.rows, size, tile.multiplier_group));
     const bool ends = size == left || (begin + size) % tile.scale_group == 0;
@@ -348,6 +264,8 @@ constexpr LinearKernel kLinear = {{Dot::kPanel, Dot::kUnit, Dot::kStep},
                                   StagedBytes<Dot>,
                                   Stage<Dot>,
                                   RunLinearTile<Dot>,
+                                  DecodedBytes<Dot>,
+                                  DecodePanel<Dot>,
                                   Dot::Peak};
 
 }  // namespace
