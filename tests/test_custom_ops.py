@@ -365,7 +365,7 @@ BASE = Layer(FORMATS["e2m3"], FORMATS["e2m1"], 5, 40, 16)
         ({"act_format": "e3m4"}, ["input 'q' is int8", "wanted int16", "e3m4"]),
         ({"group_size": 0}, ["'group_size' is 0"]),
         ({"group_size": 8}, ["'weight_scale' has shape [5, 3]", "[5, 5]"]),
-        ({"K": 41}, ["'codes' has shape [5, 20]", "[N, 21]", "K = 41"]),
+        ({"K": 41, "act_group_size": 41}, ["'codes' has shape [5, 20]", "[N, 21]", "K = 41"]),
         ({"grid": [0.0] * 16}, ["'grid' has 0 at entry 1", "wanted 1"]),
         ({"K": None}, ["'K' is missing"]),
     ],

@@ -59,6 +59,7 @@ OrtStatus* FpLinearBase::ReadAttributes() {
         "integers are int8",
         name, weight_format_->name);
   }
+  if (multiplied_) FP4DIT_RETURN_IF_ERROR(CheckGroups());
   kind_ = kDotFloat;
   if (act_format_ == nullptr || IntegerTypeOf(*act_format_) == kFloatType) return nullptr;
   const IntegerType weight = IntegerTypeOf(*weight_format_);
@@ -71,6 +72,16 @@ OrtStatus* FpLinearBase::ReadAttributes() {
   const bool narrow = IntegerTypeOf(*act_format_) == kInt8Type && weight == kInt8Type;
   kind_ = narrow ? kDotInt8 : kDotInt16;
   return nullptr;
+}
+
+// What the body takes from an attribute of its own.
+OrtStatus* FpLinearBase::CheckGroups() const {
+  const size_t wanted = k_ / group_size_ + (k_ % group_size_ != 0 ? 1 : 0);
+  size_t found = 0;
+  FP4DIT_RETURN_IF_ERROR(node_.ReadSizeOr("groups", wanted, &found));
+  if (found == wanted) return nullptr;
+  return node_.Fail("attribute 'groups' is %zu, wanted %zu: groups of %zu in K = %zu", found, wanted,
+                    group_size_, k_);
 }
 
 // Groups of activations must be cut where those of weights are, or these where those are.

@@ -50,6 +50,7 @@ class FpLinearBase {
   Tensor* WeightInput(size_t index, Weights* weights, const char** name) const;
   OrtStatus* ReadAttributes();
   OrtStatus* ReadActGroup();
+  OrtStatus* CheckGroups() const;
   OrtStatus* CheckAccumulator() const;
   OrtStatus* PackConstants();
   OrtStatus* CheckWeights(const Weights& weights, const WeightSource& source) const;
