@@ -271,7 +271,7 @@ def test_dry_run_with_attention_in_float(run: Any) -> None:
         (["export", "--bits", "w5a6", "--dry-run"], ("w5a6", "expected")),
         (["export", "--bits", "four", "--dry-run"], ("four", "expected")),
         (["export", "--weight-format", "e9m9", "--dry-run"], ("e9m9", "e2m1")),
-        (["export", "--attention-format", "e3m4", "--dry-run"], ("attention", "e3m4", "6")),
+        (["export", "--attention-format", "e2m1", "--dry-run"], ("attention", "e2m1", "6")),
         (["export", "--rule", "nothing.*=e2m1", "--dry-run"], ("nothing.*", "matches none")),
         (["export", "--rule", "nonsense", "--dry-run"], ("nonsense", "PATTERN=FORMAT")),
         (["export", "--form", "flat", "--dry-run"], ("flat", "fused")),
