@@ -11,13 +11,15 @@ import numpy.typing as npt
 import torch
 
 from fp4dit_onnx.calibration.grid import quantize_rows
+from fp4dit_onnx.calibration.rotation import rotated
 from fp4dit_onnx.calibration.simulate import simulate, unquantized
 from fp4dit_onnx.errors import BundleError
 from fp4dit_onnx.families import Family
 from fp4dit_onnx.network.dynamic import dynamic
 from fp4dit_onnx.network.networks import diffusers_maker, refusals
 from fp4dit_onnx.network.positions import arguments_of
-from fp4dit_onnx.numbers.formats import FloatFormat
+from fp4dit_onnx.numbers.formats import format_by_name
+from fp4dit_onnx.spec.spec import Hadamard
 from fp4dit_onnx.spec.state import QuantizedState
 
 __all__ = ["Simulation", "network_runner", "torch_quantize"]
@@ -25,9 +27,12 @@ __all__ = ["Simulation", "network_runner", "torch_quantize"]
 Array = npt.NDArray[Any]
 
 
-def torch_quantize(x: Array, fmt: FloatFormat) -> tuple[Array, Array]:
-    """`numerics.quantize` as the simulation computes it."""
-    q, scale = quantize_rows(torch.from_numpy(x), fmt)
+def torch_quantize(x: Array, given: Mapping[str, Any]) -> tuple[Array, Array]:
+    """A quantize operator of these attributes, as the simulation computes it."""
+    fmt, tensor = format_by_name(given["format"]), torch.from_numpy(x)
+    if "block" in given:
+        tensor = rotated(tensor, Hadamard(given["block"]))
+    q, scale = quantize_rows(tensor, fmt, given["group_size"], given["candidates"][1:])
     return q.numpy().astype(fmt.integer_type), scale.numpy()
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -21,6 +22,12 @@ from fp4dit_onnx.passes.match import (
 
 __all__ = ["ONE", "FuseLinear"]
 
+_OPERATORS: dict[int, tuple[str, Callable[..., dict[str, Any]]]] = {
+    1: (ops.LINEAR, ops.linear_attributes),
+    2: (ops.LINEAR_INTEGER, ops.linear_integer_attributes),
+}
+"""By how many tensors hold the weight's scales."""
+
 ONE = "one"
 """Name of the scale of weight-only linears."""
 
@@ -31,8 +38,9 @@ class _Match:
     scale: gs.Tensor
     activation: FloatFormat | None
     unpack: gs.Node
-    weight_scale: gs.Tensor
+    weight_scales: list[gs.Tensor]
     group_size: int
+    act_group_size: int | None
     bias: gs.Constant | None
     output: gs.Tensor
 
@@ -41,6 +49,7 @@ class _Match:
 class FuseLinear:
     """``MatMul(Dequantize(q, s), Transpose(Dequantize(Unpack(codes), ws))) + bias`` is one FpLinear.
 
+    Where multipliers make the weight's scales it is one FpLinearInteger, which needs int8 activations.
     Without a quantized activation the FpLinear is weight-only: q is the float tensor, s is 1. A
     linear without bias gets zeros. The node is named like the layer; where one is called twice the
     second has a number, and shares the weight.
@@ -71,7 +80,14 @@ def _match(graph: gs.Graph, node: gs.Node, one: gs.Constant) -> _Match | Skip | 
     unpack = producer(dequantize.inputs[0], ops.UNPACK)
     if unpack is None:
         return Skip(node.name, "its weight is dequantized from no packed codes")
+    multiplied = producer(dequantize.inputs[1], ops.SCALE)
     pair = producer(node.inputs[0], ops.DEQUANTIZE)
+    activation = format_by_name(pair.attrs["format"]) if pair else None
+    if multiplied and (activation is None or activation.integer_type != np.int8):
+        found = activation.name if activation else "float"
+        return Skip(
+            node.name, f"its scales are multipliers of int8 products, its input is {found}"
+        )
     q, scale = (pair.inputs[0], pair.inputs[1]) if pair else (node.inputs[0], one)
     add = only_consumer(graph, node.outputs[0], "Add")
     bias = next((t for t in add.inputs if isinstance(t, gs.Constant)), None) if add else None
@@ -81,10 +97,11 @@ def _match(graph: gs.Graph, node: gs.Node, one: gs.Constant) -> _Match | Skip | 
     return _Match(
         q=q,
         scale=scale,
-        activation=format_by_name(pair.attrs["format"]) if pair else None,
+        activation=activation,
         unpack=unpack,
-        weight_scale=dequantize.inputs[1],
+        weight_scales=list(multiplied.inputs if multiplied else dequantize.inputs[1:]),
         group_size=int(dequantize.attrs["group_size"]),
+        act_group_size=int(pair.attrs["group_size"]) if pair else None,
         bias=bias,
         output=add.outputs[0] if add and bias is not None else node.outputs[0],
     )
@@ -107,15 +124,15 @@ def _rewrite(graph: gs.Graph, match: _Match) -> None:
     if bias is None:
         name = unique_name(f"{layer}.zero_bias", tensor_names(graph))
         bias = gs.Constant(name, np.zeros(codes.shape[0], np.float32))
+    op, attributes = _OPERATORS[len(match.weight_scales)]
+    k = int(match.unpack.attrs["K"])
     match.output.inputs.clear()
     graph.nodes.append(
         gs.Node(
-            ops.LINEAR,
+            op,
             _node_name(graph, layer),
-            ops.linear_attributes(
-                match.activation, weight, int(match.unpack.attrs["K"]), match.group_size
-            ),
-            [match.q, match.scale, codes, match.weight_scale, bias],
+            attributes(match.activation, weight, k, match.group_size, match.act_group_size),
+            [match.q, match.scale, codes, *match.weight_scales, bias],
             [match.output],
             domain=ops.DOMAIN,
         )

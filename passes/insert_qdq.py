@@ -9,7 +9,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from fp4dit_onnx import ops
-from fp4dit_onnx.numbers.formats import FloatFormat
+from fp4dit_onnx.numbers.formats import format_by_name
+from fp4dit_onnx.numbers.numerics import group_count
 from fp4dit_onnx.passes.base import PassReport, Skip, rewrite_all
 from fp4dit_onnx.passes.match import (
     Linear,
@@ -19,6 +20,7 @@ from fp4dit_onnx.passes.match import (
     tensor_names,
     unique_name,
 )
+from fp4dit_onnx.spec.spec import TensorSpec
 from fp4dit_onnx.spec.state import LayerLayout, Layout, QuantizedLayer, QuantizedState
 
 __all__ = ["InsertQdq", "insert_pair"]
@@ -29,14 +31,14 @@ class _Match:
     matmul: gs.Node
     x: gs.Tensor
     layer: LayerLayout | QuantizedLayer
-    format: FloatFormat
 
 
 @dataclass(frozen=True)
 class InsertQdq:
     """``MatMul(x, w)`` of a layer in the state becomes ``MatMul(Dequantize(Quantize(x)), w)``.
 
-    Linears that read the same tensor in the same format share one pair: q, k and v quantize once.
+    What the layer does to x before comes first: a FpHadamard. Linears that read the same tensor in the
+    same way share the nodes: q, k and v quantize once.
     """
 
     state: QuantizedState | Layout
@@ -44,14 +46,23 @@ class InsertQdq:
 
     def __call__(self, graph: gs.Graph) -> PassReport:
         """See the class."""
-        shared: dict[tuple[int, str], gs.Variable] = {}
+        rotated: dict[tuple[int, int], gs.Variable] = {}
+        shared: dict[tuple[int, TensorSpec], gs.Variable] = {}
 
         def rewrite(graph: gs.Graph, match: _Match) -> None:
-            key = (id(match.x), match.format.name)
-            if key not in shared:
-                own, k = f"{match.layer.name}.input", match.layer.k
-                shared[key] = insert_pair(graph, match.x, match.format, own, k)
-            match.matmul.inputs[0] = shared[key]
+            x, layer = match.x, match.layer
+            own = f"{layer.name}.input"
+            for rotation in layer.spec.input_ops:
+                turn = (id(x), rotation.block)
+                if turn not in rotated:
+                    rotated[turn] = insert_rotation(graph, x, rotation.block, own)
+                x = rotated[turn]
+            if layer.spec.input is not None:
+                key = (id(x), layer.spec.input)
+                if key not in shared:
+                    shared[key] = insert_pair(graph, x, layer.spec.input, own, layer.k)
+                x = shared[key]
+            match.matmul.inputs[0] = x
 
         return rewrite_all(graph, self.name, self._found(graph), rewrite)
 
@@ -64,21 +75,31 @@ def _match(linear: Linear, layer: LayerLayout | QuantizedLayer | None) -> _Match
     x = linear.matmul.inputs[0]
     if layer is None:
         return Skip(linear.layer, "not in the quantized state")
-    if layer.spec.activation_format is None:
+    if layer.spec.input is None and not layer.spec.input_ops:
         return Skip(linear.layer, "its activations stay in float")
-    if producer(x, ops.DEQUANTIZE):
+    if producer(x, ops.DEQUANTIZE) or producer(x, ops.HADAMARD):
         return Skip(linear.layer, "already quantized")
-    return _Match(linear.matmul, x, layer, layer.spec.activation_format)
+    return _Match(linear.matmul, x, layer)
 
 
-def insert_pair(graph: gs.Graph, x: gs.Tensor, fmt: FloatFormat, own: str, k: int) -> gs.Variable:
-    """The result of a new quantize-dequantize pair on `x` [..., k], one scale per row.
+def insert_rotation(graph: gs.Graph, x: gs.Tensor, block: int, own: str) -> gs.Variable:
+    """The result of a new FpHadamard of `x` [..., k], named after `own`."""
+    y = gs.Variable(unique_name(f"{own}.rotated", tensor_names(graph)), np.float32, x.shape)
+    name = unique_name(f"{own}/Hadamard", node_names(graph))
+    given = ops.hadamard_attributes(block)
+    graph.nodes.append(gs.Node(ops.HADAMARD, name, given, [x], [y], domain=ops.DOMAIN))
+    return y
+
+
+def insert_pair(graph: gs.Graph, x: gs.Tensor, spec: TensorSpec, own: str, k: int) -> gs.Variable:
+    """The result of a new quantize-dequantize pair on `x` [..., k], as `spec` says.
 
     Its nodes and tensors are named after `own`; a second pair of that name has a number.
     """
     nodes, tensors = node_names(graph), tensor_names(graph)
+    fmt, size = format_by_name(spec.format), spec.group_size or k
     rows = list(x.shape)[:-1] if x.shape else None
-    shape = None if rows is None else [*rows, 1]
+    shape = None if rows is None else [*rows, group_count(k, size)]
     q = gs.Variable(unique_name(f"{own}.q", tensors), fmt.integer_type, x.shape)
     scale = gs.Variable(unique_name(f"{own}.scale", tensors), np.float32, shape)
     value = gs.Variable(unique_name(f"{own}.value", tensors), np.float32, x.shape)
@@ -86,7 +107,7 @@ def insert_pair(graph: gs.Graph, x: gs.Tensor, fmt: FloatFormat, own: str, k: in
         gs.Node(
             ops.quantize_op(fmt),
             unique_name(f"{own}/Quantize", nodes),
-            ops.quantize_attributes(fmt),
+            ops.quantize_attributes(fmt, spec.group_size or ops.WHOLE_ROW, spec.candidates),
             [x],
             [q, scale],
             domain=ops.DOMAIN,
@@ -94,7 +115,7 @@ def insert_pair(graph: gs.Graph, x: gs.Tensor, fmt: FloatFormat, own: str, k: in
         gs.Node(
             ops.DEQUANTIZE,
             unique_name(f"{own}/Dequantize", nodes),
-            ops.dequantize_attributes(fmt, k),
+            ops.dequantize_attributes(fmt, size),
             [q, scale],
             [value],
             domain=ops.DOMAIN,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from fp4dit_onnx import ops
-from fp4dit_onnx.bundle.names import codes_of, scale_of
+from fp4dit_onnx.bundle.names import part_of
 from fp4dit_onnx.bundle.skeleton import placeholder
 from fp4dit_onnx.numbers.numerics import group_count
 from fp4dit_onnx.passes.base import PassReport, Skip, rewrite_all
@@ -19,6 +19,14 @@ from fp4dit_onnx.passes.match import Linear, is_output, linears
 from fp4dit_onnx.spec.state import LayerLayout, Layout, QuantizedLayer, QuantizedState, part_shapes
 
 __all__ = ["PackWeights"]
+
+_TYPES = {
+    "codes": onnx.TensorProto.UINT8,
+    "scale": onnx.TensorProto.FLOAT16,
+    "multipliers": onnx.TensorProto.UINT8,
+    "channel_scale": onnx.TensorProto.FLOAT,
+}
+"""Of a layer's parts whose values come later, by role."""
 
 
 @dataclass(frozen=True)
@@ -82,22 +90,40 @@ def _rewrite(graph: gs.Graph, match: _Match) -> None:
         transpose.inputs[0] = weight
 
 
-def _constants(layer: LayerLayout | QuantizedLayer) -> tuple[gs.Constant, gs.Constant]:
-    """Codes and the scales' values; of a layout, by shape and type alone."""
-    names = codes_of(layer.name), scale_of(layer.name)
+def _constants(layer: LayerLayout | QuantizedLayer) -> dict[str, gs.Constant]:
+    """The parts by role; of a layout, by shape and type alone."""
     if isinstance(layer, QuantizedLayer):
-        return gs.Constant(names[0], layer.codes), gs.Constant(names[1], layer.scale)
-    groups = group_count(layer.k, layer.spec.group_size)
-    shapes = part_shapes(layer.n, layer.k, layer.spec)["codes"], (layer.n, groups)
-    types = onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT16
-    absent = [placeholder(*a) for a in zip(names, shapes, types, strict=True)]
-    codes, scale = (gs.Constant(t.name, LazyValues(t)) for t in absent)
-    return codes, scale
+        return {r: gs.Constant(part_of(layer.name, r), v) for r, v in layer.parts.items()}
+    found = {}
+    for role, shape in part_shapes(layer.n, layer.k, layer.spec).items():
+        absent = placeholder(part_of(layer.name, role), shape, _TYPES[role])
+        found[role] = gs.Constant(absent.name, LazyValues(absent))
+    return found
+
+
+def _scale(graph: gs.Graph, name: str, groups: int, parts: Mapping[str, gs.Constant]) -> gs.Tensor:
+    """The scales of the weight's groups, [N, groups]."""
+    if "scale" in parts:
+        return parts["scale"]
+    given = [parts["multipliers"], parts["channel_scale"]]
+    scale = gs.Variable(f"{name}.weight.scale", np.float32, [given[1].shape[0], groups])
+    graph.nodes.append(
+        gs.Node(
+            ops.SCALE,
+            f"{name}.weight/Scale",
+            ops.scale_attributes(groups),
+            given,
+            [scale],
+            domain=ops.DOMAIN,
+        )
+    )
+    return scale
 
 
 def _packed(graph: gs.Graph, layer: LayerLayout | QuantizedLayer) -> gs.Variable:
     fmt, name = layer.spec.weight_format, layer.name
-    codes, scale = _constants(layer)
+    parts = _constants(layer)
+    scale = _scale(graph, name, group_count(layer.k, layer.spec.group_size), parts)
     integers = gs.Variable(f"{name}.weight.q", np.float32, [layer.n, layer.k])
     weight = gs.Variable(f"{name}.weight.value", np.float32, [layer.n, layer.k])
     graph.nodes += [
@@ -105,7 +131,7 @@ def _packed(graph: gs.Graph, layer: LayerLayout | QuantizedLayer) -> gs.Variable
             ops.UNPACK,
             f"{name}.weight/Unpack",
             ops.unpack_attributes(fmt, layer.k),
-            [codes],
+            [parts["codes"]],
             [integers],
             domain=ops.DOMAIN,
         ),

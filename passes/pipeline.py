@@ -25,6 +25,7 @@ from fp4dit_onnx.passes.constant_reshape import ConstantReshape
 from fp4dit_onnx.passes.drop_identity import DropIdentity
 from fp4dit_onnx.passes.fold_constants import FoldConstants
 from fp4dit_onnx.passes.fuse_attention import FuseAttention
+from fp4dit_onnx.passes.fuse_hadamard import FuseHadamard
 from fp4dit_onnx.passes.fuse_linear import FuseLinear
 from fp4dit_onnx.passes.insert_qdq import InsertQdq
 from fp4dit_onnx.passes.mend_key_transpose import MendKeyTranspose
@@ -55,7 +56,9 @@ def quantize_passes(
     state: QuantizedState | Layout, parameters: frozenset[str], form: str
 ) -> tuple[Pass, ...]:
     """Put the quantized state into a cleaned float graph, in the `form` asked for."""
-    fuse: tuple[Pass, ...] = (FuseLinear(), FuseAttention()) if form == "fused" else ()
+    fuse: tuple[Pass, ...] = (
+        (FuseHadamard(), FuseLinear(), FuseAttention()) if form == "fused" else ()
+    )
     return (
         InsertQdq(state),
         QuantizeAttention(state),

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from fp4dit_onnx.errors import Fp4DitError
-from fp4dit_onnx.numbers.formats import FloatFormat, format_by_name
 from fp4dit_onnx.passes.base import PassReport, Skip, rewrite_all
 from fp4dit_onnx.passes.insert_qdq import insert_pair
 from fp4dit_onnx.passes.match import Linear, linears, node_names, only_consumer
 from fp4dit_onnx.spec.recipe import ATTENTION_PARTS
+from fp4dit_onnx.spec.spec import TensorSpec
 from fp4dit_onnx.spec.state import Layout, QuantizedState
 
 __all__ = ["QuantizeAttention", "part_names"]
@@ -30,7 +30,7 @@ class _Match:
     name: str
     x: gs.Tensor
     transpose: gs.Node
-    format: FloatFormat
+    spec: TensorSpec
     head_dim: int
 
 
@@ -71,10 +71,10 @@ class QuantizeAttention:
                         f"{layer} with a float weight"
                     )
                 for linear in uses[layer]:
-                    yield _match(graph, linear, name, format_by_name(fmt))
+                    yield _match(graph, linear, name, TensorSpec.of_activations(fmt))
 
 
-def _match(graph: gs.Graph, linear: Linear, name: str, fmt: FloatFormat) -> _Match:
+def _match(graph: gs.Graph, linear: Linear, name: str, spec: TensorSpec) -> _Match:
     y = linear.matmul.outputs[0]
     add = only_consumer(graph, y, "Add")
     if add and any(isinstance(t, gs.Constant) for t in add.inputs):  # the bias
@@ -90,10 +90,8 @@ def _match(graph: gs.Graph, linear: Linear, name: str, fmt: FloatFormat) -> _Mat
     size = x.shape[-1] if x.shape else None
     if not isinstance(size, int):
         raise Fp4DitError(f"attention's {name}: shape {x.shape}, expected a known head size")
-    return _Match(name, x, transpose, fmt, size)
+    return _Match(name, x, transpose, spec, size)
 
 
 def _rewrite(graph: gs.Graph, match: _Match) -> None:
-    match.transpose.inputs[0] = insert_pair(
-        graph, match.x, match.format, match.name, match.head_dim
-    )
+    match.transpose.inputs[0] = insert_pair(graph, match.x, match.spec, match.name, match.head_dim)

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("onnx_graphsurgeon")
 
 from fp4dit_onnx import ops
-from fp4dit_onnx.bundle.names import codes_of, scale_of
+from fp4dit_onnx.bundle.names import codes_of, part_of
 from fp4dit_onnx.bundle.probe import read_state
 from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.compare import within
@@ -129,7 +129,7 @@ def test_pack_weights_computes_the_same_weight(bench: Any, weight_format: str, n
         "fc.bias",
     }
     assert bench.tensor(result, codes_of("fc")).dtype == np.uint8
-    assert bench.tensor(result, scale_of("fc")).dtype == np.float16
+    assert bench.tensor(result, part_of("fc", "scale")).dtype == np.float16
     assert (report.rewritten, report.skipped) == (1, ())
 
 

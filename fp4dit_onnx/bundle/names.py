@@ -10,7 +10,6 @@ __all__ = [
     "MODEL",
     "MODEL_INDEX",
     "REPORT",
-    "SCALE",
     "SCHEDULER_CONFIG",
     "STEP_TABLE",
     "TOKENIZER",
@@ -19,13 +18,13 @@ __all__ = [
     "WEIGHT",
     "codes_of",
     "model_of",
-    "scale_of",
+    "part_of",
 ]
 
 WEIGHT = ".weight"
 """Follows a layer's name: its float weight."""
-CODES, SCALE = f"{WEIGHT}.codes", f"{WEIGHT}.scale"
-"""Likewise: its packed codes, uint8 [N, B], and its scales, float16 or float32 [N, G]."""
+CODES = f"{WEIGHT}.codes"
+"""Likewise: its packed codes, uint8 [N, B]."""
 
 MODEL_INDEX = "model_index.json"
 CONFIG = "config.json"
@@ -48,9 +47,9 @@ def codes_of(layer: str) -> str:
     return layer + CODES
 
 
-def scale_of(layer: str) -> str:
-    """The tensor with the weight's scales of the layer of that torch name."""
-    return layer + SCALE
+def part_of(layer: str, role: str) -> str:
+    """The tensor with a part of the layer of that torch name, see `state.QuantizedLayer`."""
+    return f"{layer}{WEIGHT}.{role}"
 
 
 def model_of(part: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from onnx import numpy_helper
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.bundle.external_data import load_tensor
-from fp4dit_onnx.bundle.names import CODES, SCALE
+from fp4dit_onnx.bundle.names import CODES, WEIGHT
 from fp4dit_onnx.errors import BundleError
 from fp4dit_onnx.spec.recipe import ATTENTION_PARTS
+from fp4dit_onnx.spec.spec import Hadamard, LayerSpec
 from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
 ]
 
 Array = npt.NDArray[Any]
+PART_SIZES = {"channel_scale": "one size"}
+"""Of the parts of a layer that have no two: how many sizes."""
 
 
 def load_graph(path: Path) -> onnx.ModelProto:
@@ -63,14 +66,20 @@ def load_graph(path: Path) -> onnx.ModelProto:
     for node in graph.node:
         if node.domain == ops.DOMAIN:
             _check_node(node, path)
-            for place in ops.OPERATORS[node.op_type].parts.values():
-                tensor = tensors.get(node.input[place])
-                if tensor is not None and (len(tensor.dims) != 2 or min(tensor.dims) < 1):
+            for role, place in ops.OPERATORS[node.op_type].parts.items():
+                tensor, sizes = tensors.get(node.input[place]), PART_SIZES.get(role, "two sizes")
+                if tensor is not None and _sizes(tensor) != sizes:
                     raise BundleError(
                         f"{path}: tensor {tensor.name!r} of {node.op_type} has shape "
-                        f"{list(tensor.dims)}: expected two sizes from 1; copy it again"
+                        f"{list(tensor.dims)}: expected {sizes} from 1; copy it again"
                     )
     return model
+
+
+def _sizes(tensor: onnx.TensorProto) -> str | None:
+    """How many sizes it has, in words; None if one is below 1."""
+    words = {1: "one size", 2: "two sizes"}
+    return words.get(len(tensor.dims)) if min(tensor.dims, default=0) > 0 else None
 
 
 def _check_node(node: onnx.NodeProto, path: Path) -> None:
@@ -120,8 +129,11 @@ def layer_of(node: onnx.NodeProto) -> str | None:
 
     The name of the node will not do: where a linear is called again, that of the second has a number.
     """
-    ends = [(name, end) for name in node.input for end in (CODES, SCALE) if name.endswith(end)]
-    return ends[0][0].removesuffix(ends[0][1]) if ends else None
+    op = ops.operator_of(node)
+    for role, place in op.parts.items() if op else ():
+        if node.input[place].endswith(end := f"{WEIGHT}.{role}"):
+            return node.input[place].removesuffix(end)
+    return None
 
 
 @dataclass(frozen=True)
@@ -159,6 +171,7 @@ def read_state(model: onnx.ModelProto) -> QuantizedState:
         BundleError: an FpLinear whose weight is not an initializer; see `attention_formats` too.
     """
     layers = {}
+    makers = {name: node for node in model.graph.node for name in node.output}
     for view in custom_nodes(model):
         op = ops.OPERATORS[view.node.op_type]
         if op.spec is None:
@@ -169,8 +182,23 @@ def read_state(model: onnx.ModelProto) -> QuantizedState:
             parts = {role: view.constants[inputs[place]] for role, place in op.parts.items()}
         except KeyError as error:
             raise BundleError(f"node {name}: input {error} is not an initializer") from error
-        layers[name] = QuantizedLayer(name, op.spec(given), given["K"], parts)
+        spec = _with_makers(op.spec(given), inputs[0], makers)
+        layers[name] = QuantizedLayer(name, spec, given["K"], parts)
     return QuantizedState(layers, attention=attention_formats(model.graph))
+
+
+def _with_makers(spec: LayerSpec, q: str, makers: Mapping[str, onnx.NodeProto]) -> LayerSpec:
+    """The same with what the nodes before a linear say of its input, from `q` backwards."""
+    node = makers.get(q)
+    while node is not None and (op := ops.operator_of(node)):
+        given = attributes(node)
+        if op.role == "quantize" and spec.input:
+            chosen = replace(spec.input, candidates=tuple(given["candidates"][1:]))
+            spec = replace(spec, input=chosen)
+        if "block" in given:
+            spec = replace(spec, input_ops=(Hadamard(given["block"]),))
+        node = makers.get(node.input[0]) if op.role == "quantize" else None
+    return spec
 
 
 def attention_formats(graph: onnx.GraphProto) -> dict[str, str]:

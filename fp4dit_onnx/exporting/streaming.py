@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 
 from fp4dit_onnx.bundle.model_file import ModelFile
-from fp4dit_onnx.bundle.names import codes_of, scale_of
+from fp4dit_onnx.bundle.names import codes_of, part_of
 from fp4dit_onnx.checkpoint.tensor_files import TensorInfo
 from fp4dit_onnx.checkpoint.tensor_reading import read_chunks, read_float32
 from fp4dit_onnx.spec.state import LayerLayout, QuantizedLayer
@@ -76,7 +76,7 @@ class GraphValues:
         if layer not in self.layers:
             return read_chunks(self.tensors[name])
         made, error = self.quantizer(layer)
-        written = {codes_of(layer): made.codes, scale_of(layer): made.scale}
+        written = {part_of(layer, role): part for role, part in made.parts.items()}
         size = sum(value.nbytes for value in written.values())
         self._notes[codes_of(layer)] = LayerNote(size, error)
         self._pending |= written

@@ -17,14 +17,15 @@ from fp4dit_onnx import ops
 from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.bundle.external_data import load_tensor
 from fp4dit_onnx.bundle.manifest import Layer
-from fp4dit_onnx.bundle.names import CODES, WEIGHT, scale_of
+from fp4dit_onnx.bundle.names import CODES, WEIGHT, part_of
 from fp4dit_onnx.bundle.probe import load_graph
 from fp4dit_onnx.checkpoint.tensor_files import TensorInfo
 from fp4dit_onnx.checkpoint.tensor_reading import read_float32
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.numbers.compare import ratio_db
 from fp4dit_onnx.numbers.formats import FloatFormat, format_by_name
-from fp4dit_onnx.numbers.numerics import dequantize, expand_groups, quantize
+from fp4dit_onnx.numbers.numerics import dequantize, expand_groups, group_count, quantize
+from fp4dit_onnx.numbers.scale_formats import scale_format_by_name
 from fp4dit_onnx.report.data import Histogram
 from fp4dit_onnx.runtime import Pipeline
 
@@ -120,11 +121,20 @@ def histograms(
     found = []
     for layer in layers:
         if (info := tensors.get(layer.name + WEIGHT)) is not None:
-            scale = _initializer(graph, scale_of(layer.name), bundle.transformer.parent)
+            scale = _scale(graph, layer, bundle.transformer.parent)
             found.append(_of_weight(layer, read_float32(info), scale))
     found += _of_inputs(bundle, graph, layers, prompts, seeds, pipeline)
     order = {layer.name: number for number, layer in enumerate(layers)}
     return tuple(sorted(found, key=lambda h: order[h.layer]))
+
+
+def _scale(model: onnx.ModelProto, layer: Chosen, folder: Path) -> Array:
+    """The scales of a layer's groups, [N, G]."""
+    (n, k), scale = layer.row.shape, scale_format_by_name(layer.row.scale_format)
+    groups = group_count(k, layer.row.group_size)
+    roles = scale.shapes(n, groups)
+    parts = {role: _initializer(model, part_of(layer.name, role), folder) for role in roles}
+    return scale.join(parts, groups)
 
 
 def _initializer(model: onnx.ModelProto, name: str, folder: Path) -> Array:

@@ -28,8 +28,8 @@ SUB_BYTE_BITS: dict[int, int] = {
     onnx.TensorProto.FLOAT4E2M1: 4,
 }
 
-PART_KINDS = {"codes": "packed codes", "scale": "weight scales"}
-"""Parts of a layer, and what their bytes are counted as."""
+PART_KINDS = {"codes": "packed codes"}
+"""What the bytes of parts of a layer are counted as; all others are scales."""
 
 
 def inspect_path(path: Path) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def _bytes_by_kind(graph: onnx.GraphProto) -> dict[str, int]:
     for node in graph.node:
         op = ops.operator_of(node)
         for part, place in op.parts.items() if op else ():
-            roles[node.input[place]] = PART_KINDS[part]
+            roles[node.input[place]] = PART_KINDS.get(part, "weight scales")
     found: Counter[str] = Counter()
     for tensor in graph.initializer:
         name = onnx.TensorProto.DataType.Name(tensor.data_type).lower()

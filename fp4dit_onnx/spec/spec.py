@@ -48,6 +48,22 @@ class TensorSpec:
     dynamic: bool = False
     candidates: tuple[float, ...] = ()
 
+    @classmethod
+    def of_activations(cls, fmt: str, group_size: int | None = None) -> TensorSpec:
+        """Activations quantized online, a scale per token, or per token and `group_size` inputs.
+
+        In e2m1 the largest of such a group becomes 6 or 4, whichever loses less.
+        """
+        if group_size is None:
+            return cls(fmt, PerToken(), "float32", dynamic=True)
+        limits = FOUR_OVER_SIX if fmt == "e2m1" else ()
+        return cls(fmt, PerGroup(group_size), "float32", dynamic=True, candidates=limits)
+
+    @property
+    def group_size(self) -> int | None:
+        """Elements of a row that share a scale, None for all."""
+        return self.granularity.size if isinstance(self.granularity, PerGroup) else None
+
 
 @dataclass(frozen=True)
 class Hadamard:
@@ -99,15 +115,12 @@ class LayerSpec:
             activation: that of the activations, None for float.
             group_size: inputs that share a weight scale.
             scale: format of the weight's scales.
-            activation_group_size: inputs of a token that share a scale, None for all. In e2m1 the
-                largest of such a group becomes 6 or 4, whichever loses less.
+            activation_group_size: inputs of a token that share a scale, None for all.
             hadamard: block size of a rotation of the activations, None for none.
         """
         given = None
         if activation is not None:
-            shared = PerGroup(activation_group_size) if activation_group_size else PerToken()
-            limits = FOUR_OVER_SIX if activation_group_size and activation == "e2m1" else ()
-            given = TensorSpec(activation, shared, "float32", dynamic=True, candidates=limits)
+            given = TensorSpec.of_activations(activation, activation_group_size)
         rotation = (Hadamard(hadamard),) if hadamard else ()
         return cls(TensorSpec(weight, PerGroup(group_size), scale), given, rotation)
 
@@ -140,8 +153,7 @@ class LayerSpec:
     @property
     def activation_group_size(self) -> int | None:
         """Inputs of a token that share a scale; None for all of them, or float activations."""
-        shared = self.input.granularity if self.input else None
-        return shared.size if isinstance(shared, PerGroup) else None
+        return self.input.group_size if self.input else None
 
     @property
     def hadamard(self) -> int | None:

@@ -11,7 +11,6 @@ import numpy.typing as npt
 from fp4dit_onnx import ops
 from fp4dit_onnx.bundle.probe import NodeView, attributes
 from fp4dit_onnx.numbers.compare import Comparison, same_bits, within
-from fp4dit_onnx.numbers.formats import format_by_name
 
 __all__ = ["LIBRARY", "TORCH", "NodeChecks"]
 
@@ -52,7 +51,7 @@ class NodeChecks:
                 return None
             from fp4dit_onnx.calibration.parity import torch_quantize
 
-            found: Sequence[Array] = torch_quantize(inputs[0], format_by_name(given["format"]))
+            found: Sequence[Array] = torch_quantize(inputs[0], given)
         else:
             found = [self.outputs[name] for name in view.node.output]
         inputs, found = op.sample(given, inputs, found)

@@ -28,7 +28,7 @@ from onnx.reference import ReferenceEvaluator
 from fp4dit_onnx import ops
 from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.bundle.manifest import DEFAULT_TARGET
-from fp4dit_onnx.bundle.names import WEIGHT, codes_of, scale_of
+from fp4dit_onnx.bundle.names import WEIGHT, codes_of, part_of
 from fp4dit_onnx.bundle.probe import (
     attention_formats,
     attributes,
@@ -168,7 +168,9 @@ def _structure(subject: _Subject) -> Iterator[Check]:
     manifest = subject.bundle.manifest
     rows = {row.name: row for row in manifest.layers}
     shapes = [shape for row in rows.values() for shape in (row.shape, row.shape[::-1])]
-    kept = {row.name + WEIGHT for row in manifest.skipped} | {scale_of(name) for name in rows}
+    kept = {row.name + WEIGHT for row in manifest.skipped} | {
+        part_of(name, "scale") for name in rows
+    }
     names = {t.name for t in subject.model.graph.initializer}
     copies = [  # under whatever name: a folded transpose is a copy too
         t.name
