@@ -57,6 +57,7 @@ FpScale <groups> (multipliers, channel_scale) => (scale)
     results=(np.float32,),
     reference=_reference,
     caption=lambda given, size: f"Scales of a weight, {size}: {given['groups']} per channel",
+    role="scale",
     parts={"multipliers": 0, "channel_scale": 1},
 )
 

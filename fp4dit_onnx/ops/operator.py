@@ -22,7 +22,7 @@ WHOLE_ROW = 2**31 - 1
 Array = npt.NDArray[Any]
 Attributes = Mapping[str, Any]
 """Of a node, by name; text is str."""
-Role = Literal["quantize", "dequantize", "unpack", "linear", "attention", "other"]
+Role = Literal["quantize", "dequantize", "unpack", "scale", "linear", "attention", "other"]
 
 
 def _whole(given: Attributes, inputs: Sequence[Array], outputs: Sequence[Array]) -> Any:
@@ -45,8 +45,9 @@ class Operator:
             reference, float64, broadcast to the output; None where it has the same bits.
         sample: of inputs and outputs the part that `verify` compares, where all would take long.
         role: what readers of graphs take it for: ``quantize`` makes q and scale of its first input,
-            ``dequantize`` the value of both, ``unpack`` grid integers of a packed weight, ``linear`` and
-            ``attention`` compute on them. Of role ``other`` they ask nothing.
+            ``dequantize`` the value of both, ``unpack`` grid integers of a packed weight and
+            ``scale`` its scales, ``linear`` and ``attention`` compute on them. Of role ``other`` they
+            ask nothing.
         parts: role of a part of a quantized layer -> which input takes it.
         weight_format: the attribute that names the format of the packed weight.
         spec: from attributes to how the layer is quantized, for role ``linear``.

@@ -94,7 +94,7 @@ class _Standard:
         self._graph, self._ranges, self._folder = graph, ranges, folder
         self._given = {tensor.name: tensor for tensor in graph.initializer}
         self._names: dict[str, str] = {}  # what is read in place of a value
-        self._packed: dict[str, onnx.NodeProto] = {}  # result -> FpUnpack
+        self._packed: dict[str, onnx.NodeProto] = {}  # result -> FpUnpack or FpScale
         self._new: dict[str, onnx.TensorProto] = {}
         self._made: set[str] = set()
         self.tensors: dict[str, Deferred] = {}
@@ -118,6 +118,7 @@ class _Standard:
                 "quantize": self._activation,
                 "dequantize": self._dequantized,
                 "unpack": self._unpack,
+                "scale": self._unpack,
                 "linear": self._linear,
                 "attention": self._attention,
             }.get(ops.OPERATORS[node.op_type].role)
@@ -134,7 +135,12 @@ class _Standard:
 
     def _activation(self, node: onnx.NodeProto) -> Nodes:
         """Quantize and dequantize x with a constant scale; what reads q reads that."""
-        x = node.input[0]
+        x, given = node.input[0], attributes(node)
+        if "block" in given:  # of the rotated value no range is known
+            rotated = f"{node.name}/rotated"
+            self._names[node.output[0]] = rotated
+            block = ops.hadamard_attributes(given["block"])
+            return [_node(ops.HADAMARD, [x], [rotated], rotated, domain=ops.DOMAIN, **block)]
         largest = self._ranges.get(x, 0.0)
         self._names[node.output[0]] = f"{x}/dequantized" if largest > 0 else x
         if largest <= 0 or x in self._made:
@@ -157,23 +163,37 @@ class _Standard:
             self._names[node.output[0]] = node.input[0]
             return []
         given = attributes(unpack) | attributes(node)
-        return self._weight(unpack.input[0], node.input[1], given, node.output[0])
+        scale = self._scales(self._packed.get(node.input[1], node))
+        return self._weight(unpack.input[0], scale, given, node.output[0])
 
     def _linear(self, node: onnx.NodeProto) -> Nodes:
         given = attributes(node)
-        codes, scale = node.input[2:4]
+        codes = node.input[ops.OPERATORS[node.op_type].parts["codes"]]
         value = f"{codes.removesuffix(CODES)}/weight"
         columns, product = f"{node.name}/columns", f"{node.name}/product"
         made = [
-            *self._weight(codes, scale, given | {"format": given["weight_format"]}, value),
+            *self._weight(
+                codes, self._scales(node), given | {"format": given["weight_format"]}, value
+            ),
             _node("Transpose", [value], [columns], columns, perm=[1, 0]),
             _node("MatMul", [node.input[0], columns], [product], product),
-            _node("Add", [product, node.input[4]], list(node.output), node.name),
+            _node("Add", [product, node.input[-1]], list(node.output), node.name),
         ]
         made[-1].metadata_props.extend(node.metadata_props)
         return made
 
-    def _weight(self, codes: str, scale: str, given: Mapping[str, Any], value: str) -> Nodes:
+    def _scales(self, node: onnx.NodeProto) -> Callable[[], FloatArray]:
+        """Reads the scales of a weight's groups, float32 [N, G], that `node` takes."""
+        parts = {r: node.input[i] for r, i in ops.OPERATORS[node.op_type].parts.items()}
+        if "scale" in parts:
+            return lambda: self._read(parts["scale"]).astype(np.float32)
+        record, given = ops.OPERATORS[ops.SCALE], attributes(node)
+        roles = [parts[role] for role in record.parts]
+        return lambda: record.reference(given, [self._read(name) for name in roles])[0]
+
+    def _weight(
+        self, codes: str, scale: Callable[[], FloatArray], given: Mapping[str, Any], value: str
+    ) -> Nodes:
         """Dequantize the weight of `codes`; its values are called `value`."""
         if value in self._made:
             return []
@@ -186,11 +206,11 @@ class _Standard:
         )
 
         def scales() -> tuple[FloatArray, int]:
-            steps = self._read(scale).astype(np.float32) * kind.step(fmt)
+            steps = scale() * kind.step(fmt)
             return block_scales(steps, k, group)
 
         def weight() -> npt.NDArray[np.uint8]:
-            return stored_weight(self._read(codes), self._read(scale), k, fmt, group)
+            return stored_weight(self._read(codes), scale(), k, fmt, group)
 
         steps, block = scales()
         self._later(name, Deferred(kind.data_type, kind.bits, (steps.shape[0], k), weight))
@@ -260,7 +280,8 @@ def _linear_inputs(graph: onnx.GraphProto) -> list[str]:
     found = []
     for node in graph.node:
         part = node.name.removesuffix("/Quantize").rpartition(".")[2]
-        if ops.has_role(node, "quantize") and part not in ATTENTION_PARTS:
+        rotated = node.op_type == ops.HADAMARD_QUANTIZE
+        if ops.has_role(node, "quantize") and not rotated and part not in ATTENTION_PARTS:
             found.append(node.input[0])
     return list(dict.fromkeys(found))
 

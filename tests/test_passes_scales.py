@@ -1,0 +1,168 @@
+"""Layers with rotations, group scales of activations, candidates and multipliers, through the passes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+
+pytest.importorskip("onnx_graphsurgeon")
+
+from onnx.reference import ReferenceEvaluator
+
+from fp4dit_onnx import ops
+from fp4dit_onnx.bundle.probe import read_state
+from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.numbers.formats import FORMATS
+from fp4dit_onnx.numbers.hadamard import hadamard
+from fp4dit_onnx.numbers.scale_formats import MULTIPLIED
+from fp4dit_onnx.passes.fuse_hadamard import FuseHadamard
+from fp4dit_onnx.passes.fuse_linear import FuseLinear
+from fp4dit_onnx.passes.insert_qdq import InsertQdq
+from fp4dit_onnx.passes.pack_weights import PackWeights
+from fp4dit_onnx.passes.pipeline import run_passes
+from fp4dit_onnx.spec.spec import LayerSpec
+from fp4dit_onnx.spec.state import Layout, QuantizedLayer, QuantizedState, load_state, save_state
+from fp4dit_onnx.targets.standard import standard
+
+Array = npt.NDArray[Any]
+K, N = 20, 12
+FUSED = (FuseHadamard(), FuseLinear())
+
+SPECS = {
+    "T6": LayerSpec.of("e2m1", "e2m3", 8, MULTIPLIED, hadamard=8),
+    "T6g": LayerSpec.of("e1m2", "int6", 8, MULTIPLIED, activation_group_size=16, hadamard=8),
+    "T4": LayerSpec.of("e1m2", "e2m1", 8, MULTIPLIED, 4, candidates=(8.0,)),
+    "groups": LayerSpec.of("e2m1", "int6", 8, activation_group_size=4),
+    "float": LayerSpec.of("e2m1", None, 8, hadamard=4),
+    "wide": LayerSpec.of("e2m1", "e3m4", 8, hadamard=4),
+}
+NODES = {
+    "T6": [ops.HADAMARD_QUANTIZE, ops.LINEAR_INTEGER],
+    "T6g": [ops.HADAMARD_QUANTIZE, ops.LINEAR_INTEGER],
+    "T4": ["FpQuantize", ops.LINEAR_INTEGER],
+    "groups": ["FpQuantize", ops.LINEAR],
+    "float": [ops.HADAMARD, ops.LINEAR],
+    "wide": [ops.HADAMARD, "FpQuantizeInt16", ops.LINEAR],
+}
+EVERY_SPEC = pytest.mark.parametrize("name", SPECS)
+
+
+def layer(spec: LayerSpec, name: str = "fc") -> QuantizedLayer:
+    """Random codes and scales of a linear [N, K]."""
+    random, fmt = np.random.default_rng(0), spec.weight_format
+    scale = spec.scale_format.rounded(
+        random.uniform(0.01, 0.1, (N, numerics.group_count(K, spec.group_size))).astype(
+            np.float32
+        ),
+        fmt,
+    )
+    weight = random.standard_normal((N, K)).astype(np.float32) * np.float32(0.3)
+    q = numerics.quantize_groups(weight, scale, fmt, spec.group_size)
+    codes = numerics.pack(q, fmt.storage_bits)
+    return QuantizedLayer(name, spec, K, {"codes": codes, **spec.scale_format.split(scale, fmt)})
+
+
+def expected(x: Array, made: QuantizedLayer, bias: Array) -> Array:
+    """The layer in numpy."""
+    spec = made.spec
+    for rotation in spec.input_ops:
+        x = hadamard(x, rotation.block)
+    if spec.input is not None:
+        fmt, size = FORMATS[spec.input.format], spec.input.group_size or K
+        q, scale = numerics.quantize(x, fmt, size, spec.input.candidates)
+        x = numerics.dequantize(q, scale, size)
+    return np.asarray(x @ made.weight().T + bias)
+
+
+@EVERY_SPEC
+def test_both_forms_compute_the_layer(bench: Any, agree: Any, name: str) -> None:
+    model, parameters = bench.one_layer()
+    made, x = layer(SPECS[name]), bench.normal(2, 3, K)
+    state = QuantizedState({"fc": made})
+    wanted = expected(x, made, parameters["fc.bias"])
+    shown, reports = run_passes(model, [InsertQdq(state), PackWeights(state)])
+    assert [report.rewritten for report in reports] == [1, 1]
+    fused, _ = run_passes(shown, FUSED)
+    for result in (shown, fused):
+        onnx.checker.check_model(result, full_check=True)
+        (y,) = bench.run(result, {"x": x}).values()
+        agree(y, wanted, 1e-5)
+    assert [n.op_type for n in fused.graph.node] == NODES[name]
+    _, reports = run_passes(fused, [InsertQdq(state), PackWeights(state), *FUSED])
+    assert not any(report.rewritten for report in reports)
+
+
+@EVERY_SPEC
+def test_the_fused_graph_carries_the_state(bench: Any, name: str) -> None:
+    model, _ = bench.one_layer()
+    made = layer(SPECS[name])
+    state = QuantizedState({"fc": made})
+    fused, _ = run_passes(model, [InsertQdq(state), PackWeights(state), *FUSED])
+    found = read_state(fused).layers["fc"]
+    assert (found.spec.input, found.spec.input_ops) == (made.spec.input, made.spec.input_ops)
+    assert set(found.parts) == set(made.parts)
+    assert all(np.array_equal(found.parts[role], part) for role, part in made.parts.items())
+
+
+@EVERY_SPEC
+def test_a_layout_makes_the_same_graph_without_values(bench: Any, name: str) -> None:
+    model, _ = bench.one_layer()
+    state = QuantizedState({"fc": layer(SPECS[name])})
+    layout: Layout = state.layout
+    graphs = []
+    for held in (state, layout):
+        made, _ = run_passes(model, [InsertQdq(held), PackWeights(held), *FUSED])
+        graphs.append([n.SerializeToString(deterministic=True) for n in made.graph.node])
+        names = {t.name for t in made.graph.initializer}
+        assert {f"fc.weight.{role}" for role in state.layers["fc"].parts} < names
+    assert graphs[0] == graphs[1]
+
+
+@EVERY_SPEC
+def test_a_state_file_keeps_the_specification(tmp_path: Path, name: str) -> None:
+    made = layer(SPECS[name])
+    save_state(QuantizedState({"fc": made}), tmp_path / "state.safetensors")
+    assert load_state(tmp_path / "state.safetensors").layers["fc"].spec == made.spec
+
+
+def test_linears_in_the_same_way_share_the_rotation(bench: Any) -> None:
+    """And of those in other formats each quantizes the one rotated tensor."""
+    linears = bench.linear("a", "x", "y"), bench.linear("b", "x", "z")
+    text = f"g (float[B, {K}] x) => (float[B, {N}] y, float[B, {N}] z) {{ {''.join(linears)} }}"
+    model = bench.parse(text, bench.layer_parameters("a", "b"))
+    other = LayerSpec.of("e2m1", "int6", 8, MULTIPLIED, hadamard=8)
+    state = QuantizedState({"a": layer(SPECS["T6"], "a"), "b": layer(other, "b")})
+    fused, reports = run_passes(model, [InsertQdq(state), PackWeights(state), *FUSED])
+    found = [n.op_type for n in fused.graph.node]
+    assert found.count(ops.HADAMARD) == 1
+    assert found.count("FpQuantize") == 2
+    assert (
+        reports[2].skipped[0].reason == "read by FpQuantize, FpQuantize, expected one FpQuantize"
+    )
+
+
+def test_multipliers_with_float_activations_stay_dequantized(bench: Any) -> None:
+    model, _ = bench.one_layer()
+    state = QuantizedState({"fc": layer(LayerSpec.of("e2m1", None, 8, MULTIPLIED))})
+    made, reports = run_passes(model, [InsertQdq(state), PackWeights(state), FuseLinear()])
+    (skip,) = reports[2].skipped
+    assert skip.reason == "its scales are multipliers of int8 products, its input is float"
+    assert ops.SCALE in [n.op_type for n in made.graph.node]
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_standard_types_hold_the_layer(bench: Any, agree: Any, fuse: bool) -> None:
+    """Exactly its weight, of which the rotated input stays in float."""
+    model, parameters = bench.one_layer()
+    made, x = layer(SPECS["T6"]), bench.normal(3, 2, K)
+    state = QuantizedState({"fc": made})
+    passes = [InsertQdq(state), PackWeights(state), *(FUSED if fuse else ())]
+    result = standard(run_passes(model, passes)[0], {})
+    assert {n.domain for n in result.graph.node} == {""}
+    found = ReferenceEvaluator(result).run(None, {"x": x})[0]
+    agree(found, hadamard(x, 8) @ made.weight().T + parameters["fc.bias"], 1e-5)
