@@ -168,7 +168,7 @@ def test_linear_of_floats_under_several_scales(run: Run) -> None:
 def test_linear_integer(
     act: str, weight: str, group_size: int, of_row: int | None, run: Run
 ) -> None:
-    """And it is FpLinear of the integer weights under one scale per channel."""
+    """With several scales per row it is FpLinear of the integer weights in one group."""
     fmt, random = FORMATS[weight], np.random.default_rng(8)
     groups = numerics.group_count(K, group_size)
     q, scale = numerics.quantize(rows(9, M, K), FORMATS[act], of_row)
@@ -182,7 +182,9 @@ def test_linear_integer(
     grid = numerics.decode(numerics.unpack(codes, K, fmt.storage_bits), fmt)
     integers = numerics.dequantize(grid, times.astype(np.float32), group_size)
     assert np.abs(integers).max() <= 127
-    whole = numerics.linear(q, scale, integers, channel[:, None], bias, K, of_row)
-    assert same_bits(whole, y).ok
+    assert same_bits(numerics.linear_integer(q, scale, integers, channel, bias, of_row), y).ok
+    if of_row is not None:
+        whole = numerics.linear(q, scale, integers, channel[:, None], bias, K, of_row)
+        assert same_bits(whole, y).ok
     (scales,) = agrees(run, ops.SCALE, ops.scale_attributes(groups), multipliers, channel)
     assert same_bits(scales, times * channel[:, None]).ok

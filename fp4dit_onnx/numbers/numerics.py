@@ -31,6 +31,7 @@ __all__ = [
     "group_count",
     "largest_sum",
     "linear",
+    "linear_integer",
     "pack",
     "quantize",
     "quantize_groups",
@@ -284,6 +285,38 @@ def linear(
             part = _sum(q, weight, slice(start, stop))
         total = fma(steps[None, :, g], part, total)
     return total if several else fma(scale, total, bias)
+
+
+def linear_integer(
+    q: npt.NDArray[np.generic],
+    scale: FloatArray,
+    weight: FloatArray,
+    channel_scale: FloatArray,
+    bias: FloatArray,
+    act_group_size: int | None = None,
+) -> FloatArray:
+    """The definition of FpLinearInteger, bit for bit what every kernel and the body return.
+
+    With one scale per row ``y = scale * (channel_scale * sum) + bias``, each step rounded to float32:
+    the sum is exact, so a body of standard operators has the same bits. With several it is `linear`
+    of one group per row.
+
+    Args:
+        q: int8 [M, K] grid integers.
+        scale: float32 [M, J].
+        weight: float32 [N, K] grid integers times their groups' multipliers.
+        channel_scale: float16 or float32 [N].
+        bias: float32 [N].
+        act_group_size: inputs of a row per scale; None for all.
+
+    Returns:
+        float32 [M, N].
+    """
+    channels, k = channel_scale.astype(np.float32), q.shape[1]
+    if scale.shape[-1] > 1:
+        return linear(q, scale, weight, channels[:, None], bias, k, act_group_size)
+    y: FloatArray = scale * (channels * _sum(q, weight, slice(0, k))) + bias
+    return y
 
 
 def _sum(q: npt.NDArray[np.generic], weight: FloatArray, part: slice) -> FloatArray:

@@ -30,17 +30,22 @@ def _weight(given: Attributes, codes: Array, multipliers: Array) -> FloatArray:
 
 def _reference(given: Attributes, inputs: Sequence[Array]) -> Sequence[Array]:
     q, scale, codes, multipliers, channel_scale, bias = inputs
-    weight, k = _weight(given, codes, multipliers), given["K"]
-    channels = channel_scale[:, None]
-    return (numerics.linear(q, scale, weight, channels, bias, k, given["act_group_size"]),)
+    weight = _weight(given, codes, multipliers)
+    of_row = given["act_group_size"]
+    return (numerics.linear_integer(q, scale, weight, channel_scale, bias, of_row),)
 
 
 def _bound(given: Attributes, inputs: Sequence[Array]) -> npt.NDArray[np.float64]:
+    """None but 0 with one scale per row: sums are exact there, whatever their order."""
     q, scale, codes, multipliers, channel_scale, bias = inputs
+    if scale.shape[-1] == 1:
+        return np.zeros(1)
     value = _weight(given, codes, multipliers) * channel_scale.astype(np.float32)[:, None]
     return linear_bound(given, q, scale, value, bias)
 
 
+# A row's scales become shares of their largest, which with one scale are 1: values are integers then,
+# and float64 adds their products exactly. (MatMulInteger saturates on processors without VNNI.)
 LINEAR_INTEGER = replace(
     LINEAR,
     name="FpLinearInteger",
@@ -49,11 +54,31 @@ FpLinearInteger
     <act_format, weight_format, group_size, act_group_size, K, bits, grid, groups>
     (q, scale, codes, multipliers, channel_scale, bias) => (y)
 {
-    weight_scale = com.fp4dit.FpScale <groups: int = @groups> (multipliers, channel_scale)
-    y = com.fp4dit.FpLinear
-        <act_format: string = @act_format, weight_format: string = @weight_format,
-         group_size: int = @group_size, act_group_size: int = @act_group_size, K: int = @K,
-         bits: int = @bits, grid: floats = @grid> (q, scale, codes, weight_scale, bias)
+    none = Constant <value = float {0.0}> ()
+    one = Constant <value = float {1.0}> ()
+    last = Constant <value = int64[1] {-1}> ()
+    integers = com.fp4dit.FpUnpack
+        <format: string = @weight_format, bits: int = @bits, grid: floats = @grid, K: int = @K> (codes)
+    channels = Shape (channel_scale)
+    ones = Expand (one, channels)
+    times = com.fp4dit.FpScale <groups: int = @groups> (multipliers, ones)
+    weight = com.fp4dit.FpDequantize
+        <format: string = @weight_format, group_size: int = @group_size> (integers, times)
+    columns = Transpose <perm = [1, 0]> (weight)
+    row_scale = ReduceMax <keepdims = 1> (scale, last)
+    is_live = Greater (row_scale, none)
+    unit = Where (is_live, row_scale, one)
+    share = Div (scale, unit)
+    value = com.fp4dit.FpDequantize
+        <format: string = @act_format, group_size: int = @act_group_size> (q, share)
+    columns_wide = Cast <to = 11> (columns)
+    value_wide = Cast <to = 11> (value)
+    sum_wide = MatMul (value_wide, columns_wide)
+    sum = Cast <to = 1> (sum_wide)
+    channel = Cast <to = 1> (channel_scale)
+    of_channel = Mul (sum, channel)
+    scaled = Mul (of_channel, unit)
+    y = Add (scaled, bias)
 }
 """,
     doc="FpLinear of packed weights whose scales are multipliers of 4 bits, one for each output channel "
