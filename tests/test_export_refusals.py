@@ -284,18 +284,3 @@ def test_packages_of_the_report_are_asked_for_where_there_is_one(
     assert plan(request(tmp_path / "b", report=False)).layers
     with pytest.raises(MissingExtraError, match="matplotlib"):
         plan(request(tmp_path / "b"))
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"method": "tuned"}, "method tuned rotates the inputs of layers"),
-        ({"method": "fp-rtn", "activation_group_size": 16}, "gives groups of a token scales"),
-    ],
-)
-def test_what_no_operator_computes_is_refused(
-    tmp_path: Path, changes: dict[str, Any], words: str
-) -> None:
-    with pytest.raises(UsageError, match=words):
-        export(ExportRequest(tmp_path / "b", **changes))
-    assert not any(tmp_path.iterdir())

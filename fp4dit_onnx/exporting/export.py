@@ -29,7 +29,6 @@ from fp4dit_onnx.exporting.layers import totals
 from fp4dit_onnx.exporting.plan import (
     ExportRequest,
     Plan,
-    check_operators,
     format_row,
     plan,
     work_folder,
@@ -85,7 +84,6 @@ def export(request: ExportRequest, reporter: Reporter | None = None) -> ExportRe
     start = time.monotonic()
     report = reporter or SilentReporter()
     planned = plan(request)
-    check_operators(planned)
     request = planned.request
     for note in planned.notes:
         report.note(note)

@@ -36,7 +36,7 @@ from fp4dit_onnx.system.texts import clean
 from fp4dit_onnx.targets.table import target_by_name
 from fp4dit_onnx.values import checked_seed, real, whole
 
-__all__ = ["ExportRequest", "Plan", "check_operators", "format_row", "plan", "work_folder"]
+__all__ = ["ExportRequest", "Plan", "format_row", "plan", "work_folder"]
 
 TORCH_PACKAGES = ("torch", "diffusers", "transformers", "onnx_graphsurgeon", "onnxscript")
 SMALLEST_RAM = 2**26
@@ -200,24 +200,6 @@ def plan(request: ExportRequest) -> Plan:
         request=request,
         undrawable=_undrawable(checkpoint, sampling),
     )
-
-
-def check_operators(planned: Plan) -> None:
-    """Refuse what no operator of the graphs computes yet.
-
-    Raises:
-        UsageError: inputs that are to be rotated, or scales for groups of a token.
-    """
-    what = None
-    if any(stage.kind == "transform" for stage in planned.method.stages):
-        what = "rotates the inputs of layers"
-    elif any(spec.activation_group_size for spec in planned.specs.values()):
-        what = "gives groups of a token scales of their own"
-    if what is not None:
-        raise UsageError(
-            f"method {planned.method.name} {what}, which this version's graphs cannot: expected "
-            "another method, such as gptq"
-        )
 
 
 def _undrawable(checkpoint: Checkpoint, sampling: Sampling) -> tuple[str, ...]:
