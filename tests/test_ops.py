@@ -350,7 +350,7 @@ def test_attributes() -> None:
     assert ops.dequantize_attributes(e2m1, 64) == {"format": "e2m1", "group_size": 64}
     assert ops.unpack_attributes(e2m1, 7) == {"format": "e2m1", "bits": 4, "grid": grid, "K": 7}
     shared = {"weight_format": "e2m1", "group_size": 64, "bits": 4, "grid": grid, "K": 7}
-    row = {"act_group_size": 7}
+    row = {"act_group_size": ops.WHOLE_ROW}
     assert ops.linear_attributes(e2m3, e2m1, 7, 64) == {"act_format": "e2m3", **row, **shared}
     assert ops.linear_attributes(None, e2m1, 7, 64) == {"act_format": "", **row, **shared}
 

@@ -13,7 +13,7 @@ from fp4dit_onnx.numbers.compare import linear_rounding_bound
 from fp4dit_onnx.numbers.formats import FloatArray, FloatFormat, format_by_name
 from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE
 from fp4dit_onnx.ops.fp_unpack import unpack_attributes, unpacked
-from fp4dit_onnx.ops.operator import Array, Attributes, Operator
+from fp4dit_onnx.ops.operator import WHOLE_ROW, Array, Attributes, Operator
 from fp4dit_onnx.spec.spec import LayerSpec
 
 __all__ = ["LINEAR", "caption", "linear_attributes", "linear_bound", "spec_of"]
@@ -144,11 +144,11 @@ def linear_attributes(
         group_size: of them that share a weight scale.
         act_group_size: of a row that share an activation's scale; None for all.
     """
-    unpack = unpack_attributes(weight, k)
+    unpack, of_row = unpack_attributes(weight, k), act_group_size or k
     return {
         "act_format": act.name if act else "",
         "weight_format": unpack.pop("format"),
         "group_size": group_size,
-        "act_group_size": act_group_size or k,
+        "act_group_size": of_row if of_row < k else WHOLE_ROW,
         **{name: unpack[name] for name in ("K", "bits", "grid")},
     }
