@@ -36,7 +36,7 @@ FUSED = (FuseHadamard(), FuseLinear())
 SPECS = {
     "T6": LayerSpec.of("e2m1", "e2m3", 8, MULTIPLIED, hadamard=8),
     "T6g": LayerSpec.of("e1m2", "int6", 8, MULTIPLIED, activation_group_size=16, hadamard=8),
-    "T4": LayerSpec.of("e1m2", "e2m1", 8, MULTIPLIED, 4, candidates=(8.0,)),
+    "T4": LayerSpec.of("e1m2", "e2m1", 8, MULTIPLIED, 4),
     "groups": LayerSpec.of("e2m1", "int6", 8, activation_group_size=4),
     "float": LayerSpec.of("e2m1", None, 8, hadamard=4),
     "wide": LayerSpec.of("e2m1", "e3m4", 8, hadamard=4),

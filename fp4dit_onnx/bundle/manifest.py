@@ -117,7 +117,6 @@ class Layer:
         scale_format: of the weight's scales.
         activation_group_size: inputs of a token that share a scale, None for all.
         hadamard: block size of the rotation of its inputs, None for none.
-        candidates: of the activations' scales, see `TensorSpec`.
     """
 
     name: str
@@ -133,7 +132,6 @@ class Layer:
     scale_format: str = DEFAULT_SCALE
     activation_group_size: Positive | None = None
     hadamard: Positive | None = None
-    candidates: tuple[float, ...] = ()
 
     @property
     def formats(self) -> str:

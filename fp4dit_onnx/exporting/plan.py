@@ -299,7 +299,6 @@ def format_row(spec: LayerSpec) -> dict[str, Any]:
         "scale_format": spec.weight.scale,
         "activation_group_size": spec.activation_group_size,
         "hadamard": spec.hadamard,
-        "candidates": spec.input.candidates if spec.input else (),
     }
 
 

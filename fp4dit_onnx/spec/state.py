@@ -223,7 +223,6 @@ class _StoredLayer:
     scale: str = DEFAULT_SCALE
     activation_group_size: Positive | None = None
     hadamard: Positive | None = None
-    candidates: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
