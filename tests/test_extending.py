@@ -5,6 +5,7 @@ Their Python runs in tests/test_docs.py.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from fp4dit_onnx.calibration.draft import Draft
 from fp4dit_onnx.calibration.stages import STAGES, Evidence, LayerStage
 from fp4dit_onnx.errors import BundleError
 from fp4dit_onnx.numbers.formats import FORMATS, FloatFormat
+from fp4dit_onnx.system.silence import quiet
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPILER = os.environ.get("CXX", "c++")
@@ -215,3 +217,33 @@ def test_an_operator_from_outside_is_one_record(
     first = next(n.name for n in model.graph.node if n.op_type == record.name)
     assert len(failed) == 3
     assert all(f"first at node {first}" in c.detail for c in failed)
+
+
+def test_a_family_from_outside_is_one_record_and_one_line(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Its twin is exported block by block and verified, and the page's JSON has it."""
+    pytest.importorskip("diffusers")
+    import diffusers
+    import generate_families
+    from cogview3 import COGVIEW3, TWIN
+
+    from fp4dit_onnx.families import FAMILIES
+    from fp4dit_onnx.verification.verify import verify
+
+    FAMILIES.append(COGVIEW3)  # the line
+    request.addfinalizer(FAMILIES.pop)
+    with quiet():
+        network = diffusers.CogView3PlusTransformer2DModel(**TWIN)
+        network.save_pretrained(tmp_path / "twin" / "transformer")
+    index = {
+        "_class_name": COGVIEW3.pipelines[0],
+        "transformer": ["diffusers", COGVIEW3.transformer],
+    }
+    (tmp_path / "twin" / "model_index.json").write_text(json.dumps(index))
+    made = exported(tmp_path / "bundle", model=tmp_path / "twin")
+    linears = {n for n, m in network.named_modules() if type(m).__name__ == "Linear"}
+    assert {row.name for row in made.manifest.layers} == linears
+    assert verify(made.bundle, quick=True).ok
+    known = {family["name"]: family for family in json.loads(generate_families.render())}
+    assert known[COGVIEW3.name]["encoders"] == ["text_encoder"]

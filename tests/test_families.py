@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
+from fp4dit_onnx.bundle.manifest import Sampling
 from fp4dit_onnx.calibration.methods import method_by_name
-from fp4dit_onnx.errors import CheckpointError
+from fp4dit_onnx.errors import CheckpointError, UsageError
 from fp4dit_onnx.families import DYNAMIC, FAMILIES, Family, InputSpec, family_of
 from fp4dit_onnx.families.dit import DIT
+from fp4dit_onnx.families.flux import FLUX
 from fp4dit_onnx.families.hunyuan import HUNYUAN_DIT
 from fp4dit_onnx.families.pixart import (
     FIRST_FFN_LINEAR,
@@ -17,6 +20,8 @@ from fp4dit_onnx.families.pixart import (
     PIXART_SIGMA,
     has_conditions,
 )
+from fp4dit_onnx.families.request import Encoded, Request
+from fp4dit_onnx.families.sd3 import SD3
 from fp4dit_onnx.spec.recipe import make_recipe
 from fp4dit_onnx.spec.spec import LayerSpec
 
@@ -164,3 +169,58 @@ def test_arguments(conditions: dict[str, int]) -> None:
         "added_cond_kwargs": expected,
         "return_dict": False,
     }
+
+
+def test_guidance_is_the_familys() -> None:
+    """DiT has the rows with the condition first, Flux has no others, and 1 is no guidance."""
+    rows = np.array([[1.0], [2.0], [4.0], [8.0]], np.float32)
+    assert PIXART_ALPHA.guidance.combined(rows, 3.0).tolist() == [[10], [20]]
+    assert DIT.guidance.combined(rows, 3.0).tolist() == [[-5], [-10]]
+    for guidance, weight in ((FLUX.guidance, 3.0), (PIXART_ALPHA.guidance, 1.0)):
+        assert guidance.combined(rows, weight) is rows
+    assert [f.guidance.doubles(3.0) for f in (PIXART_ALPHA, DIT, FLUX, SD3)] == [
+        True,
+        True,
+        False,
+        True,
+    ]
+
+
+def test_rows_are_in_the_order_of_guidance() -> None:
+    sampling = Sampling(1, 3.0, 64, 64, 16)
+    index = {"id2label": {"7": "goose"}}
+
+    def request(family: Family) -> Request:
+        return Request(["goose", "3"], "", sampling, family.guidance, {}, index)
+
+    labels = DIT.feed(request(DIT), never)["class_labels"]
+    assert labels.tolist() == [7, 3, 1000, 1000]
+    assert request(PIXART_ALPHA).in_order(["a", "b"], "none") == ["none", "none", "a", "b"]
+    assert request(FLUX).in_order(["a", "b"], "none") == ["a", "b"]
+
+
+def never(*_: object) -> Encoded:
+    raise AssertionError
+
+
+def test_latents_are_the_familys() -> None:
+    """Flux packs squares of two, DiT's network gives the variance beside, a VAE may shift."""
+    shape = (1, 2, 4, 6)
+    latents = np.arange(48, dtype=np.float32).reshape(shape)
+    packed = FLUX.latents.pack(latents)
+    assert packed.shape == (1, 6, 8)
+    assert packed[0, 1].tolist() == [2, 3, 8, 9, 26, 27, 32, 33]
+    assert np.array_equal(FLUX.latents.prediction(packed, shape), latents)
+    both = np.concatenate([latents, -latents], axis=1)
+    assert np.array_equal(DIT.latents.prediction(both, shape), latents)
+    half = SD3.latents.for_decoder(np.float32(3), {"scaling_factor": 1.5, "shift_factor": 0.5})
+    assert half == 2.5
+    for config in ({}, {"scaling_factor": None, "shift_factor": None}):
+        assert SD3.latents.for_decoder(np.float32(0.18215), config) == 1
+
+
+@pytest.mark.parametrize("family", [DIT, FLUX], ids=["DiT", "Flux"])
+def test_no_negative_prompt_where_guidance_has_none(family: Family) -> None:
+    request = Request(["0"], "dull", Sampling(1, 3.0, 64, 64, 16), family.guidance, {}, {})
+    with pytest.raises(UsageError, match=r"negative prompt 'dull': .* leads away from none"):
+        family.check(request)

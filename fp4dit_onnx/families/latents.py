@@ -53,9 +53,9 @@ class Latents:
         grid = tokens.reshape(batch, height // side, width // side, channels, side, side)
         return grid.transpose(0, 3, 1, 4, 2, 5).reshape(shape)
 
-    def prediction(self, output: Any, in_channels: int) -> Any:
-        """The part of the transformer's output [B, ...] that the sampler reads: no variance."""
-        return output if self.packing > 1 else output[:, :in_channels]
+    def prediction(self, output: FloatArray, shape: tuple[int, ...]) -> FloatArray:
+        """What the sampler reads of a transformer's output for latents of `shape`: no variance."""
+        return self.unpack(output, shape)[:, : shape[1]]
 
     def for_decoder(self, latents: Any, vae_config: Mapping[str, Any]) -> Any:
         """What a VAE's decoder takes, of latents as they are denoised.

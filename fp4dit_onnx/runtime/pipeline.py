@@ -373,7 +373,7 @@ class Pipeline:
             **fixed,
         }
         output = _run(self.transformer, feed, "transformer")[0]
-        prediction = family.latents.unpack(output, rows.shape)[:, : latents.shape[1]]
+        prediction = family.latents.prediction(output, rows.shape)
         combined: FloatArray = family.guidance.combined(prediction, request.sampling.guidance)
         return combined
 
