@@ -14,6 +14,7 @@ from onnx.reference import ReferenceEvaluator
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.numbers.attention import attention, exp
 from fp4dit_onnx.numbers.compare import attention_rounding_bound, same_bits, sqnr_db, within
 from fp4dit_onnx.numbers.formats import FORMATS
 from fp4dit_onnx.runtime.library import Library, library_path
@@ -80,16 +81,16 @@ def run(fmt: str, given: list[Array], library: bool = True, threads: int = 2) ->
 
 def reference(fmt: str, given: list[Array]) -> Array:
     scale = float(np.float32(given[0].shape[-1] ** -0.5))
-    return numerics.attention(*given, scale, FORMATS[fmt])  # type: ignore[arg-type]
+    return attention(*given, scale, FORMATS[fmt])  # type: ignore[arg-type]
 
 
 def test_exp() -> None:
     x = np.concatenate([-np.geomspace(1e-30, 87, 20001), [0.0]]).astype(np.float32)
     exact = np.exp(x.astype(np.float64))
-    assert np.abs(numerics.exp(x) / exact - 1).max() < 4e-6
+    assert np.abs(exp(x) / exact - 1).max() < 4e-6
     odd = np.array([np.nan, -np.inf, -87.001, -1e30], np.float32)
-    assert same_bits(numerics.exp(odd), np.array([np.nan, 0, 0, 0], np.float32)).ok
-    assert numerics.exp(np.float32([0]))[0] == 1
+    assert same_bits(exp(odd), np.array([np.nan, 0, 0, 0], np.float32)).ok
+    assert exp(np.float32([0]))[0] == 1
 
 
 @pytest.mark.parametrize("fmt", ["e2m3", "e3m4"])
@@ -110,7 +111,7 @@ def test_reference_is_attention(fmt: str, shape: tuple[int, ...]) -> None:
         assert sqnr_db(exact, other) > 75
     assert not within(found, found * np.float32(1.01), bound).ok
     if shape[2] > 1:  # the bound notices a wrong scale of the scores
-        wrong = numerics.attention(*given, scale * 1.02, FORMATS[fmt])  # type: ignore[arg-type]
+        wrong = attention(*given, scale * 1.02, FORMATS[fmt])  # type: ignore[arg-type]
         assert not within(wrong, exact, bound).ok
 
 

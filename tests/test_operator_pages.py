@@ -14,6 +14,7 @@ from one_operator import one_operator, run_ort
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.numbers.attention import attention
 from fp4dit_onnx.numbers.compare import (
     attention_rounding_bound,
     same_bits,
@@ -242,7 +243,7 @@ def test_attention(name: str) -> None:
     bias = random.standard_normal((2, 1, 1, 300)).astype(np.float32)
     bias[1, ..., 200:] = -10000
     inputs = [*parts, bias]
-    wanted = numerics.attention(*inputs, 0.3, fmt)
+    wanted = attention(*inputs, 0.3, fmt)
     attend = reference("fp_attention", ops.ATTENTION, "FpQuantize", ops.LINEAR)
     assert_same(wanted, attend(*inputs, 0.3, fmt.max_integer))
     assert not same_bits(wanted, attend(*inputs, 0.31, fmt.max_integer)).ok

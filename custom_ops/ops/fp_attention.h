@@ -1,5 +1,5 @@
 // FpAttention: softmax(q k^T * attention_scale + bias) v of quantized q, k and v.
-// numerics.attention is the definition.
+// attention.attention is the definition.
 
 #ifndef FP4DIT_OPS_FP_ATTENTION_H_
 #define FP4DIT_OPS_FP_ATTENTION_H_

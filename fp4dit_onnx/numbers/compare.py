@@ -132,7 +132,7 @@ def attention_rounding_bound(
     bias: Array,
     attention_scale: float,
 ) -> npt.NDArray[np.float64]:
-    """How far `numerics.attention` and float32 attention on the dequantized tensors may lie apart.
+    """How far `attention.attention` and float32 attention on the dequantized tensors may lie apart.
 
     Scores differ by at most d, as linears of D inputs, so a probability by a factor of at most
     exp(2 d), numerator and sum, and twice EXP_ERROR. The sums over L keys, of exponentials and of
@@ -141,7 +141,7 @@ def attention_rounding_bound(
     most ``p_max * max(v_scale) / (2 * 32767)`` a key, p_max the row's largest probability.
 
     Args:
-        q: see `numerics.attention`, also on the others.
+        q: see `attention.attention`, also on the others.
         q_scale: of q.
         k: keys.
         k_scale: of k.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.numbers.attention import attention
 from fp4dit_onnx.numbers.compare import attention_rounding_bound
 from fp4dit_onnx.numbers.formats import FloatFormat, format_by_name
 from fp4dit_onnx.ops.operator import Array, Attributes, Operator
@@ -41,7 +41,7 @@ FpAttention <format, attention_scale> (q, q_scale, k, k_scale, v, v_scale, bias)
 
 def _reference(given: Attributes, inputs: Sequence[Array]) -> Sequence[Array]:
     fmt = format_by_name(given["format"])
-    return (numerics.attention(*inputs, given["attention_scale"], fmt),)
+    return (attention(*inputs, given["attention_scale"], fmt),)
 
 
 def _bound(given: Attributes, inputs: Sequence[Array]) -> npt.NDArray[np.float64]:

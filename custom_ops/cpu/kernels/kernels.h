@@ -157,7 +157,7 @@ constexpr float kHadamardFactors[] = {1.0f,    0x1.6a09e6p-1f, 0.5f,    0x1.6a09
 // A run of integers under one scale: y[i] = q[i] * scale.
 using DequantizeRun = void (*)(const void* q, size_t count, float scale, float* y);
 
-// A row of attention scores against one tile of keys, see numerics.attention.
+// A row of attention scores against one tile of keys, see attention.attention.
 struct SoftmaxRow {
   float* scores;             // [count]; become exp(score - max) * value_scale
   const float* value_scale;  // [count]
@@ -169,7 +169,7 @@ struct SoftmaxRow {
 using SoftmaxKernel = void (*)(SoftmaxRow* row);
 constexpr size_t kSoftmaxLanes = 16;
 
-// The constants of numerics.exp. ln 2 is split so that n * high is exact.
+// The constants of attention.exp. ln 2 is split so that n * high is exact.
 constexpr float kExpLog2E = 1.44269502f;
 constexpr float kExpLn2High = 0.693359375f;
 constexpr float kExpLn2Low = -2.12194442e-4f;

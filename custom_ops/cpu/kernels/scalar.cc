@@ -214,7 +214,7 @@ void Dequantize(const void* integers, size_t count, float scale, float* y) {
   for (size_t i = 0; i < count; ++i) y[i] = static_cast<float>(q[i]) * scale;
 }
 
-// numerics.exp.
+// attention.exp.
 float Exp(float x) {
   const float z = std::fma(x, kExpLog2E, kExpRounder);
   const float n = z - kExpRounder;

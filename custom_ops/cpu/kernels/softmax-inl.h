@@ -1,6 +1,6 @@
 // Softmax of a row of scores in vector registers, see broadcast_dot-inl.h; included by files of
-// kernels only. See linear_tile-inl.h on the anonymous namespace, numerics.exp and
-// numerics.attention on the definition.
+// kernels only. See linear_tile-inl.h on the anonymous namespace, attention.exp and
+// attention.attention on the definition.
 
 #ifndef FP4DIT_CPU_KERNELS_SOFTMAX_INL_H_
 #define FP4DIT_CPU_KERNELS_SOFTMAX_INL_H_
