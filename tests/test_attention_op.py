@@ -173,7 +173,7 @@ def test_rows_that_are_not_numbers(isa: str) -> None:
         (2, (2, 7, 2, 9), np.int8, ["'k' has shape [2, 7, 2, 9]", "[2, 5, 3, 9]"]),
         (2, (2, 0, 3, 9), np.int8, ["'k_scale'"]),
         (4, (2, 6, 3, 9), np.int8, ["'v_scale'", "[2, 7, 3, 1]"]),
-        (5, (2, 7, 3, 2), np.float32, ["'v_scale' is float [2, 7, 3, 2]", "one scale a row"]),
+        (5, (2, 7, 3, 2), np.float32, ["'v_scale' is float [2, 7, 3, 2]", "one scale per row"]),
         (6, (2, 1, 5, 7), np.float32, ["'bias' is float [2, 1, 5, 7]", "[1 or 2, 1, 1, 1 or 7]"]),
         (6, (3, 1, 1, 7), np.float32, ["'bias'", "[3, 1, 1, 7]"]),
     ],

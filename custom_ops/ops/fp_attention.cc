@@ -158,7 +158,7 @@ OrtStatus* FpAttention::CheckIntegers(const Tensor& q, const Tensor& scale,
   bool scales = scale.type == ort::kFloat && scale.rank == 4 && scale.Dim(3) == 1;
   for (size_t axis = 0; axis < 3; ++axis) scales = scales && scale.dims[axis] == q.dims[axis];
   if (!scales) {
-    return node_.Fail("input '%s' is %s %s, wanted float, one scale a row of '%s' %s", scale.name,
+    return node_.Fail("input '%s' is %s %s, wanted float, one scale per row of '%s' %s", scale.name,
                       TypeName(scale.type), ShapeText(scale).text, q.name, ShapeText(q).text);
   }
   return nullptr;

@@ -217,7 +217,7 @@ OrtStatus* FpLinearBase::CheckActivations(const Tensor& q, const Tensor& scale,
   }
   const size_t scales = k_ / act_group_ + (k_ % act_group_ != 0 ? 1 : 0);
   FP4DIT_RETURN_IF_ERROR(
-      CheckLast(node_, scale, scales, scales == 1 ? "one scale a row" : "groups in K"));
+      CheckLast(node_, scale, scales, scales == 1 ? "one scale per row" : "groups in K"));
   return CheckScaleRows(node_, q, scale, scale_stride);
 }
 

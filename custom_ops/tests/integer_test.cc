@@ -131,7 +131,7 @@ void TestIntegerRefusals() {
   Refuses(op, SetInput(4, ort::kInt8, {5}), {"'channel_scale'", "int8"});
   Refuses(op, SetInput(5, ort::kFloat, {4}), {"'bias'", "[4]"});
   Refuses(op, SetInput(2, ort::kUint8, {5, 4}), {"'codes'", "[5, 4]"});
-  Refuses(op, SetInput(1, ort::kFloat, {3, 2}), {"'scale'", "[3, 2]", "one scale a row"});
+  Refuses(op, SetInput(1, ort::kFloat, {3, 2}), {"'scale'", "[3, 2]", "one scale per row"});
   Refuses(op, SetInput(0, ort::kInt16, {3, 10}), {"'q'", "int16"});
   Refuses(op, [](Sample* s) { s->node.texts["act_format"] = ""; }, {"''", "int8"});
   Refuses(op, [](Sample* s) { s->node.texts["act_format"] = "e3m4"; }, {"'e3m4'", "int8"});

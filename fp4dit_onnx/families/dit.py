@@ -28,7 +28,8 @@ DIT = Family(
         ),
     ),
     guidance=Guidance(
-        negative_first=False, refusal="this model draws classes and leads away from none"
+        negative_first=False,
+        refusal="this model generates images of classes and takes no negative prompt",
     ),
     examples=("0", "1", "2", "3"),
     blocks=(

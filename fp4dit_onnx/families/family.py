@@ -69,7 +69,7 @@ class Family:
             the config has none.
         grouped: see `Interface`.
         rotary: see `Interface`, for a config.
-        guidance: how it is led towards the prompt.
+        guidance: how it follows the prompt.
         latents: how it takes them.
         largest_grid: side of the stored table of positions, in patches, of a config; None of other
             transformers, whose positions are computed for any size.

@@ -50,7 +50,7 @@ FLUX = Family(
             "guidance", "float32", ("batch",), source=Numbers(("guidance",)), when=_has_guidance
         ),
     ),
-    guidance=Guidance("embedded", refusal="the guidance of Flux leads away from none"),
+    guidance=Guidance("embedded", refusal="Flux takes no negative prompt"),
     latents=Latents(packing=2),
     sigmas_from_one=True,
     blocks=(

@@ -1,4 +1,4 @@
-"""How a pipeline is led towards its prompt."""
+"""Guidance: how a pipeline follows its prompt."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Guidance"]
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance, or what stands for it.
+    """Classifier-free guidance, or its substitute.
 
     Attributes:
         kind: ``cfg`` calls the transformer with the condition and without it in one batch;

@@ -1,6 +1,6 @@
 """Hunyuan-DiT 1.1 and 1.2: rotary embeddings, QK norm, long skips, a bilingual BERT and mT5.
 
-Version 1.1 is told facts about the picture, which are those that diffusers tells by default: an
+Version 1.1 takes facts about the image, here the defaults of diffusers: an
 original of 1024 by 1024 pixels, of which all was kept (top and left 0), and style 0.
 """
 
@@ -14,7 +14,7 @@ from fp4dit_onnx.families.sources import Mask, Numbers, States
 __all__ = ["HUNYUAN_DIT"]
 
 BASE_LATENTS = 64
-"""The rotary grid of every size is fitted into that of a picture of 512 pixels."""
+"""The rotary grid of every size is fitted into that of an image of 512 pixels."""
 _BERT = Text("text_encoder", 77, "text_len")
 _MT5 = Text("text_encoder_2", 256, "text_len_t5")
 _OUTER = {

@@ -1,4 +1,4 @@
-"""How a network is called: its inputs, its outputs, and what of it repeats."""
+"""How a network is called: its inputs, its outputs, and its lists of blocks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class InputSpec:
     Attributes:
         name: diffusers' own name.
         dtype: numpy name of the element type.
-        dims: one entry an axis: a key of the network's config (its value is the size), a fixed
+        dims: one entry per axis: a key of the network's config (its value is the size), a fixed
             size, or the name of a dynamic axis, one of `DYNAMIC`.
         values: numbers below which integers are, or a key of the config; None for a mask. Of the
             timestep: the one at which there is nothing but noise, `TIMESTEPS` if None.
@@ -81,7 +81,7 @@ def count_of(config: Config, key: str, usual: int) -> int:
     """A size that the class has a default for.
 
     Raises:
-        UsageError: it is no whole number from 1.
+        UsageError: it is not a whole number from 1.
     """
     found = config.get(key, usual)
     if not isinstance(found, int) or isinstance(found, bool) or found < 1:
@@ -98,7 +98,7 @@ class GridRotary:
 
     Attributes:
         argument: of the transformer's forward.
-        patch: latents a patch, along one side.
+        patch: latents per patch, along one side.
         head_dim: channels of an attention head.
         base: side of the square, in patches, into which every grid is fitted.
     """
@@ -111,7 +111,7 @@ class GridRotary:
 
 @dataclass(frozen=True)
 class Interface:
-    """How a torch module is called, and what of it repeats.
+    """How a torch module is called, and its lists of blocks.
 
     Attributes:
         inputs: in graph order.

@@ -1,4 +1,4 @@
-"""Latents as a transformer takes them, and as a VAE's decoder does."""
+"""Latents in the layouts of the transformer and of the VAE's decoder."""
 
 from __future__ import annotations
 

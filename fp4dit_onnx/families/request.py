@@ -1,4 +1,4 @@
-"""What an image is asked for with, and what its texts become."""
+"""Requests for images, and the encoded texts."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ class Encoded:
     """Texts as a text encoder gives them.
 
     Attributes:
-        states: one vector a token, float32 [texts, length, D].
+        states: one vector per token, float32 [texts, length, D].
         mask: which tokens are no padding, int64 [texts, length].
-        pooled: one vector a text, float32 [texts, P]; CLIP's only.
+        pooled: one vector per text, float32 [texts, P]; CLIP's only.
     """
 
     states: FloatArray
@@ -94,7 +94,7 @@ class Request:
 
     Attributes:
         prompts: B texts.
-        negative_prompt: what guidance leads away from.
+        negative_prompt: what the images should not show.
         sampling: how.
         guidance: the family's.
         transformer_config: diffusers' config of the transformer.

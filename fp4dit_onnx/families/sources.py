@@ -116,7 +116,7 @@ class Mask:
 
 @dataclass(frozen=True)
 class Pooled:
-    """One vector a text, those of several encoders joined, [rows, P]."""
+    """One vector per text, those of several encoders joined, [rows, P]."""
 
     texts: tuple[Text, ...]
 
@@ -136,7 +136,7 @@ class Numbers:
     """The same numbers in each row, [rows, numbers], or [rows] where the input has that one axis.
 
     Attributes:
-        values: numbers, or what is known of the picture: height and width in pixels, aspect_ratio
+        values: numbers, or what is known of the image: height and width in pixels, aspect_ratio
             of the one over the other, guidance.
     """
 
@@ -163,10 +163,10 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Grid:
-    """Zero, row and column of each token of the picture, [tokens, 3].
+    """Zero, row and column of each token of the image, [tokens, 3].
 
     Attributes:
-        pixels: of the picture in a token, along one side.
+        pixels: of the image in a token, along one side.
     """
 
     pixels: int
@@ -221,11 +221,11 @@ class ClassLabels:
 
     @property
     def texts(self) -> tuple[Text, ...]:
-        """None: prompts are no texts here."""
+        """None: prompts are not texts here."""
         return ()
 
     def __call__(self, wanted: Wanted) -> Array:
-        """Raises UsageError for a prompt that is no class."""
+        """Raises UsageError for a prompt that is not a class."""
         request = wanted.request
         classes = int(request.transformer_config.get(self.key) or self.classes)
         names = _numbers_by_name(request)
@@ -238,7 +238,7 @@ def _numbers_by_name(request: Request) -> dict[str, int]:
     names = checked(_Index, request.model_index, "model_index.json", BUNDLE).id2label or {}
     wrong = [number for number in names if not _NUMBER.fullmatch(number)]
     if wrong:
-        raise BundleError(f"model_index.json: id2label.{wrong[0][:20]} is no number of a class")
+        raise BundleError(f"model_index.json: id2label.{wrong[0][:20]} is not a number of a class")
     return {
         name.strip(): int(number) for number, text in names.items() for name in text.split(",")
     }

@@ -1,4 +1,4 @@
-"""The table of families, and who asks for one of them."""
+"""The table of families, and look-ups in it."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def largest_side(config: Config) -> int | None:
         config: the transformer's config.json.
 
     Raises:
-        UsageError: a size in it is no whole number from 1.
+        UsageError: a size in it is not a whole number from 1.
     """
     own = config.get("_class_name")
     family = next((family for family in FAMILIES if family.transformer == own), None)

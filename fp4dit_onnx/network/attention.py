@@ -1,4 +1,4 @@
-"""Attention in torch, without sizes baked in."""
+"""Attention in torch, for open sizes."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ FpScale <groups> (multipliers, channel_scale) => (scale)
     scale = Mul (multiplier, column)
 }
 """,
-    doc="Scales of a weight's groups: a multiplier of 4 bits for each, two a byte, the even group in "
+    doc="Scales of a weight's groups: a multiplier of 4 bits for each, two per byte, the even group in "
     "the low nibble, times the channel's scale.",
     results=(np.float32,),
     reference=_reference,

@@ -60,7 +60,7 @@ def _reference(given: Attributes, inputs: Sequence[Array]) -> Sequence[Array]:
 UNPACK = Operator(
     name="FpUnpack",
     text=_TEXT,
-    doc="Codes to grid integers: two 4-bit codes a byte, the even element in the low nibble.",
+    doc="Codes to grid integers: two 4-bit codes per byte, the even element in the low nibble.",
     results=(np.float32,),
     reference=_reference,
     caption=lambda given, size: f"Weight, {size}: packed {given['format']}",

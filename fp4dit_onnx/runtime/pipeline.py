@@ -214,7 +214,7 @@ class Pipeline:
 
         Args:
             prompts: one per image; for DiT a class each, by name or number.
-            negative_prompt: what guidance leads away from; DiT knows none.
+            negative_prompt: what the images should not show; DiT takes none.
             seeds: one per prompt, or one for all; of a single prompt also several, an image each.
             count: images of each prompt, from the seeds S, S + 1, ... where its seed is S.
             steps: calls of the transformer; None here and below means the bundle's default.
@@ -272,7 +272,7 @@ class Pipeline:
             prompts: one per image.
             seeds: one per prompt.
             sampling: from `settings`.
-            negative_prompt: what guidance leads away from.
+            negative_prompt: what the images should not show.
             on_step: called after every call of the transformer.
             after_step: called after every step with its index and the latents it made.
 

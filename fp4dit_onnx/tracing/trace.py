@@ -1,4 +1,4 @@
-"""From a torch module to a float ONNX graph that keeps the parameters' names; blocks once a kind."""
+"""From a torch module to a float ONNX graph that keeps the parameters' names; blocks once per kind."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def trace(
         mode: of a fake network's tensors; None for a real one.
 
     Returns:
-        Graphs whose initializers are called as the torch parameters, and whose nodes are called
+        Graphs whose initializers are named like the torch parameters, and whose nodes are named
         after the module that they come from.
 
     Raises:
@@ -269,7 +269,7 @@ def _module_path(node: onnx.NodeProto, prefix: str) -> str:
 
 
 def _name_after_modules(model: onnx.ModelProto, prefix: str) -> None:
-    """Nodes are called ``module.path/Op``, with a number where one module has several."""
+    """Nodes are named ``module.path/Op``, with a number where one module has several."""
     seen: dict[str, int] = {}
     for node in model.graph.node:
         if node.domain == BLOCK_DOMAIN:

@@ -158,7 +158,7 @@ export class Pipeline {
    * One image.
    * @param {string} prompt of the image; for DiT a class, by name or number.
    * @param {object} [options]
-   * @param {string} [options.negativePrompt] what guidance leads away from.
+   * @param {string} [options.negativePrompt] what the image should not show.
    * @param {bigint} [options.seed] of the noise, 0 to 2^64 - 1.
    * @param {Partial<import("./sources.js").Sampling>} [options.sampling] changes.
    * @param {(done: number, of: number) => void | Promise<void>} [options.onStep] called after each

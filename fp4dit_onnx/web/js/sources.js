@@ -11,7 +11,7 @@
  *
  * @typedef {object} Request one image.
  * @property {string} prompt
- * @property {string} negativePrompt what guidance leads away from.
+ * @property {string} negativePrompt what the image should not show.
  * @property {Sampling} sampling
  * @property {boolean} guided whether the transformer is called with and without the condition.
  * @property {any} transformerConfig diffusers' config of the transformer.
