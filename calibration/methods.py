@@ -24,6 +24,7 @@ else:
     import tomli as tomllib
 
 __all__ = [
+    "DEFAULT_METHOD",
     "DEFAULT_RANGE",
     "Data",
     "Method",
@@ -37,7 +38,18 @@ __all__ = [
 DEFAULT_RANGE = "absmax"
 DEFAULT_METHOD = "fp4dit"
 DEFAULT_PRESET = "balanced"
-_HEAD = ("summary", "source", "cost", "grid", "extends", "data", "stage", "preset", "export")
+_HEAD = (
+    "summary",
+    "source",
+    "cost",
+    "grid",
+    "extends",
+    "data",
+    "stage",
+    "preset",
+    "export",
+    "measured",
+)
 _GRIDS = ("fp", "int")
 Made = TypeVar("Made")
 

@@ -284,3 +284,17 @@ def test_packages_of_the_report_are_asked_for_where_there_is_one(
     assert plan(request(tmp_path / "b", report=False)).layers
     with pytest.raises(MissingExtraError, match="matplotlib"):
         plan(request(tmp_path / "b"))
+
+
+def test_a_method_that_samples_needs_the_whole_pipeline(demo_copy: Path, tmp_path: Path) -> None:
+    shutil.rmtree(demo_copy / "text_encoder")
+    for method, words in (
+        ("tuned", "no folder 'text_encoder'.*--method fp-rtn"),
+        ("fp-rtn", None),
+    ):
+        asked = ExportRequest(tmp_path / "b", demo_copy, components="transformer", method=method)
+        if words is None:
+            assert not plan(asked).trains
+        else:
+            with pytest.raises(UsageError, match=f"method {method} needs data .*{words}"):
+                plan(asked)

@@ -18,6 +18,7 @@ from fp4dit_onnx.commands.parameters import (
     request_parameters,
 )
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.exporting.better import better_recipe
 from fp4dit_onnx.exporting.export import ExportRequest, ExportResult, Plan, export, plan
 from fp4dit_onnx.exporting.options import OUTPUT, Option
 from fp4dit_onnx.exporting.recipe_files import save_recipe
@@ -49,7 +50,10 @@ def run(
         save_recipe(planned.request, planned.method)
         _show_plan(planned, json=json)
     else:
+        better = None if json else better_recipe(plan(request))
         _show_result(export(request, reporter()), json=json)
+        if better is not None:
+            print_line(better)
 
 
 def _show_plan(planned: Plan, *, json: bool) -> None:
@@ -62,6 +66,8 @@ def _show_plan(planned: Plan, *, json: bool) -> None:
     print_attention(planned.attention)
     _print_skipped(planned.skipped)
     _print_totals(planned.totals)
+    if (line := better_recipe(planned)) is not None:
+        print_line(line)
 
 
 def _show_result(result: ExportResult, *, json: bool) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from fp4dit_onnx.bundle.manifest import Kept, Layer, Sampling, Totals
 from fp4dit_onnx.calibration.methods import Method
 from fp4dit_onnx.checkpoint.checkpoint import Checkpoint, open_checkpoint, scheduler_settings
-from fp4dit_onnx.errors import MissingExtraError, UsageError
+from fp4dit_onnx.errors import CheckpointError, MissingExtraError, UsageError
 from fp4dit_onnx.exporting.components import check_parts, check_vae
 from fp4dit_onnx.exporting.layers import layer_size, linear_layers, totals
 from fp4dit_onnx.exporting.recipe_files import with_recipe
@@ -176,6 +176,8 @@ def plan(request: ExportRequest) -> Plan:
             f"{family.name} cannot be calibrated yet, and method {request.method} needs data: "
             "round to nearest with --method fp-rtn or int-rtn, without --measure"
         )
+    if trains and _only(request) is not None:
+        _check_pipeline(request)
     checkpoint = fitted(checkpoint)
     sizes = linear_layers(checkpoint)
     specs, skipped = recipe.assign(sizes)
@@ -214,6 +216,17 @@ def _undrawable(checkpoint: Checkpoint, sampling: Sampling) -> tuple[str, ...]:
     except UsageError as error:
         return (f"generate will not make images with this bundle: {error}",)
     return ()
+
+
+def _check_pipeline(request: ExportRequest) -> None:
+    """Refuse a method that samples with parts that are not there."""
+    try:
+        open_checkpoint(request.model)
+    except CheckpointError as error:
+        raise UsageError(
+            f"method {request.method} needs data and samples with the whole pipeline, but {error}; "
+            "rounding to nearest needs the transformer alone: --method fp-rtn"
+        ) from error
 
 
 def _check_packages(*, report: bool) -> None:
