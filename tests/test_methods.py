@@ -23,7 +23,16 @@ RANGE, ROUND = '[[stage]]\nuse = "absmax"\n', '[[stage]]\nuse = "nearest"\n'
 
 def test_methods() -> None:
     assert method_names() == (
-        *("fp4dit", "fp-adaround", "fp-rtn", "gptq", "int-adaround", "int-rtn", "tuned"),
+        *(
+            "fp4dit",
+            "fp-adaround",
+            "fp-rtn",
+            "gptq",
+            "int-adaround",
+            "int-rtn",
+            "tuned",
+            "tuned-best",
+        ),
     )
     trained = {name: method_by_name(name) for name in method_names()}
     assert [n for n, m in trained.items() if not m.needs_data] == ["fp-rtn", "int-rtn"]

@@ -13,9 +13,11 @@ pytest.importorskip("onnx_graphsurgeon")
 from fp4dit_onnx.calibration.methods import method_names
 from fp4dit_onnx.cli import main
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.exporting import better
 from fp4dit_onnx.exporting.plan import plan
 from fp4dit_onnx.exporting.recipe_files import recipe_text, with_recipe
 from fp4dit_onnx.exporting.request import ExportRequest
+from fp4dit_onnx.spec.spec import LayerSpec
 
 ASKED: dict[str, Any] = {
     "method": "int-adaround",
@@ -84,3 +86,43 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         main(["export", "--dry-run", "--save-recipe", str(saved / "r.toml")])
     assert done.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("bits", "method", "activation", "size"),
+    [
+        ("w4a6", "tuned", "e2m3", None),
+        ("w4a8", "tuned", "int8", None),
+        ("w4a4", "tuned", "e2m1", 16),
+        ("w4a6", "tuned-best", "int6", 64),
+    ],
+)
+def test_a_recipe_says_formats_by_bits(
+    tmp_path: Path, bits: str, method: str, activation: str, size: int | None
+) -> None:
+    planned = plan(ExportRequest(tmp_path / "b", bits=bits, method=method))
+    inner = planned.specs["transformer_blocks.0.ff.net.0.proj"]
+    assert inner == LayerSpec.of("e2m1", activation, 32, "int4*f32", size)
+    assert planned.recipe.candidates(["transformer_blocks.0.ff.net.0.proj"])
+    outer = [spec.formats for name, spec in planned.specs.items() if "blocks" not in name]
+    assert outer == [("int8", "int8")] * 6
+    assert set(planned.attention.values()) == {"int8"}
+    asked = plan(ExportRequest(tmp_path / "b", bits=bits, method=method, group_size=64))
+    assert asked.specs["transformer_blocks.0.ff.net.0.proj"].group_size == 64
+
+
+def test_the_default_names_the_recipe_that_keeps_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(better, "check_operators", lambda planned: None)
+    line = better.better_recipe(plan(ExportRequest(tmp_path / "b")))
+    assert line is not None
+    assert line.startswith("--method tuned: ")
+    assert "in place of" in line
+    for other in (
+        {"method": "fp-rtn"},
+        {"bits": "w8a8"},
+        {"weight_format": "int4", "scale": "e8m0"},
+    ):
+        found = better.better_recipe(plan(ExportRequest(tmp_path / "b", **other)))
+        assert (found is None) == ("scale" not in other)

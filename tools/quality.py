@@ -43,6 +43,7 @@ from fp4dit_onnx.calibration.work import Work, model_digest
 from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.evaluation.metrics import Score, psnr
 from fp4dit_onnx.exporting.export import ExportRequest, Plan, plan
+from fp4dit_onnx.network.network import whole
 from fp4dit_onnx.numbers.compare import sqnr_db
 from fp4dit_onnx.prompts import demo_prompts
 from fp4dit_onnx.spec.state import QuantizedState, load_state, save_state
@@ -71,6 +72,11 @@ class Row:
     weight_format: str | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def by_activations(self) -> bool:
+        """Whether choices look at quantized activations, so that each column has its own weights."""
+        return any(stage.kind == "transform" for stage in method_by_name(self.method).stages)
+
 
 ROWS = (
     Row("int-rtn", "int-rtn"),
@@ -90,6 +96,9 @@ ROWS = (
         changes={"iterations": 480, "learning_rate": 1e-3},
     ),
     Row("fp4dit best, auto", "fp4dit", "best", "auto"),
+    Row("gptq, e1m2", "gptq", weight_format="e1m2"),
+    Row("tuned", "tuned"),
+    Row("tuned-best", "tuned-best"),
 )
 
 
@@ -116,7 +125,7 @@ class Bench:
         self.prompts = [p for p in demo_prompts("evaluation")[:prompts] for _ in range(seeds)]
         self.seeds = [FIRST_SEED + i for i in range(len(self.prompts))]
         self.pipeline = load_pipeline(open_checkpoint(None))
-        self.digest = model_digest(self.pipeline.transformer)
+        self.digest = model_digest(whole(self.pipeline.transformer))
         self.family = self._plan(ROWS[0], COLUMNS[0]).family
         self.sampling = self._plan(ROWS[0], COLUMNS[0]).sampling
 
@@ -147,29 +156,38 @@ class Bench:
     def _method(self, row: Row) -> Method:
         return method_by_name(row.method, row.preset, **row.changes)
 
-    def calibrated(self, row: Row) -> tuple[QuantizedState, float]:
-        """The weights of a row, and the seconds that calibrating them took."""
+    def calibrated(self, row: Row, bits: str) -> tuple[QuantizedState, float]:
+        """The weights of a row, and the seconds that calibrating them took.
+
+        Args:
+            row: how.
+            bits: a column; what recipes choose by activations is calibrated for each.
+        """
         slug = row.name.replace(", ", "-").replace(" ", "-")
+        if row.by_activations:
+            slug += f"-{bits}"
         done, method = self.work / f"{slug}.safetensors", self._method(row)
         fingerprint = {"row": asdict(row), "method": method.to_json(), "model": self.digest}
         if done.exists():
             state = load_state(done)
             if state.provenance["fingerprint"] == json.loads(json.dumps(fingerprint)):
                 return state, float(state.provenance["seconds"])
-        planned, start = self._plan(row, COLUMNS[0]), time.monotonic()
+        planned, start = self._plan(row, bits), time.monotonic()
         prompts = tuple(
             itertools.islice(itertools.cycle(demo_prompts("calibration")), method.data.prompts)
         )
         seeds = range(len(prompts))
         work = Work(self.work / f"{slug}.calibration", fingerprint)
+        sampler = pipeline_sampler(self.pipeline, self.family, prompts, seeds, self.sampling)
         found = calibrate(
-            self.pipeline.transformer,
+            whole(self.pipeline.transformer),
             planned.specs,
             method,
-            pipeline_sampler(self.pipeline, self.family, prompts, seeds, self.sampling),
+            replace(sampler, close=lambda: None),  # the pipeline generates images afterwards
             seed=0,
             provenance={},
             reporter=self.reporter,
+            attention=planned.attention,
             candidates=planned.recipe.candidates(tuple(planned.specs)),
             work=work,
         )
@@ -195,15 +213,19 @@ class Bench:
 
     def _measure(self, row: Row, bits: str, state: QuantizedState) -> dict[str, Any]:
         planned = self._plan(row, bits)
-        layers = {
-            name: replace(layer, spec=replace(spec, weight=layer.spec.weight))
-            for (name, layer), spec in zip(
-                state.layers.items(), map(planned.specs.get, state.layers), strict=True
-            )
-            if spec is not None
-        }
-        whole = QuantizedState(layers, {}, planned.attention)
-        with simulated(self.pipeline.transformer, whole):
+        layers = (
+            dict(state.layers)
+            if row.by_activations
+            else {
+                name: replace(layer, spec=replace(spec, weight=layer.spec.weight))
+                for (name, layer), spec in zip(
+                    state.layers.items(), map(planned.specs.get, state.layers), strict=True
+                )
+                if spec is not None
+            }
+        )
+        made = QuantizedState(layers, {}, planned.attention)
+        with simulated(self.pipeline.transformer, made):
             drawn = self._draw(f"{row.name} {bits}")
         both = zip(drawn.pictures, self.reference.pictures, strict=True)
         signals = zip(self.reference.latents, drawn.latents, strict=True)
@@ -217,11 +239,13 @@ def _results(bench: Bench, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Every row's figures; what an earlier run measured of the same weights is read."""
     found = []
     for row in rows:
-        state, seconds = bench.calibrated(row)
+        state, seconds = bench.calibrated(row, COLUMNS[0])
         entry: dict[str, Any] = {"row": asdict(row), "seconds": seconds, "columns": {}}
         counts = collections.Counter(layer.spec.weight.format for layer in state.layers.values())
         entry["formats"] = dict(sorted(counts.items()))
         for bits in COLUMNS:
+            if row.by_activations:
+                state, _ = bench.calibrated(row, bits)
             entry["columns"][bits] = bench.measured(row, bits, state)
             score = entry["columns"][bits]["psnr"]
             bench.reporter.note(f"{row.name} {bits}: PSNR {score['mean']:.2f} dB")
