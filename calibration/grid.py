@@ -86,7 +86,7 @@ def quantize_rows(
 
 def _steps(t: torch.Tensor, q: torch.Tensor, limit: float) -> torch.Tensor:
     """The error in which candidates differ: see `numerics.quantize`; float64 [..., 1]."""
-    steps = ((t - q) * FINENESS).round_().double()
+    steps = ((t - q) * float(FINENESS)).round_().double()
     return steps.square_().sum(dim=-1, keepdim=True) / limit**2
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 
 from fp4dit_onnx.calibration.grid import round_to_grid, row_chunks
 from fp4dit_onnx.calibration.rounding import scaled_weight
-from fp4dit_onnx.numbers.formats import FloatArray
 from fp4dit_onnx.numbers.numerics import SMALLEST_AMAX, group_count
 from fp4dit_onnx.numbers.scale_formats import (
     Rounder,
@@ -139,25 +138,17 @@ def weighted_scale(weight: torch.Tensor, spec: LayerSpec, counts: torch.Tensor) 
         float16 or float32 [N, G], 0 for an all-zero group.
     """
     full = _full_scale(weight, spec)
-    search = _search_multipliers if spec.scale_format.multiplied else _search_shares
-    best, start = [], 0
     rounder = _rounder(full * max(SHARES), spec)
+    best, start = [], 0
     for rows, most in zip(row_chunks(weight), row_chunks(full, weight.shape[1]), strict=True):
         at = slice(start, start + len(rows))
-        best.append(search(rows, most, spec, counts, lambda s, at=at: rounder(s, at)))
+        if spec.scale_format.multiplied:
+            best.append(_search_multipliers(rows, most, spec, counts))
+        else:
+            tried = (torch.from_numpy(rounder((most * s).numpy(), at)) for s in SHARES)
+            best.append(_least_error(rows, most, tried, spec, counts)[0])
         start = at.stop
     return _stored(torch.cat(best), spec)
-
-
-def _search_shares(
-    weight: torch.Tensor,
-    full: torch.Tensor,
-    spec: LayerSpec,
-    counts: torch.Tensor,
-    rounder: Callable[[FloatArray], FloatArray],
-) -> torch.Tensor:
-    tried = (torch.from_numpy(rounder((full * share).numpy())) for share in SHARES)
-    return _least_error(weight, full, tried, spec, counts)[0]
 
 
 def _search_multipliers(
@@ -165,8 +156,8 @@ def _search_multipliers(
     full: torch.Tensor,
     spec: LayerSpec,
     counts: torch.Tensor,
-    rounder: Callable[[FloatArray], FloatArray],
 ) -> torch.Tensor:
+    """Multipliers times a channel's float, both searched: scales float32 [N, G]."""
     most = largest_multiplier(spec.weight_format)
     top = full.amax(dim=1, keepdim=True)
     best, least = full, torch.full((len(full), 1), torch.inf)
