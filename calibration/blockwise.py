@@ -24,6 +24,7 @@ from fp4dit_onnx.calibration.simulate import weights_only
 from fp4dit_onnx.calibration.stages import Evidence
 from fp4dit_onnx.calibration.units import Unit
 from fp4dit_onnx.calibration.work import Work
+from fp4dit_onnx.families.guidance import Guided
 from fp4dit_onnx.network.blocks import block_of
 from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.network.placing import replaced
@@ -63,7 +64,7 @@ class Blockwise:
     method: Method
     moments: Moments | None
     samples: Samples
-    guidance: float
+    guidance: Guided
     work: Work
     chunk: int
     seed: int

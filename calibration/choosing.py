@@ -24,6 +24,7 @@ from fp4dit_onnx.calibration.samples import Array, Samples
 from fp4dit_onnx.calibration.simulate import simulated
 from fp4dit_onnx.calibration.units import Unit
 from fp4dit_onnx.calibration.work import Work
+from fp4dit_onnx.families.guidance import Guided
 from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState
@@ -52,6 +53,7 @@ class Choosing:
         method: its transforms and choices are made; its rounding too, unless that is trained.
         moments: what layers receive.
         samples: arguments of the network, on which sets are compared.
+        guidance: of the sampler.
         attention: formats of q, k and v.
         candidates: weight formats to choose among, by layer.
         work: where finished units go.
@@ -64,6 +66,7 @@ class Choosing:
     method: Method
     moments: Moments
     samples: Samples
+    guidance: Guided
     attention: Mapping[str, str]
     candidates: Mapping[str, Sequence[str]]
     work: Work
@@ -161,7 +164,7 @@ class Choosing:
             if at.start == 0:
                 target.create(samples.count, output)
             target.write(at.start, output)
-        objective = Objective(samples, {0: target}, self.moments.guidance.scale, 1.0)
+        objective = Objective(samples, {0: target}, self.guidance, 1.0)
         errors = {}
         with self.reporter.stage("comparing choices", len(sets), "sets") as advance:
             for label, layers in sets.items():

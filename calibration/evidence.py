@@ -12,6 +12,7 @@ import torch
 
 from fp4dit_onnx.calibration.samples import Array, Samples
 from fp4dit_onnx.calibration.simulate import weights_only
+from fp4dit_onnx.families.guidance import Guided
 from fp4dit_onnx.network.blocks import tensors_of
 from fp4dit_onnx.network.placing import replaced
 from fp4dit_onnx.spec.state import QuantizedLayer
@@ -39,13 +40,13 @@ class Objective:
         inputs: arguments, from the network quantized so far.
         targets: number of a result of the module -> [N, ...], what it is in the float network; of
             each result that something reads.
-        guidance: of the sampler; 1 for none.
+        guidance: of the sampler.
         guided: weight of the guided combination's error.
     """
 
     inputs: Samples
     targets: Mapping[int, Array]
-    guidance: float
+    guidance: Guided
     guided: float
 
     def errors(self, module: Callable[..., Any], pairs: torch.Tensor) -> torch.Tensor:
@@ -67,10 +68,10 @@ class Objective:
         """Of one result's differences [N, D]."""
         if not self.inputs.paired:
             return (weight * rows.square().mean(dim=1)).mean().reshape(1)
-        unconditional, conditional = rows.chunk(2)
-        combined = unconditional + self.guidance * (conditional - unconditional)
+        unconditional, conditional = self.guidance.halves(rows)
         halves = (unconditional.square() + conditional.square()).mean(dim=1) / 2
-        both = torch.stack([halves, combined.square().mean(dim=1)])  # [2, P]
+        combined = self.guidance.combined(rows).square().mean(dim=1)
+        both = torch.stack([halves, combined])  # [2, P]
         return (weight * both).mean(dim=1)
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ import torch
 
 from fp4dit_onnx.calibration.simulate import simulated
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.families.guidance import Guided
 from fp4dit_onnx.spec.state import QuantizedState
 
 __all__ = ["step_importance", "step_shares"]
@@ -36,7 +37,7 @@ class _Trajectory:
     """
 
     def __init__(
-        self, forward: Callable[..., Any], disturbed: Callable[..., Any], guidance: float
+        self, forward: Callable[..., Any], disturbed: Callable[..., Any], guidance: Guided
     ) -> None:
         self._forward, self._disturbed, self._guidance = forward, disturbed, guidance
         self._outputs: list[Any] = []
@@ -57,10 +58,7 @@ class _Trajectory:
         if call > self._step:
             return self._forward(*args, **kwargs)
         result = self._disturbed(*args, **kwargs)
-        difference = result[0] - self._outputs[call][0]
-        if self._guidance > 1:
-            unconditional, conditional = difference.chunk(2)
-            difference = unconditional + self._guidance * (conditional - unconditional)
+        difference = self._guidance.combined(result[0] - self._outputs[call][0])
         self.error = difference.square().flatten(1).mean(dim=1)
         return result
 
@@ -71,7 +69,7 @@ def step_importance(
     state: QuantizedState,
     sample: Callable[[], torch.Tensor],
     steps: int,
-    guidance: float,
+    guidance: Guided,
 ) -> npt.NDArray[np.float64]:
     """Importance of each step, the largest 1.
 

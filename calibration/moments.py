@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from fp4dit_onnx.calibration.record import Sampler
-from fp4dit_onnx.calibration.samples import Array
+from fp4dit_onnx.calibration.samples import Array, batch_of
 from fp4dit_onnx.errors import UsageError
 
 __all__ = ["Guidance", "MomentRecorder", "Moments", "Rows"]
@@ -163,7 +163,8 @@ class MomentRecorder:
     ) -> None:
         folder.mkdir(parents=True)
         self._layers, self._folder = tuple(layers), folder
-        self._guidance = Guidance(sampler.guidance, guided)
+        self._sampling = sampler.guidance
+        self._guidance = Guidance(sampler.guidance.weight if sampler.paired else 1.0, guided)
         self._importance, self._random = importance, np.random.default_rng(seed)
         self._calls, self._each = sampler.calls, -(-ROWS // sampler.calls)
         self._call, self._samples = -1, 0
@@ -183,7 +184,7 @@ class MomentRecorder:
     ) -> None:
         """A call of the network begins."""
         self._call += 1
-        self._samples = int((args[0] if args else next(iter(kwargs.values()))).shape[0])
+        self._samples = batch_of((args, kwargs))
         self._seen.clear()
 
     def _hook(self, name: str) -> Callable[[torch.nn.Module, tuple[Any, ...]], None]:
@@ -206,7 +207,7 @@ class MomentRecorder:
         """What a layer receives, [B, ..., K]; or [..., K], a table that is the same for all samples."""
         halves = 2 if self._guidance.paired else 1
         own = x.shape[0] == self._samples
-        parts = x.chunk(halves) if own else [x] * halves
+        parts = self._sampling.halves(x) if own and halves == 2 else [x] * halves
         rows = torch.stack([p.reshape(-1, p.shape[-1]) for p in parts], dim=1)  # [R, halves, K]
         importance = self._importance[self._call % len(self._importance)]
         kept = self._input(name, rows)

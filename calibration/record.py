@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from fp4dit_onnx.calibration.importance import step_shares
 from fp4dit_onnx.calibration.samples import Call, Samples, Tape, batch_of, map_leaves
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.families.guidance import Guided
 
 __all__ = ["Choice", "SampleRecorder", "Sampler", "check_disk", "choose", "first_call", "part_of"]
 
@@ -29,7 +30,7 @@ class Sampler:
         prompts: pictures drawn.
         batch: pictures drawn together.
         steps: calls of the network a batch, in order of time.
-        guidance: classifier-free guidance; above 1 a call's first half is unconditional.
+        guidance: how it is led towards the prompts, which may double a call's samples.
         probe: draws one small batch, always the same, and returns its final latents.
         close: lets go of what only sampling needs.
     """
@@ -39,14 +40,14 @@ class Sampler:
     prompts: int = 1
     batch: int = 1
     steps: int = 1
-    guidance: float = 1.0
+    guidance: Guided = field(default_factory=Guided)
     probe: Callable[[], torch.Tensor] | None = None
     close: Callable[[], None] = lambda: None
 
     @property
     def paired(self) -> bool:
         """Whether each call holds both halves of guidance."""
-        return self.guidance > 1
+        return self.guidance.paired
 
 
 class _FirstCallError(Exception):

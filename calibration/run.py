@@ -163,6 +163,7 @@ def calibrate(
                 method=method,
                 moments=recorded.moments,
                 samples=recorded.samples,
+                guidance=sampler.guidance,
                 attention=attention,
                 candidates=candidates,
                 work=work,

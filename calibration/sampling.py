@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import diffusers
@@ -18,6 +18,8 @@ from fp4dit_onnx.calibration.record import Sampler
 from fp4dit_onnx.checkpoint.checkpoint import Checkpoint
 from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.families import Family
+from fp4dit_onnx.families.guidance import Guidance, Guided
+from fp4dit_onnx.families.request import Encoded, Request, Text
 from fp4dit_onnx.families.text_encoders import TEXT_ENCODERS
 from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.network.stored import loaded, opened
@@ -104,28 +106,78 @@ def network_calls(prompts: int, steps: int) -> int:
     return math.ceil(prompts / BATCH) * steps
 
 
+class _Done(Exception):  # noqa: N818 - no error: it leaves a pipeline early
+    """Raised to leave a pipeline once its latents are there."""
+
+
 @contextmanager
-def _watched(scheduler: Any, on_step: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
-    """While one batch is sampled, call `on_step` with the step's index and the latents it made.
+def _patched(scheduler: Any, name: str, change: Callable[..., Any]) -> Iterator[None]:
+    """While open, a method of a scheduler is `change`, which takes the method itself first.
 
     The scheduler is watched because the pipelines of diffusers differ in their callbacks.
     """
-    original = scheduler.step
-    count = 0
+    original = getattr(scheduler, name)
 
     @functools.wraps(original)  # the pipeline looks at the parameters
-    def step(*arguments: Any, **options: Any) -> Any:
-        nonlocal count
-        result = original(*arguments, **options)
-        on_step(count, result[0])
-        count += 1
-        return result
+    def changed(*arguments: Any, **options: Any) -> Any:
+        return change(original, *arguments, **options)
 
-    scheduler.step = step
+    setattr(scheduler, name, changed)
     try:
         yield
     finally:
-        del scheduler.step  # the class's method shows again
+        delattr(scheduler, name)  # the class's method shows again
+
+
+class _Run:
+    """One batch through a diffusers pipeline.
+
+    Attributes:
+        latents: after the last denoising step so far, as the transformer takes them.
+    """
+
+    def __init__(self, pipeline: Any, on_step: Callable[[int, torch.Tensor], None] | None) -> None:
+        self._pipeline, self._on_step, self._count = pipeline, on_step, 0
+        self.latents = torch.empty(0)
+
+    def of_prompts(self, prompts: Sequence[str], noise: torch.Tensor, **options: Any) -> None:
+        """A pipeline that takes prompts, and the noise that it begins with."""
+        scheduler = self._pipeline.scheduler if self._on_step is not None else None
+        with nullcontext() if scheduler is None else _patched(scheduler, "step", self._step):
+            result = self._pipeline(
+                prompt=list(prompts), latents=noise, output_type="latent", **options
+            )
+        self.latents = result.images
+
+    def of_classes(self, labels: Sequence[int], noise: torch.Tensor, **options: Any) -> None:
+        """A pipeline that takes classes, and would begin with noise of its own and end with images."""
+        scheduler = self._pipeline.scheduler
+        rows = len(labels)
+
+        def begin(scale: Any, sample: torch.Tensor, timestep: Any) -> Any:
+            first = self._count == 0
+            return scale(torch.cat([noise] * (len(sample) // rows)) if first else sample, timestep)
+
+        def step(original: Any, *arguments: Any, **further: Any) -> Any:
+            result = self._step(original, *arguments, **further)
+            self.latents = result[0][:rows]
+            if self._count == len(scheduler.timesteps):
+                raise _Done
+            return result
+
+        with (
+            _patched(scheduler, "scale_model_input", begin),
+            _patched(scheduler, "step", step),
+            suppress(_Done),
+        ):
+            self._pipeline(class_labels=list(labels), **options)
+
+    def _step(self, original: Any, *arguments: Any, **options: Any) -> Any:
+        result = original(*arguments, **options)
+        if self._on_step is not None:
+            self._on_step(self._count, result[0])
+        self._count += 1
+        return result
 
 
 @torch.no_grad()
@@ -151,18 +203,19 @@ def sample_latents(
             its batch and the latents [B, C, H, W] that it made.
     """
     network = pipeline.transformer
-    factor = pipeline.vae_scale_factor
-    sides = sampling.height // factor, sampling.width // factor
+    if family.encoders:
+        factor = pipeline.vae_scale_factor
+        sides = sampling.height // factor, sampling.width // factor
+    else:
+        sides = network.config.sample_size, network.config.sample_size
     shape = (family.latents.channels(network.config.in_channels), *sides)
-    length = sampling.max_sequence_length
-    text = {"max_sequence_length": length} if length and family.lets_choose_length else {}
 
     def unpacked(latents: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(family.latents.unpack(latents.numpy(), (len(latents), *shape)))
 
     def watch(index: int, latents: torch.Tensor) -> None:
-        if on_step is not None:
-            on_step(index, unpacked(latents))
+        assert on_step is not None
+        on_step(index, unpacked(latents))
 
     handle = network.register_forward_hook(lambda *_: on_call())
     parts = []
@@ -170,23 +223,52 @@ def sample_latents(
         for start in range(0, len(prompts), BATCH):
             chosen = slice(start, start + BATCH)
             noise = np.stack([initial_latents(seed, shape) for seed in seeds[chosen]])
-            watched = _watched(pipeline.scheduler, watch) if on_step else nullcontext()
-            with quiet(), watched:
-                result = pipeline(
-                    prompt=list(prompts[chosen]),
-                    latents=torch.from_numpy(family.latents.pack(noise)),
-                    num_inference_steps=sampling.steps,
-                    guidance_scale=sampling.guidance,
-                    height=sampling.height,
-                    width=sampling.width,
-                    output_type="latent",
-                    **text,
-                    **family.pipeline_options,
-                )
-            parts.append(unpacked(result.images))
+            run = _Run(pipeline, None if on_step is None else watch)
+            given = torch.from_numpy(family.latents.pack(noise))
+            options = {
+                "num_inference_steps": sampling.steps,
+                "guidance_scale": sampling.guidance,
+                # Of schedulers that add noise: the same in every run.
+                "generator": [torch.Generator().manual_seed(seed) for seed in seeds[chosen]],
+            }
+            with quiet():
+                if family.encoders:
+                    further = _text_options(family, sampling)
+                    run.of_prompts(prompts[chosen], given, **options, **further)
+                else:
+                    labels = _labels(pipeline, family, prompts[chosen], sampling)
+                    run.of_classes(labels, given, **options)
+            parts.append(unpacked(run.latents))
     finally:
         handle.remove()
     return torch.cat(parts)
+
+
+def _text_options(family: Family, sampling: Sampling) -> dict[str, Any]:
+    """Of a pipeline that takes prompts."""
+    length = sampling.max_sequence_length
+    return {
+        "height": sampling.height,
+        "width": sampling.width,
+        **({"max_sequence_length": length} if length and family.lets_choose_length else {}),
+        **family.pipeline_options,
+    }
+
+
+def _labels(
+    pipeline: Any, family: Family, prompts: Sequence[str], sampling: Sampling
+) -> list[int]:
+    """The classes that prompts name or number."""
+    index = {"id2label": {str(number): name for name, number in pipeline.labels.items()}}
+    config = pipeline.transformer.config
+    request = Request(prompts, "", sampling, Guidance("none"), config, index)
+    (labels,) = family.feed(request, _no_text).values()
+    found: list[int] = labels.tolist()
+    return found
+
+
+def _no_text(text: Text, length: int, texts: Sequence[str]) -> Encoded:
+    raise AssertionError(text)
 
 
 @torch.no_grad()
@@ -227,7 +309,7 @@ def pipeline_sampler(
         prompts=len(prompts),
         batch=BATCH,
         steps=sampling.steps,
-        guidance=sampling.guidance,
+        guidance=Guided(family.guidance, sampling.guidance),
         probe=probe,
         close=close,
     )

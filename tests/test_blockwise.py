@@ -41,6 +41,7 @@ from fp4dit_onnx.calibration.run import Calibration, calibrate
 from fp4dit_onnx.calibration.units import Unit, units_of
 from fp4dit_onnx.calibration.work import Work, model_digest
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.families.guidance import Guided
 from fp4dit_onnx.network.network import whole
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedState, save_state
@@ -157,7 +158,7 @@ def test_importance_is_what_an_error_costs() -> None:
 
     layer = quantize_layer("linear", linear.weight, LayerSpec.of("e2m1", None, 8))
     state = QuantizedState({"linear": layer})
-    found = step_importance(network, state, sample, 4, 1.0)
+    found = step_importance(network, state, sample, 4, Guided())
     assert found == pytest.approx([0.25, FLOOR, FLOOR, 1.0], rel=1e-4)
     assert network.forward.__func__ is Blind.forward  # restored
 

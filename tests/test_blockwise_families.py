@@ -22,6 +22,7 @@ from fp4dit_onnx.calibration.samples import Samples, Tape
 from fp4dit_onnx.calibration.simulate import weights_only
 from fp4dit_onnx.calibration.units import Unit, units_of
 from fp4dit_onnx.calibration.work import Work
+from fp4dit_onnx.families.guidance import Guided
 from fp4dit_onnx.network.blocks import BlockCall, tensors_of
 from fp4dit_onnx.network.placing import replaced
 from fp4dit_onnx.spec.spec import LayerSpec
@@ -29,8 +30,7 @@ from fp4dit_onnx.spec.state import QuantizedLayer
 from fp4dit_onnx.system.progress import SilentReporter
 
 SPEC = LayerSpec.of("e2m1", "e2m3", 16)
-METHOD = method_by_name("fp-rtn").with_stage("choose-format")
-"""Looks at inputs and targets, and trains nothing."""
+METHOD = method_by_name("fp-adaround", "fast", iterations=1)
 
 
 class _Reached(Exception):  # noqa: N818 - leaves a network
@@ -112,16 +112,15 @@ def test_units_see_what_the_whole_network_gives_them(
 
     monkeypatch.setattr(Blockwise, "_quantize", compared)
     units = units_of(topology, made.streamed.blocks, specs)
-    some = next(u for u in units if u.name == topology.blocks[0].name).layers[:1]
     work = Work(tmp_path / "work", {})
     layers = Blockwise(
         network=made.streamed,
         topology=topology,
         specs=specs,
         method=METHOD,
+        moments=None,
         samples=samples_of(made, tmp_path / "inputs"),
-        guidance=1.0,
-        candidates=dict.fromkeys(some, ("e2m1", "e1m2")),
+        guidance=Guided(),
         work=work,
         chunk=BATCH,
         seed=0,

@@ -195,7 +195,7 @@ def plan(request: ExportRequest) -> Plan:
         family=family,
         checkpoint=checkpoint,
         specs=specs,
-        prompts=_prompts(request),
+        prompts=_prompts(request, family),
         method=method,
         measured=trains or (family.calibrates and _measures(request, checkpoint)),
         encoders=_encoders(request, checkpoint),
@@ -344,10 +344,12 @@ def _pixels_a_latent(checkpoint: Checkpoint) -> int:
     return pixels_a_latent(vae_settings(path, CHECKPOINT))
 
 
-def _prompts(request: ExportRequest) -> tuple[str, ...]:
+def _prompts(request: ExportRequest, family: Family) -> tuple[str, ...]:
     if request.prompts is not None:
         prompts = read_prompts(request.prompts)
+    elif request.model is None:
+        prompts = demo_prompts("calibration")
     else:
-        prompts = demo_prompts("calibration") if request.model is None else general_prompts()
+        prompts = family.examples or general_prompts()
     count = request.calibration_prompts or request.resolved_method().data.prompts
     return tuple(itertools.islice(itertools.cycle(prompts), count))

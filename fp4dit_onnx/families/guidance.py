@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["Guidance"]
+__all__ = ["Guidance", "Guided"]
 
 
 @dataclass(frozen=True)
@@ -39,3 +39,29 @@ class Guidance:
             return rows
         without, given = self.halves(rows)
         return without + weight * (given - without)
+
+
+@dataclass(frozen=True)
+class Guided:
+    """A guidance with its weight.
+
+    Attributes:
+        guidance: how.
+        weight: how much.
+    """
+
+    guidance: Guidance = Guidance()
+    weight: float = 1.0
+
+    @property
+    def paired(self) -> bool:
+        """See `Guidance.doubles`."""
+        return self.guidance.doubles(self.weight)
+
+    def halves(self, rows: Any) -> tuple[Any, Any]:
+        """See `Guidance.halves`."""
+        return self.guidance.halves(rows)
+
+    def combined(self, rows: Any) -> Any:
+        """See `Guidance.combined`."""
+        return self.guidance.combined(rows, self.weight)

@@ -91,4 +91,5 @@ HUNYUAN_DIT = Family(
     pipeline_options={"use_resolution_binning": False},
     skip=tuple((pattern, _KEPT) for patterns in _OUTER.values() for pattern in patterns),
     attention=False,
+    calibrates=True,
 )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fp4dit_onnx.calibration.record import Sampler
+from fp4dit_onnx.families.guidance import Guided
 
 WIDTH, TOKENS, STEPS, PICTURES, BATCH, GUIDANCE = 16, 6, 4, 12, 4, 3.0
 
@@ -88,7 +89,7 @@ def sampler_of(network: Any, **changes: Any) -> Sampler:
         "prompts": PICTURES,
         "batch": BATCH,
         "steps": STEPS,
-        "guidance": GUIDANCE,
+        "guidance": Guided(weight=GUIDANCE),
         "probe": lambda: draw(network, 0, BATCH),
     }
     return Sampler(**{**fields, **changes})
