@@ -208,9 +208,9 @@ def test_a_source_that_changed_begins_anew(demo_copy: Path, tmp_path: Path) -> N
 
 
 def test_methods_that_need_data_are_refused_where_no_pipeline_can_run(tmp_path: Path) -> None:
-    make("hunyuan-dit-1.2", tmp_path / "pipeline", twin=True)
+    make("auraflow", tmp_path / "pipeline", twin=True)
     for changes in ({"method": "fp4dit"}, {"weight_format": "auto"}, {"measure": True}):
-        with pytest.raises(UsageError, match="Hunyuan-DiT cannot be calibrated yet"):
+        with pytest.raises(UsageError, match="AuraFlow cannot be calibrated yet"):
             plan(request(tmp_path / "out", tmp_path / "pipeline", **changes))
 
 

@@ -109,7 +109,8 @@ def export(
         work: Folder for recorded activations and finished blocks, from which a killed run resumes;
             by default OUTPUT.calibration. Removed when the bundle is complete.
         restart: Discard what a killed run left in the work folder.
-        max_ram: Memory limit for recorded activations, and for quantizing one layer. In bytes.
+        max_ram: Memory limit for recorded activations, for quantizing one layer, and for each
+            network of the float pipeline: larger ones read their blocks when they run. In bytes.
         measure: For methods without calibration data: also run the float pipeline to measure
             output errors, which takes longer than the rest; by default if it takes less than 1 GiB in
             float32.

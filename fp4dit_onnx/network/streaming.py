@@ -75,7 +75,8 @@ def streamed(
     made = Network(module, blocks, read)
 
     def run(call: BlockCall) -> Any:
-        return made.materialize(call.name)(**call.arguments)
+        # Hooks of the block itself run around this call: not those of the copy.
+        return made.materialize(call.name).forward(**call.arguments)
 
     answer_with(module, blocks, run)
     return made

@@ -1,0 +1,182 @@
+"""Calibration through the pipelines of other families than PixArt, on twins with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+import numpy as np
+import torch
+from random_pipeline import make as make_pipeline
+
+from fp4dit_onnx.calibration.capture import record_inputs
+from fp4dit_onnx.calibration.methods import method_by_name
+from fp4dit_onnx.calibration.run import calibrate
+from fp4dit_onnx.calibration.samples import Samples
+from fp4dit_onnx.calibration.sampling import load_pipeline, pipeline_sampler, sample_latents
+from fp4dit_onnx.calibration.work import Work, model_digest
+from fp4dit_onnx.exporting.plan import Plan, plan
+from fp4dit_onnx.exporting.request import ExportRequest
+from fp4dit_onnx.network.fake import is_fake
+from fp4dit_onnx.network.network import Network
+from fp4dit_onnx.network.stored import opened
+from fp4dit_onnx.runtime.sampling import initial_latents
+from fp4dit_onnx.spec.state import save_state
+from fp4dit_onnx.system.progress import SilentReporter
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+METHOD = method_by_name("fp-adaround", "fast", iterations=1, samples=8, prompts=2)
+Planned = Callable[[str], Plan]
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Planned:
+    """Makes the twin of an official model, each once, and plans two steps of two images."""
+    folder = tmp_path_factory.mktemp("twins")
+
+    @cache
+    def made(name: str) -> Plan:
+        make_pipeline(name, folder / name, twin=True)
+        request = ExportRequest(
+            model=folder / name, output=folder / "out", steps=2, calibration_prompts=2
+        )
+        return plan(request)
+
+    return made
+
+
+def opened_with(planned: Plan, budget: float) -> tuple[Network, Any]:
+    """The transformer and the pipeline around it; blocks in memory as far as `budget` reaches."""
+    checkpoint = planned.checkpoint
+    interface = planned.family.interface(checkpoint.transformer_config)
+    network = opened(checkpoint.components["transformer"], interface, budget)
+    return network, load_pipeline(checkpoint, network, budget)
+
+
+def sampled(planned: Plan, pipeline: Any) -> Any:
+    prompts = planned.prompts
+    return sample_latents(pipeline, planned.family, prompts, [3, 4], planned.sampling)
+
+
+def calibrated(planned: Plan, folder: Path, budget: float = 2**40) -> bytes:
+    """The state's file after the smallest calibration."""
+    network, pipeline = opened_with(planned, budget)
+    sampler = pipeline_sampler(pipeline, planned.family, planned.prompts, [3, 4], planned.sampling)
+    work = Work(folder / "work", {"model": model_digest(network)})
+    found = calibrate(
+        network,
+        planned.specs,
+        METHOD,
+        sampler,
+        seed=0,
+        provenance={},
+        reporter=SilentReporter(),
+        work=work,
+    )
+    assert tuple(found.state.layers) == tuple(planned.specs)
+    assert found.model_sqnr_db > 5
+    save_state(found.state, folder / "state.safetensors")
+    return (folder / "state.safetensors").read_bytes()
+
+
+def halves(samples: Samples, planned: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tensors that vary, without the condition and with it."""
+    args, kwargs = samples.take(slice(0, samples.count))
+    named = {**kwargs, **({"hidden_states": args[0]} if args else {})}
+    tensors = {
+        k: v for k, v in named.items() if isinstance(v, torch.Tensor) and len(v) == samples.count
+    }
+    both = {name: planned.family.guidance.halves(t) for name, t in tensors.items()}
+    return {n: first for n, (first, _) in both.items()}, {
+        n: second for n, (_, second) in both.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "condition"),
+    [
+        ("dit-xl-2-256", "class_labels"),
+        ("hunyuan-dit-1.1", "encoder_hidden_states"),
+        ("sd3-medium", "encoder_hidden_states"),
+        ("flux-dev", ""),
+    ],
+)
+def test_a_family_is_calibrated_through_its_own_pipeline(
+    planned: Planned, name: str, condition: str, tmp_path: Path
+) -> None:
+    made = planned(name)
+    calibrated(made, tmp_path)
+    samples = Work(
+        tmp_path / "work", {"model": model_digest(opened_with(made, 0)[0])}
+    ).load_samples("samples")
+    assert samples is not None
+    assert samples.paired == bool(condition)
+    if condition:
+        without, given = halves(samples, made)
+        assert torch.equal(without["hidden_states"], given["hidden_states"])
+        assert bool(
+            (without[condition] == without[condition][:1]).all()
+        )  # of every image the same
+        assert not bool((given[condition] == without[condition]).all())
+
+
+def test_a_scheduler_that_adds_noise_adds_the_same_every_time(planned: Planned) -> None:
+    made = planned("hunyuan-dit-1.1")
+    _, pipeline = opened_with(made, 2**40)
+    assert type(pipeline.scheduler).__name__ == "DDPMScheduler"
+    assert torch.equal(sampled(made, pipeline), sampled(made, pipeline))
+
+
+def test_classes_begin_with_the_noise_of_their_seeds(planned: Planned) -> None:
+    """DiT's pipeline takes no latents, and gives images."""
+    made = planned("dit-xl-2-256")
+    _, pipeline = opened_with(made, 2**40)
+    seen: list[Any] = []
+    handle = pipeline.transformer.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0])
+    )
+    latents = sampled(made, pipeline)
+    handle.remove()
+    config = made.checkpoint.transformer_config
+    shape = (config["in_channels"], config["sample_size"], config["sample_size"])
+    assert tuple(latents.shape) == (2, *shape)
+    noise = torch.from_numpy(np.stack([initial_latents(seed, shape) for seed in (3, 4)]))
+    assert torch.equal(seen[0], torch.cat([noise, noise]))
+    assert len(seen) == made.sampling.steps
+
+
+@pytest.mark.parametrize("name", ["hunyuan-dit-1.1", "sd3-medium"])
+def test_a_pipeline_without_room_computes_the_same(planned: Planned, name: str) -> None:
+    """Blocks of transformer and text encoders are read for every call; hooks and stand-ins hold."""
+    made = planned(name)
+    lean, lean_pipeline = opened_with(made, 0)
+    full, full_pipeline = opened_with(made, 2**40)
+    inner = lean.blocks[0]
+    assert all(is_fake(p) for p in lean.module.get_submodule(inner).parameters())
+    encoders = [lean_pipeline.components[n] for n in lean_pipeline.components if "text_enc" in n]
+    assert all(any(is_fake(p) for p in encoder.parameters()) for encoder in encoders if encoder)
+    layer = next(n for n in made.specs if n.startswith(f"{inner}."))
+    rows = [
+        record_inputs(
+            network.module, [layer], lambda p=p: sampled(made, p), rows_per_call=4, seed=0
+        )[layer]
+        for network, p in ((lean, lean_pipeline), (full, full_pipeline))
+    ]
+    assert torch.equal(*rows)
+    assert model_digest(lean) == model_digest(full)
+
+
+def test_a_network_that_is_read_block_by_block_is_calibrated_to_the_same_bytes(
+    planned: Planned, tmp_path: Path
+) -> None:
+    made = planned("pixart-alpha-512")
+    for name in ("lean", "full"):
+        (tmp_path / name).mkdir()
+    assert calibrated(made, tmp_path / "lean", budget=0) == calibrated(made, tmp_path / "full")
