@@ -250,8 +250,8 @@ class ExportRequest:
     max_ram: Annotated[
         float,
         Option(
-            "Memory limit for recorded activations, for quantizing one layer, and for each network of the "
-            "float pipeline: larger ones read their blocks when they run.",
+            "Memory limit for recorded activations, for quantizing one layer, and for each network "
+            "of the float pipeline: larger ones read their blocks when they run.",
             MACHINE,
             unit="GiB",
             scale=2**30,
