@@ -80,8 +80,8 @@ OrtStatus* FpLinearBase::CheckGroups() const {
   size_t found = 0;
   FP4DIT_RETURN_IF_ERROR(node_.ReadSizeOr("groups", wanted, &found));
   if (found == wanted) return nullptr;
-  return node_.Fail("attribute 'groups' is %zu, wanted %zu: groups of %zu in K = %zu", found, wanted,
-                    group_size_, k_);
+  return node_.Fail("attribute 'groups' is %zu, wanted %zu: groups of %zu in K = %zu", found,
+                    wanted, group_size_, k_);
 }
 
 // Groups of activations must be cut where those of weights are, or these where those are.

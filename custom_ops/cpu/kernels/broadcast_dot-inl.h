@@ -292,8 +292,26 @@ struct BroadcastDot {
         total, w, q, stride);
   }
 
+  static constexpr bool kFoldsActs = true;
+  template <size_t R>
+  static FP4DIT_ALWAYS_INLINE void FoldActs(Rest& rows, Totals<R>& total) {
+    Unroll<R>(
+        [](size_t r, Totals<R>& t, const float* scale, const size_t& stride, float* sum) {
+          const auto factor = V::Splat(scale[r * stride]);
+          float* const first = sum + r * kPanel;
+          Unroll<kVectors>(
+              [](size_t v, Total(&row)[kVectors], const typename V::Float& by, float* const& to) {
+                float* const at = to + v * V::kLanes;
+                V::StoreFloats(at, V::Fma(by, Multiply::ToFloat(row[v]), V::LoadFloats(at)));
+              },
+              t[r], factor, first);
+        },
+        total, rows.act_scale, rows.tile->act_stride, rows.sum);
+  }
+
   template <size_t R>
   static FP4DIT_ALWAYS_INLINE void End(Rest& rows, Totals<R>& total) {
+    if (rows.last && rows.act_scale != nullptr) return FoldActs<R>(rows, total);
     Unroll<R * kVectors>(
         [](size_t i, Totals<R>& t, Rest& rest) {
           const Total& done = t[i / kVectors][i % kVectors];

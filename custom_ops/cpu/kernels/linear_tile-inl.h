@@ -27,6 +27,7 @@
 //   ShiftRow(q, size, by)                   makes staged rows unsigned: with multipliers, and more
 //                                           than one row, they are staged plus the largest
 //                                           magnitude
+// and kFoldsActs, true if Rows folds a group under rows' scales too, not from accumulators;
 // and, if its kExtra is not 0, so many elements of its own behind a chunk's operand, of weights
 // with multipliers.
 
@@ -57,6 +58,7 @@ struct DotRows {
   bool last;                   // chunk of its group: fold into `sum`
   const typename Dot::Operand* operand;
   const float* group_scale;                // [panel]
+  const float* act_scale;                  // null, or of the first row: see LinearTile
   typename Dot::Accumulator* accumulator;  // of the rows
   float* sum;                              // of the rows
 };
@@ -87,6 +89,7 @@ void RunChunk(DotRows<Dot> rows) {
     rows.group_sum += Dot::kSums ? count : 0;
     rows.accumulator += count * Dot::kPanel;
     rows.sum += count * Dot::kPanel;
+    if (rows.act_scale != nullptr) rows.act_scale += count * rows.tile->act_stride;
   }
 }
 
@@ -182,12 +185,16 @@ struct Weights {
   }
 };
 
+template <typename Dot, typename = void>
+constexpr bool kFoldsActScales = false;
+template <typename Dot>
+constexpr bool kFoldsActScales<Dot, std::enable_if_t<Dot::kFoldsActs>> = true;
+
 // One group of all rows.
 template <typename Dot>
 void RunGroup(DotRows<Dot> rows, Weights<Dot>* weights) {
   const LinearTile& tile = *rows.tile;
-  const float* const act_scale =
-      tile.act_scale == nullptr ? nullptr : tile.act_scale + rows.k / tile.act_group;
+  const float* const act_scale = rows.act_scale;
   if constexpr (kHasRunCodes<Dot>) {
     if (tile.rows == 1 && tile.storage == kNibbles) {
       alignas(64) float scale[Dot::kPanel];
@@ -201,14 +208,15 @@ void RunGroup(DotRows<Dot> rows, Weights<Dot>* weights) {
     constexpr size_t kMost = Dot::kChunk / Dot::kUnit;
     rows.blocks = left_blocks < kMost ? left_blocks : kMost;
     left_blocks -= rows.blocks;
-    rows.last = left_blocks == 0 && act_scale == nullptr;
+    rows.last = left_blocks == 0 && (act_scale == nullptr || kFoldsActScales<Dot>);
     rows.operand = weights->Next(tile, rows.k, rows.blocks);
     RunChunk<Dot>(rows);
     rows.first = false;
     rows.k += rows.blocks * Dot::kUnit;
     rows.q += rows.blocks * Dot::kUnit;
   }
-  for (size_t r = 0; r < tile.rows && act_scale != nullptr; ++r) {
+  if (act_scale == nullptr || kFoldsActScales<Dot>) return;
+  for (size_t r = 0; r < tile.rows; ++r) {
     const size_t at = r * Dot::kPanel;
     Dot::FoldPanel(act_scale[r * tile.act_stride], rows.accumulator + at, rows.sum + at);
   }
@@ -233,9 +241,11 @@ void RunLinearTile(const LinearTile& tile) {
     const size_t padded = RoundUp(size, Dot::kStep);
     const uint8_t* q = Dot::kSums ? staged + tile.rows * sizeof(int32_t) : staged;
     const float* const scale = tile.group_scale + begin / tile.scale_group * Dot::kPanel;
+    const float* const act_scale =
+        tile.act_scale == nullptr ? nullptr : tile.act_scale + begin / tile.act_group;
     RunGroup<Dot>({&tile, reinterpret_cast<const typename Dot::Act*>(q), padded,
                    reinterpret_cast<const int32_t*>(staged), begin, padded / Dot::kUnit, true, true,
-                   nullptr, scale, accumulator, sum},
+                   nullptr, scale, act_scale, accumulator, sum},
                   &weights);
     staged += StagedGroupsBytes<Dot>(tile.rows, size,
                                      StagedGroup<Dot>(tile.rows, size, tile.multiplier_group));
