@@ -38,7 +38,7 @@ Layers = dict[str, QuantizedLayer]
 
 def output_channels(network: torch.nn.Module, call: tuple[Any, ...], kwargs: Any) -> torch.Tensor:
     """The network's prediction [B, C, ...] without the variance that some give behind it."""
-    latents = call[0] if call else next(iter(kwargs.values()))
+    latents = call[0] if call else kwargs["hidden_states"]
     output: torch.Tensor = network(*call, **kwargs)[0]
     return output[:, : latents.shape[1]]
 
