@@ -37,9 +37,9 @@ def _family(family: Family) -> dict[str, Any]:
 
 
 def render() -> str:
-    """The text of ``families.json``: families that images are generated with."""
+    """The text of ``families.json``: families that images are generated with, a line each."""
     found = [_family(family) for family in FAMILIES if family.generates]
-    return json.dumps(found, indent=1) + "\n"
+    return "[\n" + ",\n".join(map(json.dumps, found)) + "\n]\n"
 
 
 if __name__ == "__main__":
