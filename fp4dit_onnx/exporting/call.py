@@ -63,7 +63,7 @@ def export(
         output: Folder of the bundle to write.
         bits: Bits of weights and activations, w<4|6|8>a<4|6|8|16|32>.
         method: How weights are rounded; the -rtn methods round to nearest and need no calibration
-            data. One of: fp4dit, fp-adaround, fp-rtn, gptq, int-adaround, int-rtn, tuned.
+            data. One of: fp4dit, fp-adaround, fp-rtn, gptq, int-adaround, int-rtn, tuned, tuned-best.
         recipe: Your own recipe file in place of --method, in the form that --save-recipe writes;
             other options override it, unless they have their default value.
         save_recipe: Also write the resolved method and formats to this recipe file.
