@@ -18,7 +18,7 @@ __all__ = ["QuantizedAttention", "attention_module"]
 
 @dataclass(frozen=True)
 class QuantizedAttention(AttentionProcessor):
-    """Attention with q, k and v rounded, one scale a head and token; probabilities are float.
+    """Attention with q, k and v rounded, one scale per head and token; probabilities are float.
 
     Attributes:
         format: of q, k and v.
@@ -36,7 +36,7 @@ def attention_module(network: torch.nn.Module, name: str) -> Any:
     """The attention called `name`, of diffusers' kind: its processor can be set.
 
     Raises:
-        UsageError: the network has no module of that name, or one that is no attention.
+        UsageError: the network has no module of that name, or one that is not an attention.
     """
     try:
         module = network.get_submodule(name)

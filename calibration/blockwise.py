@@ -1,4 +1,4 @@
-"""Calibrating a network unit by unit, each against its float self (FP4DiT section "calibration").
+"""Calibrating a network unit by unit, each against its float counterpart (FP4DiT section "calibration").
 
 A unit's inputs come from the network quantized so far, its target from the float network, both along
 the trajectory of the float sampler. Blocks are in memory one at a time; results that later ones read

@@ -1,8 +1,8 @@
-"""Formats and rotations chosen layer by layer, and held against each uniform choice at the end.
+"""Formats and rotations chosen per layer, and compared with each uniform choice at the end.
 
 A layer's choice looks at that layer alone. What counts is the network, so the chosen set and every
 set that makes one choice for all layers run on the float sampler's trajectory, activations
-quantized, and the set of the least guided error is taken: choices cannot lose.
+quantized, and the set of the least guided error is taken.
 """
 
 from __future__ import annotations

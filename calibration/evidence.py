@@ -1,4 +1,4 @@
-"""What a unit of calibration receives and should give, and how far it is from that."""
+"""The inputs and targets of a unit of calibration, and its error."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def outputs_of(
 
 @dataclass(frozen=True)
 class Objective:
-    """How far a module is from its float self on recorded samples.
+    """The error of a module against its float counterpart on recorded samples.
 
     Attributes:
         inputs: arguments, from the network quantized so far.

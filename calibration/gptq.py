@@ -1,4 +1,4 @@
-"""GPTQ on any grid: rounding column by column, the rest of a row making up for the error.
+"""GPTQ on any grid: rounding column by column, where later columns compensate for the error.
 
 Frantar et al., arXiv 2210.17323, algorithm 1, with scales found beforehand and kept.
 """

@@ -91,5 +91,5 @@ def _steps(t: torch.Tensor, q: torch.Tensor, limit: float) -> torch.Tensor:
 
 
 def expand_groups(scale: torch.Tensor, size: int, group_size: int) -> torch.Tensor:
-    """Repeat group scales [N, G] to one an element [N, size]."""
+    """Repeat group scales [N, G] to one per element [N, size]."""
     return scale.repeat_interleave(group_size, dim=-1)[..., :size]

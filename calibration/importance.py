@@ -1,4 +1,4 @@
-"""How much an error of the network at each step of the sampler changes the final latents.
+"""How much an error of the network at each denoising step changes the final latents.
 
 Reconstruction treats all timesteps alike; the sampler does not. A step's importance is measured: the
 network rounded to nearest takes that one step in a trajectory of the float network, and the change of
@@ -28,7 +28,7 @@ FLOOR = 0.01
 
 
 class _Trajectory:
-    """Stands for the network's forward: runs a trajectory, or replays it up to a disturbed step.
+    """Replaces the network's forward: runs a trajectory, or replays it up to a disturbed step.
 
     Args:
         forward: the float network's own.
@@ -42,10 +42,10 @@ class _Trajectory:
         self._forward, self._disturbed, self._guidance = forward, disturbed, guidance
         self._outputs: list[Any] = []
         self._call, self._step = 0, -1
-        self.error = torch.empty(0)  # [P], of each picture
+        self.error = torch.empty(0)  # [P], of each image
 
     def start(self, step: int) -> None:
-        """Replay the first trajectory before this step, disturb the step, and go on from there."""
+        """Replay the first trajectory before this step, disturb the step, and continue from there."""
         self._call, self._step = 0, step
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -76,7 +76,7 @@ def step_importance(
     Args:
         network: the float transformer.
         state: its layers, rounded to nearest.
-        sample: draws one batch of pictures, always the same, and returns the final latents.
+        sample: generates one batch of images, always the same, and returns the final latents.
         steps: of the sampler.
         guidance: of the sampler.
 
@@ -107,7 +107,7 @@ def step_importance(
             trajectory.start(step)
             change = (sample() - reference).square().flatten(1).mean(dim=1)
             ratio = change.clamp(min=1e-30) / trajectory.error.clamp(min=1e-30)
-            found.append(float(ratio.median()))  # a picture may tip over into another: no mean
+            found.append(float(ratio.median()))  # an image may tip over into another: no mean
     finally:
         del network.forward  # the class's own again
     logarithm = np.interp(np.arange(steps), probes, np.log(found))

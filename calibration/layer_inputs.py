@@ -1,4 +1,4 @@
-"""What a layer receives, as stages look at it: second moments, rows, and errors on them."""
+"""Inputs of a layer, as stages use them: second moments, rows, and errors on them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Methods: how weights are quantized, as lists of stages that TOML files hold. No torch here.
 
-A recipe file has a grid, ``[data]`` (what calibration is shown), the stages in order, and presets
+A recipe file has a grid, ``[data]`` (calibration data), the stages in order, and presets
 that change settings. ``extends`` starts from another recipe. A stage's keys are the fields of its
 dataclass in `calibration.stages`; a table named after a stage changes that stage's settings.
 """
@@ -56,10 +56,10 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Data:
-    """What calibration is shown.
+    """Data for calibration.
 
     Attributes:
-        prompts: pictures that the float sampler generates.
+        prompts: images that the float sampler generates.
         samples: inputs of the network that are recorded, both halves of guidance counted.
         even: share of the samples spread evenly over the timesteps; the others go where an error
             changes the final latents most.
@@ -86,7 +86,7 @@ class Method:
     Attributes:
         name: of the recipe.
         grid: ``fp`` for FP4DiT's formats, ``int`` for integers of the same bits.
-        data: what calibration is shown.
+        data: for calibration.
         stages: in order, one range and one rounding among them.
         presets: names of the efforts that the recipe knows.
     """
@@ -129,7 +129,7 @@ class Method:
 
     @property
     def iterations(self) -> int:
-        """Iterations a unit, for progress."""
+        """Iterations per unit, for progress."""
         return sum(stage.iterations for stage in self.stages)
 
     def with_stage(self, use: str) -> Method:

@@ -1,4 +1,4 @@
-"""Second moments of what linears receive, and a few rows of it: recorded while the float model samples.
+"""Second moments of linears' inputs, and a few of their rows: recorded while the float model samples.
 
 One pass of the sampler serves every layer. Sums are files in the work folder, mapped and not loaded:
 memory is bounded by the page cache, whatever the model. Linears that read one tensor share them.
@@ -28,7 +28,7 @@ ROWS = 512
 
 @dataclass(frozen=True)
 class Guidance:
-    """How an error of both halves of guidance counts.
+    """The weights of errors in both halves of guidance.
 
     Attributes:
         scale: of the sampler; at most 1 for none.
@@ -75,7 +75,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Moments:
-    """What a pass of the float sampler left.
+    """The results of a pass of the float sampler.
 
     Attributes:
         folder: of the sums and rows.
@@ -147,7 +147,7 @@ class MomentRecorder:
         sampler: what will be run.
         importance: [steps].
         guided: weight of the guided combination.
-        folder: for the sums, made anew.
+        folder: for the sums; replaced if there is one.
         seed: of the choice of rows.
     """
 

@@ -1,4 +1,4 @@
-"""What torch makes of a bundle: the simulation rebuilt from its files, and torch's own codes."""
+"""A bundle in torch: the simulation rebuilt from its files, and torch's own codes."""
 
 from __future__ import annotations
 

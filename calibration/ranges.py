@@ -127,7 +127,7 @@ def _least_error(
 def weighted_scale(weight: torch.Tensor, spec: LayerSpec, counts: torch.Tensor) -> torch.Tensor:
     """Scale of each group with the least squared error, each input's error counted as `counts` says.
 
-    Of scales that are multipliers times one float a channel, that float is searched as well.
+    Of scales that are multipliers times one float per channel, that float is searched as well.
 
     Args:
         weight: float32 [N, K].

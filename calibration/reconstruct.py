@@ -1,4 +1,4 @@
-"""Training the rounding of a module's linears so that its output stays what it was in float."""
+"""Learning the rounding of a module's linears so that its output stays close to float."""
 
 from __future__ import annotations
 

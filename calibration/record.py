@@ -25,13 +25,13 @@ class Sampler:
     """The float sampler over the calibration prompts.
 
     Attributes:
-        sample: draws everything; calls its argument once after each call of the network.
+        sample: generates all images; calls its argument once after each call of the network.
         calls: how many calls that will be.
-        prompts: pictures drawn.
-        batch: pictures drawn together.
-        steps: calls of the network a batch, in order of time.
+        prompts: images generated.
+        batch: images in a batch.
+        steps: calls of the network per batch, in order of time.
         guidance: how it is led towards the prompts, which may double a call's samples.
-        probe: draws one small batch, always the same, and returns its final latents.
+        probe: generates one small batch, always the same, and returns its final latents.
         close: lets go of what only sampling needs.
     """
 
@@ -91,7 +91,7 @@ class Choice:
     """Which samples to keep.
 
     Attributes:
-        rows: call -> pictures of that call's batch, int64.
+        rows: call -> images of that call's batch, int64.
         weight: float32 [P], of each in the loss, in the order of the calls.
     """
 
@@ -100,24 +100,24 @@ class Choice:
 
     @property
     def count(self) -> int:
-        """P, pictures over all calls."""
+        """P, images over all calls."""
         return int(self.weight.shape[0])
 
 
 def choose(
     sampler: Sampler, samples: int, importance: npt.ArrayLike, even: float, seed: int
 ) -> Choice:
-    """Spread `samples` (both halves of guidance counted) over steps, then over pictures.
+    """Spread `samples` (both halves of guidance counted) over steps, then over images.
 
-    A step gets at least one picture and at most all; its samples' weight makes up for its share, so
+    A step gets at least one image and at most all; its samples' weight makes up for its share, so
     that the loss counts each step by its importance.
 
     Args:
-        sampler: what will be drawn.
+        sampler: the run to record.
         samples: how many to keep, about.
         importance: [steps].
         even: share that is spread evenly over the steps.
-        seed: of the choice of pictures.
+        seed: of the choice of images.
     """
     importance = np.asarray(importance, np.float64)
     random = np.random.default_rng(seed)

@@ -13,7 +13,7 @@ __all__ = ["rotated", "rotated_moments", "rotated_weight"]
 def rotated(x: torch.Tensor, rotation: Hadamard) -> torch.Tensor:
     """`x` [..., K] times block-diagonal normalized Hadamard matrices: FpHadamard, bit for bit.
 
-    Butterflies of additions in x's own type, of neighbours first, then one factor an element.
+    Butterflies of additions in x's own type, of neighbours first, then one factor per element.
     """
     k = x.shape[-1]
     y, half = x, 1

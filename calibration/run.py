@@ -1,4 +1,4 @@
-"""Calibration from start to end: record inputs, quantize every layer, measure what it cost."""
+"""Calibration from start to end: record inputs, quantize every layer, measure the errors."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Calibration:
         errors: of each layer, by name.
         model_sqnr_db: of the whole network's output, simulation against float, on calls of the
             float sampler's trajectory.
-        compared: sets of choices that were held against each other, where there were choices.
+        compared: sets of choices that were compared, if there were choices.
     """
 
     state: QuantizedState
@@ -93,7 +93,7 @@ def _measure(network: Network, layer: QuantizedLayer, rows: torch.Tensor) -> Lay
 
 @dataclass(frozen=True)
 class _Recorded:
-    """What one run of the float sampler left.
+    """The results of one run of the float sampler.
 
     Attributes:
         rows: input rows of each layer, float32 [R, K].
@@ -214,7 +214,7 @@ def _prepared(
     work: Work,
     max_ram: int,
 ) -> tuple[Topology, tuple[Unit, ...], int]:
-    """Units in order and samples a chunk, once the disk is known to be large enough."""
+    """Units in order and samples per chunk, once the disk is known to be large enough."""
     call = part_of(first_call(network.module, sampler), torch.arange(1))
     topology = network.topology(call, 1)
     units = units_of(topology, network.blocks, tuple(specs))
@@ -242,7 +242,7 @@ def _record(
         return _read(kept, work)
     chosen = moments = None
     if work is not None:
-        with reporter.stage("measuring the steps' importance", 1) as advance:
+        with reporter.stage("measuring the importance of denoising steps", 1) as advance:
             importance = _importance(network, specs, method, sampler)
             advance(1)
         choice = choose(sampler, method.data.samples, importance, method.data.even, seed)
@@ -281,7 +281,7 @@ def _record(
 
 
 def _read(kept: Mapping[str, Any], work: Work) -> _Recorded:
-    """What a run of the float sampler left in the work folder."""
+    """The results of a run of the float sampler in the work folder."""
     moments = kept["moments"] and Moments.from_json(kept["moments"], work.folder)
     return _Recorded(kept["rows"], kept["calls"], work.load_samples("samples"), moments)
 

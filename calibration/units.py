@@ -1,4 +1,4 @@
-"""What is calibrated at a time, and the room that it takes."""
+"""Units of calibration, and the memory and disk space that they take."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A calibration's folder: what is recorded, and each unit's result as soon as it is there.
+"""A calibration's folder: recorded activations, and the result of each finished unit.
 
-A killed run goes on from here. A fingerprint of model, data and recipe keeps runs apart.
+A killed run resumes from here. A fingerprint of model, data and recipe keeps runs apart.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Work:
         return dict(state.layers), float(state.provenance["error"])
 
     def finish(self, unit: str, layers: Mapping[str, QuantizedLayer], error: float) -> None:
-        """Keep a unit's layers; from here on it is not done again."""
+        """Keep a unit's layers; a resumed run skips it."""
         self._unit(unit).parent.mkdir(exist_ok=True)
         save_state(QuantizedState(dict(layers), {"error": error}), self._unit(unit))
 

@@ -1,7 +1,7 @@
-"""Draw the pictures of docs/concepts.md to ``docs/pictures/``, from the numbers of the package.
+"""Draw the diagrams of docs/concepts.md to ``docs/pictures/``, from the numbers of the package.
 
 Plain SVG on a white card, legible on light and dark pages. With ``--check`` nothing is written:
-exit 1 if a picture is other than what would be drawn.
+exit 1 if a diagram is other than what would be drawn.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _picture(width: int, height: int, says: str, parts: Sequence[str]) -> str:
     return "\n".join([head, f"<title>{escape(says)}</title>", card, *parts, "</svg>", ""])
 
 
-# --- pictures ------------------------------------------------------------------------------------
+# --- diagrams ------------------------------------------------------------------------------------
 
 
 def grids() -> str:
@@ -165,7 +165,7 @@ def exact() -> str:
     rows: list[tuple[str, Sequence[str], str, str]] = [
         ("activations, float32", [_number(v) for v in x[0]], INK, ""),
         ("as integers of e2m3", [str(int(v)) for v in q[0]], BLUE, f"scale {x_scale[0, 0]:.4f}"),
-        ("weights, 4-bit codes", [f"{int(c):04b}" for c in codes], INK, "two a byte"),
+        ("weights, 4-bit codes", [f"{int(c):04b}" for c in codes], INK, "two per byte"),
         ("as integers of e2m1", [str(int(v)) for v in integers[0]], ORANGE,
          f"scale {w_scale[0, 0]:.4f}"),
         ("products, int8 by int8", [str(v) for v in products], GREEN, "exact"),
@@ -192,7 +192,7 @@ def tokens() -> str:
     shared = together.reshape(x.shape).astype(np.float32) * one[0, 0]
     own = apart.astype(np.float32) * each
     parts = [_text(20, 28, "One scale for the tensor, or one for each token (e2m1)", bold=True)]
-    heads = ("activations", "one scale", "a scale a token", "scale")
+    heads = ("activations", "one scale", "a scale per token", "scale")
     for x0, head in zip((90, 320, 550, 778), heads, strict=True):
         parts.append(_text(x0, 60, head, MUTED))
     for i, row in enumerate(x):
@@ -216,10 +216,10 @@ PICTURES: dict[str, Callable[[], str]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the pictures, or with ``--check`` say whether they are up to date.
+    """Write the diagrams, or with ``--check`` say whether they are up to date.
 
     Returns:
-        0, or 1 if ``--check`` found another picture.
+        0, or 1 if ``--check`` found another diagram.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare, and change nothing")

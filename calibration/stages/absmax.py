@@ -1,4 +1,4 @@
-"""Range: each group's largest magnitude becomes the grid's largest value (FP4DiT, ranges)."""
+"""Range: maps each group's largest magnitude to the grid's largest value (FP4DiT, ranges)."""
 
 from __future__ import annotations
 

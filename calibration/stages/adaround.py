@@ -1,4 +1,4 @@
-"""Rounding: trained so that the unit's output stays what it was in float."""
+"""Rounding: learned so that the unit's output stays close to float."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class AdaRound:
     Defaults differ from FP4DiT's code where docs/design.md says why.
 
     Attributes:
-        iterations: optimizer steps a unit.
-        batch: samples a step.
+        iterations: optimizer steps per unit.
+        batch: samples per step.
         scale_aware: train V' = s V instead of V.
         learning_rate: of Adam; in units of the weights if scale-aware, else of V.
         largest_move: bound on one step's change of V where s is tiny.

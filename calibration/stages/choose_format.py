@@ -1,4 +1,4 @@
-"""Choice: a layer's weight format by the error that it costs the layer's output."""
+"""Choice: a layer's weight format by its error in the layer's output."""
 
 from __future__ import annotations
 

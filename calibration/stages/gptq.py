@@ -1,4 +1,4 @@
-"""Rounding: GPTQ, each column's error made up for by the columns that follow."""
+"""Rounding: GPTQ, where later columns compensate for the error of each column."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Gptq"]
 class Gptq(LayerStage):
     """GPTQ (arXiv 2210.17323) on any grid, under the scales of the range stage.
 
-    A layer keeps rounding to nearest where that loses less.
+    A layer keeps rounding to nearest if its error is smaller.
 
     Attributes:
         damping: added to the moments' diagonal, as a share of its mean.

@@ -1,4 +1,4 @@
-"""Transform: inputs rotated by Hadamard matrices where that keeps more of a layer's output."""
+"""Transform: inputs rotated by Hadamard matrices where that lowers the error of a layer's output."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["INPUTS", "KINDS", "MOMENTS", "WEIGHTS", "Evidence", "LayerStage", "Stage"]
 
 KINDS = ("transform", "choice", "range", "rounding", "correction", "branch")
-"""What a stage may do, in the order in which a method does it; it has one range and one rounding."""
+"""Kinds of stages, in the order of a method; it has one range and one rounding."""
 
 WEIGHTS, MOMENTS, INPUTS = "weights", "moments", "inputs"
 """What a stage may look at: weights alone; second moments and some rows of what layers receive, from

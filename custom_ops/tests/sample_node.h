@@ -64,7 +64,7 @@ inline Sample MakeSample(const std::string& op, const std::string& act, const st
     s.Add(ort::kFloat, {n});
     s.node.constant = {false, false, true, true, true};
     if (op == "FpLinearInteger") s.node.constant.push_back(true);
-  } else if (op == "FpAttention") {  // two pictures, m queries and n keys of two heads of size k
+  } else if (op == "FpAttention") {  // two images, m queries and n keys of two heads of size k
     s.node.texts["format"] = act;
     s.node.floats["attention_scale"] = 0.5f;
     for (const int64_t tokens : {m, n, n}) {

@@ -1,5 +1,5 @@
-// Generates an image with a PixArt bundle of fp4dit-onnx, without Python: ONNX Runtime runs the text
-// encoder, the transformer (its quantized layers in the custom-op library) and the decoder.
+// Generates an image with a PixArt bundle of fp4dit-onnx, without Python: ONNX Runtime runs the
+// text encoder, the transformer (its quantized layers in the custom-op library) and the decoder.
 //
 //   text_to_image --library libfp4dit_ops.so --runtime libonnxruntime.so BUNDLE "red apple" out.bmp
 //

@@ -1,4 +1,4 @@
-"""A network's blocks: which they are, how they are called, and answering in their place."""
+"""A network's blocks: finding them, their calls, and replacing their results."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ PROCESSORS = (
     "HunyuanAttnProcessor2_0",
     "SanaAttnProcessor2_0",
 )
-"""Attention processors of diffusers that bake sizes in and that `AttentionProcessor` stands in for."""
+"""Attention processors of diffusers that fix sizes and that `AttentionProcessor` stands in for."""
 
 
 def _patch_embed(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -44,7 +44,7 @@ def _patch_embed(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def _dit(network: Any) -> Callable[..., tuple[torch.Tensor]]:
-    """`forward` of diffusers' DiTTransformer2DModel, which takes the picture for a square."""
+    """`forward` of diffusers' DiTTransformer2DModel, which assumes a square image."""
 
     def forward(
         hidden_states: torch.Tensor,

@@ -176,7 +176,7 @@ def diffusers_maker(class_name: str, config: Mapping[str, Any]) -> Callable[[], 
 
 
 class _VaeDecoder(torch.nn.Module):
-    """The half of an autoencoder that makes pictures, as ``AutoencoderKL.decode`` without tiles."""
+    """The half of an autoencoder that makes images, as ``AutoencoderKL.decode`` without tiles."""
 
     def __init__(self, vae: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Networks whose blocks are read from the checkpoint each time that they run."""
+"""Networks whose blocks are read from the checkpoint every time they run."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class StoredTensors:
 def streamed(
     network: FakeNetwork, interface: Interface, read: Callable[[str], torch.Tensor]
 ) -> Network:
-    """A network whose shell is in memory, and each of whose blocks is read anew for every call.
+    """A network whose shell is in memory, and each of whose blocks is read again for every call.
 
     Args:
         network: becomes the shell.
