@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from onnx import numpy_helper
 from fp4dit_onnx import ops
 from fp4dit_onnx.bundle.bundle import Bundle, write_manifest
 from fp4dit_onnx.bundle.manifest import read_manifest
-from fp4dit_onnx.bundle.probe import load_model, read_state
+from fp4dit_onnx.bundle.probe import load_graph, load_model, read_state
 from fp4dit_onnx.calibration.choosing import CHOSEN
 from fp4dit_onnx.calibration.sampling import load_pipeline
 from fp4dit_onnx.errors import BundleError, UsageError
@@ -205,18 +206,36 @@ def test_attention_in_float(exported: ExportResult, tmp_path: Path) -> None:
 
 
 def test_qdq_form_verifies(tmp_path: Path) -> None:
-    request = ExportRequest(output=tmp_path / "qdq", form="qdq", bits="w4a8", **FAST)
+    request = ExportRequest(
+        output=tmp_path / "qdq", form="qdq", bits="w4a8", scale="int4*f32", group_size=32, **FAST
+    )
     result = export(request)
     model = load_model(Bundle.open(result.bundle).transformer)
     used = {n.op_type for n in model.graph.node if n.domain == ops.DOMAIN}
-    assert used == {ops.UNPACK, ops.DEQUANTIZE, "FpQuantizeInt16"}
+    assert used == {ops.UNPACK, ops.SCALE, ops.DEQUANTIZE, "FpQuantizeInt16"}
     checked = verify(result.bundle, quick=True)
     assert checked.ok, [c for c in checked.checks if not c.ok]
 
 
-@pytest.mark.parametrize("bits", ["w8a8", "w4a16"])
-def test_other_bits_verify(bits: str, tmp_path: Path) -> None:
-    result = export(ExportRequest(output=tmp_path / bits, bits=bits, **FAST))
+@pytest.mark.parametrize(
+    ("bits", "changes", "used"),
+    [
+        ("w8a8", {}, {"FpQuantizeInt16", ops.LINEAR, ops.ATTENTION}),
+        ("w4a16", {}, {ops.LINEAR}),
+        (
+            "w4a4",
+            {"scale": "int4*f32", "group_size": 32, "activation_group_size": 16},
+            # The paper's e3m0 leaves no room for multipliers.
+            {"FpQuantize", ops.LINEAR, ops.LINEAR_INTEGER, ops.ATTENTION},
+        ),
+    ],
+)
+def test_other_bits_verify(
+    bits: str, changes: dict[str, Any], used: set[str], tmp_path: Path
+) -> None:
+    result = export(ExportRequest(output=tmp_path / bits, bits=bits, **changes, **FAST))
+    graph = load_graph(Bundle.open(result.bundle).transformer).graph
+    assert {n.op_type for n in graph.node if n.domain == ops.DOMAIN} == used
     checked = verify(result.bundle, quick=True)
     assert checked.ok, [c for c in checked.checks if not c.ok]
 

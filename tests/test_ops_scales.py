@@ -1,4 +1,4 @@
-"""Rotations, group scales of activations, four-over-six, integer multipliers: bodies against records."""
+"""Rotations, group scales, four-over-six, multipliers: bodies and kernels against the records."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from one_operator import Run, agrees, run_ort, run_reference
+from one_operator import Run, agrees, run_library, run_ort, run_reference
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.numbers import numerics
@@ -23,7 +23,7 @@ from fp4dit_onnx.numbers.scale_formats import largest_multiplier
 Array = npt.NDArray[Any]
 
 
-@pytest.fixture(params=[run_ort, run_reference], ids=["ort", "reference"])
+@pytest.fixture(params=[run_ort, run_reference, run_library], ids=["ort", "reference", "library"])
 def run(request: pytest.FixtureRequest) -> Run:
     found: Run = request.param
     return found
