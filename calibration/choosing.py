@@ -11,16 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from fp4dit_onnx.bundle.manifest import Compared
 from fp4dit_onnx.calibration.applying import Alternatives
 from fp4dit_onnx.calibration.draft import Draft, Drafts
-from fp4dit_onnx.calibration.evidence import Objective
 from fp4dit_onnx.calibration.layer_inputs import UnitInputs
 from fp4dit_onnx.calibration.methods import Method
 from fp4dit_onnx.calibration.moments import Moments
-from fp4dit_onnx.calibration.samples import Array, Samples
+from fp4dit_onnx.calibration.samples import Samples
 from fp4dit_onnx.calibration.simulate import simulated
 from fp4dit_onnx.calibration.units import Unit
 from fp4dit_onnx.calibration.work import Work
@@ -33,6 +33,8 @@ from fp4dit_onnx.system.progress import Reporter
 __all__ = ["CHOSEN", "Choosing", "output_channels"]
 
 CHOSEN = "each layer's own choice"
+COMPARED_PAIRS = 64
+"""Pairs of samples on which sets are compared."""
 Layers = dict[str, QuantizedLayer]
 
 
@@ -75,111 +77,126 @@ class Choosing:
 
     def run(self, units: Sequence[Unit]) -> tuple[Layers, tuple[Compared, ...]]:
         """The layers of the best set, and what was compared; finished units are read from disk."""
-        own: Layers = {}
-        made: dict[str, list[QuantizedLayer]] = {}
+        made: dict[str, list[_Made]] = {}
         with self.reporter.stage("choosing and rounding", len(units), "blocks") as advance:
             for unit in units:
-                for name, (chosen, others) in self._unit(unit).items():
-                    own[name], made[name] = chosen, others
+                made |= self._unit(unit)
                 advance(1, unit.name)
-        sets = {CHOSEN: own, **self._uniform(own, made)}
+        sets = {CHOSEN: {name: rows[0] for name, rows in made.items()}, **self._uniform(made)}
         if len(sets) == 1:
-            return own, ()
+            return self._load(sets[CHOSEN]), ()
         errors = self._errors(sets)
         best = min(errors, key=lambda label: errors[label])
         unit_of_error = max(errors[CHOSEN], 1e-30)
         table = [Compared(n, error / unit_of_error, n == best) for n, error in errors.items()]
-        return sets[best], tuple(table)
+        return self._load(sets[best]), tuple(table)
 
-    def _uniform(
-        self, own: Layers, made: Mapping[str, Sequence[QuantizedLayer]]
-    ) -> dict[str, Layers]:
+    def _uniform(self, made: Mapping[str, Sequence[_Made]]) -> dict[str, dict[str, _Made]]:
         """A set for each choice that all layers which have it can share; others keep their own."""
-        every = [_choice(layer) for layers in made.values() for layer in layers]
+        known = {row.format for rows in made.values() for row in rows}
+        every = {row.rotation for rows in made.values() for row in rows}
         formats = dict.fromkeys(f for name in made for f in self.candidates.get(name, ()))
-        known = {fmt for fmt, _ in every}
-        rotations = dict.fromkeys(rotation for _, rotation in sorted(every, key=str))
-        sets: dict[str, Layers] = {}
+        rotates = any(stage.kind == "transform" for stage in self.method.stages)
+        sets = {}
         for fmt in [f for f in formats if f in known] or [None]:
-            for rotation in rotations:
-                wanted = [
-                    *([fmt] if fmt else []),
-                    *([f"Hadamard {rotation}" if rotation else "not rotated"] * self._rotates),
-                ]
-                if wanted:
-                    sets[", ".join(wanted)] = {
-                        name: self._matching(name, fmt, rotation, made[name]) or layer
-                        for name, layer in own.items()
+            for rotation in sorted(every, key=lambda block: block or 0):
+                turned = f"Hadamard {rotation}" if rotation else "not rotated"
+                if label := ", ".join([*([fmt] if fmt else []), *([turned] if rotates else [])]):
+                    sets[label] = {
+                        name: self._matching(name, rows, fmt, rotation)
+                        for name, rows in made.items()
                     }
         return sets
 
-    @property
-    def _rotates(self) -> bool:
-        return any(stage.kind == "transform" for stage in self.method.stages)
-
     def _matching(
-        self, name: str, fmt: str | None, rotation: int | None, made: Sequence[QuantizedLayer]
-    ) -> QuantizedLayer | None:
+        self, name: str, rows: Sequence[_Made], fmt: str | None, rotation: int | None
+    ) -> _Made:
         """What was made of a layer in the format, if it has that choice, and with the rotation."""
         free = not self.candidates.get(name)
-        return next(
-            (y for y in made if _choice(y)[1] == rotation and (free or _choice(y)[0] == fmt)), None
-        )
+        same = (r for r in rows if r.rotation == rotation and (free or r.format == fmt))
+        return next(same, rows[0])
 
-    def _unit(self, unit: Unit) -> dict[str, tuple[QuantizedLayer, list[QuantizedLayer]]]:
-        """Of each layer of a unit, what was chosen and all that was made."""
+    def _unit(self, unit: Unit) -> dict[str, list[_Made]]:
+        """Of each layer of a unit, what was chosen, then all that was made; it is on disk then."""
+        if not unit.layers:
+            return {}
         place = f"{unit.name}@choices"
         known = self.work.finished(place)
         if known is None:
             alternatives = Alternatives(self.method.stages, UnitInputs(self.moments, self.network))
             best = alternatives.best({name: self._draft(name) for name in unit.layers})
-            named = {f"0@{name}": draft.layer() for name, draft in best.items()}
-            for number, draft in enumerate(alternatives.made.values()):
-                named[f"{number + 1}@{draft.name}"] = draft.layer()
+            drafts = [*best.values(), *alternatives.made.values()]
+            named = {f"{i}@{draft.name}": draft.layer() for i, draft in enumerate(drafts)}
             kept = {key: replace(layer, name=key) for key, layer in named.items()}
-            self.work.finish(place, kept, _mean_error(best))
-            known = kept, 1.0
-        found: dict[str, list[QuantizedLayer]] = {name: [] for name in unit.layers}
+            known = kept, _mean_error(best)
+            self.work.finish(place, *known)
+        found: dict[str, list[_Made]] = {name: [] for name in unit.layers}
         for key in sorted(known[0], key=lambda key: int(key.partition("@")[0])):
-            name = key.partition("@")[2]
-            found[name].append(replace(known[0][key], name=name))
-        return {name: (layers[0], layers[1:]) for name, layers in found.items()}
+            spec = known[0][key].spec
+            row = _Made(place, key, spec.weight.format, spec.hadamard)
+            found[key.partition("@")[2]].append(row)
+        return found
+
+    def _load(self, chosen: Mapping[str, _Made]) -> Layers:
+        """The layers of a set: one at a time is in memory."""
+        layers: Layers = {}
+        for place in dict.fromkeys(row.place for row in chosen.values()):
+            known = self.work.finished(place)
+            assert known is not None, place
+            layers |= {
+                name: replace(known[0][row.key], name=name)
+                for name, row in chosen.items()
+                if row.place == place
+            }
+        return {name: layers[name] for name in chosen}
 
     def _draft(self, name: str) -> Draft:
         weight = self.network.tensor(f"{name}.weight").float()
         return Draft(name, weight, self.specs[name], tuple(self.candidates.get(name, ())))
 
     @torch.no_grad()
-    def _errors(self, sets: Mapping[str, Layers]) -> dict[str, float]:
-        """Guided error of the network under each set."""
+    def _errors(self, sets: Mapping[str, Mapping[str, _Made]]) -> dict[str, float]:
+        """Guided error of the network under each set, on the same samples."""
         samples = self.samples
-        target = Array(self.work.clear("prediction.npy"))
-
-        def predicted(*call: Any, **kwargs: Any) -> torch.Tensor:
-            return output_channels(self.network.module, call, kwargs)
-
-        for at in samples.chunks(self.chunk):
-            call, kwargs = samples.take(at)
-            output = predicted(*call, **kwargs)
-            if at.start == 0:
-                target.create(samples.count, output)
-            target.write(at.start, output)
-        objective = Objective(samples, {0: target}, self.guidance, 1.0)
+        count = min(samples.pairs, COMPARED_PAIRS)
+        pairs = torch.from_numpy(np.linspace(0, samples.pairs - 1, count).round().astype(int))
+        batches = torch.split(pairs, self.chunk // 2 or 1)
+        right = [self._prediction(batch) for batch in batches]
         errors = {}
         with self.reporter.stage("comparing choices", len(sets), "sets") as advance:
-            for label, layers in sets.items():
-                with simulated(
-                    self.network.module, QuantizedState(layers, attention=self.attention)
-                ):
-                    total = objective.total(predicted, self.chunk // 2 or 1)
-                errors[label] = float(total[0, -1])
+            for label, chosen in sets.items():
+                state = QuantizedState(self._load(chosen), attention=self.attention)
+                with simulated(self.network.module, state):
+                    both = zip(batches, right, strict=True)
+                    parts = [self._error(b, self._prediction(b) - r) for b, r in both]
+                errors[label] = sum(parts) / float(samples.weight[pairs].sum())
                 advance(1, label)
         return errors
 
+    def _prediction(self, pairs: torch.Tensor) -> torch.Tensor:
+        return output_channels(self.network.module, *self.samples.take(self.samples.twins(pairs)))
 
-def _choice(layer: QuantizedLayer) -> tuple[str, int | None]:
-    """Weight format and rotation."""
-    return layer.spec.weight.format, layer.spec.hadamard
+    def _error(self, pairs: torch.Tensor, difference: torch.Tensor) -> float:
+        """Weighted sum over pairs of the guided prediction's mean squared error."""
+        guided = self.guidance.combined(difference).flatten(1).square().mean(dim=1)
+        return float((self.samples.weight[pairs] * guided).sum())
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A rounded layer in a file of the work folder.
+
+    Attributes:
+        place: name of the file.
+        key: of the layer in it.
+        format: of its weight.
+        rotation: block size, None for none.
+    """
+
+    place: str
+    key: str
+    format: str
+    rotation: int | None
 
 
 def _mean_error(drafts: Drafts) -> float:

@@ -24,9 +24,12 @@ from toy_network import (
 )
 
 from fp4dit_onnx.calibration.choosing import CHOSEN
+from fp4dit_onnx.calibration.draft import Draft
 from fp4dit_onnx.calibration.methods import Method, method_by_name
 from fp4dit_onnx.calibration.moments import MomentRecorder, Moments
 from fp4dit_onnx.calibration.run import Calibration, calibrate
+from fp4dit_onnx.calibration.stages import Evidence
+from fp4dit_onnx.calibration.stages.hadamard import Rotate
 from fp4dit_onnx.calibration.work import Work, model_digest
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.network.network import whole
@@ -150,6 +153,46 @@ def test_moments_that_say_nothing_are_refused(
         network.embed.bias[0] = torch.nan
     with pytest.raises(UsageError, match=message):
         recorded(network, tmp_path / "m", layers)
+
+
+# --- rotations ---------------------------------------------------------------------------------
+
+
+class _Known:
+    """Inputs of a layer whose errors are known: with rotation, and without."""
+
+    def __init__(self, reader: str, plain: float, turned: float) -> None:
+        self.reader, self._errors = reader, {False: plain, True: turned}
+
+    def error(self, draft: Draft) -> float:
+        return self._errors[draft.spec.hadamard is not None]
+
+
+def rotations(errors: dict[str, tuple[str, float, float]], activation: str | None) -> set[str]:
+    """Names of the layers that are rotated, of layers with these readers and errors."""
+    spec = LayerSpec.of("e1m2", activation, 8)
+    drafts = {name: Draft(name, torch.ones(3, 16), spec) for name in errors}
+
+    def inputs(draft: Draft) -> Any:
+        return _Known(*errors[draft.name])
+
+    evidence = Evidence(lambda draft: draft, lambda draft: draft, inputs)
+    found = Rotate(8).apply(drafts, evidence)
+    turned = {name for name, draft in found.items() if draft.spec.hadamard == 8}
+    for name, draft in found.items():
+        assert torch.equal(draft.weight, drafts[name].weight) == (name not in turned)
+    return turned
+
+
+def test_linears_of_one_tensor_are_rotated_together() -> None:
+    errors = {"q": ("q", 1.0, 0.2), "k": ("q", 1.0, 2.0), "out": ("out", 1.0, 1.1)}
+    assert rotations(errors, "e2m3") == {"q", "k"}
+    assert rotations({**errors, "k": ("q", 1.0, 6.0)}, "e2m3") == set()
+    assert rotations({**errors, "k": ("k", 1.0, 6.0)}, "e2m3") == {"q"}
+
+
+def test_layers_whose_activations_stay_in_float_are_not_rotated() -> None:
+    assert rotations({"q": ("q", 1.0, 0.2)}, None) == set()
 
 
 # --- choices -----------------------------------------------------------------------------------
