@@ -149,12 +149,14 @@ def calibrate(
     if not method.needs_data:
         recorded = _record(network, specs, method, sampler, seed, reporter, None)
         sampler.close()
+        network.forget()
         layers = _quantized(network, specs, method.stages, reporter)
     else:
         assert work is not None, "a work folder is needed"
         topology, units, chunk = _prepared(network, specs, method, sampler, work, max_ram)
         recorded = _record(network, specs, method, sampler, seed, reporter, work)
         sampler.close()
+        network.forget()
         assert recorded.samples is not None
         if recorded.moments is not None:
             layers, compared = Choosing(

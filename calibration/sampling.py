@@ -17,13 +17,14 @@ from PIL import Image
 from fp4dit_onnx.calibration.record import Sampler
 from fp4dit_onnx.checkpoint.checkpoint import Checkpoint
 from fp4dit_onnx.errors import CheckpointError
-from fp4dit_onnx.families import Family
+from fp4dit_onnx.families import Family, family_of
 from fp4dit_onnx.families.guidance import Guidance, Guided
 from fp4dit_onnx.families.request import Encoded, Request, Text
 from fp4dit_onnx.families.text_encoders import TEXT_ENCODERS
 from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.network.stored import loaded, opened
 from fp4dit_onnx.runtime.sampling import Sampling, initial_latents
+from fp4dit_onnx.system.resources import available_memory
 from fp4dit_onnx.system.silence import quiet
 from fp4dit_onnx.tokenizer_files import WHOLE, read_parts
 
@@ -45,28 +46,34 @@ PROBE_PROMPTS = 4
 
 
 def load_pipeline(
-    checkpoint: Checkpoint, transformer: Network | None = None, budget: float = math.inf
+    checkpoint: Checkpoint, transformer: Network | None = None, budget: float | None = None
 ) -> Any:
     """The diffusers pipeline of a checkpoint in float32, from the tensors that an export reads.
 
     Args:
         checkpoint: of all components.
         transformer: its transformer, where that was opened before.
-        budget: bytes of each text encoder that may be in memory, see `opened`.
+        budget: bytes that each network with blocks may take in memory, see `opened`; None for half
+            of what is free.
 
     Raises:
         CheckpointError: configuration and weights do not fit, or diffusers cannot build it.
     """
     pipeline_class = getattr(diffusers, checkpoint.pipeline_class)
-    networks = {} if transformer is None else {"transformer": transformer.module}
+    if budget is None:
+        there = available_memory()
+        budget = math.inf if there is None else there / 2
+    if transformer is None:
+        family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
+        interface = family.interface(checkpoint.transformer_config)
+        transformer = opened(checkpoint.components["transformer"], interface, budget)
+    networks = {"transformer": transformer.module}
     for name, part in checkpoint.components.items():
-        if not part.tensors or name in networks:
-            continue
-        encoder = TEXT_ENCODERS.get(part.class_name)
-        if encoder is None:
-            networks[name] = loaded(part)
-        else:
-            networks[name] = opened(part, encoder.interface, budget).module
+        if part.tensors and name not in networks:
+            encoder = TEXT_ENCODERS.get(part.class_name)
+            networks[name] = (
+                loaded(part) if encoder is None else opened(part, encoder.interface, budget).module
+            )
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from fp4dit_onnx.exporting.request import ExportRequest
 from fp4dit_onnx.network.fake import is_fake
 from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.network.stored import opened
+from fp4dit_onnx.network.streaming import StoredTensors
 from fp4dit_onnx.runtime.sampling import initial_latents
 from fp4dit_onnx.spec.state import save_state
 from fp4dit_onnx.system.progress import SilentReporter
@@ -47,7 +49,8 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Planned:
         request = ExportRequest(
             model=folder / name, output=folder / "out", steps=2, calibration_prompts=2
         )
-        return plan(request)
+        found = plan(request)
+        return replace(found, sampling=replace(found.sampling, height=64, width=64))
 
     return made
 
@@ -81,6 +84,8 @@ def calibrated(planned: Plan, folder: Path, budget: float = 2**40) -> bytes:
         work=work,
     )
     assert tuple(found.state.layers) == tuple(planned.specs)
+    if isinstance(network.read, StoredTensors):
+        assert not network.read._kept  # sampling is over
     assert found.model_sqnr_db > 5
     save_state(found.state, folder / "state.safetensors")
     return (folder / "state.safetensors").read_bytes()
@@ -152,10 +157,9 @@ def test_classes_begin_with_the_noise_of_their_seeds(planned: Planned) -> None:
     assert len(seen) == made.sampling.steps
 
 
-@pytest.mark.parametrize("name", ["hunyuan-dit-1.1", "sd3-medium"])
-def test_a_pipeline_without_room_computes_the_same(planned: Planned, name: str) -> None:
+def test_a_pipeline_without_room_computes_the_same(planned: Planned) -> None:
     """Blocks of transformer and text encoders are read for every call; hooks and stand-ins hold."""
-    made = planned(name)
+    made = planned("sd3-medium")
     lean, lean_pipeline = opened_with(made, 0)
     full, full_pipeline = opened_with(made, 2**40)
     inner = lean.blocks[0]
@@ -179,4 +183,4 @@ def test_a_network_that_is_read_block_by_block_is_calibrated_to_the_same_bytes(
     made = planned("pixart-alpha-512")
     for name in ("lean", "full"):
         (tmp_path / name).mkdir()
-    assert calibrated(made, tmp_path / "lean", budget=0) == calibrated(made, tmp_path / "full")
+    assert calibrated(made, tmp_path / "lean", budget=2**17) == calibrated(made, tmp_path / "full")

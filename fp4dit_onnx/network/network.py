@@ -36,11 +36,13 @@ class Network:
         module: the network; it can be run. Tensors of its blocks may be fake.
         blocks: names of the blocks.
         read: gives the values of a fake tensor, by its name.
+        forget: lets go of values that stayed in memory, where running the network often is over.
     """
 
     module: torch.nn.Module
     blocks: tuple[str, ...]
     read: Callable[[str], torch.Tensor]
+    forget: Callable[[], None] = lambda: None
 
     def tensor(self, name: str) -> torch.Tensor:
         """Values of a stored tensor, such as ``proj_out.weight``; not to be changed."""

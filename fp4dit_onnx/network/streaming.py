@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -49,9 +49,7 @@ class StoredTensors:
         self._kept.clear()
 
 
-def streamed(
-    network: FakeNetwork, interface: Interface, read: Callable[[str], torch.Tensor]
-) -> Network:
+def streamed(network: FakeNetwork, interface: Interface, read: StoredTensors) -> Network:
     """A network whose shell is in memory, and each of whose blocks is read again for every call.
 
     Args:
@@ -72,7 +70,7 @@ def streamed(
             if id(tensor) not in values:  # tied tensors stay one
                 values[id(tensor)] = like(tensor, read(name))
             setattr(module.get_submodule(path), last, values[id(tensor)])
-    made = Network(module, blocks, read)
+    made = Network(module, blocks, read, read.forget)
 
     def run(call: BlockCall) -> Any:
         # Hooks of the block itself run around this call: not those of the copy.
