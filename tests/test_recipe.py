@@ -11,7 +11,7 @@ from fp4dit_onnx.calibration.methods import method_by_name
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import plain
 from fp4dit_onnx.numbers.formats import FORMATS
-from fp4dit_onnx.spec.recipe import Recipe, Rule, make_recipe, parse_bits
+from fp4dit_onnx.spec.recipe import Recipe, Rule, check_product, make_recipe, parse_bits
 from fp4dit_onnx.spec.spec import DEFAULT_GROUP_SIZE, LayerSpec
 
 PAPER = (("*.ff.net.0.proj", "e3m0"), ("*", "e2m1"))
@@ -344,3 +344,14 @@ def test_outer_layers_and_groups_of_a_token() -> None:
     assert made.attention == "int8"
     with pytest.raises(UsageError, match="activation group size 12: expected a positive multiple"):
         recipe(activation_group_size=12)
+
+
+@pytest.mark.parametrize(("scale", "k"), [("float16", 1152), ("int4*f32", 1152), ("float16", 96)])
+def test_groups_of_weights_and_tokens_fit_each_other(scale: str, k: int) -> None:
+    """Kernels fold sums of whole groups; where integers make the weights' scales there is one a row."""
+    spec = LayerSpec.of("e2m1", "int6", 128, scale, activation_group_size=96)
+    if scale == "float16" and k > 128:
+        with pytest.raises(UsageError, match="groups of 128 inputs of the weight and of 96 of a"):
+            check_product("fc", spec, k)
+    else:
+        check_product("fc", spec, k)

@@ -25,15 +25,17 @@ from typing import Any
 
 from session_memory import GOAL_BYTES, GOAL_FACTOR, Target, feed_of, measure_memory
 
+from fp4dit_onnx import ops
+
 PARTS = ("transformer", "text_encoder", "vae_decoder")
 WARM_UP = 2
 NODE_SUFFIX = "_kernel_time"
 PRODUCTS = ("MatMul", "FusedMatMul", "Gemm", "FusedGemm")
 """Linears if the weight has two axes, else attention's. Weights that were prepacked are not listed."""
 _GROUPS = """\
-linears: FpLinear MatMulNBits DynamicQuantizeMatMul MatMulInteger MatMulIntegerToFloat
-quantizers: FpQuantize FpQuantizeInt16 FpQuantizeFloat DynamicQuantizeLinear
-attention: FpAttention Softmax Attention MultiHeadAttention
+linears: MatMulNBits DynamicQuantizeMatMul MatMulInteger MatMulIntegerToFloat
+quantizers: FpHadamard DynamicQuantizeLinear
+attention: Softmax Attention MultiHeadAttention
 normalization: LayerNormalization SkipLayerNormalization GroupNormalization GroupNorm RMSNormalization
 normalization: InstanceNormalization SimplifiedLayerNormalization SkipSimplifiedLayerNormalization
 element-wise: Abs Add And BiasGelu BitShift BitwiseAnd Cast Clip Cos Div Equal Erf Exp FastGelu Floor
@@ -48,6 +50,8 @@ GROUPS = {
     for operator in operators.split()
 }
 LINEAR, ATTENTION, REST = "linears", "attention", "the rest"
+_ROLES = {"linear": LINEAR, "attention": ATTENTION, "quantize": "quantizers"}
+GROUPS |= {op.name: _ROLES[op.role] for op in ops.OPERATORS.values() if op.role in _ROLES}
 
 Shape = tuple[int, ...]
 
@@ -228,7 +232,6 @@ def _contents(path: Path) -> tuple[set[str], bool, int]:
     """A model's symbolic axes, whether it has operators of ours, and bytes with external data."""
     import onnx
 
-    from fp4dit_onnx import ops
     from fp4dit_onnx.errors import UsageError
 
     try:

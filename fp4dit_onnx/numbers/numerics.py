@@ -118,11 +118,11 @@ def quantize(
     live = finite & (amax >= SMALLEST_AMAX)
     t = np.where(live, grouped, np.float32(0))
     unit = np.where(live, amax, np.float32(1))
-    limit = np.full_like(unit, fmt.max_integer)
-    q, least = _scaled(t, limit / unit, limit, fmt)
+    limit = np.full(unit.shape, fmt.max_integer, np.float32)
+    q, least = _scaled(t, unit, limit, fmt)
     for candidate in candidates:
-        other = np.full_like(unit, candidate)
-        found, error = _scaled(t, other / unit, other, fmt)
+        other = np.full(unit.shape, candidate, np.float32)
+        found, error = _scaled(t, unit, other, fmt)
         better = error < least
         q, least = np.where(better, found, q), np.where(better, error, least)
         limit = np.where(better, other, limit)
@@ -133,14 +133,14 @@ def quantize(
 
 
 def _scaled(
-    x: FloatArray, factor: FloatArray, limit: FloatArray, fmt: FloatFormat
+    x: FloatArray, amax: FloatArray, limit: FloatArray, fmt: FloatFormat
 ) -> tuple[FloatArray, npt.NDArray[np.float64]]:
-    """Grid integers of groups [..., g] times their factor, and the error that candidates differ in.
+    """Grid integers of groups [..., g] whose `amax` becomes `limit`, and the error of that.
 
     The error [..., 1] is the sum of squares of whole steps, 1 / `FINENESS` of a grid integer, over the
     limit's square: of candidates' errors float64 tells apart what differs, and equal ones are equal.
     """
-    t = x * factor
+    t = x * (limit / amax)
     q = np.clip(round_to_grid(t, fmt), -limit, limit)
     steps = np.rint((t - q) * FINENESS).astype(np.float64)
     error = np.square(steps).sum(axis=-1, keepdims=True) / np.square(limit.astype(np.float64))

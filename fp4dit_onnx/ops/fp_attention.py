@@ -40,12 +40,15 @@ FpAttention <format, attention_scale> (q, q_scale, k, k_scale, v, v_scale, bias)
 
 
 def _reference(given: Attributes, inputs: Sequence[Array]) -> Sequence[Array]:
-    fmt = format_by_name(given["format"])
-    return (attention(*inputs, given["attention_scale"], fmt),)
+    q, q_scale, k, k_scale, v, v_scale, bias = inputs
+    fmt, factor = format_by_name(given["format"]), given["attention_scale"]
+    return (attention(q, q_scale, k, k_scale, v, v_scale, bias, factor, fmt),)
 
 
 def _bound(given: Attributes, inputs: Sequence[Array]) -> npt.NDArray[np.float64]:
-    return attention_rounding_bound(*inputs, given["attention_scale"])
+    q, q_scale, k, k_scale, v, v_scale, bias = inputs
+    factor = given["attention_scale"]
+    return attention_rounding_bound(q, q_scale, k, k_scale, v, v_scale, bias, factor)
 
 
 def _sample(

@@ -335,6 +335,7 @@ def check_product(name: str, spec: LayerSpec, k: int | None) -> None:
         UsageError: they cannot be multiplied.
     """
     weight, activation = spec.weight_format, spec.activation_format
+    _check_groups(name, spec, k)
     if activation is None or activation.integer_type == np.float32:
         return
     if weight.integer_type == np.float32:
@@ -355,6 +356,17 @@ def check_product(name: str, spec: LayerSpec, k: int | None) -> None:
         raise UsageError(
             f"layer {name}: a {what} of {size} products of {weight.name} and {activation.name} can "
             f"reach {largest}, expected less than 2^31: {advice.format(most)}"
+        )
+
+
+def _check_groups(name: str, spec: LayerSpec, k: int | None) -> None:
+    """Of the weight's groups and a token's one is made of whole others, but under integer scales."""
+    sizes = sorted((spec.group_size, spec.activation_group_size or spec.group_size))
+    whole = k is not None and sizes[1] >= k
+    if sizes[1] % sizes[0] and not whole and not spec.scale_format.multiplied:
+        raise UsageError(
+            f"layer {name}: groups of {spec.group_size} inputs of the weight and of "
+            f"{spec.activation_group_size} of a token: expected one to be a multiple of the other"
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.numbers.formats import FloatFormat, format_by_name
 from fp4dit_onnx.numbers.hadamard import LARGEST_BLOCK
+from fp4dit_onnx.numbers.numerics import CANDIDATE_GROUP
 from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE, ScaleFormat, scale_format_by_name
 
 __all__ = ["DEFAULT_GROUP_SIZE", "Hadamard", "LayerSpec", "PerGroup", "PerToken", "TensorSpec"]
@@ -52,11 +53,12 @@ class TensorSpec:
     def of_activations(cls, fmt: str, group_size: int | None = None) -> TensorSpec:
         """Activations quantized online, a scale per token, or per token and `group_size` inputs.
 
-        In e2m1 the largest of such a group becomes 6 or 4, whichever loses less.
+        In e2m1 the largest of a group, unless it is long, becomes 6 or 4, whichever loses less.
         """
         if group_size is None:
             return cls(fmt, PerToken(), "float32", dynamic=True)
-        limits = FOUR_OVER_SIX if fmt == "e2m1" else ()
+        few = group_size <= CANDIDATE_GROUP
+        limits = FOUR_OVER_SIX if fmt == "e2m1" and few else ()
         return cls(fmt, PerGroup(group_size), "float32", dynamic=True, candidates=limits)
 
     @property
