@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fp4dit_onnx import ops
 from fp4dit_onnx.benchmark import (
     BASELINES,
     DEFAULT_SHAPES,
@@ -30,6 +31,7 @@ from fp4dit_onnx.benchmark.linear import layer_of, ours
 from fp4dit_onnx.benchmark.requests import Formats, operator_cases
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.numbers.hadamard import hadamard
 from fp4dit_onnx.runtime.library import supported_isas
 from fp4dit_onnx.spec.spec import PerGroup
 from fp4dit_onnx.system.progress import SilentReporter
@@ -99,15 +101,31 @@ def test_formats_by_evidence_need_weights() -> None:
 
 @pytest.mark.parametrize("isa", supported_isas())
 @pytest.mark.parametrize(
-    "formats", [Formats(), Formats("w4a8"), Formats("w4a16"), Formats("w8a8")]
+    "formats",
+    [
+        Formats(),
+        Formats("w4a8", hadamard=64),
+        Formats("w4a16"),
+        Formats("w8a8"),
+        Formats(group_size=32, scale="int4*f32", hadamard=64),
+        Formats(activation="int6", group_size=32, scale="int4*f32", activation_group_size=64),
+    ],
 )
 def test_ours_gives_the_reference_bits(isa: str, formats: Formats) -> None:
     case = LinearCase(3, 200, 7, formats.layer())  # a short second group
     loaded = ours(isa).load(case, 1)
     loaded.run()
-    layer, act = layer_of(case), case.spec.activation_format
-    q, scale = numerics.quantize(case.x, act) if act else (case.x, np.ones(1, np.float32))
-    expected = numerics.linear(q, scale, layer.integers(), layer.scale, case.bias, 128)
+    layer, spec = layer_of(case), case.spec
+    act, of_row = spec.activation_format, spec.activation_group_size
+    x = case.x if spec.hadamard is None else hadamard(case.x, spec.hadamard)
+    q, scale = numerics.quantize(x, act, of_row) if act else (x, np.ones(1, np.float32))
+    if spec.scale_format.multiplied:
+        assert act is not None
+        given = ops.linear_integer_attributes(act, spec.weight_format, 200, 32, of_row)
+        inputs = (q, scale, *layer.parts.values(), case.bias)
+        (expected,) = ops.OPERATORS[ops.LINEAR_INTEGER].reference(given, inputs)
+    else:
+        expected = numerics.linear(q, scale, layer.integers(), layer.scale, case.bias, 128)
     np.testing.assert_array_equal(loaded.result(), expected)
 
 

@@ -63,6 +63,7 @@ class Goal:
 
 
 LINEARS, WIDE, ATTENTION, STEP = "Linear layers, W4A6", "W4A8", "Attention", "One denoising step"
+TUNED = "Linear layers of the recipe tuned, W4A6"
 MANY_ROWS = ("1024x",)
 GOALS = (
     Goal(LINEARS, MANY_ROWS, "amx_int8", "ort-int8", 2.0),
@@ -74,6 +75,12 @@ GOALS = (
     Goal(LINEARS, MANY_ROWS, "avx2", "ort-float32", 1.5),
     Goal(LINEARS, ("1x1152x6912",), "avx512_vnni", "ort-matmulnbits", 1.0),
     Goal(LINEARS, ("1x1152x6912",), "avx512_vnni", "ort-float32", 4.0),
+    Goal(TUNED, MANY_ROWS, "amx_int8", "ort-int8", 2.0),
+    Goal(TUNED, MANY_ROWS, "amx_int8", "limit", 0.45),
+    Goal(TUNED, MANY_ROWS, "avx512_vnni", "ort-int8", 1.15),
+    Goal(TUNED, MANY_ROWS, "avx512_vnni", "limit", 0.78),
+    Goal(TUNED, MANY_ROWS, "avx2", "ort-float32", 1.5),
+    Goal(TUNED, ("1x1152x6912",), "avx512_vnni", "ort-matmulnbits", 1.2),
     Goal(WIDE, MANY_ROWS, "amx_int8", "ort-float32", 5.0),
     Goal(ATTENTION, ("2x",), "amx_int8", "ort-mha", 5.0),
     Goal(STEP, ("",), "avx512_vnni", "ort-float32", 4.0),
@@ -88,6 +95,8 @@ def measurements(step: Path | None, seconds: float) -> Iterator[Measurement]:
     isas = _fast_isas()
     shapes = tuple(part for shape in XL_SHAPES for part in ("--shape", shape))
     yield Measurement(LINEARS, (*shapes, *isas, *budget))
+    tuned = ("--scale", "int4*f32", "--group-size", "32", "--hadamard", "64")
+    yield Measurement(TUNED, (*tuned, *shapes, *isas, *budget))
     yield Measurement(WIDE, ("--bits", "w4a8", "--shape", "1024x1152x4608", *isas, *budget))
     heads = ("--attention", "2x1024x16x72", "--attention", "2x4096x16x72")
     yield Measurement(ATTENTION, (*heads, *isas, *budget))

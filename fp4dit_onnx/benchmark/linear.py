@@ -31,8 +31,6 @@ DEFAULT_SHAPES = (
 
 BLOCK = 128
 """Inputs that share a scale in the peers' 4-bit weights, as in ours by default."""
-SMALLEST_HALF = 2.0**-14
-"""Smaller scales are not normal float16 numbers."""
 
 
 @dataclass(frozen=True)
@@ -103,43 +101,48 @@ class LinearCase:
 
 
 def layer_of(case: LinearCase) -> QuantizedLayer:
-    """The weight rounded to nearest under absmax scales, float16 where they fit (docs/design.md)."""
+    """The weight rounded to nearest under absmax scales of the spec's format (docs/design.md)."""
     spec, fmt = case.spec, case.spec.weight_format
     starts = np.arange(0, case.k, spec.group_size)
     amax = np.maximum.reduceat(np.abs(case.weight), starts, axis=1)  # [N, G]
-    scale = (amax / np.float32(fmt.max_integer)).astype(np.float32)
-    scale[amax < numerics.SMALLEST_AMAX] = 0
-    live = scale[scale > 0]
-    if not live.size or live.min() >= SMALLEST_HALF:
-        scale = scale.astype(np.float16).astype(np.float32)
-        stored: Array = scale.astype(np.float16)
-    else:
-        stored = scale
+    full = (amax / np.float32(fmt.max_integer)).astype(np.float32)
+    full[amax < numerics.SMALLEST_AMAX] = 0
+    scale = spec.scale_format.rounded(full, fmt)
     codes = numerics.quantize_groups(case.weight, scale, fmt, spec.group_size)
-    return QuantizedLayer(
-        "linear", spec, case.k, {"codes": numerics.pack(codes, fmt.storage_bits), "scale": stored}
-    )
+    parts = {
+        "codes": numerics.pack(codes, fmt.storage_bits),
+        **spec.scale_format.split(scale, fmt),
+    }
+    return QuantizedLayer("linear", spec, case.k, parts)
 
 
 def ours_model(case: LinearCase) -> bytes:
-    """FpQuantize and FpLinear; with float activations FpLinear alone."""
-    layer, act = layer_of(case), case.spec.activation_format
-    constants: dict[str, Array] = {
-        "codes": layer.codes,
-        "weight_scale": layer.scale,
-        "bias": case.bias,
-    }
-    nodes, source = [], ["q", "scale"]
-    if act is None:
-        source, constants = ["x", "one"], {"one": np.ones(1, np.float32), **constants}
-    else:
-        attributes = ops.quantize_attributes(act)
+    """A quantizer and a linear operator; with float activations FpLinear alone."""
+    spec, layer = case.spec, layer_of(case)
+    act, group_size = spec.activation_format, spec.activation_group_size
+    constants: dict[str, Array] = {**layer.parts, "bias": case.bias}
+    nodes, x, source = [], "x", ["q", "scale_of_row"]
+    together = spec.hadamard is not None and act is not None and act.integer_type == np.int8
+    if spec.hadamard is not None and not together:
+        attributes = ops.hadamard_attributes(spec.hadamard)
         nodes.append(
-            helper.make_node(ops.quantize_op(act), ["x"], source, domain=ops.DOMAIN, **attributes)
+            helper.make_node(ops.HADAMARD, [x], ["rotated"], domain=ops.DOMAIN, **attributes)
         )
-    attributes = ops.linear_attributes(act, case.spec.weight_format, case.k, case.spec.group_size)
-    inputs = [*source, "codes", "weight_scale", "bias"]
-    nodes.append(helper.make_node(ops.LINEAR, inputs, ["y"], domain=ops.DOMAIN, **attributes))
+        x = "rotated"
+    if act is None:
+        source, constants = [x, "one"], {"one": np.ones(1, np.float32), **constants}
+    else:
+        op, attributes = ops.quantize_op(act), ops.quantize_attributes(act, group_size)
+        if spec.hadamard is not None and together:
+            op = ops.HADAMARD_QUANTIZE
+            attributes = ops.hadamard_quantize_attributes(spec.hadamard, act, group_size)
+        nodes.append(helper.make_node(op, [x], source, domain=ops.DOMAIN, **attributes))
+    op, given = ops.LINEAR, ops.linear_attributes
+    if spec.scale_format.multiplied:
+        op, given = ops.LINEAR_INTEGER, ops.linear_integer_attributes
+    attributes = given(act, spec.weight_format, case.k, spec.group_size, group_size)
+    inputs = [*source, *layer.parts, "bias"]
+    nodes.append(helper.make_node(op, inputs, ["y"], domain=ops.DOMAIN, **attributes))
     return graph_model(nodes, {"x": case.x}, constants, (case.m, case.n))
 
 
@@ -149,7 +152,7 @@ def ours(isa: str) -> Backend[LinearCase]:
     def load(case: LinearCase, threads: int) -> Loaded:
         return bound(make_session(ours_model(case), threads, isa=isa), {"x": case.x})
 
-    return Backend(f"fp4dit {isa}", "FpQuantize + FpLinear", load, isa=isa)
+    return Backend(f"fp4dit {isa}", "its quantizer and linear operator", load, isa=isa)
 
 
 def _ort_float32(case: LinearCase, threads: int) -> Loaded:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fp4dit_onnx.benchmark.attention import AttentionCase
@@ -14,8 +14,9 @@ from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.calibration.methods import method_by_name
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.families.pixart import PIXART_ALPHA
+from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE
 from fp4dit_onnx.spec.recipe import Recipe, make_recipe
-from fp4dit_onnx.spec.spec import DEFAULT_GROUP_SIZE, LayerSpec
+from fp4dit_onnx.spec.spec import DEFAULT_GROUP_SIZE, Hadamard, LayerSpec
 
 __all__ = ["Formats", "operator_cases", "step_case"]
 
@@ -31,12 +32,18 @@ class Formats:
         weight: format of the weights; None is PixArt-alpha's for most layers.
         activation: format of the activations; None is that of the bits.
         group_size: inputs that share one weight scale.
+        scale: format of these scales.
+        activation_group_size: inputs of a row that share a scale; None is all of them.
+        hadamard: block of the rotation before quantization; None is no rotation.
     """
 
     bits: str = "w4a6"
     weight: str | None = None
     activation: str | None = None
     group_size: int = DEFAULT_GROUP_SIZE
+    scale: str = DEFAULT_SCALE
+    activation_group_size: int | None = None
+    hadamard: int | None = None
 
     def recipe(self) -> Recipe:
         """The recipe of an export with these formats.
@@ -51,6 +58,8 @@ class Formats:
             weight_format=self.weight,
             activation_format=self.activation,
             group_size=self.group_size,
+            scale=self.scale,
+            activation_group_size=self.activation_group_size,
         )
         if recipe.search:
             raise UsageError(
@@ -62,7 +71,10 @@ class Formats:
     def layer(self, n: int = 1, k: int = 1) -> LayerSpec:
         """How a linear [N, K] is quantized; raises as `recipe` does."""
         specs, _ = self.recipe().assign({LAYER: (n, k)})
-        return specs[LAYER]
+        spec = specs[LAYER]
+        if self.hadamard is None:
+            return spec
+        return replace(spec, input_ops=(Hadamard(self.hadamard),))
 
 
 def operator_cases(

@@ -15,6 +15,7 @@ from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.options import FORMATS as FORMATS_PANEL
 from fp4dit_onnx.exporting.options import INPUT, MACHINE, OUTPUT, Option
 from fp4dit_onnx.numbers.formats import FORMATS
+from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE, SCALE_FORMATS
 from fp4dit_onnx.runtime.library import LibraryError, supported_isas
 from fp4dit_onnx.spec.spec import DEFAULT_GROUP_SIZE
 
@@ -104,6 +105,26 @@ def run(
     group_size: Annotated[
         int, Option("Input channels that share one weight scale.", FORMATS_PANEL, unit="CHANNELS")
     ] = DEFAULT_GROUP_SIZE,
+    scale: Annotated[
+        str,
+        Option(
+            "Format of the weights' scales.", FORMATS_PANEL, unit="FORMAT", choices=SCALE_FORMATS
+        ),
+    ] = DEFAULT_SCALE,
+    activation_group_size: Annotated[
+        int | None,
+        Option(
+            "Inputs of a row that share a scale; by default all.", FORMATS_PANEL, unit="CHANNELS"
+        ),
+    ] = None,
+    hadamard: Annotated[
+        int | None,
+        Option(
+            "Rotate inputs in blocks of this size, a power of two; by default not.",
+            FORMATS_PANEL,
+            unit="CHANNELS",
+        ),
+    ] = None,
     threads: Annotated[
         int | None,
         Option("Threads of every backend; by default all cores.", MACHINE, unit="THREADS", min=1),
@@ -146,7 +167,15 @@ def run(
     if bundle is None and float_model is not None:
         raise UsageError("--float is the float model of a bundle: give the bundle too")
     settings = Settings(usable_cores() if threads is None else threads, seconds, rounds)
-    formats = Formats(bits, weight_format, activation_format, group_size)
+    formats = Formats(
+        bits,
+        weight_format,
+        activation_format,
+        group_size,
+        scale,
+        activation_group_size,
+        hadamard,
+    )
     cases: list[Case] = []
     if bundle is not None:
         cases.append(step_case(bundle, float_model, batch, tokens))
