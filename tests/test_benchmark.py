@@ -127,6 +127,7 @@ def test_ours_gives_the_reference_bits(isa: str, formats: Formats) -> None:
     else:
         expected = numerics.linear(q, scale, layer.integers(), layer.scale, case.bias, 128)
     np.testing.assert_array_equal(loaded.result(), expected)
+    assert (case.sqnr(expected) or 0) > 15  # the weight is rotated as its inputs are
 
 
 def test_scales_that_float16_cannot_hold_stay_float32() -> None:

@@ -80,7 +80,7 @@ def test_page(tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "| fp4dit avx512_vnni | 4.000 | 2.000 - 8.000 | 0 | 60% | 5.00 | 22.0 |" in text
     assert "Absent: torch-bf16: no torch" in text
     assert "avx512_vnni int8 1800" in text
-    assert text.count("**case of") == 3
+    assert text.count("**case of") == 4
     assert tool.STEP not in text.split("## Goals")[1].split("## ", 1)[1]
     tool.main(["--output", str(page), "--step", str(tmp_path)])
     assert (

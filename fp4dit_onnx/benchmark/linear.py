@@ -15,6 +15,7 @@ from fp4dit_onnx.benchmark.openvino_models import linear_f32, linear_u4
 from fp4dit_onnx.benchmark.sessions import MICROSOFT, bound, graph_model, make_session
 from fp4dit_onnx.benchmark.torch_models import linear_bf16
 from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.numbers.hadamard import hadamard
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedLayer
 
@@ -103,12 +104,13 @@ class LinearCase:
 def layer_of(case: LinearCase) -> QuantizedLayer:
     """The weight rounded to nearest under absmax scales of the spec's format (docs/design.md)."""
     spec, fmt = case.spec, case.spec.weight_format
+    weight = case.weight if spec.hadamard is None else hadamard(case.weight, spec.hadamard)
     starts = np.arange(0, case.k, spec.group_size)
-    amax = np.maximum.reduceat(np.abs(case.weight), starts, axis=1)  # [N, G]
+    amax = np.maximum.reduceat(np.abs(weight), starts, axis=1)  # [N, G]
     full = (amax / np.float32(fmt.max_integer)).astype(np.float32)
     full[amax < numerics.SMALLEST_AMAX] = 0
     scale = spec.scale_format.rounded(full, fmt)
-    codes = numerics.quantize_groups(case.weight, scale, fmt, spec.group_size)
+    codes = numerics.quantize_groups(weight, scale, fmt, spec.group_size)
     parts = {
         "codes": numerics.pack(codes, fmt.storage_bits),
         **spec.scale_format.split(scale, fmt),
