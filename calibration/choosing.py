@@ -97,8 +97,9 @@ class Choosing:
         every = {row.rotation for rows in made.values() for row in rows}
         formats = dict.fromkeys(f for name in made for f in self.candidates.get(name, ()))
         rotates = any(stage.kind == "transform" for stage in self.method.stages)
+        shared: list[str | None] = [*(f for f in formats if f in known)]
         sets = {}
-        for fmt in [f for f in formats if f in known] or [None]:
+        for fmt in shared or [None]:
             for rotation in sorted(every, key=lambda block: block or 0):
                 turned = f"Hadamard {rotation}" if rotation else "not rotated"
                 if label := ", ".join([*([fmt] if fmt else []), *([turned] if rotates else [])]):

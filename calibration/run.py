@@ -223,8 +223,8 @@ def _prepared(
     memory, disk = sample_bytes(topology)
     samples = method.data.samples
     if work.load("recorded") is None:
-        widths = (network.module.get_submodule(name).in_features for name in specs)
-        sums = sum(4 * int(width) ** 2 for width in widths)
+        widths = [network.module.get_parameter(f"{name}.weight").shape[1] for name in specs]
+        sums = sum(4 * width * width for width in widths)
         needed = samples * (nbytes(call) + disk) + (sums if method.needs(MOMENTS) else 0)
         check_disk(work.folder, needed, samples)
     return topology, units, chunk_size(max_ram, memory)
