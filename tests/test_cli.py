@@ -308,6 +308,8 @@ def test_export_passes_every_option_on(
 
     command: Any = importlib.import_module("fp4dit_onnx.commands.export")
     monkeypatch.setattr(command, "export", fake)
+    monkeypatch.setattr(command, "plan", lambda request: request)
+    monkeypatch.setattr(command, "better_recipe", lambda planned: None)
     options = "--bits w4a8 --method fp-rtn --weight-format e2m1 --activation-format e3m4 --seed 7"
     options += (
         " --group-size 64 --rule a=e2m1 --rule b=e3m0 --form qdq --prompts p.txt --overwrite"
@@ -517,7 +519,8 @@ def test_inspect_model(run: Any, small_model: Path) -> None:
     assert facts["inputs"] == [{"name": "x", "dtype": "float", "shape": ["m", 32]}]
     assert facts["bytes"] == {"packed codes": 64, "weight scales": 8, "float": 16}
     assert facts["without_function"] == []
-    assert facts["expanded_nodes"] == sum(f["nodes"] for f in facts["functions"])  # each once
+    nodes = {f["name"]: f["nodes"] for f in facts["functions"]}
+    assert facts["expanded_nodes"] == sum(nodes.values()) + nodes["FpDequantize"]  # called twice
     (layer,) = facts["layers"]
     assert (layer["weight_format"], layer["activation_format"]) == ("e2m1", "e2m3")
     assert (layer["shape"], layer["group_size"]) == ([4, 32], 32)

@@ -207,7 +207,7 @@ def test_settings_that_no_picture_has(ready: Any) -> None:
     [
         ("transformer/model.onnx.data", "flip", "has sha256"),
         ("transformer/model.onnx.data", "cut", "has 1000 bytes"),
-        ("vae_decoder/model.onnx", "remove", "is gone"),
+        ("vae_decoder/model.onnx", "remove", "no longer exists"),
     ],
 )
 def test_altered_bundles(

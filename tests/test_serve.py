@@ -118,7 +118,7 @@ def test_ranges_and_caching(small: Path) -> None:
         (small / "transformer" / "model.onnx").unlink()
         status, _, body = ask(server, path)
         assert status == 404
-        assert b"is gone" in body
+        assert b"no longer exists" in body
 
 
 @pytest.mark.usefixtures("web")
