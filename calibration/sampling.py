@@ -16,14 +16,15 @@ from PIL import Image
 
 from fp4dit_onnx.calibration.record import Sampler
 from fp4dit_onnx.checkpoint.checkpoint import Checkpoint
-from fp4dit_onnx.errors import CheckpointError
+from fp4dit_onnx.errors import CheckpointError, UsageError
 from fp4dit_onnx.families import Family, family_of
 from fp4dit_onnx.families.guidance import Guidance, Guided
 from fp4dit_onnx.families.request import Encoded, Request, Text
 from fp4dit_onnx.families.text_encoders import TEXT_ENCODERS
 from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.network.stored import loaded, opened
-from fp4dit_onnx.runtime.sampling import Sampling, initial_latents
+from fp4dit_onnx.runtime.sampling import Sampling, image_of, initial_latents
+from fp4dit_onnx.runtime.sizes import pixels_a_latent
 from fp4dit_onnx.system.resources import available_memory
 from fp4dit_onnx.system.silence import quiet
 from fp4dit_onnx.tokenizer_files import WHOLE, read_parts
@@ -145,6 +146,7 @@ class _Run:
 
     def __init__(self, pipeline: Any, on_step: Callable[[int, torch.Tensor], None] | None) -> None:
         self._pipeline, self._on_step, self._count = pipeline, on_step, 0
+        self._rows: int | None = None  # of a step's, where it takes both halves of guidance
         self.latents = torch.empty(0)
 
     def of_prompts(self, prompts: Sequence[str], noise: torch.Tensor, **options: Any) -> None:
@@ -159,15 +161,15 @@ class _Run:
     def of_classes(self, labels: Sequence[int], noise: torch.Tensor, **options: Any) -> None:
         """A pipeline that takes classes, and would begin with noise of its own and end with images."""
         scheduler = self._pipeline.scheduler
-        rows = len(labels)
+        self._rows = len(labels)
 
         def begin(scale: Any, sample: torch.Tensor, timestep: Any) -> Any:
-            first = self._count == 0
-            return scale(torch.cat([noise] * (len(sample) // rows)) if first else sample, timestep)
+            first, halves = self._count == 0, len(sample) // len(labels)
+            return scale(torch.cat([noise] * halves) if first else sample, timestep)
 
         def step(original: Any, *arguments: Any, **further: Any) -> Any:
             result = self._step(original, *arguments, **further)
-            self.latents = result[0][:rows]
+            self.latents = result[0][: self._rows]
             if self._count == len(scheduler.timesteps):
                 raise _Done
             return result
@@ -182,7 +184,7 @@ class _Run:
     def _step(self, original: Any, *arguments: Any, **options: Any) -> Any:
         result = original(*arguments, **options)
         if self._on_step is not None:
-            self._on_step(self._count, result[0])
+            self._on_step(self._count, result[0][: self._rows])
         self._count += 1
         return result
 
@@ -208,13 +210,12 @@ def sample_latents(
         on_call: called after each call of the transformer.
         on_step: called after each step of the scheduler, batch by batch, with the step's index in
             its batch and the latents [B, C, H, W] that it made.
+
+    Raises:
+        UsageError: a size that the diffusers pipeline does not take.
     """
     network = pipeline.transformer
-    if family.encoders:
-        factor = pipeline.vae_scale_factor
-        sides = sampling.height // factor, sampling.width // factor
-    else:
-        sides = network.config.sample_size, network.config.sample_size
+    sides = _sides(pipeline, family, sampling)
     shape = (family.latents.channels(network.config.in_channels), *sides)
 
     def unpacked(latents: torch.Tensor) -> torch.Tensor:
@@ -251,6 +252,21 @@ def sample_latents(
     return torch.cat(parts)
 
 
+def _sides(pipeline: Any, family: Family, sampling: Sampling) -> tuple[int, int]:
+    """Height and width in latents; a pipeline that takes classes has a size of its own."""
+    if family.encoders:
+        factor = pipeline.vae_scale_factor
+        return sampling.height // factor, sampling.width // factor
+    own = int(pipeline.transformer.config.sample_size)
+    pixels = own * pixels_a_latent(pipeline.vae.config)
+    if (sampling.height, sampling.width) != (pixels, pixels):
+        raise UsageError(
+            f"{sampling.width} x {sampling.height} pixels: the float pipeline of {family.name} in "
+            f"diffusers generates {pixels} x {pixels} alone; ask for that size"
+        )
+    return own, own
+
+
 def _text_options(family: Family, sampling: Sampling) -> dict[str, Any]:
     """Of a pipeline that takes prompts."""
     length = sampling.max_sequence_length
@@ -284,8 +300,7 @@ def decode(pipeline: Any, family: Family, latents: torch.Tensor) -> list[Image.I
     images: list[Image.Image] = []
     for row in torch.split(latents, 1):  # [1, C, H, W]
         given = family.latents.for_decoder(row, pipeline.vae.config)
-        pixels = pipeline.vae.decode(given, return_dict=False)[0]
-        images += pipeline.image_processor.postprocess(pixels, output_type="pil")
+        images.append(image_of(pipeline.vae.decode(given, return_dict=False)[0][0].numpy()))
     return images
 
 

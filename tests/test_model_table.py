@@ -30,10 +30,10 @@ from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.evaluation.quality import FLOAT, evaluate
 from fp4dit_onnx.exporting.export import ExportRequest, export
 from fp4dit_onnx.families import FAMILIES, family_of
+from fp4dit_onnx.network import positions
 from fp4dit_onnx.runtime.pipeline import Pipeline, initial_latents
 from fp4dit_onnx.runtime.session import session
 from fp4dit_onnx.system.silence import quiet
-from fp4dit_onnx.tracing import positions
 from fp4dit_onnx.verification.cases import inputs_of_sizes
 
 Array = npt.NDArray[Any]
@@ -249,12 +249,25 @@ def test_evaluation_compares_with_the_images_that_diffusers_makes(
     assert found.bundles[0].latent_sqnr[-1].mean > 5  # the bundle began with the same noise
 
 
-def test_evaluation_of_a_family_without_prompts_is_refused(checked: Checked) -> None:
-    place = checked("dit-xl-2-256")[1]
-    with pytest.raises(
-        UsageError, match="noise of its own in diffusers: expected a pipeline that"
-    ):
-        evaluate({"w4a6": place / "bundle"}, place / "twin", ["1"], [0])
+def test_evaluation_of_classes(checked: Checked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DiT: the rows with the condition come first, beside the variance; one size, noise of its own."""
+    place, seed = checked("dit-xl-2-256")[1], 3
+    bundle = Pipeline(place / "bundle")
+    settings = bundle.settings(steps=2)
+    compared = {"w4a6": place / "bundle"}
+    found = evaluate(compared, place / "twin", ["7", "class 9"], [seed], sampling=settings)
+    pipe, shape = loaded(place / "twin"), bundle.latent_shape(settings)
+    start = torch.from_numpy(np.stack([initial_latents(seed, shape)] * 2))
+    module = "diffusers.pipelines.dit.pipeline_dit.randn_tensor"
+    monkeypatch.setattr(module, lambda *_, **__: start)
+    with quiet():
+        images = pipe([7, 9], num_inference_steps=2, guidance_scale=settings.guidance).images
+    for ours, theirs in zip(found.pictures[FLOAT], images, strict=True):
+        assert np.abs(np.asarray(ours, np.int16) - np.asarray(theirs, np.int16)).max() <= 1
+    assert found.bundles[0].latent_sqnr[-1].mean > 5
+    wide = bundle.settings(steps=2, width=96)
+    with pytest.raises(UsageError, match=r"96 x 64 pixels: .* generates 64 x 64 alone"):
+        evaluate(compared, place / "twin", ["7"], [seed], sampling=wide)
 
 
 @pytest.mark.parametrize(("name", "most"), [("sd3.5-medium", 96), ("auraflow", 16)])

@@ -138,7 +138,7 @@ def float_images(
         CheckpointError: the folder holds no readable pipeline, or one whose images are not finite.
         MissingExtraError: torch, diffusers or transformers is not installed.
         UsageError: the scheduler is not known, or adds noise at every denoising step, which has no
-            seed that both know; or diffusers' pipeline takes no initial noise, as DiT's.
+            seed that both know; or DiT is asked for another size than its own.
     """
     pipeline, family = _float_pipeline(pipeline_folder)
     import torch
@@ -165,12 +165,6 @@ def _float_pipeline(folder: Path) -> tuple[Any, Family]:
 
     checkpoint = open_checkpoint(folder)
     family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
-    if not family.encoders:
-        raise UsageError(
-            f"{checkpoint.folder} is of {checkpoint.pipeline_class}, which begins with noise of its "
-            "own in diffusers: expected a pipeline that takes a prompt; compare with  fp4dit-onnx "
-            "verify"
-        )
     pipeline = load_pipeline(checkpoint)
     settings = scheduler_settings(checkpoint.components["scheduler"])
     if scheduler_from_config(settings).stochastic:

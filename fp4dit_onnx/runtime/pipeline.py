@@ -29,6 +29,7 @@ from fp4dit_onnx.runtime.runs import start_run
 from fp4dit_onnx.runtime.sampling import (
     Sampling,
     Step,
+    image_of,
     images_of,
     initial_latents,
     step_noise,
@@ -309,9 +310,7 @@ class Pipeline:
         for row in latents:
             given = self._family.latents.for_decoder(row[None], self._vae_config)  # [1, C, H, W]
             feed = {"latent_sample": given}
-            pixels = _run(self.vae_decoder, feed, "vae_decoder")[0][0]  # [3, H, W], -1 .. 1
-            scaled = np.clip(pixels / 2 + 0.5, 0, 1).transpose(1, 2, 0) * 255
-            pictures.append(Image.fromarray(scaled.round().astype(np.uint8)))
+            pictures.append(image_of(_run(self.vae_decoder, feed, "vae_decoder")[0][0]))
         return pictures
 
     @property

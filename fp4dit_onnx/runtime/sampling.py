@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from fp4dit_onnx.bundle.manifest import Sampling
 from fp4dit_onnx.errors import UsageError
@@ -21,6 +22,7 @@ __all__ = [
     "LARGEST_COUNT",
     "Sampling",
     "Step",
+    "image_of",
     "images_of",
     "initial_latents",
     "step_noise",
@@ -75,6 +77,12 @@ def step_noise(seeds: Sequence[int], index: int, shape: tuple[int, ...]) -> Floa
     streams = (np.random.PCG64(np.random.SeedSequence([seed, index + 1])) for seed in seeds)
     noise = [np.random.Generator(s).standard_normal(shape, np.float32) for s in streams]
     return np.stack(noise)
+
+
+def image_of(pixels: FloatArray) -> Image.Image:
+    """The image of what a VAE's decoder gives, [3, H, W], about -1 .. 1."""
+    scaled = np.clip(pixels / 2 + 0.5, 0, 1).transpose(1, 2, 0) * 255
+    return Image.fromarray(scaled.round().astype(np.uint8))
 
 
 def images_of(
