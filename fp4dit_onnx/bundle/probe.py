@@ -131,8 +131,9 @@ def layer_of(node: onnx.NodeProto) -> str | None:
     """
     op = ops.operator_of(node)
     for role, place in op.parts.items() if op else ():
-        if node.input[place].endswith(end := f"{WEIGHT}.{role}"):
-            return node.input[place].removesuffix(end)
+        name = str(node.input[place])
+        if name.endswith(end := f"{WEIGHT}.{role}"):
+            return name.removesuffix(end)
     return None
 
 

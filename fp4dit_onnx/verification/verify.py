@@ -311,10 +311,10 @@ class _Evaluators:
         isas = self._library.isas
         allowed = isas[isas.index(self._library.isa) :]  # one without a kernel uses a lower one's
         for key, count in calls.items():
-            op, kind, isa = key.split("/")
-            record = ops.OPERATORS.get(op)
+            name, kind, isa = key.split("/")
+            record = ops.OPERATORS.get(name)
             if record and record.kernel and isa in allowed:
-                found[f"{op}/{kind}"] = found.get(f"{op}/{kind}", 0) + count
+                found[f"{name}/{kind}"] = found.get(f"{name}/{kind}", 0) + count
         return Check(
             "kernel counter",
             ok=found == wanted,
