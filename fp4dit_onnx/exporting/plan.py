@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import importlib.util
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -345,6 +345,7 @@ def _pixels_a_latent(checkpoint: Checkpoint) -> int:
 
 
 def _prompts(request: ExportRequest, family: Family) -> tuple[str, ...]:
+    prompts: Sequence[str]
     if request.prompts is not None:
         prompts = read_prompts(request.prompts)
     elif request.model is None:
