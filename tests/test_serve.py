@@ -198,7 +198,7 @@ def test_bundles_that_a_page_cannot_draw(small: Path) -> None:
         serving.check_drawable(store("PixArtAlphaPipeline", alone))
     whole["target"] = "standard"
     with pytest.raises(
-        UsageError, match=r"for the target standard, whose types.*serve the bundle"
+        UsageError, match=r"for the target standard, whose types.*serve the original bundle"
     ):
         serving.check_drawable(store("PixArtAlphaPipeline", whole["files"]))
 
