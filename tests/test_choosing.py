@@ -230,6 +230,8 @@ def test_every_uniform_choice_is_compared_and_the_best_set_taken(
     layers = found.state.layers
     assert {layer.spec.hadamard for layer in layers.values()} <= {None, 64}
     assert all("multipliers" in layer.parts for layer in layers.values())
+    assert any(layer.spec.hadamard for layer in layers.values())
+    assert all(error.weight > 10 for error in found.errors.values()), "of rotated weights too"
 
 
 def test_choices_that_lose_are_not_taken(

@@ -24,6 +24,7 @@ from fp4dit_onnx.checkpoint.tensor_reading import read_float32
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.numbers.compare import ratio_db
 from fp4dit_onnx.numbers.formats import FloatFormat, format_by_name
+from fp4dit_onnx.numbers.hadamard import hadamard
 from fp4dit_onnx.numbers.numerics import dequantize, expand_groups, group_count, quantize
 from fp4dit_onnx.numbers.scale_formats import scale_format_by_name
 from fp4dit_onnx.report.data import Histogram
@@ -146,7 +147,8 @@ def _initializer(model: onnx.ModelProto, name: str, folder: Path) -> Array:
 
 
 def _of_weight(layer: Chosen, weight: Array, scale: Array) -> Histogram:
-    """Weight [N, K] under its group scales [N, G]."""
+    """Weight [N, K], rotated as it is quantized, under its group scales [N, G]."""
+    weight = _rotated(layer, weight)
     fmt, group = format_by_name(layer.row.weight_format), layer.row.group_size
     step = expand_groups(scale.astype(np.float32), weight.shape[1], group)
     live = step > 0
@@ -154,6 +156,12 @@ def _of_weight(layer: Chosen, weight: Array, scale: Array) -> Histogram:
     # The error is that of the codes which the method chose; the manifest has it.
     error = layer.row.weight_sqnr_db
     return _histogram(layer, "weight", fmt, None, integers[live], error)
+
+
+def _rotated(layer: Chosen, rows: Array) -> Array:
+    """Rows [..., K] of a weight or of inputs, as they are before quantization."""
+    block = layer.row.hadamard
+    return rows if block is None else hadamard(rows.astype(np.float32), block)
 
 
 def _histogram(
@@ -176,19 +184,32 @@ def _histogram(
 
 @dataclass
 class _Inputs:
-    """Collects what a layer's quantizer reads, step by step."""
+    """Collects what is quantized for a layer, step by step.
 
-    fmt: FloatFormat
+    Attributes:
+        layer: of which.
+        integers: of each step, in units of the grid before rounding.
+        sqnr: of each step.
+    """
+
+    layer: Chosen
     integers: dict[int, Array] = field(default_factory=dict)
     sqnr: dict[int, float] = field(default_factory=dict)
 
+    @property
+    def fmt(self) -> FloatFormat:
+        """The format of the layer's activations."""
+        return format_by_name(str(self.layer.row.activation_format))
+
     def add(self, step: int, x: Array) -> None:
         """Note the rows [..., K] of one step."""
-        rows = x.reshape(-1, x.shape[-1]).astype(np.float32)
-        q, scale = quantize(rows, self.fmt)
-        live = scale > 0
-        self.integers[step] = (rows / np.where(live, scale, 1))[live[:, 0]]
-        noise = (rows - dequantize(q, scale, rows.shape[1])).astype(np.float64)
+        rows = _rotated(self.layer, x.reshape(-1, x.shape[-1]).astype(np.float32))
+        size = self.layer.row.activation_group_size or rows.shape[1]
+        q, scale = quantize(rows, self.fmt, size)
+        each = expand_groups(scale, rows.shape[1], size)
+        live = each > 0
+        self.integers[step] = rows[live] / each[live]
+        noise = (rows - dequantize(q, scale, size)).astype(np.float64)
         signal = rows.astype(np.float64)
         self.sqnr[step] = ratio_db(float((signal**2).sum()), float((noise**2).sum()))
 
@@ -232,9 +253,7 @@ def _of_inputs(
     watched = [layer for layer in layers if read[layer.name] is not None]
     if not watched or bundle.transformer.with_suffix(".onnx.data").stat().st_size > MOST_BYTES:
         return []
-    collected = {
-        layer.name: _Inputs(format_by_name(str(layer.row.activation_format))) for layer in watched
-    }
+    collected = {layer.name: _Inputs(layer) for layer in watched}
     last = pipeline.defaults.steps - 1
     steps = sorted({round(last * i / (STEPS - 1)) for i in range(STEPS)})
 
@@ -256,7 +275,9 @@ def _of_inputs(
 
 
 def quantizer_input(graph: onnx.GraphProto, layer: str) -> str | None:
-    """The float tensor that is quantized for a layer; None where its activations stay in float.
+    """The float tensor that a layer reads; None where its activations are not quantized.
+
+    It is not rotated yet, where the layer's inputs are.
 
     From the packed codes forward to the product, then back along the other operand.
     """
@@ -272,7 +293,11 @@ def quantizer_input(graph: onnx.GraphProto, layer: str) -> str | None:
             maker = makers[operand]
             if ops.has_role(maker, "dequantize"):
                 maker = makers.get(maker.input[0], maker)
-            return str(maker.input[0]) if ops.has_role(maker, "quantize") else None
+            if not ops.has_role(maker, "quantize"):
+                return None
+            before = makers.get(maker.input[0])  # a rotation of its own
+            rotates = before is not None and before.op_type == ops.HADAMARD
+            return str(before.input[0] if before and rotates else maker.input[0])
         if ops.has_role(node, "linear"):
             return None
         reached = node.output[0]
