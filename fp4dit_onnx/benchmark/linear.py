@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import onnx
 from onnx import helper
 
 from fp4dit_onnx import ops
@@ -15,6 +18,7 @@ from fp4dit_onnx.benchmark.openvino_models import linear_f32, linear_u4
 from fp4dit_onnx.benchmark.sessions import MICROSOFT, bound, graph_model, make_session
 from fp4dit_onnx.benchmark.torch_models import linear_bf16
 from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.numbers.formats import FloatFormat
 from fp4dit_onnx.numbers.hadamard import hadamard
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedLayer
@@ -118,33 +122,49 @@ def layer_of(case: LinearCase) -> QuantizedLayer:
     return QuantizedLayer("linear", spec, case.k, parts)
 
 
+def _node(op: str, inputs: Iterable[str], outputs: Sequence[str], given: Any) -> onnx.NodeProto:
+    return helper.make_node(op, list(inputs), outputs, domain=ops.DOMAIN, **given)
+
+
+def _quantizer(spec: LayerSpec, act: FloatFormat) -> list[onnx.NodeProto]:
+    """From x to q and scale_of_row, rotated where the spec says so."""
+    group_size, results = spec.activation_group_size or ops.WHOLE_ROW, ["q", "scale_of_row"]
+    if spec.hadamard is not None and act.integer_type == np.int8:
+        given = ops.hadamard_quantize_attributes(spec.hadamard, act, group_size)
+        return [_node(ops.HADAMARD_QUANTIZE, ["x"], results, given)]
+    x, nodes = _rotated(spec)
+    given = ops.quantize_attributes(act, group_size)
+    return [*nodes, _node(ops.quantize_op(act), [x], results, given)]
+
+
+def _rotated(spec: LayerSpec) -> tuple[str, list[onnx.NodeProto]]:
+    """The tensor that is quantized or multiplied, and what makes it of x."""
+    if spec.hadamard is None:
+        return "x", []
+    given = ops.hadamard_attributes(spec.hadamard)
+    return "rotated", [_node(ops.HADAMARD, ["x"], ["rotated"], given)]
+
+
 def ours_model(case: LinearCase) -> bytes:
-    """A quantizer and a linear operator; with float activations FpLinear alone."""
+    """A quantizer and a linear operator; with float activations no quantizer."""
     spec, layer = case.spec, layer_of(case)
-    act, group_size = spec.activation_format, spec.activation_group_size
-    constants: dict[str, Array] = {**layer.parts, "bias": case.bias}
-    nodes, x, source = [], "x", ["q", "scale_of_row"]
-    together = spec.hadamard is not None and act is not None and act.integer_type == np.int8
-    if spec.hadamard is not None and not together:
-        attributes = ops.hadamard_attributes(spec.hadamard)
-        nodes.append(
-            helper.make_node(ops.HADAMARD, [x], ["rotated"], domain=ops.DOMAIN, **attributes)
-        )
-        x = "rotated"
+    act, k, of_row = spec.activation_format, case.k, spec.activation_group_size
+    parts: dict[str, Array] = {"codes": layer.codes, "weight_scale": layer.scale}
+    op, given = (
+        ops.LINEAR,
+        ops.linear_attributes(act, spec.weight_format, k, spec.group_size, of_row),
+    )
+    if spec.scale_format.multiplied and act is not None and act.integer_type == np.int8:
+        op, parts = ops.LINEAR_INTEGER, dict(layer.parts)
+        given = ops.linear_integer_attributes(act, spec.weight_format, k, spec.group_size, of_row)
+    constants = {**parts, "bias": case.bias}
     if act is None:
-        source, constants = [x, "one"], {"one": np.ones(1, np.float32), **constants}
+        x, nodes = _rotated(spec)
+        source = [x, "one"]
+        constants["one"] = np.ones(1, np.float32)
     else:
-        op, attributes = ops.quantize_op(act), ops.quantize_attributes(act, group_size)
-        if spec.hadamard is not None and together:
-            op = ops.HADAMARD_QUANTIZE
-            attributes = ops.hadamard_quantize_attributes(spec.hadamard, act, group_size)
-        nodes.append(helper.make_node(op, [x], source, domain=ops.DOMAIN, **attributes))
-    op, given = ops.LINEAR, ops.linear_attributes
-    if spec.scale_format.multiplied:
-        op, given = ops.LINEAR_INTEGER, ops.linear_integer_attributes
-    attributes = given(act, spec.weight_format, case.k, spec.group_size, group_size)
-    inputs = [*source, *layer.parts, "bias"]
-    nodes.append(helper.make_node(op, inputs, ["y"], domain=ops.DOMAIN, **attributes))
+        source, nodes = ["q", "scale_of_row"], _quantizer(spec, act)
+    nodes.append(_node(op, [*source, *parts, "bias"], ["y"], given))
     return graph_model(nodes, {"x": case.x}, constants, (case.m, case.n))
 
 
