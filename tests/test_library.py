@@ -61,7 +61,7 @@ def test_library_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         library_path()
     text = tmp_path / "text.so"
     text.write_text("no library")
-    with pytest.raises(LibraryError, match="no custom-op library that can be used"):
+    with pytest.raises(LibraryError, match="is not a custom-op library that can be used"):
         Library(text)
 
 
