@@ -12,7 +12,7 @@ import torch
 
 from fp4dit_onnx.calibration.samples import Array, Samples
 from fp4dit_onnx.calibration.simulate import weights_only
-from fp4dit_onnx.families.guidance import Guided
+from fp4dit_onnx.families.guidance import Guided, led
 from fp4dit_onnx.network.blocks import tensors_of
 from fp4dit_onnx.network.placing import replaced
 from fp4dit_onnx.spec.state import QuantizedLayer
@@ -68,10 +68,12 @@ class Objective:
         """Of one result's differences [N, D]."""
         if not self.inputs.paired:
             return (weight * rows.square().mean(dim=1)).mean().reshape(1)
+        # Gradients add up in the order of these operations: another one is another last bit, and
+        # in time other codes.
         unconditional, conditional = self.guidance.halves(rows)
+        combined = led(unconditional, conditional, self.guidance.weight)
         halves = (unconditional.square() + conditional.square()).mean(dim=1) / 2
-        combined = self.guidance.combined(rows).square().mean(dim=1)
-        both = torch.stack([halves, combined])  # [2, P]
+        both = torch.stack([halves, combined.square().mean(dim=1)])  # [2, P]
         return (weight * both).mean(dim=1)
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["Guidance", "Guided"]
+__all__ = ["Guidance", "Guided", "led"]
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,12 @@ class Guidance:
         """``u + weight (c - u)`` of both halves [2 B, ...], [B, ...]; what is not doubled stays."""
         if not self.doubles(weight):
             return rows
-        without, given = self.halves(rows)
-        return without + weight * (given - without)
+        return led(*self.halves(rows), weight)
+
+
+def led(without: Any, given: Any, weight: float) -> Any:
+    """``u + weight (c - u)`` of both halves, arrays or tensors [B, ...]."""
+    return without + weight * (given - without)
 
 
 @dataclass(frozen=True)
