@@ -19,16 +19,17 @@ import torch
 from fp4dit_onnx.calibration.record import Sampler
 from fp4dit_onnx.calibration.samples import Array, batch_of
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.families.guidance import led
 
-__all__ = ["Guidance", "MomentRecorder", "Moments", "Rows"]
+__all__ = ["HalfWeights", "MomentRecorder", "Moments", "Rows"]
 
 ROWS = 512
 """Pairs of rows, about, that are kept of each input."""
 
 
 @dataclass(frozen=True)
-class Guidance:
-    """The weights of errors in both halves of guidance.
+class HalfWeights:
+    """How errors in both halves of guidance count.
 
     Attributes:
         scale: of the sampler; at most 1 for none.
@@ -45,7 +46,8 @@ class Guidance:
 
     def combined(self, unconditional: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
         """What the sampler makes of both halves."""
-        return unconditional + self.scale * (conditional - unconditional)
+        made: torch.Tensor = led(unconditional, conditional, self.scale)
+        return made
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,10 @@ class Rows:
 
     halves: torch.Tensor
     weight: torch.Tensor
-    guidance: Guidance
+    guidance: HalfWeights
 
     def error(self, difference: torch.Tensor) -> float:
-        """Weighted mean square of outputs' differences [R, halves, N], as `Guidance` counts them."""
+        """Weighted mean square of outputs' differences [R, halves, N], as `HalfWeights` counts them."""
         weight = (self.weight / self.weight.sum()).double()
         halves = difference.square().mean(dim=(1, 2)).double()
         if not self.guidance.paired:
@@ -89,7 +91,7 @@ class Moments:
     readers: Mapping[str, str]
     total: Mapping[str, float]
     weights: Mapping[str, Sequence[float]]
-    guidance: Guidance
+    guidance: HalfWeights
 
     def matrix(self, layer: str) -> torch.Tensor:
         """``E[x x^T]`` of what `layer` receives, float64 [K, K]."""
@@ -121,7 +123,7 @@ class Moments:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any], work: Path) -> Moments:
         """What `to_json` made of one in the folder `work`."""
-        guidance = Guidance(**fields["guidance"])
+        guidance = HalfWeights(**fields["guidance"])
         return cls(**{**fields, "folder": work / fields["folder"], "guidance": guidance})
 
 
@@ -139,7 +141,7 @@ class MomentRecorder:
     """Forward hooks that sum ``x x^T`` of what named linears receive.
 
     A call's samples count by the importance of its step, the two halves of guidance and their guided
-    combination as `Guidance` says; of a sample the mean over its rows is taken.
+    combination as `HalfWeights` says; of a sample the mean over its rows is taken.
 
     Args:
         network: the float transformer.
@@ -164,7 +166,7 @@ class MomentRecorder:
         folder.mkdir(parents=True)
         self._layers, self._folder = tuple(layers), folder
         self._sampling = sampler.guidance
-        self._guidance = Guidance(sampler.guidance.weight if sampler.paired else 1.0, guided)
+        self._guidance = HalfWeights(sampler.guidance.weight if sampler.paired else 1.0, guided)
         self._importance, self._random = importance, np.random.default_rng(seed)
         self._calls, self._each = sampler.calls, -(-ROWS // sampler.calls)
         self._call, self._samples = -1, 0
