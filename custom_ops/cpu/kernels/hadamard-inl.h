@@ -1,5 +1,5 @@
-// Rotating a row in vector registers, see numerics.hadamard and broadcast_dot-inl.h; included by
-// files of kernels only. See linear_tile-inl.h on the anonymous namespace.
+// Rotating a row in vector registers, see numerics.hadamard and broadcast_dot-inl.h, or without
+// them; included by files of kernels only. See linear_tile-inl.h on the anonymous namespace.
 //
 // Sums and differences are of elements a power of two apart, ascending: first of lanes of a
 // register, then of registers, then of memory.
@@ -102,7 +102,7 @@ size_t RotateShortRuns(const float* x, size_t k, size_t size, float* y) {
   return i;
 }
 
-// One run of less than a register.
+// One run, without registers.
 inline void RotatePlainly(const float* x, size_t size, float* y) {
   for (size_t i = 0; i < size; ++i) y[i] = x[i];
   for (size_t distance = 1; distance < size; distance *= 2) {

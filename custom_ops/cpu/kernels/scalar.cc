@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/kernels/hadamard-inl.h"
 #include "cpu/kernels/kernels.h"
 #include "cpu/kernels/linear_tile-inl.h"
 
@@ -188,23 +189,9 @@ int32_t RoundingError(const float* x, size_t k, const QuantizeGrid& grid) {
   return sum;
 }
 
-void Hadamard(const float* x, size_t k, size_t block, float* y) {
-  size_t exponent = 0;
-  while (block >> exponent > 1) ++exponent;
-  for (size_t size = block; k > 0; size /= 2, --exponent) {
-    for (; k >= size; k -= size, x += size, y += size) {
-      for (size_t i = 0; i < size; ++i) y[i] = x[i];
-      for (size_t distance = 1; distance < size; distance *= 2) {
-        for (size_t i = 0; i < size; ++i) {
-          if ((i & distance) != 0) continue;
-          const float a = y[i];
-          const float b = y[i + distance];
-          y[i] = a + b;
-          y[i + distance] = a - b;
-        }
-      }
-      for (size_t i = 0; i < size; ++i) y[i] *= kHadamardFactors[exponent];
-    }
+void RotateRow(const float* x, size_t k, size_t block, float* y) {
+  for (size_t size = block; k > 0; size /= 2) {
+    for (; k >= size; k -= size, x += size, y += size) RotatePlainly(x, size, y);
   }
 }
 
@@ -254,7 +241,7 @@ const Kernels kScalarKernels = {
     SoftmaxOfRow,
     {},
     RoundingError,
-    Hadamard,
+    RotateRow,
 };
 
 }  // namespace fp4dit
