@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <random>
 #include <string>
+#include <vector>
 
 #include "core/formats.h"
 #include "fake_ort.h"
@@ -39,7 +40,8 @@ class Fuzzer {
     const Format& weight = formats[Below(count)];
     const bool weight_only = op == "FpLinear" && Below(4) == 0;
     const auto size = [this](size_t limit) { return static_cast<int64_t>(Below(limit)); };
-    const bool is_long = op == "FpLinear" && Below(8) == 0;
+    const bool is_linear = op == "FpLinear" || op == "FpLinearInteger";
+    const bool is_long = (is_linear || op == "FpHadamardQuantize") && Below(8) == 0;
     const int64_t k = 1 + (is_long ? size(300000) : size(300));
     const int64_t group_size = is_long ? k : 1 + size(140);
     Sample sample = test::MakeSample(op, weight_only ? "" : act.name, weight.name,
@@ -47,6 +49,8 @@ class Fuzzer {
     for (size_t i = 2; i < sample.node.constant.size(); ++i) {
       sample.node.constant[i] = Below(4) != 0;
     }
+    if (Below(2) == 0 && is_linear) GroupActivations(k, group_size, &sample);
+    if (Below(2) == 0 && op.find("Quantize") != std::string::npos) GroupQuantizer(act, k, &sample);
     for (auto& value : sample.values) {
       if (Below(2) == 0) FillAtRandom(value.get());
     }
@@ -78,6 +82,23 @@ class Fuzzer {
   }
 
  private:
+  // Attributes that a node may lack, with inputs that suit them.
+  void GroupActivations(int64_t k, int64_t group_size, Sample* sample) {
+    const auto times = static_cast<int64_t>(1 + Below(3));
+    const int64_t group = Below(2) == 0 ? group_size * times : (group_size + times - 1) / times;
+    sample->node.ints["act_group_size"] = group;
+    const int64_t rows = sample->values[1]->dims[0];
+    *sample->values[1] = fake::Value(ort::kFloat, {rows, (k + group - 1) / group});
+  }
+  void GroupQuantizer(const Format& act, int64_t k, Sample* sample) {
+    sample->node.ints["group_size"] = 1 + static_cast<int64_t>(Below(static_cast<size_t>(k)));
+    std::vector<float>& candidates = sample->node.lists["candidates"] = {act.max_integer()};
+    const auto smaller = static_cast<size_t>(act.magnitude_count - 2);
+    for (size_t i = Below(4); i > 0; --i) {
+      candidates.push_back(act.magnitudes[1 + Below(smaller)]);
+    }
+  }
+
   void FillAtRandom(fake::Value* value) {
     const uint8_t one = static_cast<uint8_t>(random_());
     const bool all = Below(3) == 0;  // of sums that grow
