@@ -161,11 +161,13 @@ def test_quantizers(isa: str) -> None:
 
 
 def test_candidates_of_many_groups(isa: str) -> None:
-    """Four-over-six; ties too, where groups are of few values."""
+    """Four-over-six; ties too, where both candidates hold all values of most groups."""
     random = np.random.default_rng(4)
     given = ops.quantize_attributes(FORMATS["e2m1"], 16, [8])
     check("FpQuantize", given, random.standard_normal((300, 160)).astype(np.float32))
     check("FpQuantize", given, random.integers(-13, 14, (300, 160)).astype(np.float32))
+    exact = np.array([-4, -2, -1, 0, 1, 2, 4], np.float32)
+    check("FpQuantize", given, random.choice(exact, (300, 160)))
 
 
 @pytest.mark.parametrize(
