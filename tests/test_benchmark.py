@@ -110,6 +110,7 @@ def test_formats_by_evidence_need_weights() -> None:
         Formats("w8a8"),
         Formats(group_size=32, scale="int4*f32", hadamard=64),
         Formats(activation="int6", group_size=32, scale="int4*f32", activation_group_size=64),
+        Formats("w4a4", group_size=32, scale="int4*f32", activation_group_size=16),
     ],
 )
 def test_ours_gives_the_reference_bits(isa: str, formats: Formats) -> None:
@@ -119,7 +120,9 @@ def test_ours_gives_the_reference_bits(isa: str, formats: Formats) -> None:
     layer, spec = layer_of(case), case.spec
     act, of_row = spec.activation_format, spec.activation_group_size
     x = case.x if spec.hadamard is None else hadamard(case.x, spec.hadamard)
-    q, scale = numerics.quantize(x, act, of_row) if act else (x, np.ones(1, np.float32))
+    q, scale = x, np.ones(1, np.float32)
+    if act is not None and spec.input is not None:
+        q, scale = numerics.quantize(x, act, of_row, spec.input.candidates)
     if spec.scale_format.multiplied and act is not None and act.integer_type == np.int8:
         given = ops.linear_integer_attributes(act, spec.weight_format, 200, 32, of_row)
         inputs = (q, scale, *layer.parts.values(), case.bias)

@@ -128,12 +128,14 @@ def _node(op: str, inputs: Iterable[str], outputs: Sequence[str], given: Any) ->
 
 def _quantizer(spec: LayerSpec, act: FloatFormat) -> list[onnx.NodeProto]:
     """From x to q and scale_of_row, rotated where the spec says so."""
-    group_size, results = spec.activation_group_size or ops.WHOLE_ROW, ["q", "scale_of_row"]
+    assert spec.input is not None
+    how = spec.activation_group_size or ops.WHOLE_ROW, spec.input.candidates
+    results = ["q", "scale_of_row"]
     if spec.hadamard is not None and act.integer_type == np.int8:
-        given = ops.hadamard_quantize_attributes(spec.hadamard, act, group_size)
+        given = ops.hadamard_quantize_attributes(spec.hadamard, act, *how)
         return [_node(ops.HADAMARD_QUANTIZE, ["x"], results, given)]
     x, nodes = _rotated(spec)
-    given = ops.quantize_attributes(act, group_size)
+    given = ops.quantize_attributes(act, *how)
     return [*nodes, _node(ops.quantize_op(act), [x], results, given)]
 
 

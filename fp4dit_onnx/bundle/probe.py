@@ -189,16 +189,15 @@ def read_state(model: onnx.ModelProto) -> QuantizedState:
 
 
 def _with_makers(spec: LayerSpec, q: str, makers: Mapping[str, onnx.NodeProto]) -> LayerSpec:
-    """The same with what the nodes before a linear say of its input, from `q` backwards."""
+    """The same with what the nodes that make a linear's input `q` say of it."""
     node = makers.get(q)
-    while node is not None and (op := ops.operator_of(node)):
-        given = attributes(node)
-        if op.role == "quantize" and spec.input:
-            chosen = replace(spec.input, candidates=tuple(given["candidates"][1:]))
-            spec = replace(spec, input=chosen)
-        if "block" in given:
-            spec = replace(spec, input_ops=(Hadamard(given["block"]),))
-        node = makers.get(node.input[0]) if op.role == "quantize" else None
+    if spec.input and node is not None and ops.has_role(node, "quantize"):
+        candidates = attributes(node)["candidates"][1:]
+        spec = replace(spec, input=replace(spec.input, candidates=tuple(candidates)))
+        if node.op_type != ops.HADAMARD_QUANTIZE:
+            node = makers.get(node.input[0])
+    if node is not None and ops.operator_of(node) and "block" in (given := attributes(node)):
+        spec = replace(spec, input_ops=(Hadamard(given["block"]),))
     return spec
 
 

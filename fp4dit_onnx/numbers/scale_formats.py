@@ -26,6 +26,7 @@ __all__ = [
     "ScaleFormat",
     "channel_rounded",
     "largest_multiplier",
+    "multipliers_of",
     "scale_format_by_name",
     "stored",
     "two_levels",
@@ -106,9 +107,13 @@ class ScaleFormat:
         """The scales [N, G] of which `parts` are made: float32, or float16 where that is stored."""
         if not self.multiplied:
             return parts["scale"]
-        multiplier = numerics.unpack(parts["multipliers"], groups, 4).astype(np.float32)
-        scale: FloatArray = multiplier * parts["channel_scale"][:, None]
-        return scale
+        channel: FloatArray = parts["channel_scale"][:, None]
+        return multipliers_of(parts["multipliers"], groups) * channel
+
+
+def multipliers_of(packed: npt.NDArray[np.uint8], groups: int) -> FloatArray:
+    """Multipliers float32 [N, groups] of bytes uint8 [N, ceil(groups / 2)]."""
+    return numerics.unpack(packed, groups, 4).astype(np.float32)
 
 
 def in_float16(scale: npt.NDArray[np.floating]) -> bool:

@@ -12,9 +12,8 @@ import numpy.typing as npt
 from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.formats import FloatArray, FloatFormat, format_by_name
 from fp4dit_onnx.numbers.numerics import group_count
-from fp4dit_onnx.numbers.scale_formats import MULTIPLIED
+from fp4dit_onnx.numbers.scale_formats import MULTIPLIED, multipliers_of
 from fp4dit_onnx.ops.fp_linear import LINEAR, caption, linear_attributes, linear_bound, spec_of
-from fp4dit_onnx.ops.fp_scale import multipliers_of
 from fp4dit_onnx.ops.fp_unpack import unpacked
 from fp4dit_onnx.ops.operator import Array, Attributes
 

@@ -7,18 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.numbers.scale_formats import multipliers_of
 from fp4dit_onnx.ops.operator import Array, Attributes, Operator
 
-__all__ = ["SCALE", "multipliers_of", "scale_attributes"]
-
-BITS = 4
-"""Of a multiplier."""
-
-
-def multipliers_of(packed: Array, groups: int) -> Array:
-    """Multipliers float32 [N, groups] of bytes uint8 [N, ceil(groups / 2)]."""
-    return numerics.unpack(packed, groups, BITS).astype(np.float32)
+__all__ = ["SCALE", "scale_attributes"]
 
 
 def _reference(given: Attributes, inputs: Sequence[Array]) -> Sequence[Array]:
