@@ -129,12 +129,13 @@ class Moments:
 
 @dataclass
 class _Input:
-    """Sums and rows of one tensor that layers read."""
+    """Sums and rows of one tensor that layers read; the call of the network that rows are from last."""
 
     sums: npt.NDArray[np.float32]
     rows: Array
     total: float = 0.0
     weights: list[float] = field(default_factory=list)
+    call: int = -1
 
 
 class MomentRecorder:
@@ -216,6 +217,9 @@ class MomentRecorder:
         pictures = self._samples / halves
         kept.sums += (self._gram(rows) * (importance * pictures / len(rows))).numpy()
         kept.total += importance * pictures
+        if kept.call == self._call:
+            return  # DiT's first block embeds the time twice: there is room for one of them
+        kept.call = self._call
         count = min(self._each, len(rows))
         pick = np.sort(self._random.choice(len(rows), count, replace=False))
         kept.rows.write(len(kept.weights), rows[torch.from_numpy(pick)])
@@ -256,13 +260,12 @@ class MomentRecorder:
                 raise UsageError(
                     f"layer {name} was never run while sampling: exclude it with a rule"
                 )
-            sums = self._inputs[self._readers[name]].sums
-            if not np.isfinite(sums).all():
+        for name, kept in self._inputs.items():
+            if not np.isfinite(kept.sums).all():
                 raise UsageError(
                     f"layer {name}: the float model's own activations hold NaN or infinity; check "
                     "the checkpoint and the sampling settings"
                 )
-        for kept in self._inputs.values():
             kept.sums.flush()  # type: ignore[attr-defined]
         return Moments(
             self._folder,

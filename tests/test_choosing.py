@@ -32,6 +32,7 @@ from fp4dit_onnx.calibration.stages import Evidence
 from fp4dit_onnx.calibration.stages.hadamard import Rotate
 from fp4dit_onnx.calibration.work import Work, model_digest
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.families.guidance import Guided
 from fp4dit_onnx.network.network import whole
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.system.progress import SilentReporter
@@ -125,6 +126,33 @@ def test_layers_that_read_one_tensor_share_its_moments(tmp_path: Path) -> None:
     recorder.close()
     assert recorder.moments().readers == {"q": "q", "k": "q", "out": "out"}
     assert len([*(tmp_path / "m").glob("*.sums.npy")]) == 2
+
+
+class Again(torch.nn.Module):
+    """A linear that runs twice in a call, as DiT's first time embedder does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(4, 4)
+
+    def forward(self, x: Any) -> tuple[Any]:
+        """[B, 4] -> [B, 4]."""
+        return (self.fc(x) + self.fc(2 * x),)
+
+
+@torch.no_grad()
+def test_a_layer_that_runs_twice_gives_rows_of_one_run(tmp_path: Path) -> None:
+    module, calls = Again(), 512
+    sampler = sampler_of(module, calls=calls, steps=calls, guidance=Guided())
+    recorder = MomentRecorder(module, ("fc",), sampler, [1.0], 1.0, tmp_path / "m", 0)
+    given = [torch.randn(1, 4) for _ in range(calls)]
+    for x in given:
+        module(x)
+    recorder.close()
+    found = recorder.moments()
+    assert torch.equal(found.rows("fc").halves[:, 0], torch.cat(given))
+    x = torch.cat(given).double()
+    assert torch.allclose(found.matrix("fc"), 2.5 * x.T @ x / calls, rtol=1e-4, atol=1e-5)
 
 
 def test_passes_of_several_workers_add_up(network: Network, tmp_path: Path) -> None:
