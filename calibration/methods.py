@@ -25,7 +25,6 @@ else:
 
 __all__ = [
     "DEFAULT_METHOD",
-    "DEFAULT_RANGE",
     "Data",
     "Method",
     "method_by_name",
@@ -35,7 +34,6 @@ __all__ = [
     "read_method",
 ]
 
-DEFAULT_RANGE = "absmax"
 DEFAULT_METHOD = "fp4dit"
 DEFAULT_PRESET = "balanced"
 _HEAD = (

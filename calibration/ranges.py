@@ -165,7 +165,7 @@ def _search_multipliers(
         channel = torch.from_numpy(channel_rounded((top * share / most).numpy()))
         unit = torch.where(channel > 0, channel, 1.0)
         usual = (full / unit).round_()
-        near = sorted({*range(*MULTIPLIERS_NEAR)} if most > 1 else {0})
+        near = range(*MULTIPLIERS_NEAR) if most > 1 else (0,)
         tried = ((usual + d).clamp_(1, most) * channel for d in near)
         scale, error = _least_error(weight, full, tried, spec, counts)
         total = error.sum(dim=1, keepdim=True)
