@@ -19,6 +19,7 @@ from fp4dit_onnx.bundle.bundle import REQUIRED_FILES, Bundle
 from fp4dit_onnx.bundle.probe import load_model, read_state
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.export import ExportRequest, ExportResult, export, plan
+from fp4dit_onnx.spec.state import load_state
 from fp4dit_onnx.system.progress import Advance
 from fp4dit_onnx.verification.verify import verify
 
@@ -37,7 +38,8 @@ def files(bundle: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def streamed(tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
-    return export(request(tmp_path_factory.mktemp("streamed") / "bundle"))
+    folder = tmp_path_factory.mktemp("streamed")
+    return export(request(folder / "bundle", state=folder / "state.safetensors"))
 
 
 def test_nothing_is_measured_but_the_weights(streamed: ExportResult) -> None:
@@ -47,6 +49,17 @@ def test_nothing_is_measured_but_the_weights(streamed: ExportResult) -> None:
     assert {row.output_sqnr_db for row in manifest.layers} == {None}
     assert all(10 < row.weight_sqnr_db < 30 for row in manifest.layers)
     assert len(manifest.layers) == 86
+
+
+def test_the_state_that_is_asked_for_is_that_of_the_graph(streamed: ExportResult) -> None:
+    state = load_state(streamed.bundle.with_name("state.safetensors"))
+    found = read_state(load_model(Bundle.open(streamed.bundle).transformer))
+    assert state.attention == found.attention
+    assert state.layers.keys() == found.layers.keys()
+    for name, layer in found.layers.items():
+        assert state.layers[name].spec == layer.spec
+        for role, part in layer.parts.items():
+            np.testing.assert_array_equal(state.layers[name].parts[role], part)
 
 
 def test_the_transformer_alone_is_a_bundle(streamed: ExportResult) -> None:

@@ -153,7 +153,6 @@ class ComponentWriter:
 
 
 def _check_layers(part: Component, model: onnx.ModelProto) -> None:
-
     held = {tensor.name for tensor in model.graph.initializer}
     absent = [name for name in part.layers if codes_of(name) not in held]
     if absent:

@@ -130,7 +130,7 @@ class _Weights:
         quantizer: gives a layer.
         output_errors: SQNR of each layer's output where it was measured.
         measured: what the manifest says of the whole model's error.
-        state: all layers at once, where they are in memory.
+        state: all layers at once, where they are in memory or asked for.
     """
 
     layers: Mapping[str, LayerLayout]
@@ -213,7 +213,11 @@ class _Export:
             for name, spec in planned.specs.items()
         }
         quantizer = from_weights(tensors, layers, planned.method.stages)
-        return _Weights(layers, quantizer, {}, {"model_sqnr_db": None, "case_sqnr_db": ()})
+        state = None
+        if self._request.state is not None:
+            made = {name: quantizer(name)[0] for name in layers}
+            state = QuantizedState(made, _provenance(planned), planned.attention)
+        return _Weights(layers, quantizer, {}, {"model_sqnr_db": None, "case_sqnr_db": ()}, state)
 
     def _calibrated(self) -> _Weights:
         """Layers as calibration finds them, while it runs the float pipeline."""
@@ -322,11 +326,7 @@ def _calibrate(
             planned.method,
             pipeline_sampler(pipeline, planned.family, planned.prompts, seeds, planned.sampling),
             seed=request.seed,
-            provenance={
-                "recipe": plain(planned.recipe),
-                "method": planned.method.to_json(),
-                "model": planned.checkpoint.folder.name,
-            },
+            provenance=_provenance(planned),
             reporter=report,
             attention=planned.attention,
             candidates=candidates,
@@ -337,6 +337,15 @@ def _calibrate(
         if work is not None and not work.recorded:
             work.remove()
         raise
+
+
+def _provenance(planned: Plan) -> dict[str, Any]:
+    """What a state says of how it was made."""
+    return {
+        "recipe": plain(planned.recipe),
+        "method": planned.method.to_json(),
+        "model": planned.checkpoint.folder.name,
+    }
 
 
 def _fingerprint(request: ExportRequest, planned: Plan, network: Network) -> dict[str, Any]:
