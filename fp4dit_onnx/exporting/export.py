@@ -26,13 +26,7 @@ from fp4dit_onnx.exporting.component_writing import Component, ComponentWriter
 from fp4dit_onnx.exporting.components import copy_settings, write_vae_decoder
 from fp4dit_onnx.exporting.evidence import evidence_of_export
 from fp4dit_onnx.exporting.layers import totals
-from fp4dit_onnx.exporting.plan import (
-    ExportRequest,
-    Plan,
-    format_row,
-    plan,
-    work_folder,
-)
+from fp4dit_onnx.exporting.plan import ExportRequest, Plan, format_row, plan, work_folder
 from fp4dit_onnx.exporting.recipe_files import save_recipe
 from fp4dit_onnx.exporting.streaming import LayerNote, Quantizer, from_weights
 from fp4dit_onnx.exporting.text_encoders import write_encoder
@@ -314,11 +308,9 @@ def _calibrate(
     from fp4dit_onnx.calibration.work import Work
 
     seeds = [request.seed + i for i in range(len(planned.prompts))]
-    candidates = planned.recipe.candidates(tuple(planned.specs))
     work = None
     if planned.trains:
-        fingerprint = _fingerprint(request, planned, network)
-        work = Work(work_folder(request), fingerprint)
+        work = Work(work_folder(request), _fingerprint(request, planned, network))
     try:
         return calibrate(
             network,
@@ -329,7 +321,7 @@ def _calibrate(
             provenance=_provenance(planned),
             reporter=report,
             attention=planned.attention,
-            candidates=candidates,
+            candidates=planned.recipe.candidates(tuple(planned.specs)),
             work=work,
             max_ram=int(request.max_ram),
         )
