@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fp4dit_onnx.errors import BundleError, MissingExtraError, UsageError
+from fp4dit_onnx.families.config import size_of
 from fp4dit_onnx.files import BUNDLE
 from fp4dit_onnx.files.settings import transformer_settings, vae_settings
 from fp4dit_onnx.runtime.session import session
@@ -57,6 +58,7 @@ def load_transformer(
 
     Raises:
         BundleError: a file is missing or damaged.
+        CheckpointError: see `families.config.size_of`.
         MissingExtraError: onnxruntime, torch or diffusers is not installed.
         UsageError: when the module is called: an argument that the graph cannot take, or latents of
             another size than it takes.
@@ -185,8 +187,8 @@ def _module_class() -> Any:
             self._signature = inspect.signature(original.forward)
             self._argument_defaults = _defaults(original.forward)
             if {"num_attention_heads", "attention_head_dim"} <= set(self.config):
-                self.num_heads = int(self.config["num_attention_heads"])
-                self.inner_dim = self.num_heads * int(self.config["attention_head_dim"])
+                self.num_heads = size_of(self.config, "num_attention_heads")
+                self.inner_dim = self.num_heads * size_of(self.config, "attention_head_dim")
 
         def forward(self, *arguments: Any, **named: Any) -> Any:
             given = self._signature.bind(self, *arguments, **named).arguments

@@ -203,6 +203,25 @@ def never(*_: object) -> Encoded:
     raise AssertionError
 
 
+@pytest.mark.parametrize("length", [None, "nine", 0, True])
+@pytest.mark.parametrize("key", ["text_len", "text_len_t5"])
+def test_a_text_length_that_is_none_is_refused(key: str, length: object) -> None:
+    sampling = Sampling(1, 3.0, 64, 64, 16)
+    request = Request(["a"], "", sampling, HUNYUAN_DIT.guidance, {key: length}, {})
+    text = next(text for text in HUNYUAN_DIT.texts if text.key == key)
+    with pytest.raises(UsageError, match=f"{key} of the transformer is .*a whole number from 1"):
+        text.tokens(request)
+
+
+@pytest.mark.parametrize("config", [{}, {"joint_attention_dim": None}])
+def test_the_width_of_an_encoder_that_is_left_out_has_to_be_known(config: dict[str, Any]) -> None:
+    sampling = Sampling(1, 1.0, 64, 64, 16)
+    request = Request(["a"], "", sampling, SD3.guidance, config, {})
+    states = Encoded(np.zeros((1, 77, 4), np.float32), np.ones((1, 77), np.int64))
+    with pytest.raises(CheckpointError, match=r"joint_attention_dim is (absent|null)"):
+        SD3.feed(request, lambda *_: states)
+
+
 def test_latents_are_the_familys() -> None:
     """Flux packs squares of two, DiT's network gives the variance beside, a VAE may shift."""
     shape = (1, 2, 4, 6)

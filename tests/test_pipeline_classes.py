@@ -15,7 +15,7 @@ import pytest
 from manifests import EMPTY
 
 from fp4dit_onnx.bundle.bundle import write_manifest
-from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.errors import BundleError, UsageError
 from fp4dit_onnx.runtime import Pipeline, Sampling
 
 SETTINGS = {
@@ -115,3 +115,21 @@ def test_classes_without_names(pipeline: Pipeline, tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "DiTPipeline"}')
     with pytest.raises(UsageError, match=r"'tench': expected a number from 0 to 999$"):
         Pipeline(tmp_path).generate(["tench"])
+
+
+@pytest.mark.parametrize("number", ["1000", "4294967296", "x"])
+def test_names_of_classes_that_the_transformer_has_not(
+    pipeline: Pipeline, tmp_path: Path, number: str
+) -> None:
+    index = {"_class_name": "DiTPipeline", "id2label": {number: "goose"}}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(BundleError, match=rf"id2label\.{number} is not a number.*0 to 999"):
+        Pipeline(tmp_path).generate(["goose"])
+
+
+def test_a_patch_size_that_is_null_is_the_usual_one(pipeline: Pipeline, tmp_path: Path) -> None:
+    (tmp_path / "transformer" / "config.json").write_text('{"in_channels": 4, "patch_size": null}')
+    found = Pipeline(tmp_path)
+    found.generate(["1"], height=40)
+    with pytest.raises(UsageError, match="height = 44: expected a positive multiple of 8"):
+        found.generate(["1"], height=44)

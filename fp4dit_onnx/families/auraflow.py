@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
+from fp4dit_onnx.families.config import Config, count_of
 from fp4dit_onnx.families.family import Blocks, Family
-from fp4dit_onnx.families.interface import Config, InputSpec, count_of
+from fp4dit_onnx.families.interface import InputSpec
 
 __all__ = ["AURAFLOW"]
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.families.config import Config
 from fp4dit_onnx.families.guidance import Guidance
 from fp4dit_onnx.families.interface import (
     TIMESTEPS,
-    Config,
     GridRotary,
     InputSpec,
     Interface,

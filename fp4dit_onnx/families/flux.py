@@ -5,9 +5,10 @@ CLIP for the whole prompt, T5 for its words; guidance is told to the transformer
 
 from __future__ import annotations
 
+from fp4dit_onnx.families.config import Config
 from fp4dit_onnx.families.family import Blocks, Family
 from fp4dit_onnx.families.guidance import Guidance
-from fp4dit_onnx.families.interface import Config, InputSpec
+from fp4dit_onnx.families.interface import InputSpec
 from fp4dit_onnx.families.latents import Latents
 from fp4dit_onnx.families.request import CHOSEN_LENGTH, Text
 from fp4dit_onnx.families.sources import Grid, Numbers, Pooled, States, Zeros

@@ -6,8 +6,9 @@ original of 1024 by 1024 pixels, of which all was kept (top and left 0), and sty
 
 from __future__ import annotations
 
+from fp4dit_onnx.families.config import Config, size_of
 from fp4dit_onnx.families.family import Blocks, Family
-from fp4dit_onnx.families.interface import Config, GridRotary, InputSpec
+from fp4dit_onnx.families.interface import GridRotary, InputSpec
 from fp4dit_onnx.families.request import Text
 from fp4dit_onnx.families.sources import Mask, Numbers, States
 
@@ -31,7 +32,7 @@ def _has_facts(config: Config) -> bool:
 
 
 def _rotary(config: Config) -> tuple[GridRotary, ...]:
-    patch, head = int(config["patch_size"]), int(config["attention_head_dim"])
+    patch, head = size_of(config, "patch_size"), size_of(config, "attention_head_dim")
     return (GridRotary("image_rotary_emb", patch, head, BASE_LATENTS // patch),)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from fp4dit_onnx.families.config import Config
 from fp4dit_onnx.families.family import Blocks, Family
-from fp4dit_onnx.families.interface import Config, InputSpec
+from fp4dit_onnx.families.interface import InputSpec
 from fp4dit_onnx.families.request import CHOSEN_LENGTH, Text
 from fp4dit_onnx.families.sources import Mask, Numbers, States
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fp4dit_onnx.bundle.manifest import Sampling
+from fp4dit_onnx.families.config import count_of
 from fp4dit_onnx.families.guidance import Guidance
 
 __all__ = ["Encode", "Encoded", "Feed", "Request", "Text", "has_component", "tokenizer_of"]
@@ -48,10 +49,10 @@ class Text:
         return prompt.lower().strip() if self.cleaned else prompt
 
     def tokens(self, request: Request) -> int:
-        """Tokens that every text of a request is padded or cut to."""
+        """Tokens that every text of a request is padded or cut to; raises as `count_of` does."""
         if self.key == CHOSEN_LENGTH:
             return request.sampling.max_sequence_length
-        return int(request.transformer_config.get(self.key, self.length))
+        return count_of(request.transformer_config, self.key, self.length)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ Two CLIP encoders and T5, none of which is told what is padding. T5 may be left 
 
 from __future__ import annotations
 
+from fp4dit_onnx.families.config import Config, count_of
 from fp4dit_onnx.families.family import Blocks, Family
-from fp4dit_onnx.families.interface import Config, InputSpec, count_of
+from fp4dit_onnx.families.interface import InputSpec
 from fp4dit_onnx.families.request import CHOSEN_LENGTH, Text
 from fp4dit_onnx.families.sources import Pooled, States
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fp4dit_onnx.errors import BundleError, UsageError
+from fp4dit_onnx.families.config import size_of
 from fp4dit_onnx.families.request import Encoded, Request, Text, has_component
 from fp4dit_onnx.files import BUNDLE, checked
 
@@ -93,7 +94,7 @@ class States:
 def _states(part: tuple[Text, ...], wanted: Wanted) -> Array:
     request, first = wanted.request, part[0]
     if first.optional and not has_component(request.model_index, first.encoder):
-        width = int(request.transformer_config[str(wanted.dims[-1])])
+        width = size_of(request.transformer_config, str(wanted.dims[-1]))
         return np.zeros((request.rows, first.tokens(request), width), np.float32)
     return np.concatenate([wanted.encoded(text).states for text in part], axis=2)
 
@@ -228,17 +229,20 @@ class ClassLabels:
         """Raises UsageError for a prompt that is not a class."""
         request = wanted.request
         classes = int(request.transformer_config.get(self.key) or self.classes)
-        names = _numbers_by_name(request)
+        names = _numbers_by_name(request, classes)
         labels = [_class_of(prompt, names, classes) for prompt in request.prompts]
         return np.array(request.in_order(labels, classes), wanted.dtype)
 
 
-def _numbers_by_name(request: Request) -> dict[str, int]:
+def _numbers_by_name(request: Request, classes: int) -> dict[str, int]:
     """Class numbers by name; a class of several names, such as "tench, Tinca tinca", has each."""
     names = checked(_Index, request.model_index, "model_index.json", BUNDLE).id2label or {}
-    wrong = [number for number in names if not _NUMBER.fullmatch(number)]
+    wrong = [n for n in names if not _NUMBER.fullmatch(n) or int(n) >= classes]
     if wrong:
-        raise BundleError(f"model_index.json: id2label.{wrong[0][:20]} is not a number of a class")
+        raise BundleError(
+            f"model_index.json: id2label.{wrong[0][:20]} is not a number of a class: expected 0 to "
+            f"{classes - 1}, as many as the transformer has; copy or export the bundle again"
+        )
     return {
         name.strip(): int(number) for number, text in names.items() for name in text.split(",")
     }

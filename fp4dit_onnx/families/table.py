@@ -7,11 +7,11 @@ from pathlib import Path
 
 from fp4dit_onnx.errors import CheckpointError, UsageError
 from fp4dit_onnx.families.auraflow import AURAFLOW
+from fp4dit_onnx.families.config import Config, count_of
 from fp4dit_onnx.families.dit import DIT
 from fp4dit_onnx.families.family import Family
 from fp4dit_onnx.families.flux import FLUX
 from fp4dit_onnx.families.hunyuan import HUNYUAN_DIT
-from fp4dit_onnx.families.interface import Config, count_of
 from fp4dit_onnx.families.pixart import PIXART_ALPHA, PIXART_SIGMA
 from fp4dit_onnx.families.sana import SANA
 from fp4dit_onnx.families.sd3 import SD3

@@ -327,7 +327,7 @@ class Pipeline:
     @property
     def _token_side(self) -> int:
         """Latents per token of the transformer, along one side."""
-        return int(self._transformer_config.get("patch_size", 1)) * self._family.latents.packing
+        return int(self._transformer_config.get("patch_size") or 1) * self._family.latents.packing
 
     def _request(
         self, prompts: Sequence[str], negative_prompt: str, sampling: Sampling

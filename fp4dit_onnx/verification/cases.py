@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fp4dit_onnx.families import Family, InputSpec
-from fp4dit_onnx.families.interface import TIMESTEPS, size_of
+from fp4dit_onnx.families.config import Config, size_of
+from fp4dit_onnx.families.interface import TIMESTEPS
 
 __all__ = ["CASES", "Case", "case_inputs", "case_sizes", "inputs_of_sizes"]
 
-Config = Mapping[str, Any]
 Array = npt.NDArray[Any]
 KEPT = 0.7
 """Share of the tokens that a mask keeps."""

@@ -164,9 +164,8 @@ export function hasComponent(modelIndex, name) {
 function classOf(request, classes) {
   const name = request.prompt.trim();
   for (const [number, names] of Object.entries(request.modelIndex.id2label ?? {})) {
-    if (names.split(",").some((/** @type {string} */ one) => one.trim() === name)) {
-      return Number(number);
-    }
+    const named = names.split(",").some((/** @type {string} */ one) => one.trim() === name);
+    if (named && Number(number) < classes) return Number(number);
   }
   if (/^[0-9]+$/.test(name) && Number(name) < classes) return Number(name);
   throw new Error(
