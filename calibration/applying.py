@@ -12,6 +12,7 @@ from fp4dit_onnx.calibration.draft import Draft, Drafts
 from fp4dit_onnx.calibration.stages import INPUTS, Evidence, Stage
 from fp4dit_onnx.calibration.stages.absmax import Absmax
 from fp4dit_onnx.calibration.stages.nearest import Nearest
+from fp4dit_onnx.calibration.transforming import transformed_weight
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.numbers.compare import sqnr_db
 from fp4dit_onnx.spec.spec import LayerSpec
@@ -142,4 +143,7 @@ def quantize_measured(
     evidence = Evidence(nearest_under(scale))
     draft = apply_stages(chosen, {name: Draft(name, weight, spec)}, evidence)[name]
     layer, known = draft.layer(), draft.weight_sqnr_db
-    return layer, sqnr_db(weight.numpy(), layer.weight()) if known is None else known
+    if known is None:
+        wanted = transformed_weight(weight, layer.spec.input_ops)
+        known = sqnr_db(wanted.numpy(), layer.weight())
+    return layer, known

@@ -18,10 +18,10 @@ from fp4dit_onnx.calibration.evidence import FloatUnit, Objective, outputs_of
 from fp4dit_onnx.calibration.layer_inputs import UnitInputs
 from fp4dit_onnx.calibration.methods import Method
 from fp4dit_onnx.calibration.moments import Moments
-from fp4dit_onnx.calibration.rotation import rotated_weight
 from fp4dit_onnx.calibration.samples import Array, Call, Samples, Tape
 from fp4dit_onnx.calibration.simulate import weights_only
 from fp4dit_onnx.calibration.stages import Evidence
+from fp4dit_onnx.calibration.transforming import transformed_weight
 from fp4dit_onnx.calibration.units import Unit
 from fp4dit_onnx.calibration.work import Work
 from fp4dit_onnx.families.guidance import Guided
@@ -116,7 +116,8 @@ class Blockwise:
         drafts: Drafts = {}
         for name in unit.layers:
             weight, spec = float_unit.linear(name).weight.detach().float(), self.specs[name]
-            drafts = {**drafts, name: Draft(name, rotated_weight(weight, spec), spec)}
+            weight = transformed_weight(weight, spec.input_ops)
+            drafts = {**drafts, name: Draft(name, weight, spec)}
         if not drafts:
             self._advance(1, unit.name)
             return drafts

@@ -1,4 +1,4 @@
-"""Formats and rotations chosen per layer, and compared with each uniform choice at the end.
+"""Formats and transforms chosen per layer, and compared with each uniform choice at the end.
 
 A layer's choice looks at that layer alone. What counts is the network, so the chosen set and every
 set that makes one choice for all layers run on the float sampler's trajectory, activations
@@ -28,6 +28,7 @@ from fp4dit_onnx.families.guidance import Guided
 from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState
+from fp4dit_onnx.spec.transform import Transform
 from fp4dit_onnx.system.progress import Reporter
 
 __all__ = ["CHOSEN", "Choosing", "output_channels"]
@@ -94,27 +95,31 @@ class Choosing:
     def _uniform(self, made: Mapping[str, Sequence[_Made]]) -> dict[str, dict[str, _Made]]:
         """A set for each choice that all layers which have it can share; others keep their own."""
         known = {row.format for rows in made.values() for row in rows}
-        every = {row.rotation for rows in made.values() for row in rows}
+        every = {row.input_ops for rows in made.values() for row in rows}
         formats = dict.fromkeys(f for name in made for f in self.candidates.get(name, ()))
         rotates = any(stage.kind == "transform" for stage in self.method.stages)
         shared: list[str | None] = [*(f for f in formats if f in known)]
         sets = {}
         for fmt in shared or [None]:
-            for rotation in sorted(every, key=lambda block: block or 0):
-                turned = f"Hadamard {rotation}" if rotation else "not rotated"
+            for input_ops in sorted(every, key=lambda given: (len(given), repr(given))):
+                turned = ", ".join(map(str, input_ops)) or "not rotated"
                 if label := ", ".join([*([fmt] if fmt else []), *([turned] if rotates else [])]):
                     sets[label] = {
-                        name: self._matching(name, rows, fmt, rotation)
+                        name: self._matching(name, rows, fmt, input_ops)
                         for name, rows in made.items()
                     }
         return sets
 
     def _matching(
-        self, name: str, rows: Sequence[_Made], fmt: str | None, rotation: int | None
+        self,
+        name: str,
+        rows: Sequence[_Made],
+        fmt: str | None,
+        input_ops: tuple[Transform, ...],
     ) -> _Made:
-        """What was made of a layer in the format, if it has that choice, and with the rotation."""
+        """What was made of a layer in the format, if it has that choice, and with these transforms."""
         free = not self.candidates.get(name)
-        same = (r for r in rows if r.rotation == rotation and (free or r.format == fmt))
+        same = (r for r in rows if r.input_ops == input_ops and (free or r.format == fmt))
         return next(same, rows[0])
 
     def _unit(self, unit: Unit) -> dict[str, list[_Made]]:
@@ -134,7 +139,7 @@ class Choosing:
         found: dict[str, list[_Made]] = {name: [] for name in unit.layers}
         for key in sorted(known[0], key=lambda key: int(key.partition("@")[0])):
             spec = known[0][key].spec
-            row = _Made(place, key, spec.weight.format, spec.hadamard)
+            row = _Made(place, key, spec.weight.format, spec.input_ops)
             found[key.partition("@")[2]].append(row)
         return found
 
@@ -191,13 +196,13 @@ class _Made:
         place: name of the file.
         key: of the layer in it.
         format: of its weight.
-        rotation: block size, None for none.
+        input_ops: see `LayerSpec`.
     """
 
     place: str
     key: str
     format: str
-    rotation: int | None
+    input_ops: tuple[Transform, ...]
 
 
 def _mean_error(drafts: Drafts) -> float:

@@ -9,10 +9,10 @@ import torch
 
 from fp4dit_onnx.calibration.draft import Draft
 from fp4dit_onnx.calibration.moments import Moments, Rows
-from fp4dit_onnx.calibration.rotation import rotated_moments
 from fp4dit_onnx.calibration.simulate import SimulatedLinear
+from fp4dit_onnx.calibration.transforming import transformed_moments
 from fp4dit_onnx.network.network import Network
-from fp4dit_onnx.spec.spec import Hadamard
+from fp4dit_onnx.spec.transform import Transform
 
 __all__ = ["LayerInputs", "Second", "UnitInputs"]
 
@@ -72,8 +72,8 @@ class LayerInputs:
 
     Attributes:
         reader: the first layer that reads the same tensor.
-        second: second moments, rotated as the draft says.
-        rows: some rows, not rotated.
+        second: second moments, after the draft's `input_ops`.
+        rows: some rows, before them.
         weight: of the float layer, float32 [N, K].
         bias: of it, float32 [N] or None.
     """
@@ -113,7 +113,7 @@ class UnitInputs:
 
     def __init__(self, moments: Moments, network: Network) -> None:
         self._moments, self._network = moments, network
-        self._second: dict[tuple[str, tuple[Hadamard, ...]], Second] = {}
+        self._second: dict[tuple[str, tuple[Transform, ...]], Second] = {}
         self._rows: dict[str, Rows] = {}
 
     def __call__(self, draft: Draft) -> LayerInputs:
@@ -121,7 +121,7 @@ class UnitInputs:
         reader = self._moments.readers[draft.name]
         key = reader, draft.spec.input_ops
         if key not in self._second:
-            matrix = rotated_moments(self._moments.matrix(reader), draft.spec)
+            matrix = transformed_moments(self._moments.matrix(reader), draft.spec.input_ops)
             self._second[key] = Second(matrix)
         linear = self._network.module.get_submodule(draft.name)
         weight = self._network.tensor(f"{draft.name}.weight").float()

@@ -48,6 +48,7 @@ _HEAD = (
     "export",
     "measured",
 )
+CHOOSING = ("transform", "choice")
 _GRIDS = ("fp", "int")
 Made = TypeVar("Made")
 
@@ -114,7 +115,12 @@ class Method:
     @property
     def after_choices(self) -> tuple[Stage, ...]:
         """The stages that follow transforms and choices."""
-        return tuple(stage for stage in self.stages if stage.kind not in ("transform", "choice"))
+        return tuple(stage for stage in self.stages if stage.kind not in CHOOSING)
+
+    @property
+    def changes_specs(self) -> bool:
+        """Whether a stage transforms or chooses: specifications are known once it ran."""
+        return self.after_choices != self.stages
 
     def needs(self, what: str) -> bool:
         """Whether a stage looks at `what`: ``moments`` or ``inputs``."""

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 
 from fp4dit_onnx.calibration.grid import quantize_rows
-from fp4dit_onnx.calibration.rotation import rotated
 from fp4dit_onnx.calibration.simulate import simulate, unquantized
 from fp4dit_onnx.errors import BundleError
 from fp4dit_onnx.families import Family
@@ -19,19 +18,19 @@ from fp4dit_onnx.network.dynamic import dynamic
 from fp4dit_onnx.network.networks import diffusers_maker, refusals
 from fp4dit_onnx.network.positions import arguments_of
 from fp4dit_onnx.numbers.formats import format_by_name
-from fp4dit_onnx.spec.spec import Hadamard
 from fp4dit_onnx.spec.state import QuantizedState
+from fp4dit_onnx.spec.transforms import transform_of
 
 __all__ = ["Simulation", "network_runner", "torch_quantize"]
 
 Array = npt.NDArray[Any]
 
 
-def torch_quantize(x: Array, given: Mapping[str, Any]) -> tuple[Array, Array]:
-    """A quantize operator of these attributes, as the simulation computes it."""
+def torch_quantize(x: Array, op: str, given: Mapping[str, Any]) -> tuple[Array, Array]:
+    """The quantize operator `op` of these attributes, as the simulation computes it."""
     fmt, tensor = format_by_name(given["format"]), torch.from_numpy(x)
-    if "block" in given:
-        tensor = rotated(tensor, Hadamard(given["block"]))
+    if one := transform_of(op, given):
+        tensor = one(tensor, torch)
     q, scale = quantize_rows(tensor, fmt, given["group_size"], given["candidates"][1:])
     return q.numpy().astype(fmt.integer_type), scale.numpy()
 

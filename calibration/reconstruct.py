@@ -17,8 +17,8 @@ from fp4dit_onnx.calibration.adaround import (
 )
 from fp4dit_onnx.calibration.draft import Draft, Drafts
 from fp4dit_onnx.calibration.evidence import FloatUnit, Objective
-from fp4dit_onnx.calibration.rotation import rotated
 from fp4dit_onnx.calibration.rounding import packed
+from fp4dit_onnx.calibration.transforming import transformed
 
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.stages.adaround import AdaRound
@@ -60,8 +60,7 @@ class AdaptiveLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., K] -> [..., N] with float activations, as FP4DiT calibrates weights."""
-        for rotation in self.draft.spec.input_ops:
-            x = rotated(x, rotation)
+        x = transformed(x, self.draft.spec.input_ops)
         self.h = self.openness()
         weight = self.place.blend(self.h) * self.place.scale
         return torch.nn.functional.linear(x, weight, self.bias)

@@ -25,11 +25,11 @@ from fp4dit_onnx.calibration.record import (
     first_call,
     part_of,
 )
-from fp4dit_onnx.calibration.rotation import rotated_weight
 from fp4dit_onnx.calibration.samples import Call, Samples, nbytes
 from fp4dit_onnx.calibration.simulate import SimulatedLinear, simulated
 from fp4dit_onnx.calibration.stages import INPUTS, MOMENTS, Stage
 from fp4dit_onnx.calibration.stages.nearest import Nearest
+from fp4dit_onnx.calibration.transforming import transformed_weight
 from fp4dit_onnx.calibration.units import Unit, sample_bytes, units_of
 from fp4dit_onnx.calibration.work import Work
 from fp4dit_onnx.network.network import Network
@@ -87,7 +87,7 @@ def _measure(network: Network, layer: QuantizedLayer, rows: torch.Tensor) -> Lay
     assert isinstance(linear, torch.nn.Linear), layer.name
     approximation = SimulatedLinear(layer, linear.bias)
     return LayerError(
-        sqnr_db(rotated_weight(linear.weight, layer.spec), approximation.weight),
+        sqnr_db(transformed_weight(linear.weight, layer.spec.input_ops), approximation.weight),
         sqnr_db(linear(rows), approximation(rows)),
     )
 

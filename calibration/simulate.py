@@ -11,7 +11,7 @@ import torch
 
 from fp4dit_onnx.calibration.attention import QuantizedAttention, attention_module
 from fp4dit_onnx.calibration.grid import expand_groups, quantize_rows
-from fp4dit_onnx.calibration.rotation import rotated
+from fp4dit_onnx.calibration.transforming import transformed
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.network.attention import AttentionProcessor
 from fp4dit_onnx.network.fake import is_fake
@@ -55,8 +55,7 @@ class SimulatedLinear(torch.nn.Module):
         """[..., K] -> [..., N], float32."""
         spec = self.layer.spec
         fmt, size = spec.activation_format, spec.activation_group_size
-        for rotation in spec.input_ops:
-            x = rotated(x, rotation)
+        x = transformed(x, spec.input_ops)
         if fmt is None or not self.rounds:
             return torch.nn.functional.linear(x, self.weight, self.bias)
         assert spec.input is not None

@@ -22,6 +22,8 @@ from fp4dit_onnx.passes.match import (
 )
 from fp4dit_onnx.spec.spec import TensorSpec
 from fp4dit_onnx.spec.state import LayerLayout, Layout, QuantizedLayer, QuantizedState
+from fp4dit_onnx.spec.transform import Transform
+from fp4dit_onnx.spec.transforms import TRANSFORMS
 
 __all__ = ["InsertQdq", "insert_pair"]
 
@@ -37,8 +39,8 @@ class _Match:
 class InsertQdq:
     """``MatMul(x, w)`` of a layer in the state becomes ``MatMul(Dequantize(Quantize(x)), w)``.
 
-    What the layer does to x before comes first: a FpHadamard. Linears that read the same tensor in the
-    same way share the nodes: q, k and v quantize once.
+    The layer's `input_ops` come before. Linears that read the same tensor in the same way share the
+    nodes: q, k and v quantize once.
     """
 
     state: QuantizedState | Layout
@@ -46,17 +48,17 @@ class InsertQdq:
 
     def __call__(self, graph: gs.Graph) -> PassReport:
         """See the class."""
-        rotated: dict[tuple[int, int], gs.Variable] = {}
+        turned: dict[tuple[int, Transform], gs.Variable] = {}
         shared: dict[tuple[int, TensorSpec], gs.Variable] = {}
 
         def rewrite(graph: gs.Graph, match: _Match) -> None:
             x, layer = match.x, match.layer
             own = f"{layer.name}.input"
-            for rotation in layer.spec.input_ops:
-                turn = (id(x), rotation.block)
-                if turn not in rotated:
-                    rotated[turn] = insert_rotation(graph, x, rotation.block, own)
-                x = rotated[turn]
+            for one in layer.spec.input_ops:
+                turn = (id(x), one)
+                if turn not in turned:
+                    turned[turn] = insert_transform(graph, x, one, own)
+                x = turned[turn]
             if layer.spec.input is not None:
                 key = (id(x), layer.spec.input)
                 if key not in shared:
@@ -77,17 +79,17 @@ def _match(linear: Linear, layer: LayerLayout | QuantizedLayer | None) -> _Match
         return Skip(linear.layer, "not in the quantized state")
     if layer.spec.input is None and not layer.spec.input_ops:
         return Skip(linear.layer, "its activations stay in float")
-    if producer(x, ops.DEQUANTIZE) or producer(x, ops.HADAMARD):
+    done = (ops.DEQUANTIZE, *(one.operator for one in TRANSFORMS.values()))
+    if any(producer(x, op) for op in done):
         return Skip(linear.layer, "already quantized")
     return _Match(linear.matmul, x, layer)
 
 
-def insert_rotation(graph: gs.Graph, x: gs.Tensor, block: int, own: str) -> gs.Variable:
-    """The result of a new FpHadamard of `x` [..., k], named after `own`."""
-    y = gs.Variable(unique_name(f"{own}.rotated", tensor_names(graph)), np.float32, x.shape)
-    name = unique_name(f"{own}/Hadamard", node_names(graph))
-    given = ops.hadamard_attributes(block)
-    graph.nodes.append(gs.Node(ops.HADAMARD, name, given, [x], [y], domain=ops.DOMAIN))
+def insert_transform(graph: gs.Graph, x: gs.Tensor, one: Transform, own: str) -> gs.Variable:
+    """The result of a transform's new node on `x` [..., k], named after `own`."""
+    y = gs.Variable(unique_name(f"{own}.{one.result}", tensor_names(graph)), np.float32, x.shape)
+    name = unique_name(f"{own}/{one.operator.removeprefix('Fp')}", node_names(graph))
+    graph.nodes.append(gs.Node(one.operator, name, one.attributes, [x], [y], domain=ops.DOMAIN))
     return y
 
 

@@ -25,8 +25,8 @@ from fp4dit_onnx.passes.constant_reshape import ConstantReshape
 from fp4dit_onnx.passes.drop_identity import DropIdentity
 from fp4dit_onnx.passes.fold_constants import FoldConstants
 from fp4dit_onnx.passes.fuse_attention import FuseAttention
-from fp4dit_onnx.passes.fuse_hadamard import FuseHadamard
 from fp4dit_onnx.passes.fuse_linear import FuseLinear
+from fp4dit_onnx.passes.fuse_transform import FuseTransform
 from fp4dit_onnx.passes.insert_qdq import InsertQdq
 from fp4dit_onnx.passes.mend_key_transpose import MendKeyTranspose
 from fp4dit_onnx.passes.mend_split import MendSplit
@@ -35,6 +35,7 @@ from fp4dit_onnx.passes.name_tensors import NameTensors
 from fp4dit_onnx.passes.pack_weights import PackWeights
 from fp4dit_onnx.passes.quantize_attention import QuantizeAttention, part_names
 from fp4dit_onnx.spec.state import Layout, QuantizedState
+from fp4dit_onnx.spec.transforms import TRANSFORMS
 
 __all__ = ["float_passes", "quantize_passes", "quantized_graph", "run_passes"]
 
@@ -56,9 +57,8 @@ def quantize_passes(
     state: QuantizedState | Layout, parameters: frozenset[str], form: str
 ) -> tuple[Pass, ...]:
     """Put the quantized state into a cleaned float graph, in the `form` asked for."""
-    fuse: tuple[Pass, ...] = (
-        (FuseHadamard(), FuseLinear(), FuseAttention()) if form == "fused" else ()
-    )
+    both = (FuseTransform(one) for one in TRANSFORMS.values() if one.quantizer)
+    fuse: tuple[Pass, ...] = (*both, FuseLinear(), FuseAttention()) if form == "fused" else ()
     return (
         InsertQdq(state),
         QuantizeAttention(state),

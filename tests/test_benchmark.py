@@ -31,7 +31,6 @@ from fp4dit_onnx.benchmark.linear import layer_of, ours
 from fp4dit_onnx.benchmark.requests import Formats, operator_cases
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.numbers import numerics
-from fp4dit_onnx.numbers.hadamard import hadamard
 from fp4dit_onnx.runtime.library import supported_isas
 from fp4dit_onnx.spec.spec import PerGroup
 from fp4dit_onnx.system.progress import SilentReporter
@@ -119,7 +118,7 @@ def test_ours_gives_the_reference_bits(isa: str, formats: Formats) -> None:
     loaded.run()
     layer, spec = layer_of(case), case.spec
     act, of_row = spec.activation_format, spec.activation_group_size
-    x = case.x if spec.hadamard is None else hadamard(case.x, spec.hadamard)
+    x = spec.input_ops[0](case.x) if spec.input_ops else case.x
     q, scale = x, np.ones(1, np.float32)
     if act is not None and spec.input is not None:
         q, scale = numerics.quantize(x, act, of_row, spec.input.candidates)

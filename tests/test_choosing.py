@@ -28,12 +28,12 @@ from fp4dit_onnx.calibration.draft import Draft
 from fp4dit_onnx.calibration.methods import Method, method_by_name
 from fp4dit_onnx.calibration.moments import MomentRecorder, Moments
 from fp4dit_onnx.calibration.run import Calibration, calibrate
-from fp4dit_onnx.calibration.stages import Evidence
-from fp4dit_onnx.calibration.stages.hadamard import Rotate
+from fp4dit_onnx.calibration.stages import STAGES, Evidence
 from fp4dit_onnx.calibration.work import Work, model_digest
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.families.guidance import Guided
 from fp4dit_onnx.network.network import whole
+from fp4dit_onnx.spec.hadamard import Hadamard
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.system.progress import SilentReporter
 
@@ -193,7 +193,7 @@ class _Known:
         self.reader, self._errors = reader, {False: plain, True: turned}
 
     def error(self, draft: Draft) -> float:
-        return self._errors[draft.spec.hadamard is not None]
+        return self._errors[bool(draft.spec.input_ops)]
 
 
 def rotations(errors: dict[str, tuple[str, float, float]], activation: str | None) -> set[str]:
@@ -205,8 +205,8 @@ def rotations(errors: dict[str, tuple[str, float, float]], activation: str | Non
         return _Known(*errors[draft.name])
 
     evidence = Evidence(lambda draft: draft, lambda draft: draft, inputs)
-    found = Rotate(8).apply(drafts, evidence)
-    turned = {name for name, draft in found.items() if draft.spec.hadamard == 8}
+    found = STAGES["hadamard"](8).apply(drafts, evidence)
+    turned = {name for name, draft in found.items() if draft.spec.input_ops == (Hadamard(8),)}
     for name, draft in found.items():
         assert torch.equal(draft.weight, drafts[name].weight) == (name not in turned)
     return turned
@@ -256,9 +256,9 @@ def test_every_uniform_choice_is_compared_and_the_best_set_taken(
     (taken,) = [row for row in found.compared if row.taken]
     assert taken.error == min(errors.values())
     layers = found.state.layers
-    assert {layer.spec.hadamard for layer in layers.values()} <= {None, 64}
+    assert {layer.spec.input_ops for layer in layers.values()} <= {(), (Hadamard(64),)}
     assert all("multipliers" in layer.parts for layer in layers.values())
-    assert any(layer.spec.hadamard for layer in layers.values())
+    assert any(layer.spec.input_ops for layer in layers.values())
     assert all(error.weight > 10 for error in found.errors.values()), "of rotated weights too"
 
 

@@ -17,13 +17,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import generate_formats
+import numpy as np
 import onnx
 import pytest
 
 from fp4dit_onnx.calibration.draft import Draft
 from fp4dit_onnx.calibration.stages import STAGES, Evidence, LayerStage
-from fp4dit_onnx.errors import BundleError
+from fp4dit_onnx.errors import BundleError, UsageError
 from fp4dit_onnx.numbers.formats import FORMATS, FloatFormat
+from fp4dit_onnx.spec.hadamard import Hadamard
+from fp4dit_onnx.spec.state import load_state
+from fp4dit_onnx.spec.transform import Transform
+from fp4dit_onnx.spec.transforms import TRANSFORMS
 from fp4dit_onnx.system.silence import quiet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -217,6 +222,105 @@ def test_an_operator_from_outside_is_one_record(
     first = next(n.name for n in model.graph.node if n.op_type == record.name)
     assert len(failed) == 3
     assert all(f"first at node {first}" in c.detail for c in failed)
+
+
+@dataclass(frozen=True)
+class Doubled(Transform):
+    """Every n-th input counts twice, and its weights half: no rotation."""
+
+    name: ClassVar[str] = "doubled"
+    operator: ClassVar[str] = "FpDouble"
+    every: int = 2
+
+    def __call__(self, x: Any, library: Any = np) -> Any:
+        """See `Transform`."""
+        return x * self._factor(x, 2.0, library)
+
+    def of_weight(self, weight: Any, library: Any = np) -> Any:
+        """See `Transform`."""
+        return weight * self._factor(weight, 0.5, library)
+
+    def _factor(self, x: Any, factor: float, library: Any) -> Any:
+        hit = library.arange(x.shape[-1]) % self.every == 0
+        return library.asarray(library.where(hit, factor, 1.0), dtype=x.dtype)
+
+
+FP_DOUBLE = """
+FpDouble <every> (x) => (y) {
+    size = Constant <value_int: int = @every> ()
+    zero = Constant <value = int64 {0}> ()
+    one = Constant <value = int64 {1}> ()
+    once = Constant <value = float {1.0}> ()
+    twice = Constant <value = float {2.0}> ()
+    last_dim = Shape <start = -1> (x)
+    columns = Squeeze (last_dim)
+    index = Range (zero, columns, one)
+    rest = Mod (index, size)
+    hit = Equal (rest, zero)
+    factor = Where (hit, twice, once)
+    y = Mul (x, factor)
+}
+"""
+
+
+def test_a_transform_from_outside_is_one_record_and_one_line(
+    demo_bundle: Path, demo_feed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a rotation, with its operator's body: exported, verified in torch, read back, run."""
+    pytest.importorskip("onnx_graphsurgeon")
+    from fp4dit_onnx import ops
+    from fp4dit_onnx.bundle.bundle import Bundle
+    from fp4dit_onnx.bundle.probe import load_model, read_state
+    from fp4dit_onnx.calibration.transforming import transformed_weight
+    from fp4dit_onnx.numbers.compare import sqnr_db
+    from fp4dit_onnx.runtime.session import session
+    from fp4dit_onnx.verification.verify import verify
+
+    both = (Hadamard(8), Doubled(3))
+
+    class Always(LayerStage):
+        """In place of the stage that measures whether it is worth it."""
+
+        kind: ClassVar[str] = "transform"
+
+        def layer(self, draft: Draft, evidence: Evidence) -> Draft:
+            weight = transformed_weight(draft.weight, both)
+            return replace(draft, spec=replace(draft.spec, input_ops=both), weight=weight)
+
+    monkeypatch.setitem(STAGES, "always", dataclass(frozen=True)(Always))
+    record = ops.Operator(
+        name=Doubled.operator,
+        text=FP_DOUBLE,
+        doc="x, every n-th element twice.",
+        results=(np.float32,),
+        reference=lambda given, inputs: (Doubled.of_node(given)(inputs[0]),),
+        caption=lambda given, size: f"Activations, one in {given['every']} doubled",
+        shared=True,
+    )
+    monkeypatch.setitem(ops.OPERATORS, record.name, record)
+    monkeypatch.setitem(TRANSFORMS, Doubled.name, Doubled)  # the line
+    recipe, state = tmp_path / "doubled.toml", tmp_path / "state.safetensors"
+    stages = ", ".join(f'{{ use = "{name}" }}' for name in ("always", "absmax", "nearest"))
+    recipe.write_text(f'extends = "fp-rtn"\nstage = [{stages}]\n')
+    made = exported(tmp_path / "bundle", method="fp4dit", recipe=recipe, state=state)
+
+    rows = made.manifest.layers
+    assert {row.input_ops for row in rows} == {both}
+    assert all((row.weight_sqnr_db or 0) > 10 for row in rows), "of the weight that it makes"
+    stored = json.loads((made.bundle / "quantization.json").read_bytes())["layers"][0]
+    assert (stored["hadamard"], stored["doubled"]) == (8, 3)
+    path = Bundle.open(made.bundle).transformer
+    found, kept = read_state(load_model(path)).layers, load_state(state).layers
+    assert {layer.spec.input_ops for layer in (*found.values(), *kept.values())} == {both}
+    checked = verify(made.bundle, quick=True)
+    assert checked.ok, [c for c in checked.checks if not c.ok]
+    plain = session(Bundle.open(demo_bundle).transformer).run(None, demo_feed)[0]
+    (output,) = session(path, library=False).run(None, demo_feed)
+    assert sqnr_db(plain, output) > 10, "as without it, but for rounding"
+
+    monkeypatch.delitem(TRANSFORMS, Doubled.name)
+    with pytest.raises(UsageError, match="has 'doubled', which this version lacks"):
+        load_state(state)
 
 
 def test_a_family_from_outside_is_one_record_and_one_line(

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from fp4dit_onnx.calibration.methods import Data, method_by_name, method_names, read_method
+from fp4dit_onnx.calibration.stages import STAGES
 from fp4dit_onnx.calibration.stages.absmax import Absmax
 from fp4dit_onnx.calibration.stages.adaround import AdaRound
 from fp4dit_onnx.calibration.stages.choose_format import ChooseFormat
 from fp4dit_onnx.calibration.stages.gptq import Gptq
-from fp4dit_onnx.calibration.stages.hadamard import Rotate
 from fp4dit_onnx.calibration.stages.mse import Mse
 from fp4dit_onnx.calibration.stages.nearest import Nearest
 from fp4dit_onnx.calibration.stages.weighted import Weighted
@@ -41,7 +41,8 @@ def test_methods() -> None:
     assert trained["fp4dit"].stages == (Absmax(), AdaRound())
     assert trained["fp4dit"].data == Data(prompts=64, samples=1024, even=0.5, guided=3.0)
     assert trained["gptq"].stages == (Weighted(), Gptq())
-    assert trained["tuned"].stages == (Rotate(), ChooseFormat("e1m2 e2m1"), Weighted(), Gptq())
+    rotation = STAGES["hadamard"]()
+    assert trained["tuned"].stages == (rotation, ChooseFormat("e1m2 e2m1"), Weighted(), Gptq())
     assert trained["fp4dit"].presets == ("fast", "balanced", "best")
     fast = method_by_name("int-adaround", "fast", "mse", iterations=7)
     assert fast.data == Data(prompts=24, samples=256, even=0.5, guided=3.0)

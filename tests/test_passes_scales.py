@@ -20,26 +20,28 @@ from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.formats import FORMATS
 from fp4dit_onnx.numbers.hadamard import hadamard
 from fp4dit_onnx.numbers.scale_formats import MULTIPLIED
-from fp4dit_onnx.passes.fuse_hadamard import FuseHadamard
 from fp4dit_onnx.passes.fuse_linear import FuseLinear
+from fp4dit_onnx.passes.fuse_transform import FuseTransform
 from fp4dit_onnx.passes.insert_qdq import InsertQdq
 from fp4dit_onnx.passes.pack_weights import PackWeights
 from fp4dit_onnx.passes.pipeline import run_passes
+from fp4dit_onnx.spec.hadamard import Hadamard
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import Layout, QuantizedLayer, QuantizedState, load_state, save_state
 from fp4dit_onnx.targets.standard import standard
 
 Array = npt.NDArray[Any]
 K, N = 20, 12
-FUSED = (FuseHadamard(), FuseLinear())
+FUSED = (FuseTransform(Hadamard), FuseLinear())
 
+TURNED = (Hadamard(8),)
 SPECS = {
-    "T6": LayerSpec.of("e2m1", "e2m3", 8, MULTIPLIED, hadamard=8),
-    "T6g": LayerSpec.of("e1m2", "int6", 8, MULTIPLIED, activation_group_size=16, hadamard=8),
+    "T6": LayerSpec.of("e2m1", "e2m3", 8, MULTIPLIED, input_ops=TURNED),
+    "T6g": LayerSpec.of("e1m2", "int6", 8, MULTIPLIED, activation_group_size=16, input_ops=TURNED),
     "T4": LayerSpec.of("e1m2", "e2m1", 8, MULTIPLIED, 4),
     "groups": LayerSpec.of("e2m1", "int6", 8, activation_group_size=4),
-    "float": LayerSpec.of("e2m1", None, 8, hadamard=4),
-    "wide": LayerSpec.of("e2m1", "e3m4", 8, hadamard=4),
+    "float": LayerSpec.of("e2m1", None, 8, input_ops=(Hadamard(4),)),
+    "wide": LayerSpec.of("e2m1", "e3m4", 8, input_ops=(Hadamard(4),)),
 }
 NODES = {
     "T6": [ops.HADAMARD_QUANTIZE, ops.LINEAR_INTEGER],
@@ -70,8 +72,8 @@ def layer(spec: LayerSpec, name: str = "fc") -> QuantizedLayer:
 def expected(x: Array, made: QuantizedLayer, bias: Array) -> Array:
     """The layer in numpy."""
     spec = made.spec
-    for rotation in spec.input_ops:
-        x = hadamard(x, rotation.block)
+    for one in spec.input_ops:
+        x = one(x)
     if spec.input is not None:
         fmt, size = FORMATS[spec.input.format], spec.input.group_size or K
         q, scale = numerics.quantize(x, fmt, size, spec.input.candidates)
@@ -135,7 +137,7 @@ def test_linears_in_the_same_way_share_the_rotation(bench: Any) -> None:
     linears = bench.linear("a", "x", "y"), bench.linear("b", "x", "z")
     text = f"g (float[B, {K}] x) => (float[B, {N}] y, float[B, {N}] z) {{ {''.join(linears)} }}"
     model = bench.parse(text, bench.layer_parameters("a", "b"))
-    other = LayerSpec.of("e2m1", "int6", 8, MULTIPLIED, hadamard=8)
+    other = LayerSpec.of("e2m1", "int6", 8, MULTIPLIED, input_ops=TURNED)
     state = QuantizedState({"a": layer(SPECS["T6"], "a"), "b": layer(other, "b")})
     fused, reports = run_passes(model, [InsertQdq(state), PackWeights(state), *FUSED])
     found = [n.op_type for n in fused.graph.node]

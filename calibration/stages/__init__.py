@@ -6,7 +6,6 @@ from fp4dit_onnx.calibration.stages.absmax import Absmax
 from fp4dit_onnx.calibration.stages.adaround import AdaRound
 from fp4dit_onnx.calibration.stages.choose_format import ChooseFormat
 from fp4dit_onnx.calibration.stages.gptq import Gptq
-from fp4dit_onnx.calibration.stages.hadamard import Rotate
 from fp4dit_onnx.calibration.stages.mse import Mse
 from fp4dit_onnx.calibration.stages.nearest import Nearest
 from fp4dit_onnx.calibration.stages.stage import (
@@ -18,12 +17,14 @@ from fp4dit_onnx.calibration.stages.stage import (
     LayerStage,
     Stage,
 )
+from fp4dit_onnx.calibration.stages.transform import stage_of
 from fp4dit_onnx.calibration.stages.weighted import Weighted
+from fp4dit_onnx.spec.transforms import TRANSFORMS
 
 __all__ = ["INPUTS", "KINDS", "MOMENTS", "STAGES", "WEIGHTS", "Evidence", "LayerStage", "Stage"]
 
 STAGES: dict[str, type[Stage]] = {
-    "hadamard": Rotate,
+    **{name: stage_of(transform) for name, transform in TRANSFORMS.items()},
     "choose-format": ChooseFormat,
     "absmax": Absmax,
     "mse": Mse,

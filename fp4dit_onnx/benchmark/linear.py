@@ -19,9 +19,9 @@ from fp4dit_onnx.benchmark.sessions import MICROSOFT, bound, graph_model, make_s
 from fp4dit_onnx.benchmark.torch_models import linear_bf16
 from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.formats import FloatFormat
-from fp4dit_onnx.numbers.hadamard import hadamard
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedLayer
+from fp4dit_onnx.spec.transform import Transform
 
 __all__ = ["DEFAULT_SHAPES", "PEERS", "LinearCase", "layer_of", "ours"]
 
@@ -108,7 +108,9 @@ class LinearCase:
 def layer_of(case: LinearCase) -> QuantizedLayer:
     """The weight rounded to nearest under absmax scales of the spec's format (docs/design.md)."""
     spec, fmt = case.spec, case.spec.weight_format
-    weight = case.weight if spec.hadamard is None else hadamard(case.weight, spec.hadamard)
+    weight = case.weight
+    for one in spec.input_ops:
+        weight = one.of_weight(weight)
     starts = np.arange(0, case.k, spec.group_size)
     amax = np.maximum.reduceat(np.abs(weight), starts, axis=1)  # [N, G]
     full = (amax / np.float32(fmt.max_integer)).astype(np.float32)
@@ -127,24 +129,26 @@ def _node(op: str, inputs: Iterable[str], outputs: Sequence[str], given: Any) ->
 
 
 def _quantizer(spec: LayerSpec, act: FloatFormat) -> list[onnx.NodeProto]:
-    """From x to q and scale_of_row, rotated where the spec says so."""
+    """From x to q and scale_of_row, transformed where the spec says so."""
     assert spec.input is not None
-    how = spec.activation_group_size or ops.WHOLE_ROW, spec.input.candidates
-    results = ["q", "scale_of_row"]
-    if spec.hadamard is not None and act.integer_type == np.int8:
-        given = ops.hadamard_quantize_attributes(spec.hadamard, act, *how)
-        return [_node(ops.HADAMARD_QUANTIZE, ["x"], results, given)]
-    x, nodes = _rotated(spec)
-    given = ops.quantize_attributes(act, *how)
-    return [*nodes, _node(ops.quantize_op(act), [x], results, given)]
+    before, op = list(spec.input_ops), ops.quantize_op(act)
+    given = ops.quantize_attributes(
+        act, spec.activation_group_size or ops.WHOLE_ROW, spec.input.candidates
+    )
+    if before and before[-1].quantizer and act.integer_type == np.int8:
+        last = before.pop()
+        op, given = str(last.quantizer), {**last.attributes, **given}
+    x, nodes = _transformed(before)
+    return [*nodes, _node(op, [x], ["q", "scale_of_row"], given)]
 
 
-def _rotated(spec: LayerSpec) -> tuple[str, list[onnx.NodeProto]]:
+def _transformed(transforms: Iterable[Transform]) -> tuple[str, list[onnx.NodeProto]]:
     """The tensor that is quantized or multiplied, and what makes it of x."""
-    if spec.hadamard is None:
-        return "x", []
-    given = ops.hadamard_attributes(spec.hadamard)
-    return "rotated", [_node(ops.HADAMARD, ["x"], ["rotated"], given)]
+    x, nodes = "x", []
+    for one in transforms:
+        nodes.append(_node(one.operator, [x], [one.result], one.attributes))
+        x = one.result
+    return x, nodes
 
 
 def ours_model(case: LinearCase) -> bytes:
@@ -161,7 +165,7 @@ def ours_model(case: LinearCase) -> bytes:
         given = ops.linear_integer_attributes(act, spec.weight_format, k, spec.group_size, of_row)
     constants = {**parts, "bias": case.bias}
     if act is None:
-        x, nodes = _rotated(spec)
+        x, nodes = _transformed(spec.input_ops)
         source = [x, "one"]
         constants["one"] = np.ones(1, np.float32)
     else:

@@ -15,8 +15,9 @@ from fp4dit_onnx.calibration.methods import method_by_name
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.families.pixart import PIXART_ALPHA
 from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE
+from fp4dit_onnx.spec.hadamard import Hadamard
 from fp4dit_onnx.spec.recipe import Recipe, make_recipe
-from fp4dit_onnx.spec.spec import DEFAULT_GROUP_SIZE, Hadamard, LayerSpec
+from fp4dit_onnx.spec.spec import DEFAULT_GROUP_SIZE, LayerSpec
 
 __all__ = ["Formats", "operator_cases", "step_case"]
 

@@ -25,6 +25,8 @@ from fp4dit_onnx.files import (
 )
 from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE
 from fp4dit_onnx.spec.recipe import Recipe
+from fp4dit_onnx.spec.transform import Transform
+from fp4dit_onnx.spec.transforms import AS_KEYS
 from fp4dit_onnx.system.resources import Used
 from fp4dit_onnx.values import real, whole
 
@@ -116,7 +118,7 @@ class Layer:
         group_size: input channels that share a scale.
         scale_format: of the weight's scales.
         activation_group_size: inputs of a token that share a scale, None for all.
-        hadamard: block size of the rotation of its inputs, None for none.
+        input_ops: what is done to its inputs before, a key each.
     """
 
     name: str
@@ -131,7 +133,7 @@ class Layer:
     output_sqnr_db: float | None = None
     scale_format: str = DEFAULT_SCALE
     activation_group_size: Positive | None = None
-    hadamard: Positive | None = None
+    input_ops: tuple[Transform, ...] = field(default=(), metadata=AS_KEYS)
 
     @property
     def formats(self) -> str:

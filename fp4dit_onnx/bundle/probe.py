@@ -18,8 +18,10 @@ from fp4dit_onnx.bundle.external_data import load_tensor
 from fp4dit_onnx.bundle.names import CODES, WEIGHT
 from fp4dit_onnx.errors import BundleError
 from fp4dit_onnx.spec.recipe import ATTENTION_PARTS
-from fp4dit_onnx.spec.spec import Hadamard, LayerSpec
+from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState
+from fp4dit_onnx.spec.transform import Transform
+from fp4dit_onnx.spec.transforms import transform_of
 
 __all__ = [
     "NodeView",
@@ -31,6 +33,7 @@ __all__ = [
     "load_graph",
     "load_model",
     "node_model",
+    "node_transform",
     "read_state",
 ]
 
@@ -194,11 +197,18 @@ def _with_makers(spec: LayerSpec, q: str, makers: Mapping[str, onnx.NodeProto]) 
     if spec.input and node is not None and ops.has_role(node, "quantize"):
         candidates = attributes(node)["candidates"][1:]
         spec = replace(spec, input=replace(spec.input, candidates=tuple(candidates)))
-        if node.op_type != ops.HADAMARD_QUANTIZE:
+        if node_transform(node) is None:
             node = makers.get(node.input[0])
-    if node is not None and ops.operator_of(node) and "block" in (given := attributes(node)):
-        spec = replace(spec, input_ops=(Hadamard(given["block"]),))
-    return spec
+    found: list[Transform] = []
+    while node is not None and (one := node_transform(node)):
+        found.insert(0, one)
+        node = makers.get(node.input[0])
+    return replace(spec, input_ops=tuple(found))
+
+
+def node_transform(node: onnx.NodeProto) -> Transform | None:
+    """What a node does to its input, alone or before it quantizes; None for no transform."""
+    return transform_of(node.op_type, attributes(node)) if node.domain == ops.DOMAIN else None
 
 
 def attention_formats(graph: onnx.GraphProto) -> dict[str, str]:

@@ -207,6 +207,8 @@ class _Export:
             for name, spec in planned.specs.items()
         }
         quantizer = from_weights(tensors, layers, planned.method.stages)
+        if planned.method.changes_specs:
+            layers = {name: quantizer(name)[0].layout for name in layers}
         state = None
         if self._request.state is not None:
             made = {name: quantizer(name)[0] for name in layers}

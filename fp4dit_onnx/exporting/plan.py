@@ -311,7 +311,7 @@ def format_row(spec: LayerSpec) -> dict[str, Any]:
         "group_size": spec.group_size,
         "scale_format": spec.weight.scale,
         "activation_group_size": spec.activation_group_size,
-        "hadamard": spec.hadamard,
+        "input_ops": spec.input_ops,
     }
 
 

@@ -55,8 +55,9 @@ def decoded(cls: type[T], value: Any, where: str = "") -> T:
     """An instance of a dataclass from a JSON object.
 
     Fields may be str, int, float, bool, Any, dataclasses, tuples and mappings by string of these,
-    unions of these, literal texts, and numbers with a `Range`. Keys that the dataclass does not have
-    are ignored.
+    unions of these, literal texts, and numbers with a `Range`. A field whose metadata have ``read``
+    and ``write`` is what these make of the whole object, and give in keys of it. Keys that the
+    dataclass does not have are ignored.
 
     Args:
         cls: a dataclass.
@@ -72,7 +73,9 @@ def decoded(cls: type[T], value: Any, where: str = "") -> T:
     given = {}
     for item in fields(cls):  # type: ignore[arg-type]
         place = f"{where}.{_key(item)}" if where else _key(item)
-        if (key := _key(item)) in value:
+        if "read" in item.metadata:  # of several keys
+            given[item.name] = item.metadata["read"](value, where)
+        elif (key := _key(item)) in value:
             given[item.name] = of_type(hints[item.name], value[key], place)
         elif _required(item):
             raise WrongType(f"{place} is absent")
@@ -204,7 +207,15 @@ def shown(value: Any) -> str:
 def plain(value: Any) -> Any:
     """Dataclasses, mappings and sequences as JSON has them; numbers that JSON lacks become null."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {_key(item): plain(getattr(value, item.name)) for item in fields(value)}
+        row: dict[str, Any] = {}
+        for item in fields(value):
+            own = getattr(value, item.name)
+            row |= (
+                item.metadata["write"](own)
+                if "write" in item.metadata
+                else {_key(item): plain(own)}
+            )
+        return row
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

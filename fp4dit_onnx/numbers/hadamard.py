@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -12,6 +13,7 @@ __all__ = ["LARGEST_BLOCK", "hadamard", "hadamard_factors", "hadamard_runs"]
 
 LARGEST_BLOCK = 1024
 """The operator's body adds for as many halvings as this has."""
+T = TypeVar("T")
 ROOT_HALF = np.sqrt(np.float32(0.5))
 """float32, 0x3f3504f3."""
 
@@ -42,18 +44,21 @@ def hadamard_factors(k: int, block: int) -> FloatArray:
     return found
 
 
-def hadamard(x: FloatArray, block: int) -> FloatArray:
+def hadamard(x: T, block: int, library: Any = np) -> T:
     """`x` [..., K] times normalized Hadamard matrices of `block`, a power of two, along the diagonal.
 
-    Butterflies of float32 additions, of neighbours first, then one factor: in a run of b elements, for
-    h = 1, 2, 4, ..., b / 2 each pair (i, i + h) with bit h of i clear becomes (u + v, u - v).
+    Butterflies of additions in x's own type, of neighbours first, then one factor: in a run of b
+    elements, for h = 1, 2, 4, ..., b / 2 each pair (i, i + h) with bit h of i clear becomes
+    (u + v, u - v). `library` is numpy or torch, whose array x is.
     """
-    k, y, half = x.shape[-1], x, 1
+    y: Any = x
+    (*rows, k), half = y.shape, 1
     while 2 * half <= min(block, k):
         whole = k - k % (2 * half)  # the runs that are long enough come first
-        pairs = y[..., :whole].reshape(*x.shape[:-1], whole // (2 * half), 2, half)
+        pairs = y[..., :whole].reshape(*rows, whole // (2 * half), 2, half)
         u, v = pairs[..., 0, :], pairs[..., 1, :]
-        turned = np.stack([u + v, u - v], axis=-2).reshape(*x.shape[:-1], whole)
-        y = np.concatenate([turned, y[..., whole:]], axis=-1)
+        turned = library.stack([u + v, u - v], -2).reshape(*rows, whole)
+        y = turned if whole == k else library.concatenate([turned, y[..., whole:]], -1)
         half *= 2
-    return y * hadamard_factors(k, block)
+    found: T = y * library.asarray(hadamard_factors(k, block), dtype=y.dtype)
+    return found

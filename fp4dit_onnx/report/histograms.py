@@ -18,13 +18,12 @@ from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.bundle.external_data import load_tensor
 from fp4dit_onnx.bundle.manifest import Layer
 from fp4dit_onnx.bundle.names import CODES, WEIGHT, part_of
-from fp4dit_onnx.bundle.probe import load_graph
+from fp4dit_onnx.bundle.probe import load_graph, node_transform
 from fp4dit_onnx.checkpoint.tensor_files import TensorInfo
 from fp4dit_onnx.checkpoint.tensor_reading import read_float32
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.numbers.compare import ratio_db
 from fp4dit_onnx.numbers.formats import FloatFormat, format_by_name
-from fp4dit_onnx.numbers.hadamard import hadamard
 from fp4dit_onnx.numbers.numerics import dequantize, expand_groups, group_count, quantize
 from fp4dit_onnx.numbers.scale_formats import scale_format_by_name
 from fp4dit_onnx.report.data import Histogram
@@ -147,8 +146,9 @@ def _initializer(model: onnx.ModelProto, name: str, folder: Path) -> Array:
 
 
 def _of_weight(layer: Chosen, weight: Array, scale: Array) -> Histogram:
-    """Weight [N, K], rotated as it is quantized, under its group scales [N, G]."""
-    weight = _rotated(layer, weight)
+    """Weight [N, K], transformed as it is quantized, under its group scales [N, G]."""
+    for one in layer.row.input_ops:
+        weight = one.of_weight(weight.astype(np.float32))
     fmt, group = format_by_name(layer.row.weight_format), layer.row.group_size
     step = expand_groups(scale.astype(np.float32), weight.shape[1], group)
     live = step > 0
@@ -156,12 +156,6 @@ def _of_weight(layer: Chosen, weight: Array, scale: Array) -> Histogram:
     # The error is that of the codes which the method chose; the manifest has it.
     error = layer.row.weight_sqnr_db
     return _histogram(layer, "weight", fmt, None, integers[live], error)
-
-
-def _rotated(layer: Chosen, rows: Array) -> Array:
-    """Rows [..., K] of a weight or of inputs, as they are before quantization."""
-    block = layer.row.hadamard
-    return rows if block is None else hadamard(rows.astype(np.float32), block)
 
 
 def _histogram(
@@ -203,7 +197,9 @@ class _Inputs:
 
     def add(self, step: int, x: Array) -> None:
         """Note the rows [..., K] of one step."""
-        rows = _rotated(self.layer, x.reshape(-1, x.shape[-1]).astype(np.float32))
+        rows = x.reshape(-1, x.shape[-1]).astype(np.float32)
+        for one in self.layer.row.input_ops:
+            rows = one(rows)
         size = self.layer.row.activation_group_size or rows.shape[1]
         q, scale = quantize(rows, self.fmt, size)
         each = expand_groups(scale, rows.shape[1], size)
@@ -277,7 +273,7 @@ def _of_inputs(
 def quantizer_input(graph: onnx.GraphProto, layer: str) -> str | None:
     """The float tensor that a layer reads; None where its activations are not quantized.
 
-    It is not rotated yet, where the layer's inputs are.
+    It is as it was before the layer's `input_ops`.
 
     From the packed codes forward to the product, then back along the other operand.
     """
@@ -295,9 +291,9 @@ def quantizer_input(graph: onnx.GraphProto, layer: str) -> str | None:
                 maker = makers.get(maker.input[0], maker)
             if not ops.has_role(maker, "quantize"):
                 return None
-            before = makers.get(maker.input[0])  # a rotation of its own
-            rotates = before is not None and before.op_type == ops.HADAMARD
-            return str(before.input[0] if before and rotates else maker.input[0])
+            while (before := makers.get(maker.input[0])) and node_transform(before):
+                maker = before
+            return str(maker.input[0])
         if ops.has_role(node, "linear"):
             return None
         reached = node.output[0]

@@ -7,11 +7,12 @@ from typing import Any
 
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.numbers.formats import FloatFormat, format_by_name
-from fp4dit_onnx.numbers.hadamard import LARGEST_BLOCK
 from fp4dit_onnx.numbers.numerics import CANDIDATE_GROUP
 from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE, ScaleFormat, scale_format_by_name
+from fp4dit_onnx.spec.transform import Transform
+from fp4dit_onnx.spec.transforms import TRANSFORMS
 
-__all__ = ["DEFAULT_GROUP_SIZE", "Hadamard", "LayerSpec", "PerGroup", "PerToken", "TensorSpec"]
+__all__ = ["DEFAULT_GROUP_SIZE", "LayerSpec", "PerGroup", "PerToken", "TensorSpec"]
 
 DEFAULT_GROUP_SIZE = 128
 FOUR_OVER_SIX = (8.0,)
@@ -68,24 +69,6 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
-class Hadamard:
-    """A rotation: [..., K] times block-diagonal normalized Hadamard matrices.
-
-    Attributes:
-        block: size of each, a power of two from 2; see `numbers.hadamard` for what is left of K.
-    """
-
-    block: int
-
-    def __post_init__(self) -> None:
-        """Check the size."""
-        if not 2 <= self.block <= LARGEST_BLOCK or self.block & (self.block - 1):
-            raise UsageError(
-                f"Hadamard block {self.block}: expected a power of two from 2 to {LARGEST_BLOCK}"
-            )
-
-
-@dataclass(frozen=True)
 class LayerSpec:
     """How one linear layer is quantized.
 
@@ -94,11 +77,23 @@ class LayerSpec:
         input: the activations it reads; None leaves them in float.
         input_ops: what is done to the activations at run time before they are quantized, in order;
             the weight makes up for it.
+
+    Raises:
+        UsageError: `input_ops` are not each once and in the order of `TRANSFORMS`.
     """
 
     weight: TensorSpec
     input: TensorSpec | None
-    input_ops: tuple[Hadamard, ...] = ()
+    input_ops: tuple[Transform, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the order of `input_ops`, which files do not keep."""
+        names = [one.name for one in self.input_ops]
+        if names != [name for name in TRANSFORMS if name in names]:
+            raise UsageError(
+                f"transforms {', '.join(names)}: expected each once, in the order "
+                f"{', '.join(TRANSFORMS)}"
+            )
 
     @classmethod
     def of(
@@ -108,7 +103,7 @@ class LayerSpec:
         group_size: int,
         scale: str = DEFAULT_SCALE,
         activation_group_size: int | None = None,
-        hadamard: int | None = None,
+        input_ops: tuple[Transform, ...] = (),
     ) -> LayerSpec:
         """Formats by name.
 
@@ -118,13 +113,12 @@ class LayerSpec:
             group_size: inputs that share a weight scale.
             scale: format of the weight's scales.
             activation_group_size: inputs of a token that share a scale, None for all.
-            hadamard: block size of a rotation of the activations, None for none.
+            input_ops: see `LayerSpec`.
         """
         given = None
         if activation is not None:
             given = TensorSpec.of_activations(activation, activation_group_size)
-        rotation = (Hadamard(hadamard),) if hadamard else ()
-        return cls(TensorSpec(weight, PerGroup(group_size), scale), given, rotation)
+        return cls(TensorSpec(weight, PerGroup(group_size), scale), given, input_ops)
 
     @property
     def weight_format(self) -> FloatFormat:
@@ -157,23 +151,6 @@ class LayerSpec:
         """Inputs of a token that share a scale; None for all of them, or float activations."""
         return self.input.group_size if self.input else None
 
-    @property
-    def hadamard(self) -> int | None:
-        """Block size of the rotation of the activations, None for none."""
-        return self.input_ops[0].block if self.input_ops else None
-
     def with_weight(self, **changes: Any) -> LayerSpec:
         """The same with other fields of the weight's specification."""
         return replace(self, weight=replace(self.weight, **changes))
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for files."""
-        weight, activation = self.formats
-        return {
-            "weight": weight,
-            "activation": activation,
-            "group_size": self.group_size,
-            "scale": self.weight.scale,
-            "activation_group_size": self.activation_group_size,
-            "hadamard": self.hadamard,
-        }

@@ -24,6 +24,8 @@ from fp4dit_onnx.numbers.numerics import decode, dequantize, group_count, unpack
 from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE, largest_multiplier
 from fp4dit_onnx.spec.recipe import check_product
 from fp4dit_onnx.spec.spec import LayerSpec
+from fp4dit_onnx.spec.transform import Transform
+from fp4dit_onnx.spec.transforms import AS_KEYS
 from fp4dit_onnx.system.outputs import written_whole
 
 __all__ = [
@@ -200,7 +202,7 @@ def save_state(state: QuantizedState, path: Path) -> None:
     layers = {}
     for name, layer in state.layers.items():
         tensors |= {f"{name}.{role}": part for role, part in layer.parts.items()}
-        layers[name] = {"k": layer.k, **layer.spec.to_json()}
+        layers[name] = _StoredLayer.of(layer)
     header = {
         "version": STATE_VERSION,
         "layers": layers,
@@ -222,7 +224,13 @@ class _StoredLayer:
     group_size: Positive
     scale: str = DEFAULT_SCALE
     activation_group_size: Positive | None = None
-    hadamard: Positive | None = None
+    input_ops: tuple[Transform, ...] = field(default=(), metadata=AS_KEYS)
+
+    @classmethod
+    def of(cls, layer: QuantizedLayer) -> _StoredLayer:
+        spec = layer.spec
+        weight, size = spec.weight, spec.activation_group_size
+        return cls(layer.k, *spec.formats, spec.group_size, weight.scale, size, spec.input_ops)
 
 
 @dataclass(frozen=True)
@@ -260,7 +268,12 @@ def _header(path: Path, text: str) -> _Header:
             f"{path}: state version {version}, expected {STATE_VERSION}: "
             "write it again with this version of fp4dit-onnx"
         )
-    return decoded(_Header, header)
+    found = decoded(_Header, header)
+    for name, layer in found.layers.items():
+        given = {key for key, value in header["layers"][name].items() if value is not None}
+        if unknown := given - plain(layer).keys():
+            raise WrongType(f"layers.{name} has {min(unknown)!r}, which this version lacks")
+    return found
 
 
 def _read_layer(file: Any, name: str, row: _StoredLayer) -> QuantizedLayer:

@@ -22,7 +22,7 @@ from onnx import numpy_helper
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.bundle.names import CODES
-from fp4dit_onnx.bundle.probe import attributes, load_graph
+from fp4dit_onnx.bundle.probe import attributes, load_graph, node_transform
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.numbers.formats import FloatArray, format_by_name
 from fp4dit_onnx.numbers.scale_formats import NVFP4_BLOCK, two_levels
@@ -135,12 +135,11 @@ class _Standard:
 
     def _activation(self, node: onnx.NodeProto) -> Nodes:
         """Quantize and dequantize x with a constant scale; what reads q reads that."""
-        x, given = node.input[0], attributes(node)
-        if "block" in given:  # of the rotated value no range is known
-            rotated = f"{node.name}/rotated"
-            self._names[node.output[0]] = rotated
-            block = ops.hadamard_attributes(given["block"])
-            return [_node(ops.HADAMARD, [x], [rotated], rotated, domain=ops.DOMAIN, **block)]
+        x = node.input[0]
+        if one := node_transform(node):  # of its result no range is known
+            name = f"{node.name}/{one.result}"
+            self._names[node.output[0]] = name
+            return [_node(one.operator, [x], [name], name, domain=ops.DOMAIN, **one.attributes)]
         largest = self._ranges.get(x, 0.0)
         self._names[node.output[0]] = f"{x}/dequantized" if largest > 0 else x
         if largest <= 0 or x in self._made:
@@ -280,8 +279,8 @@ def _linear_inputs(graph: onnx.GraphProto) -> list[str]:
     found = []
     for node in graph.node:
         part = node.name.removesuffix("/Quantize").rpartition(".")[2]
-        rotated = node.op_type == ops.HADAMARD_QUANTIZE
-        if ops.has_role(node, "quantize") and not rotated and part not in ATTENTION_PARTS:
+        plain = ops.has_role(node, "quantize") and node_transform(node) is None
+        if plain and part not in ATTENTION_PARTS:
             found.append(node.input[0])
     return list(dict.fromkeys(found))
 

@@ -51,7 +51,7 @@ class NodeChecks:
                 return None
             from fp4dit_onnx.calibration.parity import torch_quantize
 
-            found: Sequence[Array] = torch_quantize(inputs[0], given)
+            found: Sequence[Array] = torch_quantize(inputs[0], op.name, given)
         else:
             found = [self.outputs[name] for name in view.node.output]
         inputs, found = op.sample(given, inputs, found)

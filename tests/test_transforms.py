@@ -10,13 +10,14 @@ pytest.importorskip("torch")
 import torch
 
 from fp4dit_onnx.calibration.grid import expand_groups, quantize_rows
-from fp4dit_onnx.calibration.rotation import rotated, rotated_moments, rotated_weight
 from fp4dit_onnx.calibration.simulate import SimulatedLinear
+from fp4dit_onnx.calibration.transforming import transformed_moments, transformed_weight
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.formats import FORMATS
 from fp4dit_onnx.numbers.hadamard import hadamard
-from fp4dit_onnx.spec.spec import FOUR_OVER_SIX, Hadamard, LayerSpec
+from fp4dit_onnx.spec.hadamard import Hadamard
+from fp4dit_onnx.spec.spec import FOUR_OVER_SIX, LayerSpec
 from fp4dit_onnx.spec.state import QuantizedLayer
 
 
@@ -25,7 +26,7 @@ from fp4dit_onnx.spec.state import QuantizedLayer
 )
 def test_bits_are_those_of_the_definition(k: int, block: int) -> None:
     x = np.random.default_rng(0).standard_normal((3, 5, k)).astype(np.float32)
-    found = rotated(torch.from_numpy(x), Hadamard(block)).numpy()
+    found = Hadamard(block)(torch.from_numpy(x), torch).numpy()
     assert np.array_equal(found.view(np.uint32), hadamard(x, block).view(np.uint32))
 
 
@@ -38,12 +39,13 @@ def test_blocks_that_are_none(block: int) -> None:
 def test_a_rotated_weight_makes_up_for_rotated_activations() -> None:
     generator = torch.Generator().manual_seed(0)
     x, w = (torch.randn(9, 203, generator=generator) for _ in range(2))
-    spec = LayerSpec.of("int8", None, 128, hadamard=64)
-    turned = rotated(x, Hadamard(64)).double()
+    turned = Hadamard(64)(x, torch).double()
     assert torch.allclose(
-        turned @ rotated_weight(w, spec).double().T, x.double() @ w.double().T, atol=1e-4
+        turned @ transformed_weight(w, [Hadamard(64)]).double().T,
+        x.double() @ w.double().T,
+        atol=1e-4,
     )
-    moments = rotated_moments(x.T.double() @ x.double(), spec)
+    moments = transformed_moments(x.T.double() @ x.double(), [Hadamard(64)])
     assert torch.allclose(moments, turned.T @ turned, atol=1e-3)
 
 
@@ -68,15 +70,14 @@ def test_the_simulation_does_what_the_specification_says(
     block: int | None, size: int | None
 ) -> None:
     random = np.random.default_rng(0)
-    spec = LayerSpec.of(
-        "int8", "int6", 24, activation_group_size=size, hadamard=block, scale="float32"
-    )
+    before = (Hadamard(block),) if block else ()
+    spec = LayerSpec.of("int8", "int6", 24, "float32", size, before)
     codes = random.integers(0, 128, (5, 24)).astype(np.uint8)
     scale = random.uniform(1, 2, (5, 1)).astype(np.float32)
     layer = QuantizedLayer("fc", spec, 24, {"codes": codes, "scale": scale})
     x = torch.from_numpy(random.standard_normal((7, 24)).astype(np.float32))
     found = SimulatedLinear(layer, torch.ones(5))(x)
-    turned = rotated(x, Hadamard(block)) if block else x
+    turned = Hadamard(block)(x, torch) if block else x
     q, steps = quantize_rows(turned, FORMATS["int6"], size)
     value = q * expand_groups(steps, 24, size or 24)
     wanted = value @ torch.from_numpy(layer.weight()).T + 1

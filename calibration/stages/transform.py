@@ -1,43 +1,35 @@
-"""Transform: inputs rotated by Hadamard matrices where that lowers the error of a layer's output."""
+"""Transforms: inputs rotated, for instance, where that lowers the error of a layer's output."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from fp4dit_onnx.calibration.stages.stage import MOMENTS, Evidence
-from fp4dit_onnx.spec.spec import Hadamard
+from fp4dit_onnx.spec.transform import Transform
 
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.draft import Draft, Drafts
 
-__all__ = ["Rotate"]
+__all__ = ["TransformStage", "stage_of"]
 
 
-@dataclass(frozen=True)
-class Rotate:
-    """x becomes x R and the weight W R, R block diagonal of normalized Hadamard matrices.
+class TransformStage:
+    """x becomes x R and the weight makes up for it, where that lowers the error; R is `transform`.
 
-    Linears of a unit that read one tensor are rotated together or not at all: the rotation is one
+    Linears of a unit that read one tensor are transformed together or not at all: the transform is one
     operator. Both ways are rounded, and the lower error of the outputs with quantized activations
     decides. Layers whose activations stay in float are left alone.
-
-    Attributes:
-        block: size of the matrices, a power of two.
     """
 
     kind: ClassVar[str] = "transform"
     needs: ClassVar[str] = MOMENTS
     iterations: ClassVar[int] = 0
-    block: int = 64
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        Hadamard(self.block)
+    transform: ClassVar[type[Transform]]
 
     def apply(self, drafts: Drafts, evidence: Evidence) -> Drafts:
-        """The drafts with `input_ops` and rotated weights where they are worth it."""
+        """The drafts with `input_ops` and other weights where they are worth it."""
         assert evidence.inputs is not None
         groups: dict[str, list[Draft]] = {}
         for draft in drafts.values():
@@ -52,14 +44,20 @@ class Rotate:
         return found
 
     def _turned(self, draft: Draft) -> Draft:
-        from fp4dit_onnx.calibration.rotation import rotated_weight
+        from fp4dit_onnx.calibration.transforming import transformed_weight
 
-        spec = replace(draft.spec, input_ops=(Hadamard(self.block),))
-        return replace(draft, spec=spec, weight=rotated_weight(draft.weight, spec))
+        one = self.transform(**vars(self))
+        spec = replace(draft.spec, input_ops=(*draft.spec.input_ops, one))
+        return replace(draft, spec=spec, weight=transformed_weight(draft.weight, [one]))
+
+
+def stage_of(transform: type[Transform]) -> type[TransformStage]:
+    """The stage that tries a transform; its settings are the transform's."""
+    return type(transform.__name__, (TransformStage, transform), {"transform": transform})
 
 
 def _gain(plain: Draft, turned: Draft, evidence: Evidence) -> float:
-    """Logarithm of the error without rotation over that with it."""
+    """Logarithm of the error without the transform over that with it."""
     assert evidence.inputs is not None
     assert evidence.chosen is not None
     errors = [evidence.inputs(d).error(evidence.chosen(d)) for d in (plain, turned)]

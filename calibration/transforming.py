@@ -1,0 +1,32 @@
+"""What a layer does to its input, in torch: to activations, to the weight, and to second moments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from fp4dit_onnx.spec.transform import Transform
+
+__all__ = ["transformed", "transformed_moments", "transformed_weight"]
+
+
+def transformed(x: torch.Tensor, transforms: Iterable[Transform]) -> torch.Tensor:
+    """Activations [..., K] after `transforms`, as the operators compute them, bit for bit."""
+    for one in transforms:
+        x = one(x, torch)
+    return x
+
+
+def transformed_weight(weight: torch.Tensor, transforms: Iterable[Transform]) -> torch.Tensor:
+    """The weight float32 [N, K] that makes up for `transforms`."""
+    for one in transforms:
+        weight = one.of_weight(weight.double(), torch).float()
+    return weight
+
+
+def transformed_moments(moments: torch.Tensor, transforms: Iterable[Transform]) -> torch.Tensor:
+    """Second moments [K, K] of the activations after `transforms`."""
+    for one in transforms:
+        moments = one(one(moments, torch).T, torch).T
+    return moments
