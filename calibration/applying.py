@@ -105,10 +105,13 @@ class Alternatives:
         return Evidence(self.rounded, self.chosen, self.inputs)
 
     def best(self, drafts: Drafts) -> Drafts:
-        """The drafts after transforms and choices, rounded."""
+        """The drafts after transforms and choices, rounded; under a budget `made` has more of them."""
         for stage in self._of("transform"):
             drafts = stage.apply(drafts, self.evidence)
-        return {name: self.chosen(draft) for name, draft in drafts.items()}
+        drafts = {name: self.chosen(draft) for name, draft in drafts.items()}
+        for stage in self._of("budget"):
+            drafts = stage.apply(drafts, self.evidence)
+        return drafts
 
     def _of(self, *kinds: str) -> Iterator[Stage]:
         return (stage for stage in self.stages if stage.kind in kinds)

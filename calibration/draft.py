@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fp4dit_onnx.spec.spec import LayerSpec
+from fp4dit_onnx.spec.spec import LayerSpec, TensorSpec
 from fp4dit_onnx.spec.state import QuantizedLayer
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class Draft:
         weight: float32 [N, K].
         spec: as chosen so far.
         candidates: weight formats among which a stage may choose; empty for no choice.
+        precisions: what the weight may be under a budget; empty for as it is.
         scale: of each group, float16 or float32 [N, G], once a stage found it.
         codes: packed, uint8 [N, B], once a stage rounded the weight.
         weight_sqnr_db: of the rounded weight, where the stage that rounded it knows.
@@ -35,6 +36,7 @@ class Draft:
     weight: torch.Tensor
     spec: LayerSpec
     candidates: tuple[str, ...] = ()
+    precisions: tuple[TensorSpec, ...] = ()
     scale: torch.Tensor | None = None
     codes: npt.NDArray[Any] | None = None
     weight_sqnr_db: float | None = None

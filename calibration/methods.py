@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fp4dit_onnx.calibration.stages import KINDS, STAGES, WEIGHTS, Stage
+from fp4dit_onnx.calibration.stages import KINDS, MOMENTS, STAGES, WEIGHTS, Stage
+from fp4dit_onnx.calibration.stages.budget import Budget
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.values import real, whole
 
@@ -27,6 +28,7 @@ __all__ = [
     "DEFAULT_METHOD",
     "Data",
     "Method",
+    "measuring_names",
     "method_by_name",
     "method_names",
     "preset_names",
@@ -48,7 +50,7 @@ _HEAD = (
     "export",
     "measured",
 )
-CHOOSING = ("transform", "choice")
+CHOOSING = ("transform", "choice", "budget")
 _GRIDS = ("fp", "int")
 Made = TypeVar("Made")
 
@@ -114,13 +116,18 @@ class Method:
 
     @property
     def after_choices(self) -> tuple[Stage, ...]:
-        """The stages that follow transforms and choices."""
+        """The stages that follow transforms, choices and a budget."""
         return tuple(stage for stage in self.stages if stage.kind not in CHOOSING)
 
     @property
     def changes_specs(self) -> bool:
         """Whether a stage transforms or chooses: specifications are known once it ran."""
         return self.after_choices != self.stages
+
+    @property
+    def budget(self) -> Budget | None:
+        """The budget of bits or quality, None for none."""
+        return next((s for s in self.stages if isinstance(s, Budget) and s.asked), None)
 
     def needs(self, what: str) -> bool:
         """Whether a stage looks at `what`: ``moments`` or ``inputs``."""
@@ -136,9 +143,10 @@ class Method:
         """Iterations per unit, for progress."""
         return sum(stage.iterations for stage in self.stages)
 
-    def with_stage(self, use: str) -> Method:
-        """The same with a stage of its usual settings in place of those of its kind, or added."""
-        stage = _stage(self.name, {"use": use})
+    def with_stage(self, use: str, **settings: Any) -> Method:
+        """The same with a stage in place of those of its kind, or added; it keeps its other settings."""
+        own = next((asdict(s) for s in self.stages if use_of(s) == use), {})  # type: ignore[call-overload]
+        stage = _stage(self.name, {"use": use, **own, **settings})
         kept = [*(s for s in self.stages if s.kind != stage.kind), stage]
         return replace(self, stages=tuple(sorted(kept, key=lambda s: KINDS.index(s.kind))))
 
@@ -151,6 +159,11 @@ class Method:
 def use_of(stage: Stage) -> str:
     """The name of a stage in recipes."""
     return next(name for name, cls in STAGES.items() if type(stage) is cls)
+
+
+def measuring_names() -> tuple[str, ...]:
+    """Names of the recipes that measure second moments, as a budget needs them."""
+    return tuple(name for name in method_names() if method_by_name(name).needs(MOMENTS))
 
 
 def range_names() -> tuple[str, ...]:
@@ -275,7 +288,7 @@ def _method(
             raise UsageError(f"unknown range {range!r}: expected one of {expected}")
         if use_of(method.range) != range:
             method = method.with_stage(range)
-    return _with_settings(method, changes)
+    return with_settings(method, changes)
 
 
 def _check_tables(table: Mapping[str, Any], name: str) -> None:
@@ -302,7 +315,7 @@ def _check_tables(table: Mapping[str, Any], name: str) -> None:
                 raise UsageError(f"{where}: settings of {key}, which is none of its stages")
 
 
-def _with_settings(method: Method, changes: Mapping[str, float]) -> Method:
+def with_settings(method: Method, changes: Mapping[str, float]) -> Method:
     """The method with settings of its data or stages changed by name; what no stage has is left."""
     for key, value in changes.items():
         if key in {f.name for f in fields(Data)}:

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from fp4dit_onnx.bundle.manifest import Compared
+from fp4dit_onnx.bundle.manifest import Compared, Spent
 from fp4dit_onnx.calibration.applying import check_weight, quantize_layer
 from fp4dit_onnx.calibration.blockwise import Blockwise, chunk_size
 from fp4dit_onnx.calibration.capture import CallRecorder, record_inputs
-from fp4dit_onnx.calibration.choosing import Choosing
+from fp4dit_onnx.calibration.choosing import Choosing, Chosen
 from fp4dit_onnx.calibration.importance import step_importance
 from fp4dit_onnx.calibration.methods import Method
 from fp4dit_onnx.calibration.moments import MomentRecorder, Moments
@@ -35,7 +35,7 @@ from fp4dit_onnx.calibration.work import Work
 from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.network.topology import Topology
 from fp4dit_onnx.numbers import compare
-from fp4dit_onnx.spec.spec import LayerSpec
+from fp4dit_onnx.spec.spec import LayerSpec, TensorSpec
 from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState
 from fp4dit_onnx.system.progress import Reporter, SilentReporter
 
@@ -69,12 +69,14 @@ class Calibration:
         model_sqnr_db: of the whole network's output, simulation against float, on calls of the
             float sampler's trajectory.
         compared: sets of choices that were compared, if there were choices.
+        spent: what became of a budget, None for none.
     """
 
     state: QuantizedState
     errors: Mapping[str, LayerError]
     model_sqnr_db: float
     compared: tuple[Compared, ...] = ()
+    spent: Spent | None = None
 
 
 def sqnr_db(signal: torch.Tensor, approximation: torch.Tensor) -> float:
@@ -121,6 +123,7 @@ def calibrate(
     reporter: Reporter,
     attention: Mapping[str, str] = MappingProxyType({}),
     candidates: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    precisions: Mapping[str, Sequence[TensorSpec]] = MappingProxyType({}),
     work: Work | None = None,
     max_ram: int = 2**31,
 ) -> Calibration:
@@ -137,16 +140,17 @@ def calibrate(
         attention: name -> format of each attention whose q, k and v are quantized; goes into the
             state as it is.
         candidates: layer -> weight formats among which a stage may choose.
+        precisions: layer -> what its weight may be under the method's budget.
         work: folder for what is recorded and for finished units; needed where a stage looks at inputs.
         max_ram: bytes of recorded activations that may be in memory at a time.
 
     Raises:
-        UsageError: a weight or an activation is not finite, a layer was never run, or the disk is
-            too small for what is to be recorded.
+        UsageError: a weight or an activation is not finite, a layer was never run, the disk is too
+            small for what is to be recorded, or a budget cannot be kept.
     """
     for name in specs:
         check_weight(name, network.tensor(f"{name}.weight"))
-    compared: tuple[Compared, ...] = ()
+    chosen: Chosen | None = None
     if not method.needs_data:
         recorded = _record(network, specs, method, sampler, seed, reporter, None)
         sampler.close()
@@ -160,7 +164,7 @@ def calibrate(
         network.forget()
         assert recorded.samples is not None
         if recorded.moments is not None:
-            layers, compared = Choosing(
+            chosen = Choosing(
                 network=network,
                 specs=specs,
                 method=method,
@@ -169,10 +173,12 @@ def calibrate(
                 guidance=sampler.guidance,
                 attention=attention,
                 candidates=candidates,
+                precisions=precisions,
                 work=work,
                 chunk=chunk,
                 reporter=reporter,
             ).run(units)
+            layers = chosen.layers
             specs = {name: layers[name].spec for name in specs}
         if method.needs(INPUTS):
             layers = Blockwise(
@@ -191,7 +197,9 @@ def calibrate(
     errors = {n: _measure(network, layers[n], recorded.rows[n]) for n in specs}
     state = QuantizedState({n: layers[n] for n in specs}, provenance, attention)
     measured = _model_sqnr(network.module, state, recorded.calls)
-    return Calibration(state, errors, measured, compared)
+    if chosen is None:
+        return Calibration(state, errors, measured)
+    return Calibration(state, errors, measured, chosen.compared, chosen.spent)
 
 
 def _quantized(

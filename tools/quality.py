@@ -30,7 +30,7 @@ import numpy.typing as npt
 import torch
 from pages import DOCS, write_above_reading, written_by
 
-from fp4dit_onnx.calibration.methods import Method, method_by_name
+from fp4dit_onnx.calibration.methods import method_by_name, with_settings
 from fp4dit_onnx.calibration.run import calibrate
 from fp4dit_onnx.calibration.sampling import (
     decode,
@@ -64,6 +64,7 @@ class Row:
         preset: its effort.
         weight_format: as the option of export.
         changes: settings in place of the preset's.
+        target_bits: as the option of export.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Row:
     preset: str = "balanced"
     weight_format: str | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
+    target_bits: float | None = None
 
     @property
     def by_activations(self) -> bool:
@@ -99,6 +101,7 @@ ROWS = (
     Row("gptq, e1m2", "gptq", weight_format="e1m2"),
     Row("tuned", "tuned"),
     Row("tuned-best", "tuned-best"),
+    *(Row(f"tuned, {bits:g} bits", "tuned", target_bits=bits) for bits in (4.125, 4.25, 4.5, 5)),
 )
 
 
@@ -150,11 +153,9 @@ class Bench:
             method=row.method,
             preset=row.preset,
             weight_format=row.weight_format,
+            target_bits=row.target_bits,
         )
         return plan(request)
-
-    def _method(self, row: Row) -> Method:
-        return method_by_name(row.method, row.preset, **row.changes)
 
     def calibrated(self, row: Row, bits: str) -> tuple[QuantizedState, float]:
         """The weights of a row, and the seconds that calibrating them took.
@@ -166,13 +167,14 @@ class Bench:
         slug = row.name.replace(", ", "-").replace(" ", "-")
         if row.by_activations:
             slug += f"-{bits}"
-        done, method = self.work / f"{slug}.safetensors", self._method(row)
+        done, planned = self.work / f"{slug}.safetensors", self._plan(row, bits)
+        method = with_settings(planned.method, row.changes)
         fingerprint = {"row": asdict(row), "method": method.to_json(), "model": self.digest}
         if done.exists():
             state = load_state(done)
             if state.provenance["fingerprint"] == json.loads(json.dumps(fingerprint)):
                 return state, float(state.provenance["seconds"])
-        planned, start = self._plan(row, bits), time.monotonic()
+        start = time.monotonic()
         prompts = tuple(
             itertools.islice(itertools.cycle(demo_prompts("calibration")), method.data.prompts)
         )
@@ -189,6 +191,7 @@ class Bench:
             reporter=self.reporter,
             attention=planned.attention,
             candidates=planned.recipe.candidates(tuple(planned.specs)),
+            precisions=planned.precisions,
             work=work,
         )
         seconds = time.monotonic() - start
@@ -243,6 +246,8 @@ def _results(bench: Bench, rows: Sequence[Row]) -> list[dict[str, Any]]:
         entry: dict[str, Any] = {"row": asdict(row), "seconds": seconds, "columns": {}}
         counts = collections.Counter(layer.spec.weight.format for layer in state.layers.values())
         entry["formats"] = dict(sorted(counts.items()))
+        weights = sum(layer.n * layer.k for layer in state.layers.values())
+        entry["bits"] = 8 * sum(layer.nbytes for layer in state.layers.values()) / weights
         for bits in COLUMNS:
             if row.by_activations:
                 state, _ = bench.calibrated(row, bits)
@@ -293,6 +298,10 @@ COMPARISONS = (
     ("formats by measured error over the paper's", "fp4dit balanced, auto", "fp4dit balanced"),
     ("balanced over int-rtn", "fp4dit balanced, auto", "int-rtn"),
     ("best over int-rtn", "fp4dit best, auto", "int-rtn"),
+    ("tuned over nearest, e1m2", "tuned", "fp-rtn, e1m2"),
+    ("tuned over GPTQ, e1m2", "tuned", "gptq, e1m2"),
+    ("tuned-best over tuned", "tuned-best", "tuned"),
+    ("tuned over FP4DiT's best, formats by measured error", "tuned", "fp4dit best, auto"),
 )
 
 
@@ -300,7 +309,7 @@ def _document(bench: Bench, results: Sequence[Mapping[str, Any]]) -> str:
     """The page up to its reading: tables and comparisons."""
     count, sampling = len(bench.prompts), bench.sampling
     effort = [
-        f"| {e['row']['name']} | {e['seconds'] / 60:.1f} | "
+        f"| {e['row']['name']} | {e['bits']:.3f} | {e['seconds'] / 60:.1f} | "
         + ", ".join(f"{n} {c}" for n, c in e["formats"].items())
         + " |"
         for e in results
@@ -339,8 +348,8 @@ def _document(bench: Bench, results: Sequence[Mapping[str, Any]]) -> str:
         "",
         "## Effort",
         "",
-        "| method | minutes to calibrate | weight formats chosen, layers |",
-        "| --- | --- | --- |",
+        "| method | bits per weight | minutes to calibrate | weight formats chosen, layers |",
+        "| --- | --- | --- | --- |",
         *effort,
         "",
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fp4dit_onnx.calibration.stages.absmax import Absmax
 from fp4dit_onnx.calibration.stages.adaround import AdaRound
+from fp4dit_onnx.calibration.stages.budget import Budget
 from fp4dit_onnx.calibration.stages.choose_format import ChooseFormat
 from fp4dit_onnx.calibration.stages.gptq import Gptq
 from fp4dit_onnx.calibration.stages.mse import Mse
@@ -26,6 +27,7 @@ __all__ = ["INPUTS", "KINDS", "MOMENTS", "STAGES", "WEIGHTS", "Evidence", "Layer
 STAGES: dict[str, type[Stage]] = {
     **{name: stage_of(transform) for name, transform in TRANSFORMS.items()},
     "choose-format": ChooseFormat,
+    "budget": Budget,
     "absmax": Absmax,
     "mse": Mse,
     "weighted": Weighted,

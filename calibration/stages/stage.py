@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["INPUTS", "KINDS", "MOMENTS", "WEIGHTS", "Evidence", "LayerStage", "Stage"]
 
-KINDS = ("transform", "choice", "range", "rounding", "correction", "branch")
+KINDS = ("transform", "choice", "budget", "range", "rounding", "correction", "branch")
 """Kinds of stages, in the order of a method; it has one range and one rounding."""
 
 WEIGHTS, MOMENTS, INPUTS = "weights", "moments", "inputs"

@@ -42,6 +42,7 @@ __all__ = [
     "PassNote",
     "Sampling",
     "Source",
+    "Spent",
     "Totals",
     "Weight",
     "manifest_text",
@@ -242,6 +243,32 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """A budget of bits or of quality, and what became of it.
+
+    The error is that of the guided prediction, activations quantized, on recorded calls of the float
+    sampler's trajectory, each counted by its importance.
+
+    Attributes:
+        target_bits: most bits per weight that were asked for, None where quality was.
+        min_sqnr_db: least SQNR of the guided prediction that was asked for, None where bits were.
+        least_bits: per weight, if every layer had its smallest precision.
+        most_bits: the same of the largest that is of use.
+        bits_per_weight: reached, scales included.
+        sqnr_db: of the guided prediction, reached.
+        shares: of what all weights add to the squared error, by layer, as expected.
+    """
+
+    target_bits: float | None
+    min_sqnr_db: float | None
+    least_bits: float
+    most_bits: float
+    bits_per_weight: float
+    sqnr_db: float
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """All of quantization.json.
 
@@ -266,6 +293,7 @@ class Manifest:
         target: what the graphs are made of.
         converted: by folder, the models that were rewritten for it.
         choices: sets of choices that calibration compared with each other.
+        budget: of bits or quality, None for none.
         format_version: of this format.
     """
 
@@ -288,6 +316,7 @@ class Manifest:
     target: str = DEFAULT_TARGET
     converted: Mapping[str, Converted] = field(default_factory=dict)
     choices: tuple[Compared, ...] = ()
+    budget: Spent | None = None
     format_version: int = FORMAT_VERSION
 
     @property

@@ -17,6 +17,7 @@ from fp4dit_onnx.commands.parameters import (
     request_of,
     request_parameters,
 )
+from fp4dit_onnx.commands.precision_table import print_budget, print_spent
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.better import better_recipe
 from fp4dit_onnx.exporting.export import ExportRequest, ExportResult, Plan, export, plan
@@ -66,6 +67,8 @@ def _show_plan(planned: Plan, *, json: bool) -> None:
     print_attention(planned.attention)
     _print_skipped(planned.skipped)
     _print_totals(planned.totals)
+    if planned.budget is not None:
+        print_budget(planned.budget)
     if (line := better_recipe(planned)) is not None:
         print_line(line)
 
@@ -79,6 +82,8 @@ def _show_result(result: ExportResult, *, json: bool) -> None:
     print_attention(manifest.attention)
     _print_skipped(manifest.skipped)
     _print_totals(manifest.totals)
+    if manifest.budget is not None:
+        print_spent(manifest.layers, manifest.budget)
     for name, found in manifest.converted.items():
         print_line(f"{name} for the target {manifest.target}: {size(found.bytes)}")
     print_line(f"{result.bundle} written in {result.seconds:.0f} s")

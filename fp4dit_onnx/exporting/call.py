@@ -29,6 +29,8 @@ def export(
     preset: str = "balanced",
     range: str | None = None,
     scale: str | None = None,
+    target_bits: float | None = None,
+    min_sqnr: float | None = None,
     iterations: int | None = None,
     samples: int | None = None,
     weight_format: str | None = None,
@@ -76,6 +78,13 @@ def export(
             two per layer (NVFP4); int4*f32, a 4-bit integer per group times a float32 per channel; by
             default float16 (fp4dit), float16 (inline), nvfp4 (standard), by target. One of: float16,
             float32, e8m0, nvfp4, int4*f32.
+        target_bits: Mixed precision: bits per weight over all quantized layers, scales included,
+            that the bundle may take at most. Layers get 4 or 8 bits and long or short groups where
+            that saves the most error, by measured sensitivity. For methods that measure second
+            moments, such as tuned.
+        min_sqnr: Mixed precision: the fewest bits with which the guided prediction of the whole
+            network, activations quantized, keeps this SQNR against the float network, on recorded
+            calls of its trajectory weighted by importance; in place of --target-bits.
         iterations: Training steps per block; by default the preset's.
         samples: Recorded inputs to calibrate with; by default the preset's.
         weight_format: One format for all weights, or auto: e2m1, e1m2 or e3m0 per layer, by
@@ -148,6 +157,8 @@ def export(
         preset=preset,
         range=range,
         scale=scale,
+        target_bits=target_bits,
+        min_sqnr=min_sqnr,
         iterations=iterations,
         samples=samples,
         weight_format=weight_format,

@@ -232,6 +232,7 @@ class _Export:
         measured = {
             "model_sqnr_db": result.model_sqnr_db,
             "choices": result.compared,
+            "budget": result.spent,
             "case_sqnr_db": tuple(_case_errors(planned, network.module, state)),
         }
         return _Weights(
@@ -324,6 +325,7 @@ def _calibrate(
             reporter=report,
             attention=planned.attention,
             candidates=planned.recipe.candidates(tuple(planned.specs)),
+            precisions=planned.precisions,
             work=work,
             max_ram=int(request.max_ram),
         )

@@ -13,8 +13,10 @@ from typing import Any
 
 from fp4dit_onnx.bundle.manifest import Kept, Layer, Sampling, Totals
 from fp4dit_onnx.calibration.methods import Method
+from fp4dit_onnx.calibration.stages.budget import MOST_BITS, MOST_SQNR_DB
 from fp4dit_onnx.checkpoint.checkpoint import Checkpoint, open_checkpoint, scheduler_settings
 from fp4dit_onnx.errors import CheckpointError, MissingExtraError, UsageError
+from fp4dit_onnx.exporting.budget import PlannedBudget, planned_budget
 from fp4dit_onnx.exporting.components import check_parts, check_vae
 from fp4dit_onnx.exporting.layers import layer_size, linear_layers, totals
 from fp4dit_onnx.exporting.recipe_files import with_recipe
@@ -30,7 +32,7 @@ from fp4dit_onnx.runtime.runs import start_run
 from fp4dit_onnx.runtime.schedulers import scheduler_from_config
 from fp4dit_onnx.runtime.sizes import pixels_a_latent
 from fp4dit_onnx.spec.recipe import FORMS, Recipe, make_recipe
-from fp4dit_onnx.spec.spec import LayerSpec
+from fp4dit_onnx.spec.spec import LayerSpec, TensorSpec
 from fp4dit_onnx.system.outputs import check_file
 from fp4dit_onnx.system.texts import clean
 from fp4dit_onnx.targets.table import target_by_name
@@ -43,6 +45,8 @@ SMALLEST_RAM = 2**26
 LAYER_COPIES = 6
 """Memory that rounding a layer from its file takes, in copies of its weight in float32: measured up to
 5 on Flux, whose largest is 189 MB."""
+SMALLEST_BUDGET = 0.1
+"""Bits per weight, or dB."""
 MEASURED_BELOW = 2**30
 """Bytes in float32."""
 
@@ -63,6 +67,7 @@ class Plan:
         encoders: recipe of each text encoder, None where it stays in float.
         request: what was asked for, its recipe file included.
         undrawable: why `generate` cannot make images with the bundle, a line each.
+        budget: what layers' precisions are chosen among; None for those of `layers`.
     """
 
     layers: tuple[Layer, ...]
@@ -80,6 +85,7 @@ class Plan:
     encoders: Mapping[str, Recipe | None]
     request: ExportRequest
     undrawable: tuple[str, ...]
+    budget: PlannedBudget | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -92,7 +98,20 @@ class Plan:
         parts = self.checkpoint.components
         encoders = sum(encoder_bytes(parts[name], r) for name, r in self.encoders.items())
         vae = parts["vae"].nbytes if "vae" in parts else 0
-        return self.totals.transformer_bytes + encoders + vae
+        return self.totals.transformer_bytes + self._more_bytes + encoders + vae
+
+    @property
+    def _more_bytes(self) -> int:
+        """What the weights may take beyond `totals` under a budget."""
+        if self.budget is None:
+            return 0
+        bits = self.budget.target_bits or self.budget.most_bits
+        return max(0, int(bits * self.totals.weights / 8) - self.totals.bytes)
+
+    @property
+    def precisions(self) -> Mapping[str, tuple[TensorSpec, ...]]:
+        """What each layer's weight may be under a budget."""
+        return self.budget.precisions if self.budget else {}
 
     @property
     def largest_size(self) -> int | None:
@@ -129,6 +148,7 @@ class Plan:
             "bundle_bytes": self.bundle_bytes,
             "text_encoders": plain(self.encoders),
             "notes": list(self.notes),
+            "budget": plain(self.budget),
         }
 
 
@@ -201,6 +221,7 @@ def plan(request: ExportRequest) -> Plan:
         encoders=_encoders(request, checkpoint),
         request=request,
         undrawable=_undrawable(checkpoint, sampling),
+        budget=planned_budget(method, recipe, specs, sizes, target),
     )
 
 
@@ -281,6 +302,9 @@ def work_folder(request: ExportRequest) -> Path:
 
 
 def _check_choices(request: ExportRequest) -> None:
+    for what, most in (("target_bits", MOST_BITS), ("min_sqnr", MOST_SQNR_DB)):
+        if getattr(request, what) is not None:
+            real(what, getattr(request, what), SMALLEST_BUDGET, most)
     request.resolved_method()
     if request.components not in COMPONENTS:
         raise UsageError(

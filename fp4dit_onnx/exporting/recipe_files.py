@@ -20,7 +20,7 @@ __all__ = ["FIELDS", "recipe_text", "save_recipe", "with_recipe"]
 
 FIELDS = (
     *("bits", "weight_format", "activation_format", "attention_format", "group_size", "scale"),
-    *("activation_group_size", "outer_layers"),
+    *("activation_group_size", "outer_layers", "target_bits", "min_sqnr"),
     *("rules", "form", "steps", "guidance", "text_encoder_bits", "target"),
 )
 """Of a request: what a recipe may say of formats; where files lie and what is run is no part of it."""

@@ -8,12 +8,15 @@ from typing import Annotated
 
 from fp4dit_onnx.calibration.methods import (
     Method,
+    measuring_names,
     method_by_name,
     method_names,
     preset_names,
     range_names,
     read_method,
 )
+from fp4dit_onnx.calibration.stages import MOMENTS
+from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.options import CALIBRATION, FORMATS, INPUT, MACHINE, OUTPUT, Option
 from fp4dit_onnx.numbers.formats import FORMATS as ELEMENT_FORMATS
 from fp4dit_onnx.numbers.scale_formats import SCALE_FORMATS
@@ -100,6 +103,27 @@ class ExportRequest:
             FORMATS,
             unit="FORMAT",
             choices=SCALE_FORMATS,
+        ),
+    ] = None
+    target_bits: Annotated[
+        float | None,
+        Option(
+            "Mixed precision: bits per weight over all quantized layers, scales included, that the "
+            "bundle may take at most. Layers get 4 or 8 bits and long or short groups where that saves "
+            "the most error, by measured sensitivity. For methods that measure second moments, such as "
+            "tuned.",
+            FORMATS,
+            unit="BITS",
+        ),
+    ] = None
+    min_sqnr: Annotated[
+        float | None,
+        Option(
+            "Mixed precision: the fewest bits with which the guided prediction of the whole network, "
+            "activations quantized, keeps this SQNR against the float network, on recorded calls of "
+            "its trajectory weighted by importance; in place of --target-bits.",
+            FORMATS,
+            unit="DB",
         ),
     ] = None
     iterations: Annotated[
@@ -328,4 +352,22 @@ class ExportRequest:
         else:
             method = read_method(self.recipe, self.preset, self.range, **given)
         choosing = self.weight_format != AUTO or any(s.kind == "choice" for s in method.stages)
-        return method if choosing else method.with_stage("choose-format")
+        return self._budgeted(method if choosing else method.with_stage("choose-format"))
+
+    def _budgeted(self, method: Method) -> Method:
+        """The method with the budget that is asked for."""
+        asked = {"bits": self.target_bits, "sqnr": self.min_sqnr}
+        given = {name: value for name, value in asked.items() if value is not None}
+        if not given:
+            return method
+        if len(given) > 1:
+            raise UsageError(
+                f"target bits {self.target_bits:g} and min SQNR {self.min_sqnr:g} dB: expected one of "
+                "them, since each decides the other"
+            )
+        if not method.needs(MOMENTS):
+            raise UsageError(
+                f"method {method.name} measures no layer's sensitivity, which --target-bits and "
+                f"--min-sqnr need: expected one of {', '.join(measuring_names())}, or weight format auto"
+            )
+        return method.with_stage("budget", **{"bits": 0.0, "sqnr": 0.0, **given})

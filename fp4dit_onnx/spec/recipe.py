@@ -44,6 +44,8 @@ FORMS = ("fused", "qdq")
 AUTO = "auto"
 AUTO_FORMATS = ("e2m1", "e1m2", "e3m0")
 """What ``auto`` chooses among, layer by layer; e1m2 has the grid of symmetric INT4."""
+NARROW = 4
+"""Bits of the weights whose groups and formats a budget changes."""
 
 WEIGHT_FORMATS = {
     "fp": {4: "e2m1", 6: "e2m3", 8: "int8"},
@@ -182,6 +184,19 @@ class Recipe:
         if not self.search:
             return {}
         return {name: self.search for name in layers if self._rule(name) is self.rules[-1]}
+
+    def narrow_formats(self, layer: str) -> tuple[str, ...]:
+        """The 4-bit weight formats that a layer may have, those of its own choice or rule.
+
+        An outer layer's are those of the rule after its own. None where the user's rule decides.
+        """
+        rules = [rule for rule in self.rules if fnmatchcase(layer, rule.pattern)]
+        if rules[0].required:
+            return ()
+        for rule in rules:
+            if rule.weight != FLOAT and format_by_name(rule.weight).bits == NARROW:
+                return self.search if rule is self.rules[-1] and self.search else (rule.weight,)
+        return ()
 
     def attentions(self, layers: Sequence[str]) -> dict[str, str]:
         """Module name -> format of q, k and v, for each attention among `layers`, in their order.
