@@ -27,7 +27,7 @@ def print_budget(budget: PlannedBudget) -> None:
     )
     print_line(
         f"{span}; {asked}: each layer is rounded in each of its precisions, and the network runs with "
-        "each layer alone to measure how much its error matters; the table above has sizes before that"
+        "each layer alone to measure how much its error matters; sizes above are those without a budget"
     )
 
 

@@ -228,7 +228,7 @@ class _Export:
             pipeline = load_pipeline(checkpoint, network, budget)
             advance(1)
         result = _calibrate(self._request, planned, network, pipeline, self._report)
-        state, errors = result.state, result.errors
+        state = result.state
         measured = {
             "model_sqnr_db": result.model_sqnr_db,
             "choices": result.compared,
@@ -237,8 +237,8 @@ class _Export:
         }
         return _Weights(
             layers=state.layout.layers,
-            quantizer=lambda name: (state.layers[name], errors[name].weight),
-            output_errors={name: error.output for name, error in errors.items()},
+            quantizer=lambda name: (state.layers[name], result.errors[name].weight),
+            output_errors={name: error.output for name, error in result.errors.items()},
             measured=measured,
             state=state,
         )
@@ -310,8 +310,7 @@ def _calibrate(
     from fp4dit_onnx.calibration.sampling import pipeline_sampler
     from fp4dit_onnx.calibration.work import Work
 
-    seeds = [request.seed + i for i in range(len(planned.prompts))]
-    work = None
+    seeds, work = [request.seed + i for i in range(len(planned.prompts))], None
     if planned.trains:
         work = Work(work_folder(request), _fingerprint(request, planned, network))
     try:

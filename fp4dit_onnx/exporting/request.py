@@ -368,6 +368,7 @@ class ExportRequest:
         if not method.needs(MOMENTS):
             raise UsageError(
                 f"method {method.name} measures no layer's sensitivity, which --target-bits and "
-                f"--min-sqnr need: expected one of {', '.join(measuring_names())}, or weight format auto"
+                f"--min-sqnr need: expected one of {', '.join(measuring_names())}, or "
+                "--weight-format auto beside it"
             )
         return method.with_stage("budget", **{"bits": 0.0, "sqnr": 0.0, **given})
