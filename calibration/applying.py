@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,11 +24,14 @@ __all__ = [
     "check_weight",
     "nearest_under",
     "quantize_layer",
+    "quantize_layers",
     "quantize_measured",
 ]
 
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.layer_inputs import LayerInputs
+    from fp4dit_onnx.network.network import Network
+    from fp4dit_onnx.system.progress import Reporter
 
 NEAREST: tuple[Stage, ...] = (Absmax(), Nearest())
 
@@ -122,6 +125,18 @@ def quantize_layer(
 ) -> QuantizedLayer:
     """The layer alone; see `quantize_measured`."""
     return quantize_measured(name, weight, spec, stages)[0]
+
+
+def quantize_layers(
+    network: Network, specs: Mapping[str, LayerSpec], stages: Sequence[Stage], reporter: Reporter
+) -> dict[str, QuantizedLayer]:
+    """Layers of a network by stages that look at weights alone; raises as `quantize_measured`."""
+    layers = {}
+    with reporter.stage("quantizing layers", len(specs), "layers") as advance:
+        for name, spec in specs.items():
+            layers[name] = quantize_layer(name, network.tensor(f"{name}.weight"), spec, stages)
+            advance(1)
+    return layers
 
 
 def quantize_measured(

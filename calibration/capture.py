@@ -7,6 +7,7 @@ Rows are drawn evenly over all calls of a layer: every timestep and every prompt
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 
 from fp4dit_onnx.errors import UsageError
 
-__all__ = ["CallRecorder", "InputRecorder", "record_inputs"]
+__all__ = ["CallRecorder", "InputRecorder"]
 
 
 class InputRecorder:
@@ -51,6 +52,16 @@ class InputRecorder:
         """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
+
+    def state(self, place: Path) -> dict[str, Any]:
+        """See `recording.Recorder`."""
+        rows = {name: torch.cat(parts) for name, parts in self._rows.items() if parts}
+        return {"rows": rows, "random": self._random.bit_generator.state}
+
+    def resume(self, state: Mapping[str, Any], place: Path) -> None:
+        """See `recording.Recorder`."""
+        self._rows |= {name: [rows] for name, rows in state["rows"].items()}
+        self._random.bit_generator.state = state["random"]
 
     def rows(self, name: str) -> torch.Tensor:
         """Recorded rows of layer `name`, float32 [R, K], in order of time.
@@ -93,23 +104,10 @@ class CallRecorder:
         """Remove the hook."""
         self._handle.remove()
 
+    def state(self, place: Path) -> dict[str, Any]:
+        """See `recording.Recorder`."""
+        return {"calls": self.calls, "seen": self._seen}
 
-def record_inputs(
-    network: torch.nn.Module,
-    layers: Sequence[str],
-    sample: Callable[[], object],
-    *,
-    rows_per_call: int,
-    seed: int,
-) -> Mapping[str, torch.Tensor]:
-    """Input rows of each layer over the calls that `sample` makes.
-
-    Returns:
-        name -> float32 [R, K].
-    """
-    recorder = InputRecorder(network, layers, rows_per_call, seed)
-    try:
-        sample()
-    finally:
-        recorder.close()
-    return {name: recorder.rows(name) for name in layers}
+    def resume(self, state: Mapping[str, Any], place: Path) -> None:
+        """See `recording.Recorder`."""
+        self.calls, self._seen = state["calls"], state["seen"]

@@ -104,8 +104,11 @@ class Choosing:
             return Chosen(load(self.work, taken), table, spent)
         if len(sets) == 1:
             return Chosen(load(self.work, first(own[CHOSEN])))
-        errors = self._errors({label: first(rows) for label, rows in sets.items()})
-        best = min(errors, key=lambda label: errors[label])
+        errors: dict[str, float] | None = self.work.load("compared")
+        if errors is None:
+            errors = self._errors({label: first(rows) for label, rows in sets.items()})
+            self.work.save("compared", errors)
+        best = min(errors, key=errors.__getitem__)
         return Chosen(load(self.work, first(sets[best])), comparison(errors, best))
 
     def _spending(self, budget: Budget) -> Spending:

@@ -6,6 +6,7 @@ memory is bounded by the page cache, whatever the model. Linears that read one t
 
 from __future__ import annotations
 
+import shutil
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -150,7 +151,7 @@ class MomentRecorder:
         sampler: what will be run.
         importance: [steps].
         guided: weight of the guided combination.
-        folder: for the sums; replaced if there is one.
+        folder: for the sums; made if need be.
         seed: of the choice of rows.
     """
 
@@ -164,7 +165,7 @@ class MomentRecorder:
         folder: Path,
         seed: int,
     ) -> None:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         self._layers, self._folder = tuple(layers), folder
         self._sampling = sampler.guidance
         self._guidance = HalfWeights(sampler.guidance.weight if sampler.paired else 1.0, guided)
@@ -237,8 +238,8 @@ class MomentRecorder:
 
     def _input(self, name: str, rows: torch.Tensor) -> _Input:
         if name not in self._inputs:
-            k, path = rows.shape[-1], self._folder / f"{name}.sums.npy"
-            sums = np.lib.format.open_memmap(path, "w+", np.float32, (k, k))
+            k = rows.shape[-1]
+            sums = np.lib.format.open_memmap(self._sums(name), "w+", np.float32, (k, k))
             kept = Array(self._folder / f"{name}.rows.npy")
             kept.create(self._calls * self._each, rows.float())
             self._inputs[name] = _Input(sums, kept)
@@ -248,6 +249,28 @@ class MomentRecorder:
         """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
+
+    def state(self, place: Path) -> dict[str, Any]:
+        """See `recording.Recorder`; the files of sums move to `place`."""
+        counted = {name: (kept.total, kept.weights) for name, kept in self._inputs.items()}
+        self._inputs.clear()  # and with them the mapped files
+        for name in counted:
+            self._sums(name).replace(place / self._sums(name).name)
+        random = self._random.bit_generator.state
+        return {"call": self._call, "readers": self._readers, "inputs": counted, "random": random}
+
+    def resume(self, state: Mapping[str, Any], place: Path) -> None:
+        """See `recording.Recorder`; rows are on disk, and are written again in their places."""
+        self._call, self._readers = state["call"], dict(state["readers"])
+        self._random.bit_generator.state = state["random"]
+        for name, (total, weights) in state["inputs"].items():
+            path = self._sums(name)
+            shutil.copyfile(place / path.name, path)
+            sums, rows = np.load(path, mmap_mode="r+"), Array(self._folder / f"{name}.rows.npy")
+            self._inputs[name] = _Input(sums, rows, total, list(weights))
+
+    def _sums(self, name: str) -> Path:
+        return self._folder / f"{name}.sums.npy"
 
     def moments(self) -> Moments:
         """What was recorded.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ class Sampler:
     """The float sampler over the calibration prompts.
 
     Attributes:
-        sample: generates all images; calls its argument once after each call of the network.
+        sample: generates all images from a batch on, 0 for the first; calls its first argument once
+            after each call of the network.
         calls: how many calls that will be.
         prompts: images generated.
         batch: images in a batch.
@@ -35,7 +36,7 @@ class Sampler:
         close: lets go of what only sampling needs.
     """
 
-    sample: Callable[[Callable[[], None]], object]
+    sample: Callable[[Callable[[], None], int], object]
     calls: int
     prompts: int = 1
     batch: int = 1
@@ -64,7 +65,7 @@ def first_call(network: torch.nn.Module, sampler: Sampler) -> Call:
 
     handle = network.register_forward_pre_hook(hook, with_kwargs=True)
     try:
-        sampler.sample(lambda: None)
+        sampler.sample(lambda: None, 0)
     except _FirstCallError:
         pass
     finally:
@@ -172,6 +173,15 @@ class SampleRecorder:
     def close(self) -> None:
         """Remove the hook."""
         self._handle.remove()
+
+    def state(self, place: Path) -> dict[str, Any]:
+        """See `recording.Recorder`; the tensors are on disk, and are written again in their places."""
+        return {"call": self._call, "written": self._written, "structure": self._tape.call}
+
+    def resume(self, state: Mapping[str, Any], place: Path) -> None:
+        """See `recording.Recorder`."""
+        self._call, self._written = state["call"], state["written"]
+        self._tape.call = state["structure"]
 
     def samples(self) -> Samples:
         """What was recorded."""

@@ -3,47 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from fp4dit_onnx.bundle.manifest import Compared, Spent
-from fp4dit_onnx.calibration.applying import check_weight, quantize_layer
+from fp4dit_onnx.calibration.applying import check_weight, quantize_layers
 from fp4dit_onnx.calibration.blockwise import Blockwise, chunk_size
-from fp4dit_onnx.calibration.capture import CallRecorder, record_inputs
 from fp4dit_onnx.calibration.choosing import Choosing, Chosen
-from fp4dit_onnx.calibration.importance import step_importance
 from fp4dit_onnx.calibration.methods import Method
-from fp4dit_onnx.calibration.moments import MomentRecorder, Moments
-from fp4dit_onnx.calibration.record import (
-    Sampler,
-    SampleRecorder,
-    check_disk,
-    choose,
-    first_call,
-    part_of,
-)
-from fp4dit_onnx.calibration.samples import Call, Samples, nbytes
+from fp4dit_onnx.calibration.record import Sampler, check_disk, first_call, part_of
+from fp4dit_onnx.calibration.recording import BEGUN, record
+from fp4dit_onnx.calibration.samples import Call, nbytes
 from fp4dit_onnx.calibration.simulate import SimulatedLinear, simulated
-from fp4dit_onnx.calibration.stages import INPUTS, MOMENTS, Stage
-from fp4dit_onnx.calibration.stages.nearest import Nearest
+from fp4dit_onnx.calibration.stages import INPUTS, MOMENTS
 from fp4dit_onnx.calibration.transforming import transformed_weight
 from fp4dit_onnx.calibration.units import Unit, sample_bytes, units_of
-from fp4dit_onnx.calibration.work import Work
+from fp4dit_onnx.calibration.work import RECORDED, Work
 from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.network.topology import Topology
 from fp4dit_onnx.numbers import compare
 from fp4dit_onnx.spec.spec import LayerSpec, TensorSpec
 from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState
-from fp4dit_onnx.system.progress import Reporter, SilentReporter
+from fp4dit_onnx.system.progress import Reporter
 
 __all__ = ["Calibration", "LayerError", "calibrate", "sqnr_db"]
-
-ROWS_PER_CALL = 4
-MEASURED_CALLS = 4
-"""Calls of the network, spread over the trajectory, on which the whole simulation is measured."""
 
 
 @dataclass(frozen=True)
@@ -94,23 +80,6 @@ def _measure(network: Network, layer: QuantizedLayer, rows: torch.Tensor) -> Lay
     )
 
 
-@dataclass(frozen=True)
-class _Recorded:
-    """The results of one run of the float sampler.
-
-    Attributes:
-        rows: input rows of each layer, float32 [R, K].
-        calls: some calls of the network.
-        samples: arguments of the network to train and compare on, None where no stage needs data.
-        moments: second moments of layers' inputs, None where no stage needs them.
-    """
-
-    rows: Mapping[str, torch.Tensor]
-    calls: Sequence[Call]
-    samples: Samples | None
-    moments: Moments | None = None
-
-
 @torch.no_grad()
 def calibrate(
     network: Network,
@@ -152,14 +121,14 @@ def calibrate(
         check_weight(name, network.tensor(f"{name}.weight"))
     chosen: Chosen | None = None
     if not method.needs_data:
-        recorded = _record(network, specs, method, sampler, seed, reporter, None)
+        recorded = record(network, specs, method, sampler, seed, reporter, None)
         sampler.close()
         network.forget()
-        layers = _quantized(network, specs, method.stages, reporter)
+        layers = quantize_layers(network, specs, method.stages, reporter)
     else:
         assert work is not None, "a work folder is needed"
         topology, units, chunk = _prepared(network, specs, method, sampler, work, max_ram)
-        recorded = _record(network, specs, method, sampler, seed, reporter, work)
+        recorded = record(network, specs, method, sampler, seed, reporter, work)
         sampler.close()
         network.forget()
         assert recorded.samples is not None
@@ -202,21 +171,6 @@ def calibrate(
     return Calibration(state, errors, measured, chosen.compared, chosen.spent)
 
 
-def _quantized(
-    network: Network,
-    specs: Mapping[str, LayerSpec],
-    stages: Sequence[Stage],
-    reporter: Reporter,
-) -> dict[str, QuantizedLayer]:
-    """Layers by stages that look at weights alone."""
-    layers = {}
-    with reporter.stage("quantizing layers", len(specs), "layers") as advance:
-        for name, spec in specs.items():
-            layers[name] = quantize_layer(name, network.tensor(f"{name}.weight"), spec, stages)
-            advance(1)
-    return layers
-
-
 def _prepared(
     network: Network,
     specs: Mapping[str, LayerSpec],
@@ -231,86 +185,12 @@ def _prepared(
     units = units_of(topology, network.blocks, tuple(specs))
     memory, disk = sample_bytes(topology)
     samples = method.data.samples
-    if work.load("recorded") is None:
+    if not (work.keeps(RECORDED) or work.keeps(BEGUN)):
         widths = [network.module.get_parameter(f"{name}.weight").shape[1] for name in specs]
-        sums = sum(4 * width * width for width in widths)
+        sums = 2 * sum(4 * width * width for width in widths)  # now, and after the last batch
         needed = samples * (nbytes(call) + disk) + (sums if method.needs(MOMENTS) else 0)
         check_disk(work.folder, needed, samples)
     return topology, units, chunk_size(max_ram, memory)
-
-
-def _record(
-    network: Network,
-    specs: Mapping[str, LayerSpec],
-    method: Method,
-    sampler: Sampler,
-    seed: int,
-    reporter: Reporter,
-    work: Work | None,
-) -> _Recorded:
-    """Run the float sampler once and keep what calibration looks at; a kept run is read again."""
-    if work is not None and (kept := work.load("recorded")) is not None:
-        return _read(kept, work)
-    chosen = moments = None
-    if work is not None:
-        with reporter.stage("measuring the importance of denoising steps", 1) as advance:
-            importance = _importance(network, specs, method, sampler)
-            advance(1)
-        choice = choose(sampler, method.data.samples, importance, method.data.even, seed)
-        chosen = SampleRecorder(
-            network.module, choice, work.clear("inputs"), paired=sampler.paired
-        )
-        if method.needs(MOMENTS):
-            guided, folder = method.data.guided, work.clear("moments")
-            moments = MomentRecorder(
-                network.module, tuple(specs), sampler, importance, guided, folder, seed
-            )
-    what = "sampling with the float model"
-    if work is None:
-        what = f"{what} to measure errors (--no-measure skips that)"
-    which = [sampler.calls * i // MEASURED_CALLS for i in range(MEASURED_CALLS)]
-    recorder = CallRecorder(network.module, which)
-    try:
-        with reporter.stage(what, sampler.calls, "denoising steps") as advance:
-            rows = record_inputs(
-                network.module,
-                tuple(specs),
-                lambda: sampler.sample(lambda: advance(1)),
-                rows_per_call=ROWS_PER_CALL,
-                seed=seed,
-            )
-    finally:
-        for hooks in (recorder, chosen, moments):
-            if hooks is not None:
-                hooks.close()
-    if work is None or chosen is None:
-        return _Recorded(rows, recorder.calls, None)
-    work.save("samples", chosen.samples())
-    found = moments and moments.moments().to_json()
-    work.save("recorded", {"rows": dict(rows), "calls": recorder.calls, "moments": found})
-    return _read(work.load("recorded"), work)
-
-
-def _read(kept: Mapping[str, Any], work: Work) -> _Recorded:
-    """The results of a run of the float sampler in the work folder."""
-    moments = kept["moments"] and Moments.from_json(kept["moments"], work.folder)
-    return _Recorded(kept["rows"], kept["calls"], work.load_samples("samples"), moments)
-
-
-def _importance(
-    network: Network,
-    specs: Mapping[str, LayerSpec],
-    method: Method,
-    sampler: Sampler,
-) -> Sequence[float]:
-    if sampler.probe is None:
-        return [1.0] * sampler.steps
-    weights_only = {name: replace(spec, input=None) for name, spec in specs.items()}
-    stages = (method.range, Nearest())
-    state = QuantizedState(_quantized(network, weights_only, stages, SilentReporter()))
-    found = step_importance(network.module, state, sampler.probe, sampler.steps, sampler.guidance)
-    result: list[float] = found.tolist()
-    return result
 
 
 def _model_sqnr(network: torch.nn.Module, state: QuantizedState, calls: Sequence[Call]) -> float:

@@ -122,21 +122,22 @@ class Tape:
     Attributes:
         folder: for the tensors; made if need be.
         count: samples to come.
+        call: the structure of all calls, `Stored` in place of what varies; None before the first.
     """
 
     folder: Path
     count: int
-    _call: Call | None = field(default=None, init=False)
+    call: Call | None = field(default=None, init=False)
 
     def write(self, start: int, call: Call, batch: int) -> None:
         """Write the `batch` samples of one call at index `start`.
 
         The structure is that of the first call; tensors whose first axis is the batch vary.
         """
-        if self._call is None:
+        if self.call is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._call = self._structure(call, batch)
-        for leaf, value in _leaves(self._call, call):
+            self.call = self._structure(call, batch)
+        for leaf, value in _leaves(self.call, call):
             if isinstance(leaf, Stored):
                 self._array(leaf).write(start, value.detach())
 
@@ -158,8 +159,8 @@ class Tape:
 
     def finish(self, weight: torch.Tensor, *, paired: bool) -> Samples:
         """What was written."""
-        assert self._call is not None, "nothing was recorded"
-        return Samples(self.folder, self._call, self.count, weight, paired)
+        assert self.call is not None, "nothing was recorded"
+        return Samples(self.folder, self.call, self.count, weight, paired)
 
 
 def _leaves(structure: Any, value: Any) -> Sequence[tuple[Any, Any]]:

@@ -313,8 +313,9 @@ def pipeline_sampler(
 ) -> Sampler:
     """The float pipeline over `prompts` as calibration runs it; arguments as `sample_latents`."""
 
-    def sample(on_call: Callable[[], None]) -> torch.Tensor:
-        return sample_latents(pipeline, family, prompts, seeds, sampling, on_call)
+    def sample(on_call: Callable[[], None], first: int) -> torch.Tensor:
+        left = slice(first * BATCH, None)
+        return sample_latents(pipeline, family, prompts[left], seeds[left], sampling, on_call)
 
     def probe() -> torch.Tensor:
         few = slice(PROBE_PROMPTS)

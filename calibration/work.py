@@ -26,7 +26,10 @@ from fp4dit_onnx.spec.state import (
     save_state,
 )
 
-__all__ = ["Work", "model_digest"]
+__all__ = ["RECORDED", "Work", "model_digest"]
+
+RECORDED = "recorded"
+"""What one whole run of the sampler gave."""
 
 
 def model_digest(network: Network) -> str:
@@ -144,8 +147,12 @@ class Work:
         path.unlink(missing_ok=True)
         return path
 
+    def keeps(self, name: str) -> bool:
+        """Whether `save` kept something under a name."""
+        return (self.folder / f"{name}.pt").exists()
+
     @property
-    def recorded(self) -> bool:
+    def begun(self) -> bool:
         """Whether there is anything that a later run would go on from."""
         return any(path.suffix == ".pt" for path in self.folder.iterdir())
 

@@ -167,7 +167,7 @@ def test_recorded_twins_belong_together(network: Network, tmp_path: Path) -> Non
     sampler = sampler_of(network)
     choice = choose(sampler, 32, [1.0] * STEPS, 1.0, seed=3)
     recorder = SampleRecorder(network, choice, tmp_path / "inputs", paired=True)
-    sampler.sample(lambda: None)
+    sampler.sample(lambda: None, 0)
     recorder.close()
     samples = recorder.samples()
     assert samples.count == 2 * choice.count

@@ -18,16 +18,11 @@ pytest.importorskip("diffusers")
 import torch
 
 from fp4dit_onnx.calibration.applying import quantize_layer
-from fp4dit_onnx.calibration.capture import CallRecorder, InputRecorder, record_inputs
+from fp4dit_onnx.calibration.capture import CallRecorder, InputRecorder
 from fp4dit_onnx.calibration.methods import method_by_name
 from fp4dit_onnx.calibration.record import Sampler
-from fp4dit_onnx.calibration.run import (
-    MEASURED_CALLS,
-    ROWS_PER_CALL,
-    Calibration,
-    calibrate,
-    sqnr_db,
-)
+from fp4dit_onnx.calibration.recording import MEASURED_CALLS, ROWS_PER_CALL
+from fp4dit_onnx.calibration.run import Calibration, calibrate, sqnr_db
 from fp4dit_onnx.calibration.simulate import SimulatedLinear, simulate, simulated
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.network.network import whole
@@ -92,9 +87,24 @@ def run_calls(network: Any, on_call: Callable[[], None] = lambda: None) -> None:
         on_call()
 
 
+def record_inputs(
+    network: Any,
+    layers: Sequence[str],
+    sample: Callable[[], object],
+    *,
+    rows_per_call: int = 3,
+    seed: int = 0,
+) -> dict[str, torch.Tensor]:
+    recorder = InputRecorder(network, layers, rows_per_call, seed)
+    try:
+        sample()
+    finally:
+        recorder.close()
+    return {name: recorder.rows(name) for name in layers}
+
+
 def record(network: Any, layers: Sequence[str] = USED, **changes: int) -> Any:
-    options = {"rows_per_call": 3, "seed": 0, **changes}
-    return record_inputs(network, layers, lambda: run_calls(network), **options)
+    return record_inputs(network, layers, lambda: run_calls(network), **changes)
 
 
 def test_record_inputs_takes_rows_of_every_call(network: TinyNetwork) -> None:
@@ -285,7 +295,7 @@ def calibrated(network: Any, spec: LayerSpec = SPEC, seed: int = 0) -> Calibrati
         whole(network),
         dict.fromkeys(USED, spec),
         method_by_name("fp-rtn"),
-        Sampler(lambda on_call: run_calls(network, on_call), calls=len(CALLS)),
+        Sampler(lambda on_call, _: run_calls(network, on_call), calls=len(CALLS)),
         seed=seed,
         provenance={"seed": seed},
         reporter=SilentReporter(),
@@ -345,7 +355,7 @@ def test_calibrate_advances_the_progress(network: TinyNetwork) -> None:
         whole(network),
         {"first": SPEC},
         method_by_name("fp-rtn"),
-        Sampler(lambda on_call: run_calls(network, on_call), calls=len(CALLS)),
+        Sampler(lambda on_call, _: run_calls(network, on_call), calls=len(CALLS)),
         seed=0,
         provenance={},
         reporter=Recording(),

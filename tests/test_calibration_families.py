@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from random_pipeline import make as make_pipeline
 
-from fp4dit_onnx.calibration.capture import record_inputs
+from fp4dit_onnx.calibration.capture import InputRecorder
 from fp4dit_onnx.calibration.methods import method_by_name
 from fp4dit_onnx.calibration.run import calibrate
 from fp4dit_onnx.calibration.samples import Samples
@@ -167,12 +167,12 @@ def test_a_pipeline_without_room_computes_the_same(planned: Planned) -> None:
     encoders = [lean_pipeline.components[n] for n in lean_pipeline.components if "text_enc" in n]
     assert all(any(is_fake(p) for p in encoder.parameters()) for encoder in encoders if encoder)
     layer = next(n for n in made.specs if n.startswith(f"{inner}."))
-    rows = [
-        record_inputs(
-            network.module, [layer], lambda p=p: sampled(made, p), rows_per_call=4, seed=0
-        )[layer]
-        for network, p in ((lean, lean_pipeline), (full, full_pipeline))
-    ]
+    rows = []
+    for network, p in ((lean, lean_pipeline), (full, full_pipeline)):
+        recorder = InputRecorder(network.module, [layer], rows_per_call=4, seed=0)
+        sampled(made, p)
+        recorder.close()
+        rows.append(recorder.rows(layer))
     assert torch.equal(*rows)
     assert model_digest(lean) == model_digest(full)
 

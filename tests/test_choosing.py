@@ -19,6 +19,7 @@ from toy_network import (
     PICTURES,
     STEPS,
     Network,
+    draw,
     sampler_of,
     toy_network,
 )
@@ -52,7 +53,7 @@ def recorded(network: Any, folder: Path, layers: tuple[str, ...] = LAYERS) -> Mo
     sampler = sampler_of(network)
     recorder = MomentRecorder(network, layers, sampler, IMPORTANCE, GUIDED, folder, seed=0)
     try:
-        sampler.sample(lambda: None)
+        sampler.sample(lambda: None, 0)
     finally:
         recorder.close()
     return recorder.moments()
@@ -65,7 +66,7 @@ def received(network: Any, name: str) -> list[torch.Tensor]:
     layer = network.get_submodule(name)
     handle = layer.register_forward_pre_hook(lambda _, args: found.append(args[0].double()))
     try:
-        sampler_of(network).sample(lambda: None)
+        sampler_of(network).sample(lambda: None, 0)
     finally:
         handle.remove()
     return found
@@ -226,13 +227,13 @@ def test_layers_whose_activations_stay_in_float_are_not_rotated() -> None:
 # --- choices -----------------------------------------------------------------------------------
 
 
-def tuned(network: Any, folder: Path, method: Method = TUNED) -> Calibration:
+def tuned(network: Any, folder: Path, method: Method = TUNED, **changes: Any) -> Calibration:
     specs = dict.fromkeys(LAYERS, LayerSpec.of("e2m1", "e2m3", 8, "int4*f32"))
     return calibrate(
         whole(network),
         specs,
         method,
-        sampler_of(network),
+        sampler_of(network, **changes),
         seed=0,
         provenance={},
         reporter=SilentReporter(),
@@ -285,8 +286,22 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Killed while moments are summed, and again while layers are rounded."""
+    """Killed in the second batch of images, at their end, and while layers are rounded."""
     whole = tuned(network, tmp_path / "a")
+    calls = 0
+
+    def sample(on_call: Any, first: int) -> None:
+        def counted() -> None:
+            nonlocal calls
+            calls += 1
+            on_call()
+            if calls == STEPS + 2:
+                raise KeyboardInterrupt
+
+        draw(network, 0, PICTURES, counted, first)
+
+    with pytest.raises(KeyboardInterrupt):
+        tuned(network, tmp_path / "b", sample=sample)
     right = MomentRecorder.moments
 
     def killed(*_: Any) -> Any:
@@ -294,7 +309,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 
     monkeypatch.setattr(MomentRecorder, "moments", killed)
     with pytest.raises(KeyboardInterrupt):
-        tuned(network, tmp_path / "b")
+        tuned(network, tmp_path / "b", sample=sample, probe=None)  # importance is known
+    assert calls == STEPS + 2 + 2 * STEPS  # the first batch is not sampled again
     monkeypatch.setattr(MomentRecorder, "moments", right)
     finish, done = Work.finish, []
 

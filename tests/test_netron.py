@@ -77,7 +77,7 @@ def models(network: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     inputs = {s.name: torch.ones(s.shape(network.config, sizes)) for s in inputs_of(network)}
     arguments = FAMILY.interface(network.config).keywords(inputs)
 
-    def sample(on_call: Callable[[], None]) -> None:
+    def sample(on_call: Callable[[], None], first: int) -> None:
         network(**arguments)
         on_call()
 

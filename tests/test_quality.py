@@ -6,14 +6,17 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from manifests import EMPTY
 from PIL import Image
 
 from fp4dit_onnx import cli
+from fp4dit_onnx.bundle.bundle import REQUIRED_FILES, write_manifest
 from fp4dit_onnx.commands import evaluate as command
 from fp4dit_onnx.errors import CheckpointError, UsageError
 from fp4dit_onnx.evaluation import quality
@@ -253,6 +256,40 @@ def test_command_refuses_bad_prompt_files(
     assert captured.err.startswith(f"error: {path} ")
     assert words in captured.err
     assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("recipes", "names"),
+    [
+        (["fp4dit w4a6"], ["w4a6"]),
+        (["fp4dit w4a6", "tuned w4a6"], ["fp4dit", "tuned"]),
+        (["tuned w4a6", "tuned w4a8"], ["w4a6", "w4a8"]),
+        (["fp4dit w4a6", "tuned w4a8", "tuned w4a6"], ["fp4dit w4a6", "tuned w4a8", "tuned w4a6"]),
+        (["tuned w4a6", "tuned w4a6"], ["0", "1"]),
+    ],
+)
+def test_rows_are_named_after_what_tells_bundles_apart(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, recipes: list[str], names: list[str]
+) -> None:
+    folders = [tmp_path / str(i) for i in range(len(recipes))]
+    for folder, recipe in zip(folders, recipes, strict=True):
+        method, bits = recipe.split()
+        for name in REQUIRED_FILES:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+        write_manifest(
+            folder, replace(EMPTY, recipe=replace(EMPTY.recipe, method=method, bits=bits))
+        )
+    seen: dict[str, Path] = {}
+
+    def evaluate(bundles: dict[str, Path], *_: Any, **options: Any) -> Any:
+        seen.update(bundles)
+        raise UsageError("seen")
+
+    monkeypatch.setattr(quality, "evaluate", evaluate)
+    with pytest.raises(UsageError, match="seen"):
+        command.run(folders)
+    assert seen == dict(zip(names, folders, strict=True))
 
 
 def test_command_refuses_an_unknown_kind_of_grid() -> None:

@@ -70,7 +70,7 @@ def run(
 
 
 def _by_name(bundles: Sequence[Path], model: Path | None) -> dict[str, Path]:
-    """Bundles by what tells them apart: their bits where these differ, else folder, else path."""
+    """Bundles by what tells them apart: recipe and bits, as far as these differ; else folder or path."""
     opened = [Bundle.open(path) for path in bundles]
     for bundle in opened:
         source = bundle.manifest.source.name
@@ -79,8 +79,11 @@ def _by_name(bundles: Sequence[Path], model: Path | None) -> dict[str, Path]:
                 f"{bundle.folder} was made from {source!r}, not from the embedded "
                 "demo pipeline: give the float pipeline with --model"
             )
+    recipes = [bundle.manifest.recipe for bundle in opened]
+    facts = ([r.method for r in recipes], [r.bits for r in recipes])
+    differing = [column for column in facts if len(set(column)) > 1] or facts[1:]
     candidates = (
-        [bundle.manifest.recipe.bits for bundle in opened],
+        [" ".join(row) for row in zip(*differing, strict=True)],
         [path.resolve().name for path in bundles],
         [str(path) for path in bundles],
     )

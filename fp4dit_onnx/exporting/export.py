@@ -308,7 +308,7 @@ def _calibrate(
 ) -> Calibration:
     from fp4dit_onnx.calibration.run import calibrate
     from fp4dit_onnx.calibration.sampling import pipeline_sampler
-    from fp4dit_onnx.calibration.work import Work
+    from fp4dit_onnx.calibration.work import RECORDED, Work
 
     seeds, work = [request.seed + i for i in range(len(planned.prompts))], None
     if planned.trains:
@@ -328,8 +328,10 @@ def _calibrate(
             work=work,
             max_ram=int(request.max_ram),
         )
-    except BaseException:
-        if work is not None and not work.recorded:
+    except BaseException as error:
+        # After what is refused, the same command would fail again at the same place.
+        refused = isinstance(error, Fp4DitError)
+        if work is not None and not (work.keeps(RECORDED) if refused else work.begun):
             work.remove()
         raise
 

@@ -64,14 +64,16 @@ def toy_network() -> Network:
     return Network().requires_grad_(requires_grad=False).eval()
 
 
-def draw(network: Any, seed: int, count: int, on_call: Callable[[], None] = lambda: None) -> Any:
-    """A sampler of `STEPS` steps with guidance; both halves in one batch."""
+def draw(
+    network: Any, seed: int, count: int, on_call: Callable[[], None] = lambda: None, first: int = 0
+) -> Any:
+    """A sampler of `STEPS` steps with guidance, from batch `first` on; both halves in one batch."""
     generator = torch.Generator().manual_seed(seed)
     results = []
-    for _ in range(0, count, BATCH):
+    for batch in range(-(-count // BATCH)):
         x = torch.randn((BATCH, TOKENS, WIDTH), generator=generator)
         text = torch.randn((BATCH, WIDTH), generator=generator)
-        for step in range(STEPS):
+        for step in range(STEPS if batch >= first else 0):
             time = torch.cat([torch.zeros_like(text), text]) + step
             both = network(torch.cat([x, x]), time=time)[0]
             unconditional, conditional = both.chunk(2)
@@ -84,7 +86,7 @@ def draw(network: Any, seed: int, count: int, on_call: Callable[[], None] = lamb
 def sampler_of(network: Any, **changes: Any) -> Sampler:
     """The sampler over `PICTURES` images."""
     fields = {
-        "sample": lambda on_call: draw(network, 0, PICTURES, on_call),
+        "sample": lambda on_call, first: draw(network, 0, PICTURES, on_call, first),
         "calls": STEPS * PICTURES // BATCH,
         "prompts": PICTURES,
         "batch": BATCH,
