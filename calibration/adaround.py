@@ -49,7 +49,7 @@ def neighbours(
     """Neighbours of `weight` [N, K] under group scales [N, G]."""
     limit = fmt.max_integer
     t = scaled_weight(weight, scale, group_size).clamp(-limit, limit)
-    step = binade_step(t.abs(), fmt)
+    step = binade_step(t, fmt)
     lower = torch.floor(t / step) * step
     each = expand_groups(scale.float(), weight.shape[1], group_size)
     return Neighbours(lower, step, (t - lower) / step, each, limit)

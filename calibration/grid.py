@@ -11,8 +11,8 @@ from fp4dit_onnx.numbers.numerics import FINENESS, SMALLEST_AMAX
 
 __all__ = ["binade_step", "expand_groups", "quantize_rows", "round_to_grid", "row_chunks"]
 
-MANTISSA_BITS, BIAS = 23, 127
-"""Of float32."""
+EXPONENT = 0x7F800000
+"""Bits of a float32's exponent."""
 CHUNK = 1 << 20
 """Elements that are worked on at a time: they stay in a core's cache, and no memory is asked for."""
 
@@ -23,21 +23,23 @@ def row_chunks(values: torch.Tensor, width: int | None = None) -> tuple[torch.Te
     return torch.split(values, rows)
 
 
-def binade_step(magnitude: torch.Tensor, fmt: FloatFormat) -> torch.Tensor:
-    """Distance between the grid integers around `magnitude` (any shape, float32, grid-integer units).
+def binade_step(values: torch.Tensor, fmt: FloatFormat) -> torch.Tensor:
+    """Distance between the grid integers around `values` (any shape, float32, grid-integer units).
 
     A power of two, 1 up to the first normal binade: FP4DiT's s(w) in units of the group's scale.
     """
-    # The exponent field itself; frexp and ldexp take ten times as long. 0 and subnormals give -127.
-    field = magnitude.contiguous().view(torch.int32) >> MANTISSA_BITS
-    field = field.sub_(BIAS + fmt.mantissa_bits).clamp_(min=0).add_(BIAS)
-    return (field << MANTISSA_BITS).view(torch.float32)
+    # The exponent field alone is a power of two; frexp and ldexp take ten times as long.
+    binade = (values.contiguous().view(torch.int32) & EXPONENT).view(torch.float32)
+    return binade.mul_(2.0**-fmt.mantissa_bits).clamp_(min=1.0)
 
 
 def round_to_grid(t: torch.Tensor, fmt: FloatFormat) -> torch.Tensor:
     """Nearest grid integer of finite `t` (any shape, float32), saturating, ties to even."""
-    step = binade_step(t.abs(), fmt)
-    return (t / step).round_().mul_(step).clamp_(-fmt.max_integer, fmt.max_integer)
+    limit = fmt.max_integer
+    if limit < 2 << fmt.mantissa_bits:  # every integer is on the grid
+        return t.round().clamp_(-limit, limit)
+    step = binade_step(t, fmt)
+    return (t / step).round_().mul_(step).clamp_(-limit, limit)
 
 
 def quantize_rows(

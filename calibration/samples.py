@@ -50,13 +50,12 @@ class Array:
         """Make room for `count` rows of the type and row shape of `like` [B, ...]."""
         row = like[:0].numpy()
         shape = (count, *row.shape[1:])
-        np.lib.format.open_memmap(self._path, "w+", row.dtype, shape).flush()
+        np.lib.format.open_memmap(self._path, "w+", row.dtype, shape)
 
     def write(self, start: int, rows: torch.Tensor) -> None:
         """Write `rows` [B, ...] at index `start`."""
         file = np.load(self._path, mmap_mode="r+")
-        file[start : start + rows.shape[0]] = rows.numpy()
-        file.flush()
+        file[start : start + rows.shape[0]] = rows.numpy()  # the system writes it to disk in time
 
     def read(self, index: torch.Tensor | slice) -> torch.Tensor:
         """Rows at `index` (int64 [B], or a slice), copied; the file is mapped for that long only."""

@@ -39,6 +39,9 @@ from fp4dit_onnx.spec.transforms import TRANSFORMS
 
 __all__ = ["float_passes", "quantize_passes", "quantized_graph", "run_passes"]
 
+_Cleaned = tuple[frozenset[str], onnx.ModelProto, tuple[PassReport, ...]]
+"""A graph's parameters, the graph after `float_passes`, and their reports."""
+
 
 def float_passes(parameters: frozenset[str]) -> tuple[Pass, ...]:
     """Clean up what torch.onnx emits; the result is a float model that ONNX Runtime loads."""
@@ -114,14 +117,15 @@ def quantized_graph(
     Returns:
         A model whose weights are placeholders, and the reports of each pass, summed over blocks.
     """
-    shell, reports = _quantized(traced.shell, layout, form)
+    shell, reports = _quantized(_cleaned(traced.shell), layout, form)
+    cleaned = {kind.first: _cleaned(kind.model) for kind in traced.kinds.values()}
     found: dict[tuple[str, str], tuple[Kind, tuple[PassReport, ...]]] = {}
     kinds = {}
     for block, kind in traced.kinds.items():
         own = _renamed(layout, block, kind.first)
         key = (kind.first, repr(own))
         if key not in found:
-            model, passed = _quantized(kind.model, own, form)
+            model, passed = _quantized(cleaned[kind.first], own, form)
             found[key] = Kind(kind.first, model), passed
         kinds[block], passed = found[key]
         rename = partial(renamed_block, old=kind.first, new=block)
@@ -146,15 +150,22 @@ def _renamed(layout: Layout, block: str, first: str) -> Layout:
     return Layout(layers, attention)
 
 
+def _cleaned(model: onnx.ModelProto) -> _Cleaned:
+    """One graph after the passes that do not depend on what is quantized."""
+    parameters = frozenset(t.name for t in model.graph.initializer)
+    return (parameters, *run_passes(model, float_passes(parameters)))
+
+
 def _quantized(
-    model: onnx.ModelProto, layout: Layout, form: str
+    given: _Cleaned, layout: Layout, form: str
 ) -> tuple[onnx.ModelProto, tuple[PassReport, ...]]:
     """All passes on one graph, with the part of `layout` whose weights it holds."""
-    parameters = frozenset(t.name for t in model.graph.initializer)
+    parameters, model, done = given
     layers = {n: layer for n, layer in layout.layers.items() if f"{n}.weight" in parameters}
     attention = {n: f for n, f in layout.attention.items() if f"{n}.to_q" in layers}
     own = Layout(layers, attention)
-    return run_passes(model, (*float_passes(parameters), *quantize_passes(own, parameters, form)))
+    model, reports = run_passes(model, quantize_passes(own, parameters, form))
+    return model, (*done, *reports)
 
 
 def _exported(graph: gs.Graph) -> onnx.ModelProto:
