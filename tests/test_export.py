@@ -94,13 +94,17 @@ def test_trained_weights_arrive_in_the_graph(tmp_path: Path) -> None:
     assert verify(result.bundle, quick=True).ok
 
 
-def test_a_damaged_model_leaves_nothing_behind(demo_copy: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{}, {"method": "fp-rtn", "measure": False}])
+def test_a_damaged_model_leaves_nothing_behind(
+    changes: Any, demo_copy: Path, tmp_path: Path
+) -> None:
+    """Calibrated, or rounded from its files."""
     weights = demo_copy / "transformer" / "diffusion_pytorch_model.safetensors"
     tensors = safetensors.numpy.load_file(weights)
     tensors["proj_out.weight"][0, 0] = np.nan
     safetensors.numpy.save_file(tensors, weights)
     with pytest.raises(UsageError, match="layer proj_out: its weight holds NaN or infinity"):
-        export(ExportRequest(output=tmp_path / "new" / "out", model=demo_copy))
+        export(ExportRequest(output=tmp_path / "new" / "out", model=demo_copy, **changes))
     assert not (tmp_path / "new").exists()
 
 

@@ -8,14 +8,13 @@ from typing import Any
 import numpy.typing as npt
 import onnx
 import pytest
+from pass_bench import through
 
 pytest.importorskip("onnx_graphsurgeon")
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.bundle.probe import read_state
 from fp4dit_onnx.errors import BundleError, Fp4DitError
-from fp4dit_onnx.numbers import numerics
-from fp4dit_onnx.numbers.formats import format_by_name
 from fp4dit_onnx.passes.pipeline import quantize_passes, run_passes
 from fp4dit_onnx.passes.quantize_attention import QuantizeAttention
 from fp4dit_onnx.report.inspection import inspect_model
@@ -60,12 +59,6 @@ def attention(bench: Any, bias: bool = True) -> tuple[onnx.ModelProto, dict[str,
     parameters = bench.layer_parameters(*LAYERS, n=HEADS * DIM)
     text = f"g ({INPUT}) => ({OUTPUT}) {{ {projections(bench, bias)} {PRODUCTS} }}"
     return bench.parse(text, parameters), parameters
-
-
-def through(x: Array, name: str) -> Array:
-    """`x` after quantize and dequantize in format `name`."""
-    q, scale = numerics.quantize(x, format_by_name(name))
-    return numerics.dequantize(q, scale, x.shape[-1])
 
 
 def state_of(fmt: str, name: str = "m") -> QuantizedState:

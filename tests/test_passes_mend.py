@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("onnx_graphsurgeon")
 
-from pass_bench import normal, op_types
+from pass_bench import normal, only_reason, op_types
 
 from fp4dit_onnx.passes.base import PassReport
 from fp4dit_onnx.passes.constant_reshape import ConstantReshape
@@ -22,13 +22,6 @@ from fp4dit_onnx.passes.mend_squeeze import MendSqueeze
 from fp4dit_onnx.passes.pipeline import run_passes
 
 Array = npt.NDArray[Any]
-
-
-def only_reason(report: Any, name: str) -> str:
-    """The reason of the one skip, which must be of node `name`."""
-    assert report.rewritten == 0
-    assert [skip.name for skip in report.skipped] == [name]
-    return str(report.skipped[0].reason)
 
 
 @pytest.mark.parametrize("axes", ["{1}", "{-2}", "{1, 2}", "{-1, 1}"])

@@ -7,15 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from pass_bench import through
 
 pytest.importorskip("onnx_graphsurgeon")
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.bundle.names import codes_of, part_of
 from fp4dit_onnx.bundle.probe import read_state
-from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.compare import within
-from fp4dit_onnx.numbers.formats import format_by_name
 from fp4dit_onnx.passes.fuse_linear import FuseLinear
 from fp4dit_onnx.passes.insert_qdq import InsertQdq
 from fp4dit_onnx.passes.name_tensors import NameTensors
@@ -24,12 +23,6 @@ from fp4dit_onnx.passes.pipeline import run_passes
 
 Array = npt.NDArray[Any]
 K = 20
-
-
-def through(x: Array, name: str) -> Array:
-    """`x` after quantize and dequantize in format `name`."""
-    q, scale = numerics.quantize(x, format_by_name(name))
-    return numerics.dequantize(q, scale, x.shape[-1])
 
 
 def reasons(report: Any) -> dict[str, str]:

@@ -13,7 +13,7 @@ from fp4dit_onnx.commands.output import print_json, print_line, print_table, rep
 from fp4dit_onnx.commands.parameters import Json, PromptFile
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.options import INPUT, OUTPUT, SAMPLING, Option
-from fp4dit_onnx.prompts import demo_prompts, general_prompts, read_prompts
+from fp4dit_onnx.prompts import evaluation_prompts
 from fp4dit_onnx.system.outputs import check_file, written_whole
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def run(
             raise UsageError(f"grid {grid}: expected a name ending in {', '.join(SUFFIXES)}")
         check_file(grid)
     folders = _by_name(bundles, model)
-    texts = _prompts(prompts, model, count)
+    texts = evaluation_prompts(prompts, model, count)
     from fp4dit_onnx.evaluation.quality import evaluate
 
     found = evaluate(folders, model or demo_folder(), texts, range(seeds), reporter=reporter())
@@ -91,14 +91,6 @@ def _by_name(bundles: Sequence[Path], model: Path | None) -> dict[str, Path]:
     if names is None:
         raise UsageError("the same bundle is given twice: give each once")
     return dict(zip(names, bundles, strict=True))
-
-
-def _prompts(file: Path | None, model: Path | None, count: int) -> list[str]:
-    if file is not None:
-        texts = read_prompts(file)
-    else:
-        texts = demo_prompts("evaluation") if model is None else general_prompts()
-    return texts[:count]
 
 
 def _print_scores(found: Evaluation) -> None:

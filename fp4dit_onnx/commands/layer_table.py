@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from fp4dit_onnx.bundle.manifest import Layer
 from fp4dit_onnx.commands.output import decibels, print_line, print_table
+from fp4dit_onnx.numbers.compare import mean
 from fp4dit_onnx.report.layer_names import kind_of
 from fp4dit_onnx.system.texts import size
 
@@ -87,14 +88,9 @@ def _group(name: str, formats: str, rows: list[Layer]) -> LayerGroup:
         formats=formats,
         bytes=sum(row.bytes for row in rows),
         weights=sum(row.weights for row in rows),
-        weight_sqnr_db=_mean(row.weight_sqnr_db for row in rows),
-        output_sqnr_db=_mean(row.output_sqnr_db for row in rows),
+        weight_sqnr_db=mean(row.weight_sqnr_db for row in rows),
+        output_sqnr_db=mean(row.output_sqnr_db for row in rows),
     )
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def print_layers(title: str, rows: Iterable[Layer]) -> None:

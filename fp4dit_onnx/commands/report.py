@@ -14,7 +14,7 @@ from fp4dit_onnx.commands.parameters import PromptFile
 from fp4dit_onnx.errors import MissingExtraError, UsageError
 from fp4dit_onnx.exporting.options import INPUT, OUTPUT, SAMPLING, Option
 from fp4dit_onnx.files import plain
-from fp4dit_onnx.prompts import demo_prompts, general_prompts, read_prompts
+from fp4dit_onnx.prompts import evaluation_prompts
 from fp4dit_onnx.report.data import Evidence, read_evidence
 from fp4dit_onnx.system.outputs import check_file
 from fp4dit_onnx.system.texts import size
@@ -90,7 +90,7 @@ def run(
         raise UsageError(f"output {output}: expected a name ending in {' or '.join(SUFFIXES)}")
     if len(opened) == 1:
         (bundle,) = opened
-        texts = _prompts(prompts, model, count or COUNT)
+        texts = evaluation_prompts(prompts, model, count or COUNT)
         evidence = _measured(bundle, model, texts, range(seeds or 1)) if given else None
         _report(bundle, evidence, output, json=json)
         return
@@ -117,14 +117,6 @@ def _measured(
     from fp4dit_onnx.report.measuring import measure
 
     return measure(bundle, model or demo_folder(), prompts, seeds, reporter())
-
-
-def _prompts(file: Path | None, model: Path | None, count: int) -> list[str]:
-    if file is not None:
-        texts = read_prompts(file)
-    else:
-        texts = demo_prompts("evaluation") if model is None else general_prompts()
-    return texts[:count]
 
 
 def _report(bundle: Bundle, evidence: Evidence | None, output: Path | None, *, json: bool) -> None:

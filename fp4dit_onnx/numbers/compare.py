@@ -6,6 +6,7 @@ No comparator has a default tolerance; bounds are derived by the caller. NaN agr
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ __all__ = [
     "Comparison",
     "attention_rounding_bound",
     "linear_rounding_bound",
+    "mean",
     "ratio_db",
     "same_bits",
     "sqnr_db",
@@ -190,3 +192,9 @@ def ratio_db(signal: float, noise: float) -> float:
         return math.inf
     with np.errstate(divide="ignore"):
         return float(10 * np.log10(np.float64(signal) / noise))
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Of those that are known; None where none is."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

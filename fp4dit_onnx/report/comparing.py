@@ -7,6 +7,7 @@ from typing import Any
 
 from fp4dit_onnx.bundle.manifest import Layer
 from fp4dit_onnx.evaluation.metrics import METRICS, Score
+from fp4dit_onnx.numbers.compare import mean
 from fp4dit_onnx.report import plots
 from fp4dit_onnx.report.cost import is_busy, milliseconds
 from fp4dit_onnx.report.data import LIBRARY, Picture
@@ -126,12 +127,7 @@ def _peak(subject: Subject) -> int | None:
 
 
 def _mean(attribute: str) -> Callable[[Subject], float | None]:
-    def mean(subject: Subject) -> float | None:
-        values = [getattr(layer, attribute) for layer in subject.facts.layers]
-        known = [value for value in values if value is not None]
-        return sum(known) / len(known) if known else None
-
-    return mean
+    return lambda subject: mean(getattr(layer, attribute) for layer in subject.facts.layers)
 
 
 def _last_latents(subject: Subject) -> float | None:

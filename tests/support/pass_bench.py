@@ -13,11 +13,20 @@ import pytest
 
 from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.compare import same_bits, within
+from fp4dit_onnx.numbers.formats import format_by_name
 from fp4dit_onnx.ops import DOMAIN, IR_VERSION, OPSET, VERSION, attach_functions
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState
 
-__all__ = ["NO_PARAMETERS", "PassBench", "constants", "normal", "op_types"]
+__all__ = [
+    "NO_PARAMETERS",
+    "PassBench",
+    "constants",
+    "normal",
+    "only_reason",
+    "op_types",
+    "through",
+]
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -162,3 +171,16 @@ class PassBench:
         """The value of an initializer."""
         (found,) = (t for t in model.graph.initializer if t.name == name)
         return onnx.numpy_helper.to_array(found)
+
+
+def through(x: Array, name: str) -> Array:
+    """`x` after quantize and dequantize in format `name`."""
+    q, scale = numerics.quantize(x, format_by_name(name))
+    return numerics.dequantize(q, scale, x.shape[-1])
+
+
+def only_reason(report: Any, name: str) -> str:
+    """The reason of the one skip, which must be of node `name`."""
+    assert report.rewritten == 0
+    assert [skip.name for skip in report.skipped] == [name]
+    return str(report.skipped[0].reason)

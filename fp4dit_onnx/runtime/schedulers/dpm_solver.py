@@ -27,6 +27,7 @@ from fp4dit_onnx.runtime.schedulers.spacing import (
 )
 from fp4dit_onnx.runtime.schedulers.training import (
     data_and_noise,
+    levels,
     positive_alphas,
     training_sigmas,
 )
@@ -118,10 +119,7 @@ class _Solver:
 
     def __init__(self, options: Options, sigmas: FloatArray) -> None:
         self._options, self._steps = options, len(sigmas) - 1
-        self._alphas = 1 / np.sqrt(sigmas * sigmas + 1)
-        self._noise_levels = sigmas * self._alphas
-        with np.errstate(divide="ignore"):  # the last sigma may be zero: infinite log SNR
-            self._log_snr = np.log(self._alphas) - np.log(self._noise_levels)
+        self._alphas, self._noise_levels, self._log_snr = levels(sigmas)
         self._data: list[FloatArray] = []
         self._index = 0
 

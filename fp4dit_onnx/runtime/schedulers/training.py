@@ -13,7 +13,14 @@ import numpy.typing as npt
 
 from fp4dit_onnx.runtime.schedulers.options import Options
 
-__all__ = ["cumulative_alphas", "data_and_noise", "linspace", "positive_alphas", "training_sigmas"]
+__all__ = [
+    "cumulative_alphas",
+    "data_and_noise",
+    "levels",
+    "linspace",
+    "positive_alphas",
+    "training_sigmas",
+]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -102,3 +109,11 @@ def data_and_noise(
         data = np.asarray(alpha * sample - sigma * output, np.float32)
         noise = np.asarray(alpha * output + sigma * sample, np.float32)
     return data, noise
+
+
+def levels(sigmas: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Scales of data and noise, and the logarithm of their ratio; infinite where sigma is zero."""
+    alphas = 1 / np.sqrt(sigmas * sigmas + 1)
+    noise = sigmas * alphas
+    with np.errstate(divide="ignore"):
+        return alphas, noise, np.log(alphas) - np.log(noise)

@@ -25,7 +25,7 @@ from fp4dit_onnx.runtime.schedulers.spacing import (
     spaced_before_zero,
     times_of,
 )
-from fp4dit_onnx.runtime.schedulers.training import data_and_noise, training_sigmas
+from fp4dit_onnx.runtime.schedulers.training import data_and_noise, levels, training_sigmas
 from fp4dit_onnx.values import whole
 
 __all__ = ["UNIPC_MULTISTEP"]
@@ -125,10 +125,7 @@ class _Solver:
 
     def __init__(self, options: Options, sigmas: FloatArray) -> None:
         self._options, self._steps = options, len(sigmas) - 1
-        self._alphas = 1 / np.sqrt(sigmas * sigmas + 1)
-        self._noise_levels = sigmas * self._alphas
-        with np.errstate(divide="ignore"):  # the last sigma may be zero: infinite log SNR
-            self._log_snr = np.log(self._alphas) - np.log(self._noise_levels)
+        self._alphas, self._noise_levels, self._log_snr = levels(sigmas)
         self._found: list[FloatArray] = []
         self._index = self._order = 0
 
