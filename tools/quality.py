@@ -179,7 +179,13 @@ class Bench:
             itertools.islice(itertools.cycle(demo_prompts("calibration")), method.data.prompts)
         )
         seeds = range(len(prompts))
-        work = Work(self.work / f"{slug}.calibration", fingerprint)
+        shared = fingerprint
+        if row.target_bits is not None:  # budgets are spent on the same rounded layers
+            slug = f"{row.method}-{row.preset}-budgets-{bits}"
+            unspent = method.with_stage("budget", bits=0.0).to_json()
+            shared = {**fingerprint, "row": slug, "method": unspent}
+        work = Work(self.work / f"{slug}.calibration", shared)
+        earlier = work.load("seconds") or 0.0
         sampler = pipeline_sampler(self.pipeline, self.family, prompts, seeds, self.sampling)
         found = calibrate(
             whole(self.pipeline.transformer),
@@ -194,12 +200,15 @@ class Bench:
             precisions=planned.precisions,
             work=work,
         )
-        seconds = time.monotonic() - start
+        seconds = earlier + time.monotonic() - start
         state = QuantizedState(
             found.state.layers, {"fingerprint": fingerprint, "seconds": seconds}
         )
         save_state(state, done)
-        work.remove()
+        if row.target_bits is None:
+            work.remove()
+        elif not earlier:
+            work.save("seconds", seconds)
         return state, seconds
 
     def measured(self, row: Row, bits: str, state: QuantizedState) -> dict[str, Any]:
