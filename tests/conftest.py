@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import shutil
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,9 +19,11 @@ import numpy.typing as npt
 import onnx
 import onnx.parser
 import pytest
+from command_line import Outcome, Run
 from manifests import EMPTY
 from pass_bench import PassBench
 
+from fp4dit_onnx import cli
 from fp4dit_onnx.bundle.bundle import write_manifest
 from fp4dit_onnx.bundle.skeleton import Traced
 from fp4dit_onnx.checkpoint.checkpoint import Checkpoint, open_checkpoint
@@ -47,6 +50,30 @@ def demo_folder() -> Path:
 def demo_copy(demo_folder: Path, tmp_path: Path) -> Path:
     """A copy of the embedded demo pipeline, to be damaged."""
     return shutil.copytree(demo_folder, tmp_path / "pipeline")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Runs a command in this process."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def call(*words: object) -> Outcome:
+        with pytest.raises(SystemExit) as left:
+            cli.main([str(word) for word in words])
+        return Outcome(int(left.value.code or 0), *capsys.readouterr())
+
+    yield call
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def small_model(tmp_path: Path) -> Path:
+    """A model of one FpQuantize and one FpLinear [M, 32] -> [M, 4]."""
+    from fp4dit_onnx.targets.tiny_model import tiny_linear
+
+    path = tmp_path / "model.onnx"
+    onnx.save_model(tiny_linear(), path)
+    return path
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from command_line import Run
 from manifests import EMPTY, layer
 
-from fp4dit_onnx import cli
 from fp4dit_onnx.bundle.bundle import MANIFEST, REQUIRED_FILES, Bundle, new_bundle, write_manifest
 from fp4dit_onnx.bundle.manifest import Converted, Encoder, Kept, PassNote, Weight, read_manifest
 from fp4dit_onnx.errors import BundleError, UsageError
@@ -288,38 +288,26 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 """What may happen to a bundle, and what every command says then."""
 
 
-def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line of a command that is refused."""
-    with pytest.raises(SystemExit) as ended:
-        cli.main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    assert (ended.value.code, captured.out) == (2, "")
-    assert len(captured.err.splitlines()) == 1
-    return captured.err
-
-
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("command", ["generate", "inspect", "verify", "view"])
-def test_commands_name_the_damage(
-    bundle: Path, command: str, damage: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_commands_name_the_damage(bundle: Path, command: str, damage: str, run: Run) -> None:
     further = {
         "generate": ["--prompt", "red apple", "--output", bundle / "apple.png"],
         "view": ["--no-browser"],
     }
     change, message = DAMAGE[damage]
     change(bundle)
-    assert message in said(capsys, command, bundle, *further.get(command, ()))
+    run(command, bundle, *further.get(command, ())).refuses(message)
 
 
-def test_commands_on_what_is_no_model(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_on_what_is_no_model(bundle: Path, run: Run) -> None:
     """Its bytes and sha256 are those of the manifest."""
-    assert "transformer/model.onnx is not an ONNX model" in said(capsys, "inspect", bundle)
+    run("inspect", bundle).refuses("transformer/model.onnx is not an ONNX model")
 
 
-def test_verify_names_what_was_altered(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_names_what_was_altered(bundle: Path, run: Run) -> None:
     (bundle / "transformer/model.onnx").write_text("CONTENT")
-    assert "transformer/model.onnx has sha256" in said(capsys, "verify", bundle)
+    run("verify", bundle).refuses("transformer/model.onnx has sha256")
 
 
 def places(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:

@@ -4,39 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import Run
 
 pytest.importorskip("diffusers")
 pytest.importorskip("onnxruntime")
 
-from fp4dit_onnx import cli
 from fp4dit_onnx.bundle.bundle import MANIFEST, REPORT, Bundle
 from fp4dit_onnx.report import writing
 from fp4dit_onnx.targets import TARGETS
 
-Outcome = tuple[int, str, str]
-Run = Callable[..., Outcome]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Exit code, output and error output of ``convert`` with arguments."""
-
-    def call(*arguments: object) -> Outcome:
-        with pytest.raises(SystemExit) as caught:
-            cli.main(["convert", *map(str, arguments)])
-        code = caught.value.code
-        found = capsys.readouterr()
-        return code if isinstance(code, int) else 0, found.out, found.err
-
-    return call
-
 
 def test_sizes_are_shown(run: Run, demo_bundle: Path, tmp_path: Path) -> None:
-    code, out, _ = run(demo_bundle, "-o", tmp_path / "made")
+    code, out, _ = run("convert", demo_bundle, "-o", tmp_path / "made")
     assert code == 0
     assert "transformer" in out
     assert "text_encoder" not in out, "it is not quantized"
@@ -48,12 +30,12 @@ def test_the_report_is_written_where_it_can_be(
     run: Run, demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = tmp_path / "made"
-    assert run(demo_bundle, "-o", made)[0] == 0
+    assert run("convert", demo_bundle, "-o", made)[0] == 0
     assert "converted" in json.loads((made / MANIFEST).read_text())
     assert (made / REPORT).is_file()
     Bundle.open(made).check_files(deep=True)
     monkeypatch.setattr(writing, "PACKAGES", ("no_such_package",))
-    code, _, err = run(demo_bundle, "-o", tmp_path / "other")
+    code, _, err = run("convert", demo_bundle, "-o", tmp_path / "other")
     assert code == 0
     assert "no report.html in" in err
     assert "pip install 'fp4dit-onnx[report]'" in err
@@ -61,7 +43,7 @@ def test_the_report_is_written_where_it_can_be(
 
 
 def test_json_alone(run: Run, demo_bundle: Path, tmp_path: Path) -> None:
-    code, out, _ = run(demo_bundle, "-o", tmp_path / "made", "--json")
+    code, out, _ = run("convert", demo_bundle, "-o", tmp_path / "made", "--json")
     facts = json.loads(out)
     assert code == 0
     assert facts["target"] == "inline"
@@ -73,21 +55,23 @@ def test_json_alone(run: Run, demo_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_dry_run_writes_nothing(run: Run, demo_bundle: Path, tmp_path: Path) -> None:
-    code, out, _ = run(demo_bundle, "--target", "standard", "-o", tmp_path / "made", "--dry-run")
+    code, out, _ = run(
+        "convert", demo_bundle, "--target", "standard", "-o", tmp_path / "made", "--dry-run"
+    )
     assert code == 0
     assert "can be converted to standard" in out
     assert list(tmp_path.iterdir()) == []
-    _, out, _ = run(demo_bundle, "--dry-run", "--json")
+    _, out, _ = run("convert", demo_bundle, "--dry-run", "--json")
     assert list(json.loads(out)["bytes_before"]) == ["transformer"]
 
 
 def test_list(run: Run) -> None:
-    code, out, _ = run("--list", "--json")
+    code, out, _ = run("convert", "--list", "--json")
     facts = json.loads(out)
     assert code == 0
     assert list(facts["targets"]) == list(TARGETS)
     assert facts["runtimes"]["onnxruntime"]["inline"] == ""
-    table = run("--list")[1]
+    table = run("convert", "--list")[1]
     assert "onnxruntime does not load standard: " in table
 
 
@@ -118,11 +102,7 @@ def test_refusals_are_one_line(run: Run, demo_bundle: Path, tmp_path: Path) -> N
         (garbled, "-o", made): "is not JSON",
     }
     for arguments, message in cases.items():
-        code, out, err = run(*arguments)
-        assert (code, out) == (2, ""), arguments
-        assert err.startswith("error: "), err
-        assert err.count("\n") == 1, err
-        assert message in err
+        run("convert", *arguments).refuses(message)
     assert not made.exists()
     assert (demo_bundle / MANIFEST).is_file()
 
@@ -131,9 +111,9 @@ def test_an_existing_bundle_is_replaced_when_asked(
     run: Run, demo_bundle: Path, tmp_path: Path
 ) -> None:
     made = tmp_path / "made"
-    assert run(demo_bundle, "-o", made)[0] == 0
-    assert run(demo_bundle, "-o", made)[0] == 2
-    assert run(demo_bundle, "-o", made, "--overwrite")[0] == 0
-    code, _, err = run(made, "-o", tmp_path / "again")
+    assert run("convert", demo_bundle, "-o", made)[0] == 0
+    assert run("convert", demo_bundle, "-o", made)[0] == 2
+    assert run("convert", demo_bundle, "-o", made, "--overwrite")[0] == 0
+    code, _, err = run("convert", made, "-o", tmp_path / "again")
     assert code == 2
     assert "is for the target inline already" in err

@@ -7,26 +7,22 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
+from command_line import Run
 
 from fp4dit_onnx import doctor
-from fp4dit_onnx.cli import main
 
 
-def test_doctor_names_cause_and_cure(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_doctor_names_cause_and_cure(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     broken = doctor.Finding("engine", False, True, "nothing", "it is absent", "install it")
     absent = doctor.Finding("radio", False, False, "nothing", "not bought", "buy one")
     monkeypatch.setattr(doctor, "CHECKS", {"engine": lambda _: broken, "radio": lambda _: absent})
-    with pytest.raises(SystemExit, match="1"):
-        main(["doctor"])
-    printed = capsys.readouterr().out
+    code, printed, _ = run("doctor")
+    assert code == 1
     assert "engine: it is absent" in printed
     assert "cure: install it" in printed
     monkeypatch.setattr(doctor, "CHECKS", {"radio": lambda _: absent})
-    with pytest.raises(SystemExit, match="0"):
-        main(["doctor", "--json"])
-    assert json.loads(capsys.readouterr().out)["ok"]
+    code, printed, _ = run("doctor", "--json")
+    assert (code, json.loads(printed)["ok"]) == (0, True)
 
 
 def test_doctor_survives_a_check_that_breaks() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from command_line import Run
 
-from fp4dit_onnx import cli
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.system.outputs import check_file, check_place, written_whole
 
@@ -145,7 +145,7 @@ def test_files_of_others_are_kept(
     demo_bundle: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Run,
 ) -> None:
     pytest.importorskip("torch")
     file = tmp_path / "quantization.json"
@@ -154,11 +154,9 @@ def test_files_of_others_are_kept(
     names = {"FILE": file, "BUNDLE": demo_bundle, "NEW": tmp_path / "new", "LONG": "x" * 300}
     names["LOOP"] = tmp_path / "LOOP"
     forbid(monkeypatch)
-    with pytest.raises(SystemExit) as left:
-        cli.main([str(names.get(word, word)) for word in words])
-    told = capsys.readouterr().err.splitlines()
-    assert left.value.code == 2
-    assert message in told[-1]
+    code, _, told = run(*(names.get(word, word) for word in words))
+    assert code == 2
+    assert message in told.splitlines()[-1]
     assert file.read_text() == "theirs"
 
 
@@ -184,7 +182,7 @@ def test_commands_look_before_they_work(
     demo_bundle: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Run,
 ) -> None:
     pytest.importorskip("torch")
     make, message = FILES[case]
@@ -192,9 +190,5 @@ def test_commands_look_before_they_work(
     before = sorted(tmp_path.rglob("*"))
     names = {"OUT": str(output), "NEW": str(tmp_path / "new"), "BUNDLE": str(demo_bundle)}
     forbid(monkeypatch)
-    with pytest.raises(SystemExit) as left:
-        cli.main([names.get(word, word) for word in COMMANDS[command]])
-    told = capsys.readouterr()
-    assert (left.value.code, told.out, told.err.count("\n")) == (2, "", 1), told.err
-    assert message.split(":")[0] in told.err
+    run(*(names.get(word, word) for word in COMMANDS[command])).refuses(message.split(":")[0])
     assert sorted(tmp_path.rglob("*")) == before

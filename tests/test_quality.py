@@ -15,7 +15,6 @@ import pytest
 from manifests import EMPTY
 from PIL import Image
 
-from fp4dit_onnx import cli
 from fp4dit_onnx.bundle.bundle import REQUIRED_FILES, write_manifest
 from fp4dit_onnx.commands import evaluate as command
 from fp4dit_onnx.errors import CheckpointError, UsageError
@@ -238,24 +237,13 @@ def test_command_prints_a_table_or_json_alone(
     ],
 )
 def test_command_refuses_bad_prompt_files(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    content: bytes | None,
-    words: str,
+    monkeypatch: pytest.MonkeyPatch, run: Any, tmp_path: Path, content: bytes | None, words: str
 ) -> None:
     monkeypatch.setattr(command, "_by_name", lambda *_: {"w4a6": Path("16")})
     path = tmp_path / "prompts.txt"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["evaluate", "bundle", "--prompts", str(path)])
-    captured = capsys.readouterr()
-    assert caught.value.code == 2
-    assert captured.out == ""
-    assert captured.err.startswith(f"error: {path} ")
-    assert words in captured.err
-    assert captured.err.count("\n") == 1
+    run("evaluate", "bundle", "--prompts", path).refuses(f"error: {path} ", words)
 
 
 @pytest.mark.parametrize(

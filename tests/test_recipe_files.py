@@ -11,7 +11,6 @@ import pytest
 pytest.importorskip("onnx_graphsurgeon")
 
 from fp4dit_onnx.calibration.methods import method_names
-from fp4dit_onnx.cli import main
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.better import better_recipe
 from fp4dit_onnx.exporting.plan import plan
@@ -69,23 +68,17 @@ def test_recipes_that_are_refused(tmp_path: Path, text: str, message: str) -> No
         plan(ExportRequest(tmp_path / "b", recipe=path))
 
 
-def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands(tmp_path: Path, run: Any) -> None:
     saved = tmp_path / "saved.toml"
-    with pytest.raises(SystemExit) as done:
-        main(["export", "--dry-run", "--method", "fp-rtn", "--save-recipe", str(saved)])
-    assert done.value.code == 0
+    assert run("export", "--dry-run", "--method", "fp-rtn", "--save-recipe", saved).code == 0
     assert 'use = "nearest"' in saved.read_text(encoding="utf-8")
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as done:
-        main(["recipes", "--json"])
-    assert done.value.code == 0
-    rows = json.loads(capsys.readouterr().out)
+    code, out, _ = run("recipes", "--json")
+    assert code == 0
+    rows = json.loads(out)
     assert [row["name"] for row in rows] == list(method_names())
     assert {row["name"]: row["needs"] for row in rows}["fp-rtn"] == "weights only"
     assert all(row["summary"] for row in rows)
-    with pytest.raises(SystemExit) as done:
-        main(["export", "--dry-run", "--save-recipe", str(saved / "r.toml")])
-    assert done.value.code == 2
+    assert run("export", "--dry-run", "--save-recipe", saved / "r.toml").code == 2
 
 
 @pytest.mark.parametrize(

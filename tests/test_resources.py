@@ -70,13 +70,7 @@ def test_who_starts_threads_checks_their_number(
 
 
 @pytest.mark.parametrize("command", ["generate", "bench"])
-def test_commands_end_in_a_line(
-    command: str, demo_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from fp4dit_onnx.cli import main
-
+def test_commands_end_in_a_line(command: str, demo_bundle: Path, tmp_path: Path, run: Any) -> None:
     words = {"generate": ["--prompt", "a", "-o", str(tmp_path / "a.png")], "bench": ["--dry-run"]}
-    with pytest.raises(SystemExit) as left:
-        main([command, str(demo_bundle), "--threads", "100000", *words[command]])
-    assert left.value.code == 2
-    assert capsys.readouterr().err.startswith("error: threads 100000: expected 1 to")
+    refused = run(command, demo_bundle, "--threads", "100000", *words[command])
+    refused.refuses("error: threads 100000: expected 1 to")

@@ -19,7 +19,6 @@ import target_quality
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.bundle.bundle import Bundle, write_manifest
-from fp4dit_onnx.cli import main
 from fp4dit_onnx.errors import BundleError, UsageError
 from fp4dit_onnx.exporting.export import ExportRequest, plan
 from fp4dit_onnx.runtime import Pipeline
@@ -95,10 +94,9 @@ def test_a_model_is_not_changed_by_inlining(demo_bundle: Path) -> None:
     assert model.SerializeToString(deterministic=True) == before
 
 
-def test_inspect_names_the_target(inlined: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["inspect", str(inlined)])
-    assert "transformer for the target inline: activations as exported" in capsys.readouterr().out
+def test_inspect_names_the_target(inlined: Path, run: Any) -> None:
+    said = run("inspect", inlined).out
+    assert "transformer for the target inline: activations as exported" in said
 
 
 def test_models_are_replaced_when_all_are_written(demo_bundle: Path, tmp_path: Path) -> None:

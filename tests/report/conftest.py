@@ -6,7 +6,7 @@ import base64
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +18,6 @@ from PIL import Image
 
 from fp4dit_onnx.bundle.bundle import Bundle, write_manifest
 from fp4dit_onnx.bundle.manifest import Manifest
-from fp4dit_onnx.cli import main
 from fp4dit_onnx.files import decoded
 from fp4dit_onnx.report.data import Evidence
 
@@ -253,16 +252,3 @@ def cases() -> SimpleNamespace:
 def stub_bundle(tmp_path: Path) -> Bundle:
     """Nothing but a manifest and stubs: all that a page is made from."""
     return make(tmp_path / "bundle", manifest())
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs a command; its exit code, stdout and stderr."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main([str(word) for word in words])
-        said = capsys.readouterr()
-        return int(str(caught.value.code)), said.out, said.err
-
-    return call

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from command_line import Run
 
 from fp4dit_onnx.bundle.bundle import Bundle, put_files
 from fp4dit_onnx.errors import BundleError
@@ -85,7 +86,7 @@ def test_a_kill_at_any_moment_leaves_a_valid_bundle(
 def test_altered_evidence_gives_one_sentence(
     cases: SimpleNamespace,
     stub_bundle: Bundle,
-    run: Callable[..., tuple[int, str, str]],
+    run: Run,
     change: Callable[[dict[str, Any]], None],
     words: str,
 ) -> None:
@@ -118,7 +119,7 @@ def test_a_report_goes_where_it_is_wanted(
     cases: SimpleNamespace,
     stub_bundle: Bundle,
     tmp_path: Path,
-    run: Callable[..., tuple[int, str, str]],
+    run: Run,
 ) -> None:
     add_report(stub_bundle, cases.evidence())
     before = (stub_bundle.folder / "quantization.json").read_bytes()
@@ -140,7 +141,7 @@ def test_a_report_goes_where_it_is_wanted(
 )
 def test_requests_that_cannot_be_carried_out(
     stub_bundle: Bundle,
-    run: Callable[..., tuple[int, str, str]],
+    run: Run,
     monkeypatch: pytest.MonkeyPatch,
     words: list[str],
     expected: str,
@@ -154,7 +155,7 @@ def test_requests_that_cannot_be_carried_out(
 
 
 def test_a_missing_package_is_named_with_its_extra(
-    stub_bundle: Bundle, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+    stub_bundle: Bundle, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(

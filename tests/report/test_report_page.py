@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from command_line import Run
 
 from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.errors import UsageError
@@ -95,7 +95,7 @@ def test_two_bundles_are_compared(
     cases: SimpleNamespace,
     stub_bundle: Bundle,
     tmp_path: Path,
-    run: Callable[..., tuple[int, str, str]],
+    run: Run,
 ) -> None:
     content = cases.manifest(bits="w4a8")
     content["layers"] = content["layers"][1:]
