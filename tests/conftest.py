@@ -14,6 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+# Threads of torch wait busily for each other, which is slow where tests share the cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -170,7 +173,7 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
 
 @pytest.fixture(scope="module")
 def one_torch_thread() -> Iterator[None]:
-    """Torch's threads wait busily for each other, which is slow where tests share the cores."""
+    """For tests that change the number of torch's threads."""
     torch = pytest.importorskip("torch")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -33,7 +33,6 @@ from fp4dit_onnx.runtime.sampling import initial_latents
 from fp4dit_onnx.spec.state import save_state
 from fp4dit_onnx.system.progress import SilentReporter
 
-pytestmark = pytest.mark.usefixtures("one_torch_thread")
 METHOD = method_by_name("fp-adaround", "fast", iterations=1, samples=8, prompts=2)
 Planned = Callable[[str], Plan]
 

@@ -42,7 +42,6 @@ with warnings.catch_warnings():
 Array = npt.NDArray[Any]
 Agree = Callable[[Array, Array, float], None]
 
-pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 # Rounding of float32 in a network of depth d, each layer a sum of some hundred terms: about
 # sqrt(d) * sqrt(terms) * 6e-8 of the largest value, which for the text encoders (10 matrix products

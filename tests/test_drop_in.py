@@ -26,7 +26,6 @@ with warnings.catch_warnings():
     diffusers = pytest.importorskip("diffusers")
     pytest.importorskip("transformers")
 
-pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 Array = npt.NDArray[Any]
 Agree = Callable[[Array, Array, float], None]

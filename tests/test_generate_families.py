@@ -31,7 +31,6 @@ with warnings.catch_warnings():
     pytest.importorskip("transformers")
     pytest.importorskip("sentencepiece")  # transformers reads T5's tokenizer with it
 
-pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 Array = npt.NDArray[Any]
 Agree = Callable[[Array, Array, float], None]

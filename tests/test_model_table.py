@@ -40,7 +40,6 @@ Array = npt.NDArray[Any]
 Agree = Callable[[Array, Array, float], None]
 Checked = Callable[[str], tuple[Row, Path]]
 
-pytestmark = pytest.mark.usefixtures("one_torch_thread")
 CHECKED = (
     "pixart-alpha-512",
     "pixart-sigma-512",

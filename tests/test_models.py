@@ -47,8 +47,6 @@ AXES = ("batch", "text", "height", "width")
 ROTARY_ERROR = 2e-6
 """Of an element of the rotary tables, which tests/test_tracing.py holds them to."""
 
-pytestmark = pytest.mark.usefixtures("one_torch_thread")
-
 
 @dataclass(frozen=True)
 class Subject:

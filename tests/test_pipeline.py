@@ -37,7 +37,6 @@ with warnings.catch_warnings():
 
 Agree = Callable[[npt.NDArray[Any], npt.NDArray[Any], float], None]
 
-pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 PROMPTS = ("kissing cat face with closed eyes", "Chipmunk ", "an emoji of poultry leg")
 SEEDS = (0, 7, 123)

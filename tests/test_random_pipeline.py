@@ -36,8 +36,6 @@ _NAMES = """
 MODELS = tuple(_NAMES.split())
 TEXT = 5  # tokens in a forward pass
 
-pytestmark = pytest.mark.usefixtures("one_torch_thread")
-
 
 @pytest.fixture(scope="module")
 def twin(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:

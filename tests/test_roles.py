@@ -38,8 +38,6 @@ SIX = {
 }
 """The outer layers of PixArt without micro-conditions."""
 
-pytestmark = pytest.mark.usefixtures("one_torch_thread")
-
 
 @pytest.fixture(params=TWINS)
 def subject(request: pytest.FixtureRequest, twin: Callable[[str], Any]) -> Any:

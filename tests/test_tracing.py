@@ -28,8 +28,6 @@ from fp4dit_onnx.network.networks import FakeNetwork, fake_transformer
 from fp4dit_onnx.network.positions import cropped_table, grid_rotary, sincos_table
 from fp4dit_onnx.tracing.trace import trace
 
-pytestmark = pytest.mark.usefixtures("one_torch_thread")
-
 
 class Tied(torch.nn.Module):
     """Two linears of one weight, a buffer that is stored and one that is computed."""
