@@ -20,12 +20,10 @@ from fp4dit_onnx.bundle.probe import load_model, read_state
 from fp4dit_onnx.bundle.skeleton import placeholder
 from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import CheckpointError, Fp4DitError, UsageError
-from fp4dit_onnx.exporting import component_writing
-from fp4dit_onnx.exporting.component_writing import Component, ComponentWriter
+from fp4dit_onnx.exporting.component_writing import ComponentWriter
 from fp4dit_onnx.exporting.components import write_vae_decoder
 from fp4dit_onnx.exporting.export import ExportRequest, plan
 from fp4dit_onnx.exporting.text_encoders import encoder_bytes, encoder_recipe, write_encoder
-from fp4dit_onnx.families.autoencoders import DECODER
 from fp4dit_onnx.numbers.compare import sqnr_db
 from fp4dit_onnx.ops import IR_VERSION, LINEAR, OPSET
 from fp4dit_onnx.runtime import session
@@ -54,28 +52,6 @@ OUTPUTS = {
     "CLIPTextModel": ["last_hidden_state", "pooler_output"],
     "T5EncoderModel": ["last_hidden_state"],
 }
-
-
-def test_a_network_is_traced_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fp4dit_onnx.network.networks import FakeNetwork
-
-    traced: list[int] = []
-
-    def trace(module: Any, interface: Any, config: dict[str, int], mode: Any) -> int:
-        traced.append(config["width"])
-        return len(traced)
-
-    monkeypatch.setattr("fp4dit_onnx.tracing.trace.trace", trace)
-    monkeypatch.setattr(component_writing, "_TRACED", {})
-
-    def part(width: int) -> Component:
-        network = FakeNetwork(torch.nn.Module(), None, {"width": width})
-        return Component("vae_decoder", network, DECODER, {})
-
-    assert [component_writing._traced(part(width)) for width in (8, 16, 8)] == [1, 2, 1]
-    for width in range(20):
-        component_writing._traced(part(width))
-    assert len(component_writing._TRACED) == component_writing.KEPT_TRACES
 
 
 def writer(folder: Path) -> ComponentWriter:

@@ -113,6 +113,7 @@ def test_positions_one_patch_off_are_seen(
         return positions.cropped_table(torch.roll(table, 1, 1), side, height, width)
 
     monkeypatch.setattr("fp4dit_onnx.network.dynamic.cropped_table", shifted)
+    monkeypatch.setattr("fp4dit_onnx.tracing.trace._TRACED", {})
     found = model_table.float_distances(checked("sd3.5-medium")[1] / "twin")
     assert min(found.values()) > 10 * model_table.NEAR
 

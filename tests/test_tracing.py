@@ -23,10 +23,11 @@ from fp4dit_onnx.bundle.skeleton import BLOCK_DOMAIN, is_placeholder
 from fp4dit_onnx.checkpoint.checkpoint import TensorInfo
 from fp4dit_onnx.errors import CheckpointError, Fp4DitError
 from fp4dit_onnx.families import InputSpec, Interface, family_of
+from fp4dit_onnx.families.autoencoders import DECODER
 from fp4dit_onnx.network.fake import fake_network, is_fake
 from fp4dit_onnx.network.networks import FakeNetwork, fake_transformer
 from fp4dit_onnx.network.positions import cropped_table, grid_rotary, sincos_table
-from fp4dit_onnx.tracing.trace import trace
+from fp4dit_onnx.tracing.trace import trace, traced_once
 
 
 class Tied(torch.nn.Module):
@@ -188,6 +189,25 @@ class Untraceable(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
         """Either way, a tensor."""
         return ((x + 1) if x.sum() > 0 else x,)
+
+
+def test_a_network_is_traced_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced: list[int] = []
+
+    def trace(module: Any, interface: Any, config: dict[str, int], mode: Any) -> int:
+        traced.append(config["width"])
+        return len(traced)
+
+    monkeypatch.setattr("fp4dit_onnx.tracing.trace.trace", trace)
+    monkeypatch.setattr("fp4dit_onnx.tracing.trace._TRACED", kept := {})
+
+    def made(width: int) -> Any:
+        return traced_once(FakeNetwork(torch.nn.Module(), None, {"width": width}), DECODER)
+
+    assert [made(width) for width in (8, 16, 8)] == [1, 2, 1]
+    for width in range(50):
+        made(width)
+    assert len(kept) == 32
 
 
 def test_what_cannot_be_traced_is_one_line() -> None:

@@ -133,13 +133,13 @@ def write_float(folder: Path, path: Path) -> None:
     """The transformer of the checkpoint `folder` in float, as an export traces it."""
     from fp4dit_onnx.network.networks import fake_transformer
     from fp4dit_onnx.passes.pipeline import quantized_graph
-    from fp4dit_onnx.tracing.trace import trace
+    from fp4dit_onnx.tracing.trace import traced_once
 
     source = open_checkpoint(folder, only=("transformer",))
     family = family_of(source.pipeline_class, source.transformer_class)
     net = fake_transformer(family.transformer, source.transformer_config)
     tensors = net.stored_under(source.tensors)
-    traced = trace(net.module, family.interface(net.config), net.config, net.mode)
+    traced = traced_once(net, family.interface(net.config))
     model, _ = quantized_graph(traced, Layout({}, {}), "fused")
     write_model(model, GraphValues(tensors, {}), path)
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import onnx
 
 from fp4dit_onnx.bundle.names import codes_of
-from fp4dit_onnx.bundle.skeleton import Traced
 from fp4dit_onnx.checkpoint.tensor_files import TensorInfo
 from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.exporting.streaming import (
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Component", "ComponentWriter"]
 
-KEPT_TRACES = 8
-_TRACED: dict[tuple[str, ...], Traced] = {}
-"""Float graphs by class, interface and configuration of their networks; not to be changed."""
 Annotate = Callable[[onnx.ModelProto, Mapping[str, LayerNote]], None]
 
 
@@ -102,12 +98,13 @@ class ComponentWriter:
     def _graph(self, part: Component) -> tuple[onnx.ModelProto, tuple[PassReport, ...]]:
         from fp4dit_onnx.passes.pipeline import quantized_graph, run_passes
         from fp4dit_onnx.passes.store_half import StoreHalf
+        from fp4dit_onnx.tracing.trace import traced_once
 
         with (
             self.resources.stage(f"{part.name}: tracing"),
             self.report.stage(f"tracing {part.name}", 1) as advance,
         ):
-            traced = _traced(part)
+            traced = traced_once(part.network, part.interface)
             advance(1)
         layout = Layout(part.layers, part.attention)
         with (
@@ -152,19 +149,6 @@ class ComponentWriter:
         """Move what is complete from the work folder to the bundle; until then a kill loses nothing."""
         for path in sorted(self.work.glob("*/model.onnx*")) if self.work else ():
             shutil.move(path, self.bundle / path.parent.name / path.name)
-
-
-def _traced(part: Component) -> Traced:
-    """The component's float graphs; of the same network once in a process."""
-    from fp4dit_onnx.tracing.trace import trace
-
-    net = part.network
-    key = (type(net.module).__name__, repr(part.interface), repr(net.config))
-    if key not in _TRACED:
-        while len(_TRACED) >= KEPT_TRACES:
-            del _TRACED[next(iter(_TRACED))]
-        _TRACED[key] = trace(net.module, part.interface, net.config, net.mode)
-    return _TRACED[key]
 
 
 def _check_layers(part: Component, model: onnx.ModelProto) -> None:

@@ -18,18 +18,21 @@ from fp4dit_onnx.families import DYNAMIC, Interface
 from fp4dit_onnx.network.blocks import BlockCall, answered
 from fp4dit_onnx.network.dynamic import dynamic
 from fp4dit_onnx.network.fake import is_fake
-from fp4dit_onnx.network.networks import example_inputs
+from fp4dit_onnx.network.networks import FakeNetwork, example_inputs
 from fp4dit_onnx.network.positions import arguments_of
 from fp4dit_onnx.ops import IR_VERSION, OPSET
 from fp4dit_onnx.system.silence import quiet
 
-__all__ = ["trace"]
+__all__ = ["trace", "traced_once"]
 
 _WRAPPED = "network"
 _NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _LARGEST = 1 << 16
 _JOINED = "tokens"
+_KEPT = 32
+_TRACED: dict[tuple[str, ...], Traced] = {}
+"""The last of `traced_once`, by class, interface and configuration of their networks."""
 
 
 @dataclass
@@ -130,6 +133,16 @@ def trace(
             kinds[name] = found[key]
     _finish(shell, "")
     return Traced(shell, kinds)
+
+
+def traced_once(network: FakeNetwork, interface: Interface) -> Traced:
+    """What `trace` makes of a network; of the same one once in a process, and not to be changed."""
+    key = (type(network.module).__name__, repr(interface), repr(network.config))
+    if key not in _TRACED:
+        while len(_TRACED) >= _KEPT:
+            del _TRACED[next(iter(_TRACED))]
+        _TRACED[key] = trace(network.module, interface, network.config, network.mode)
+    return _TRACED[key]
 
 
 def _stubs(
