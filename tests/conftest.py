@@ -43,6 +43,20 @@ Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 
 
+LONGEST = (
+    *("test_model_table", "test_native", "test_export", "test_cpp_example", "test_hostile"),
+    *("test_export_streaming", "test_targets", "test_calibration_families", "test_components"),
+    *("test_blockwise_families", "test_generate_families", "test_train_demo", "test_wheel"),
+)
+"""Files that take longest. They start first, so that no process is left with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with `LONGEST`."""
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 @pytest.fixture(scope="session")
 def demo_folder() -> Path:
     """The embedded demo pipeline; not to be changed."""

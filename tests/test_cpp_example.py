@@ -25,7 +25,6 @@ import nlohmann_json
 from PIL import Image
 
 from fp4dit_onnx.evaluation.metrics import psnr
-from fp4dit_onnx.exporting.export import ExportRequest, export
 from fp4dit_onnx.families.pixart import PIXART_ALPHA
 from fp4dit_onnx.prompts import demo_prompts
 from fp4dit_onnx.runtime.library import library_path
@@ -75,28 +74,27 @@ def write_table(folder: Path, steps: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def drawable(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's bundle, rounded to nearest, with a table of few steps."""
-    folder = tmp_path_factory.mktemp("cpp") / "bundle"
-    export(ExportRequest(folder, method="fp-rtn", measure=False))
+def four_steps(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's bundle with a table of few steps."""
+    folder = Path(shutil.copytree(demo_bundle, tmp_path_factory.mktemp("cpp") / "bundle"))
     write_table(folder, STEPS)
     return folder
 
 
 @pytest.fixture(scope="module")
-def short(drawable: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def short(four_steps: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same bundle with a table of two steps."""
-    folder = Path(shutil.copytree(drawable, tmp_path_factory.mktemp("short") / "bundle"))
+    folder = Path(shutil.copytree(four_steps, tmp_path_factory.mktemp("short") / "bundle"))
     write_table(folder, 2)
     return folder
 
 
 @pytest.fixture
-def damaged(drawable: Path, tmp_path: Path) -> Callable[..., Path]:
+def damaged(four_steps: Path, tmp_path: Path) -> Callable[..., Path]:
     """Makes a copy of the bundle with one value of a JSON file replaced."""
 
     def make(file: str, place: Sequence[str | int], value: Any) -> Path:
-        folder = Path(shutil.copytree(drawable, tmp_path / "damaged"))
+        folder = Path(shutil.copytree(four_steps, tmp_path / "damaged"))
         content = json.loads((folder / file).read_text())
         target = content
         for key in place[:-1]:
@@ -181,17 +179,17 @@ def drawn_in_python(
 
 @pytest.mark.parametrize("library", [True, False])
 def test_the_picture_is_that_of_the_python_pipeline(
-    drawable: Path, draw: Callable[..., Array], library: bool
+    four_steps: Path, draw: Callable[..., Array], library: bool
 ) -> None:
     """The same pixels by the same table: noise, tokens, guidance and decoding leave no difference."""
-    found = draw(drawable, *([] if library else ["--no-library"]))
-    np.testing.assert_array_equal(found, drawn_in_python(drawable, library=library))
+    found = draw(four_steps, *([] if library else ["--no-library"]))
+    np.testing.assert_array_equal(found, drawn_in_python(four_steps, library=library))
 
 
-def test_the_seed_is_the_python_pipelines(drawable: Path, draw: Callable[..., Array]) -> None:
-    found = draw(drawable, "--seed", 2**40 + 7)
-    np.testing.assert_array_equal(found, drawn_in_python(drawable, seeds=2**40 + 7))
-    assert not np.array_equal(found, draw(drawable))
+def test_the_seed_is_the_python_pipelines(four_steps: Path, draw: Callable[..., Array]) -> None:
+    found = draw(four_steps, "--seed", 2**40 + 7)
+    np.testing.assert_array_equal(found, drawn_in_python(four_steps, seeds=2**40 + 7))
+    assert not np.array_equal(found, draw(four_steps))
 
 
 def test_the_pipelines_own_scheduler_differs_by_rounding_only(
@@ -213,14 +211,14 @@ def test_steps_may_look_two_steps_back(
 
 
 def test_schedulers_of_few_steps(
-    drawable: Path, tmp_path: Path, draw: Callable[..., Array]
+    four_steps: Path, tmp_path: Path, draw: Callable[..., Array]
 ) -> None:
     """Noise of a step, scaled inputs, four taps: by the table and by the scheduler itself."""
     lcm = {"_class_name": "LCMScheduler", "beta_schedule": "linear"}
     ancestral = {"_class_name": "EulerAncestralDiscreteScheduler"}
     third = {"_class_name": "UniPCMultistepScheduler", "solver_order": 3}
     for number, config in enumerate((lcm, ancestral, third)):
-        bundle = Path(shutil.copytree(drawable, tmp_path / str(number)))
+        bundle = Path(shutil.copytree(four_steps, tmp_path / str(number)))
         (bundle / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
         write_table(bundle, STEPS)
         found = draw(bundle, "--seed", 3)
@@ -228,11 +226,11 @@ def test_schedulers_of_few_steps(
         assert psnr(found, drawn_in_python(bundle, table=False, seeds=3)) > SAME_PICTURE_DB
 
 
-def test_token_ids_in_place_of_a_prompt(drawable: Path, draw: Callable[..., Array]) -> None:
-    ids, mask = Tokenizer(drawable / "tokenizer")([PROMPT], 16)
+def test_token_ids_in_place_of_a_prompt(four_steps: Path, draw: Callable[..., Array]) -> None:
+    ids, mask = Tokenizer(four_steps / "tokenizer")([PROMPT], 16)
     words = ",".join(str(i) for i in ids[0][mask[0] == 1])
     np.testing.assert_array_equal(
-        draw(drawable, "--ids", words, prompt="\N{SNOWMAN}"), draw(drawable)
+        draw(four_steps, "--ids", words, prompt="\N{SNOWMAN}"), draw(four_steps)
     )
 
 
@@ -260,11 +258,13 @@ def test_noise_has_numpys_bits(programs: Path, count: int, seeds: list[int]) -> 
     assert not np.array_equal(found, np.roll(wanted, 1))
 
 
-def test_prompts_become_the_tokens_of_the_python_tokenizer(programs: Path, drawable: Path) -> None:
+def test_prompts_become_the_tokens_of_the_python_tokenizer(
+    programs: Path, four_steps: Path
+) -> None:
     lines = [p for p in demo_prompts("evaluation") if p.isascii()]
     lines += ["", "  Red  APPLE!?", "a</s>b <PAD> <unk", "x" * 100, "x" * 101, "don't\tstop\x01"]
     lines += [" ".join(["sixteen"] * 20), "xqzj ##s"]
-    folder = drawable / "tokenizer"
+    folder = four_steps / "tokenizer"
     for length in (16, 2):
         result = run(programs / "parts", "ids", folder, length, text="\n".join(lines) + "\n")
         found = [[int(n) for n in line.split()] for line in result.stdout.decode().splitlines()]
@@ -349,9 +349,9 @@ def test_altered_bundles_are_refused_in_a_line(
     ],
 )
 def test_bad_requests_are_refused_in_a_line(
-    programs: Path, drawable: Path, tmp_path: Path, arguments: list[str], message: str
+    programs: Path, four_steps: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    names = {"BUNDLE": drawable, "OUT": tmp_path / "out.bmp"}
+    names = {"BUNDLE": four_steps, "OUT": tmp_path / "out.bmp"}
     given: list[object] = [names.get(word, word) for word in arguments]
     library = [] if "--library" in arguments else ["--no-library"]
     runtime = [] if "--runtime" in arguments else ["--runtime", emulation.x86_runtime()]
@@ -360,9 +360,9 @@ def test_bad_requests_are_refused_in_a_line(
 
 @pytest.mark.parametrize("part", ["text_encoder", "transformer", "vae_decoder"])
 def test_damaged_models_are_refused_in_a_line(
-    programs: Path, drawable: Path, tmp_path: Path, part: str
+    programs: Path, four_steps: Path, tmp_path: Path, part: str
 ) -> None:
-    bundle = Path(shutil.copytree(drawable, tmp_path / "bundle"))
+    bundle = Path(shutil.copytree(four_steps, tmp_path / "bundle"))
     model = bundle / part / "model.onnx"
     model.write_bytes(model.read_bytes()[:1000])
     options = ["--runtime", emulation.x86_runtime(), "--no-library", "--threads", 1]

@@ -19,7 +19,6 @@ pytest.importorskip("onnxruntime")
 from hostile import text_faults
 from hostile_files import CANARY
 from hostile_server import request_faults
-from random_pipeline import make
 
 from fp4dit_onnx.bundle.names import CODES
 from fp4dit_onnx.bundle.probe import exposed, load_graph
@@ -31,11 +30,9 @@ TOOL = Path(__file__).resolve().parents[1] / "tools" / "hostile.py"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits and sessions of Linux's processes")
-def test_hundreds_of_altered_files(demo_bundle: Path, tmp_path: Path) -> None:
-    make("pixart-alpha-512", tmp_path / "model", twin=True)
-    words = ["--cases", "500", "--model", tmp_path / "model", "--bundle", demo_bundle, "--json"]
+def test_hundreds_of_altered_files(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, TOOL, *map(str, words)],
+        [sys.executable, TOOL, "--cases", "500", "--json"],
         capture_output=True,
         text=True,
         check=False,
