@@ -36,6 +36,8 @@ Array = npt.NDArray[Any]
 SOURCE = Path(__file__).resolve().parents[1] / "examples" / "cpp"
 PROMPT = "red apple"
 STEPS = 4
+LIBRARY = ("--library", library_path())
+"""With which sessions are made in a fraction of the time that function bodies take."""
 SAME_PICTURE_DB = 15.0
 """After two steps. Rounding alone, by the sampler, the function bodies or another processor, leaves
 18 to 20 dB; images of other seeds are 9 to 11 dB apart. (More steps bring the images of all
@@ -326,7 +328,7 @@ def test_altered_bundles_are_refused_in_a_line(
     message: str,
 ) -> None:
     bundle, out = damaged(file, place, value), tmp_path / "out.bmp"
-    options = ["--runtime", emulation.x86_runtime(), "--no-library", "--threads", 1]
+    options = ["--runtime", emulation.x86_runtime(), *LIBRARY, "--threads", 1]
     assert message in refusal(programs, *options, bundle, PROMPT, out)
     assert list(tmp_path.glob("out.bmp*")) == []
 
@@ -353,7 +355,7 @@ def test_bad_requests_are_refused_in_a_line(
 ) -> None:
     names = {"BUNDLE": four_steps, "OUT": tmp_path / "out.bmp"}
     given: list[object] = [names.get(word, word) for word in arguments]
-    library = [] if "--library" in arguments else ["--no-library"]
+    library = [] if "--library" in arguments else LIBRARY
     runtime = [] if "--runtime" in arguments else ["--runtime", emulation.x86_runtime()]
     assert message in refusal(programs, *library, *runtime, "--threads", 1, *given)
 
@@ -365,7 +367,7 @@ def test_damaged_models_are_refused_in_a_line(
     bundle = Path(shutil.copytree(four_steps, tmp_path / "bundle"))
     model = bundle / part / "model.onnx"
     model.write_bytes(model.read_bytes()[:1000])
-    options = ["--runtime", emulation.x86_runtime(), "--no-library", "--threads", 1]
+    options = ["--runtime", emulation.x86_runtime(), *LIBRARY, "--threads", 1]
     assert str(model) in refusal(programs, *options, bundle, PROMPT, tmp_path / "out.bmp")
 
 
