@@ -22,9 +22,8 @@ KINDS = ("int8", "int16", "float")
 @pytest.mark.parametrize("isa", Library().isas)
 def test_bits_of_every_format(isa: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = [sys.executable, "-P", str(PROGRAM)]
-    result = subprocess.run(
-        command, env={**os.environ, "FP4DIT_ISA": isa}, capture_output=True, text=True, check=False
-    )
+    env = {**os.environ, "FP4DIT_ISA": isa, "PYTHONPATH": str(PROGRAM.parent / "support")}
+    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     counters = json.loads(result.stdout.splitlines()[-1])
     ran = [key.split("/") for key in counters]
