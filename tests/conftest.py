@@ -71,12 +71,12 @@ def demo_copy(demo_folder: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """Runs a command in this process."""
+    """Runs a command, or a tool by its `main`, in this process."""
     before = signal.getsignal(signal.SIGTERM)
 
-    def call(*words: object) -> Outcome:
+    def call(*words: object, main: Callable[[list[str]], Any] = cli.main) -> Outcome:
         with pytest.raises(SystemExit) as left:
-            cli.main([str(word) for word in words])
+            main([str(word) for word in words])
         return Outcome(int(left.value.code or 0), *capsys.readouterr())
 
     yield call

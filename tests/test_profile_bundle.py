@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx
 import onnx.parser
 import pytest
+from command_line import Run
 from manifests import EMPTY
 
 from fp4dit_onnx.bundle.bundle import REQUIRED_FILES, write_manifest
@@ -322,45 +323,24 @@ def test_bytes_are_those_of_all_files(tmp_path: Path) -> None:
     ],
 )
 def test_errors_are_one_line(
-    quantized_bundle: Path,
-    capsys: pytest.CaptureFixture[str],
-    options: list[str],
-    words: str,
+    quantized_bundle: Path, run: Run, options: list[str], words: str
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
-        tool.main([str(quantized_bundle), *options])
-    captured = capsys.readouterr()
-    assert caught.value.code == 2
-    assert captured.out == ""
-    assert captured.err.startswith("error: ")
-    assert words in captured.err
-    assert captured.err.count("\n") == 1
+    run(quantized_bundle, *options, main=tool.main).refuses(words)
 
 
 @pytest.mark.parametrize(
     ("old", "words"),
     [(b"w.data", "v.data not found"), (b"text", "axis tevt has no known size")],
 )
-def test_models_that_cannot_be_run(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    old: bytes,
-    words: str,
-) -> None:
+def test_models_that_cannot_be_run(tmp_path: Path, run: Run, old: bytes, words: str) -> None:
     path = float_model(tmp_path / "m.onnx")
     new = old.replace(b"w", b"v").replace(b"x", b"v")
     path.write_bytes(path.read_bytes().replace(old, new))
-    with pytest.raises(SystemExit) as caught:
-        tool.main([str(path), "--runs", "1"])
-    captured = capsys.readouterr()
-    assert caught.value.code == 2
-    assert words in captured.err
-    assert captured.err.count("\n") == 1
+    run(path, "--runs", "1", main=tool.main).refuses(words)
 
 
 @pytest.mark.parametrize("option", [["--runs", "0"], ["--dim", "text"], ["--batch", "x"]])
-def test_numbers_are_checked(capsys: pytest.CaptureFixture[str], option: list[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        tool.main(["bundle", *option])
-    assert caught.value.code == 2
-    assert "expected" in capsys.readouterr().err
+def test_numbers_are_checked(run: Run, option: list[str]) -> None:
+    code, _, err = run("bundle", *option, main=tool.main)
+    assert code == 2
+    assert "expected" in err

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Run
 
 pytest.importorskip("torch")
 pytest.importorskip("diffusers")
@@ -354,18 +355,9 @@ def test_class_names_of_older_files(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_bad_requests_are_refused(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    words: str,
+    tmp_path: Path, run: Run, arguments: list[str], words: str
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
-        tool.main([*arguments, "--twin", "-o", str(tmp_path / "new")])
-    error = capsys.readouterr().err
-    assert caught.value.code == 2
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert words in error
+    run(*arguments, "--twin", "-o", tmp_path / "new", main=tool.main).refuses(words)
     assert list(tmp_path.iterdir()) == []
 
 

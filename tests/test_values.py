@@ -11,12 +11,13 @@ from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
+from command_line import Run
 from manifests import EMPTY
 
 from fp4dit_onnx.benchmark import Settings
 from fp4dit_onnx.benchmark.step import StepCase
 from fp4dit_onnx.bundle.manifest import manifest_text, read_manifest
-from fp4dit_onnx.cli import COMMANDS, main
+from fp4dit_onnx.cli import COMMANDS
 from fp4dit_onnx.errors import BundleError, UsageError
 from fp4dit_onnx.exporting.plan import ExportRequest, plan
 from fp4dit_onnx.runtime.sampling import Sampling, images_of, initial_latents
@@ -137,13 +138,8 @@ def test_floats_of_every_command_are_finite(
     option: str,
     value: str,
     drawable: Callable[[str], Path],
-    capsys: pytest.CaptureFixture[str],
+    run: Run,
 ) -> None:
     folder = str(drawable("w4a16")) if "BUNDLE" in REST[command] else ""
     rest = [folder if word == "BUNDLE" else word for word in REST[command]]
-    with pytest.raises(SystemExit) as caught:
-        main([command, *rest, f"{option}={value}"])
-    said = capsys.readouterr()
-    assert caught.value.code == 2, said.err
-    assert said.err.count("\n") == 1
-    assert "expected a number from" in said.err
+    run(command, *rest, f"{option}={value}").refuses("expected a number from")

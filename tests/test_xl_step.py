@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+from command_line import Run
 
 pytest.importorskip("diffusers")
 pytest.importorskip("onnx_graphsurgeon")
@@ -156,25 +157,17 @@ def test_seeds_give_other_weights(tmp_path: Path) -> None:
     ],
 )
 def test_sizes_are_checked_before_anything_is_made(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    options: list[str],
-    words: str,
+    tmp_path: Path, run: Run, options: list[str], words: str
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
-        tool.main(["--output", str(tmp_path / "new" / "xl"), *options])
-    captured = capsys.readouterr()
-    assert caught.value.code == 2
-    assert captured.err == f"error: {words}\n"
+    refused = run("--output", tmp_path / "new" / "xl", *options, main=tool.main)
+    assert refused == (2, "", f"error: {words}\n")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_folders_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_folders_are_left_alone(tmp_path: Path, run: Run) -> None:
     (tmp_path / "mine.txt").write_text("kept")
-    with pytest.raises(SystemExit) as caught:
-        tool.main(["--output", str(tmp_path), "--overwrite"])
-    assert caught.value.code == 2
-    assert "is not empty and holds no bundle" in capsys.readouterr().err
+    refused = run("--output", tmp_path, "--overwrite", main=tool.main)
+    refused.refuses("is not empty and holds no bundle")
     assert (tmp_path / "mine.txt").read_text() == "kept"
 
 
