@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -40,7 +40,6 @@ from fp4dit_onnx.system.resources import Resources
 from fp4dit_onnx.system.silence import quiet
 
 Array = npt.NDArray[Any]
-Arrays = Mapping[str, Array]
 
 
 LONGEST = (

@@ -29,7 +29,7 @@ APART_DB = 25.0
 
 
 class Compiled:
-    """OpenVINO in place of a session of ONNX Runtime; see `runtime.pipeline.Session`."""
+    """OpenVINO in place of a session of ONNX Runtime; see `runtime.session.Session`."""
 
     def __init__(self, path: Path) -> None:
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,7 @@ from fp4dit_onnx.runtime.sampling import (
     step_noise,
 )
 from fp4dit_onnx.runtime.schedulers import Run, scheduler_from_config
-from fp4dit_onnx.runtime.session import session
+from fp4dit_onnx.runtime.session import Session, session
 from fp4dit_onnx.runtime.sizes import check_memory, pixels_a_latent
 from fp4dit_onnx.runtime.tokenizer import Tokenizer
 from fp4dit_onnx.system.texts import utf8_text
@@ -44,25 +44,11 @@ from fp4dit_onnx.values import whole
 __all__ = ["Pipeline", "Sampling", "Step", "initial_latents"]
 
 FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
 OnStep = Callable[["Step"], None]
 OnLatents = Callable[[int, FloatArray], None]
 
 _POOLED = ("text_embeds", "pooler_output")
 """Outputs of text encoders with one vector per text."""
-
-
-class Session(Protocol):
-    """The part of onnxruntime.InferenceSession that a pipeline uses."""
-
-    def get_inputs(self) -> Sequence[Any]:
-        """What the model takes; every item has a ``name`` and a ``shape``."""
-
-    def get_outputs(self) -> Sequence[Any]:
-        """What the model gives; every item has a ``name``. Asked of text encoders only."""
-
-    def run(self, outputs: Sequence[str] | None, feed: Mapping[str, Any]) -> list[Any]:
-        """The model's outputs, in the order of `outputs`, or all of them."""
 
 
 class Pipeline:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fp4dit_onnx.errors import BundleError, MissingExtraError, UsageError
 from fp4dit_onnx.system.resources import checked_threads
@@ -14,7 +15,7 @@ from fp4dit_onnx.system.texts import utf8_text
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["MIN_ORT", "session"]
+__all__ = ["MIN_ORT", "Session", "session"]
 
 _EXACT_MATMUL = "session.qdq_matmulnbits_accuracy_level"
 """ONNX Runtime fuses DequantizeLinear + MatMul to MatMulNBits and, unless this is 0, quantizes the
@@ -24,6 +25,19 @@ _FATAL_ONLY = 4
 """Errors are exceptions too; the log would write names from the model to the terminal as they are."""
 MIN_ORT = (1, 18)
 """The first release that reads opset 21 and IR version 10, which bundles use."""
+
+
+class Session(Protocol):
+    """The part of onnxruntime.InferenceSession that a pipeline uses."""
+
+    def get_inputs(self) -> Sequence[Any]:
+        """What the model takes; every item has a ``name`` and a ``shape``."""
+
+    def get_outputs(self) -> Sequence[Any]:
+        """What the model gives; every item has a ``name``. Asked of text encoders only."""
+
+    def run(self, outputs: Sequence[str] | None, feed: Mapping[str, Any]) -> list[Any]:
+        """The model's outputs, in the order of `outputs`, or all of them."""
 
 
 def session(
