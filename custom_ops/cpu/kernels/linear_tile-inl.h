@@ -127,20 +127,26 @@ struct FoldedRows {
   }
 };
 
+// Inputs of a chunk of a panel that is decoded before: a whole group, whose sums then stay in
+// registers, but where chunks have something behind them.
+template <typename Dot>
+constexpr size_t kDecodedChunk =
+    kExtraOf<Dot> > 0 ? Dot::kChunk : ~size_t{0} / Dot::kUnit * Dot::kUnit;
+
 // Elements that blocks are decoded to.
 template <typename Dot>
 size_t OperandSize(const LinearTile& tile, size_t blocks) {
   return blocks * Dot::kUnit * Dot::kPanel + (tile.multipliers != nullptr ? kExtraOf<Dot> : 0);
 }
 
-// f(first input, blocks) for all chunks of a panel.
+// f(first input, blocks) for all chunks of a panel that is decoded before.
 template <typename Dot, typename Function>
 void ForChunks(const LinearTile& tile, const Function& f) {
   for (size_t begin = 0; begin < tile.k; begin += tile.group_size) {
     const size_t left = tile.k - begin;
     const size_t size = left < tile.group_size ? left : tile.group_size;
-    for (size_t done = 0; done < size; done += Dot::kChunk) {
-      const size_t count = size - done < Dot::kChunk ? size - done : Dot::kChunk;
+    for (size_t done = 0, count = 0; done < size; done += count) {
+      count = size - done < kDecodedChunk<Dot> ? size - done : kDecodedChunk<Dot>;
       f(begin + done, RoundUp(count, Dot::kStep) / Dot::kUnit);
     }
   }
@@ -204,9 +210,9 @@ void RunGroup(DotRows<Dot> rows, Weights<Dot>* weights) {
       return;
     }
   }
+  const size_t most = (weights->decoded != nullptr ? kDecodedChunk<Dot> : Dot::kChunk) / Dot::kUnit;
   for (size_t left_blocks = rows.blocks; left_blocks > 0;) {
-    constexpr size_t kMost = Dot::kChunk / Dot::kUnit;
-    rows.blocks = left_blocks < kMost ? left_blocks : kMost;
+    rows.blocks = left_blocks < most ? left_blocks : most;
     left_blocks -= rows.blocks;
     rows.last = left_blocks == 0 && (act_scale == nullptr || kFoldsActScales<Dot>);
     rows.operand = weights->Next(tile, rows.k, rows.blocks);
