@@ -11,8 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from safetensors.numpy import load_file
+
+from fp4dit_onnx.checkpoint.checkpoint import demo_folder
 
 ROOT = Path(__file__).resolve().parents[1]
+DEMO = demo_folder()
 
 
 @pytest.fixture
@@ -41,12 +45,15 @@ def emoji(tmp_path: Path) -> Path:
     return folder
 
 
+def train(emoji: Path, output: Path, *options: str | Path) -> None:
+    command = [sys.executable, ROOT / "tools" / "train_demo.py", emoji, output, *options]
+    done = subprocess.run([*command, "--steps", "1"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_result_is_a_pipeline_that_draws(emoji: Path, tmp_path: Path) -> None:
     output = tmp_path / "pipeline"
-    command = [sys.executable, ROOT / "tools" / "train_demo.py", emoji, output]
-    command += ["--vae-steps", "1", "--steps", "1"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    train(emoji, output, "--vae-steps", "1")
     code = f"""
 import diffusers, numpy, torch
 pipeline = diffusers.PixArtAlphaPipeline.from_pretrained({str(output)!r}).to(torch.float32)
@@ -60,3 +67,23 @@ numpy.save({str(tmp_path / "drawn.npy")!r}, pictures)
     pictures: Any = np.load(tmp_path / "drawn.npy")
     assert pictures.shape == (1, 64, 64, 3)
     assert np.isfinite(pictures).all()
+
+
+def test_parts_of_a_pipeline_are_kept_beside_other_weights(emoji: Path, tmp_path: Path) -> None:
+    output = tmp_path / "pipeline"
+    train(emoji, output, "--parts", DEMO, "--first-weights", "uniform")
+    for part in ("vae/diffusion_pytorch_model", "text_encoder/model"):
+        ours, theirs = (
+            load_file(output / f"{part}.safetensors"),
+            load_file(DEMO / f"{part}.safetensors"),
+        )
+        assert ours.keys() == theirs.keys()
+        for name, tensor in theirs.items():
+            np.testing.assert_array_equal(ours[name], tensor, err_msg=name)
+    assert (output / "vae" / "config.json").read_text() == (
+        DEMO / "vae" / "config.json"
+    ).read_text()
+    weights = load_file(output / "transformer" / "diffusion_pytorch_model.safetensors")
+    weight = weights["transformer_blocks.3.ff.net.2.weight"].astype(np.float64)
+    spread = weight / weight.std()
+    assert abs((spread**4).mean() - 1.8) < 0.05, "not the kurtosis of a uniform distribution"

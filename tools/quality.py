@@ -2,6 +2,7 @@
 
     python tools/quality.py                  # all rows: about 40 minutes on two cores
     python tools/quality.py --rows "int-rtn; fp-rtn" --prompts 8 --seeds 1 --output small.md
+    python tools/quality.py --pipeline DIR --output docs/quality_even.md
 
 Weights are calibrated once per row, with float activations as in FP4DiT, then run with each column's
 activations in the PyTorch simulation, which `fp4dit-onnx verify` holds equal to the exported model.
@@ -114,23 +115,29 @@ class Drawn:
 
 
 class Bench:
-    """The demo pipeline and its float images.
+    """A pipeline and its float images.
 
     Args:
+        pipeline: folder of one that knows the demo's prompts; None is the demo.
         work: folder for calibrations and measurements.
         prompts: of the evaluation set, none of which calibration sees.
         seeds: images per prompt.
     """
 
-    def __init__(self, work: Path, prompts: int, seeds: int) -> None:
+    def __init__(self, pipeline: Path | None, work: Path, prompts: int, seeds: int) -> None:
         work.mkdir(parents=True, exist_ok=True)
-        self.work, self.reporter = work, RichReporter()
+        self.folder, self.work, self.reporter = pipeline, work, RichReporter()
         self.prompts = [p for p in demo_prompts("evaluation")[:prompts] for _ in range(seeds)]
         self.seeds = [FIRST_SEED + i for i in range(len(self.prompts))]
-        self.pipeline = load_pipeline(open_checkpoint(None))
+        self.pipeline = load_pipeline(open_checkpoint(pipeline))
         self.digest = model_digest(whole(self.pipeline.transformer))
         self.family = self._plan(ROWS[0], COLUMNS[0]).family
         self.sampling = self._plan(ROWS[0], COLUMNS[0]).sampling
+
+    @property
+    def name(self) -> str:
+        """Of the pipeline, as a sentence begins."""
+        return "The demo pipeline" if self.folder is None else f"The pipeline {self.folder.name}"
 
     @functools.cached_property
     def reference(self) -> Drawn:
@@ -148,6 +155,7 @@ class Bench:
 
     def _plan(self, row: Row, bits: str) -> Plan:
         request = ExportRequest(
+            model=self.folder,
             output=self.work / "none",
             bits=bits,
             method=row.method,
@@ -330,7 +338,7 @@ def _document(bench: Bench, results: Sequence[Mapping[str, Any]]) -> str:
     titles = " | ".join(bits.upper() for bits in COLUMNS)
     written = (
         f"{written_by('quality.py')}, torch {torch.__version__}, "
-        f"{os.cpu_count()} cores ({platform.machine()}). The demo pipeline, {count} images "
+        f"{os.cpu_count()} cores ({platform.machine()}). {bench.name}, {count} images "
         f"({len(set(bench.prompts))} prompts, none used in calibration), {sampling.steps} denoising "
         f"steps, guidance scale {sampling.guidance:g}, every linear of the transformer "
         "and q, k, v quantized; mean and standard error over images, against the float model from "
@@ -371,6 +379,7 @@ def main() -> None:
     parser.add_argument("--rows", help="names of rows, separated by ';'; by default all")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--pipeline", type=Path, help="in place of the demo")
     parser.add_argument("--work", type=Path, default=Path("quality-work"))
     parser.add_argument("--output", type=Path, default=DOCS / "quality.md")
     options = parser.parse_args()
@@ -378,7 +387,7 @@ def main() -> None:
     unknown = set(names) - {row.name for row in ROWS}
     if unknown:
         parser.error(f"unknown rows {sorted(unknown)}: expected {[row.name for row in ROWS]}")
-    bench = Bench(options.work, options.prompts, options.seeds)
+    bench = Bench(options.pipeline, options.work, options.prompts, options.seeds)
     results = _results(bench, [row for row in ROWS if not names or row.name in names])
     write_above_reading(options.output, _document(bench, results))
     print(f"{options.output} written")
