@@ -141,7 +141,7 @@ def test_linear_of_groups(isa: str) -> None:
 def test_hadamard(isa: str, block: int) -> None:
     random = np.random.default_rng(2)
     for k in (1, 7, 64, 203, 1152):
-        check(ops.HADAMARD, ops.hadamard_attributes(block), random_rows(random, 9, k))
+        check(ops.HADAMARD, {"block": block}, random_rows(random, 9, k))
     assert sum(Library().counters().values()) == 5
 
 
@@ -156,7 +156,7 @@ def test_quantizers(isa: str) -> None:
                 continue
             less = [float(v) for v in fmt.magnitudes[1:-1][-1 - index % 3 :]]
             check("FpQuantize", ops.quantize_attributes(fmt, group_size, less), x)
-            both = ops.hadamard_quantize_attributes(32, fmt, group_size)
+            both = {"block": 32, **ops.quantize_attributes(fmt, group_size)}
             check(ops.HADAMARD_QUANTIZE, both, x)
 
 
@@ -218,6 +218,6 @@ def test_the_longest_row() -> None:
 
 def test_shapes_of_scales_are_inferred() -> None:
     fmt = FORMATS["int6"]
-    given = ops.hadamard_quantize_attributes(64, fmt, 64)
+    given = {"block": 64, **ops.quantize_attributes(fmt, 64)}
     model = session(ops.HADAMARD_QUANTIZE, given, np.ones((2, 3, 200), np.float32))
     assert [o.shape for o in model.get_outputs()] == [[2, 3, 200], [2, 3, 4]]

@@ -30,7 +30,6 @@ from diffusers_pair import (
 from fp4dit_onnx.errors import BundleError, UsageError
 from fp4dit_onnx.runtime import Pipeline, Sampling
 
-
 Agree = Callable[[Array, Array, float], None]
 # Both sides run the same modules in torch; the schedulers differ by the rounding of float32, 1e-6 a
 # step, which the network and guidance may enlarge. Measured: 1.3e-6 at most.

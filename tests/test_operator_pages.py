@@ -137,7 +137,7 @@ def test_four_over_six_rotated_or_not() -> None:
     q, scale = reference("fp_quantize", "FpQuantize")(x, 1, [12, 8], 16)
     assert_quantized("FpQuantize", given, x, q, scale)
     both = reference("fp_hadamard_quantize", ops.HADAMARD_QUANTIZE, "FpQuantize", ops.HADAMARD)
-    rotated = ops.hadamard_quantize_attributes(32, fmt, 16, [8])
+    rotated = {"block": 32, **ops.quantize_attributes(fmt, 16, [8])}
     with np.errstate(all="ignore"):
         q, scale = both(x, 32, 1, [12, 8], 16)
     assert_quantized(ops.HADAMARD_QUANTIZE, rotated, x, q, scale)
@@ -148,7 +148,7 @@ def test_hadamard(block: int) -> None:
     x = np.random.default_rng(8).standard_normal((2, 3, 43)).astype(np.float32)
     found = reference("fp_hadamard", ops.HADAMARD)(x, block)
     assert_same(hadamard(x, block), found)
-    assert_same(body(ops.HADAMARD, ops.hadamard_attributes(block), x)[0], found)
+    assert_same(body(ops.HADAMARD, {"block": block}, x)[0], found)
 
 
 @pytest.mark.parametrize("group_size", [1, 7, 40])

@@ -46,7 +46,7 @@ def rows(seed: int, *shape: int) -> Array:
 def test_hadamard(k: int, block: int, run: Run) -> None:
     x = rows(0, 2, 4, k)
     x[0, 0, 0] = np.inf
-    agrees(run, ops.HADAMARD, ops.hadamard_attributes(block), x)
+    agrees(run, ops.HADAMARD, {"block": block}, x)
 
 
 def test_hadamard_is_a_rotation_of_each_run() -> None:
@@ -116,7 +116,7 @@ def test_the_candidate_that_errs_least(candidates: list[int], run: Run) -> None:
 def test_rotated_and_quantized_in_one(run: Run) -> None:
     fmt = FORMATS["int6"]
     x = rows(3, 6, 75)
-    given = ops.hadamard_quantize_attributes(32, fmt, 16)
+    given = {"block": 32, **ops.quantize_attributes(fmt, 16)}
     q, scale = agrees(run, ops.HADAMARD_QUANTIZE, given, x)
     for own, both in zip(numerics.quantize(hadamard(x, 32), fmt, 16), (q, scale), strict=True):
         assert same_bits(own, both).ok

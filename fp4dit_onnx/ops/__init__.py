@@ -18,7 +18,6 @@ from fp4dit_onnx.ops import (
 )
 from fp4dit_onnx.ops.fp_attention import attention_attributes
 from fp4dit_onnx.ops.fp_dequantize import dequantize_attributes
-from fp4dit_onnx.ops.fp_hadamard import hadamard_attributes, hadamard_quantize_attributes
 from fp4dit_onnx.ops.fp_linear import linear_attributes
 from fp4dit_onnx.ops.fp_linear_integer import linear_integer_attributes
 from fp4dit_onnx.ops.fp_quantize import QUANTIZE_OPS, quantize_attributes, quantize_op
@@ -48,8 +47,6 @@ __all__ = [
     "attention_attributes",
     "dequantize_attributes",
     "function",
-    "hadamard_attributes",
-    "hadamard_quantize_attributes",
     "has_role",
     "linear_attributes",
     "linear_integer_attributes",

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from fp4dit_onnx.numbers.formats import FloatFormat
 from fp4dit_onnx.numbers.hadamard import LARGEST_BLOCK, hadamard, hadamard_factors
-from fp4dit_onnx.ops.fp_quantize import QUANTIZE, caption, quantize_attributes
-from fp4dit_onnx.ops.operator import WHOLE_ROW, Array, Attributes, Operator
+from fp4dit_onnx.ops.fp_quantize import QUANTIZE, caption
+from fp4dit_onnx.ops.operator import Array, Attributes, Operator
 
-__all__ = ["HADAMARD", "HADAMARD_QUANTIZE", "hadamard_attributes", "hadamard_quantize_attributes"]
+__all__ = ["HADAMARD", "HADAMARD_QUANTIZE"]
 
 
 def _text() -> str:
@@ -110,15 +108,3 @@ FpHadamardQuantize <block, format, mantissa_bits, max, group_size, candidates> (
     role="quantize",
     shared=True,
 )
-
-
-def hadamard_attributes(block: int) -> dict[str, Any]:
-    """Attributes of FpHadamard: `block` is a power of two from 2 to `LARGEST_BLOCK`."""
-    return {"block": block}
-
-
-def hadamard_quantize_attributes(
-    block: int, fmt: FloatFormat, group_size: int = WHOLE_ROW, candidates: Sequence[float] = ()
-) -> dict[str, Any]:
-    """Attributes of FpHadamardQuantize: those of both operators."""
-    return {**hadamard_attributes(block), **quantize_attributes(fmt, group_size, candidates)}
