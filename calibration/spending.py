@@ -122,15 +122,15 @@ class Spending:
                 }
             )
 
-        usual = {label: first(rows) for label, rows in sets.items()}
         turned = {
             n: [r for r in rows if r.input_ops == rows[0].input_ops] for n, rows in made.items()
         }
         allocated = allocation(turned)
         if self.budget.bits:
             others = {label: allocation(rows) for label, rows in sets.items()}
-            best, errors = self._smallest_error(allocated, others, usual)
+            best, errors = self._smallest_error({ALLOCATED: allocated, **others})
         else:
+            usual = {label: first(rows) for label, rows in sets.items()}
             best, errors = self._fewest_bits(allocated, usual)
         label, chosen = best
         added = {name: sensitivity[name] * row.loss for name, row in chosen.items()}
@@ -157,25 +157,18 @@ class Spending:
         return self.trajectory.error(state)
 
     def _smallest_error(
-        self,
-        allocated: Allocation[Made],
-        others: Mapping[str, Allocation[Made]],
-        usual: Mapping[str, Set],
+        self, allocations: Mapping[str, Allocation[Made]]
     ) -> tuple[tuple[str, Set], dict[str, float]]:
-        """The set of the least error among those within the bits: each label's, and its own choices."""
+        """The set of the least error among those that fit, each with the bits spent where they help."""
         limit = int(self.budget.bits * self.weights / 8)
-        found = allocated.within(limit)
-        if found is None:
-            least = self._bits(_stored(allocated.smallest))
+        within = {label: each.within(limit) for label, each in allocations.items()}
+        sets = {label: _stored(options) for label, options in within.items() if options}
+        if ALLOCATED not in sets:
+            least = self._bits(_stored(allocations[ALLOCATED].smallest))
             raise UsageError(
                 f"target {self.budget.bits:g} bits per weight: the smallest precisions take "
                 f"{least:.3f}; ask for that or more"
             )
-        small = {label: own for label, own in usual.items() if _bytes(own) <= limit}
-        sets = {ALLOCATED: _stored(found), **small}
-        for label, other in others.items():
-            if (within := other.within(limit)) is not None and label != next(iter(usual)):
-                sets[f"{label}, {ALLOCATED}"] = _stored(within)
         errors = {}
         with self.reporter.stage("comparing choices", len(sets), "sets") as advance:
             for label, chosen in sets.items():
