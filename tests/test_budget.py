@@ -15,6 +15,7 @@ pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 pytest.importorskip("onnx_graphsurgeon")
 
+from command_line import Run
 from manifests import layer
 from toy_network import LAYERS, PICTURES, sampler_of, toy_network
 
@@ -26,7 +27,6 @@ from fp4dit_onnx.calibration.spending import ALLOCATED
 from fp4dit_onnx.calibration.stages.budget import Budget
 from fp4dit_onnx.calibration.trajectory import Trajectory
 from fp4dit_onnx.calibration.work import Work, model_digest
-from fp4dit_onnx.cli import main
 from fp4dit_onnx.commands.precision_table import print_spent
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.plan import plan
@@ -257,9 +257,7 @@ def test_settings_that_are_refused(settings: dict[str, Any], message: str) -> No
         Budget(**settings)
 
 
-def test_a_recipe_file_says_what_to_choose_among(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_recipe_file_says_what_to_choose_among(tmp_path: Path, run: Run) -> None:
     path, saved = tmp_path / "mine.toml", tmp_path / "saved.toml"
     path.write_text(
         'grid = "fp"\n[data]\nprompts = 4\nsamples = 8\n'
@@ -270,13 +268,12 @@ def test_a_recipe_file_says_what_to_choose_among(
     assert plan(ExportRequest(tmp_path / "b", recipe=path)).method.budget == Budget(
         bits=4.1, groups="64 row", wide=""
     )
-    given = ["export", "--dry-run", "--recipe", str(path), "--target-bits", "4.2"]
-    with pytest.raises(SystemExit) as done:
-        main([*given, "--save-recipe", str(saved)])
-    assert done.value.code == 0
-    told = capsys.readouterr().out
-    assert "e1m2, groups of 64 (float16)" in told
-    assert "layers get at most 4.2 in all" in told
+    asked = "export", "--dry-run", "--recipe", path, "--target-bits"
+    told = run(*asked, "4.2", "--save-recipe", saved)
+    assert told.code == 0
+    assert "e1m2, groups of 64 (float16)" in told.out
+    assert "layers get at most 4.2 in all" in told.out
+    run(*asked, "nan").refuses("target_bits = nan: expected a number from 0.1 to 32")
     again = plan(ExportRequest(tmp_path / "b", recipe=saved))
     assert again.method.budget == Budget(bits=4.2, groups="64 row", wide="")
 
