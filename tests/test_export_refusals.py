@@ -286,10 +286,19 @@ def test_packages_of_the_report_are_asked_for_where_there_is_one(
         plan(request(tmp_path / "b"))
 
 
-def test_a_method_that_samples_needs_the_whole_pipeline(demo_copy: Path, tmp_path: Path) -> None:
-    shutil.rmtree(demo_copy / "text_encoder")
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_method_that_samples_needs_the_whole_pipeline(
+    demo_copy: Path, tmp_path: Path, listed: bool
+) -> None:
+    if listed:
+        shutil.rmtree(demo_copy / "text_encoder")
+    else:
+        index = json.loads((demo_copy / "model_index.json").read_text())
+        index["text_encoder"] = [None, None]
+        (demo_copy / "model_index.json").write_text(json.dumps(index))
+    found = "no folder 'text_encoder'" if listed else "names no text_encoder"
     for method, words in (
-        ("tuned", "no folder 'text_encoder'.*--method fp-rtn"),
+        ("tuned", f"{found}.*--method fp-rtn"),
         ("fp-rtn", None),
     ):
         asked = ExportRequest(tmp_path / "b", demo_copy, components="transformer", method=method)

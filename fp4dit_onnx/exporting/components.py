@@ -18,22 +18,28 @@ from fp4dit_onnx.files import CHECKPOINT, json_text, read_json
 from fp4dit_onnx.runtime.step_table import write_step_table
 from fp4dit_onnx.tokenizer_files import copy_tokenizer
 
-__all__ = ["check_parts", "check_vae", "copy_settings", "write_vae_decoder"]
+__all__ = ["absent_parts", "check_parts", "check_vae", "copy_settings", "write_vae_decoder"]
+
+
+def absent_parts(source: checkpoint.Checkpoint) -> str | None:
+    """Which parts a pipeline lists not, or as null, that its images need; None for no such part."""
+    family = find_family(source.pipeline_class)
+    if family is None or not family.generates:  # no images are made of it here
+        return None
+    encoders = [n for n in family.encoders if n not in {*family.optional} & {*source.absent}]
+    needed = (*encoders, *map(tokenizer_of, encoders), "scheduler", "vae")
+    missing = [name for name in needed if name not in source.components]
+    if not missing:
+        return None
+    return f"{source.folder / 'model_index.json'} names no {' and no '.join(missing)}"
 
 
 def check_parts(source: checkpoint.Checkpoint) -> None:
     """Raise UsageError where a pipeline lists no part, or null for one, that its images need."""
-    family = find_family(source.pipeline_class)
-    if family is None or not family.generates:  # no images are made of it here
-        return
-    encoders = [n for n in family.encoders if n not in {*family.optional} & {*source.absent}]
-    needed = (*encoders, *map(tokenizer_of, encoders), "scheduler", "vae")
-    missing = [name for name in needed if name not in source.components]
-    if missing:
+    if (absent := absent_parts(source)) is not None:
         raise UsageError(
-            f"{source.folder / 'model_index.json'} names no {' and no '.join(missing)}, without "
-            f"which {source.pipeline_class} makes no image of a prompt: give the whole "
-            "pipeline, or --components transformer exports the transformer alone"
+            f"{absent}, without which {source.pipeline_class} makes no image of a prompt: give the "
+            "whole pipeline, or --components transformer exports the transformer alone"
         )
 
 

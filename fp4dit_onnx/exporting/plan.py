@@ -17,7 +17,7 @@ from fp4dit_onnx.calibration.stages.budget import MOST_BITS, MOST_SQNR_DB
 from fp4dit_onnx.checkpoint.checkpoint import Checkpoint, open_checkpoint, scheduler_settings
 from fp4dit_onnx.errors import CheckpointError, MissingExtraError, UsageError
 from fp4dit_onnx.exporting.budget import PlannedBudget, planned_budget
-from fp4dit_onnx.exporting.components import check_parts, check_vae
+from fp4dit_onnx.exporting.components import absent_parts, check_parts, check_vae
 from fp4dit_onnx.exporting.layers import layer_size, linear_layers, totals
 from fp4dit_onnx.exporting.recipe_files import with_recipe
 from fp4dit_onnx.exporting.request import COMPONENTS, ExportRequest
@@ -242,12 +242,14 @@ def _undrawable(checkpoint: Checkpoint, sampling: Sampling) -> tuple[str, ...]:
 def _check_pipeline(request: ExportRequest) -> None:
     """Refuse a method that samples with parts that are not there."""
     try:
-        open_checkpoint(request.model)
+        absent = absent_parts(open_checkpoint(request.model))
     except CheckpointError as error:
+        absent = str(error)
+    if absent is not None:
         raise UsageError(
-            f"method {request.method} needs data and samples with the whole pipeline, but {error}; "
+            f"method {request.method} needs data and samples with the whole pipeline, but {absent}; "
             "rounding to nearest needs the transformer alone: --method fp-rtn"
-        ) from error
+        )
 
 
 def _check_packages(*, report: bool) -> None:
