@@ -21,10 +21,8 @@ ON_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
 
-demo: install  ## export the embedded pipeline to W4A6 and generate images: demo-out/demo.png
-	$(BIN)/fp4dit-onnx export --bits w4a6 --preset fast --weight-format auto --overwrite \
-	  --output $(DEMO)/bundle
-	$(BIN)/fp4dit-onnx evaluate $(DEMO)/bundle --count 8 --grid $(DEMO)/demo.png
+demo: install  ## export the embedded pipeline to W4A6 by two recipes and compare their images: demo-out/demo.png
+	$(BIN)/python -P tools/demo.py $(DEMO)
 
 test: web  ## format, lint, types, generated files, all tests
 	$(BIN)/python tools/check
