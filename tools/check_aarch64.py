@@ -2,7 +2,7 @@
 
     python tools/check_aarch64.py                           # all checks: some minutes
     python tools/check_aarch64.py --only suite              # build, and the C++ tests: a minute
-    python tools/check_aarch64.py --bundle demo-out/bundle --json summary.json
+    python tools/check_aarch64.py --bundle demo-out/fp4dit --json summary.json
 
 The machine must be x86-64. Checks:
 

@@ -1,7 +1,7 @@
 """Generate the same image with every runtime and write the table in docs/deploy.md.
 
     python tools/deploy_table.py --write                     # exports the demo's bundle first
-    python tools/deploy_table.py --bundle demo-out/bundle --only cpp --only node --json rows.json
+    python tools/deploy_table.py --bundle demo-out/fp4dit --only cpp --only node --json rows.json
 
 Every row is a process that loads the bundle and generates; its image is compared with the one that
 the Python pipeline generates here with the custom-op library. A row whose runtime is absent says so
