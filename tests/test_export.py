@@ -71,6 +71,7 @@ def test_trained_weights_arrive_in_the_graph(tmp_path: Path) -> None:
         samples=16,
         calibration_prompts=2,
         steps=3,
+        report=False,
     )
     result = export(request)
     assert not (tmp_path / "out.calibration").exists()
@@ -127,17 +128,15 @@ def test_a_folder_that_is_no_work_folder_is_never_deleted(tmp_path: Path, method
 def test_no_float_copy_of_a_quantized_weight(
     exported: ExportResult, float_model: onnx.ModelProto
 ) -> None:
-    bundle = Bundle.open(exported.bundle)
+    model = load_model(Bundle.open(exported.bundle).transformer)
+    quantized = read_state(model).layers
     floats = {
         t.name: numpy_helper.to_array(t)
-        for t in load_model(bundle.transformer).graph.initializer
+        for t in model.graph.initializer
         if t.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
     }
     for tensor in float_model.graph.initializer:
-        if (
-            tensor.name.removesuffix(".weight")
-            not in read_state(load_model(bundle.transformer)).layers
-        ):
+        if tensor.name.removesuffix(".weight") not in quantized:
             continue
         weight = numpy_helper.to_array(tensor)
         for name, value in floats.items():
