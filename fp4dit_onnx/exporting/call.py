@@ -78,10 +78,10 @@ def export(
             two per layer (NVFP4); int4*f32, a 4-bit integer per group times a float32 per channel; by
             default float16 (fp4dit), float16 (inline), nvfp4 (standard), by target. One of: float16,
             float32, e8m0, nvfp4, int4*f32.
-        target_bits: Mixed precision: bits per weight over all quantized layers, scales included,
-            that the bundle may take at most. Layers get 4 or 8 bits and long or short groups where
-            that saves the most error, by measured sensitivity. For methods that measure second
-            moments, such as tuned.
+        target_bits: Mixed precision: the most bits per weight over all quantized layers of the
+            transformer, scales included. Layers get 4 or 8 bits and long or short groups where that
+            saves the most error, by measured sensitivity. For methods that measure second moments,
+            such as tuned.
         min_sqnr: Mixed precision: the fewest bits with which the guided prediction of the whole
             network, activations quantized, keeps this SQNR against the float network, on recorded
             calls of its trajectory weighted by importance; in place of --target-bits.

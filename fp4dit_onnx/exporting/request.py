@@ -108,8 +108,8 @@ class ExportRequest:
     target_bits: Annotated[
         float | None,
         Option(
-            "Mixed precision: bits per weight over all quantized layers, scales included, that the "
-            "bundle may take at most. Layers get 4 or 8 bits and long or short groups where that saves "
+            "Mixed precision: the most bits per weight over all quantized layers of the transformer, "
+            "scales included. Layers get 4 or 8 bits and long or short groups where that saves "
             "the most error, by measured sensitivity. For methods that measure second moments, such as "
             "tuned.",
             FORMATS,
