@@ -148,6 +148,17 @@ def test_linears_in_the_same_way_share_the_rotation(bench: Any) -> None:
     )
 
 
+def test_a_float_linear_beside_a_rotated_one_reads_what_it_read(bench: Any, agree: Any) -> None:
+    linears = bench.linear("a", "x", "y"), bench.linear("b", "x", "z")
+    text = f"g (float[B, {K}] x) => (float[B, {N}] y, float[B, {N}] z) {{ {''.join(linears)} }}"
+    model, x = bench.parse(text, bench.layer_parameters("a", "b")), bench.normal(3, 2, K)
+    state = QuantizedState({"a": layer(SPECS["T6"], "a")})
+    fused, _ = run_passes(model, [InsertQdq(state), PackWeights(state), *FUSED])
+    assert ops.HADAMARD_QUANTIZE in [n.op_type for n in fused.graph.node]
+    wanted, found = (ReferenceEvaluator(m).run(["z"], {"x": x})[0] for m in (model, fused))
+    agree(found, wanted, 1e-6)
+
+
 def test_multipliers_with_float_activations_stay_dequantized(bench: Any) -> None:
     model, _ = bench.one_layer()
     state = QuantizedState({"fc": layer(LayerSpec.of("e2m1", None, 8, MULTIPLIED))})
