@@ -145,8 +145,8 @@ class Method:
 
     def with_stage(self, use: str, **settings: Any) -> Method:
         """The same with a stage in place of those of its kind, or added; it keeps its other settings."""
-        own = [asdict(s) for s in self.stages if use_of(s) == use]  # type: ignore[call-overload]
-        stage = _stage(self.name, {"use": use, **(own[0] if own else {}), **settings})
+        own: dict[str, Any] = next((vars(s) for s in self.stages if use_of(s) == use), {})
+        stage = _stage(self.name, {"use": use, **own, **settings})
         kept = [*(s for s in self.stages if s.kind != stage.kind), stage]
         return replace(self, stages=tuple(sorted(kept, key=lambda s: KINDS.index(s.kind))))
 

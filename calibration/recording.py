@@ -112,8 +112,9 @@ def record(
         if method.needs(MOMENTS):
             guided, folder = method.data.guided, place("moments")
             moments = MomentRecorder(module, layers, sampler, importance, guided, folder, seed)
-    every = {"rows": rows, "calls": calls, "samples": chosen, "moments": moments}
-    recorders: dict[str, Recorder] = {n: one for n, one in every.items() if one is not None}
+    every: dict[str, Recorder | None] = {"rows": rows, "calls": calls}
+    every |= {"samples": chosen, "moments": moments}
+    recorders = {name: one for name, one in every.items() if one is not None}
     try:
         _run(recorders, sampler, reporter, work, begun)
     finally:

@@ -102,10 +102,10 @@ def planned_budget(
         n, k = sizes[name]
         taken = []
         for weight in precisions[name] or (spec.weight,):
-            found = replace(spec, weight=weight)
-            size = layer_size(n, k, found)
+            one = replace(spec, weight=weight)
+            size = layer_size(n, k, one)
             taken.append(size.bytes)
-            label = precision(weight.format, found.group_size, k, weight.scale)
+            label = precision(weight.format, one.group_size, k, weight.scale)
             rows.setdefault(label, []).append((1, size.weights, size.bytes))
         least, most, weights = least + min(taken), most + max(taken), weights + n * k
     found = PlannedBudget(
