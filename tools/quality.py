@@ -76,6 +76,11 @@ class Row:
     target_bits: float | None = None
 
     @property
+    def columns(self) -> Sequence[str]:
+        """Where it is measured: budgets at the bits that the tool is named for."""
+        return COLUMNS if self.target_bits is None else COLUMNS[1:2]
+
+    @property
     def by_activations(self) -> bool:
         """Whether choices look at quantized activations, so that each column has its own weights."""
         return any(stage.kind == "transform" for stage in method_by_name(self.method).stages)
@@ -259,13 +264,13 @@ def _results(bench: Bench, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Every row's figures; what an earlier run measured of the same weights is read."""
     found = []
     for row in rows:
-        state, seconds = bench.calibrated(row, COLUMNS[0])
+        state, seconds = bench.calibrated(row, row.columns[0])
         entry: dict[str, Any] = {"row": asdict(row), "seconds": seconds, "columns": {}}
         counts = collections.Counter(layer.spec.weight.format for layer in state.layers.values())
         entry["formats"] = dict(sorted(counts.items()))
         weights = sum(layer.n * layer.k for layer in state.layers.values())
         entry["bits"] = 8 * sum(layer.nbytes for layer in state.layers.values()) / weights
-        for bits in COLUMNS:
+        for bits in row.columns:
             if row.by_activations:
                 state, _ = bench.calibrated(row, bits)
             entry["columns"][bits] = bench.measured(row, bits, state)
@@ -275,22 +280,26 @@ def _results(bench: Bench, rows: Sequence[Row]) -> list[dict[str, Any]]:
     return found
 
 
-def _cell(score: Mapping[str, Any]) -> str:
-    return f"{score['mean']:.2f} ± {score['standard_error'] or 0:.2f}"
+def _cell(score: Mapping[str, Any] | None) -> str:
+    return "" if score is None else f"{score['mean']:.2f} ± {score['standard_error'] or 0:.2f}"
 
 
 def _table(results: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
     titles = " | ".join(bits.upper() for bits in COLUMNS)
     lines = [f"| method | {titles} |", "| --- |" + " --- |" * len(COLUMNS)]
     for entry in results:
-        cells = " | ".join(_cell(entry["columns"][bits][metric]) for bits in COLUMNS)
+        cells = " | ".join(_cell(entry["columns"].get(bits, {}).get(metric)) for bits in COLUMNS)
         lines.append(f"| {entry['row']['name']} | {cells} |")
     return lines
 
 
 def _gain(results: Sequence[Mapping[str, Any]], name: str, base: str, bits: str) -> str:
     """Mean difference in PSNR, image by image, with its standard error."""
-    values = {e["row"]["name"]: np.asarray(e["columns"][bits]["psnr"]["values"]) for e in results}
+    values = {
+        e["row"]["name"]: np.asarray(e["columns"][bits]["psnr"]["values"])
+        for e in results
+        if bits in e["columns"]
+    }
     if name not in values or base not in values:
         return "-"
     difference = Score.of((values[name] - values[base]).tolist())
