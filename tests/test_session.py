@@ -158,3 +158,24 @@ def test_a_model_that_loads_and_cannot_be_computed(tmp_path: Path, library: bool
     assert loaded.run(None, {"x": two, "y": two})[0].tolist() == [1, 1]
     with pytest.raises(BundleError, match=r"cannot run .*model.onnx: .*Mul node.*copy or export"):
         loaded.run(None, {"x": two, "y": three})
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros((1, 2), np.int64), "Invalid rank for input"),
+        (np.zeros(2, np.int64), "Got invalid dimensions"),
+        (np.full(3, 5, np.int64), "Gather node.*out of data bounds"),
+        (np.zeros(3, np.float32), "Unexpected input data type"),
+    ],
+)
+def test_inputs_that_a_model_does_not_take(tmp_path: Path, x: np.ndarray, message: str) -> None:
+    """As where files of a bundle do not fit each other: a tokenizer, an encoder, a config."""
+    text = """<ir_version: 10, opset_import: ["": 21]>
+    g (int64[3] x) => (float[k] z) <float[5] rows = {1, 2, 3, 4, 5}> { z = Gather (rows, x) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
+    loaded = session(tmp_path / "model.onnx", library=False)
+    assert loaded.run(None, {"x": np.arange(3)})[0].tolist() == [1, 2, 3]
+    with pytest.raises(BundleError, match=f"cannot run .*{message}.*does not fit it") as caught:
+        loaded.run(None, {"x": x})
+    assert "\n" not in str(caught.value)

@@ -101,15 +101,17 @@ def _explaining(loaded: onnxruntime.InferenceSession, path: Path) -> onnxruntime
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
+    refusals = (state.Fail, state.RuntimeException, state.NotImplemented, state.InvalidArgument)
     run = loaded.run
 
     def explained(*arguments: Any, **named: Any) -> Any:
         try:
             return run(*arguments, **named)
-        except (state.Fail, state.RuntimeException, state.NotImplemented) as cause:
+        except refusals as cause:
             raise BundleError(
                 f"ONNX Runtime {onnxruntime.__version__} cannot run {path}: {_reason(cause)}; "
-                f"the file is damaged, or more memory is needed than there is: {_COPY}"
+                "the file is damaged, what it is given does not fit it, or more memory is needed "
+                f"than there is: {_COPY}"
             ) from cause
 
     loaded.run = explained
