@@ -21,25 +21,23 @@ from fp4dit_onnx.tokenizer_files import copy_tokenizer
 __all__ = ["absent_parts", "check_parts", "check_vae", "copy_settings", "write_vae_decoder"]
 
 
-def absent_parts(source: checkpoint.Checkpoint) -> str | None:
-    """Which parts a pipeline lists not, or as null, that its images need; None for no such part."""
+def absent_parts(source: checkpoint.Checkpoint) -> str:
+    """Parts that a pipeline lists not, or as null, and its images need: ``a and no b``, or nothing."""
     family = find_family(source.pipeline_class)
     if family is None or not family.generates:  # no images are made of it here
-        return None
+        return ""
     encoders = [n for n in family.encoders if n not in {*family.optional} & {*source.absent}]
     needed = (*encoders, *map(tokenizer_of, encoders), "scheduler", "vae")
-    missing = [name for name in needed if name not in source.components]
-    if not missing:
-        return None
-    return f"{source.folder / 'model_index.json'} names no {' and no '.join(missing)}"
+    return " and no ".join(name for name in needed if name not in source.components)
 
 
 def check_parts(source: checkpoint.Checkpoint) -> None:
     """Raise UsageError where a pipeline lists no part, or null for one, that its images need."""
-    if (absent := absent_parts(source)) is not None:
+    if absent := absent_parts(source):
         raise UsageError(
-            f"{absent}, without which {source.pipeline_class} makes no image of a prompt: give the "
-            "whole pipeline, or --components transformer exports the transformer alone"
+            f"{source.folder / 'model_index.json'} names no {absent}, without which "
+            f"{source.pipeline_class} makes no image of a prompt: give the whole pipeline, or "
+            "--components transformer exports the transformer alone"
         )
 
 

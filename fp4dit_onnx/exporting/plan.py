@@ -242,12 +242,14 @@ def _undrawable(checkpoint: Checkpoint, sampling: Sampling) -> tuple[str, ...]:
 def _check_pipeline(request: ExportRequest) -> None:
     """Refuse a method that samples with parts that are not there."""
     try:
-        absent = absent_parts(open_checkpoint(request.model))
+        source = open_checkpoint(request.model)
+        absent = absent_parts(source)
+        missing = f"{source.folder / 'model_index.json'} names no {absent}" if absent else ""
     except CheckpointError as error:
-        absent = str(error)
-    if absent is not None:
+        missing = str(error)
+    if missing:
         raise UsageError(
-            f"method {request.method} needs data and samples with the whole pipeline, but {absent}; "
+            f"method {request.method} needs data and samples with the whole pipeline, but {missing}; "
             "rounding to nearest needs the transformer alone: --method fp-rtn"
         )
 
