@@ -234,6 +234,10 @@ def test_every_precision_goes_with_the_activations(method: str, activations: str
         ({"target_bits": 4.5, "method": "fp4dit"}, "expected one of gptq, tuned, tuned-best"),
         ({"min_sqnr": 30, "method": "fp-rtn"}, "method fp-rtn measures no layer's sensitivity"),
         ({"target_bits": 4.5, "target": "standard"}, "target standard stores groups of 16"),
+        (
+            {"target_bits": 4.5, "rules": ("*=none",)},
+            "no layer is quantized, so a budget has nothing",
+        ),
         ({"target_bits": 4.5, "bits": "w8a8"}, "expected from 8.069 to 8.069"),
     ],
 )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from fp4dit_onnx.bundle.manifest import Weight
 from fp4dit_onnx.calibration.methods import Method
 from fp4dit_onnx.calibration.stages.budget import Budget
 from fp4dit_onnx.calibration.stages.choose_format import ChooseFormat
@@ -79,50 +80,44 @@ def planned_budget(
         target: of the export.
 
     Raises:
-        UsageError: bits that no choice of precisions takes, or a target without the formats.
+        UsageError: bits that no choice of precisions takes, or nothing to choose among.
     """
     budget = method.budget
     if budget is None:
         return None
-    if target.scale != DEFAULT_SCALE:
+    if not specs or target.scale != DEFAULT_SCALE:
+        why = f"target {target.name} stores groups of {target.group_size} as {target.scale} alone"
         raise UsageError(
-            f"target {target.name} stores groups of {target.group_size} under {target.scale} scales "
-            "alone, so that a budget has nothing to choose among: leave out --target-bits and --min-sqnr"
+            f"{why if specs else 'no layer is quantized'}, so a budget has nothing to choose among: "
+            "leave out --target-bits and --min-sqnr"
         )
     among = next((s.among.split() for s in method.stages if isinstance(s, ChooseFormat)), ())
     precisions = {}
     for name, spec in specs.items():
         known = recipe.narrow_formats(name)
-        formats = tuple(name for name in known if name in among) or known
+        formats = tuple(fmt for fmt in known if fmt in among) or known
         precisions[name] = _precisions(budget, name, spec, formats, recipe.scale, sizes[name][1])
     target.check({weight.format for own in precisions.values() for weight in own})
-    rows: dict[str, list[tuple[int, int, int]]] = {}
-    least = most = weights = 0
-    for name, spec in specs.items():
-        n, k = sizes[name]
-        taken = []
-        for weight in precisions[name] or (spec.weight,):
-            one = replace(spec, weight=weight)
-            size = layer_size(n, k, one)
-            taken.append(size.bytes)
-            label = precision(weight.format, one.group_size, k, weight.scale)
-            rows.setdefault(label, []).append((1, size.weights, size.bytes))
-        least, most, weights = least + min(taken), most + max(taken), weights + n * k
-    found = PlannedBudget(
-        target_bits=budget.bits or None,
-        min_sqnr_db=budget.sqnr or None,
-        least_bits=8 * least / weights,
-        most_bits=8 * most / weights,
-        choices=tuple(_choice(label, taken) for label, taken in rows.items()),
-        precisions=precisions,
-    )
-    if budget.bits and not found.least_bits <= budget.bits <= found.most_bits:
+    every = {
+        name: [
+            (w, layer_size(*sizes[name], replace(spec, weight=w))) for w in own or [spec.weight]
+        ]
+        for (name, spec), own in zip(specs.items(), precisions.values(), strict=True)
+    }
+    sizes_of = [[size for _, size in rows] for rows in every.values()]
+    weights = sum(own[0].weights for own in sizes_of)
+    least = 8 * sum(min(size.bytes for size in own) for own in sizes_of) / weights
+    most = 8 * sum(max(size.bytes for size in own) for own in sizes_of) / weights
+    if budget.bits and not least <= budget.bits <= most:
         raise UsageError(
-            f"target {budget.bits:g} bits per weight: expected from {found.least_bits:.3f} to "
-            f"{found.most_bits:.3f}, scales included, which the {len(specs)} layers' precisions take: "
-            "choose a number in between, or other groups in the budget stage of a recipe file"
+            f"target {budget.bits:g} bits per weight: expected from {least:.3f} to {most:.3f}, scales "
+            f"included, which the {len(specs)} layers' precisions take: choose a number in between, or "
+            "other groups in the budget stage of a recipe file"
         )
-    return found
+    choices = _choices(row for rows in every.values() for row in rows)
+    return PlannedBudget(
+        budget.bits or None, budget.sqnr or None, least, most, choices, precisions
+    )
 
 
 def _precisions(
@@ -141,6 +136,17 @@ def _multiplies(name: str, spec: LayerSpec, k: int) -> bool:
     return True
 
 
-def _choice(label: str, taken: Sequence[tuple[int, int, int]]) -> Choice:
-    layers, weights, size = map(sum, zip(*taken, strict=True))
-    return Choice(label, layers, weights, 8 * size / weights)
+def _choices(rows: Iterable[tuple[TensorSpec, Weight]]) -> tuple[Choice, ...]:
+    """Layers under each precision that they may have."""
+    groups: dict[str, list[Weight]] = {}
+    for weight, size in rows:
+        group = weight.group_size or size.shape[1]
+        label = precision(weight.format, group, size.shape[1], weight.scale)
+        groups.setdefault(label, []).append(size)
+    found = []
+    for label, sizes in groups.items():
+        weights = sum(size.weights for size in sizes)
+        found.append(
+            Choice(label, len(sizes), weights, 8 * sum(size.bytes for size in sizes) / weights)
+        )
+    return tuple(found)
