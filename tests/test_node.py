@@ -226,6 +226,23 @@ def test_feeds_are_pythons(name: str, guidance: float) -> None:
         assert dims in ([], list(value.shape))
 
 
+@pytest.mark.parametrize(
+    ("number", "found"), [("99", '[["99"],[1]]'), ("100", 'No class "goose"')]
+)
+def test_names_of_classes_that_the_transformer_has_not(number: str, found: str) -> None:
+    text = """
+    const { SOURCES } = await import(process.argv[1]);
+    const request = JSON.parse(process.argv[2]);
+    const wanted = { request, inOrder: (given) => [given], dtype: "int64" };
+    const { data, dims } = SOURCES.ClassLabels({ key: "n", classes: 1000 }, wanted);
+    console.log(JSON.stringify([Array.from(data, String), dims]));
+    """
+    index = {"id2label": {number: "goose"}}
+    request = {"prompt": "goose", "transformerConfig": {"n": 100}, "modelIndex": index}
+    done = node("--input-type=module", "--eval", text, JS / "sources.js", json.dumps(request))
+    assert found in done.stdout + done.stderr
+
+
 PREDICT = """
 const { doubles, familyOfPipeline } = await import(process.argv[1]);
 const { Pipeline } = await import(process.argv[2]);
