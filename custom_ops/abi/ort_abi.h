@@ -82,6 +82,8 @@ using ParallelBody = void (*)(void* user_data, size_t index);
   X(ReleaseCustomOpDomain, 101, void, (OrtCustomOpDomain*))                                      \
   X(KernelInfoGetAttributeArray_float, 162, OrtStatus*,                                          \
     (const OrtKernelInfo*, const char*, float*, size_t*))                                        \
+  X(KernelInfoGetAttributeArray_int64, 163, OrtStatus*,                                          \
+    (const OrtKernelInfo*, const char*, int64_t*, size_t*))                                      \
   X(KernelInfo_GetInputCount, 230, OrtStatus*, (const OrtKernelInfo*, size_t*))                  \
   X(KernelInfo_GetNodeName, 244, OrtStatus*, (const OrtKernelInfo*, char*, size_t*))             \
   X(KernelInfoGetConstantInput_tensor, 249, OrtStatus*,                                          \

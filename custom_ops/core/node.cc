@@ -146,7 +146,9 @@ bool Node::Has(const char* attribute) const {
   return Succeeded(api, api->KernelInfoGetAttribute_int64()(info, attribute, &integer)) ||
          Succeeded(api, api->KernelInfoGetAttribute_float()(info, attribute, &number)) ||
          Succeeded(api, api->KernelInfoGetAttribute_string()(info, attribute, nullptr, &length)) ||
-         Succeeded(api, api->KernelInfoGetAttributeArray_float()(info, attribute, nullptr, &size));
+         Succeeded(api,
+                   api->KernelInfoGetAttributeArray_float()(info, attribute, nullptr, &size)) ||
+         Succeeded(api, api->KernelInfoGetAttributeArray_int64()(info, attribute, nullptr, &size));
 }
 
 OrtStatus* Node::ReadSizeOr(const char* attribute, size_t absent, size_t* value) const {

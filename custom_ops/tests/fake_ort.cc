@@ -116,8 +116,9 @@ OrtStatus* GetText(const OrtKernelInfo* info, const char* name, char* text, size
 OrtStatus* GetNodeName(const OrtKernelInfo* info, char* text, size_t* size) {
   return CopyText(Ref<Node>(info).name, text, size);
 }
-OrtStatus* GetList(const OrtKernelInfo* info, const char* name, float* out, size_t* size) {
-  const auto& all = Ref<Node>(info).lists;
+template <typename T, std::map<std::string, std::vector<T>> Node::* kLists>
+OrtStatus* GetList(const OrtKernelInfo* info, const char* name, T* out, size_t* size) {
+  const auto& all = Ref<Node>(info).*kLists;
   const auto found = all.find(name);
   if (found == all.end()) return Error("no such list");
   const size_t room = *size;
@@ -183,7 +184,8 @@ ort::Api MakeApi() {
   set(Index::KernelInfoGetAttribute_float, GetFloat);
   set(Index::KernelInfoGetAttribute_int64, GetInt);
   set(Index::KernelInfoGetAttribute_string, GetText);
-  set(Index::KernelInfoGetAttributeArray_float, GetList);
+  set(Index::KernelInfoGetAttributeArray_float, GetList<float, &Node::lists>);
+  set(Index::KernelInfoGetAttributeArray_int64, GetList<int64_t, &Node::int_lists>);
   set(Index::KernelInfo_GetNodeName, GetNodeName);
   set(Index::KernelInfo_GetInputCount, GetNodeInputCount);
   set(Index::KernelInfoGetConstantInput_tensor, GetConstant);

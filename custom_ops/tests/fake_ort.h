@@ -44,6 +44,7 @@ struct Node {
   std::map<std::string, float> floats;
   std::map<std::string, std::string> texts;
   std::map<std::string, std::vector<float>> lists;
+  std::map<std::string, std::vector<int64_t>> int_lists;
   std::vector<Value*> inputs;  // null: not connected
   std::vector<bool> constant;  // by input
   std::vector<ort::ElementType> output_types;

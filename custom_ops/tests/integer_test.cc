@@ -181,6 +181,8 @@ void TestQuantizeRefusals() {
     Refuses(op, SetList({60, 0}), {"0 at entry 1"});
     Refuses(op, SetList({60, NAN}), {"at entry 1"});
     Refuses(op, SetInt("candidates", 60), {"'candidates'", "no list"});
+    Refuses(op, [](Sample* s) { s->node.int_lists["candidates"] = {60}; }, {"no list of floats"});
+    Refuses(op, [](Sample* s) { s->node.int_lists["group_size"] = {4}; }, {"'group_size'"});
     const Change wide = SetInput(0, ort::kFloat, {1, 1025});
     Refuses(op, [&](Sample* s) { wide(s), SetList({60, 56})(s); }, {"1025", "candidates", "1024"});
   }
