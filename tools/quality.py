@@ -18,8 +18,6 @@ import functools
 import hashlib
 import itertools
 import json
-import os
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -28,8 +26,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from pages import DOCS, write_above_reading, written_by
+from pages import DOCS, write_above_reading
+from quality_page import COLUMNS, document
 
 from fp4dit_onnx.calibration.methods import method_by_name, with_settings
 from fp4dit_onnx.calibration.run import calibrate
@@ -50,7 +48,6 @@ from fp4dit_onnx.prompts import demo_prompts
 from fp4dit_onnx.spec.state import QuantizedState, load_state, save_state
 from fp4dit_onnx.system.progress import RichReporter
 
-COLUMNS = ("w4a8", "w4a6", "w4a4")
 FIRST_SEED = 2000
 """Apart from the seeds of calibration, which start at 0."""
 
@@ -280,108 +277,6 @@ def _results(bench: Bench, rows: Sequence[Row]) -> list[dict[str, Any]]:
     return found
 
 
-def _cell(score: Mapping[str, Any] | None) -> str:
-    return "" if score is None else f"{score['mean']:.2f} ± {score['standard_error'] or 0:.2f}"
-
-
-def _table(results: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
-    titles = " | ".join(bits.upper() for bits in COLUMNS)
-    lines = [f"| method | {titles} |", "| --- |" + " --- |" * len(COLUMNS)]
-    for entry in results:
-        cells = " | ".join(_cell(entry["columns"].get(bits, {}).get(metric)) for bits in COLUMNS)
-        lines.append(f"| {entry['row']['name']} | {cells} |")
-    return lines
-
-
-def _gain(results: Sequence[Mapping[str, Any]], name: str, base: str, bits: str) -> str:
-    """Mean difference in PSNR, image by image, with its standard error."""
-    values = {
-        e["row"]["name"]: np.asarray(e["columns"][bits]["psnr"]["values"])
-        for e in results
-        if bits in e["columns"]
-    }
-    if name not in values or base not in values:
-        return "-"
-    difference = Score.of((values[name] - values[base]).tolist())
-    return f"{difference.mean:+.2f} ± {difference.standard_error or 0:.2f}"
-
-
-COMPARISONS = (
-    ("FP over INT, nearest", "fp-rtn", "int-rtn"),
-    ("FP (e1m2 weights) over INT, nearest", "fp-rtn, e1m2", "int-rtn"),
-    ("FP over INT, trained alike", "fp4dit balanced", "int-adaround balanced"),
-    ("FP, formats by measured error, over INT", "fp4dit balanced, auto", "int-adaround balanced"),
-    ("trained over nearest, paper's formats", "fp4dit balanced", "fp-rtn"),
-    ("trained over nearest, INT", "int-adaround balanced", "int-rtn"),
-    ("scale-aware over plain at 8 x its steps", "fp4dit fast", "fp-adaround, 8 x fast"),
-    (
-        "scale-aware over plain at 8 x its steps, plain's published rate",
-        "fp4dit fast",
-        "fp-adaround, 8 x fast, rate 1e-3",
-    ),
-    ("scale-aware over plain, same steps", "fp4dit fast", "fp-adaround fast"),
-    ("the guard on small steps", "fp4dit fast", "fp4dit fast, no guard"),
-    ("formats by measured error over the paper's", "fp4dit balanced, auto", "fp4dit balanced"),
-    ("balanced over int-rtn", "fp4dit balanced, auto", "int-rtn"),
-    ("best over int-rtn", "fp4dit best, auto", "int-rtn"),
-    ("tuned over nearest, e1m2", "tuned", "fp-rtn, e1m2"),
-    ("tuned over GPTQ, e1m2", "tuned", "gptq, e1m2"),
-    ("tuned-best over tuned", "tuned-best", "tuned"),
-    ("tuned over FP4DiT's best, formats by measured error", "tuned", "fp4dit best, auto"),
-)
-
-
-def _document(bench: Bench, results: Sequence[Mapping[str, Any]]) -> str:
-    """The page up to its reading: tables and comparisons."""
-    count, sampling = len(bench.prompts), bench.sampling
-    effort = [
-        f"| {e['row']['name']} | {e['bits']:.3f} | {e['seconds'] / 60:.1f} | "
-        + ", ".join(f"{n} {c}" for n, c in e["formats"].items())
-        + " |"
-        for e in results
-    ]
-    gains = [
-        f"| {what} | " + " | ".join(_gain(results, a, b, bits) for bits in COLUMNS) + " |"
-        for what, a, b in COMPARISONS
-    ]
-    titles = " | ".join(bits.upper() for bits in COLUMNS)
-    written = (
-        f"{written_by('quality.py')}, torch {torch.__version__}, "
-        f"{os.cpu_count()} cores ({platform.machine()}). {bench.name}, {count} images "
-        f"({len(set(bench.prompts))} prompts, none used in calibration), {sampling.steps} denoising "
-        f"steps, guidance scale {sampling.guidance:g}, every linear of the transformer "
-        "and q, k, v quantized; mean and standard error over images, against the float model from "
-        "the same noise."
-    )
-    lines = [
-        "# Quality",
-        "",
-        written,
-        "",
-        "## Image PSNR, dB",
-        "",
-        *_table(results, "psnr"),
-        "",
-        "## SQNR of the final latents, dB",
-        "",
-        *_table(results, "latent_sqnr_db"),
-        "",
-        "## Gains in PSNR, image by image, dB",
-        "",
-        f"| comparison | {titles} |",
-        "| --- |" + " --- |" * len(COLUMNS),
-        *gains,
-        "",
-        "## Effort",
-        "",
-        "| method | bits per weight | minutes to calibrate | weight formats chosen, layers |",
-        "| --- | --- | --- | --- |",
-        *effort,
-        "",
-    ]
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -398,7 +293,7 @@ def main() -> None:
         parser.error(f"unknown rows {sorted(unknown)}: expected {[row.name for row in ROWS]}")
     bench = Bench(options.pipeline, options.work, options.prompts, options.seeds)
     results = _results(bench, [row for row in ROWS if not names or row.name in names])
-    write_above_reading(options.output, _document(bench, results))
+    write_above_reading(options.output, document(bench, results))
     print(f"{options.output} written")
 
 
