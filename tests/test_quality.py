@@ -19,7 +19,6 @@ from fp4dit_onnx.bundle.bundle import REQUIRED_FILES, write_manifest
 from fp4dit_onnx.commands import evaluate as command
 from fp4dit_onnx.errors import CheckpointError, UsageError
 from fp4dit_onnx.evaluation import quality
-from fp4dit_onnx.evaluation.image_grid import image_grid
 from fp4dit_onnx.evaluation.metrics import METRICS, Metric
 from fp4dit_onnx.evaluation.quality import FLOAT, evaluate, latent_sqnr
 from fp4dit_onnx.numbers.compare import sqnr_db
@@ -381,36 +380,3 @@ def test_float_images_refuse_a_broken_model(
     monkeypatch.setattr(sampling, "sample_latents", lambda *_, **__: broken)
     with pytest.raises(CheckpointError, match="not finite in float32"):
         quality.float_images(demo_folder, ["bat"], [0], SAMPLING)
-
-
-def test_grid_places_every_picture() -> None:
-    blues = {b: Image.new("RGB", (8, 8), (0, 0, b)) for b in (100, 120, 140, 160)}  # no text is
-    rows = {FLOAT: [blues[100], blues[120]], "e2m1": [blues[140], blues[160]]}
-    sheet = image_grid(rows, ["one", "a caption of many words that needs several lines"])
-    pixels = np.asarray(sheet)
-    corners = []
-    for blue in blues:
-        place = np.argwhere((pixels == (0, 0, blue)).all(axis=2))
-        assert len(place) == 16 * 16  # enlarged twice
-        corner = place.min(axis=0)
-        assert (place.max(axis=0) - corner == 15).all()  # one square
-        corners.append(tuple(corner))
-    (y0, x0), (y1, x1), (y2, x2), (y3, x3) = corners
-    assert (y0, x0, y2, x1) == (y1, x2, y3, x3)  # rows are variants, columns are captions
-    assert y0 < y2
-    assert x0 < x1
-    assert (pixels[:, 0] == 255).all()
-
-
-def test_grid_keeps_large_pictures() -> None:
-    sheet = image_grid({"a": [plain(0, (256, 300))]}, ["x"])
-    assert 256 < sheet.width < 512
-    assert 300 < sheet.height < 600
-
-
-@pytest.mark.parametrize(
-    ("rows", "captions"), [({}, []), ({"a": [plain(0)]}, ["x", "y"]), ({"a": []}, [])]
-)
-def test_grid_refuses_uneven_rows(rows: dict[str, list[Image.Image]], captions: list[str]) -> None:
-    with pytest.raises(ValueError, match="expected"):
-        image_grid(rows, captions)
