@@ -16,6 +16,8 @@ from typing import Any
 
 # Threads of torch wait busily for each other, which is slow where tests share the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Begun in the background, as with nohup, a process ignores SIGINT, and so would commands under test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 import numpy.typing as npt
