@@ -16,8 +16,6 @@ from typing import Any
 
 # Threads of torch wait busily for each other, which is slow where tests share the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
-# Begun in the background, as with nohup, a process ignores SIGINT, and so would commands under test.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +38,9 @@ from fp4dit_onnx.runtime import Sampling
 from fp4dit_onnx.system.progress import SilentReporter
 from fp4dit_onnx.system.resources import Resources
 from fp4dit_onnx.system.silence import quiet
+
+# Begun in the background, as with nohup, a process ignores SIGINT, and so would commands under test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Array = npt.NDArray[Any]
 
