@@ -10,25 +10,27 @@ from typing import Any
 
 import numpy as np
 import pytest
-from trajectories import (
+from scheduler_configs import (
     BETAS,
     PREDICTIONS,
     SPACINGS,
-    TOLERANCE,
     Config,
     ancestral,
-    check,
     ddim,
     ddpm,
-    diffusers,
-    diffusers_trajectory,
     dpm,
     euler,
     flow,
     lcm,
+    unipc,
+)
+from trajectories import (
+    TOLERANCE,
+    check,
+    diffusers,
+    diffusers_trajectory,
     our_trajectory,
     start,
-    unipc,
     worst_relative_error,
 )
 

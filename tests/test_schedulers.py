@@ -6,19 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scheduler_configs import BETAS, PREDICTIONS, SPACINGS, Config, ddim, ddpm, dpm, flow, lcm
 from trajectories import (
-    BETAS,
-    PREDICTIONS,
-    SPACINGS,
     TOLERANCE,
-    Config,
     check,
-    ddim,
-    ddpm,
     diffusers_trajectory,
-    dpm,
-    flow,
-    lcm,
     our_trajectory,
     worst_relative_error,
 )

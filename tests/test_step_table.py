@@ -6,11 +6,11 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from scheduler_configs import Config, ddim, ddpm, dpm
 
 from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import UsageError
@@ -25,7 +25,6 @@ from fp4dit_onnx.runtime.step_table import (
 )
 
 FloatArray = npt.NDArray[np.float32]
-Config = dict[str, Any]
 SHAPE = (1, 4, 8, 8)
 
 
@@ -33,18 +32,6 @@ def started(config: Config, steps: int) -> Callable[[], Run]:
     """Begins runs of a scheduler."""
     scheduler = scheduler_from_config(config)
     return lambda: scheduler.start(steps, FlowPlan(0, from_one=False))
-
-
-def dpm(**options: Any) -> Config:
-    return {"_class_name": "DPMSolverMultistepScheduler", **options}
-
-
-def ddim(**options: Any) -> Config:
-    return {"_class_name": "DDIMScheduler", "clip_sample": False, **options}
-
-
-def ddpm(**options: Any) -> Config:
-    return {"_class_name": "DDPMScheduler", "clip_sample": False, **options}
 
 
 CONFIGS = {

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from scheduler_configs import Config
 
 from fp4dit_onnx.runtime.schedulers import FlowPlan, scheduler_from_config
 
@@ -19,7 +20,6 @@ with warnings.catch_warnings():
     diffusers = pytest.importorskip("diffusers")
 
 FloatArray = npt.NDArray[np.float32]
-Config = dict[str, Any]
 
 SHAPE = (2, 4, 6, 6)
 
@@ -122,45 +122,3 @@ def check(config: Config, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert times == expected_times
     error = worst_relative_error(states, expected)
     assert error <= TOLERANCE, f"{config}, {steps} steps: {error:.2e}"
-
-
-def dpm(**options: Any) -> Config:
-    return {"_class_name": "DPMSolverMultistepScheduler", **options}
-
-
-def ddim(**options: Any) -> Config:
-    return {"_class_name": "DDIMScheduler", "clip_sample": False, **options}
-
-
-def ddpm(**options: Any) -> Config:
-    return {"_class_name": "DDPMScheduler", "clip_sample": False, **options}
-
-
-def flow(**options: Any) -> Config:
-    return {"_class_name": "FlowMatchEulerDiscreteScheduler", **options}
-
-
-def euler(**options: Any) -> Config:
-    return {"_class_name": "EulerDiscreteScheduler", **options}
-
-
-def ancestral(**options: Any) -> Config:
-    return {"_class_name": "EulerAncestralDiscreteScheduler", **options}
-
-
-def lcm(**options: Any) -> Config:
-    return {"_class_name": "LCMScheduler", **options}
-
-
-def unipc(**options: Any) -> Config:
-    return {"_class_name": "UniPCMultistepScheduler", **options}
-
-
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
-SPACINGS = ("linspace", "leading", "trailing")
-BETAS: tuple[Config, ...] = (
-    {"beta_schedule": "linear"},
-    {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
-    {"beta_schedule": "squaredcos_cap_v2", "lambda_min_clipped": -5.1},
-    {"trained_betas": np.linspace(1e-3, 0.03, 400).tolist(), "num_train_timesteps": 400},
-)
