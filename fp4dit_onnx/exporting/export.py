@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import platform
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +18,13 @@ import onnx
 
 from fp4dit_onnx.bundle.annotation import annotate as annotate_graph
 from fp4dit_onnx.bundle.bundle import new_bundle, write_manifest
-from fp4dit_onnx.bundle.manifest import Kept, Layer, Manifest, PassNote, Source
+from fp4dit_onnx.bundle.manifest import Layer, Manifest
 from fp4dit_onnx.calibration.methods import use_of
 from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.exporting.component_writing import Component, ComponentWriter
 from fp4dit_onnx.exporting.components import copy_settings, write_vae_decoder
 from fp4dit_onnx.exporting.evidence import evidence_of_export
-from fp4dit_onnx.exporting.layers import totals
+from fp4dit_onnx.exporting.manifest_of import manifest_of
 from fp4dit_onnx.exporting.plan import ExportRequest, Plan, format_row, plan, work_folder
 from fp4dit_onnx.exporting.recipe_files import save_recipe
 from fp4dit_onnx.exporting.streaming import LayerNote, Quantizer, from_weights
@@ -197,7 +196,7 @@ class _Export:
         if "vae" in parts:
             write_vae_decoder(parts["vae"], writer)
         writer.collect()
-        return replace(_manifest(planned, rows, reports), text_encoders=encoders)
+        return replace(manifest_of(planned, rows, reports), text_encoders=encoders)
 
     def _streamed(self, tensors: Mapping[str, TensorInfo]) -> _Weights:
         """Layers rounded to nearest from the checkpoint's own tensors, one at a time."""
@@ -207,12 +206,13 @@ class _Export:
             for name, spec in planned.specs.items()
         }
         quantizer = from_weights(tensors, layers, planned.method.stages)
-        if planned.method.changes_specs:
-            layers = {name: quantizer(name)[0].layout for name in layers}
         state = None
         if self._request.state is not None:
-            made = {name: quantizer(name)[0] for name in layers}
-            state = QuantizedState(made, _provenance(planned), planned.attention)
+            made = {name: quantizer(name) for name in layers}
+            quantizer, quantized = made.__getitem__, {name: own for name, (own, _) in made.items()}
+            state = QuantizedState(quantized, _provenance(planned), planned.attention)
+        if planned.method.changes_specs:
+            layers = {name: quantizer(name)[0].layout for name in layers}
         return _Weights(layers, quantizer, {}, {"model_sqnr_db": None, "case_sqnr_db": ()}, state)
 
     def _calibrated(self) -> _Weights:
@@ -371,34 +371,3 @@ def _case_errors(planned: Plan, network: Any, state: QuantizedState) -> list[flo
     signals = [run(feed) for feed in feeds]
     with simulated(network, state):
         return [sqnr_db(s, run(feed)) for s, feed in zip(signals, feeds, strict=True)]
-
-
-def _manifest(planned: Plan, rows: Sequence[Layer], reports: Sequence[PassReport]) -> Manifest:
-    packages = ("fp4dit-onnx", "numpy", "onnx", "onnx-graphsurgeon", "onnxscript", "torch")
-    versions = {p: importlib.metadata.version(p) for p in (*packages, "diffusers", "transformers")}
-    checkpoint = planned.checkpoint
-    return Manifest(
-        recipe=planned.recipe,
-        method=planned.method.to_json(),
-        sampling=planned.sampling,
-        largest_size=planned.largest_size,
-        layers=tuple(rows),
-        totals=totals(checkpoint, rows),
-        skipped=planned.skipped,
-        attention=planned.attention,
-        passes=tuple(_note(report) for report in reports),
-        versions={"python": platform.python_version(), **versions},
-        source=Source(
-            checkpoint.folder.name,
-            checkpoint.pipeline_class,
-            checkpoint.transformer_class,
-            planned.family.name,
-        ),
-        case_sqnr_db=(),
-        files={},
-    )
-
-
-def _note(report: PassReport) -> PassNote:
-    left = tuple(Kept(skip.name, skip.reason) for skip in report.skipped)
-    return PassNote(report.name, report.rewritten, left)

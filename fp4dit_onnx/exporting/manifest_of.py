@@ -1,0 +1,49 @@
+"""quantization.json of an export, before its files are written and its errors measured."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fp4dit_onnx.bundle.manifest import Kept, Layer, Manifest, PassNote, Source
+from fp4dit_onnx.exporting.layers import totals
+from fp4dit_onnx.exporting.plan import Plan
+
+if TYPE_CHECKING:
+    from fp4dit_onnx.passes.base import PassReport
+
+__all__ = ["manifest_of"]
+
+
+def manifest_of(planned: Plan, rows: Sequence[Layer], reports: Sequence[PassReport]) -> Manifest:
+    """What is known before files are written: the request as planned, layers, what passes did."""
+    packages = ("fp4dit-onnx", "numpy", "onnx", "onnx-graphsurgeon", "onnxscript", "torch")
+    versions = {p: importlib.metadata.version(p) for p in (*packages, "diffusers", "transformers")}
+    checkpoint = planned.checkpoint
+    return Manifest(
+        recipe=planned.recipe,
+        method=planned.method.to_json(),
+        sampling=planned.sampling,
+        largest_size=planned.largest_size,
+        layers=tuple(rows),
+        totals=totals(checkpoint, rows),
+        skipped=planned.skipped,
+        attention=planned.attention,
+        passes=tuple(_note(report) for report in reports),
+        versions={"python": platform.python_version(), **versions},
+        source=Source(
+            checkpoint.folder.name,
+            checkpoint.pipeline_class,
+            checkpoint.transformer_class,
+            planned.family.name,
+        ),
+        case_sqnr_db=(),
+        files={},
+    )
+
+
+def _note(report: PassReport) -> PassNote:
+    left = tuple(Kept(skip.name, skip.reason) for skip in report.skipped)
+    return PassNote(report.name, report.rewritten, left)
