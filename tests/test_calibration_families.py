@@ -110,6 +110,7 @@ def halves(samples: Samples, planned: Plan) -> tuple[dict[str, Any], dict[str, A
         ("hunyuan-dit-1.1", "encoder_hidden_states"),
         ("sd3-medium", "encoder_hidden_states"),
         ("flux-dev", ""),
+        ("auraflow", "encoder_hidden_states"),
     ],
 )
 def test_a_family_is_calibrated_through_its_own_pipeline(

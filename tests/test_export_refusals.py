@@ -8,6 +8,7 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,8 @@ from fp4dit_onnx.bundle.model_file import ModelFile
 from fp4dit_onnx.errors import CheckpointError, MissingExtraError, UsageError
 from fp4dit_onnx.exporting.components import copy_settings
 from fp4dit_onnx.exporting.export import ExportRequest, export, plan
+from fp4dit_onnx.families import table
+from fp4dit_onnx.families.auraflow import AURAFLOW
 from fp4dit_onnx.report.inspection import inspect_pipeline
 from fp4dit_onnx.runtime.schedulers import scheduler_from_config
 
@@ -207,8 +210,12 @@ def test_a_source_that_changed_begins_anew(demo_copy: Path, tmp_path: Path) -> N
     assert (tmp_path / "bundle").is_dir()
 
 
-def test_methods_that_need_data_are_refused_where_no_pipeline_can_run(tmp_path: Path) -> None:
+def test_methods_that_need_data_are_refused_where_no_pipeline_can_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make("auraflow", tmp_path / "pipeline", twin=True)
+    unknown = tuple(replace(spec, source=None) for spec in AURAFLOW.inputs)
+    monkeypatch.setattr(table, "FAMILIES", [replace(AURAFLOW, inputs=unknown)])
     for changes in ({"method": "fp4dit"}, {"weight_format": "auto"}, {"measure": True}):
         with pytest.raises(UsageError, match="AuraFlow cannot be calibrated yet"):
             plan(request(tmp_path / "out", tmp_path / "pipeline", **changes))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import random_pipeline
 from diffusers_pair import (
+    AURAFLOW,
     CONDITIONS,
     FLUX,
     HUNYUAN,
@@ -56,6 +57,7 @@ CASES = (
     Case("sd3-medium without text_encoder_3 tokenizer_3", Sampling(4, 5.0, 64, 64, 40), SD3),
     Case("flux-schnell", Sampling(4, 0.0, 64, 96, 40), FLUX, negative_prompt=""),
     Case("flux-dev", Sampling(10, 3.5, 96, 64, 40), (*FLUX, "guidance"), negative_prompt=""),
+    Case("auraflow", Sampling(10, 3.5, 96, 64, 40), AURAFLOW),
 )
 
 

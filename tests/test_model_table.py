@@ -75,7 +75,7 @@ def test_every_family_is_compared_exported_verified_and_generates(
     grids = {(size.height, size.width) for size in row.distances}
     assert len(grids) >= (2 if row.family in model_table.SQUARE_ONLY else 3)
     assert {size.batch for size in row.distances} == {1, 2}
-    assert (row.images is None) == (row.family in ("AuraFlow", "Sana"))
+    assert (row.images is None) == (row.family == "Sana")
     assert model_table.table([row], "abc1234").splitlines()[-1] == (
         f"| {name} | {row.family} | {max(row.distances.values()):.1e} | {len(grids)} x 2 "
         f"| 11 of 11 checks | {row.images or '-'} | commit abc1234 | ok |"

@@ -171,7 +171,8 @@ const encode = async ({ encoder, masked, output }, length, texts) => {
   const width = encoder === "text_encoder" ? 2 : 3;
   const dims = [texts.length, length, width];
   const states = { type: "float32", data: values(texts.length * length * width, length), dims };
-  const mask = { type: "int64", data: new BigInt64Array(texts.length).fill(1n), dims: [] };
+  const real = BigInt64Array.from({ length: texts.length * length }, (_, i) => BigInt(i % 3));
+  const mask = { type: "int64", data: real, dims: [texts.length, length] };
   const data = values(texts.length * width, width);
   return { states, mask, pooled: { type: "float32", data, dims: [texts.length, width] } };
 };
@@ -202,7 +203,8 @@ def test_feeds_are_pythons(name: str, guidance: float) -> None:
         width, count = 2 if text.encoder == "text_encoder" else 3, len(texts)
         states = np.arange(count * length * width, dtype=np.float32).reshape(count, length, width)
         pooled = np.arange(count * width, dtype=np.float32).reshape(count, width)
-        return Encoded(states + length, np.ones(count, np.int64), pooled + width)
+        mask = np.arange(count * length).reshape(count, length) % 3
+        return Encoded(states + length, mask, pooled + width)
 
     request = Request([prompt], negative, sampling, family.guidance, config, index)
     feed = family.feed(request, encode)
@@ -223,7 +225,7 @@ def test_feeds_are_pythons(name: str, guidance: float) -> None:
         value = feed[key]
         assert kind == value.dtype.name
         assert data == value.ravel().tolist()
-        assert dims in ([], list(value.shape))
+        assert dims == list(value.shape)
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def plan(request: ExportRequest) -> Plan:
         outer=itertools.chain.from_iterable(family.outer.values()),
     )
     trains = method.needs_data
-    if (trains or request.measure) and not family.calibrates:
+    if (trains or request.measure) and not family.generates:
         raise UsageError(
             f"{family.name} cannot be calibrated yet, and method {request.method} needs data: "
             "round to nearest with --method fp-rtn or int-rtn, without --measure"
@@ -217,7 +217,7 @@ def plan(request: ExportRequest) -> Plan:
         specs=specs,
         prompts=_prompts(request, family),
         method=method,
-        measured=trains or (family.calibrates and _measures(request, checkpoint)),
+        measured=trains or (family.generates and _measures(request, checkpoint)),
         encoders=_encoders(request, checkpoint),
         request=request,
         undrawable=_undrawable(checkpoint, sampling),

@@ -1,4 +1,4 @@
-"""AuraFlow: joint and single blocks over text and image, learned positions."""
+"""AuraFlow: joint and single blocks over text and image, learned positions, and Pile-T5 (UMT5)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import math
 from fp4dit_onnx.families.config import Config, count_of
 from fp4dit_onnx.families.family import Blocks, Family
 from fp4dit_onnx.families.interface import InputSpec
+from fp4dit_onnx.families.request import CHOSEN_LENGTH, Text
+from fp4dit_onnx.families.sources import States
 
 __all__ = ["AURAFLOW"]
+
+_T5 = Text("text_encoder", key=CHOSEN_LENGTH, blank=True)
 
 
 def _grid(config: Config) -> int:
@@ -21,7 +25,12 @@ AURAFLOW = Family(
     transformer="AuraFlowTransformer2DModel",
     inputs=(
         InputSpec("hidden_states", "float32", ("batch", "in_channels", "height", "width")),
-        InputSpec("encoder_hidden_states", "float32", ("batch", "text", "joint_attention_dim")),
+        InputSpec(
+            "encoder_hidden_states",
+            "float32",
+            ("batch", "text", "joint_attention_dim"),
+            source=States(((_T5,),)),
+        ),
         InputSpec("timestep", "float32", ("batch",), values=1),
     ),
     largest_grid=_grid,

@@ -51,5 +51,4 @@ DIT = Family(
     paper_rules=(("*.ff.net.0.proj", "e3m0"), ("*", "e2m1")),
     sampling={"steps": 50, "guidance": 4.0, "max_sequence_length": 0},
     skip=(("*.class_embedder.embedding_table", "an embedding table, not a linear"),),
-    calibrates=True,
 )

@@ -79,7 +79,6 @@ class Family:
         skip: layers that stay in float, as (pattern, reason).
         older: class of older files, and the ``norm_type`` that tells it from others of that class.
         attention: whether q, k and v can be quantized.
-        calibrates: whether methods that need data can run its pipeline.
     """
 
     name: str
@@ -101,7 +100,6 @@ class Family:
     skip: tuple[tuple[str, str], ...] = ()
     older: tuple[str, str] | None = None
     attention: bool = True
-    calibrates: bool = False
 
     def interface(self, config: Config) -> Interface:
         """The transformer's, of a config."""
@@ -115,7 +113,7 @@ class Family:
 
     @property
     def generates(self) -> bool:
-        """Whether the source of every input is known, so that `Pipeline` generates images."""
+        """Whether the source of every input is known, so that images are generated and calibrated on."""
         return all(spec.source is not None for spec in self._conditions)
 
     @property

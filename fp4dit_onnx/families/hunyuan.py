@@ -92,5 +92,4 @@ HUNYUAN_DIT = Family(
     pipeline_options={"use_resolution_binning": False},
     skip=tuple((pattern, _KEPT) for patterns in _OUTER.values() for pattern in patterns),
     attention=False,
-    calibrates=True,
 )

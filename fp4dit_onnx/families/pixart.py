@@ -77,7 +77,6 @@ PIXART_ALPHA = Family(
     paper_rules=((FIRST_FFN_LINEAR, "e3m0"), ("*", "e2m1")),
     sampling={"steps": 20, "guidance": 4.5, "max_sequence_length": 120},
     pipeline_options={"use_resolution_binning": False, "clean_caption": False},
-    calibrates=True,
 )
 
 PIXART_SIGMA = replace(

@@ -34,6 +34,7 @@ class Text:
         output: of the encoder's graph, that the transformer reads.
         cleaned: whether texts are lower-cased and stripped.
         optional: whether there may be no such encoder, and zeros in the place of what it gives.
+        blank: whether padding gets zeros in the place of what the encoder gives.
     """
 
     encoder: str
@@ -43,6 +44,7 @@ class Text:
     output: str = "last_hidden_state"
     cleaned: bool = False
     optional: bool = False
+    blank: bool = False
 
     def clean(self, prompt: str) -> str:
         """A prompt as the tokenizer is given it."""

@@ -75,5 +75,4 @@ SD3 = Family(
     paper_rules=(("*", "e2m1"),),
     sampling={"steps": 28, "guidance": 7.0, "max_sequence_length": 256},
     attention=False,
-    calibrates=True,
 )

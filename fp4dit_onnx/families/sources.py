@@ -96,7 +96,15 @@ def _states(part: tuple[Text, ...], wanted: Wanted) -> Array:
     if first.optional and not has_component(request.model_index, first.encoder):
         width = size_of(request.transformer_config, str(wanted.dims[-1]))
         return np.zeros((request.rows, first.tokens(request), width), np.float32)
-    return np.concatenate([wanted.encoded(text).states for text in part], axis=2)
+    return np.concatenate([_of_text(text, wanted.encoded(text)) for text in part], axis=2)
+
+
+def _of_text(text: Text, encoded: Encoded) -> Array:
+    return (
+        encoded.states * encoded.mask[..., None].astype(np.float32)
+        if text.blank
+        else encoded.states
+    )
 
 
 @dataclass(frozen=True)

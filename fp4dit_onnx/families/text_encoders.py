@@ -54,5 +54,6 @@ TEXT_ENCODERS: Mapping[str, TextEncoder] = {
         ("text_embeds", "penultimate_hidden_state"), results=_projected
     ),
     "T5EncoderModel": TextEncoder(),
+    "UMT5EncoderModel": TextEncoder(),
 }
 """Class of transformers -> what the tool must know of it."""

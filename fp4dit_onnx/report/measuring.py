@@ -138,7 +138,7 @@ def _check_same(bundle: Bundle, checkpoint: Checkpoint, model: Path) -> None:
 
 
 def _quality(subject: _Subject) -> Quality:
-    if not subject.family.calibrates:
+    if not subject.family.generates:
         raise UsageError(f"the float pipeline of {subject.family.name} cannot be run yet")
     found = evaluate(
         {BUNDLE: subject.bundle.folder},

@@ -96,6 +96,7 @@ HUNYUAN = (
 META = ("image_meta_size", "style")
 SD3 = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
 FLUX = (*SD3, "img_ids", "txt_ids")
+AURAFLOW = ("hidden_states", "encoder_hidden_states", "timestep")
 ENCODER_OUTPUTS = {
     "CLIPTextModel": ("last_hidden_state", "pooler_output"),
     "CLIPTextModelWithProjection": ("penultimate_hidden_state", "text_embeds"),

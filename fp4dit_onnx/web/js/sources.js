@@ -32,6 +32,7 @@
  * @property {string} output
  * @property {boolean} cleaned
  * @property {boolean} optional
+ * @property {boolean} blank
  *
  * @typedef {object} Encoded
  * @property {Value} states [texts, length, D].
@@ -142,8 +143,20 @@ async function statesOf(part, { request, inOrder, encoded, dims }) {
     return { type: "float32", data: new Float32Array(shape.reduce((a, b) => a * b)), dims: shape };
   }
   const found = [];
-  for (const text of part) found.push((await encoded(text)).states);
+  for (const text of part) found.push(ofText(text, await encoded(text)));
   return joined(found, 2);
+}
+
+/**
+ * @param {Text} text
+ * @param {Encoded} encoded
+ * @returns {Value} its states; of padding zeros, where the family asks for that.
+ */
+function ofText({ blank }, { states, mask }) {
+  if (!blank) return states;
+  const width = states.dims[2];
+  const data = states.data.map((/** @type {any} */ x, i) => x * Number(mask.data[Math.floor(i / width)]));
+  return { ...states, data };
 }
 
 /**
