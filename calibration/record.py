@@ -32,6 +32,7 @@ class Sampler:
         batch: images in a batch.
         steps: calls of the network per batch, in order of time.
         guidance: how it is led towards the prompts, which may double a call's samples.
+        prepare: encodes the prompts, and lets go of the text encoders; before all else.
         probe: generates one small batch, always the same, and returns its final latents.
         close: lets go of what only sampling needs.
     """
@@ -43,6 +44,7 @@ class Sampler:
     steps: int = 1
     guidance: Guided = field(default_factory=Guided)
     probe: Callable[[], torch.Tensor] | None = None
+    prepare: Callable[[], None] = lambda: None
     close: Callable[[], None] = lambda: None
 
     @property

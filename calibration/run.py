@@ -119,6 +119,9 @@ def calibrate(
     """
     for name in specs:
         check_weight(name, network.tensor(f"{name}.weight"))
+    with reporter.stage("encoding the prompts", 1) as advance:
+        sampler.prepare()
+        advance(1)
     chosen: Chosen | None = None
     if not method.needs_data:
         recorded = record(network, specs, method, sampler, seed, reporter, None)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import diffusers
@@ -14,15 +14,17 @@ import torch
 import transformers
 from PIL import Image
 
+from fp4dit_onnx.calibration.encoding import Encodings, drop_encoders, encode
+from fp4dit_onnx.calibration.patching import patched
 from fp4dit_onnx.calibration.record import Sampler
-from fp4dit_onnx.checkpoint.checkpoint import Checkpoint
+from fp4dit_onnx.checkpoint.checkpoint import Checkpoint, Component
 from fp4dit_onnx.errors import CheckpointError, UsageError
 from fp4dit_onnx.families import Family, family_of
 from fp4dit_onnx.families.guidance import Guidance, Guided
 from fp4dit_onnx.families.request import Encoded, Request, Text
 from fp4dit_onnx.families.text_encoders import TEXT_ENCODERS
 from fp4dit_onnx.network.network import Network
-from fp4dit_onnx.network.stored import loaded, opened
+from fp4dit_onnx.network.stored import hollow, loaded, opened
 from fp4dit_onnx.runtime.sampling import Sampling, image_of, initial_latents
 from fp4dit_onnx.runtime.sizes import pixels_a_latent
 from fp4dit_onnx.system.resources import available_memory
@@ -47,7 +49,11 @@ PROBE_PROMPTS = 4
 
 
 def load_pipeline(
-    checkpoint: Checkpoint, transformer: Network | None = None, budget: float | None = None
+    checkpoint: Checkpoint,
+    transformer: Network | None = None,
+    budget: float | None = None,
+    *,
+    decodes: bool = True,
 ) -> Any:
     """The diffusers pipeline of a checkpoint in float32, from the tensors that an export reads.
 
@@ -56,6 +62,7 @@ def load_pipeline(
         transformer: its transformer, where that was opened before.
         budget: bytes that each network with blocks may take in memory, see `opened`; None for half
             of what is free.
+        decodes: whether the VAE will be run; else its values are not read.
 
     Raises:
         CheckpointError: configuration and weights do not fit, or diffusers cannot build it.
@@ -71,10 +78,7 @@ def load_pipeline(
     networks = {"transformer": transformer.module}
     for name, part in checkpoint.components.items():
         if part.tensors and name not in networks:
-            encoder = TEXT_ENCODERS.get(part.class_name)
-            networks[name] = (
-                loaded(part) if encoder is None else opened(part, encoder.interface, budget).module
-            )
+            networks[name] = _network(part, budget, decodes=decodes)
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -93,6 +97,14 @@ def load_pipeline(
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _network(part: Component, budget: float, *, decodes: bool) -> torch.nn.Module:
+    """A text encoder or VAE."""
+    encoder = TEXT_ENCODERS.get(part.class_name)
+    if encoder is not None:
+        return opened(part, encoder.interface, budget).module
+    return loaded(part) if decodes else hollow(part)
 
 
 def _tokenizers(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -118,25 +130,6 @@ class _Done(Exception):  # noqa: N818 - no error: it leaves a pipeline early
     """Raised to leave a pipeline once its latents are there."""
 
 
-@contextmanager
-def _patched(scheduler: Any, name: str, change: Callable[..., Any]) -> Iterator[None]:
-    """While open, a method of a scheduler is `change`, which takes the method itself first.
-
-    The scheduler is watched because the pipelines of diffusers differ in their callbacks.
-    """
-    original = getattr(scheduler, name)
-
-    @functools.wraps(original)  # the pipeline looks at the parameters
-    def changed(*arguments: Any, **options: Any) -> Any:
-        return change(original, *arguments, **options)
-
-    setattr(scheduler, name, changed)
-    try:
-        yield
-    finally:
-        delattr(scheduler, name)  # the class's method shows again
-
-
 class _Run:
     """One batch through a diffusers pipeline.
 
@@ -151,8 +144,9 @@ class _Run:
 
     def of_prompts(self, prompts: Sequence[str], noise: torch.Tensor, **options: Any) -> None:
         """A pipeline that takes prompts, and the noise that it begins with."""
+        # The scheduler is watched because the pipelines of diffusers differ in their callbacks.
         scheduler = self._pipeline.scheduler if self._on_step is not None else None
-        with nullcontext() if scheduler is None else _patched(scheduler, "step", self._step):
+        with nullcontext() if scheduler is None else patched(scheduler, "step", self._step):
             result = self._pipeline(
                 prompt=list(prompts), latents=noise, output_type="latent", **options
             )
@@ -175,8 +169,8 @@ class _Run:
             return result
 
         with (
-            _patched(scheduler, "scale_model_input", begin),
-            _patched(scheduler, "step", step),
+            patched(scheduler, "scale_model_input", begin),
+            patched(scheduler, "step", step),
             suppress(_Done),
         ):
             self._pipeline(class_labels=list(labels), **options)
@@ -187,6 +181,80 @@ class _Run:
             self._on_step(self._count, result[0][: self._rows])
         self._count += 1
         return result
+
+
+@dataclass(frozen=True)
+class _Generation:
+    """Images to generate: prompt i from the noise of seed i; fields as `sample_latents` has them."""
+
+    pipeline: Any
+    family: Family
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    sampling: Sampling
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        """Of latents."""
+        channels = self.family.latents.channels(self.pipeline.transformer.config.in_channels)
+        return channels, *_sides(self.pipeline, self.family, self.sampling)
+
+    def latents(
+        self,
+        rows: range,
+        on_call: Callable[[], None] = lambda: None,
+        on_step: Callable[[int, torch.Tensor], None] | None = None,
+        encodings: Encodings | None = None,
+    ) -> torch.Tensor:
+        """Final latents [P, C, H, W] of the images `rows`, batch by batch."""
+
+        def watch(index: int, latents: torch.Tensor) -> None:
+            assert on_step is not None
+            on_step(index, self._unpacked(latents))
+
+        handle = self.pipeline.transformer.register_forward_hook(lambda *_: on_call())
+        parts = []
+        try:
+            for start in range(rows.start, rows.stop, BATCH):
+                batch = range(start, min(start + BATCH, rows.stop))
+                given = encodings.given(self.pipeline, batch) if encodings else nullcontext()
+                with given:
+                    run = self._run(batch, None if on_step is None else watch)
+                parts.append(self._unpacked(run.latents))
+        finally:
+            handle.remove()
+        return torch.cat(parts)
+
+    def encodings(self) -> Encodings | None:
+        """Of all prompts; None where the pipeline takes classes."""
+        if not self.family.encoders:
+            return None
+        return encode(self.pipeline, len(self.prompts), self._run)
+
+    def _run(self, rows: range, watch: Callable[[int, torch.Tensor], None] | None = None) -> _Run:
+        """The pipeline's run over a batch."""
+        run, seeds = _Run(self.pipeline, watch), [self.seeds[i] for i in rows]
+        prompts = [self.prompts[i] for i in rows]
+        noise = np.stack([initial_latents(seed, self._shape) for seed in seeds])
+        given = torch.from_numpy(self.family.latents.pack(noise))
+        options = {
+            "num_inference_steps": self.sampling.steps,
+            "guidance_scale": self.sampling.guidance,
+            # Of schedulers that add noise: the same in every run.
+            "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
+        }
+        with quiet():
+            if self.family.encoders:
+                further = _text_options(self.family, self.sampling)
+                run.of_prompts(prompts, given, **options, **further)
+            else:
+                labels = _labels(self.pipeline, self.family, prompts, self.sampling)
+                run.of_classes(labels, given, **options)
+        return run
+
+    def _unpacked(self, latents: torch.Tensor) -> torch.Tensor:
+        shape = (len(latents), *self._shape)
+        return torch.from_numpy(self.family.latents.unpack(latents.numpy(), shape))
 
 
 @torch.no_grad()
@@ -214,42 +282,8 @@ def sample_latents(
     Raises:
         UsageError: a size that the diffusers pipeline does not take.
     """
-    network = pipeline.transformer
-    sides = _sides(pipeline, family, sampling)
-    shape = (family.latents.channels(network.config.in_channels), *sides)
-
-    def unpacked(latents: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(family.latents.unpack(latents.numpy(), (len(latents), *shape)))
-
-    def watch(index: int, latents: torch.Tensor) -> None:
-        assert on_step is not None
-        on_step(index, unpacked(latents))
-
-    handle = network.register_forward_hook(lambda *_: on_call())
-    parts = []
-    try:
-        for start in range(0, len(prompts), BATCH):
-            chosen = slice(start, start + BATCH)
-            noise = np.stack([initial_latents(seed, shape) for seed in seeds[chosen]])
-            run = _Run(pipeline, None if on_step is None else watch)
-            given = torch.from_numpy(family.latents.pack(noise))
-            options = {
-                "num_inference_steps": sampling.steps,
-                "guidance_scale": sampling.guidance,
-                # Of schedulers that add noise: the same in every run.
-                "generator": [torch.Generator().manual_seed(seed) for seed in seeds[chosen]],
-            }
-            with quiet():
-                if family.encoders:
-                    further = _text_options(family, sampling)
-                    run.of_prompts(prompts[chosen], given, **options, **further)
-                else:
-                    labels = _labels(pipeline, family, prompts[chosen], sampling)
-                    run.of_classes(labels, given, **options)
-            parts.append(unpacked(run.latents))
-    finally:
-        handle.remove()
-    return torch.cat(parts)
+    generation = _Generation(pipeline, family, prompts, seeds, sampling)
+    return generation.latents(range(len(prompts)), on_call, on_step)
 
 
 def _sides(pipeline: Any, family: Family, sampling: Sampling) -> tuple[int, int]:
@@ -312,14 +346,24 @@ def pipeline_sampler(
     sampling: Sampling,
 ) -> Sampler:
     """The float pipeline over `prompts` as calibration runs it; arguments as `sample_latents`."""
+    generation = _Generation(pipeline, family, prompts, seeds, sampling)
+    encodings: Encodings | None = None
 
+    @torch.no_grad()
+    def prepare() -> None:
+        nonlocal encodings
+        encodings = generation.encodings()
+        drop_encoders(pipeline)
+
+    @torch.no_grad()
     def sample(on_call: Callable[[], None], first: int) -> torch.Tensor:
-        left = slice(first * BATCH, None)
-        return sample_latents(pipeline, family, prompts[left], seeds[left], sampling, on_call)
+        left = range(first * BATCH, len(prompts))
+        return generation.latents(left, on_call, encodings=encodings)
 
+    @torch.no_grad()
     def probe() -> torch.Tensor:
-        few = slice(PROBE_PROMPTS)
-        return sample_latents(pipeline, family, prompts[few], seeds[few], sampling)
+        few = range(min(PROBE_PROMPTS, len(prompts)))
+        return generation.latents(few, encodings=encodings)
 
     def close() -> None:
         for name in pipeline.components:
@@ -334,5 +378,6 @@ def pipeline_sampler(
         steps=sampling.steps,
         guidance=Guided(family.guidance, sampling.guidance),
         probe=probe,
+        prepare=prepare,
         close=close,
     )

@@ -28,7 +28,7 @@ from fp4dit_onnx.network.networks import (
 from fp4dit_onnx.network.streaming import StoredTensors, streamed
 from fp4dit_onnx.system.silence import quiet
 
-__all__ = ["fitted", "loaded", "opened"]
+__all__ = ["fitted", "hollow", "loaded", "opened"]
 
 SHOWN = 3
 """Names in a note."""
@@ -83,6 +83,21 @@ def loaded(part: Component) -> torch.nn.Module:
     values = {id(info): torch.from_numpy(read_float32(info)) for info in found.values()}
     with quiet():
         module.load_state_dict({n: values[id(i)] for n, i in found.items()}, assign=True)
+    return module
+
+
+def hollow(part: Component) -> torch.nn.Module:
+    """The network of a component with zeros for its weights, which take no memory.
+
+    It has a configuration, a type and a device, and is not to be run.
+
+    Raises:
+        CheckpointError: as `fitted`.
+    """
+    with refusals(part.class_name):
+        module = unfilled(_maker(part))
+    zeros = {name: torch.zeros(()).expand(t.shape) for name, t in module.state_dict().items()}
+    module.load_state_dict(zeros, assign=True)
     return module
 
 
