@@ -53,7 +53,7 @@ def load_pipeline(
     transformer: Network | None = None,
     budget: float | None = None,
     *,
-    decodes: bool = True,
+    calibrates: bool = False,
 ) -> Any:
     """The diffusers pipeline of a checkpoint in float32, from the tensors that an export reads.
 
@@ -62,7 +62,8 @@ def load_pipeline(
         transformer: its transformer, where that was opened before.
         budget: bytes that each network with blocks may take in memory, see `opened`; None for half
             of what is free.
-        decodes: whether the VAE will be run; else its values are not read.
+        calibrates: whether text encoders will run once and the VAE not at all, so that nothing of
+            them stays in memory.
 
     Raises:
         CheckpointError: configuration and weights do not fit, or diffusers cannot build it.
@@ -78,7 +79,7 @@ def load_pipeline(
     networks = {"transformer": transformer.module}
     for name, part in checkpoint.components.items():
         if part.tensors and name not in networks:
-            networks[name] = _network(part, budget, decodes=decodes)
+            networks[name] = _network(part, budget, calibrates=calibrates)
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -99,12 +100,12 @@ def load_pipeline(
     return pipeline
 
 
-def _network(part: Component, budget: float, *, decodes: bool) -> torch.nn.Module:
+def _network(part: Component, budget: float, *, calibrates: bool) -> torch.nn.Module:
     """A text encoder or VAE."""
     encoder = TEXT_ENCODERS.get(part.class_name)
     if encoder is not None:
-        return opened(part, encoder.interface, budget).module
-    return loaded(part) if decodes else hollow(part)
+        return opened(part, encoder.interface, budget, often=not calibrates).module
+    return hollow(part) if calibrates else loaded(part)
 
 
 def _tokenizers(checkpoint: Checkpoint) -> dict[str, Any]:

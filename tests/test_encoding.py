@@ -43,10 +43,11 @@ def first_calls(sampler: Any, network: torch.nn.Module) -> list[torch.Tensor]:
 def test_prompts_are_encoded_once_as_the_pipeline_would(name: str, tmp_path: Path) -> None:
     make_pipeline(name, tmp_path / name, twin=True)
     checkpoint = open_checkpoint(tmp_path / name)
-    pipeline = load_pipeline(checkpoint, decodes=False)
+    pipeline = load_pipeline(checkpoint, calibrates=True)
     family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
     given = (pipeline, family, PROMPTS, list(range(COUNT)), Sampling(2, 3.0, 64, 64, 16))
     without = first_calls(pipeline_sampler(*given), pipeline.transformer)
+    assert float(sum(p.abs().sum() for p in pipeline.vae.parameters())) == 0  # not read
     encoders = [m for n, m in pipeline.components.items() if n.startswith("text_encoder") and m]
     rows: list[list[torch.Tensor]] = [[] for _ in encoders]
     for encoder, seen in zip(encoders, rows, strict=True):

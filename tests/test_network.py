@@ -202,7 +202,8 @@ def test_stored_tensors_stay_within_their_budget(twin: Callable[[str], Twin]) ->
     infos = read._tensors
     first, second = (f"{DOUBLE}.0.attn1.to_{part}.weight" for part in "qk")
     some = StoredTensors(infos, budget=4 * 96 * 96)
-    assert some(first) is some(first)
-    assert some(second) is not some(second)
-    some.forget()
     assert some(first) is not some(first)
+    assert some.kept(first) is some.kept(first) is some(first)
+    assert some.kept(second) is not some.kept(second)
+    some.forget()
+    assert some.kept(first) is not some.kept(first)

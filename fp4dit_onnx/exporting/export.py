@@ -225,7 +225,7 @@ class _Export:
         with self._report.stage("loading the model", 1) as advance:
             interface = planned.family.interface(checkpoint.transformer_config)
             network = opened(checkpoint.components["transformer"], interface, budget)
-            pipeline = load_pipeline(checkpoint, network, budget, decodes=False)
+            pipeline = load_pipeline(checkpoint, network, budget, calibrates=True)
             advance(1)
         result = _calibrate(self._request, planned, network, pipeline, self._report)
         state = result.state

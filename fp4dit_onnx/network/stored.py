@@ -101,13 +101,14 @@ def hollow(part: Component) -> torch.nn.Module:
     return module
 
 
-def opened(part: Component, interface: Interface, budget: float) -> Network:
+def opened(part: Component, interface: Interface, budget: float, *, often: bool = True) -> Network:
     """The network of a component: in memory if it fits, else a shell that reads its blocks.
 
     Args:
         part: of a checkpoint.
         interface: of the network.
         budget: bytes that its tensors may take in memory, in float32; a shell's own come on top.
+        often: whether the network runs often, so that blocks that fit stay in memory.
 
     Raises:
         CheckpointError: as `fitted`.
@@ -116,7 +117,7 @@ def opened(part: Component, interface: Interface, budget: float) -> Network:
         return whole(loaded(part))
     fake = faked(part.class_name, _maker(part))
     found = stored_tensors(fake.module, part.tensors, _other_name(part))
-    return streamed(fake, interface, StoredTensors(found, budget))
+    return streamed(fake, interface, StoredTensors(found, budget if often else 0))
 
 
 def _maker(part: Component) -> Callable[[], torch.nn.Module]:

@@ -22,11 +22,11 @@ __all__ = ["StoredTensors", "streamed"]
 
 
 class StoredTensors:
-    """Reads tensors in float32 from their files; the first ones that fit stay in memory.
+    """Reads tensors in float32 from their files; of those that `kept` reads the first ones stay.
 
     Args:
         tensors: by name.
-        budget: bytes that may stay.
+        budget: bytes that may stay in memory.
     """
 
     def __init__(self, tensors: Mapping[str, TensorInfo], budget: float = 0) -> None:
@@ -36,11 +36,14 @@ class StoredTensors:
     def __call__(self, name: str) -> torch.Tensor:
         """Values of the tensor called `name`."""
         found = self._kept.get(name)
-        if found is None:
-            found = torch.from_numpy(read_float32(self._tensors[name]))
-            if found.nbytes <= self._left:
-                self._left -= found.nbytes
-                self._kept[name] = found
+        return torch.from_numpy(read_float32(self._tensors[name])) if found is None else found
+
+    def kept(self, name: str) -> torch.Tensor:
+        """The same of a tensor that is needed often: it stays if there is room."""
+        found = self(name)
+        if name not in self._kept and found.nbytes <= self._left:
+            self._left -= found.nbytes
+            self._kept[name] = found
         return found
 
     def forget(self) -> None:
@@ -70,11 +73,11 @@ def streamed(network: FakeNetwork, interface: Interface, read: StoredTensors) ->
             if id(tensor) not in values:  # tied tensors stay one
                 values[id(tensor)] = like(tensor, read(name))
             setattr(module.get_submodule(path), last, values[id(tensor)])
-    made = Network(module, blocks, read, read.forget)
+    running = Network(module, blocks, read.kept)
 
     def run(call: BlockCall) -> Any:
         # Hooks of the block itself run around this call: not those of the copy.
-        return made.materialize(call.name).forward(**call.arguments)
+        return running.materialize(call.name).forward(**call.arguments)
 
     answer_with(module, blocks, run)
-    return made
+    return Network(module, blocks, read, read.forget)
