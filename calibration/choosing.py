@@ -15,6 +15,7 @@ from math import prod
 from fp4dit_onnx.bundle.manifest import Compared, Spent
 from fp4dit_onnx.calibration.applying import Alternatives
 from fp4dit_onnx.calibration.draft import Draft, Drafts
+from fp4dit_onnx.calibration.evidence import Part
 from fp4dit_onnx.calibration.layer_inputs import UnitInputs
 from fp4dit_onnx.calibration.methods import Method
 from fp4dit_onnx.calibration.moments import Moments
@@ -163,7 +164,8 @@ class Choosing:
         place = f"{unit.name}@choices"
         known = self.work.finished(place)
         if known is None:
-            inputs = UnitInputs(self.moments, self.network)
+            part = Part.of(unit.name, self.network.materialize(unit.name))
+            inputs = UnitInputs(self.moments, part.linear)
             alternatives = Alternatives(self.method.stages, inputs)
             best = alternatives.best({name: self._draft(name) for name in unit.layers})
             drafts = [*best.values(), *alternatives.made.values()]

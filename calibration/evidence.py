@@ -17,7 +17,7 @@ from fp4dit_onnx.network.blocks import tensors_of
 from fp4dit_onnx.network.placing import replaced
 from fp4dit_onnx.spec.state import QuantizedLayer
 
-__all__ = ["FloatUnit", "Objective", "outputs_of"]
+__all__ = ["FloatUnit", "Objective", "Part", "outputs_of"]
 
 NEAREST_PAIRS = 256
 """Pairs on which nearest and trained rounding are compared."""
@@ -95,35 +95,31 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class FloatUnit:
-    """A block or a linear of the float network, and what it should reproduce.
+class Part:
+    """A block or a linear of the float network, with values.
 
     Attributes:
-        name: torch name of the unit in the network.
-        holder: has the unit, with values, as its ``unit``.
-        objective: its inputs and targets.
-        chunk: samples that may be run at a time.
+        name: torch name in the network.
+        holder: has it as its ``part``.
     """
 
     name: str
     holder: torch.nn.Module
-    objective: Objective
-    chunk: int
 
     @classmethod
-    def of(cls, name: str, module: torch.nn.Module, objective: Objective, chunk: int) -> FloatUnit:
-        """The unit `module`, called `name` in its network."""
+    def of(cls, name: str, module: torch.nn.Module) -> Part:
+        """The part `module`, called `name` in its network."""
         holder = torch.nn.Module()
-        holder.unit = module
-        return cls(name, holder, objective, chunk)
+        holder.part = module
+        return cls(name, holder)
 
     def _path(self, layer: str) -> str:
-        return f"unit{layer.removeprefix(self.name)}"
+        return f"part{layer.removeprefix(self.name)}"
 
     @property
     def module(self) -> torch.nn.Module:
-        """The unit as it is now."""
-        return self.holder.get_submodule("unit")
+        """The part as it is now."""
+        return self.holder.get_submodule("part")
 
     def linear(self, layer: str) -> torch.nn.Linear:
         """One of its linears, by its name in the network."""
@@ -142,3 +138,16 @@ class FloatUnit:
     ) -> AbstractContextManager[torch.nn.Module]:
         """While open, some of its linears are quantized, activations in float."""
         return self.replaced({q.name: weights_only(q, self.linear(q.name).bias) for q in layers})
+
+
+@dataclass(frozen=True)
+class FloatUnit:
+    """A part of the float network, and what it should reproduce.
+
+    Attributes:
+        part: left as it was.
+        objective: its inputs and targets.
+    """
+
+    part: Part
+    objective: Objective

@@ -11,7 +11,6 @@ from fp4dit_onnx.calibration.draft import Draft
 from fp4dit_onnx.calibration.moments import Moments, Rows
 from fp4dit_onnx.calibration.simulate import SimulatedLinear
 from fp4dit_onnx.calibration.transforming import transformed_moments
-from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.spec.transform import Transform
 
 __all__ = ["LayerInputs", "Second", "UnitInputs"]
@@ -108,11 +107,11 @@ class UnitInputs:
 
     Args:
         moments: of the network.
-        network: the float transformer.
+        linear: gives a layer of the float unit by its name.
     """
 
-    def __init__(self, moments: Moments, network: Network) -> None:
-        self._moments, self._network = moments, network
+    def __init__(self, moments: Moments, linear: Callable[[str], torch.nn.Linear]) -> None:
+        self._moments, self._linear = moments, linear
         self._second: dict[tuple[str, tuple[Transform, ...]], Second] = {}
         self._rows: dict[str, Rows] = {}
 
@@ -123,9 +122,9 @@ class UnitInputs:
         if key not in self._second:
             matrix = transformed_moments(self._moments.matrix(reader), draft.spec.input_ops)
             self._second[key] = Second(matrix)
-        linear = self._network.module.get_submodule(draft.name)
-        weight = self._network.tensor(f"{draft.name}.weight").float()
-        bias = None if linear.bias is None else self._network.tensor(f"{draft.name}.bias").float()
+        linear = self._linear(draft.name)
+        weight = linear.weight.detach().float()
+        bias = None if linear.bias is None else linear.bias.detach().float()
         second = self._second[key]
         return LayerInputs(reader, second, lambda: self._kept(reader), weight, bias)
 

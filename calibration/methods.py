@@ -26,6 +26,9 @@ else:
 
 __all__ = [
     "DEFAULT_METHOD",
+    "INPUTS_FROM",
+    "PARALLEL",
+    "SEQUENTIAL",
     "Data",
     "Method",
     "measuring_names",
@@ -36,6 +39,8 @@ __all__ = [
     "read_method",
 ]
 
+SEQUENTIAL, PARALLEL = INPUTS_FROM = ("sequential", "parallel")
+"""Where what a unit is trained on comes from, see `Data`."""
 DEFAULT_METHOD = "fp4dit"
 DEFAULT_PRESET = "balanced"
 _HEAD = (
@@ -65,12 +70,15 @@ class Data:
         even: share of the samples spread evenly over the timesteps; the others go where an error
             changes the final latents most.
         guided: weight of the guided combination's error beside that of its two halves.
+        inputs: of a unit that is trained: ``sequential``, from the network quantized so far, or
+            ``parallel``, from the network rounded to nearest.
     """
 
     prompts: int
     samples: int
     even: float = 0.5
     guided: float = 1.0
+    inputs: str = SEQUENTIAL
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -78,6 +86,10 @@ class Data:
         whole("data.samples", self.samples, 1)
         real("data.even", self.even, 0, 1)
         real("data.guided", self.guided, 0)
+        if self.inputs not in INPUTS_FROM:
+            raise UsageError(
+                f"data.inputs {self.inputs!r}: expected one of {', '.join(INPUTS_FROM)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -199,7 +211,7 @@ def recipe_table(name: str) -> dict[str, Any]:
 
 
 def method_by_name(
-    name: str, preset: str = DEFAULT_PRESET, range: str | None = None, **changes: float
+    name: str, preset: str = DEFAULT_PRESET, range: str | None = None, **changes: float | str
 ) -> Method:
     """The method of a recipe of the package.
 
@@ -207,7 +219,7 @@ def method_by_name(
         name: see `method_names`.
         preset: effort; without effect where the recipe has none.
         range: a range stage in place of the recipe's.
-        changes: ``samples``, or settings of its stages by name, such as ``iterations``.
+        changes: settings of its data or stages by name, such as ``samples`` or ``iterations``.
 
     Raises:
         UsageError: no such method, preset, range or setting; the message lists the known ones.
@@ -216,7 +228,7 @@ def method_by_name(
 
 
 def read_method(
-    path: Path, preset: str = DEFAULT_PRESET, range: str | None = None, **changes: float
+    path: Path, preset: str = DEFAULT_PRESET, range: str | None = None, **changes: float | str
 ) -> Method:
     """The method of a recipe file; arguments as `method_by_name`.
 
@@ -270,7 +282,7 @@ def _method(
     name: str,
     preset: str,
     range: str | None,
-    changes: Mapping[str, float],
+    changes: Mapping[str, float | str],
 ) -> Method:
     _check_tables(table, name)
     presets = table.get("preset", {})
@@ -315,7 +327,7 @@ def _check_tables(table: Mapping[str, Any], name: str) -> None:
                 raise UsageError(f"{where}: settings of {key}, which is none of its stages")
 
 
-def with_settings(method: Method, changes: Mapping[str, float]) -> Method:
+def with_settings(method: Method, changes: Mapping[str, float | str]) -> Method:
     """The method with settings of its data or stages changed by name; what no stage has is left."""
     for key, value in changes.items():
         if key in {f.name for f in fields(Data)}:

@@ -93,10 +93,11 @@ def trained(
         seed: of the mini-batches.
         on_step: called with the reconstruction error after each step.
     """
-    linears = {n: AdaptiveLinear(d, unit.linear(n).bias, method) for n, d in drafts.items()}
-    with unit.replaced(linears):
+    part = unit.part
+    linears = {n: AdaptiveLinear(d, part.linear(n).bias, method) for n, d in drafts.items()}
+    with part.replaced(linears):
         error = train_rounding(
-            unit.module, [*linears.values()], unit.objective, method, seed=seed, on_step=on_step
+            part.module, [*linears.values()], unit.objective, method, seed=seed, on_step=on_step
         )
     return {name: replace(linear.harden(), error=error) for name, linear in linears.items()}
 

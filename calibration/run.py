@@ -11,22 +11,25 @@ import torch
 
 from fp4dit_onnx.bundle.manifest import Compared, Spent
 from fp4dit_onnx.calibration.applying import check_weight, quantize_layers
-from fp4dit_onnx.calibration.blockwise import Blockwise, chunk_size
+from fp4dit_onnx.calibration.blockwise import Blockwise
 from fp4dit_onnx.calibration.choosing import Choosing, Chosen
 from fp4dit_onnx.calibration.methods import Method
 from fp4dit_onnx.calibration.record import Sampler, check_disk, first_call, part_of
 from fp4dit_onnx.calibration.recording import BEGUN, record
 from fp4dit_onnx.calibration.samples import Call, nbytes
 from fp4dit_onnx.calibration.simulate import SimulatedLinear, simulated
+from fp4dit_onnx.calibration.solving import Parts, UnitRecipe
 from fp4dit_onnx.calibration.stages import INPUTS, MOMENTS
 from fp4dit_onnx.calibration.transforming import transformed_weight
 from fp4dit_onnx.calibration.units import Unit, sample_bytes, units_of
+from fp4dit_onnx.calibration.walk import Walk, chunk_size
 from fp4dit_onnx.calibration.work import RECORDED, Work
 from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.network.topology import Topology
 from fp4dit_onnx.numbers import compare
 from fp4dit_onnx.spec.spec import LayerSpec, TensorSpec
 from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState
+from fp4dit_onnx.system.executors import LOCAL, Executor
 from fp4dit_onnx.system.progress import Reporter
 
 __all__ = ["Calibration", "LayerError", "calibrate", "sqnr_db"]
@@ -95,6 +98,8 @@ def calibrate(
     precisions: Mapping[str, Sequence[TensorSpec]] = MappingProxyType({}),
     work: Work | None = None,
     max_ram: int = 2**31,
+    executor: Executor = LOCAL,
+    parts: Parts | None = None,
 ) -> Calibration:
     """Quantize the linears of a float transformer.
 
@@ -112,6 +117,8 @@ def calibrate(
         precisions: layer -> what its weight may be under the method's budget.
         work: folder for what is recorded and for finished units; needed where a stage looks at inputs.
         max_ram: bytes of recorded activations that may be in memory at a time.
+        executor: where units are solved.
+        parts: gives the parts of the network there; by default the network itself.
 
     Raises:
         UsageError: a weight or an activation is not finite, a layer was never run, the disk is too
@@ -130,7 +137,8 @@ def calibrate(
         layers = quantize_layers(network, specs, method.stages, reporter)
     else:
         assert work is not None, "a work folder is needed"
-        topology, units, chunk = _prepared(network, specs, method, sampler, work, max_ram)
+        prepared = _prepared(network, specs, method, sampler, work, max_ram, executor.ahead - 1)
+        topology, units, chunk = prepared
         recorded = record(network, specs, method, sampler, seed, reporter, work)
         sampler.close()
         network.forget()
@@ -154,15 +162,19 @@ def calibrate(
             specs = {name: layers[name].spec for name in specs}
         if method.needs(INPUTS):
             layers = Blockwise(
-                network=network,
-                topology=topology,
-                specs=specs,
-                method=method,
-                moments=recorded.moments,
-                samples=recorded.samples,
-                guidance=sampler.guidance,
+                walk=Walk(network, topology, recorded.samples, work, chunk),
+                recipe=UnitRecipe(
+                    parts=parts or network,
+                    specs=specs,
+                    stages=method.after_choices,
+                    moments=recorded.moments,
+                    guidance=sampler.guidance,
+                    guided=method.data.guided,
+                ),
+                inputs=method.data.inputs,
+                iterations=method.iterations,
                 work=work,
-                chunk=chunk,
+                executor=executor,
                 seed=seed,
                 reporter=reporter,
             ).run(units)
@@ -181,12 +193,13 @@ def _prepared(
     sampler: Sampler,
     work: Work,
     max_ram: int,
+    waiting: int,
 ) -> tuple[Topology, tuple[Unit, ...], int]:
     """Units in order and samples per chunk, once the disk is known to be large enough."""
     call = part_of(first_call(network.module, sampler), torch.arange(1))
     topology = network.topology(call, 1)
     units = units_of(topology, network.blocks, tuple(specs))
-    memory, disk = sample_bytes(topology)
+    memory, disk = sample_bytes(topology, waiting)
     samples = method.data.samples
     if not (work.keeps(RECORDED) or work.keeps(BEGUN)):
         widths = [network.module.get_parameter(f"{name}.weight").shape[1] for name in specs]

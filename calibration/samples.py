@@ -44,22 +44,22 @@ class Array:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
 
     def create(self, count: int, like: torch.Tensor) -> None:
         """Make room for `count` rows of the type and row shape of `like` [B, ...]."""
         row = like[:0].numpy()
         shape = (count, *row.shape[1:])
-        np.lib.format.open_memmap(self._path, "w+", row.dtype, shape)
+        np.lib.format.open_memmap(self.path, "w+", row.dtype, shape)
 
     def write(self, start: int, rows: torch.Tensor) -> None:
         """Write `rows` [B, ...] at index `start`."""
-        file = np.load(self._path, mmap_mode="r+")
+        file = np.load(self.path, mmap_mode="r+")
         file[start : start + rows.shape[0]] = rows.numpy()  # the system writes it to disk in time
 
     def read(self, index: torch.Tensor | slice) -> torch.Tensor:
         """Rows at `index` (int64 [B], or a slice), copied; the file is mapped for that long only."""
-        file = np.load(self._path, mmap_mode="r")
+        file = np.load(self.path, mmap_mode="r")
         at = index.numpy() if isinstance(index, torch.Tensor) else index
         return torch.from_numpy(np.array(file[at]))
 

@@ -46,14 +46,16 @@ def units_of(topology: Topology, blocks: Sequence[str], layers: Iterable[str]) -
     )
 
 
-def sample_bytes(topology: Topology) -> tuple[int, int]:
+def sample_bytes(topology: Topology, waiting: int = 0) -> tuple[int, int]:
     """Bytes of one sample at the unit where they are most: in memory, and on disk.
 
     In memory are what a unit takes, what it gives and should give; on disk its arguments, and in
-    float and quantized so far its results and those of others that are still to be read.
+    float and quantized its results and those of others that are still to be read.
 
     Args:
         topology: of calls of one sample.
+        waiting: how many units more may be recorded and not solved, at most: their arguments and
+            targets are on disk too.
     """
     given = {
         value: prod(result.row) * result.dtype.itemsize
@@ -61,11 +63,13 @@ def sample_bytes(topology: Topology) -> tuple[int, int]:
         for value, result in zip(node.values, node.results, strict=True)
     }
     memory = disk = 0
+    own: list[int] = []
     live: Iterable[Value] = ()
     for node in topology.nodes:
         taken = sum(prod(t.shape) * t.dtype.itemsize for t in node.arguments)
         made = sum(prod(r.row) * r.dtype.itemsize for r in node.results)
+        own.append(taken + made)
         memory = max(memory, taken + 3 * made)
         disk = max(disk, taken + 2 * made + 2 * sum(given[value] for value in live))
         live = topology.live_after(node.name)
-    return memory, disk
+    return memory, disk + sum(sorted(own)[-waiting:] if waiting else ())

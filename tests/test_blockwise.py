@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,16 @@ from toy_network import (
     toy_network,
 )
 
+from fp4dit_onnx.calibration import blockwise
 from fp4dit_onnx.calibration.applying import quantize_layer
-from fp4dit_onnx.calibration.blockwise import Blockwise, chunk_size
 from fp4dit_onnx.calibration.importance import FLOOR, step_importance, step_shares
-from fp4dit_onnx.calibration.methods import Method, method_by_name
+from fp4dit_onnx.calibration.methods import (
+    INPUTS_FROM,
+    PARALLEL,
+    Method,
+    method_by_name,
+    with_settings,
+)
 from fp4dit_onnx.calibration.record import (
     SampleRecorder,
     check_disk,
@@ -39,23 +47,23 @@ from fp4dit_onnx.calibration.record import (
 )
 from fp4dit_onnx.calibration.run import Calibration, calibrate
 from fp4dit_onnx.calibration.units import Unit, units_of
+from fp4dit_onnx.calibration.walk import chunk_size
 from fp4dit_onnx.calibration.work import Work, model_digest
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.families.guidance import Guided
 from fp4dit_onnx.network.network import whole
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedState, save_state
+from fp4dit_onnx.system.executors import Task
 from fp4dit_onnx.system.progress import SilentReporter
 
 SPEC = LayerSpec.of("e1m2", "e2m3", 8)
 METHOD = method_by_name("fp4dit", "fast", samples=64, prompts=PICTURES, penalty=20.0)
 
 
-def shortened(iterations: int) -> Method:
+def shortened(iterations: int, **changes: Any) -> Method:
     """`METHOD` with fewer optimizer steps per unit."""
-    return method_by_name(
-        "fp4dit", "fast", samples=64, prompts=PICTURES, penalty=20.0, iterations=iterations
-    )
+    return with_settings(METHOD, {"iterations": iterations, **changes})
 
 
 @pytest.fixture
@@ -241,35 +249,76 @@ class Killed(Exception):  # noqa: N818 - stands for a signal
     """Stands for a kill."""
 
 
+@pytest.mark.parametrize("inputs", INPUTS_FROM)
 @pytest.mark.parametrize("unit", ["embed", "blocks.1", "head"])
 def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(
-    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str, inputs: str
 ) -> None:
-    few = shortened(8)
+    few = shortened(8, inputs=inputs)
     whole = calibrated(network, tmp_path / "whole", few)
-    original, trained = Blockwise._quantize, []
+    original, trained = blockwise.solve, []
 
-    def dying(self: Any, number: int, at: Unit, *rest: Any) -> Any:
+    def dying(at: Unit, *rest: Any, **options: Any) -> Any:
         trained.append(at.name)
         if at.name == unit:
             raise Killed
-        return original(self, number, at, *rest)
+        return original(at, *rest, **options)
 
-    monkeypatch.setattr(Blockwise, "_quantize", dying)
+    monkeypatch.setattr(blockwise, "solve", dying)
     with pytest.raises(Killed):
         calibrated(network, tmp_path / "killed", few)
     before = list(trained)
     trained.clear()
 
-    def counting(self: Any, number: int, at: Unit, *rest: Any) -> Any:
+    def counting(at: Unit, *rest: Any, **options: Any) -> Any:
         trained.append(at.name)
-        return original(self, number, at, *rest)
+        return original(at, *rest, **options)
 
-    monkeypatch.setattr(Blockwise, "_quantize", counting)
+    monkeypatch.setattr(blockwise, "solve", counting)
     resumed = calibrated(network, tmp_path / "killed", few)
     assert before[:-1] + trained == [u.name for u in UNITS]
     assert saved(whole.state, tmp_path / "1") == saved(resumed.state, tmp_path / "2")
     assert (whole.errors, whole.model_sqnr_db) == (resumed.errors, resumed.model_sqnr_db)
+
+
+class OutOfOrder:
+    """An executor that takes all tasks first, and pickles them; the last one ends first."""
+
+    ahead = len(UNITS)
+
+    def results(self, tasks: Iterable[Task[Any]]) -> Iterator[tuple[Task[Any], Any]]:
+        """See `Executor`."""
+        taken = [(task, pickle.dumps((task.function, task.arguments))) for task in tasks]
+        for task, kept in reversed(taken):
+            function, arguments = pickle.loads(kept)
+            yield task, function(*arguments)
+
+
+@dataclass(frozen=True)
+class Pickled:
+    """A network that can be pickled."""
+
+    module: Any
+
+    def materialize(self, name: str) -> Any:
+        """See `Parts`."""
+        return whole(self.module).materialize(name)
+
+
+def test_units_of_parallel_inputs_are_solved_in_any_order(
+    network: Network, tmp_path: Path
+) -> None:
+    few = shortened(8, inputs=PARALLEL)
+    here = calibrated(network, tmp_path / "here", few)
+    elsewhere = {"executor": OutOfOrder(), "parts": Pickled(network)}
+    there = calibrated(network, tmp_path / "there", few, **elsewhere)
+    assert saved(here.state, tmp_path / "1") == saved(there.state, tmp_path / "2")
+    assert not list((tmp_path / "there").glob("*@inputs*"))
+    sequential = calibrated(network, tmp_path / "sequential", shortened(8))
+    assert sequential.state.layers["embed"].integers().tolist() == (
+        here.state.layers["embed"].integers().tolist()
+    )  # what comes first receives the same
+    assert saved(here.state, tmp_path / "1") != saved(sequential.state, tmp_path / "3")
 
 
 # --- bad input ---------------------------------------------------------------------------------

@@ -15,18 +15,20 @@ pytest.importorskip("diffusers")
 import torch
 from twins import BATCH, Twin
 
-from fp4dit_onnx.calibration.blockwise import Blockwise
-from fp4dit_onnx.calibration.draft import finished
-from fp4dit_onnx.calibration.methods import method_by_name
+from fp4dit_onnx.calibration import blockwise
+from fp4dit_onnx.calibration.methods import PARALLEL, SEQUENTIAL, method_by_name
 from fp4dit_onnx.calibration.samples import Samples, Tape
 from fp4dit_onnx.calibration.simulate import weights_only
+from fp4dit_onnx.calibration.solving import Solved, UnitRecipe, rounded
 from fp4dit_onnx.calibration.units import Unit, units_of
+from fp4dit_onnx.calibration.walk import Walk
 from fp4dit_onnx.calibration.work import Work
 from fp4dit_onnx.families.guidance import Guided
 from fp4dit_onnx.network.blocks import BlockCall, tensors_of
 from fp4dit_onnx.network.placing import replaced
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedLayer
+from fp4dit_onnx.system.executors import LOCAL
 from fp4dit_onnx.system.progress import SilentReporter
 
 SPEC = LayerSpec.of("e2m1", "e2m3", 16)
@@ -76,53 +78,59 @@ def samples_of(twin: Twin, folder: Path) -> Samples:
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "name",
-    ["pixart-alpha-512", "hunyuan-dit-1.1", "dit-xl-2-256", "flux-dev", "sd3-medium", "auraflow"],
+    ("name", "from_"),
+    [
+        *((name, SEQUENTIAL) for name in ("pixart-alpha-512", "dit-xl-2-256", "flux-dev")),
+        *((name, SEQUENTIAL) for name in ("hunyuan-dit-1.1", "sd3-medium", "auraflow")),
+        *((name, PARALLEL) for name in ("pixart-alpha-512", "hunyuan-dit-1.1", "dit-xl-2-256")),
+    ],
 )
 def test_units_see_what_the_whole_network_gives_them(
-    twin: Callable[[str], Twin], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    twin: Callable[[str], Twin],
+    name: str,
+    from_: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Inputs from the network quantized so far, targets from the float one, bit for bit."""
+    """Inputs from the quantized network, targets from the float one, bit for bit."""
     made = twin(name)
     topology, whole = made.topology, made.network
     linears = {n: m for n, m in whole.named_modules() if isinstance(m, torch.nn.Linear)}
     kept = [pattern for pattern, _ in made.family.skip]
     kept.append(f"{topology.blocks[1].name}.*")  # a block that stays in float
     specs = {n: SPEC for n in linears if not any(fnmatchcase(n, pattern) for pattern in kept)}
+    recipe = UnitRecipe(made.streamed, specs, METHOD.stages, None, Guided(), 1.0)
     done: dict[str, QuantizedLayer] = {}
-    original = Blockwise._quantize
+    original = blockwise.solve
     seen: list[str] = []
 
-    def compared(self: Any, number: int, unit: Unit, float_unit: Any) -> Any:
+    def compared(unit: Unit, inputs: Samples, targets: Any, *rest: Any, **options: Any) -> Solved:
         seen.append(unit.name)
-        objective = float_unit.objective
-        args, kwargs = objective.inputs.take(slice(0, BATCH))
+        args, kwargs = inputs.take(slice(0, BATCH))
         so_far = {n: weights_only(layer, linears[n].bias) for n, layer in done.items()}
         with replaced(whole, so_far):
             wanted = received(whole, unit.name, made.call)
         for ours, theirs in zip([*args, *tensors_of(kwargs)], wanted, strict=True):
             assert torch.equal(ours, theirs), unit.name
         outputs = results(whole, unit.name, made.call)
-        assert objective.targets
-        for i, target in objective.targets.items():
+        assert targets
+        for i, target in targets.items():
             assert torch.equal(target.read(slice(0, BATCH)), outputs[i]), unit.name
-        drafts = original(self, number, unit, float_unit)
-        done.update(finished(drafts))
-        return drafts
+        solved = original(unit, inputs, targets, *rest, **options)
+        done.update(rounded(unit, recipe) if from_ == PARALLEL else solved.layers)
+        return solved
 
-    monkeypatch.setattr(Blockwise, "_quantize", compared)
+    monkeypatch.setattr(blockwise, "solve", compared)
     units = units_of(topology, made.streamed.blocks, specs)
     work = Work(tmp_path / "work", {})
-    layers = Blockwise(
-        network=made.streamed,
-        topology=topology,
-        specs=specs,
-        method=METHOD,
-        moments=None,
-        samples=samples_of(made, tmp_path / "inputs"),
-        guidance=Guided(),
+    samples = samples_of(made, tmp_path / "inputs")
+    layers = blockwise.Blockwise(
+        walk=Walk(made.streamed, topology, samples, work, BATCH),
+        recipe=recipe,
+        inputs=from_,
+        iterations=METHOD.iterations,
         work=work,
-        chunk=BATCH,
+        executor=LOCAL,
         seed=0,
         reporter=SilentReporter(),
     ).run(units)
@@ -131,3 +139,4 @@ def test_units_see_what_the_whole_network_gives_them(
     left = {path.name for path in work.folder.glob("*.npy")}
     ends = {f"{kind}.{n}.{i}.npy" for kind in ("float", "quantized") for n, i in topology.output}
     assert left <= ends  # what nobody reads any more is gone
+    assert not list(work.folder.glob("*@inputs*"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from fp4dit_onnx.calibration.methods import (
+    INPUTS_FROM,
     Method,
     measuring_names,
     method_by_name,
@@ -136,6 +137,17 @@ class ExportRequest:
             "Recorded inputs to calibrate with; by default the preset's.",
             CALIBRATION,
             unit="SAMPLES",
+        ),
+    ] = None
+    inputs: Annotated[
+        str | None,
+        Option(
+            "Which network a block that is trained receives its inputs from: sequential, the one "
+            "quantized so far; parallel, one rounded to nearest, as in FP4DiT's code, so that no block "
+            "waits for another; by default the method's choice.",
+            CALIBRATION,
+            unit="NETWORK",
+            choices=INPUTS_FROM,
         ),
     ] = None
     weight_format: Annotated[
@@ -345,7 +357,7 @@ class ExportRequest:
         Raises:
             UsageError: unknown method, preset or range.
         """
-        changes = {"iterations": self.iterations, "samples": self.samples}
+        changes = {name: getattr(self, name) for name in ("iterations", "samples", "inputs")}
         given = {name: value for name, value in changes.items() if value is not None}
         if self.recipe is None:
             method = method_by_name(self.method, self.preset, self.range, **given)

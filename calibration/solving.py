@@ -1,0 +1,137 @@
+"""The unit of work of a calibration: a pure function of values, so that it may run anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from fp4dit_onnx.calibration.applying import apply_stages, nearest_under
+from fp4dit_onnx.calibration.draft import Draft, Drafts, finished
+from fp4dit_onnx.calibration.evidence import FloatUnit, Objective, Part
+from fp4dit_onnx.calibration.layer_inputs import UnitInputs
+from fp4dit_onnx.calibration.moments import Moments
+from fp4dit_onnx.calibration.samples import Array, Samples
+from fp4dit_onnx.calibration.stages import Evidence, Stage
+from fp4dit_onnx.calibration.stages.nearest import Nearest
+from fp4dit_onnx.calibration.transforming import transformed_weight
+from fp4dit_onnx.calibration.units import Unit
+from fp4dit_onnx.families.guidance import Guided
+from fp4dit_onnx.spec.spec import LayerSpec
+from fp4dit_onnx.spec.state import QuantizedLayer
+
+__all__ = ["Layers", "Parts", "Solved", "UnitRecipe", "rounded", "solve"]
+
+Layers = dict[str, QuantizedLayer]
+"""By name."""
+
+
+class Parts(Protocol):
+    """Gives the parts of the float network."""
+
+    def materialize(self, name: str) -> torch.nn.Module:
+        """A copy of the block or other module called `name`, with values."""
+        ...
+
+
+@dataclass(frozen=True)
+class UnitRecipe:
+    """How the layers of any unit are quantized.
+
+    Attributes:
+        parts: of the float network.
+        specs: name -> specification of each linear.
+        stages: that follow transforms and choices.
+        moments: of what layers receive in the float network, where a stage looks at them.
+        guidance: of the sampler.
+        guided: weight of the guided combination's error.
+    """
+
+    parts: Parts
+    specs: Mapping[str, LayerSpec]
+    stages: tuple[Stage, ...]
+    moments: Moments | None
+    guidance: Guided
+    guided: float
+
+    def part(self, name: str) -> Part:
+        """The block or linear called `name`."""
+        return Part.of(name, self.parts.materialize(name))
+
+    def drafts(self, unit: Unit, part: Part) -> Drafts:
+        """The layers of a unit before any stage."""
+        drafts = {}
+        for name in unit.layers:
+            spec = self.specs[name]
+            weight = transformed_weight(part.linear(name).weight.detach().float(), spec.input_ops)
+            drafts[name] = Draft(name, weight, spec)
+        return drafts
+
+    @property
+    def range(self) -> Stage:
+        """The stage that finds scales."""
+        return next(stage for stage in self.stages if stage.kind == "range")
+
+    def inputs(self, part: Part) -> UnitInputs | None:
+        """Moments and rows of what a unit's layers receive, where a stage looks at them."""
+        return None if self.moments is None else UnitInputs(self.moments, part.linear)
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What becomes of a unit.
+
+    Attributes:
+        layers: quantized.
+        error: of the unit's results in units of nearest rounding's; 1 where nothing was trained.
+    """
+
+    layers: Layers
+    error: float
+
+
+@torch.no_grad()
+def solve(
+    unit: Unit,
+    inputs: Samples,
+    targets: Mapping[int, Array],
+    recipe: UnitRecipe,
+    seed: int,
+    on_step: Callable[[float], None] = lambda error: None,
+) -> Solved:
+    """Quantize the layers of a unit. All arguments but the last can be pickled.
+
+    Args:
+        unit: what to quantize.
+        inputs: what it receives.
+        targets: what it should give, see `Objective`.
+        recipe: how.
+        seed: of every random choice.
+        on_step: told the error so far after each iteration.
+
+    Raises:
+        UsageError: a weight holds NaN or infinity, or what a stage raises.
+    """
+    if not unit.layers:
+        return Solved({}, 1.0)
+    part = recipe.part(unit.name)
+    evidence = Evidence(
+        rounded=nearest_under(recipe.range),
+        inputs=recipe.inputs(part),
+        unit=FloatUnit(part, Objective(inputs, targets, recipe.guidance, recipe.guided)),
+        seed=seed,
+        on_step=on_step,
+    )
+    drafts = apply_stages(recipe.stages, recipe.drafts(unit, part), evidence)
+    error = next((d.error for d in drafts.values() if d.error is not None), 1.0)
+    return Solved(finished(drafts), error)
+
+
+@torch.no_grad()
+def rounded(unit: Unit, recipe: UnitRecipe) -> Layers:
+    """The layers of a unit rounded to nearest under the recipe's scales; raises as `solve`."""
+    part = recipe.part(unit.name)
+    evidence = Evidence(nearest_under(recipe.range), inputs=recipe.inputs(part))
+    return finished(apply_stages((recipe.range, Nearest()), recipe.drafts(unit, part), evidence))

@@ -1,0 +1,61 @@
+"""Where work is done: calls that are pure functions of values, one after the other or elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+__all__ = ["LOCAL", "Executor", "Task"]
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Task(Generic[Result]):
+    """A call that may be made anywhere.
+
+    Attributes:
+        name: for messages, and for whoever gets the result.
+        function: of a module. It is given `on_step` by that name if it runs in this process.
+        arguments: its others, in order; they can be pickled.
+        on_step: told how far the call is, in whatever way the function does.
+    """
+
+    name: str
+    function: Callable[..., Result]
+    arguments: tuple[Any, ...]
+    on_step: Callable[..., None]
+
+
+class Executor(Protocol):
+    """Makes calls.
+
+    Attributes:
+        ahead: how many tasks are taken, at most, before the first of them has ended.
+    """
+
+    ahead: int
+
+    def results(self, tasks: Iterable[Task[Result]]) -> Iterator[tuple[Task[Result], Result]]:
+        """Each task with its result, as they end; tasks are taken when there is room for one.
+
+        Raises:
+            Exception: what a call raises.
+        """
+        ...
+
+
+class _Local:
+    """Makes calls in this process: a task is taken once the result before it was."""
+
+    ahead = 1
+
+    def results(self, tasks: Iterable[Task[Result]]) -> Iterator[tuple[Task[Result], Result]]:
+        """See `Executor`."""
+        for task in tasks:
+            yield task, task.function(*task.arguments, on_step=task.on_step)
+
+
+LOCAL: Executor = _Local()
+"""Makes calls in this process."""
