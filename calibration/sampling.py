@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import diffusers
 import numpy as np
+import numpy.typing as npt
 import torch
 import transformers
 from PIL import Image
@@ -25,7 +27,7 @@ from fp4dit_onnx.families.request import Encoded, Request, Text
 from fp4dit_onnx.families.text_encoders import TEXT_ENCODERS
 from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.network.stored import hollow, loaded, opened
-from fp4dit_onnx.runtime.sampling import Sampling, image_of, initial_latents
+from fp4dit_onnx.runtime.sampling import Sampling, image_of, initial_latents, step_noise
 from fp4dit_onnx.runtime.sizes import pixels_a_latent
 from fp4dit_onnx.system.resources import available_memory
 from fp4dit_onnx.system.silence import quiet
@@ -131,23 +133,45 @@ class _Done(Exception):  # noqa: N818 - no error: it leaves a pipeline early
     """Raised to leave a pipeline once its latents are there."""
 
 
+def _adding(scheduler: Any, noise: Callable[[], torch.Tensor]) -> AbstractContextManager[Any]:
+    """While open, what a scheduler adds at a step is `noise()`, for as many rows as it steps."""
+    module = sys.modules[type(scheduler).__module__]
+
+    def ours(_: Any, shape: Sequence[int], *__: Any, dtype: Any, device: Any, **___: Any) -> Any:
+        found = noise()
+        return found.repeat(shape[0] // len(found), *[1] * (found.ndim - 1)).to(device, dtype)
+
+    adds = hasattr(module, "randn_tensor")
+    return patched(module, "randn_tensor", ours) if adds else nullcontext()
+
+
 class _Run:
     """One batch through a diffusers pipeline.
+
+    Args:
+        pipeline: of diffusers.
+        noise: what a scheduler that adds noise adds at a step, as the transformer takes latents.
+        on_step: see `sample_latents`.
 
     Attributes:
         latents: after the last denoising step so far, as the transformer takes them.
     """
 
-    def __init__(self, pipeline: Any, on_step: Callable[[int, torch.Tensor], None] | None) -> None:
-        self._pipeline, self._on_step, self._count = pipeline, on_step, 0
+    def __init__(
+        self,
+        pipeline: Any,
+        noise: Callable[[int], torch.Tensor],
+        on_step: Callable[[int, torch.Tensor], None] | None,
+    ) -> None:
+        self._pipeline, self._noise, self._on_step = pipeline, noise, on_step
+        self._count = 0
         self._rows: int | None = None  # of a step's, where it takes both halves of guidance
         self.latents = torch.empty(0)
 
     def of_prompts(self, prompts: Sequence[str], noise: torch.Tensor, **options: Any) -> None:
         """A pipeline that takes prompts, and the noise that it begins with."""
         # The scheduler is watched because the pipelines of diffusers differ in their callbacks.
-        scheduler = self._pipeline.scheduler if self._on_step is not None else None
-        with nullcontext() if scheduler is None else patched(scheduler, "step", self._step):
+        with patched(self._pipeline.scheduler, "step", self._step):
             result = self._pipeline(
                 prompt=list(prompts), latents=noise, output_type="latent", **options
             )
@@ -177,7 +201,8 @@ class _Run:
             self._pipeline(class_labels=list(labels), **options)
 
     def _step(self, original: Any, *arguments: Any, **options: Any) -> Any:
-        result = original(*arguments, **options)
+        with _adding(self._pipeline.scheduler, lambda: self._noise(self._count)):
+            result = original(*arguments, **options)
         if self._on_step is not None:
             self._on_step(self._count, result[0][: self._rows])
         self._count += 1
@@ -234,15 +259,13 @@ class _Generation:
 
     def _run(self, rows: range, watch: Callable[[int, torch.Tensor], None] | None = None) -> _Run:
         """The pipeline's run over a batch."""
-        run, seeds = _Run(self.pipeline, watch), [self.seeds[i] for i in rows]
+        seeds, shape = [self.seeds[i] for i in rows], self._shape
         prompts = [self.prompts[i] for i in rows]
-        noise = np.stack([initial_latents(seed, self._shape) for seed in seeds])
-        given = torch.from_numpy(self.family.latents.pack(noise))
+        given = self._packed(np.stack([initial_latents(seed, shape) for seed in seeds]))
+        run = _Run(self.pipeline, lambda i: self._packed(step_noise(seeds, i, shape)), watch)
         options = {
             "num_inference_steps": self.sampling.steps,
             "guidance_scale": self.sampling.guidance,
-            # Of schedulers that add noise: the same in every run.
-            "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
         }
         with quiet():
             if self.family.encoders:
@@ -252,6 +275,9 @@ class _Generation:
                 labels = _labels(self.pipeline, self.family, prompts, self.sampling)
                 run.of_classes(labels, given, **options)
         return run
+
+    def _packed(self, latents: npt.NDArray[np.float32]) -> torch.Tensor:
+        return torch.from_numpy(self.family.latents.pack(latents))
 
     def _unpacked(self, latents: torch.Tensor) -> torch.Tensor:
         shape = (len(latents), *self._shape)
@@ -269,6 +295,8 @@ def sample_latents(
     on_step: Callable[[int, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Final latents [P, C, H, W] of prompt i from the noise of seed i, through the whole sampler.
+
+    A scheduler that adds noise at its steps adds `runtime.sampling.step_noise`.
 
     Args:
         pipeline: as `load_pipeline` returns it; its transformer may be a simulation.

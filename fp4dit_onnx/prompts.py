@@ -9,7 +9,7 @@ from pathlib import Path
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import GIVEN, read_text
 
-__all__ = ["demo_prompts", "evaluation_prompts", "general_prompts", "read_prompts"]
+__all__ = ["demo_prompts", "general_prompts", "read_prompts"]
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -38,12 +38,5 @@ def demo_prompts(purpose: str) -> list[str]:
 
 
 def general_prompts() -> list[str]:
-    """Prompts to calibrate with where the user gives none."""
+    """Prompts to calibrate and evaluate with where the user gives none."""
     return _packaged("prompts", "general.txt")
-
-
-def evaluation_prompts(file: Path | None, model: Path | None, count: int) -> list[str]:
-    """The first `count` of a file, else the demo's where `model` is None, else general ones."""
-    if file is not None:
-        return read_prompts(file)[:count]
-    return (demo_prompts("evaluation") if model is None else general_prompts())[:count]

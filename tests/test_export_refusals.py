@@ -221,6 +221,22 @@ def test_methods_that_need_data_are_refused_where_no_pipeline_can_run(
             plan(request(tmp_path / "out", tmp_path / "pipeline", **changes))
 
 
+def test_prompts_of_a_model_of_classes_are_classes(tmp_path: Path) -> None:
+    """Told before the model is loaded."""
+    make("dit-xl-2-256", tmp_path / "pipeline", twin=True)
+    prompts = tmp_path / "prompts.txt"
+    asked = request(
+        tmp_path / "out", tmp_path / "pipeline", method="fp4dit", components="all", prompts=prompts
+    )
+    prompts.write_text("7\na red apple\n")
+    with pytest.raises(
+        UsageError, match="no class 'a red apple': expected a number from 0 to 999"
+    ):
+        plan(asked)
+    prompts.write_text("7\n")
+    assert set(plan(asked).prompts) == {"7"}
+
+
 def list_scheduler(pipeline: Path, class_name: str) -> None:
     """Let model_index.json name another scheduler."""
     path = pipeline / "model_index.json"

@@ -18,6 +18,7 @@ from diffusers_pair import (
     META,
     PIXART,
     SD3,
+    SEEDS,
     WITHOUT,
     Array,
     Case,
@@ -28,7 +29,9 @@ from diffusers_pair import (
     sessions_of,
 )
 
+from fp4dit_onnx.calibration.sampling import sample_latents
 from fp4dit_onnx.errors import BundleError, UsageError
+from fp4dit_onnx.families.hunyuan import HUNYUAN_DIT
 from fp4dit_onnx.runtime import Pipeline, Sampling
 
 Agree = Callable[[Array, Array, float], None]
@@ -107,6 +110,16 @@ def test_latents_and_pictures_are_those_of_diffusers(
     for ours, theirs in zip(pair.ours.decode(expected[-1]), pictures, strict=True):
         difference = np.asarray(ours, np.int16) - np.asarray(theirs, np.int16)
         assert np.abs(difference).max() <= GREY_LEVELS
+
+
+def test_the_float_sampler_adds_the_noise_of_the_runtime(
+    pair_of: Callable[[Case], Pair], agree: Agree
+) -> None:
+    """Hunyuan-DiT's DDPM adds noise at every step; without that no picture could be compared."""
+    case = CASES[5]
+    pair = pair_of(replace(case, sampling=replace(case.sampling, steps=4), negative_prompt=""))
+    found = sample_latents(pair.theirs, HUNYUAN_DIT, case.prompts, SEEDS, pair.case.sampling)
+    agree(found.numpy(), pair.our_latents()[-1], BOUND)
 
 
 def reversed_rows(value: Array) -> Array:

@@ -20,8 +20,10 @@ from fp4dit_onnx.commands import evaluate as command
 from fp4dit_onnx.errors import CheckpointError, UsageError
 from fp4dit_onnx.evaluation import quality
 from fp4dit_onnx.evaluation.metrics import METRICS, Metric
+from fp4dit_onnx.evaluation.prompts import evaluation_prompts
 from fp4dit_onnx.evaluation.quality import FLOAT, evaluate, latent_sqnr
 from fp4dit_onnx.numbers.compare import sqnr_db
+from fp4dit_onnx.prompts import demo_prompts, general_prompts
 from fp4dit_onnx.runtime import Pipeline, Sampling
 from fp4dit_onnx.system.progress import SilentReporter
 
@@ -48,9 +50,10 @@ class FakePipeline:
         self.offset = int(folder.name)
         self.defaults = SAMPLING if self.offset < 100 else Sampling(3, 3.0, 64, 64, 16)
 
-    def check(self, sampling: Sampling) -> None:
+    def check(self, sampling: Sampling, prompts: Any) -> None:
         """Every bundle is asked before anything is made."""
         assert sampling.steps in (2, 3)
+        assert prompts
 
     def generate(
         self, prompts: Any, *, seeds: Any, on_step: Any, **settings: Any
@@ -347,6 +350,14 @@ def test_sample_latents_shows_every_step(torch_pipeline: Any, demo_folder: Path)
     assert "step" not in vars(torch_pipeline.scheduler)
 
 
+def test_prompts_are_those_that_the_models_family_knows(tmp_path: Path) -> None:
+    index = tmp_path / "model_index.json"
+    for name, wanted in (("DiTPipeline", ["0", "1"]), ("FluxPipeline", general_prompts()[:2])):
+        index.write_text(json.dumps({"_class_name": name}))
+        assert evaluation_prompts(None, tmp_path, 2) == wanted
+    assert evaluation_prompts(None, None, 2) == demo_prompts("evaluation")[:2]
+
+
 def test_float_images_are_those_of_the_seed(demo_folder: Path) -> None:
     pytest.importorskip("diffusers")
     first, second = quality.float_images(demo_folder, ["chipmunk", "bat"], [3, 4], SAMPLING)
@@ -355,17 +366,6 @@ def test_float_images_are_those_of_the_seed(demo_folder: Path) -> None:
     a, b = np.asarray(second, np.int16), np.asarray(alone, np.int16)
     assert np.abs(a - b).max() <= 1  # a value next to a half may be rounded to either side
     assert np.abs(a - np.asarray(first, np.int16)).max() > 10
-
-
-def test_float_images_refuse_noise_at_every_step(demo_copy: Path) -> None:
-    pytest.importorskip("diffusers")
-    path = demo_copy / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps({"_class_name": "DDPMScheduler", "clip_sample": False}))
-    index = json.loads((demo_copy / "model_index.json").read_text())
-    index["scheduler"][1] = "DDPMScheduler"
-    (demo_copy / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(UsageError, match="adds noise at every step"):
-        quality.float_images(demo_copy, ["bat"], [0], SAMPLING)
 
 
 def test_float_images_refuse_a_broken_model(

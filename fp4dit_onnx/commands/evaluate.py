@@ -12,8 +12,8 @@ from fp4dit_onnx.commands.generate import SUFFIXES
 from fp4dit_onnx.commands.output import print_json, print_line, print_table, reporter
 from fp4dit_onnx.commands.parameters import Json, PromptFile
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.evaluation.prompts import evaluation_prompts
 from fp4dit_onnx.exporting.options import INPUT, OUTPUT, SAMPLING, Option
-from fp4dit_onnx.prompts import evaluation_prompts
 from fp4dit_onnx.system.outputs import check_file, written_whole
 
 if TYPE_CHECKING:

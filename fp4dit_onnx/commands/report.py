@@ -12,9 +12,9 @@ from fp4dit_onnx.checkpoint.checkpoint import demo_folder
 from fp4dit_onnx.commands.output import print_json, print_line, reporter
 from fp4dit_onnx.commands.parameters import PromptFile
 from fp4dit_onnx.errors import MissingExtraError, UsageError
+from fp4dit_onnx.evaluation.prompts import evaluation_prompts
 from fp4dit_onnx.exporting.options import INPUT, OUTPUT, SAMPLING, Option
 from fp4dit_onnx.files import plain
-from fp4dit_onnx.prompts import evaluation_prompts
 from fp4dit_onnx.report.data import Evidence, read_evidence
 from fp4dit_onnx.system.outputs import check_file
 from fp4dit_onnx.system.texts import size

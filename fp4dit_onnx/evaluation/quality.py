@@ -137,8 +137,7 @@ def float_images(
     Raises:
         CheckpointError: the folder holds no readable pipeline, or one whose images are not finite.
         MissingExtraError: torch, diffusers or transformers is not installed.
-        UsageError: the scheduler is not known, or adds noise at every denoising step, which has no
-            seed that both know; or DiT is asked for another size than its own.
+        UsageError: the scheduler is not known, or DiT is asked for another size than its own.
     """
     pipeline, family = _float_pipeline(pipeline_folder)
     import torch
@@ -166,13 +165,7 @@ def _float_pipeline(folder: Path) -> tuple[Any, Family]:
     checkpoint = open_checkpoint(folder)
     family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
     pipeline = load_pipeline(checkpoint)
-    settings = scheduler_settings(checkpoint.components["scheduler"])
-    if scheduler_from_config(settings).stochastic:
-        raise UsageError(
-            f"{checkpoint.folder} samples with {settings['_class_name']}, which adds noise at every "
-            "step: expected a deterministic scheduler; change it to DDIMScheduler or "
-            "DPMSolverMultistepScheduler"
-        )
+    scheduler_from_config(scheduler_settings(checkpoint.components["scheduler"]))
     return pipeline, family
 
 
@@ -211,7 +204,7 @@ def evaluate(
     drawn = [prompt for prompt in prompts for _ in seeds]
     drawn_seeds = [checked_seed(seed) for _ in prompts for seed in seeds]
     for pipeline in pipelines.values():
-        pipeline.check(chosen)
+        pipeline.check(chosen, prompts)
     pictures: dict[str, Pictures] = {}
     latents: dict[str, tuple[Score, ...]] = {}
     with reporter.stage("generating and comparing", 1 + len(pipelines), "models") as next_model:

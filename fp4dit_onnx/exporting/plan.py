@@ -23,10 +23,11 @@ from fp4dit_onnx.exporting.recipe_files import with_recipe
 from fp4dit_onnx.exporting.request import COMPONENTS, ExportRequest
 from fp4dit_onnx.exporting.text_encoders import check_encoders, encoder_bytes, encoder_recipe
 from fp4dit_onnx.families import Family, family_of, family_of_pipeline
+from fp4dit_onnx.families.request import Request
 from fp4dit_onnx.families.table import largest_side
-from fp4dit_onnx.files import CHECKPOINT, parse_object, plain
+from fp4dit_onnx.files import CHECKPOINT, parse_object, plain, read_json
 from fp4dit_onnx.files.settings import vae_settings
-from fp4dit_onnx.prompts import demo_prompts, general_prompts, read_prompts
+from fp4dit_onnx.prompts import demo_prompts, read_prompts
 from fp4dit_onnx.report import writing as report_writing
 from fp4dit_onnx.runtime.runs import start_run
 from fp4dit_onnx.runtime.schedulers import scheduler_from_config
@@ -215,7 +216,7 @@ def plan(request: ExportRequest) -> Plan:
         family=family,
         checkpoint=checkpoint,
         specs=specs,
-        prompts=_prompts(request, family),
+        prompts=_prompts(request, family, checkpoint, sampling),
         method=method,
         measured=trains or (family.generates and _measures(request, checkpoint)),
         encoders=_encoders(request, checkpoint),
@@ -372,13 +373,19 @@ def _pixels_a_latent(checkpoint: Checkpoint) -> int:
     return pixels_a_latent(vae_settings(path, CHECKPOINT))
 
 
-def _prompts(request: ExportRequest, family: Family) -> tuple[str, ...]:
+def _prompts(
+    request: ExportRequest, family: Family, checkpoint: Checkpoint, sampling: Sampling
+) -> tuple[str, ...]:
+    """Those to calibrate with; raises UsageError for what is no class of a model of classes."""
     prompts: Sequence[str]
     if request.prompts is not None:
         prompts = read_prompts(request.prompts)
     elif request.model is None:
         prompts = demo_prompts("calibration")
     else:
-        prompts = family.examples or general_prompts()
+        prompts = family.prompts
+    index = read_json(checkpoint.folder / "model_index.json", "the list of components", CHECKPOINT)
+    config = checkpoint.transformer_config
+    family.check(Request(prompts, "", sampling, family.guidance, config, index))
     count = request.calibration_prompts or request.resolved_method().data.prompts
     return tuple(itertools.islice(itertools.cycle(prompts), count))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ from fp4dit_onnx.families.request import (
     has_component,
 )
 from fp4dit_onnx.families.sources import Wanted
+from fp4dit_onnx.prompts import general_prompts
 
 __all__ = ["Blocks", "Family"]
 
@@ -150,6 +151,11 @@ class Family:
     def lets_choose_length(self) -> bool:
         """Whether one may choose how many tokens a text has."""
         return any(text.key == CHOSEN_LENGTH for text in self.texts)
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        """Prompts to calibrate and evaluate with where the user gives none."""
+        return self.examples or general_prompts()
 
     @property
     def timestep(self) -> InputSpec:

@@ -24,7 +24,6 @@ from fp4dit_onnx.families.request import Encoded, Request, Text, tokenizer_of
 from fp4dit_onnx.families.table import largest_side
 from fp4dit_onnx.files import BUNDLE, read_json
 from fp4dit_onnx.files.settings import transformer_settings, vae_settings
-from fp4dit_onnx.prompts import general_prompts
 from fp4dit_onnx.runtime.runs import start_run
 from fp4dit_onnx.runtime.sampling import (
     Sampling,
@@ -131,11 +130,14 @@ class Pipeline:
         self.check(sampling)
         return sampling
 
-    def check(self, sampling: Sampling) -> None:
+    def check(
+        self, sampling: Sampling, prompts: Sequence[str] = (), negative_prompt: str = ""
+    ) -> None:
         """Refuse what this bundle cannot make images with.
 
         Raises:
-            UsageError: a size that the model cannot take, or steps that its scheduler has not.
+            UsageError: a size that the model cannot take, steps that its scheduler has not, or a
+                prompt that is not one of its classes.
         """
         multiple = self._scale_factor * self._token_side
         for name in ("height", "width"):
@@ -150,6 +152,7 @@ class Pipeline:
         self._check_fixed_size(sampling)
         check_memory(sampling.height, sampling.width, self._vae_config)
         self._start(sampling)
+        self._family.check(self._request(prompts, negative_prompt, sampling))
 
     def _start(self, sampling: Sampling) -> Run:
         """A fresh run of the scheduler."""
@@ -172,7 +175,7 @@ class Pipeline:
 
     def example_prompts(self) -> Sequence[str]:
         """Example prompts for this model: texts, or classes."""
-        return self._family.examples or general_prompts()
+        return self._family.prompts
 
     def latent_shape(self, sampling: Sampling) -> tuple[int, int, int]:
         """Shape of one image's latents, [C, H, W]."""
@@ -221,7 +224,7 @@ class Pipeline:
         whole("batch_size", batch_size, 1)
         sampling = self.settings(steps=steps, guidance=guidance, height=height, width=width)
         prompts, chosen_seeds = images_of(prompts, seeds, count)
-        self._family.check(self._request(prompts, negative_prompt, sampling))
+        self.check(sampling, prompts, negative_prompt)
         starts = range(0, len(prompts), batch_size)
         total, counter = len(starts) * sampling.steps, itertools.count(1)
 
