@@ -13,7 +13,6 @@ from fp4dit_onnx.calibration.attention import QuantizedAttention, attention_modu
 from fp4dit_onnx.calibration.grid import expand_groups, quantize_rows
 from fp4dit_onnx.calibration.transforming import transformed
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.network.attention import AttentionProcessor
 from fp4dit_onnx.network.fake import is_fake
 from fp4dit_onnx.network.placing import place
 from fp4dit_onnx.numbers.formats import format_by_name
@@ -93,7 +92,8 @@ def simulate(network: torch.nn.Module, state: QuantizedState) -> None:
         kept = not is_fake(linear.weight)
         place(network, name, SimulatedLinear(layer, linear.bias, kept=kept))
     for name, fmt in state.attention.items():
-        attention_module(network, name).set_processor(QuantizedAttention(format_by_name(fmt)))
+        module = attention_module(network, name)
+        module.forward = QuantizedAttention(module.forward, format_by_name(fmt))
 
 
 @contextmanager
@@ -101,38 +101,31 @@ def simulated(network: torch.nn.Module, state: QuantizedState) -> Iterator[torch
     """`network` with `state` in place, restored on exit."""
     modules: dict[str, Any] = dict(network.named_modules())
     originals = {name: modules[name] for name in state.layers if name in modules}
-    processors = {
-        name: modules[name].processor
-        for name in state.attention
-        if hasattr(modules.get(name), "set_processor")
-    }
+    attentions = [modules[name] for name in state.attention if name in modules]
+    forwards = [vars(module).get("forward") for module in attentions]
     try:
         simulate(network, state)
         yield network
     finally:
         for name, module in originals.items():
             place(network, name, module)
-        for name, processor in processors.items():
-            modules[name].set_processor(processor)
+        for module, forward in zip(attentions, forwards, strict=True):
+            vars(module).pop("forward", None)
+            if forward is not None:
+                module.forward = forward
 
 
 @contextmanager
 def unquantized(network: torch.nn.Module) -> Iterator[None]:
     """While open, a simulation's activations are float; its weights stay quantized."""
-    linears = [m for m in network.modules() if isinstance(m, SimulatedLinear)]
-    attentions = {
-        m: m.processor
-        for m in network.modules()
-        if isinstance(getattr(m, "processor", None), QuantizedAttention)
-    }
+    roundings: list[SimulatedLinear | QuantizedAttention] = [
+        *(m for m in network.modules() if isinstance(m, SimulatedLinear)),
+        *(m.forward for m in network.modules() if isinstance(m.forward, QuantizedAttention)),
+    ]
     try:
-        for linear in linears:
-            linear.rounds = False
-        for attention in attentions:
-            attention.set_processor(AttentionProcessor())  # type: ignore[operator]
+        for rounding in roundings:
+            rounding.rounds = False
         yield
     finally:
-        for linear in linears:
-            linear.rounds = True
-        for attention, processor in attentions.items():
-            attention.set_processor(processor)  # type: ignore[operator]
+        for rounding in roundings:
+            rounding.rounds = True

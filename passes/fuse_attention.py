@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -12,6 +11,7 @@ import onnx_graphsurgeon as gs
 from fp4dit_onnx import ops
 from fp4dit_onnx.numbers.formats import FloatFormat, format_by_name
 from fp4dit_onnx.numbers.numerics import SUM_LIMIT, largest_sum
+from fp4dit_onnx.passes.attention_form import HEADS_FIRST, AttentionForm, attention_of
 from fp4dit_onnx.passes.base import PassReport, Skip, rewrite_all
 from fp4dit_onnx.passes.match import (
     node_names,
@@ -25,18 +25,7 @@ __all__ = ["NO_BIAS", "FuseAttention"]
 
 NO_BIAS = "no_bias"
 """Name of the zero that attentions without a mask add to their scores."""
-HEADS_FIRST = [0, 2, 1, 3]  # [B, S, H, D] -> [B, H, S, D]
-KEYS_LAST = [0, 2, 3, 1]  # [B, L, H, D] -> [B, H, D, L]
 MAX_HEAD_SIZE = 256
-
-
-@dataclass(frozen=True)
-class _Operand:
-    """A product's operand: what was dequantized, and what became of it on the way."""
-
-    pair: gs.Node
-    perm: list[int]
-    factor: float
 
 
 @dataclass(frozen=True)
@@ -90,83 +79,50 @@ def _found(graph: gs.Graph) -> Iterator[_Match | Skip]:
 
 
 def _match(graph: gs.Graph, softmax: gs.Node) -> _Match | Skip | None:
-    scores, bias = softmax.inputs[0], None
-    if add := producer(scores, "Add"):
-        scores, bias = add.inputs
-        if producer(scores, "MatMul") is None:
-            scores, bias = bias, scores
-    product = producer(scores, "MatMul")
-    mixed = only_consumer(graph, softmax.outputs[0], "MatMul")
-    if product is None or mixed is None:
+    form = attention_of(graph, softmax)
+    if form is None:
         return None
-    operands = [_operand(t) for t in (*product.inputs, mixed.inputs[1])]
-    q, k, v = operands
+    q, k, v = (producer(part.tensor, ops.DEQUANTIZE) for part in (form.q, form.k, form.v))
     if q is None or k is None or v is None:
         return Skip(softmax.name, "its q, k and v are not all quantized")
-    name = q.pair.name.removesuffix("/Dequantize").removesuffix(".q")
-    if reason := _refusal(graph, softmax, mixed, (q, k, v), bias):
+    name = q.name.removesuffix("/Dequantize").removesuffix(".q")
+    if reason := _refusal(graph, softmax, form, (q, k, v)):
         return Skip(name, reason)
-    tokens = mixed.outputs[0].outputs[0]
+    tokens = form.mixed.outputs[0].outputs[0]
     return _Match(
         name=name,
-        format=format_by_name(q.pair.attrs["format"]),
-        inputs=[t for operand in (q, k, v) for t in operand.pair.inputs],
-        bias=bias,
-        scale=q.factor * k.factor,
+        format=format_by_name(q.attrs["format"]),
+        inputs=[t for pair in (q, k, v) for t in pair.inputs],
+        bias=form.bias,
+        scale=form.q.factor * form.k.factor,
         output=tokens.outputs[0],
     )
 
 
 def _refusal(
-    graph: gs.Graph,
-    softmax: gs.Node,
-    mixed: gs.Node,
-    operands: tuple[_Operand, _Operand, _Operand],
-    bias: gs.Tensor | None,
+    graph: gs.Graph, softmax: gs.Node, form: AttentionForm, pairs: tuple[gs.Node, ...]
 ) -> str | None:
     """Why an attention cannot be one node, or None."""
-    q, k, v = operands
-    formats = {operand.pair.attrs["format"] for operand in operands}
+    formats = {pair.attrs["format"] for pair in pairs}
     if len(formats) > 1:
         return f"q, k and v are in different formats: {', '.join(sorted(formats))}"
     fmt = format_by_name(formats.pop())
-    size = q.pair.outputs[0].shape[-1]
+    size = pairs[0].outputs[0].shape[-1]
     if fmt.integer_type == np.float32:
         return f"the integers of {fmt.name} are wider than 16 bits"
     too_wide = largest_sum(fmt, fmt, MAX_HEAD_SIZE) >= SUM_LIMIT
     if not isinstance(size, int) or size > MAX_HEAD_SIZE or too_wide:
         return f"heads of size {size} in {fmt.name} are too large for exact sums"
-    if (q.perm, k.perm, v.perm) != (HEADS_FIRST, KEYS_LAST, HEADS_FIRST) or v.factor != 1:
-        return f"its operands are transposed as {q.perm}, {k.perm} and {v.perm}"
+    parts = (form.q, form.k, form.v)
+    if not all(part.is_tokens_first for part in parts) or form.v.factor != 1:
+        return "its operands are transposed as " + ", ".join(str(part.axes) for part in parts)
     axis = softmax.attrs.get("axis", -1)
     if axis not in (-1, 3):
         return f"its softmax is over axis {axis}"
-    tokens = only_consumer(graph, mixed.outputs[0], "Transpose")
+    tokens = only_consumer(graph, form.mixed.outputs[0], "Transpose")
     if tokens is None or tokens.attrs.get("perm") != HEADS_FIRST:
         return "its result is not transposed back to tokens"
+    bias = form.bias
     if bias is not None and (bias.shape is None or list(bias.shape[1:3]) != [1, 1]):
         return f"its bias has shape {bias.shape}, not one value per key"
     return None
-
-
-def _operand(tensor: gs.Tensor) -> _Operand | None:
-    """Back through transposes and constant factors to a dequantized tensor, None if it is not one."""
-    perm, factor = [0, 1, 2, 3], 1.0
-    while True:
-        if pair := producer(tensor, ops.DEQUANTIZE):
-            return _Operand(pair, perm, factor)
-        if transpose := producer(tensor, "Transpose"):
-            own = transpose.attrs["perm"]
-            if len(own) != len(perm):
-                return None
-            perm = [own[axis] for axis in perm]
-            tensor = transpose.inputs[0]
-            continue
-        multiply = producer(tensor, "Mul")
-        if multiply is None:
-            return None
-        constants = [t for t in multiply.inputs if isinstance(t, gs.Constant)]
-        if len(constants) != 1 or prod(constants[0].shape) != 1:
-            return None
-        factor *= float(np.asarray(constants[0].values).reshape(-1)[0])
-        tensor = next(t for t in multiply.inputs if t is not constants[0])

@@ -162,7 +162,8 @@ def _quantized(
     """All passes on one graph, with the part of `layout` whose weights it holds."""
     parameters, model, done = given
     layers = {n: layer for n, layer in layout.layers.items() if f"{n}.weight" in parameters}
-    attention = {n: f for n, f in layout.attention.items() if f"{n}.to_q" in layers}
+    modules = {n.rpartition(".")[0].rpartition(".")[0] for n in parameters}
+    attention = {n: f for n, f in layout.attention.items() if n in modules}
     own = Layout(layers, attention)
     model, reports = run_passes(model, quantize_passes(own, parameters, form))
     return model, (*done, *reports)

@@ -15,8 +15,10 @@ pytest.importorskip("diffusers")
 import torch
 from diffusers.models.attention_processor import Attention
 
-from fp4dit_onnx.calibration.attention import QuantizedAttention, attention_module
-from fp4dit_onnx.calibration.simulate import simulate, simulated
+from fp4dit_onnx.calibration.attention import attention_module
+from fp4dit_onnx.calibration.grid import quantize_rows
+from fp4dit_onnx.calibration.run import sqnr_db
+from fp4dit_onnx.calibration.simulate import simulated, unquantized
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.network.attention import AttentionProcessor
 from fp4dit_onnx.numbers import numerics
@@ -116,8 +118,7 @@ def test_simulation_is_plain_numpy(
     assert not within(reference, -found.astype(np.float64), bound).ok
 
 
-def test_without_a_format_it_is_diffusers(tiny_pixart: Callable[..., Any]) -> None:
-    """The simulation thus changes nothing but what it quantizes, bit for bit."""
+def test_the_processor_for_open_sizes_is_diffusers(tiny_pixart: Callable[..., Any]) -> None:
     network = tiny_pixart()
     mask = torch.tensor([[1, 1, 1, 1, 0], [1, 0, 0, 0, 0]])
     arguments = {
@@ -131,46 +132,93 @@ def test_without_a_format_it_is_diffusers(tiny_pixart: Callable[..., Any]) -> No
     network.set_attn_processor(AttentionProcessor())
     same = same_bits(wanted, network(**arguments)[0].numpy())
     assert same.ok, same.detail
-    simulate(network, QuantizedState({}, attention={"transformer_blocks.1.attn2": "e2m3"}))
-    assert not same_bits(wanted, network(**arguments)[0].numpy()).ok
-    kinds = {name: type(p) for name, p in network.attn_processors.items()}
-    (changed,) = (name for name, kind in kinds.items() if kind is QuantizedAttention)
-    assert changed == "transformer_blocks.1.attn2.processor"
 
 
-def test_simulated_restores_the_processor(network: Network) -> None:
-    before, wanted = network.attn.processor, network(*inputs())
+def test_simulated_restores_the_attention(network: Network) -> None:
+    wanted = network(*inputs())
     state = QuantizedState({}, attention={"attn": "e2m3"})
     with simulated(network, state):
-        assert network.attn.processor == QuantizedAttention(FORMATS["e2m3"])
-        assert not torch.equal(network(*inputs()), wanted)
-    assert network.attn.processor is before
+        rounded = network(*inputs())
+        assert not torch.equal(rounded, wanted)
+        with unquantized(network):
+            assert torch.equal(network(*inputs()), wanted)
+        assert torch.equal(network(*inputs()), rounded)
+    assert "forward" not in vars(network.attn)
     assert torch.equal(network(*inputs()), wanted)
+    own = network.attn.forward
+    network.attn.forward = own
     with pytest.raises(RuntimeError, match="stopped"), simulated(network, state):
         raise RuntimeError("stopped")
-    assert network.attn.processor is before
+    assert vars(network.attn)["forward"] is own
+
+
+def on_grid(x: Any, fmt: str) -> bool:
+    """Whether rounding [..., D] moves nothing by more than float32 does."""
+    q, scale = quantize_rows(x, FORMATS[fmt])
+    return bool(((q * scale - x).abs() <= 1e-6 * x.abs()).all())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("pixart-alpha-512", "hunyuan-dit-1.2", "dit-xl-2-256", "flux-dev", "sd3.5-medium"),
+        *("auraflow", "sana-1600m"),
+    ],
+)
+def test_every_family_multiplies_rounded_q_k_and_v(
+    twin: Callable[[str], Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After norms and rotations, text and image joined: every product of torch's attention."""
+    subject = twin(name)
+    seen: list[bool] = []
+    original = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(query: Any, key: Any, value: Any, *others: Any, **options: Any) -> Any:
+        seen.append(all(on_grid(x, "e2m3") for x in (query, key, value)))
+        return original(query, key, value, *others, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    layers = [n for n, m in subject.network.named_modules() if isinstance(m, torch.nn.Linear)]
+    state = QuantizedState({}, attention=dict.fromkeys(subject.family.attentions(layers), "e2m3"))
+    args, kwargs = subject.call
+    plain = subject.network(*args, **kwargs)[0]
+    products = len(seen)
+    assert products == len(state.attention)
+    assert not any(seen)
+    with simulated(subject.network, state):
+        assert sqnr_db(plain, subject.network(*args, **kwargs)[0]) < 60
+    assert seen[products:] == [True] * products
+    state.attention.pop(next(iter(state.attention)))
+    seen.clear()
+    with simulated(subject.network, state):
+        subject.network(*args, **kwargs)
+    assert sum(seen) == products - 1
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("other", "the state has attention other, the model has not"),
-        ("proj", "attention proj: in the model it is a Linear, expected a module with set_proc"),
+        ("proj", "attention proj: in the model it is a Linear, expected an attention of diff"),
     ],
 )
 def test_state_of_another_model(network: Network, name: str, message: str) -> None:
-    before = network.attn.processor
     state = QuantizedState({}, attention={"attn": "e2m3", name: "e2m3"})
     with pytest.raises(UsageError, match=message), simulated(network, state):
         pass
-    assert network.attn.processor is before
+    assert "forward" not in vars(network.attn)
     with pytest.raises(UsageError, match=message):
         attention_module(network, name)
 
 
 def test_a_nan_stays_with_its_head_and_token(network: Network) -> None:
-    heads = normal(2, 5, HEADS, DIM)
-    heads[1, 3, 2, 4], heads[0, 0, 1] = torch.nan, 0
-    found = QuantizedAttention(FORMATS["e2m3"]).rounded(heads)
-    assert torch.isnan(found).nonzero().tolist() == [[1, 3, 2, d] for d in range(DIM)]
-    assert not found[0, 0, 1].any()
+    network.attn.to_out[0] = torch.nn.Identity()
+    x, context, mask = inputs()
+    with simulated(network, QuantizedState({}, attention={"attn": "e2m3"})):
+        wanted = network(x, context, mask)
+        x[1, 3, 4] = torch.nan
+        found = network(x, context, mask)
+    assert torch.isnan(found).any(dim=-1).nonzero().tolist() == [[1, 3]]
+    kept = ~torch.isnan(found)
+    assert torch.equal(found[kept], wanted[kept])

@@ -80,9 +80,11 @@ def calibrated(planned: Plan, folder: Path, budget: float = 2**40) -> bytes:
         seed=0,
         provenance={},
         reporter=SilentReporter(),
+        attention=planned.attention,
         work=work,
     )
     assert tuple(found.state.layers) == tuple(planned.specs)
+    assert found.state.attention == planned.attention != {}
     if isinstance(network.read, StoredTensors):
         assert not network.read._kept  # sampling is over
     assert found.model_sqnr_db > 5

@@ -25,7 +25,9 @@ import torch
 from model_table import Row
 
 import fp4dit_onnx
+from fp4dit_onnx import ops
 from fp4dit_onnx.bundle.bundle import Bundle
+from fp4dit_onnx.bundle.probe import load_graph
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.evaluation.quality import FLOAT, evaluate
 from fp4dit_onnx.exporting.export import ExportRequest, export
@@ -70,8 +72,12 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> Checked:
 def test_every_family_is_compared_exported_verified_and_generates(
     name: str, checked: Checked
 ) -> None:
-    row, _ = checked(name)
+    row, place = checked(name)
     assert row.ok, row
+    bundle = Bundle.open(place / "bundle")
+    nodes = load_graph(bundle.transformer).graph.node
+    fused = {node.name for node in nodes if node.op_type == ops.ATTENTION}
+    assert fused == bundle.manifest.attention.keys() != set()
     grids = {(size.height, size.width) for size in row.distances}
     assert len(grids) >= (2 if row.family in model_table.SQUARE_ONLY else 3)
     assert {size.batch for size in row.distances} == {1, 2}

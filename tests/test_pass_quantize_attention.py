@@ -15,6 +15,9 @@ pytest.importorskip("onnx_graphsurgeon")
 from fp4dit_onnx import ops
 from fp4dit_onnx.bundle.probe import read_state
 from fp4dit_onnx.errors import BundleError, Fp4DitError
+from fp4dit_onnx.numbers.compare import sqnr_db
+from fp4dit_onnx.passes.fold_constants import FoldConstants
+from fp4dit_onnx.passes.fuse_attention import FuseAttention
 from fp4dit_onnx.passes.pipeline import quantize_passes, run_passes
 from fp4dit_onnx.passes.quantize_attention import QuantizeAttention
 from fp4dit_onnx.report.inspection import inspect_model
@@ -36,7 +39,7 @@ PRODUCTS = """
     v_rows = Transpose <perm = [0, 2, 1, 3]> (v_heads)
     k_swapped = Transpose <perm = [0, 1, 3, 2]> (k_rows)
     scores = MatMul (q_rows, k_swapped)
-    probabilities = Softmax <axis = -1> (scores)
+    ["m/Softmax"] probabilities = Softmax <axis = -1> (scores)
     mixed = MatMul (probabilities, v_rows)
     tokens = Transpose <perm = [0, 2, 1, 3]> (mixed)
     all_heads = Constant <value_ints = [0, 0, -1]> ()
@@ -110,34 +113,90 @@ def test_a_second_run_says_why_it_does_nothing(bench: Any) -> None:
 def test_an_attention_that_the_graph_has_not(bench: Any) -> None:
     step = QuantizeAttention(state_of("e2m3", "other"))
     with pytest.raises(
-        Fp4DitError, match=r"attention other .* is not in the graph: found no linear other\.to_q"
+        Fp4DitError, match=r"attention other .* is not in the graph: found no Softmax"
     ):
         run_passes(attention(bench)[0], [step])
 
 
+JOINT = """
+    q_norm = LayerNormalization <axis = -1> (q_heads, q_gain)
+    q_image = Transpose <perm = [0, 2, 1, 3]> (q_norm)
+    q_text = Transpose <perm = [0, 2, 1, 3]> (text)
+    q_rows = Concat <axis = 2> (q_text, q_image)
+    k_image = Transpose <perm = [0, 2, 1, 3]> (k_heads)
+    k_rows = Concat <axis = 2> (q_text, k_image)
+    k_swapped = Transpose <perm = [0, 1, 3, 2]> (k_rows)
+    v_both = Concat <axis = 1> (text, v_heads)
+    v_rows = Transpose <perm = [0, 2, 1, 3]> (v_both)
+    half = Constant <value = float[1] {0.5}> ()
+    k_scaled = Mul (k_swapped, half)
+    scores = MatMul (q_rows, k_scaled)
+    ["m/Softmax"] probabilities = Softmax <axis = -1> (scores)
+    mixed = MatMul (probabilities, v_rows)
+    y = Transpose <perm = [0, 2, 1, 3]> (mixed)
+"""
+
+
+def test_what_is_multiplied_is_quantized(bench: Any) -> None:
+    """Queries after their norm, text and image joined, heads first or tokens first."""
+    text = f"float[B, T, {HEADS}, {DIM}] text"
+    out = f"float[B, S, {HEADS}, {DIM}] y"
+    parameters = {"q_gain": bench.normal(DIM)}
+    model = bench.parse(f"g ({PARTS}, {text}) => ({out}) {{ {JOINT} }}", parameters)
+    given = {f"{part}_heads": bench.normal(2, 5, HEADS, DIM) for part in ATTENTION_PARTS}
+    given["text"] = 1000 * bench.normal(2, 3, HEADS, DIM)
+    shapes = {"q_rows": "B, H, U, D", "k_rows": "B, H, U, D", "v_both": "B, U, H, D"}
+    outputs = ", ".join(f"float[{shape}] {name}" for name, shape in shapes.items())
+    half, _, rest = JOINT.partition("half =")
+    joined = bench.run(
+        bench.parse(f"g ({PARTS}, {text}) => ({outputs}) {{ {half} }}", parameters), given
+    )
+    sizes = {"q_rows": f"B, {HEADS}, U, {DIM}", "k_rows": f"B, {HEADS}, U, {DIM}"}
+    sizes["v_both"] = f"B, U, {HEADS}, {DIM}"
+    inputs = ", ".join(f"float[{shape}] {name}" for name, shape in sizes.items())
+    swapped = "k_swapped = Transpose <perm = [0, 1, 3, 2]> (k_rows)"
+    v_rows = "v_rows = Transpose <perm = [0, 2, 1, 3]> (v_both)"
+    after = bench.parse(f"g ({inputs}) => ({out}) {{ {swapped} {v_rows} half = {rest} }}")
+    expected = bench.run(after, {name: through(x, "e2m3") for name, x in joined.items()})
+    fold = FoldConstants(frozenset(parameters))
+    result, _ = run_passes(model, [fold, QuantizeAttention(state_of("e2m3"))])
+    found = bench.run(result, given)["y"]
+    assert sqnr_db(expected["y"], found) > 100
+    assert sqnr_db(bench.run(model, given)["y"], found) < 60
+    fused, (report,) = run_passes(result, [FuseAttention()])
+    assert (report.rewritten, report.skipped) == (1, ())
+    assert sqnr_db(expected["y"], bench.run(fused, given)["y"]) > 75
+    kinds = [node.op_type for node in fused.graph.node]
+    assert kinds.count(ops.ATTENTION) == 1
+    assert not {"MatMul", "Softmax", "Mul"} & set(kinds)
+
+
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("old", "new", "message"),
     [
-        ("[0, 2, 1, 3]> (k_heads)", "[0, 2, 3, 1]> (k_heads)"),
-        ("MatMul (q_rows, k_swapped)", "MatMul (q_heads, k_swapped)"),
         (
-            "k_heads = Reshape (k, heads)",
-            "k_twice = Add (k, x) k_heads = Reshape (k_twice, heads)",
+            "k_rows = Transpose <perm = [0, 2, 1, 3]>",
+            "k_rows = Transpose <perm = [1, 2, 0, 3]>",
+            r"attention's m\.k: .* with its axes as \[1, 2, 0, 3\], expected batch, heads",
+        ),
+        (
+            "MatMul (probabilities, v_rows)",
+            "Mul (probabilities, v_rows)",
+            "attention m: m/Softmax is not between two products",
         ),
     ],
-    ids=["another transpose", "read before the transpose", "a residual"],
+    ids=["another transpose", "not multiplied"],
 )
-def test_an_attention_of_another_shape_is_an_error(bench: Any, old: str, new: str) -> None:
+def test_an_attention_of_another_form_is_an_error(
+    bench: Any, old: str, new: str, message: str
+) -> None:
     """Left alone it would compute something else than the simulation."""
-    parameters = bench.layer_parameters(*LAYERS, n=K, k=K)
-    body = f"{projections(bench)} {PRODUCTS}".replace(f"{HEADS}, {DIM}]", "5, 4]")
+    parameters = bench.layer_parameters(*LAYERS, n=HEADS * DIM)
+    body = f"{projections(bench)} {PRODUCTS}"
     assert body.count(old) == 1
     loose = f"g ({INPUT}) => (float[B, S, Y] y) {{ {body.replace(old, new)} }}"
-    step = QuantizeAttention(state_of("e2m3"))
-    with pytest.raises(
-        Fp4DitError, match=r"attention's m\.[qk]: after m\.to_[qk]/MatMul found no"
-    ):
-        run_passes(bench.parse(loose, parameters), [step])
+    with pytest.raises(Fp4DitError, match=message):
+        run_passes(bench.parse(loose, parameters), [QuantizeAttention(state_of("e2m3"))])
 
 
 @pytest.mark.parametrize("form", ["fused", "qdq"])

@@ -188,8 +188,6 @@ def test_activation_override() -> None:
 
 # --- attention ---------------------------------------------------------------------------------
 
-ATTENTION = tuple(f"blocks.{i}.attn1.to_{part}" for i in (0, 1) for part in ("q", "k", "v"))
-
 
 @pytest.mark.parametrize(
     ("bits", "changes", "expected"),
@@ -206,19 +204,7 @@ ATTENTION = tuple(f"blocks.{i}.attn1.to_{part}" for i in (0, 1) for part in ("q"
     ],
 )
 def test_attention_format(bits: str, changes: dict[str, str], expected: str | None) -> None:
-    made = recipe(bits, **changes)
-    assert made.attention == expected
-    modules = ("blocks.0.attn1", "blocks.1.attn1") if expected else ()
-    assert made.attentions((*LAYERS, *ATTENTION)) == dict.fromkeys(modules, expected)
-
-
-def test_an_attention_has_all_of_q_k_and_v() -> None:
-    assert recipe().attentions(LAYERS) == {}
-    for missing in ATTENTION[:3]:
-        assert list(recipe().attentions([n for n in ATTENTION if n != missing])) == [
-            "blocks.1.attn1"
-        ]
-    assert list(recipe().attentions(ATTENTION[::-1])) == ["blocks.1.attn1", "blocks.0.attn1"]
+    assert recipe(bits, **changes).attention == expected
 
 
 # --- contradictions ----------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -175,10 +176,23 @@ class _Attention(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+def test_an_attention_has_all_of_its_linears(twin: Callable[[str], Any]) -> None:
+    subject = twin("flux-dev")
+    layers = tuple(linears_of(subject.network))
+    joint, *others = subject.family.attentions(layers)
+    assert joint == "transformer_blocks.0.attn"
+    assert others[-1].startswith("single_transformer_blocks.")
+    assert len({joint, *others}) == len(others) + 1
+    without = [
+        name for name in layers if not re.search(r"blocks\.0\.attn\.(to_q|add_v_proj)$", name)
+    ]
+    gone = {joint, "single_transformer_blocks.0.attn"}
+    assert set(subject.family.attentions(without)) == {*others} - gone
+    assert subject.family.attentions(layers[::-1]) == (*others[::-1], joint)
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("name", TWINS[:-1])  # Sana's linear attention is no attention of torch
-def test_linears_make_q_k_and_v(twin: Callable[[str], Any], name: str) -> None:
-    subject = twin(name)
+def test_linears_make_q_k_and_v(subject: Any) -> None:
     for blocks in subject.family.blocks:
         for triple in blocks.qkv:
             block = first_with(subject, blocks, triple[0])

@@ -206,10 +206,11 @@ def plan(request: ExportRequest) -> Plan:
     target.check({spec.weight.format for spec in specs.values()} | set(recipe.search))
     rows = [_row(name, *sizes[name], spec) for name, spec in specs.items()]
     sampling = _sampling(request, family, checkpoint)
+    attentions = family.attentions(sizes)
     return Plan(
         layers=tuple(rows),
         skipped=tuple(Kept(name, reason) for name, reason in skipped),
-        attention=recipe.attentions(tuple(sizes)) if family.attention else {},
+        attention=dict.fromkeys(attentions, recipe.attention) if recipe.attention else {},
         totals=totals(checkpoint, rows),
         recipe=recipe,
         sampling=sampling,

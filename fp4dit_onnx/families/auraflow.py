@@ -70,5 +70,4 @@ AURAFLOW = Family(
     },
     paper_rules=(("*", "e2m1"),),
     sampling={"steps": 50, "guidance": 3.5, "max_sequence_length": 256},
-    attention=False,
 )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,7 +44,8 @@ class Blocks:
             kind is traced once. Not so where sizes are given as numbers, or SD3's last block.
         readers: norm of a block, or argument of its forward, and linears that read one tensor, made of
             that by adaLN's scale and shift at most. Blocks of some models lack some of them.
-        qkv: linears that make q, k and v of an attention.
+        qkv: linears that make q, k and v of a softmax attention, which is the module that they are in.
+            Those that make text's and image's halves of a joint one stand beside each other.
     """
 
     name: str
@@ -79,7 +81,6 @@ class Family:
         pipeline_options: keyword arguments that make the diffusers pipeline deterministic and local.
         skip: layers that stay in float, as (pattern, reason).
         older: class of older files, and the ``norm_type`` that tells it from others of that class.
-        attention: whether q, k and v can be quantized.
     """
 
     name: str
@@ -100,7 +101,6 @@ class Family:
     pipeline_options: Mapping[str, Any] = field(default_factory=dict)
     skip: tuple[tuple[str, str], ...] = ()
     older: tuple[str, str] | None = None
-    attention: bool = True
 
     def interface(self, config: Config) -> Interface:
         """The transformer's, of a config."""
@@ -111,6 +111,21 @@ class Family:
             rotary=self.rotary(config),
             blocks={blocks.name: blocks.results for blocks in self.blocks if blocks.alike},
         )
+
+    def attentions(self, layers: Collection[str]) -> tuple[str, ...]:
+        """Names of the softmax attentions whose linears are among `layers`, in their order.
+
+        Args:
+            layers: names of a transformer's linears.
+        """
+        triples = [(blocks.name, *triple) for blocks in self.blocks for triple in blocks.qkv]
+        found: dict[str, None] = {}
+        for layer in layers:
+            for name, first, *others in triples:
+                made = re.fullmatch(rf"({re.escape(name)}\.\d+\.){re.escape(first)}", layer)
+                if made and all(made[1] + other in layers for other in others):
+                    found[layer.rpartition(".")[0]] = None
+        return tuple(found)
 
     @property
     def generates(self) -> bool:

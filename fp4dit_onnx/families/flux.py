@@ -85,5 +85,4 @@ FLUX = Family(
     },
     paper_rules=(("*", "e2m1"),),
     sampling={"steps": 28, "guidance": 3.5, "max_sequence_length": 512, "sample_size": 128},
-    attention=False,
 )

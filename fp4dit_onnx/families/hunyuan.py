@@ -91,5 +91,4 @@ HUNYUAN_DIT = Family(
     sampling={"steps": 50, "guidance": 5.0, "max_sequence_length": 77},
     pipeline_options={"use_resolution_binning": False},
     skip=tuple((pattern, _KEPT) for patterns in _OUTER.values() for pattern in patterns),
-    attention=False,
 )

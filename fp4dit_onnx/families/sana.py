@@ -26,10 +26,8 @@ SANA = Family(
                 ("norm1", ("attn1.to_q", "attn1.to_k", "attn1.to_v")),
                 ("encoder_hidden_states", ("attn2.to_k", "attn2.to_v")),
             ),
-            qkv=(
-                ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
-                ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
-            ),
+            # attn1 is linear: it multiplies keys with values first, and has no softmax
+            qkv=(("attn2.to_q", "attn2.to_k", "attn2.to_v"),),
         ),
     ),
     outer={
@@ -40,5 +38,4 @@ SANA = Family(
     },
     paper_rules=(("*", "e2m1"),),
     sampling={"steps": 20, "guidance": 4.5, "max_sequence_length": 300},
-    attention=False,
 )

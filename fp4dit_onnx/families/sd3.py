@@ -74,5 +74,4 @@ SD3 = Family(
     },
     paper_rules=(("*", "e2m1"),),
     sampling={"steps": 28, "guidance": 7.0, "max_sequence_length": 256},
-    attention=False,
 )

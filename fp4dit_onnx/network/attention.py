@@ -29,7 +29,7 @@ class AttentionProcessor:
         """[B, S, C] -> [B, S, C].
 
         Args:
-            attn: the module; its `norm_q` and `norm_k`, if any, work on heads.
+            attn: the module; its `norm_q` and `norm_k`, if any, work on each head by itself.
             hidden_states: [B, S, C].
             encoder_hidden_states: [B, L, C'] to attend to; None for `hidden_states`.
             attention_mask: bias [B, 1, L] of the scores.
@@ -41,7 +41,7 @@ class AttentionProcessor:
 
         def heads(x: torch.Tensor) -> torch.Tensor:
             parts: torch.Tensor = x.unflatten(-1, (attn.heads, -1))  # type: ignore[no-untyped-call]
-            return self.rounded(parts).transpose(1, 2)  # [B, S, C] -> [B, H, S, D]
+            return parts  # [B, S, C] -> [B, S, H, D]
 
         q, k = heads(attn.to_q(hidden_states)), heads(attn.to_k(context))
         q = q if getattr(attn, "norm_q", None) is None else attn.norm_q(q)
@@ -50,21 +50,19 @@ class AttentionProcessor:
             q = _rotated(q, *image_rotary_emb)
             k = k if attn.is_cross_attention else _rotated(k, *image_rotary_emb)
         bias = None if attention_mask is None else attention_mask.unsqueeze(1)  # [B, 1, 1, L]
+        v = heads(attn.to_v(context))
         y = torch.nn.functional.scaled_dot_product_attention(
-            q, k, heads(attn.to_v(context)), attn_mask=bias
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=bias
         )
         out: torch.Tensor = attn.to_out[0](
             y.transpose(1, 2).flatten(2)
         )  # [B, H, S, D] -> [B, S, C]
         return out
 
-    def rounded(self, x: torch.Tensor) -> torch.Tensor:
-        """What takes the place of q, k or v [B, S, H, D]; here the tensor itself."""
-        return x
-
 
 def _rotated(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
-    """Each pair of neighbours of `x` [B, H, S, D] turned by the angle of its token, [S, D]."""
+    """Each pair of neighbours of `x` [B, S, H, D] turned by the angle of its token, [S, D]."""
     pairs: torch.Tensor = x.unflatten(-1, (-1, 2))  # type: ignore[no-untyped-call]
     even, odd = pairs.unbind(-1)
-    return x * cosine + torch.stack([-odd, even], dim=-1).flatten(-2) * sine
+    turned = torch.stack([-odd, even], dim=-1).flatten(-2)
+    return x * cosine.unsqueeze(1) + turned * sine.unsqueeze(1)

@@ -36,7 +36,7 @@ WHOLE_ROW = 1 << 20
 """Group size of layers of unknown size whose rows are one group."""
 
 ATTENTION_PARTS = ("q", "k", "v")
-"""What an attention quantizes, in the order of use; its linear ``to_<part>`` makes each."""
+"""What an attention quantizes, in the order of use."""
 
 FORMS = ("fused", "qdq")
 """``fused`` computes on integers; ``qdq`` shows each quantize and dequantize beside plain MatMuls."""
@@ -197,21 +197,6 @@ class Recipe:
             if rule.weight != FLOAT and format_by_name(rule.weight).bits == NARROW:
                 return self.search if rule is self.rules[-1] and self.search else (rule.weight,)
         return ()
-
-    def attentions(self, layers: Sequence[str]) -> dict[str, str]:
-        """Module name -> format of q, k and v, for each attention among `layers`, in their order.
-
-        An attention is a module whose linears ``to_q``, ``to_k`` and ``to_v`` are all in `layers`.
-        """
-        if self.attention is None:
-            return {}
-        own, first = set(layers), f".to_{ATTENTION_PARTS[0]}"
-        modules = [name.removesuffix(first) for name in layers if name.endswith(first)]
-        return {
-            module: self.attention
-            for module in modules
-            if own.issuperset(f"{module}.to_{part}" for part in ATTENTION_PARTS)
-        }
 
 
 def parse_bits(bits: str) -> tuple[int, int]:
