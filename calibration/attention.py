@@ -14,6 +14,7 @@ from fp4dit_onnx.numbers.formats import FloatFormat
 
 __all__ = ["QuantizedAttention", "attention_module"]
 
+ATTENTION = torch.nn.functional.scaled_dot_product_attention
 MULTIPLIED = ("query", "key", "value")
 
 
@@ -52,7 +53,7 @@ class _Rounding(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if function is not torch.nn.functional.scaled_dot_product_attention:
+        if function is not ATTENTION:
             return function(*args, **(kwargs or {}))
         given = {**dict(zip(MULTIPLIED, args, strict=False)), **(kwargs or {})}
         rounded = {name: self._rounded(given.pop(name)) for name in MULTIPLIED}

@@ -14,6 +14,7 @@ pytest.importorskip("diffusers")
 
 import torch
 from diffusers.models.attention_processor import Attention
+from torch.overrides import TorchFunctionMode
 
 from fp4dit_onnx.calibration.attention import attention_module
 from fp4dit_onnx.calibration.grid import quantize_rows
@@ -50,6 +51,22 @@ class Network(torch.nn.Module):
         return self.attn(x, encoder_hidden_states=context, attention_mask=mask)
 
 
+class _Products(TorchFunctionMode):
+    """Notes what torch's attention multiplies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Any, Any, Any]] = []
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function is torch.nn.functional.scaled_dot_product_attention:
+            q, k, v, *_ = (*args, *(kwargs or {}).values())
+            self.seen.append((q, k, v))
+        return function(*args, **(kwargs or {}))
+
+
 @pytest.fixture
 def network() -> Network:
     return Network().requires_grad_(requires_grad=False).eval()
@@ -79,22 +96,13 @@ def softmax(x: Array) -> Array:
 
 
 @pytest.mark.parametrize("fmt", ["e2m1", "e2m3", "e3m4", "int8", "e4m3"])
-def test_simulation_is_plain_numpy(
-    network: Network, fmt: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_simulation_is_plain_numpy(network: Network, fmt: str) -> None:
     """q, k and v are bit for bit numpy's; what is made of them is attention in float."""
-    seen: list[Any] = []
-    original = torch.nn.functional.scaled_dot_product_attention
-
-    def spy(*parts: Any, **options: Any) -> Any:
-        seen.extend(parts)
-        return original(*parts, **options)
-
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
     network.attn.to_out[0] = torch.nn.Identity()
     x, context, mask = inputs()
-    with simulated(network, QuantizedState({}, attention={"attn": fmt})):
+    with _Products() as products, simulated(network, QuantizedState({}, attention={"attn": fmt})):
         found = network(x, context, mask).numpy()
+    (seen,) = products.seen
     sources = (x, context, context)
     q, k, v = wanted = [
         quantized_heads(getattr(network.attn, f"to_{part}"), source, fmt)
@@ -166,34 +174,27 @@ def on_grid(x: Any, fmt: str) -> bool:
         *("auraflow", "sana-1600m"),
     ],
 )
-def test_every_family_multiplies_rounded_q_k_and_v(
-    twin: Callable[[str], Any], name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_family_multiplies_rounded_q_k_and_v(twin: Callable[[str], Any], name: str) -> None:
     """After norms and rotations, text and image joined: every product of torch's attention."""
     subject = twin(name)
-    seen: list[bool] = []
-    original = torch.nn.functional.scaled_dot_product_attention
-
-    def spy(query: Any, key: Any, value: Any, *others: Any, **options: Any) -> Any:
-        seen.append(all(on_grid(x, "e2m3") for x in (query, key, value)))
-        return original(query, key, value, *others, **options)
-
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
     layers = [n for n, m in subject.network.named_modules() if isinstance(m, torch.nn.Linear)]
-    state = QuantizedState({}, attention=dict.fromkeys(subject.family.attentions(layers), "e2m3"))
-    args, kwargs = subject.call
-    plain = subject.network(*args, **kwargs)[0]
-    products = len(seen)
-    assert products == len(state.attention)
-    assert not any(seen)
-    with simulated(subject.network, state):
-        assert sqnr_db(plain, subject.network(*args, **kwargs)[0]) < 60
-    assert seen[products:] == [True] * products
-    state.attention.pop(next(iter(state.attention)))
-    seen.clear()
-    with simulated(subject.network, state):
-        subject.network(*args, **kwargs)
-    assert sum(seen) == products - 1
+    attention = dict.fromkeys(subject.family.attentions(layers), "e2m3")
+
+    def rounded(attention: dict[str, str]) -> tuple[Any, list[bool]]:
+        """What the network gives, and which of its products are of rounded tensors."""
+        args, kwargs = subject.call
+        state = QuantizedState({}, attention=attention)
+        with _Products() as products, simulated(subject.network, state):
+            result = subject.network(*args, **kwargs)[0]
+        return result, [all(on_grid(x, "e2m3") for x in parts) for parts in products.seen]
+
+    wanted, none = rounded({})
+    found, every = rounded(attention)
+    _, other = rounded(dict(list(attention.items())[1:]))
+    assert none == [False] * len(attention)
+    assert every == [True] * len(attention)
+    assert other == [False, *every[1:]]
+    assert sqnr_db(wanted, found) < 60
 
 
 @pytest.mark.parametrize(
