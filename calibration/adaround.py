@@ -38,6 +38,11 @@ class Neighbours:
     scale: torch.Tensor
     limit: float
 
+    def to(self, device: torch.device) -> Neighbours:
+        """The same on a device."""
+        own = (self.lower, self.step, self.remainder, self.scale)
+        return Neighbours(*(tensor.to(device) for tensor in own), self.limit)
+
     def blend(self, h: torch.Tensor) -> torch.Tensor:
         """Grid integers between the neighbours: lower at h = 0, upper at h = 1, saturating."""
         return (self.lower + self.step * h).clamp(-self.limit, self.limit)

@@ -60,8 +60,8 @@ class _Rounding(TorchFunctionMode):
         return function(*rounded.values(), *args[len(MULTIPLIED) :], **given)
 
     def _rounded(self, x: torch.Tensor) -> torch.Tensor:
-        q, scale = quantize_rows(x, self.format)
-        return q * scale
+        q, scale = quantize_rows(x.float(), self.format)
+        return (q * scale).to(x.dtype)
 
 
 def attention_module(network: torch.nn.Module, name: str) -> Any:

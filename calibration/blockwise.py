@@ -104,7 +104,7 @@ class Blockwise:
                 self._forget(name)
                 advance(1, timed=False)
                 continue
-            inputs = self.work.load_samples(_place(name))
+            inputs = self.work.load_samples(_place(name), self.walk.network.execution)
             assert inputs is not None, name
             given = unit, inputs, self.walk.targets(name), self.recipe, self.seed + number
             steps = _Steps(name, 1 / max(1, self.iterations), advance)

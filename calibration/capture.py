@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.network.execution import HOST, host
 
 __all__ = ["CallRecorder", "InputRecorder"]
 
@@ -44,7 +45,7 @@ class InputRecorder:
             rows = args[0].detach().reshape(-1, args[0].shape[-1])  # [..., K] -> [rows, K]
             count = min(self._rows_per_call, rows.shape[0])
             pick = self._random.choice(rows.shape[0], count, replace=False)
-            self._rows[name].append(rows[torch.from_numpy(np.sort(pick))].float().clone())
+            self._rows[name].append(host(rows[torch.from_numpy(np.sort(pick))].float().clone()))
 
         return keep
 
@@ -81,7 +82,7 @@ class InputRecorder:
 
 
 class CallRecorder:
-    """Keeps the arguments of some calls of a network.
+    """Keeps the arguments of some calls of a network, on the host.
 
     Args:
         network: the float transformer.
@@ -97,7 +98,7 @@ class CallRecorder:
         self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         if self._seen in self._which:
-            self.calls.append((args, kwargs))
+            self.calls.append(HOST.there((args, kwargs)))
         self._seen += 1
 
     def close(self) -> None:

@@ -164,8 +164,7 @@ class Choosing:
         place = f"{unit.name}@choices"
         known = self.work.finished(place)
         if known is None:
-            part = Part.of(unit.name, self.network.materialize(unit.name))
-            inputs = UnitInputs(self.moments, part.linear)
+            inputs = UnitInputs(self.moments, Part.of(unit.name, self.network))
             alternatives = Alternatives(self.method.stages, inputs)
             best = alternatives.best({name: self._draft(name) for name in unit.layers})
             drafts = [*best.values(), *alternatives.made.values()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,10 +14,11 @@ from fp4dit_onnx.calibration.samples import Array, Samples
 from fp4dit_onnx.calibration.simulate import weights_only
 from fp4dit_onnx.families.guidance import Guided, led
 from fp4dit_onnx.network.blocks import tensors_of
+from fp4dit_onnx.network.execution import Execution, host
 from fp4dit_onnx.network.placing import replaced
 from fp4dit_onnx.spec.state import QuantizedLayer
 
-__all__ = ["FloatUnit", "Objective", "Part", "outputs_of"]
+__all__ = ["FloatUnit", "Objective", "Part", "Parts", "outputs_of"]
 
 NEAREST_PAIRS = 256
 """Pairs on which nearest and trained rounding are compared."""
@@ -56,10 +57,11 @@ class Objective:
             float32 [R, 2] for twins, a row for each result: of both halves, and of ``u + guidance
             (c - u)``, which is what the sampler sees; float32 [R, 1] without twins.
         """
-        index, weight = self.inputs.twins(pairs), self.inputs.weight[pairs]
+        index = self.inputs.twins(pairs)
+        weight = self.inputs.execution.there(self.inputs.weight[pairs])
         outputs = outputs_of(module, self.inputs.take(index), tuple(self.targets))
         errors = [
-            self._errors((output - target.read(index)).flatten(1), weight)
+            self._errors((output.float() - target.read(index).float()).flatten(1), weight)
             for output, target in zip(outputs, self.targets.values(), strict=True)
         ]
         return torch.stack(errors)
@@ -94,6 +96,23 @@ class Objective:
         return ((shares[:, 0] + self.guided * shares[:, 1]) / (1 + self.guided)).mean()
 
 
+class Parts(Protocol):
+    """Gives the parts of the float network; `network.Network` does."""
+
+    @property
+    def execution(self) -> Execution:
+        """Where they are run, and in which type."""
+        ...
+
+    def materialize(self, name: str) -> torch.nn.Module:
+        """A copy of the block or other module called `name`, with values, there."""
+        ...
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Values of a stored tensor, float32, on the host."""
+        ...
+
+
 @dataclass(frozen=True)
 class Part:
     """A block or a linear of the float network, with values.
@@ -101,17 +120,19 @@ class Part:
     Attributes:
         name: torch name in the network.
         holder: has it as its ``part``.
+        parts: that it is of.
     """
 
     name: str
     holder: torch.nn.Module
+    parts: Parts
 
     @classmethod
-    def of(cls, name: str, module: torch.nn.Module) -> Part:
-        """The part `module`, called `name` in its network."""
+    def of(cls, name: str, parts: Parts) -> Part:
+        """The part called `name`."""
         holder = torch.nn.Module()
-        holder.part = module
-        return cls(name, holder)
+        holder.part = parts.materialize(name)
+        return cls(name, holder, parts)
 
     def _path(self, layer: str) -> str:
         return f"part{layer.removeprefix(self.name)}"
@@ -127,6 +148,19 @@ class Part:
         assert isinstance(linear, torch.nn.Linear), layer
         return linear
 
+    def weight(self, layer: str) -> torch.Tensor:
+        """Of one of its linears, as it is stored: float32 [N, K] on the host."""
+        return self._stored(f"{layer}.weight", self.linear(layer).weight)
+
+    def bias(self, layer: str) -> torch.Tensor | None:
+        """The same of its bias, [N]; None where it has none."""
+        own = self.linear(layer).bias
+        return None if own is None else self._stored(f"{layer}.bias", own)
+
+    def _stored(self, name: str, own: torch.Tensor) -> torch.Tensor:
+        """A tensor of the part in float32; what is narrower there is read again."""
+        return host(own) if own.dtype == torch.float32 else self.parts.tensor(name)
+
     def replaced(
         self, modules: Mapping[str, torch.nn.Module]
     ) -> AbstractContextManager[torch.nn.Module]:
@@ -137,7 +171,7 @@ class Part:
         self, layers: Iterable[QuantizedLayer]
     ) -> AbstractContextManager[torch.nn.Module]:
         """While open, some of its linears are quantized, activations in float."""
-        return self.replaced({q.name: weights_only(q, self.linear(q.name).bias) for q in layers})
+        return self.replaced({q.name: weights_only(q, self.linear(q.name)) for q in layers})
 
 
 @dataclass(frozen=True)

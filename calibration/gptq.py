@@ -13,6 +13,7 @@ from fp4dit_onnx.calibration.draft import Draft
 from fp4dit_onnx.calibration.grid import expand_groups, round_to_grid
 from fp4dit_onnx.calibration.layer_inputs import LayerInputs
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.network.execution import host
 
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.stages.gptq import Gptq
@@ -25,7 +26,7 @@ def compensated(draft: Draft, given: LayerInputs, method: Gptq) -> torch.Tensor:
 
     Args:
         draft: the layer, with its scales.
-        given: what it receives.
+        given: what it receives; its device computes.
         method: settings.
 
     Raises:
@@ -33,24 +34,25 @@ def compensated(draft: Draft, given: LayerInputs, method: Gptq) -> torch.Tensor:
     """
     weight, scale, fmt = draft.weight, draft.scale, draft.spec.weight_format
     assert scale is not None, draft.name
+    there = given.execution.there
     k = weight.shape[1]
     order = given.second.order(ordered=method.ordered)
     try:
-        factor = given.second.factor(method.damping, ordered=method.ordered)
-    except RuntimeError as singular:
+        factor = there(given.second.factor(method.damping, ordered=method.ordered))
+    except torch.linalg.LinAlgError as singular:
         raise UsageError(
             f"layer {draft.name}: the second moments of its inputs are singular: give more prompts, "
             f"or more damping than {method.damping}"
         ) from singular
     # Columns are rows here: a column and those after it lie together in memory.
-    rest = weight[:, order].T.contiguous()  # [K, N]
-    step = expand_groups(scale.float(), k, draft.spec.group_size)[:, order].T.contiguous()
+    rest = there(weight[:, order].T.contiguous())  # [K, N]
+    step = there(expand_groups(scale.float(), k, draft.spec.group_size)[:, order].T.contiguous())
     live = step > 0
     step = torch.where(live, step, 1.0)
     integers = torch.empty_like(rest)
     for start in range(0, k, method.block):
         end = min(start + method.block, k)
-        errors = torch.empty(end - start, len(weight))
+        errors = rest.new_empty(end - start, len(weight))
         for j in range(start, end):
             integers[j] = round_to_grid(rest[j] / step[j], fmt) * live[j]
             error = errors[j - start]
@@ -58,5 +60,5 @@ def compensated(draft: Draft, given: LayerInputs, method: Gptq) -> torch.Tensor:
             rest[j + 1 : end].addr_(factor[j, j + 1 : end], error, alpha=-1)
         rest[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
     found = torch.empty_like(weight)
-    found[:, order] = integers.T
+    found[:, order] = host(integers).T
     return found

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from fp4dit_onnx.network.execution import Execution
 from fp4dit_onnx.numbers.formats import FloatFormat
 from fp4dit_onnx.numbers.numerics import FINENESS, SMALLEST_AMAX
 
@@ -80,15 +81,20 @@ def quantize_rows(
         found = round_to_grid(t, fmt).clamp_(-candidate, candidate)
         error = _steps(t, found, candidate)
         better = error < least
-        q, least = torch.where(better, found, q), torch.where(better, error, least)
-        limit = torch.where(better, other, limit)
+        least = torch.where(better, error, least)
+        better = better.to(x.device)
+        q, limit = torch.where(better, found, q), torch.where(better, other, limit)
     scale = torch.where(live, amax / limit, 0.0)
     return q, torch.where(finite, scale, torch.nan)
 
 
 def _steps(t: torch.Tensor, q: torch.Tensor, limit: float) -> torch.Tensor:
-    """The error in which candidates differ: see `numerics.quantize`; float64 [..., 1]."""
-    steps = ((t - q) * float(FINENESS)).round_().double()
+    """The error in which candidates differ: see `numerics.quantize`; float64 [..., 1].
+
+    It is on the host where the tensors' device has no float64.
+    """
+    steps = ((t - q) * float(FINENESS)).round_()
+    steps = steps.to(Execution(t.device).float64).double()
     return steps.square_().sum(dim=-1, keepdim=True) / limit**2
 
 

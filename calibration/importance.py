@@ -17,6 +17,7 @@ import torch
 from fp4dit_onnx.calibration.simulate import simulated
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.families.guidance import Guided
+from fp4dit_onnx.network.execution import host
 from fp4dit_onnx.spec.state import QuantizedState
 
 __all__ = ["step_importance", "step_shares"]
@@ -58,8 +59,8 @@ class _Trajectory:
         if call > self._step:
             return self._forward(*args, **kwargs)
         result = self._disturbed(*args, **kwargs)
-        difference = self._guidance.combined(result[0] - self._outputs[call][0])
-        self.error = difference.square().flatten(1).mean(dim=1)
+        difference = self._guidance.combined(result[0].float() - self._outputs[call][0].float())
+        self.error = host(difference.square().flatten(1).mean(dim=1))
         return result
 
 
@@ -95,7 +96,7 @@ def step_importance(
     trajectory = _Trajectory(forward, disturbed, guidance)
     network.forward = trajectory
     try:
-        reference = sample()
+        reference = host(sample())
         if not bool(torch.isfinite(reference).all()):
             raise UsageError(
                 "the float model's own latents hold NaN or infinity after sampling; check the "
@@ -105,7 +106,7 @@ def step_importance(
         found = []
         for step in probes.tolist():
             trajectory.start(step)
-            change = (sample() - reference).square().flatten(1).mean(dim=1)
+            change = (host(sample()) - reference).square().flatten(1).mean(dim=1)
             ratio = change.clamp(min=1e-30) / trajectory.error.clamp(min=1e-30)
             found.append(float(ratio.median()))  # an image may tip over into another: no mean
     finally:

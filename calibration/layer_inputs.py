@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 import torch
 
 from fp4dit_onnx.calibration.draft import Draft
+from fp4dit_onnx.calibration.evidence import Part
 from fp4dit_onnx.calibration.moments import Moments, Rows
 from fp4dit_onnx.calibration.simulate import SimulatedLinear
 from fp4dit_onnx.calibration.transforming import transformed_moments
+from fp4dit_onnx.network.execution import HOST, Execution, sum64
 from fp4dit_onnx.spec.transform import Transform
 
 __all__ = ["LayerInputs", "Second", "UnitInputs"]
@@ -21,10 +23,12 @@ class Second:
     """Second moments, and what is computed from them once for all layers that share them.
 
     Attributes:
-        matrix: H = E[x x^T], float64 [K, K].
+        matrix: H = E[x x^T], float64 [K, K], on the host.
+        execution: whose device factors it, where that has float64.
     """
 
     matrix: torch.Tensor
+    execution: Execution = HOST
     _factors: dict[tuple[float, bool], tuple[torch.Tensor, torch.Tensor]] = field(
         default_factory=dict
     )
@@ -45,12 +49,13 @@ class Second:
             ordered: see `order`.
 
         Raises:
-            RuntimeError: the damped moments are not positive definite.
+            torch.linalg.LinAlgError: the damped moments are not positive definite.
         """
         key = damping, ordered
         if key not in self._factors:
             order = self.order(ordered=ordered)
-            self._factors[key] = order, inverse_factor(self.matrix[order][:, order], damping)
+            ordered_matrix = self.matrix[order][:, order].to(self.execution.float64)
+            self._factors[key] = order, inverse_factor(ordered_matrix, damping)
         return self._factors[key][1]
 
 
@@ -75,6 +80,7 @@ class LayerInputs:
         rows: some rows, before them.
         weight: of the float layer, float32 [N, K].
         bias: of it, float32 [N] or None.
+        execution: where sums over a whole weight are computed; all else here is on the host.
     """
 
     reader: str
@@ -82,6 +88,7 @@ class LayerInputs:
     rows: Callable[[], Rows]
     weight: torch.Tensor
     bias: torch.Tensor | None
+    execution: Execution = HOST
 
     @property
     def diagonal(self) -> torch.Tensor:
@@ -90,16 +97,16 @@ class LayerInputs:
 
     def loss(self, draft: Draft) -> float:
         """``tr(E H E^T)`` of a rounded draft: what its weight's error E makes of the output."""
-        error = torch.from_numpy(draft.layer().weight()) - draft.weight
-        moved = error @ self.second.matrix.float()
-        return float((moved * error).sum(dtype=torch.float64))
+        error = self.execution.there(torch.from_numpy(draft.layer().weight()) - draft.weight)
+        moved = error @ self.execution.there(self.second.matrix.float())
+        return sum64(moved * error)
 
     def error(self, draft: Draft) -> float:
         """Weighted error of the layer's output on the rows, activations quantized too."""
-        rows = self.rows()
-        simulated = SimulatedLinear(draft.layer(), self.bias)(rows.halves)
-        exact = torch.nn.functional.linear(rows.halves, self.weight, self.bias)
-        return rows.error(simulated - exact)
+        rows, there = self.rows(), self.execution.there
+        halves, weight, bias = there((rows.halves, self.weight, self.bias))
+        simulated = SimulatedLinear(draft.layer(), bias, device=self.execution.device)(halves)
+        return rows.error(simulated - torch.nn.functional.linear(halves, weight, bias))
 
 
 class UnitInputs:
@@ -107,11 +114,11 @@ class UnitInputs:
 
     Args:
         moments: of the network.
-        linear: gives a layer of the float unit by its name.
+        part: the float unit.
     """
 
-    def __init__(self, moments: Moments, linear: Callable[[str], torch.nn.Linear]) -> None:
-        self._moments, self._linear = moments, linear
+    def __init__(self, moments: Moments, part: Part) -> None:
+        self._moments, self._part = moments, part
         self._second: dict[tuple[str, tuple[Transform, ...]], Second] = {}
         self._rows: dict[str, Rows] = {}
 
@@ -121,12 +128,15 @@ class UnitInputs:
         key = reader, draft.spec.input_ops
         if key not in self._second:
             matrix = transformed_moments(self._moments.matrix(reader), draft.spec.input_ops)
-            self._second[key] = Second(matrix)
-        linear = self._linear(draft.name)
-        weight = linear.weight.detach().float()
-        bias = None if linear.bias is None else linear.bias.detach().float()
-        second = self._second[key]
-        return LayerInputs(reader, second, lambda: self._kept(reader), weight, bias)
+            self._second[key] = Second(matrix, self._part.parts.execution)
+        return LayerInputs(
+            reader=reader,
+            second=self._second[key],
+            rows=lambda: self._kept(reader),
+            weight=self._part.weight(draft.name),
+            bias=self._part.bias(draft.name),
+            execution=self._part.parts.execution,
+        )
 
     def _kept(self, reader: str) -> Rows:
         if reader not in self._rows:

@@ -21,6 +21,7 @@ from fp4dit_onnx.calibration.record import Sampler
 from fp4dit_onnx.calibration.samples import Array, batch_of
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.families.guidance import led
+from fp4dit_onnx.network.execution import host
 
 __all__ = ["HalfWeights", "MomentRecorder", "Moments", "Rows"]
 
@@ -56,7 +57,8 @@ class Rows:
     """Some rows that a layer received.
 
     Attributes:
-        halves: float32 [R, 2, K] with guidance, the unconditional one first; [R, 1, K] without.
+        halves: float32 [R, 2, K] with guidance, the unconditional one first; [R, 1, K] without; on
+            any device.
         weight: float32 [R], importance of the step that each is from.
         guidance: how errors count.
     """
@@ -68,11 +70,11 @@ class Rows:
     def error(self, difference: torch.Tensor) -> float:
         """Weighted mean square of outputs' differences [R, halves, N], as `HalfWeights` counts them."""
         weight = (self.weight / self.weight.sum()).double()
-        halves = difference.square().mean(dim=(1, 2)).double()
+        halves = host(difference.square().mean(dim=(1, 2))).double()
         if not self.guidance.paired:
             return float(weight @ halves)
         guided = self.guidance.combined(difference[:, 0], difference[:, 1])
-        both = halves + self.guidance.weight * guided.square().mean(dim=1).double()
+        both = halves + self.guidance.weight * host(guided.square().mean(dim=1)).double()
         return float(weight @ both) / (1 + self.guidance.weight)
 
 
@@ -216,14 +218,14 @@ class MomentRecorder:
         importance = self._importance[self._call % len(self._importance)]
         kept = self._input(name, rows)
         pictures = self._samples / halves
-        kept.sums += (self._gram(rows) * (importance * pictures / len(rows))).numpy()
+        kept.sums += host(self._gram(rows.float()) * (importance * pictures / len(rows))).numpy()
         kept.total += importance * pictures
         if kept.call == self._call:
             return  # DiT's first block embeds the time twice: there is room for one of them
         kept.call = self._call
         count = min(self._each, len(rows))
         pick = np.sort(self._random.choice(len(rows), count, replace=False))
-        kept.rows.write(len(kept.weights), rows[torch.from_numpy(pick)])
+        kept.rows.write(len(kept.weights), rows[torch.from_numpy(pick)].float())
         kept.weights += [importance] * count
 
     def _gram(self, rows: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from fp4dit_onnx.calibration.draft import Draft, Drafts
 from fp4dit_onnx.calibration.evidence import FloatUnit, Objective
 from fp4dit_onnx.calibration.rounding import packed
 from fp4dit_onnx.calibration.transforming import transformed
+from fp4dit_onnx.network.execution import HOST, Execution, host
 
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.stages.adaround import AdaRound
@@ -33,24 +34,39 @@ class AdaptiveLinear(torch.nn.Module):
     gradient independent of s; without `scale_aware` it is V. Adam moves V' by about the learning
     rate a step, so V by rate / s: a floor under s keeps that below ``largest_move``.
 
+    Neighbours are found on the host, and codes are made of them there; they are trained in float32 on
+    any device, and the weight takes the type of the activations.
+
     Args:
         draft: the layer, with its scales.
-        bias: float32 [N] or None.
+        bias: [N] or None.
         method: settings.
+        execution: where it is trained.
     """
 
-    def __init__(self, draft: Draft, bias: torch.Tensor | None, method: AdaRound) -> None:
+    def __init__(
+        self,
+        draft: Draft,
+        bias: torch.Tensor | None,
+        method: AdaRound,
+        execution: Execution = HOST,
+    ) -> None:
         super().__init__()
         assert draft.scale is not None, draft.name
         self.draft, self.bias = draft, bias
         spec = draft.spec
-        self.place = neighbours(draft.weight, draft.scale, spec.weight_format, spec.group_size)
-        step = self.place.step * self.place.scale
+        place = neighbours(draft.weight, draft.scale, spec.weight_format, spec.group_size)
+        step = place.step * place.scale
         floor = method.learning_rate / method.largest_move
-        self.unit = step.clamp(min=floor) if method.scale_aware else torch.ones_like(step)
-        start = initial_parameter(self.place.remainder)
-        self.parameter = torch.nn.Parameter(self.unit * start)
+        unit = step.clamp(min=floor) if method.scale_aware else torch.ones_like(step)
+        self._grid, self.place = place, place.to(execution.device)
+        self.unit = execution.there(unit)
+        self.parameter = torch.nn.Parameter(execution.there(self._start()))
         self.hard = False
+
+    def _start(self) -> torch.Tensor:
+        """The parameter at the float weight, on the host."""
+        return host(self.unit) * initial_parameter(self._grid.remainder)
 
     def openness(self) -> torch.Tensor:
         """H in [0, 1] of every weight, float32 [N, K]; 0 or 1 while `hard`."""
@@ -62,18 +78,18 @@ class AdaptiveLinear(torch.nn.Module):
         """[..., K] -> [..., N] with float activations, as FP4DiT calibrates weights."""
         x = transformed(x, self.draft.spec.input_ops)
         self.h = self.openness()
-        weight = self.place.blend(self.h) * self.place.scale
+        weight = (self.place.blend(self.h) * self.place.scale).to(x.dtype)
         return torch.nn.functional.linear(x, weight, self.bias)
 
     @torch.no_grad()
     def reset(self) -> None:
         """Go back to rounding to nearest."""
-        self.parameter.copy_(self.unit * initial_parameter(self.place.remainder))
+        self.parameter.copy_(self._start())
 
     @torch.no_grad()
     def harden(self) -> Draft:
         """The draft with every weight at the neighbour that its parameter chose."""
-        integers = self.place.blend((self.parameter >= 0).float())
+        integers = self._grid.blend(host(self.parameter >= 0).float())
         return replace(self.draft, codes=packed(integers, self.draft.spec.weight_format))
 
 
@@ -93,8 +109,8 @@ def trained(
         seed: of the mini-batches.
         on_step: called with the reconstruction error after each step.
     """
-    part = unit.part
-    linears = {n: AdaptiveLinear(d, part.linear(n).bias, method) for n, d in drafts.items()}
+    part, where = unit.part, unit.part.parts.execution
+    linears = {n: AdaptiveLinear(d, part.linear(n).bias, method, where) for n, d in drafts.items()}
     with part.replaced(linears):
         error = train_rounding(
             part.module, [*linears.values()], unit.objective, method, seed=seed, on_step=on_step

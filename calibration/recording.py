@@ -22,6 +22,7 @@ from fp4dit_onnx.calibration.samples import Call, Samples
 from fp4dit_onnx.calibration.stages import MOMENTS
 from fp4dit_onnx.calibration.stages.nearest import Nearest
 from fp4dit_onnx.calibration.work import RECORDED, Work
+from fp4dit_onnx.network.execution import Execution
 from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedState
@@ -60,8 +61,8 @@ class Recorded:
     """The results of one run of the float sampler.
 
     Attributes:
-        rows: input rows of each layer, float32 [R, K].
-        calls: some calls of the network.
+        rows: input rows of each layer, float32 [R, K], on the host.
+        calls: some calls of the network, on the host.
         samples: arguments of the network to train and compare on, None where no stage needs data.
         moments: second moments of layers' inputs, None where no stage needs them.
     """
@@ -96,7 +97,7 @@ def record(
         UsageError: a layer was never run, or what is recorded is not finite.
     """
     if work is not None and (kept := work.load(RECORDED)) is not None:
-        return _read(kept, work)
+        return _read(kept, work, network.execution)
     module, layers = network.module, tuple(specs)
     chosen = moments = begun = None
     importance: Sequence[float] = ()
@@ -128,7 +129,7 @@ def record(
     work.save(RECORDED, {"rows": received, "calls": calls.calls, "moments": found})
     for path in work.folder.glob(f"{BEGUN}.*"):
         work.clear(path.name)
-    return _read(work.load(RECORDED), work)
+    return _read(work.load(RECORDED), work, network.execution)
 
 
 def _run(
@@ -178,10 +179,11 @@ def _resume(recorders: Mapping[str, Recorder], state: Mapping[str, Any], work: W
         recorder.resume(state[name], place)
 
 
-def _read(kept: Mapping[str, Any], work: Work) -> Recorded:
+def _read(kept: Mapping[str, Any], work: Work, execution: Execution) -> Recorded:
     """The results of a run of the float sampler in the work folder."""
     moments = kept["moments"] and Moments.from_json(kept["moments"], work.folder)
-    return Recorded(kept["rows"], kept["calls"], work.load_samples("samples"), moments)
+    samples = work.load_samples("samples", execution)
+    return Recorded(kept["rows"], kept["calls"], samples, moments)
 
 
 def _importance(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -13,17 +13,19 @@ from fp4dit_onnx.bundle.manifest import Compared, Spent
 from fp4dit_onnx.calibration.applying import check_weight, quantize_layers
 from fp4dit_onnx.calibration.blockwise import Blockwise
 from fp4dit_onnx.calibration.choosing import Choosing, Chosen
+from fp4dit_onnx.calibration.evidence import Parts
 from fp4dit_onnx.calibration.methods import Method
 from fp4dit_onnx.calibration.record import Sampler, check_disk, first_call, part_of
 from fp4dit_onnx.calibration.recording import BEGUN, record
 from fp4dit_onnx.calibration.samples import Call, nbytes
 from fp4dit_onnx.calibration.simulate import SimulatedLinear, simulated
-from fp4dit_onnx.calibration.solving import Parts, UnitRecipe
+from fp4dit_onnx.calibration.solving import UnitRecipe
 from fp4dit_onnx.calibration.stages import INPUTS, MOMENTS
 from fp4dit_onnx.calibration.transforming import transformed_weight
 from fp4dit_onnx.calibration.units import Unit, sample_bytes, units_of
 from fp4dit_onnx.calibration.walk import Walk, chunk_size
 from fp4dit_onnx.calibration.work import RECORDED, Work
+from fp4dit_onnx.network.execution import host
 from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.network.topology import Topology
 from fp4dit_onnx.numbers import compare
@@ -69,17 +71,17 @@ class Calibration:
 
 
 def sqnr_db(signal: torch.Tensor, approximation: torch.Tensor) -> float:
-    """`compare.sqnr_db` of two tensors."""
-    return compare.sqnr_db(signal.detach().numpy(), approximation.detach().numpy())
+    """`compare.sqnr_db` of two tensors of any device."""
+    return compare.sqnr_db(host(signal).numpy(), host(approximation).numpy())
 
 
 def _measure(network: Network, layer: QuantizedLayer, rows: torch.Tensor) -> LayerError:
-    linear = network.materialize(layer.name)
+    linear = network.materialize(layer.name, replace(network.execution, dtype=torch.float32))
     assert isinstance(linear, torch.nn.Linear), layer.name
-    approximation = SimulatedLinear(layer, linear.bias)
+    approximation, rows = SimulatedLinear.of(layer, linear), network.execution.there(rows)
+    weight = transformed_weight(network.tensor(f"{layer.name}.weight"), layer.spec.input_ops)
     return LayerError(
-        sqnr_db(transformed_weight(linear.weight, layer.spec.input_ops), approximation.weight),
-        sqnr_db(linear(rows), approximation(rows)),
+        sqnr_db(weight, approximation.weight), sqnr_db(linear(rows), approximation(rows))
     )
 
 
@@ -180,7 +182,7 @@ def calibrate(
             ).run(units)
     errors = {n: _measure(network, layers[n], recorded.rows[n]) for n in specs}
     state = QuantizedState({n: layers[n] for n in specs}, provenance, attention)
-    measured = _model_sqnr(network.module, state, recorded.calls)
+    measured = _model_sqnr(network, state, recorded.calls)
     if chosen is None:
         return Calibration(state, errors, measured)
     return Calibration(state, errors, measured, chosen.compared, chosen.spent)
@@ -209,10 +211,14 @@ def _prepared(
     return topology, units, chunk_size(max_ram, memory)
 
 
-def _model_sqnr(network: torch.nn.Module, state: QuantizedState, calls: Sequence[Call]) -> float:
+def _model_sqnr(network: Network, state: QuantizedState, calls: Sequence[Call]) -> float:
+    def output(call: Call) -> torch.Tensor:
+        args, kwargs = network.execution.there(call)
+        return host(network.module(*args, **kwargs)[0].float().flatten())
+
     def outputs() -> torch.Tensor:
-        return torch.cat([network(*a, **k)[0].flatten() for a, k in calls])
+        return torch.cat([output(call) for call in calls])
 
     signal = outputs()
-    with simulated(network, state):
+    with simulated(network.module, state):
         return sqnr_db(signal, outputs())

@@ -1,4 +1,4 @@
-"""Recorded arguments of a module, on disk: N samples that are read back by index.
+"""Recorded arguments of a module, on disk: N samples that are read back by index, onto a device.
 
 The first axis of a tensor is the sample; whatever does not vary with it (flags, tables of positions)
 is kept once. Only what is asked for is ever in memory.
@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+
+from fp4dit_onnx.network.execution import HOST, Execution, host
 
 __all__ = ["Array", "Call", "Samples", "Stored", "Tape", "batch_of", "map_leaves", "nbytes"]
 
@@ -40,28 +43,42 @@ class Array:
     """A tensor [N, ...] in a ``.npy`` file, written front to back and read by index.
 
     Args:
-        path: of the file.
+        path: of the file; uint16 in it are the bits of bfloat16, which numpy has not.
+        execution: where rows are read to.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, execution: Execution = HOST) -> None:
+        self.path, self._execution = path, execution
 
     def create(self, count: int, like: torch.Tensor) -> None:
         """Make room for `count` rows of the type and row shape of `like` [B, ...]."""
-        row = like[:0].numpy()
+        row = _stored(like[:0])
         shape = (count, *row.shape[1:])
         np.lib.format.open_memmap(self.path, "w+", row.dtype, shape)
 
     def write(self, start: int, rows: torch.Tensor) -> None:
         """Write `rows` [B, ...] at index `start`."""
         file = np.load(self.path, mmap_mode="r+")
-        file[start : start + rows.shape[0]] = rows.numpy()  # the system writes it to disk in time
+        file[start : start + rows.shape[0]] = _stored(rows)  # the system writes it to disk in time
 
     def read(self, index: torch.Tensor | slice) -> torch.Tensor:
         """Rows at `index` (int64 [B], or a slice), copied; the file is mapped for that long only."""
         file = np.load(self.path, mmap_mode="r")
         at = index.numpy() if isinstance(index, torch.Tensor) else index
-        return torch.from_numpy(np.array(file[at]))
+        rows = np.array(file[at])
+        if rows.dtype == np.uint16:
+            found = torch.from_numpy(rows.view(np.int16)).view(torch.bfloat16)
+        else:
+            found = torch.from_numpy(rows)
+        return found.to(self._execution.device)
+
+
+def _stored(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """As files hold a tensor of any device."""
+    here = host(tensor)
+    if here.dtype == torch.bfloat16:
+        return here.contiguous().view(torch.int16).numpy().view(np.uint16)
+    return here.numpy()
 
 
 @dataclass(frozen=True)
@@ -82,6 +99,7 @@ class Samples:
         weight: float32 [P], of each pair of twins in the loss, its mean about 1; P = N / 2 if
             paired, else N.
         paired: whether sample i + N/2 is sample i with the other half of guidance.
+        execution: where samples are taken to.
     """
 
     folder: Path
@@ -89,13 +107,15 @@ class Samples:
     count: int
     weight: torch.Tensor
     paired: bool
+    execution: Execution = HOST
 
     def take(self, index: torch.Tensor | slice) -> Call:
         """Arguments of the samples at `index`."""
 
         def read(leaf: Any) -> Any:
-            stored = isinstance(leaf, Stored)
-            return Array(self.folder / f"{leaf.name}.npy").read(index) if stored else leaf
+            if isinstance(leaf, Stored):
+                return Array(self.folder / f"{leaf.name}.npy", self.execution).read(index)
+            return self.execution.there(leaf)
 
         found: Call = map_leaves(self.call, read)
         return found
@@ -147,8 +167,10 @@ class Tape:
         names = iter(range(1000))
 
         def place(value: Any) -> Any:
-            if not (isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == batch):
+            if not isinstance(value, torch.Tensor):
                 return value
+            if not (value.ndim and value.shape[0] == batch):
+                return host(value)
             leaf = Stored(f"{next(names):03d}")
             self._array(leaf).create(self.count, value.detach())
             return leaf
@@ -156,10 +178,12 @@ class Tape:
         found: Call = map_leaves(call, place)
         return found
 
-    def finish(self, weight: torch.Tensor, *, paired: bool) -> Samples:
-        """What was written."""
+    def finish(
+        self, weight: torch.Tensor, *, paired: bool, execution: Execution = HOST
+    ) -> Samples:
+        """What was written, to be taken to where `execution` says."""
         assert self.call is not None, "nothing was recorded"
-        return Samples(self.folder, self.call, self.count, weight, paired)
+        return Samples(self.folder, self.call, self.count, weight, paired, execution)
 
 
 def _leaves(structure: Any, value: Any) -> Sequence[tuple[Any, Any]]:

@@ -25,6 +25,7 @@ from fp4dit_onnx.families import Family, family_of
 from fp4dit_onnx.families.guidance import Guidance, Guided
 from fp4dit_onnx.families.request import Encoded, Request, Text
 from fp4dit_onnx.families.text_encoders import TEXT_ENCODERS
+from fp4dit_onnx.network.execution import HOST, Execution, host
 from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.network.stored import hollow, loaded, opened
 from fp4dit_onnx.runtime.sampling import Sampling, image_of, initial_latents, step_noise
@@ -56,8 +57,9 @@ def load_pipeline(
     budget: float | None = None,
     *,
     calibrates: bool = False,
+    execution: Execution = HOST,
 ) -> Any:
-    """The diffusers pipeline of a checkpoint in float32, from the tensors that an export reads.
+    """The diffusers pipeline of a checkpoint, from the tensors that an export reads.
 
     Args:
         checkpoint: of all components.
@@ -66,6 +68,7 @@ def load_pipeline(
             of what is free.
         calibrates: whether text encoders will run once and the VAE not at all, so that nothing of
             them stays in memory.
+        execution: where it runs, and in which type.
 
     Raises:
         CheckpointError: configuration and weights do not fit, or diffusers cannot build it.
@@ -77,11 +80,12 @@ def load_pipeline(
     if transformer is None:
         family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
         interface = family.interface(checkpoint.transformer_config)
-        transformer = opened(checkpoint.components["transformer"], interface, budget)
+        part = checkpoint.components["transformer"]
+        transformer = opened(part, interface, budget, execution)
     networks = {"transformer": transformer.module}
     for name, part in checkpoint.components.items():
         if part.tensors and name not in networks:
-            networks[name] = _network(part, budget, calibrates=calibrates)
+            networks[name] = _network(part, budget, execution, calibrates=calibrates)
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -102,12 +106,15 @@ def load_pipeline(
     return pipeline
 
 
-def _network(part: Component, budget: float, *, calibrates: bool) -> torch.nn.Module:
+def _network(
+    part: Component, budget: float, execution: Execution, *, calibrates: bool
+) -> torch.nn.Module:
     """A text encoder or VAE."""
     encoder = TEXT_ENCODERS.get(part.class_name)
     if encoder is not None:
-        return opened(part, encoder.interface, budget, often=not calibrates).module
-    return hollow(part) if calibrates else loaded(part)
+        often = not calibrates
+        return opened(part, encoder.interface, budget, execution, often=often).module
+    return (hollow if calibrates else loaded)(part, execution)
 
 
 def _tokenizers(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -218,6 +225,7 @@ class _Generation:
     prompts: Sequence[str]
     seeds: Sequence[int]
     sampling: Sampling
+    execution: Execution
 
     @property
     def _shape(self) -> tuple[int, int, int]:
@@ -277,11 +285,15 @@ class _Generation:
         return run
 
     def _packed(self, latents: npt.NDArray[np.float32]) -> torch.Tensor:
-        return torch.from_numpy(self.family.latents.pack(latents))
+        made: torch.Tensor = self.execution.cast(
+            torch.from_numpy(self.family.latents.pack(latents))
+        )
+        return made
 
     def _unpacked(self, latents: torch.Tensor) -> torch.Tensor:
         shape = (len(latents), *self._shape)
-        return torch.from_numpy(self.family.latents.unpack(latents.numpy(), shape))
+        given = host(latents).float().numpy()
+        return torch.from_numpy(self.family.latents.unpack(given, shape))
 
 
 @torch.no_grad()
@@ -293,8 +305,9 @@ def sample_latents(
     sampling: Sampling,
     on_call: Callable[[], None] = lambda: None,
     on_step: Callable[[int, torch.Tensor], None] | None = None,
+    execution: Execution = HOST,
 ) -> torch.Tensor:
-    """Final latents [P, C, H, W] of prompt i from the noise of seed i, through the whole sampler.
+    """Final latents [P, C, H, W] of prompt i from the noise of seed i, on the host.
 
     A scheduler that adds noise at its steps adds `runtime.sampling.step_noise`.
 
@@ -306,12 +319,13 @@ def sample_latents(
         sampling: steps, guidance, size and text length.
         on_call: called after each call of the transformer.
         on_step: called after each step of the scheduler, batch by batch, with the step's index in
-            its batch and the latents [B, C, H, W] that it made.
+            its batch and the latents [B, C, H, W] that it made, on the host.
+        execution: where the pipeline is, and in which type.
 
     Raises:
         UsageError: a size that the diffusers pipeline does not take.
     """
-    generation = _Generation(pipeline, family, prompts, seeds, sampling)
+    generation = _Generation(pipeline, family, prompts, seeds, sampling, execution)
     return generation.latents(range(len(prompts)), on_call, on_step)
 
 
@@ -362,8 +376,8 @@ def decode(pipeline: Any, family: Family, latents: torch.Tensor) -> list[Image.I
     """The images of `latents` [P, C, H, W]; one at a time to bound the memory."""
     images: list[Image.Image] = []
     for row in torch.split(latents, 1):  # [1, C, H, W]
-        given = family.latents.for_decoder(row, pipeline.vae.config)
-        images.append(image_of(pipeline.vae.decode(given, return_dict=False)[0][0].numpy()))
+        given = family.latents.for_decoder(row, pipeline.vae.config).to(pipeline.vae.device)
+        images.append(image_of(host(pipeline.vae.decode(given, return_dict=False)[0][0]).numpy()))
     return images
 
 
@@ -373,9 +387,10 @@ def pipeline_sampler(
     prompts: Sequence[str],
     seeds: Sequence[int],
     sampling: Sampling,
+    execution: Execution = HOST,
 ) -> Sampler:
     """The float pipeline over `prompts` as calibration runs it; arguments as `sample_latents`."""
-    generation = _Generation(pipeline, family, prompts, seeds, sampling)
+    generation = _Generation(pipeline, family, prompts, seeds, sampling, execution)
     encodings: Encodings | None = None
 
     @torch.no_grad()

@@ -24,10 +24,13 @@ __all__ = ["SimulatedLinear", "simulate", "simulated", "unquantized", "weights_o
 class SimulatedLinear(torch.nn.Module):
     """A linear layer that computes with quantized weights and, if asked for, quantized activations.
 
+    It computes in float32, and gives what it received.
+
     Args:
         layer: codes and scales.
-        bias: float32 [N] or None.
-        kept: whether the weight stays in memory in float32; else it is made for every call.
+        bias: [N] or None.
+        kept: whether the weight stays in memory; else it is made for every call.
+        device: where it stays.
     """
 
     bias: torch.Tensor | None
@@ -36,13 +39,28 @@ class SimulatedLinear(torch.nn.Module):
     """Whether activations are quantized, where the layer's specification says so."""
 
     def __init__(
-        self, layer: QuantizedLayer, bias: torch.Tensor | None, *, kept: bool = True
+        self,
+        layer: QuantizedLayer,
+        bias: torch.Tensor | None,
+        *,
+        kept: bool = True,
+        device: torch.device | None = None,
     ) -> None:
         super().__init__()
         self.layer = layer
         self.in_features, self.out_features = layer.k, layer.n
-        self.register_buffer("_kept", torch.from_numpy(layer.weight()) if kept else None)
+        weight = torch.from_numpy(layer.weight()).to(device) if kept else None
+        self.register_buffer("_kept", weight)
         self.register_buffer("bias", None if bias is None else bias.detach().float())
+
+    @classmethod
+    def of(cls, layer: QuantizedLayer, linear: torch.nn.Linear) -> SimulatedLinear:
+        """What takes the place of `linear`.
+
+        A network that reads its blocks when they run is not to hold their weights either.
+        """
+        device = linear.weight.device
+        return cls(layer, linear.bias, kept=not is_fake(linear.weight), device=device)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -51,24 +69,29 @@ class SimulatedLinear(torch.nn.Module):
         return torch.from_numpy(self.layer.weight()) if kept is None else kept
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., K] -> [..., N], float32."""
-        spec = self.layer.spec
+        """[..., K] -> [..., N], of x's type."""
+        return self._computed(x.float()).to(x.dtype)
+
+    def _computed(self, x: torch.Tensor) -> torch.Tensor:
+        """In float32."""
+        spec, weight = self.layer.spec, self.weight.to(x.device)
         fmt, size = spec.activation_format, spec.activation_group_size
         x = transformed(x, spec.input_ops)
+        bias = None if self.bias is None else self.bias.float()
         if fmt is None or not self.rounds:
-            return torch.nn.functional.linear(x, self.weight, self.bias)
+            return torch.nn.functional.linear(x, weight, bias)
         assert spec.input is not None
         q, scale = quantize_rows(x, fmt, size, spec.input.candidates)
         if scale.shape[-1] > 1:
             assert size is not None
-            q, scale = q * expand_groups(scale, q.shape[-1], size), torch.ones(())
-        y = torch.nn.functional.linear(q, self.weight) * scale
-        return y if self.bias is None else y + self.bias
+            q, scale = q * expand_groups(scale, q.shape[-1], size), scale.new_ones(())
+        y = torch.nn.functional.linear(q, weight) * scale
+        return y if bias is None else y + bias
 
 
-def weights_only(layer: QuantizedLayer, bias: torch.Tensor | None) -> SimulatedLinear:
-    """The layer with quantized weights and float activations."""
-    return SimulatedLinear(replace(layer, spec=replace(layer.spec, input=None)), bias)
+def weights_only(layer: QuantizedLayer, linear: torch.nn.Linear) -> SimulatedLinear:
+    """What takes the place of `linear`: quantized weights, float activations."""
+    return SimulatedLinear.of(replace(layer, spec=replace(layer.spec, input=None)), linear)
 
 
 def simulate(network: torch.nn.Module, state: QuantizedState) -> None:
@@ -88,9 +111,7 @@ def simulate(network: torch.nn.Module, state: QuantizedState) -> None:
                 f"layer {name}: the state has a weight of {(layer.n, layer.k)}, the model {shape}: "
                 "they are not of the same model"
             )
-        # A network that reads its blocks when they run is not to hold their weights either.
-        kept = not is_fake(linear.weight)
-        place(network, name, SimulatedLinear(layer, linear.bias, kept=kept))
+        place(network, name, SimulatedLinear.of(layer, linear))
     for name, fmt in state.attention.items():
         module = attention_module(network, name)
         module.forward = QuantizedAttention(module.forward, format_by_name(fmt))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
 from fp4dit_onnx.calibration.applying import apply_stages, nearest_under
 from fp4dit_onnx.calibration.draft import Draft, Drafts, finished
-from fp4dit_onnx.calibration.evidence import FloatUnit, Objective, Part
+from fp4dit_onnx.calibration.evidence import FloatUnit, Objective, Part, Parts
 from fp4dit_onnx.calibration.layer_inputs import UnitInputs
 from fp4dit_onnx.calibration.moments import Moments
 from fp4dit_onnx.calibration.samples import Array, Samples
@@ -22,18 +21,10 @@ from fp4dit_onnx.families.guidance import Guided
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedLayer
 
-__all__ = ["Layers", "Parts", "Solved", "UnitRecipe", "rounded", "solve"]
+__all__ = ["Layers", "Solved", "UnitRecipe", "rounded", "solve"]
 
 Layers = dict[str, QuantizedLayer]
 """By name."""
-
-
-class Parts(Protocol):
-    """Gives the parts of the float network."""
-
-    def materialize(self, name: str) -> torch.nn.Module:
-        """A copy of the block or other module called `name`, with values."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -58,14 +49,14 @@ class UnitRecipe:
 
     def part(self, name: str) -> Part:
         """The block or linear called `name`."""
-        return Part.of(name, self.parts.materialize(name))
+        return Part.of(name, self.parts)
 
     def drafts(self, unit: Unit, part: Part) -> Drafts:
         """The layers of a unit before any stage."""
         drafts = {}
         for name in unit.layers:
             spec = self.specs[name]
-            weight = transformed_weight(part.linear(name).weight.detach().float(), spec.input_ops)
+            weight = transformed_weight(part.weight(name), spec.input_ops)
             drafts[name] = Draft(name, weight, spec)
         return drafts
 
@@ -76,7 +67,7 @@ class UnitRecipe:
 
     def inputs(self, part: Part) -> UnitInputs | None:
         """Moments and rows of what a unit's layers receive, where a stage looks at them."""
-        return None if self.moments is None else UnitInputs(self.moments, part.linear)
+        return None if self.moments is None else UnitInputs(self.moments, part)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from fp4dit_onnx.calibration.samples import Samples
 from fp4dit_onnx.calibration.simulate import simulated
 from fp4dit_onnx.families.guidance import Guided
+from fp4dit_onnx.network.execution import host
 from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.spec.state import QuantizedState
 
@@ -63,12 +64,12 @@ class Trajectory:
     @torch.no_grad()
     def _prediction(self, pairs: torch.Tensor) -> torch.Tensor:
         samples = self._samples
-        return output_channels(self._network.module, *samples.take(samples.twins(pairs)))
+        return output_channels(self._network.module, *samples.take(samples.twins(pairs))).float()
 
     def _mean(self, predictions: list[torch.Tensor]) -> float:
         both = zip(self._batches, predictions, strict=True)
         return sum(self._weighted(batch, each) for batch, each in both) / self._total
 
     def _weighted(self, pairs: torch.Tensor, prediction: torch.Tensor) -> float:
-        guided = self._guidance.combined(prediction).flatten(1).square().mean(dim=1)
+        guided = host(self._guidance.combined(prediction).flatten(1).square().mean(dim=1))
         return float((self._samples.weight[pairs] * guided).sum())

@@ -70,7 +70,8 @@ class Walk:
 
         with replaced(self.network.module, self._around(layers)):
             self._each(self.topology.by_name[name], QUANTIZED, visit)
-        return tape.finish(self.samples.weight, paired=self.samples.paired)
+        samples = self.samples
+        return tape.finish(samples.weight, paired=samples.paired, execution=samples.execution)
 
     @torch.no_grad()
     def write_results(self, name: str, layers: Iterable[QuantizedLayer], inputs: Samples) -> None:
@@ -84,7 +85,7 @@ class Walk:
         node = self.topology.by_name[name]
         if not node.block:
             return
-        part = Part.of(name, self.network.materialize(name))
+        part = Part.of(name, self.network)
         with part.quantized(layers):
             arrays = {i: self._array(QUANTIZED, (name, i)) for i in self._read(node)}
             write = _Writer(part.module, arrays, inputs.count)
@@ -115,7 +116,8 @@ class Walk:
 
     def _array(self, kind: str, value: Value) -> Array:
         name, number = value
-        return Array(self.work.folder / f"{kind}.{name}.{number}.npy")
+        path = self.work.folder / f"{kind}.{name}.{number}.npy"
+        return Array(path, self.network.execution)
 
     def _reader(self, kind: str, chunk: slice) -> Callable[[Value], torch.Tensor]:
         return lambda value: self._array(kind, value).read(chunk)
@@ -144,15 +146,15 @@ class Walk:
     def _around(self, layers: Mapping[str, QuantizedLayer]) -> dict[str, torch.nn.Module]:
         """Stand-ins for what is quantized and runs around the blocks."""
         return {
-            name: weights_only(layer, self._bias(name))
+            name: weights_only(layer, self._linear(name))
             for name, layer in layers.items()
             if self.runs_around(name)
         }
 
-    def _bias(self, layer: str) -> torch.Tensor | None:
+    def _linear(self, layer: str) -> torch.nn.Linear:
         linear = self.network.module.get_submodule(layer)
         assert isinstance(linear, torch.nn.Linear), layer
-        return linear.bias
+        return linear
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 from fp4dit_onnx.calibration.samples import Samples, Stored
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import Origin, plain, read_json
+from fp4dit_onnx.network.execution import HOST, Execution
 from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.spec.state import (
     WORK_MANIFEST,
@@ -120,6 +121,7 @@ class Work:
         """Keep tensors in dictionaries, lists and tuples, or `Samples`."""
         if isinstance(value, Samples):
             value = {**vars(value), "folder": value.folder.name}
+            del value["execution"]
         partial = self.folder / f".{name}.partial"
         torch.save(value, partial)
         partial.replace(self.folder / f"{name}.pt")
@@ -132,12 +134,13 @@ class Work:
         with torch.serialization.safe_globals([Stored]):
             return torch.load(path, weights_only=True)
 
-    def load_samples(self, name: str) -> Samples | None:
-        """Samples that `save` kept, None if there are none."""
+    def load_samples(self, name: str, execution: Execution = HOST) -> Samples | None:
+        """Samples that `save` kept, taken to where `execution` says; None if there are none."""
         fields = self.load(name)
         if fields is None:
             return None
-        return Samples(**{**fields, "folder": self.folder / fields["folder"]})
+        folder = self.folder / fields["folder"]
+        return Samples(**{**fields, "folder": folder, "execution": execution})
 
     def clear(self, name: str) -> Path:
         """An empty place called `name`, for a file or a folder."""

@@ -4,7 +4,8 @@
     |- UsageError            the request is wrong: exit code 2
     |  |- CheckpointError    the folder given is not a readable pipeline
     |  |- BundleError        the folder given is not a readable bundle
-    |  `- MissingExtraError  an optional part of the package is not installed
+    |  |- MissingExtraError  an optional part of the package is not installed
+    |  `- OutOfMemoryError   a device has too little memory for what is asked of it
     `- VerificationError     a bundle does not compute what it should: exit code 1
 
 Every message says what was found, what was expected and what to do.
@@ -17,6 +18,7 @@ __all__ = [
     "CheckpointError",
     "Fp4DitError",
     "MissingExtraError",
+    "OutOfMemoryError",
     "UsageError",
     "VerificationError",
 ]
@@ -55,6 +57,10 @@ class MissingExtraError(UsageError):
             f"{package} is not installed, and this command needs it: "
             f"run  pip install 'fp4dit-onnx[{extra}]'"
         )
+
+
+class OutOfMemoryError(UsageError):
+    """A device has too little memory for what is asked of it; with other settings it may do."""
 
 
 class VerificationError(Fp4DitError):

@@ -51,6 +51,7 @@ from fp4dit_onnx.calibration.walk import chunk_size
 from fp4dit_onnx.calibration.work import Work, model_digest
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.families.guidance import Guided
+from fp4dit_onnx.network.execution import HOST, Execution
 from fp4dit_onnx.network.network import whole
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedState, save_state
@@ -299,10 +300,15 @@ class Pickled:
     """A network that can be pickled."""
 
     module: Any
+    execution: Execution = HOST
 
     def materialize(self, name: str) -> Any:
         """See `Parts`."""
         return whole(self.module).materialize(name)
+
+    def tensor(self, name: str) -> Any:
+        """See `Parts`."""
+        return whole(self.module).tensor(name)
 
 
 def test_units_of_parallel_inputs_are_solved_in_any_order(

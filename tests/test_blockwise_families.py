@@ -107,7 +107,7 @@ def test_units_see_what_the_whole_network_gives_them(
     def compared(unit: Unit, inputs: Samples, targets: Any, *rest: Any, **options: Any) -> Solved:
         seen.append(unit.name)
         args, kwargs = inputs.take(slice(0, BATCH))
-        so_far = {n: weights_only(layer, linears[n].bias) for n, layer in done.items()}
+        so_far = {n: weights_only(layer, linears[n]) for n, layer in done.items()}
         with replaced(whole, so_far):
             wanted = received(whole, unit.name, made.call)
         for ours, theirs in zip([*args, *tensors_of(kwargs)], wanted, strict=True):

@@ -15,6 +15,7 @@ from twins import BATCH, Twin
 
 from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.network.blocks import block_names, tensors_of
+from fp4dit_onnx.network.execution import Execution
 from fp4dit_onnx.network.fake import is_fake
 from fp4dit_onnx.network.network import whole
 from fp4dit_onnx.network.streaming import StoredTensors
@@ -186,7 +187,7 @@ def test_a_result_that_is_dropped_poisons_who_reads_it() -> None:
 
 def test_a_block_has_the_type_that_is_asked_for(twin: Callable[[str], Twin]) -> None:
     made = twin("pixart-alpha-512")
-    block = made.streamed.materialize(f"{DOUBLE}.1", dtype=torch.bfloat16)
+    block = made.streamed.materialize(f"{DOUBLE}.1", Execution(dtype=torch.bfloat16))
     stored = made.network.get_submodule(f"{DOUBLE}.1").state_dict()
     assert {n: t.dtype for n, t in block.state_dict().items()} == dict.fromkeys(
         stored, torch.bfloat16

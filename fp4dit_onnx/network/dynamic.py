@@ -38,7 +38,8 @@ def _patch_embed(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
             side = module.pos_embed_max_size
             return x + cropped_table(module.pos_embed, side, height, width)
         channels, scale = module.proj.out_channels, module.interpolation_scale
-        return x + sincos_table(height, width, channels, module.base_size, scale)
+        table = sincos_table(height, width, channels, module.base_size, scale)
+        return x + (table if (table.device, table.dtype) == (x.device, x.dtype) else table.to(x))
 
     return forward
 

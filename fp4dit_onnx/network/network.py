@@ -11,6 +11,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fp4dit_onnx.network.blocks import BlockCall, answered, block_names
+from fp4dit_onnx.network.execution import HOST, Execution, host
 from fp4dit_onnx.network.fake import is_fake, like
 from fp4dit_onnx.network.topology import Result, Topology, Value, topology_of
 
@@ -35,38 +36,36 @@ class Network:
     Attributes:
         module: the network; it can be run. Tensors of its blocks may be fake.
         blocks: names of the blocks.
-        read: gives the values of a fake tensor, by its name.
+        read: gives the values of a tensor by its name, in float32 on the host.
+        execution: where and in which type the network is run; its tensors are there.
         forget: lets go of values that stayed in memory, where running the network often is over.
     """
 
     module: torch.nn.Module
     blocks: tuple[str, ...]
     read: Callable[[str], torch.Tensor]
+    execution: Execution = HOST
     forget: Callable[[], None] = lambda: None
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Values of a stored tensor, such as ``proj_out.weight``; not to be changed."""
-        path, _, last = name.rpartition(".")
-        found = getattr(self.module.get_submodule(path), last)
-        return self.read(name) if is_fake(found) else found.detach()
+        """Values of a stored tensor, such as ``proj_out.weight``, on the host; not to be changed."""
+        return self.read(name)
 
-    def materialize(
-        self, name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> torch.nn.Module:
+    def materialize(self, name: str, execution: Execution | None = None) -> torch.nn.Module:
         """A copy of the block or other module called `name`, with values; hooks are copied too.
 
         Args:
             name: torch name.
-            device: of its tensors.
-            dtype: of its floating-point tensors; those that have type and device are shared.
+            execution: device and type of its tensors, the network's by default; tensors that have
+                both are shared.
         """
+        wanted = execution or self.execution
         module = self.module.get_submodule(name)
         memo: dict[int, Any] = {}
         for path, tensor in (*module.named_parameters(), *module.named_buffers()):
             full = f"{name}.{path}" if name else path
             value = self.read(full) if is_fake(tensor) else tensor.detach()
-            value = value.to(device, dtype if value.is_floating_point() else None)
-            memo[id(tensor)] = like(tensor, value)
+            memo[id(tensor)] = like(tensor, wanted.cast(value))
         made = copy.deepcopy(module, memo)
         vars(made).pop("forward", None)  # a stand-in's, of the original
         return made
@@ -133,7 +132,7 @@ class Network:
                 raise _Reached(at)
             node = topology.by_name[at.name]
             tensors = [
-                value(key) if key in needed else _blank(result, batch)
+                value(key) if key in needed else self._blank(result, batch)
                 for key, result in zip(node.values, node.results, strict=True)
             ]
             return pytree.tree_map_only(int, tensors.__getitem__, node.structure)
@@ -142,17 +141,19 @@ class Network:
         with answered(self.module, self.blocks, answer):
             return self.module(*args, **kwargs)
 
-
-def _blank(result: Result, batch: int) -> torch.Tensor:
-    """Stands for a tensor that nobody reads: without memory, and NaN for whoever reads it still."""
-    value = float("nan") if result.dtype.is_floating_point else 0
-    return torch.full((), value, dtype=result.dtype).expand(batch, *result.row)
+    def _blank(self, result: Result, batch: int) -> torch.Tensor:
+        """Stands for a tensor that nobody reads: without memory, and NaN for whoever reads it still."""
+        value = float("nan") if result.dtype.is_floating_point else 0
+        one = torch.full((), value, dtype=result.dtype, device=self.execution.device)
+        return one.expand(batch, *result.row)
 
 
 def whole(module: torch.nn.Module) -> Network:
-    """A network that is in memory."""
+    """A network that is in memory, on the host in float32."""
 
-    def nothing(name: str) -> torch.Tensor:
-        raise AssertionError(f"{name} is in memory")
+    def read(name: str) -> torch.Tensor:
+        path, _, last = name.rpartition(".")
+        found: torch.Tensor = getattr(module.get_submodule(path), last)
+        return host(found)
 
-    return Network(module, block_names(module), nothing)
+    return Network(module, block_names(module), read)

@@ -15,6 +15,7 @@ from fp4dit_onnx.families.autoencoders import older_vae_name
 from fp4dit_onnx.families.interface import Interface
 from fp4dit_onnx.families.text_encoders import TEXT_ENCODERS
 from fp4dit_onnx.files import CHECKPOINT, read_json
+from fp4dit_onnx.network.execution import HOST, Execution
 from fp4dit_onnx.network.fake import unfilled
 from fp4dit_onnx.network.network import Network, whole
 from fp4dit_onnx.network.networks import (
@@ -25,7 +26,7 @@ from fp4dit_onnx.network.networks import (
     stored_tensors,
     text_encoder_maker,
 )
-from fp4dit_onnx.network.streaming import StoredTensors, streamed
+from fp4dit_onnx.network.streaming import StoredTensors, cast_rest, streamed
 from fp4dit_onnx.system.silence import quiet
 
 __all__ = ["fitted", "hollow", "loaded", "opened"]
@@ -71,8 +72,12 @@ def _fitted(part: Component, module: torch.nn.Module) -> Component:
     return replace(part, tensors=own, notes=(*part.notes, f"{note} ({len(foreign)}): {shown}"))
 
 
-def loaded(part: Component) -> torch.nn.Module:
-    """The network of a component with its weights, in evaluation mode, without gradients, in float32.
+def loaded(part: Component, execution: Execution = HOST) -> torch.nn.Module:
+    """The network of a component with its weights, in evaluation mode, without gradients.
+
+    Args:
+        part: of a checkpoint.
+        execution: device and type of its tensors.
 
     Raises:
         CheckpointError: as `fitted`.
@@ -80,44 +85,60 @@ def loaded(part: Component) -> torch.nn.Module:
     with refusals(part.class_name):
         module = unfilled(_maker(part))
     found = stored_tensors(module, part.tensors, _other_name(part))
-    values = {id(info): torch.from_numpy(read_float32(info)) for info in found.values()}
+    read = {id(info): info for info in found.values()}
+    values = {i: execution.cast(torch.from_numpy(read_float32(info))) for i, info in read.items()}
     with quiet():
         module.load_state_dict({n: values[id(i)] for n, i in found.items()}, assign=True)
+    cast_rest(module, execution)
     return module
 
 
-def hollow(part: Component) -> torch.nn.Module:
+def hollow(part: Component, execution: Execution = HOST) -> torch.nn.Module:
     """The network of a component with zeros for its weights, which take no memory.
 
-    It has a configuration, a type and a device, and is not to be run.
+    It has a configuration, a type and a device, and is not to be run; arguments as `loaded`.
 
     Raises:
         CheckpointError: as `fitted`.
     """
     with refusals(part.class_name):
         module = unfilled(_maker(part))
-    zeros = {name: torch.zeros(()).expand(t.shape) for name, t in module.state_dict().items()}
+    zero = execution.cast(torch.zeros(()))
+    zeros = {name: zero.expand(t.shape) for name, t in module.state_dict().items()}
     module.load_state_dict(zeros, assign=True)
     return module
 
 
-def opened(part: Component, interface: Interface, budget: float, *, often: bool = True) -> Network:
+def opened(
+    part: Component,
+    interface: Interface,
+    budget: float,
+    execution: Execution = HOST,
+    *,
+    often: bool = True,
+) -> Network:
     """The network of a component: in memory if it fits, else a shell that reads its blocks.
 
     Args:
         part: of a checkpoint.
         interface: of the network.
-        budget: bytes that its tensors may take in memory, in float32; a shell's own come on top.
+        budget: bytes that its tensors may take in memory; a shell's own come on top.
+        execution: where it is run, and in which type; a device gives the room that it has.
         often: whether the network runs often, so that blocks that fit stay in memory.
 
     Raises:
         CheckpointError: as `fitted`.
     """
-    if sum(4 * math.prod(info.shape) for info in part.tensors.values()) <= budget:
-        return whole(loaded(part))
+    size = execution.dtype.itemsize
+    if sum(size * math.prod(i.shape) for i in part.tensors.values()) <= execution.room(budget):
+        made = whole(loaded(part, execution))
+        if execution == HOST:
+            return made
+        found = stored_tensors(made.module, part.tensors, _other_name(part))
+        return replace(made, read=StoredTensors(found), execution=execution)
     fake = faked(part.class_name, _maker(part))
     found = stored_tensors(fake.module, part.tensors, _other_name(part))
-    return streamed(fake, interface, StoredTensors(found, budget if often else 0))
+    return streamed(fake, interface, StoredTensors(found, budget if often else 0), execution)
 
 
 def _maker(part: Component) -> Callable[[], torch.nn.Module]:

@@ -12,13 +12,14 @@ from fp4dit_onnx.checkpoint.tensor_reading import read_float32
 from fp4dit_onnx.families import Interface
 from fp4dit_onnx.network.blocks import BlockCall, answer_with, block_names, block_of
 from fp4dit_onnx.network.dynamic import dynamic
+from fp4dit_onnx.network.execution import HOST, Execution
 from fp4dit_onnx.network.fake import is_fake, like
 from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.network.networks import FakeNetwork, example_inputs
 from fp4dit_onnx.network.positions import arguments_of
 from fp4dit_onnx.network.topology import topology_of
 
-__all__ = ["StoredTensors", "streamed"]
+__all__ = ["StoredTensors", "cast_rest", "streamed"]
 
 
 class StoredTensors:
@@ -52,13 +53,33 @@ class StoredTensors:
         self._kept.clear()
 
 
-def streamed(network: FakeNetwork, interface: Interface, read: StoredTensors) -> Network:
+def cast_rest(module: torch.nn.Module, execution: Execution) -> None:
+    """Bring what no file holds to device and type, such as tables of positions; of fakes, the type."""
+    if execution == HOST:
+        return
+    imaginary = Execution(dtype=execution.dtype)
+    done: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    for owner in module.modules():
+        for kept in (owner._parameters, owner._buffers):
+            for name, tensor in kept.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in done:  # tied tensors stay one
+                    there = (imaginary if is_fake(tensor) else execution).cast(tensor.detach())
+                    done[id(tensor)] = tensor, like(tensor, there)
+                kept[name] = done[id(tensor)][1]
+
+
+def streamed(
+    network: FakeNetwork, interface: Interface, read: StoredTensors, execution: Execution = HOST
+) -> Network:
     """A network whose shell is in memory, and each of whose blocks is read again for every call.
 
     Args:
         network: becomes the shell.
         interface: how it is called.
         read: gives the values of its tensors.
+        execution: device and type of the shell, and of blocks when they run.
     """
     module, blocks = network.module, block_names(network.module)
     with network.mode:
@@ -71,13 +92,14 @@ def streamed(network: FakeNetwork, interface: Interface, read: StoredTensors) ->
         if is_fake(tensor) and (block_of(name, blocks) is None or name in shared):
             path, _, last = name.rpartition(".")
             if id(tensor) not in values:  # tied tensors stay one
-                values[id(tensor)] = like(tensor, read(name))
+                values[id(tensor)] = like(tensor, execution.cast(read(name)))
             setattr(module.get_submodule(path), last, values[id(tensor)])
-    running = Network(module, blocks, read.kept)
+    cast_rest(module, execution)
+    running = Network(module, blocks, read.kept, execution)
 
     def run(call: BlockCall) -> Any:
         # Hooks of the block itself run around this call: not those of the copy.
         return running.materialize(call.name).forward(**call.arguments)
 
     answer_with(module, blocks, run)
-    return Network(module, blocks, read, read.forget)
+    return Network(module, blocks, read, execution, read.forget)

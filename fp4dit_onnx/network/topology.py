@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.network.blocks import BlockCall, answered, block_of, tensors_of
-from fp4dit_onnx.network.fake import is_fake
+from fp4dit_onnx.network.fake import is_fake, like
 
 __all__ = ["Node", "Result", "Tensor", "Topology", "Value", "topology_of"]
 
@@ -181,7 +181,7 @@ def topology_of(
     call: tuple[tuple[Any, ...], Mapping[str, Any]],
     batch: int | None,
 ) -> Topology:
-    """Run `network` once, on tensors without values.
+    """Run `network` once, on tensors without values and on no device.
 
     Args:
         network: with or without weights, in any mixture.
@@ -192,20 +192,27 @@ def topology_of(
     Raises:
         Fp4DitError: a block runs twice, or gives a tensor whose first axis is not the batch.
     """
-    tensors = dict(network.state_dict(keep_vars=True))
-    mode = next((t.fake_mode for t in tensors.values() if is_fake(t)), None)
+    every = network.state_dict(keep_vars=True).values()
+    mode = next((t.fake_mode for t in every if is_fake(t)), None)
     mode = mode or FakeTensorMode(allow_non_fake_inputs=True)
-    watched = {_storage(t): n for n, t in tensors.items() if block_of(n, blocks)}
-    marks = _Marks(watched)
     args, kwargs = pytree.tree_map_only(torch.Tensor, _fake_in(mode), call)
-    run = _Run(marks, batch)
     linears = {
         name: module
         for name, module in network.named_modules()
         if isinstance(module, torch.nn.Linear) and block_of(name, blocks) is None
     }
-    with torch.no_grad(), mode, run.hooks(linears), answered(network, blocks, run.answer), marks:
-        output = network(*args, **kwargs)
+    with _from_devices(network, mode):
+        tensors = network.state_dict(keep_vars=True).items()
+        marks = _Marks({_storage(t): n for n, t in tensors if block_of(n, blocks)})
+        run = _Run(marks, batch)
+        with (
+            torch.no_grad(),
+            mode,
+            run.hooks(linears),
+            answered(network, blocks, run.answer),
+            marks,
+        ):
+            output = network(*args, **kwargs)
     ends = frozenset().union(*(marks.of(tensor) for tensor in tensors_of(output)))
     return Topology(tuple(run.nodes), ends, frozenset(marks.read))
 
@@ -216,6 +223,28 @@ def _fake_in(mode: Any) -> Callable[[torch.Tensor], torch.Tensor]:
             return torch.empty(tuple(tensor.shape), dtype=tensor.dtype)
 
     return fake
+
+
+@contextmanager
+def _from_devices(network: torch.nn.Module, mode: Any) -> Iterator[None]:
+    """While open, tensors without values are in the places of those that are on a device."""
+    fake, made = _fake_in(mode), {}
+    places = [
+        (kept, name, tensor)
+        for module in network.modules()
+        for kept in (module._parameters, module._buffers)
+        for name, tensor in kept.items()
+        if tensor is not None and tensor.device.type != "cpu"
+    ]
+    for kept, name, tensor in places:
+        if id(tensor) not in made:
+            made[id(tensor)] = like(tensor, fake(tensor))
+        kept[name] = made[id(tensor)]
+    try:
+        yield
+    finally:
+        for kept, name, tensor in places:
+            kept[name] = tensor
 
 
 class _Run:

@@ -60,5 +60,6 @@ def hadamard(x: T, block: int, library: Any = np) -> T:
         turned = library.stack([u + v, u - v], -2).reshape(*rows, whole)
         y = turned if whole == k else library.concatenate([turned, y[..., whole:]], -1)
         half *= 2
-    found: T = y * library.asarray(hadamard_factors(k, block), dtype=y.dtype)
+    where = {} if library is np else {"device": y.device}
+    found: T = y * library.asarray(hadamard_factors(k, block), dtype=y.dtype, **where)
     return found

@@ -69,10 +69,12 @@ def draw(
 ) -> Any:
     """A sampler of `STEPS` steps with guidance, from batch `first` on; both halves in one batch."""
     generator = torch.Generator().manual_seed(seed)
+    where = next(network.parameters())
     results = []
     for batch in range(-(-count // BATCH)):
         x = torch.randn((BATCH, TOKENS, WIDTH), generator=generator)
         text = torch.randn((BATCH, WIDTH), generator=generator)
+        x, text = x.to(where), text.to(where)
         for step in range(STEPS if batch >= first else 0):
             time = torch.cat([torch.zeros_like(text), text]) + step
             both = network(torch.cat([x, x]), time=time)[0]

@@ -1,0 +1,93 @@
+"""A device that is not there: tensors on it have values, and nothing of the CPU mixes with them.
+
+What a GPU refuses is refused: operands on two devices, and reading values without bringing them to the
+CPU first. The arithmetic is the CPU's own, so whatever runs here must give the CPU's bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["PRETEND", "PretendDevice"]
+
+PRETEND = torch.device("lazy")
+"""A type of device of torch's that needs no driver, and whose gradients the CPU's thread computes."""
+ATEN: Any = torch.ops.aten
+MOVES = (ATEN._to_copy.default, ATEN.copy_.default)
+INDEXED = (ATEN.index.Tensor, ATEN.index_put_.default, ATEN._index_put_impl_.default)
+"""Operations whose indices may be on the CPU, as CUDA has it."""
+
+
+class _There(torch.Tensor):
+    """A tensor on the device; its values are in `inner`, on the CPU."""
+
+    inner: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> Any:
+        return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls,
+            inner.shape,
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            device=PRETEND,
+        )
+
+    def __init__(self, inner: torch.Tensor) -> None:
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+def _run(func: Any, args: Any, kwargs: Any) -> Any:
+    leaves = pytree.tree_leaves((args, kwargs))
+    there = [leaf for leaf in leaves if isinstance(leaf, _There)]
+    target = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
+    if not there and target != PRETEND:
+        return func(*args, **kwargs)
+    here = [t for t in leaves if isinstance(t, torch.Tensor) and not isinstance(t, _There)]
+    if there and func not in MOVES and not (func in INDEXED and isinstance(args[0], _There)):
+        mixed = [tuple(t.shape) for t in here if t.ndim]
+        if mixed:
+            raise RuntimeError(f"{func}: operands on two devices, {mixed} of them on the CPU")
+    inner_args, inner = pytree.tree_map_only(_There, lambda t: t.inner, (args, kwargs))
+    if target is not None:
+        inner["device"] = torch.device("cpu")
+    result = func(*inner_args, **inner)
+    if func is ATEN.copy_.default:
+        return args[0]
+    if func is ATEN._to_copy.default and target is not None and target != PRETEND:
+        return result
+    own = {id(t.inner): t for t in there}  # of operations in place
+    return pytree.tree_map_only(
+        torch.Tensor, lambda t: own[id(t)] if id(t) in own else _There(t), result
+    )
+
+
+class PretendDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While open, `PRETEND` is there.
+
+    Args:
+        float64: whether it has that type; MPS has not.
+    """
+
+    def __init__(self, *, float64: bool = False) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._float64 = float64
+        self.ran = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operation of torch."""
+        result = _run(func, args, kwargs or {})
+        found = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, _There)]
+        self.ran += bool(found)
+        if not self._float64 and any(leaf.dtype == torch.float64 for leaf in found):
+            raise TypeError(f"{func}: the device has no float64")
+        return result
