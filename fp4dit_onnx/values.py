@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 from typing import Any
 
 from fp4dit_onnx.errors import UsageError
 
-__all__ = ["LARGEST_SEED", "checked_seed", "real", "shown", "whole"]
+__all__ = ["LARGEST_SEED", "checked_seed", "real", "seconds_of", "shown", "whole"]
 
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
 LARGEST_SEED = 2**64 - 1
 """What a seed of the C++ example and of torch's generators holds."""
 
@@ -53,6 +55,18 @@ def checked_seed(value: Any) -> int:
         UsageError: anything else.
     """
     return whole("seed", value, 0, LARGEST_SEED)
+
+
+def seconds_of(text: str) -> float:
+    """A duration such as ``90s``, ``30m`` or ``1.5h``, in seconds.
+
+    Raises:
+        UsageError: it is written otherwise, or is less than a second.
+    """
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smh])", text.strip(), re.ASCII)
+    if found is None:
+        raise UsageError(f"time {shown(text)}: expected a number and s, m or h, such as 30m")
+    return real("time in seconds", float(found[1]) * _SECONDS[found[2]], 1)
 
 
 def shown(value: Any) -> str:
