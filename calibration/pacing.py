@@ -11,7 +11,16 @@ from fp4dit_onnx.calibration.sampling import PROBE_PROMPTS
 from fp4dit_onnx.calibration.stages import INPUTS, MOMENTS
 from fp4dit_onnx.errors import UsageError
 
-__all__ = ["LEVELS", "Effort", "Level", "Speed", "affordable", "data_seconds", "iterations_within"]
+__all__ = [
+    "LEVELS",
+    "Effort",
+    "Level",
+    "Speed",
+    "affordable",
+    "data_seconds",
+    "iterations_within",
+    "walk_seconds",
+]
 
 LEAST_STEPS = 2
 SMALLEST_SIDE = 256
@@ -76,37 +85,60 @@ class Speed:
 
 @dataclass(frozen=True)
 class Effort:
-    """The data of a calibration; sizes in pixels."""
+    """The data of a calibration.
+
+    Attributes:
+        prompts: images.
+        samples: recorded inputs.
+        steps: denoising steps.
+        part: by which an image's sides are divided, 1 for none.
+    """
 
     prompts: int
     samples: int
     steps: int
-    height: int
-    width: int
+    part: int = 1
+
+    @property
+    def scale(self) -> float:
+        """What a sample takes, over what one of full size takes, at most."""
+        return self.part**-2
 
 
-def data_seconds(effort: Effort, speed: Speed, halves: int, method: Method, scale: float) -> float:
-    """What encoding, sampling and running samples through all units takes.
+def data_seconds(effort: Effort, speed: Speed, halves: int, method: Method) -> float:
+    """What encoding the prompts, the importance of steps and sampling take.
 
     Args:
         effort: the data.
         speed: of this machine.
         halves: samples of an image in a call: 2 with classifier-free guidance.
         method: says what is recorded.
-        scale: what a row takes at the effort's size, over what it takes at the images' own.
     """
     probes = min(PROBES, effort.steps)
     calls = effort.steps + probes * (effort.steps / 2 + 2)  # a disturbed one takes about three
     rows = halves * (PROBE_PROMPTS * calls + effort.prompts * effort.steps)
     if method.needs(MOMENTS):
         rows += halves * MOMENT_ROWS * effort.prompts * effort.steps
-    if method.needs(INPUTS):
-        rows += WALKS * effort.samples + 4 * min(effort.samples, COMPARED)
-    return (effort.prompts + 1) * speed.prompt + rows * speed.row * scale
+    return (effort.prompts + 1) * speed.prompt + rows * speed.row * effort.scale
+
+
+def walk_seconds(effort: Effort, speed: Speed, method: Method) -> float:
+    """What running the samples through all units takes, without training; arguments as above."""
+    if not method.needs(INPUTS):
+        return 0.0
+    rows = WALKS * effort.samples + 4 * min(effort.samples, COMPARED)
+    return rows * speed.row * effort.scale
 
 
 def affordable(
-    seconds: float, speed: Speed, *, steps: int, size: tuple[int, int], halves: int, method: Method
+    seconds: float,
+    speed: Speed,
+    *,
+    steps: int,
+    side: int,
+    halves: int,
+    method: Method,
+    resizes: bool = True,
 ) -> Effort:
     """The most data that leaves time for training, if there is any.
 
@@ -114,37 +146,39 @@ def affordable(
         seconds: that are left.
         speed: of this machine.
         steps: denoising steps of an image.
-        size: height and width of an image in pixels; the data may be of a half or a quarter of it.
+        side: of an image in pixels, the shorter; data may be of a half or a quarter of it.
         halves: see `data_seconds`.
         method: what is calibrated.
+        resizes: whether the network takes images of other sizes.
 
     Raises:
         UsageError: not even the least data fit.
     """
     limit = (seconds - speed.after) * SHARE[method.needs(INPUTS)]
-    best: tuple[int, Effort] | None = None
-    least = 0.0
-    for part in (1, 2, 4):
-        height, width = (side // part for side in size)
-        if part > 1 and min(height, width) < SMALLEST_SIDE:
+    found: list[tuple[int, Effort]] = []
+    for part in (1, 2, 4) if resizes else (1,):
+        if part > 1 and side // part < SMALLEST_SIDE:
             break
-        for number, level in enumerate(LEVELS):
-            count = max(min(steps, LEAST_STEPS), round(steps * level.share))
-            effort = Effort(level.prompts, level.samples, count, height, width)
-            needed = data_seconds(effort, speed, halves, method, part**-2)
-            if number == 0:
-                least = needed
-            if needed <= limit and (best is None or number > best[0]):
-                best = number, effort
-        if best is not None and best[0] >= ENOUGH:
+        efforts = [_effort(level, steps, part) for level in LEVELS]
+        needed = [
+            data_seconds(e, speed, halves, method) + walk_seconds(e, speed, method)
+            for e in efforts
+        ]
+        found += [(i, e) for i, e in enumerate(efforts) if needed[i] <= limit][-1:]
+        if found and found[-1][0] >= ENOUGH:
             break
-    if best is None:
-        shortest = least / SHARE[method.needs(INPUTS)] + speed.after
+    if not found:
+        shortest = needed[0] / SHARE[method.needs(INPUTS)] + speed.after
         raise UsageError(
             f"time: {seconds / 60:.1f} minutes are left, and the smallest calibration of this model "
             f"takes about {shortest / 60:.1f} here: give more with --time, or choose --method fp-rtn"
         )
-    return best[1]
+    return max(found, key=lambda pair: pair[0])[1]
+
+
+def _effort(level: Level, steps: int, part: int) -> Effort:
+    count = max(min(steps, LEAST_STEPS), round(steps * level.share))
+    return Effort(level.prompts, level.samples, count, part)
 
 
 def iterations_within(seconds: float, step: float, shares: Sequence[float]) -> int:

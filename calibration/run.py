@@ -21,6 +21,7 @@ from fp4dit_onnx.calibration.samples import Call, nbytes
 from fp4dit_onnx.calibration.simulate import SimulatedLinear, simulated
 from fp4dit_onnx.calibration.solving import UnitRecipe
 from fp4dit_onnx.calibration.stages import INPUTS, MOMENTS
+from fp4dit_onnx.calibration.timing import Pace, settled
 from fp4dit_onnx.calibration.transforming import transformed_weight
 from fp4dit_onnx.calibration.units import Unit, sample_bytes, units_of
 from fp4dit_onnx.calibration.walk import Walk, chunk_size
@@ -61,11 +62,13 @@ class Calibration:
             float sampler's trajectory.
         compared: sets of choices that were compared, if there were choices.
         spent: what became of a budget, None for none.
+        method: with the iterations that were run.
     """
 
     state: QuantizedState
     errors: Mapping[str, LayerError]
     model_sqnr_db: float
+    method: Method
     compared: tuple[Compared, ...] = ()
     spent: Spent | None = None
 
@@ -102,6 +105,7 @@ def calibrate(
     max_ram: int = 2**31,
     executor: Executor = LOCAL,
     parts: Parts | None = None,
+    pace: Pace | None = None,
 ) -> Calibration:
     """Quantize the linears of a float transformer.
 
@@ -121,6 +125,7 @@ def calibrate(
         max_ram: bytes of recorded activations that may be in memory at a time.
         executor: where units are solved.
         parts: gives the parts of the network there; by default the network itself.
+        pace: settles how many iterations there are; by default those of the method.
 
     Raises:
         UsageError: a weight or an activation is not finite, a layer was never run, the disk is too
@@ -163,16 +168,20 @@ def calibrate(
             layers = chosen.layers
             specs = {name: layers[name].spec for name in specs}
         if method.needs(INPUTS):
+            walk = Walk(network, topology, recorded.samples, work, chunk)
+            recipe = UnitRecipe(
+                parts=parts or network,
+                specs=specs,
+                stages=method.after_choices,
+                moments=recorded.moments,
+                guidance=sampler.guidance,
+                guided=method.data.guided,
+            )
+            if pace is not None:
+                method = settled(pace, method, walk, recipe, units, seed)
             layers = Blockwise(
-                walk=Walk(network, topology, recorded.samples, work, chunk),
-                recipe=UnitRecipe(
-                    parts=parts or network,
-                    specs=specs,
-                    stages=method.after_choices,
-                    moments=recorded.moments,
-                    guidance=sampler.guidance,
-                    guided=method.data.guided,
-                ),
+                walk=walk,
+                recipe=replace(recipe, stages=method.after_choices),
                 inputs=method.data.inputs,
                 iterations=method.iterations,
                 work=work,
@@ -181,11 +190,13 @@ def calibrate(
                 reporter=reporter,
             ).run(units)
     errors = {n: _measure(network, layers[n], recorded.rows[n]) for n in specs}
+    if pace is not None:
+        provenance = {**provenance, "method": method.to_json()}
     state = QuantizedState({n: layers[n] for n in specs}, provenance, attention)
     measured = _model_sqnr(network, state, recorded.calls)
     if chosen is None:
-        return Calibration(state, errors, measured)
-    return Calibration(state, errors, measured, chosen.compared, chosen.spent)
+        return Calibration(state, errors, measured, method)
+    return Calibration(state, errors, measured, method, chosen.compared, chosen.spent)
 
 
 def _prepared(

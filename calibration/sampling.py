@@ -388,8 +388,20 @@ def pipeline_sampler(
     seeds: Sequence[int],
     sampling: Sampling,
     execution: Execution = HOST,
+    *,
+    last: bool = True,
 ) -> Sampler:
-    """The float pipeline over `prompts` as calibration runs it; arguments as `sample_latents`."""
+    """The float pipeline over `prompts` as calibration runs it.
+
+    Args:
+        pipeline: as `load_pipeline` returns it.
+        family: for the options of the pipeline's call.
+        prompts: P texts.
+        seeds: P seeds of the initial noise.
+        sampling: steps, guidance, size and text length.
+        execution: where the pipeline is, and in what precision.
+        last: whether the text encoders are not needed any more once the prompts are encoded.
+    """
     generation = _Generation(pipeline, family, prompts, seeds, sampling, execution)
     encodings: Encodings | None = None
 
@@ -397,7 +409,8 @@ def pipeline_sampler(
     def prepare() -> None:
         nonlocal encodings
         encodings = generation.encodings()
-        drop_encoders(pipeline)
+        if last:
+            drop_encoders(pipeline)
 
     @torch.no_grad()
     def sample(on_call: Callable[[], None], first: int) -> torch.Tensor:

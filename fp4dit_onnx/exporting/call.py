@@ -27,6 +27,7 @@ def export(
     recipe: Path | str | None = None,
     save_recipe: Path | str | None = None,
     preset: str = "balanced",
+    time: str | None = None,
     range: str | None = None,
     scale: str | None = None,
     target_bits: float | None = None,
@@ -71,6 +72,9 @@ def export(
             other options override it, unless they have their default value.
         save_recipe: Also write the resolved method and formats to this recipe file.
         preset: Calibration effort. One of: fast, balanced, best.
+        time: How long the export may take, such as 90s, 30m or 2h, in place of --preset: images,
+            denoising steps and size of the calibration, samples and optimizer steps are picked once
+            this machine was timed; those that are given stay.
         range: How the scale of a group is computed: absmax maps the group's largest weight to the
             format's largest value, mse minimizes the squared error; by default the method's. One of:
             absmax, mse, weighted.
@@ -159,6 +163,7 @@ def export(
         recipe=None if recipe is None else Path(recipe),
         save_recipe=None if save_recipe is None else Path(save_recipe),
         preset=preset,
+        time=time,
         range=range,
         scale=scale,
         target_bits=target_bits,

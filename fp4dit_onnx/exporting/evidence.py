@@ -25,11 +25,11 @@ def evidence_of_export(
     Args:
         folder: the bundle, complete but for the report, in the form that runs here.
         request: what was asked for.
-        planned: what was done; the float pipeline is run again if it was run before.
+        planned: what was done; says whether the float pipeline is run for images.
         reporter: told of every stage.
     """
     bundle = Bundle.open(folder)
-    if not (request.report and planned.measured and bundle.whole) or planned.undrawable:
+    if not (request.report and planned.illustrated and bundle.whole) or planned.undrawable:
         return None
     from fp4dit_onnx.report.measuring import measure
 

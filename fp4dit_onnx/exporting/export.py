@@ -25,6 +25,7 @@ from fp4dit_onnx.exporting.component_writing import Component, ComponentWriter
 from fp4dit_onnx.exporting.components import copy_settings, write_vae_decoder
 from fp4dit_onnx.exporting.evidence import evidence_of_export
 from fp4dit_onnx.exporting.manifest_of import manifest_of
+from fp4dit_onnx.exporting.pacing import paced
 from fp4dit_onnx.exporting.plan import ExportRequest, Plan, format_row, plan, work_folder
 from fp4dit_onnx.exporting.recipe_files import save_recipe
 from fp4dit_onnx.exporting.streaming import LayerNote, Quantizer, from_weights
@@ -37,6 +38,7 @@ from fp4dit_onnx.system.locking import locked
 from fp4dit_onnx.system.progress import Reporter, SilentReporter
 from fp4dit_onnx.system.resources import Resources
 from fp4dit_onnx.targets import convert_in_place, target_by_name
+from fp4dit_onnx.values import seconds_of
 from fp4dit_onnx.verification.cases import CASES, case_inputs
 
 if TYPE_CHECKING:
@@ -227,7 +229,10 @@ class _Export:
             network = opened(checkpoint.components["transformer"], interface, budget)
             pipeline = load_pipeline(checkpoint, network, budget, calibrates=True)
             advance(1)
-        result = _calibrate(self._request, planned, network, pipeline, self._report)
+        result = _calibrate(
+            self._request, planned, network, pipeline, self._report, self._resources
+        )
+        self._planned = planned = replace(planned, method=result.method)
         state = result.state
         measured = {
             "model_sqnr_db": result.model_sqnr_db,
@@ -304,21 +309,33 @@ class _Export:
 
 
 def _calibrate(
-    request: ExportRequest, planned: Plan, network: Network, pipeline: Any, report: Reporter
+    request: ExportRequest,
+    planned: Plan,
+    network: Network,
+    pipeline: Any,
+    report: Reporter,
+    resources: Resources,
 ) -> Calibration:
     from fp4dit_onnx.calibration.run import calibrate
     from fp4dit_onnx.calibration.sampling import pipeline_sampler
     from fp4dit_onnx.calibration.work import RECORDED, Work
 
-    seeds, work = [request.seed + i for i in range(len(planned.prompts))], None
+    work, sampling, pace = None, planned.sampling, None
     if planned.trains:
         work = Work(work_folder(request), _fingerprint(request, planned, network))
     try:
+        if work is not None and request.time is not None:
+            end = seconds_of(request.time)
+            found = paced(
+                planned, network, pipeline, work, lambda: end - resources.elapsed, report
+            )
+            planned, sampling, pace = found.planned, found.sampling, found.pace
+        seeds = [request.seed + i for i in range(len(planned.prompts))]
         return calibrate(
             network,
             planned.specs,
             planned.method,
-            pipeline_sampler(pipeline, planned.family, planned.prompts, seeds, planned.sampling),
+            pipeline_sampler(pipeline, planned.family, planned.prompts, seeds, sampling),
             seed=request.seed,
             provenance=_provenance(planned),
             reporter=report,
@@ -327,6 +344,7 @@ def _calibrate(
             precisions=planned.precisions,
             work=work,
             max_ram=int(request.max_ram),
+            pace=pace,
         )
     except BaseException as error:
         # After what is refused, the same command would fail again at the same place.
@@ -356,6 +374,7 @@ def _fingerprint(request: ExportRequest, planned: Plan, network: Network) -> dic
         "sampling": asdict(planned.sampling),
         "recipe": plain(planned.recipe),
         "method": planned.method.to_json(),
+        "time": request.time,
         "versions": {p: importlib.metadata.version(p) for p in ("fp4dit-onnx", "torch")},
     }
 

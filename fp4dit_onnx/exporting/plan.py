@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import importlib.util
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -21,23 +21,20 @@ from fp4dit_onnx.exporting.components import absent_parts, check_parts, check_va
 from fp4dit_onnx.exporting.layers import layer_size, linear_layers, totals
 from fp4dit_onnx.exporting.recipe_files import with_recipe
 from fp4dit_onnx.exporting.request import COMPONENTS, ExportRequest
+from fp4dit_onnx.exporting.sampling_plan import calibration_prompts, latent_pixels, usual_sampling
 from fp4dit_onnx.exporting.text_encoders import check_encoders, encoder_bytes, encoder_recipe
 from fp4dit_onnx.families import Family, family_of, family_of_pipeline
-from fp4dit_onnx.families.request import Request
 from fp4dit_onnx.families.table import largest_side
-from fp4dit_onnx.files import CHECKPOINT, parse_object, plain, read_json
-from fp4dit_onnx.files.settings import vae_settings
-from fp4dit_onnx.prompts import demo_prompts, read_prompts
+from fp4dit_onnx.files import plain
 from fp4dit_onnx.report import writing as report_writing
 from fp4dit_onnx.runtime.runs import start_run
 from fp4dit_onnx.runtime.schedulers import scheduler_from_config
-from fp4dit_onnx.runtime.sizes import pixels_a_latent
 from fp4dit_onnx.spec.recipe import FORMS, Recipe, make_recipe
 from fp4dit_onnx.spec.spec import LayerSpec, TensorSpec
 from fp4dit_onnx.system.outputs import check_file
 from fp4dit_onnx.system.texts import clean
 from fp4dit_onnx.targets.table import target_by_name
-from fp4dit_onnx.values import checked_seed, real, whole
+from fp4dit_onnx.values import checked_seed, real, seconds_of, whole
 
 __all__ = ["ExportRequest", "Plan", "format_row", "plan", "work_folder"]
 
@@ -65,6 +62,7 @@ class Plan:
         sampling: how calibration samples.
         method: with its settings.
         measured: whether the float pipeline is loaded and run.
+        illustrated: whether it is run for the images of the report too.
         encoders: recipe of each text encoder, None where it stays in float.
         request: what was asked for, its recipe file included.
         undrawable: why `generate` cannot make images with the bundle, a line each.
@@ -86,12 +84,22 @@ class Plan:
     encoders: Mapping[str, Recipe | None]
     request: ExportRequest
     undrawable: tuple[str, ...]
+    illustrated: bool
     budget: PlannedBudget | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What is worth knowing before any work, a line each."""
-        return (*self.checkpoint.notes, *self.undrawable)
+        return (*self.checkpoint.notes, *self.undrawable, *self._timed)
+
+    @property
+    def _timed(self) -> tuple[str, ...]:
+        """What a time leaves open."""
+        if self.request.time is None:
+            return ()
+        return (
+            f"time {self.request.time}: how much is calibrated is picked once this machine was timed",
+        )
 
     @property
     def bundle_bytes(self) -> int:
@@ -118,7 +126,7 @@ class Plan:
     def largest_size(self) -> int | None:
         """Pixels along a side that the transformer's stored positions reach; None for any number."""
         side = largest_side(self.checkpoint.transformer_config)
-        return None if side is None else side * _pixels_a_latent(self.checkpoint)
+        return None if side is None else side * latent_pixels(self.checkpoint)
 
     @property
     def trains(self) -> bool:
@@ -205,7 +213,7 @@ def plan(request: ExportRequest) -> Plan:
     _check_ram(request, sizes)
     target.check({spec.weight.format for spec in specs.values()} | set(recipe.search))
     rows = [_row(name, *sizes[name], spec) for name, spec in specs.items()]
-    sampling = _sampling(request, family, checkpoint)
+    sampling = usual_sampling(request, family, checkpoint)
     attentions = family.attentions(sizes)
     return Plan(
         layers=tuple(rows),
@@ -217,9 +225,10 @@ def plan(request: ExportRequest) -> Plan:
         family=family,
         checkpoint=checkpoint,
         specs=specs,
-        prompts=_prompts(request, family, checkpoint, sampling),
+        prompts=calibration_prompts(request, family, checkpoint, sampling, method),
         method=method,
         measured=trains or (family.generates and _measures(request, checkpoint)),
+        illustrated=_measures(request, checkpoint),
         encoders=_encoders(request, checkpoint),
         request=request,
         undrawable=_undrawable(checkpoint, sampling),
@@ -290,7 +299,7 @@ def _only(request: ExportRequest) -> tuple[str, ...] | None:
 
 
 def _measures(request: ExportRequest, checkpoint: Checkpoint) -> bool:
-    """Whether the errors of outputs are measured by a method that needs no data."""
+    """Whether the float pipeline is run where only a measurement or the report asks for it."""
     if request.components != "all":
         return False
     if request.measure is not None:
@@ -322,6 +331,13 @@ def _check_choices(request: ExportRequest) -> None:
         value = getattr(request, what)
         if value is not None:
             whole(what, value, 1)
+    if request.time is not None:
+        seconds_of(request.time)
+        if not request.resolved_method().needs_data:
+            raise UsageError(
+                f"time {request.time}: method {request.method} uses no calibration data, and takes as "
+                "long as it takes: expected a method that calibrates, such as fp4dit or tuned"
+            )
     for what in ("group_size", "activation_group_size"):
         if getattr(request, what) is not None:
             whole(what, getattr(request, what), 8)
@@ -348,45 +364,3 @@ def format_row(spec: LayerSpec) -> dict[str, Any]:
 def _row(name: str, n: int, k: int, spec: LayerSpec) -> Layer:
     size = layer_size(n, k, spec)
     return Layer(name=name, **format_row(spec), weights=size.weights, **vars(size))
-
-
-def _sampling(request: ExportRequest, family: Family, checkpoint: Checkpoint) -> Sampling:
-    defaults = dict(family.sampling)
-    if request.model is None:
-        demo = importlib.resources.files("fp4dit_onnx") / "demo" / "sampling.json"
-        defaults |= parse_object(demo.read_bytes(), str(demo), "sampling defaults", CHECKPOINT)
-    own = int(checkpoint.transformer_config.get("sample_size") or defaults["sample_size"])
-    most = largest_side(checkpoint.transformer_config) or own
-    pixels = min(own, most) * _pixels_a_latent(checkpoint)
-    return Sampling(
-        steps=request.steps or int(defaults["steps"]),
-        guidance=defaults["guidance"] if request.guidance is None else request.guidance,
-        height=pixels,
-        width=pixels,
-        max_sequence_length=int(defaults["max_sequence_length"]),
-    )
-
-
-def _pixels_a_latent(checkpoint: Checkpoint) -> int:
-    path = checkpoint.folder / "vae" / "config.json"
-    if not path.is_file():
-        return pixels_a_latent(None)
-    return pixels_a_latent(vae_settings(path, CHECKPOINT))
-
-
-def _prompts(
-    request: ExportRequest, family: Family, checkpoint: Checkpoint, sampling: Sampling
-) -> tuple[str, ...]:
-    """Those to calibrate with; raises UsageError for what is no class of a model of classes."""
-    prompts: Sequence[str]
-    if request.prompts is not None:
-        prompts = read_prompts(request.prompts)
-    elif request.model is None:
-        prompts = demo_prompts("calibration")
-    else:
-        prompts = family.prompts
-    index = read_json(checkpoint.folder / "model_index.json", "the list of components", CHECKPOINT)
-    config = checkpoint.transformer_config
-    family.check(Request(prompts, "", sampling, family.guidance, config, index))
-    count = request.calibration_prompts or request.resolved_method().data.prompts
-    return tuple(itertools.islice(itertools.cycle(prompts), count))

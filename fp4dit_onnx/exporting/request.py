@@ -83,6 +83,16 @@ class ExportRequest:
         str,
         Option("Calibration effort.", CALIBRATION, unit="PRESET", choices=preset_names()),
     ] = "balanced"
+    time: Annotated[
+        str | None,
+        Option(
+            "How long the export may take, such as 90s, 30m or 2h, in place of --preset: images, "
+            "denoising steps and size of the calibration, samples and optimizer steps are picked once "
+            "this machine was timed; those that are given stay.",
+            CALIBRATION,
+            unit="DURATION",
+        ),
+    ] = None
     range: Annotated[
         str | None,
         Option(

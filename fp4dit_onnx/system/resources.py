@@ -98,6 +98,11 @@ class Resources:
         self._seconds: dict[str, float] = {}
         self._before = peak_rss()
 
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._start
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage; several of one name add up."""
@@ -114,6 +119,6 @@ class Resources:
 
     def used(self) -> Used:
         """For the manifest, up to now."""
-        seconds = {**self._seconds, "total": time.monotonic() - self._start}
+        seconds = {**self._seconds, "total": self.elapsed}
         rounded = {name: round(passed, 2) for name, passed in seconds.items()}
         return Used(peak_rss(), self._before, rounded)

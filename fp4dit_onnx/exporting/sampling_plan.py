@@ -1,0 +1,73 @@
+"""What calibration samples: prompts, steps, guidance and sizes."""
+
+from __future__ import annotations
+
+import importlib.resources
+import itertools
+from collections.abc import Sequence
+
+from fp4dit_onnx.bundle.manifest import Sampling
+from fp4dit_onnx.calibration.methods import Method
+from fp4dit_onnx.checkpoint.checkpoint import Checkpoint
+from fp4dit_onnx.exporting.request import ExportRequest
+from fp4dit_onnx.families import Family
+from fp4dit_onnx.families.request import Request
+from fp4dit_onnx.families.table import largest_side
+from fp4dit_onnx.files import CHECKPOINT, parse_object, read_json
+from fp4dit_onnx.files.settings import vae_settings
+from fp4dit_onnx.prompts import demo_prompts, read_prompts
+from fp4dit_onnx.runtime.sizes import pixels_a_latent
+
+__all__ = ["calibration_prompts", "latent_pixels", "usual_sampling"]
+
+
+def usual_sampling(request: ExportRequest, family: Family, checkpoint: Checkpoint) -> Sampling:
+    """How images are generated unless told otherwise, in calibration and with the bundle."""
+    defaults = dict(family.sampling)
+    if request.model is None:
+        demo = importlib.resources.files("fp4dit_onnx") / "demo" / "sampling.json"
+        defaults |= parse_object(demo.read_bytes(), str(demo), "sampling defaults", CHECKPOINT)
+    own = int(checkpoint.transformer_config.get("sample_size") or defaults["sample_size"])
+    most = largest_side(checkpoint.transformer_config) or own
+    pixels = min(own, most) * latent_pixels(checkpoint)
+    return Sampling(
+        steps=request.steps or int(defaults["steps"]),
+        guidance=defaults["guidance"] if request.guidance is None else request.guidance,
+        height=pixels,
+        width=pixels,
+        max_sequence_length=int(defaults["max_sequence_length"]),
+    )
+
+
+def latent_pixels(checkpoint: Checkpoint) -> int:
+    """Pixels of an image along a latent."""
+    path = checkpoint.folder / "vae" / "config.json"
+    if not path.is_file():
+        return pixels_a_latent(None)
+    return pixels_a_latent(vae_settings(path, CHECKPOINT))
+
+
+def calibration_prompts(
+    request: ExportRequest,
+    family: Family,
+    checkpoint: Checkpoint,
+    sampling: Sampling,
+    method: Method,
+) -> tuple[str, ...]:
+    """A prompt for each image that is generated for calibration.
+
+    Raises:
+        UsageError: the file of prompts cannot be used, or a prompt is no class of a model of classes.
+    """
+    prompts: Sequence[str]
+    if request.prompts is not None:
+        prompts = read_prompts(request.prompts)
+    elif request.model is None:
+        prompts = demo_prompts("calibration")
+    else:
+        prompts = family.prompts
+    index = read_json(checkpoint.folder / "model_index.json", "the list of components", CHECKPOINT)
+    config = checkpoint.transformer_config
+    family.check(Request(prompts, "", sampling, family.guidance, config, index))
+    count = request.calibration_prompts or method.data.prompts
+    return tuple(itertools.islice(itertools.cycle(prompts), count))
