@@ -14,7 +14,7 @@ __all__ = ["patched"]
 def patched(owner: Any, name: str, change: Callable[..., Any]) -> Iterator[None]:
     """While open, a method of `owner` is `change`, which takes the method itself first."""
     original = getattr(owner, name)
-    own = vars(owner).get(name)
+    own = {key: value for key, value in vars(owner).items() if key == name}
 
     @functools.wraps(original)  # pipelines of diffusers look at the parameters
     def changed(*arguments: Any, **options: Any) -> Any:
@@ -25,5 +25,4 @@ def patched(owner: Any, name: str, change: Callable[..., Any]) -> Iterator[None]
         yield
     finally:
         delattr(owner, name)  # the class's method shows again
-        if own is not None:
-            setattr(owner, name, own)
+        vars(owner).update(own)

@@ -40,6 +40,7 @@ class FakePipeline:
         self.transformer = torch.nn.Identity()
         self.transformer.config = SimpleNamespace(sample_size=4, in_channels=3)
         self.vae_scale_factor = 8
+        self.scheduler = SimpleNamespace(step=None)
         self.batches: list[list[str]] = []
         self.options: dict[str, Any] = {}
 
