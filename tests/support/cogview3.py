@@ -46,7 +46,6 @@ COGVIEW3 = Family(
     largest_grid=lambda config: int(config["pos_embed_max_size"]),
     paper_rules=(("*", "e2m1"),),
     sampling={"steps": 50, "guidance": 7.0, "max_sequence_length": 224},
-    attention=False,
 )
 TWIN = {
     "num_layers": 2,
