@@ -64,8 +64,8 @@ class Work:
     """
 
     def __init__(self, folder: Path, fingerprint: Mapping[str, Any]) -> None:
-        self.folder = folder
-        manifest = folder / WORK_MANIFEST
+        self.folder = folder.absolute()
+        manifest = self.manifest
         wanted = plain(fingerprint)
         if not manifest.exists():
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -79,6 +79,11 @@ class Work:
         origin = Origin(UsageError, f"delete {folder}")
         found = read_json(manifest, "what is calibrated there", origin)
         self._compare(_flat(found), _flat(wanted))
+
+    @property
+    def manifest(self) -> Path:
+        """The file that says what is calibrated here."""
+        return self.folder / WORK_MANIFEST
 
     def _compare(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         absent = object()

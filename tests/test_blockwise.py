@@ -283,14 +283,24 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(
 
 
 class OutOfOrder:
-    """An executor that takes all tasks first, and pickles them; the last one ends first."""
+    """An executor that takes all tasks first, and pickles them; the last one ends first.
+
+    Args:
+        most: results that it gives before it is killed.
+    """
 
     ahead = len(UNITS)
+
+    def __init__(self, most: int = len(UNITS)) -> None:
+        self._left = most
 
     def results(self, tasks: Iterable[Task[Any]]) -> Iterator[tuple[Task[Any], Any]]:
         """See `Executor`."""
         taken = [(task, pickle.dumps((task.function, task.arguments))) for task in tasks]
         for task, kept in reversed(taken):
+            if not self._left:
+                raise Killed
+            self._left -= 1
             function, arguments = pickle.loads(kept)
             yield task, function(*arguments)
 
@@ -320,6 +330,10 @@ def test_units_of_parallel_inputs_are_solved_in_any_order(
     there = calibrated(network, tmp_path / "there", few, **elsewhere)
     assert saved(here.state, tmp_path / "1") == saved(there.state, tmp_path / "2")
     assert not list((tmp_path / "there").glob("*@inputs*"))
+    with pytest.raises(Killed):
+        calibrated(network, tmp_path / "killed", few, **{**elsewhere, "executor": OutOfOrder(2)})
+    resumed = calibrated(network, tmp_path / "killed", few)
+    assert saved(here.state, tmp_path / "1") == saved(resumed.state, tmp_path / "2")
     sequential = calibrated(network, tmp_path / "sequential", shortened(8))
     assert sequential.state.layers["embed"].integers().tolist() == (
         here.state.layers["embed"].integers().tolist()

@@ -53,6 +53,7 @@ def export(
     work: Path | str | None = None,
     restart: bool = False,
     max_ram: float = 2147483648,
+    executor: str = "local",
     measure: bool | None = None,
     components: str = "all",
     text_encoder_bits: str | None = None,
@@ -128,6 +129,9 @@ def export(
         restart: Discard what a killed run left in the work folder.
         max_ram: Memory limit for recorded activations, for quantizing one layer, and for each
             network of the float pipeline: larger ones read their blocks when they run. In bytes.
+        executor: Where blocks are trained: local, one after the other in this process; ray or
+            ray=HOST:PORT, on the machines of a Ray cluster, with --inputs parallel. The result is the
+            same.
         measure: For methods without calibration data: also run the float pipeline to measure
             output errors, which takes longer than the rest; by default if it takes less than 1 GiB in
             float32.
@@ -189,6 +193,7 @@ def export(
         work=None if work is None else Path(work),
         restart=restart,
         max_ram=max_ram,
+        executor=executor,
         measure=measure,
         components=components,
         text_encoder_bits=text_encoder_bits,

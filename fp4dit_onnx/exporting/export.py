@@ -6,7 +6,6 @@ Methods that need no data read the weights tensor by tensor; the network is neve
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import shutil
 import time
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.exporting.component_writing import Component, ComponentWriter
 from fp4dit_onnx.exporting.components import copy_settings, write_vae_decoder
 from fp4dit_onnx.exporting.evidence import evidence_of_export
+from fp4dit_onnx.exporting.executing import executor_of
 from fp4dit_onnx.exporting.manifest_of import manifest_of
 from fp4dit_onnx.exporting.pacing import paced
 from fp4dit_onnx.exporting.plan import ExportRequest, Plan, format_row, plan, work_folder
@@ -37,6 +37,7 @@ from fp4dit_onnx.spec.state import WORK_MANIFEST, LayerLayout, QuantizedState, s
 from fp4dit_onnx.system.locking import locked
 from fp4dit_onnx.system.progress import Reporter, SilentReporter
 from fp4dit_onnx.system.resources import Resources
+from fp4dit_onnx.system.versions import versions
 from fp4dit_onnx.targets import convert_in_place, target_by_name
 from fp4dit_onnx.values import seconds_of
 from fp4dit_onnx.verification.cases import CASES, case_inputs
@@ -303,7 +304,7 @@ class _Export:
                 "method": planned.method.to_json(),
                 "encoders": plain(planned.encoders),
                 "form": self._request.form,
-                "versions": {p: importlib.metadata.version(p) for p in ("fp4dit-onnx", "torch")},
+                "versions": versions(),
             },
         )
 
@@ -323,29 +324,33 @@ def _calibrate(
     work, sampling, pace = None, planned.sampling, None
     if planned.trains:
         work = Work(work_folder(request), _fingerprint(request, planned, network))
+    part = planned.checkpoint.components["transformer"]
     try:
-        if work is not None and request.time is not None:
-            end = seconds_of(request.time)
-            found = paced(
-                planned, network, pipeline, work, lambda: end - resources.elapsed, report
+        with executor_of(request, part, network, work, report) as (executor, parts):
+            if work is not None and request.time is not None:
+                end = seconds_of(request.time)
+                found = paced(
+                    planned, network, pipeline, work, lambda: end - resources.elapsed, report
+                )
+                planned, sampling, pace = found.planned, found.sampling, found.pace
+            seeds = [request.seed + i for i in range(len(planned.prompts))]
+            return calibrate(
+                network,
+                planned.specs,
+                planned.method,
+                pipeline_sampler(pipeline, planned.family, planned.prompts, seeds, sampling),
+                seed=request.seed,
+                provenance=_provenance(planned),
+                reporter=report,
+                attention=planned.attention,
+                candidates=planned.recipe.candidates(tuple(planned.specs)),
+                precisions=planned.precisions,
+                work=work,
+                max_ram=int(request.max_ram),
+                executor=executor,
+                parts=parts,
+                pace=pace,
             )
-            planned, sampling, pace = found.planned, found.sampling, found.pace
-        seeds = [request.seed + i for i in range(len(planned.prompts))]
-        return calibrate(
-            network,
-            planned.specs,
-            planned.method,
-            pipeline_sampler(pipeline, planned.family, planned.prompts, seeds, sampling),
-            seed=request.seed,
-            provenance=_provenance(planned),
-            reporter=report,
-            attention=planned.attention,
-            candidates=planned.recipe.candidates(tuple(planned.specs)),
-            precisions=planned.precisions,
-            work=work,
-            max_ram=int(request.max_ram),
-            pace=pace,
-        )
     except BaseException as error:
         # After what is refused, the same command would fail again at the same place.
         refused = isinstance(error, Fp4DitError)
@@ -375,7 +380,7 @@ def _fingerprint(request: ExportRequest, planned: Plan, network: Network) -> dic
         "recipe": plain(planned.recipe),
         "method": planned.method.to_json(),
         "time": request.time,
-        "versions": {p: importlib.metadata.version(p) for p in ("fp4dit-onnx", "torch")},
+        "versions": versions(),
     }
 
 

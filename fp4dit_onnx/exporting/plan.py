@@ -18,6 +18,7 @@ from fp4dit_onnx.checkpoint.checkpoint import Checkpoint, open_checkpoint, sched
 from fp4dit_onnx.errors import CheckpointError, MissingExtraError, UsageError
 from fp4dit_onnx.exporting.budget import PlannedBudget, planned_budget
 from fp4dit_onnx.exporting.components import absent_parts, check_parts, check_vae
+from fp4dit_onnx.exporting.executing import check_executor
 from fp4dit_onnx.exporting.layers import layer_size, linear_layers, totals
 from fp4dit_onnx.exporting.recipe_files import with_recipe
 from fp4dit_onnx.exporting.request import COMPONENTS, ExportRequest
@@ -320,7 +321,7 @@ def _check_choices(request: ExportRequest) -> None:
     for what, most in (("target_bits", MOST_BITS), ("min_sqnr", MOST_SQNR_DB)):
         if getattr(request, what) is not None:
             real(what, getattr(request, what), SMALLEST_BUDGET, most)
-    request.resolved_method()
+    check_executor(request.executor, request.resolved_method())
     if request.components not in COMPONENTS:
         raise UsageError(
             f"unknown components {request.components!r}: expected {' or '.join(COMPONENTS)}"

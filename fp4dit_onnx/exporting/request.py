@@ -303,6 +303,16 @@ class ExportRequest:
             scale=2**30,
         ),
     ] = 2 * 2**30
+    executor: Annotated[
+        str,
+        Option(
+            "Where blocks are trained: local, one after the other in this process; ray or "
+            "ray=HOST:PORT, on the machines of a Ray cluster, with --inputs parallel. The result is "
+            "the same.",
+            MACHINE,
+            unit="WHERE",
+        ),
+    ] = "local"
     measure: Annotated[
         bool | None,
         Option(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 
@@ -15,6 +16,7 @@ from fp4dit_onnx.families.autoencoders import older_vae_name
 from fp4dit_onnx.families.interface import Interface
 from fp4dit_onnx.families.text_encoders import TEXT_ENCODERS
 from fp4dit_onnx.files import CHECKPOINT, read_json
+from fp4dit_onnx.network.blocks import block_names
 from fp4dit_onnx.network.execution import HOST, Execution
 from fp4dit_onnx.network.fake import unfilled
 from fp4dit_onnx.network.network import Network, whole
@@ -29,7 +31,7 @@ from fp4dit_onnx.network.networks import (
 from fp4dit_onnx.network.streaming import StoredTensors, cast_rest, streamed
 from fp4dit_onnx.system.silence import quiet
 
-__all__ = ["fitted", "hollow", "loaded", "opened"]
+__all__ = ["StoredParts", "fitted", "hollow", "loaded", "opened"]
 
 SHOWN = 3
 """Names in a note."""
@@ -139,6 +141,43 @@ def opened(
     fake = faked(part.class_name, _maker(part))
     found = stored_tensors(fake.module, part.tensors, _other_name(part))
     return streamed(fake, interface, StoredTensors(found, budget if often else 0), execution)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredParts:
+    """Gives the parts of a network straight from its files; a value that other machines can take.
+
+    Attributes:
+        part: of a checkpoint, with absolute paths.
+        execution: where they are run, and in which type.
+    """
+
+    part: Component
+    execution: Execution
+
+    @classmethod
+    def of(cls, part: Component, execution: Execution) -> StoredParts:
+        """Those of the network of a component."""
+        files = {n: replace(t, file=t.file.absolute()) for n, t in part.tensors.items()}
+        part = replace(part, folder=part.folder.absolute(), tensors=files)
+        return cls(part, execution)
+
+    def materialize(self, name: str) -> torch.nn.Module:
+        """See `Network.materialize`; raises as `fitted`."""
+        return _blank(self).materialize(name)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """See `Network.tensor`; raises as `fitted`."""
+        return _blank(self).tensor(name)
+
+
+@lru_cache(maxsize=1)
+def _blank(parts: StoredParts) -> Network:
+    """The network without any value in memory."""
+    part = parts.part
+    fake = faked(part.class_name, _maker(part)).module
+    found = stored_tensors(fake, part.tensors, _other_name(part))
+    return Network(fake, block_names(fake), StoredTensors(found), parts.execution)
 
 
 def _maker(part: Component) -> Callable[[], torch.nn.Module]:

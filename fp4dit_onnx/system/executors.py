@@ -6,9 +6,29 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-__all__ = ["LOCAL", "Executor", "Task"]
+__all__ = ["LOCAL", "Executor", "Need", "Task"]
 
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a call takes of its machine.
+
+    Attributes:
+        cpus: threads that it computes with; sums of other numbers of threads have other last bits.
+        gpus: accelerators.
+        memory: bytes.
+    """
+
+    cpus: int = 1
+    gpus: int = 0
+    memory: int = 0
+
+    def __str__(self) -> str:
+        """For messages."""
+        counted = [f"{self.cpus} CPUs", *([f"{self.gpus} GPUs"] if self.gpus else [])]
+        return ", ".join([*counted, f"{self.memory / 2**30:.1f} GiB"])
 
 
 @dataclass(frozen=True)
