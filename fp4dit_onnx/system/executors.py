@@ -27,8 +27,9 @@ class Need:
 
     def __str__(self) -> str:
         """For messages."""
-        counted = [f"{self.cpus} CPUs", *([f"{self.gpus} GPUs"] if self.gpus else [])]
-        return ", ".join([*counted, f"{self.memory / 2**30:.1f} GiB"])
+        counts = {"CPU": self.cpus, "GPU": self.gpus}
+        counted = [f"{n} {what}" + "s" * (n > 1) for what, n in counts.items() if n]
+        return ", ".join([*counted, f"{self.memory / 2**30:.1f} GiB of memory"])
 
 
 @dataclass(frozen=True)

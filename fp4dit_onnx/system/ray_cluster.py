@@ -179,6 +179,11 @@ def _line(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
+def _called(function: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:
+    """Makes a call there."""
+    return function(*arguments)
+
+
 class _Cluster:
     """Makes calls on the cluster that Ray is connected to.
 
@@ -188,6 +193,8 @@ class _Cluster:
     """
 
     def __init__(self, need: Need) -> None:
+        import ray
+
         self._need = need
         self.slots = self._slots()
         if not self.slots:
@@ -196,6 +203,14 @@ class _Cluster:
                 "OMP_NUM_THREADS here to fewer CPUs"
             )
         self.ahead = AHEAD * self.slots
+        threads = {name: str(need.cpus) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        self._call = ray.remote(
+            num_cpus=need.cpus,
+            num_gpus=need.gpus,
+            memory=need.memory,
+            max_retries=RETRIES,
+            runtime_env={"env_vars": threads},
+        )(_called)
 
     def _slots(self) -> int:
         wanted = {"CPU": self._need.cpus, "GPU": self._need.gpus, "memory": self._need.memory}
@@ -222,7 +237,7 @@ class _Cluster:
                 task = next(coming, None)
                 more = task is not None
                 if task is not None:
-                    sent[self._send(task)] = task
+                    sent[self._call.remote(task.function, task.arguments)] = task
             wait = 0 if room else WATCH
             ended, _ = ray.wait([*sent], num_returns=1, timeout=wait) if sent else ([], [])
             for call in ended:
@@ -235,19 +250,6 @@ class _Cluster:
                     f"the cluster has lost every machine with {self._need}: what is finished is "
                     "kept, the same command goes on from there"
                 )
-
-    def _send(self, task: Task[Any]) -> Any:
-        import ray
-
-        threads = {name: str(self._need.cpus) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-        call = ray.remote(
-            num_cpus=self._need.cpus,
-            num_gpus=self._need.gpus,
-            memory=self._need.memory,
-            max_retries=RETRIES,
-            runtime_env={"env_vars": threads},
-        )(task.function)
-        return call.remote(*task.arguments)
 
     @staticmethod
     def _result(task: Task[Result], call: Any) -> Result:
