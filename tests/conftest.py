@@ -49,6 +49,7 @@ LONGEST = (
     *("test_model_table", "test_native", "test_export", "test_cpp_example", "test_hostile"),
     *("test_export_streaming", "test_targets", "test_calibration_families", "test_components"),
     *("test_blockwise_families", "test_generate_families", "test_killed", "test_train_demo"),
+    "test_ray",
     "test_wheel",
 )
 """Files that take longest. They start first, so that no process is left with one at the end."""

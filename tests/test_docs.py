@@ -58,6 +58,7 @@ NOT_OURS = {
     "for": "the Android build: needs the NDK",
     "fp4dit_run_model": "tests/test_run_model.py",
     "open": "shows a file",
+    "ray": "of Ray: tests/test_ray.py starts a cluster",
     "pytest": "this is it",
 }
 """Programs that are left alone, and where they are tested."""
