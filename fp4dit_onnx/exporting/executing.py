@@ -12,7 +12,7 @@ from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.system.executors import LOCAL, Executor, Need
 
 if TYPE_CHECKING:
-    from fp4dit_onnx.calibration.solving import Parts
+    from fp4dit_onnx.calibration.evidence import Parts
     from fp4dit_onnx.calibration.work import Work
     from fp4dit_onnx.checkpoint.checkpoint import Component
     from fp4dit_onnx.exporting.request import ExportRequest
@@ -66,7 +66,7 @@ def executor_of(
         reporter: told what was found.
 
     Raises:
-        UsageError: see `ray_cluster.connected`.
+        UsageError: a device by its number; see `ray_cluster.connected` too.
     """
     if request.executor == HERE or work is None:
         yield LOCAL, network
@@ -76,7 +76,13 @@ def executor_of(
     from fp4dit_onnx.network.stored import StoredParts
     from fp4dit_onnx.system.ray_cluster import connected
 
-    parts = StoredParts.of(part)
+    where = network.execution
+    if where.device.index is not None:
+        raise UsageError(
+            f"device {where.device} with executor {request.executor}: each machine has a number of its "
+            f"own for what Ray gives a call: expected --device {where.device.type}"
+        )
+    parts = StoredParts.of(part, where)
     largest = max(
         sum(p.numel() for p in network.module.get_submodule(name).parameters())
         for name in network.blocks

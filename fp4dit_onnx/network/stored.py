@@ -177,6 +177,7 @@ def _blank(parts: StoredParts) -> Network:
     part = parts.part
     fake = faked(part.class_name, _maker(part)).module
     found = stored_tensors(fake, part.tensors, _other_name(part))
+    cast_rest(fake, parts.execution)
     return Network(fake, block_names(fake), StoredTensors(found), parts.execution)
 
 
