@@ -1,9 +1,8 @@
 """Calibrating a network unit by unit, each against its float counterpart (FP4DiT section "calibration").
 
-A unit's target comes from the float network, its inputs from a quantized one, both along the trajectory
-of the float sampler. Which quantized one is the method's choice: ``sequential``, quantized so far, so
-that a unit makes up for what earlier ones lost; or ``parallel``, the other units rounded to nearest, as
-FP4DiT's code has it, so that no unit waits for another.
+A unit's target comes from the float network, along the trajectory of the float sampler. Its inputs come
+from where the method says: ``sequential``, from the network quantized so far, so that a unit makes up
+for what earlier ones lost; or ``parallel``, from the float network, so that no unit waits for another.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 
 from fp4dit_onnx.calibration.methods import PARALLEL
 from fp4dit_onnx.calibration.samples import Samples
-from fp4dit_onnx.calibration.solving import Layers, Solved, UnitRecipe, rounded, solve
+from fp4dit_onnx.calibration.solving import Layers, Solved, UnitRecipe, solve
 from fp4dit_onnx.calibration.units import Unit
 from fp4dit_onnx.calibration.walk import Walk
 from fp4dit_onnx.calibration.work import Work
@@ -58,7 +57,7 @@ class Blockwise:
     Attributes:
         walk: finds what units receive and give.
         recipe: of every unit.
-        inputs: ``sequential`` or ``parallel``.
+        inputs: where they come from, ``sequential`` or ``parallel``.
         iterations: of a unit, for progress; 0 for none.
         work: where finished units go.
         executor: where units are solved.
@@ -75,7 +74,6 @@ class Blockwise:
     seed: int
     reporter: Reporter
     _solved: Layers = field(default_factory=dict, init=False)
-    _nearest: Layers = field(default_factory=dict, init=False)
     _waiting: dict[str, _Waiting] = field(default_factory=dict, init=False)
     _last: str = field(default="", init=False)
 
@@ -95,9 +93,7 @@ class Blockwise:
         for number, unit in enumerate(units):
             name, known = unit.name, self.work.finished(unit.name)
             if known is None and not self.work.keeps(_place(name)):
-                self._record(unit)
-            if self._parallel and any(map(self.walk.runs_around, unit.layers)):
-                self._nearest |= rounded(unit, self.recipe)
+                self._record(name)
             self._last = name
             if known is not None:
                 self._solved |= known[0]
@@ -111,16 +107,13 @@ class Blockwise:
             self._waiting[name] = _Waiting(inputs, steps)
             yield Task(name, solve, given, steps)
 
-    def _record(self, unit: Unit) -> None:
-        """Write what a unit receives and should give; in parallel also what it gives when rounded."""
-        self.walk.write_targets(unit.name)
-        others = self._nearest if self._parallel else self._solved
-        inputs = self.walk.write_inputs(unit.name, others, _place(unit.name))
+    def _record(self, name: str) -> None:
+        """Write what a unit receives and should give."""
+        self.walk.write_targets(name)
+        others = None if self._parallel else self._solved
+        self.work.save(_place(name), self.walk.write_inputs(name, others, _place(name)))
         if self._parallel:
-            self.walk.write_results(unit.name, rounded(unit, self.recipe).values(), inputs)
-        self.work.save(_place(unit.name), inputs)
-        if self._parallel:
-            self.walk.tidy(unit.name, {unit.name, *self._waiting})
+            self.walk.tidy(name, {name, *self._waiting})
 
     def _keep(self, name: str, solved: Solved) -> None:
         """Keep what became of a unit, and delete what only it needed."""

@@ -71,7 +71,7 @@ class Data:
             changes the final latents most.
         guided: weight of the guided combination's error beside that of its two halves.
         inputs: of a unit that is trained: ``sequential``, from the network quantized so far, or
-            ``parallel``, from the network rounded to nearest.
+            ``parallel``, from the float network, so that units do not wait for each other.
     """
 
     prompts: int

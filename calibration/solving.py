@@ -14,14 +14,13 @@ from fp4dit_onnx.calibration.layer_inputs import UnitInputs
 from fp4dit_onnx.calibration.moments import Moments
 from fp4dit_onnx.calibration.samples import Array, Samples
 from fp4dit_onnx.calibration.stages import Evidence, Stage
-from fp4dit_onnx.calibration.stages.nearest import Nearest
 from fp4dit_onnx.calibration.transforming import transformed_weight
 from fp4dit_onnx.calibration.units import Unit
 from fp4dit_onnx.families.guidance import Guided
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedLayer
 
-__all__ = ["Layers", "Solved", "UnitRecipe", "rounded", "solve"]
+__all__ = ["Layers", "Solved", "UnitRecipe", "solve"]
 
 Layers = dict[str, QuantizedLayer]
 """By name."""
@@ -118,11 +117,3 @@ def solve(
     drafts = apply_stages(recipe.stages, recipe.drafts(unit, part), evidence)
     error = next((d.error for d in drafts.values() if d.error is not None), 1.0)
     return Solved(finished(drafts), error)
-
-
-@torch.no_grad()
-def rounded(unit: Unit, recipe: UnitRecipe) -> Layers:
-    """The layers of a unit rounded to nearest under the recipe's scales; raises as `solve`."""
-    part = recipe.part(unit.name)
-    evidence = Evidence(nearest_under(recipe.range), inputs=recipe.inputs(part))
-    return finished(apply_stages((recipe.range, Nearest()), recipe.drafts(unit, part), evidence))

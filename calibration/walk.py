@@ -55,12 +55,15 @@ class Walk:
         writer = _Writer(self.network.materialize(name), self.targets(name), self.samples.count)
         self._each(self.topology.by_name[name], FLOAT, writer)
 
-    def write_inputs(self, name: str, layers: Mapping[str, QuantizedLayer], place: str) -> Samples:
-        """Write what a unit receives in the quantized network.
+    def write_inputs(
+        self, name: str, layers: Mapping[str, QuantizedLayer] | None, place: str
+    ) -> Samples:
+        """Write what a unit receives.
 
         Args:
             name: of the unit.
-            layers: what is quantized; those of blocks count by `write_results` alone.
+            layers: what is quantized, where those of blocks count by `write_results` alone; None for
+                the float network.
             place: of the folder among the work.
         """
         tape = Tape(self.work.clear(place), self.samples.count)
@@ -68,8 +71,9 @@ class Walk:
         def visit(chunk: slice, call: Call) -> None:
             tape.write(chunk.start, call, chunk.stop - chunk.start)
 
-        with replaced(self.network.module, self._around(layers)):
-            self._each(self.topology.by_name[name], QUANTIZED, visit)
+        kind = FLOAT if layers is None else QUANTIZED
+        with replaced(self.network.module, self._around(layers or {})):
+            self._each(self.topology.by_name[name], kind, visit)
         samples = self.samples
         return tape.finish(samples.weight, paired=samples.paired, execution=samples.execution)
 
@@ -109,11 +113,6 @@ class Walk:
             if node.name == name:
                 return
 
-    def runs_around(self, layer: str) -> bool:
-        """Whether a layer runs with what is around the blocks."""
-        outside = block_of(layer, self.network.blocks) is None
-        return outside or f"{layer}.weight" in self.topology.shared
-
     def _array(self, kind: str, value: Value) -> Array:
         name, number = value
         path = self.work.folder / f"{kind}.{name}.{number}.npy"
@@ -148,7 +147,8 @@ class Walk:
         return {
             name: weights_only(layer, self._linear(name))
             for name, layer in layers.items()
-            if self.runs_around(name)
+            if block_of(name, self.network.blocks) is None
+            or f"{name}.weight" in self.topology.shared
         }
 
     def _linear(self, layer: str) -> torch.nn.Linear:

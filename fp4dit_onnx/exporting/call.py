@@ -94,8 +94,9 @@ def export(
         iterations: Training steps per block; by default the preset's.
         samples: Recorded inputs to calibrate with; by default the preset's.
         inputs: Which network a block that is trained receives its inputs from: sequential, the one
-            quantized so far; parallel, one rounded to nearest, as in FP4DiT's code, so that no block
-            waits for another; by default the method's choice. One of: sequential, parallel.
+            quantized so far, so that it makes up for earlier blocks' errors; parallel, the float one,
+            so that no block waits for another; by default the method's choice. One of: sequential,
+            parallel.
         weight_format: One format for all weights, or auto: e2m1, e1m2 or e3m0 per layer, by
             measured output error; by default the target's, or FP4DiT's assignment (paper). One of:
             e2m1, e1m2, e3m0, e2m3, e3m2, e3m4, e4m3, e5m2, int4, int6, int8, auto, paper.

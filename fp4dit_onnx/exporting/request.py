@@ -153,8 +153,8 @@ class ExportRequest:
         str | None,
         Option(
             "Which network a block that is trained receives its inputs from: sequential, the one "
-            "quantized so far; parallel, one rounded to nearest, as in FP4DiT's code, so that no block "
-            "waits for another; by default the method's choice.",
+            "quantized so far, so that it makes up for earlier blocks' errors; parallel, the float one, "
+            "so that no block waits for another; by default the method's choice.",
             CALIBRATION,
             unit="NETWORK",
             choices=INPUTS_FROM,
