@@ -21,6 +21,7 @@ from toy_network import (
     LAYERS,
     PICTURES,
     STEPS,
+    TOKENS,
     WIDTH,
     Network,
     draw,
@@ -46,7 +47,7 @@ from fp4dit_onnx.calibration.record import (
     part_of,
 )
 from fp4dit_onnx.calibration.run import Calibration, calibrate
-from fp4dit_onnx.calibration.units import Unit, units_of
+from fp4dit_onnx.calibration.units import Unit, sample_bytes, units_of
 from fp4dit_onnx.calibration.walk import chunk_size
 from fp4dit_onnx.calibration.work import Work, model_digest
 from fp4dit_onnx.errors import UsageError
@@ -374,6 +375,14 @@ def test_too_small_a_disk_is_said_before_anything_is_recorded(
         calibrated(network, tmp_path / "w")
     assert not (tmp_path / "w" / "inputs").exists()
     check_disk(tmp_path, 999, 1)
+
+
+def test_units_that_wait_take_room_on_the_disk(network: Network) -> None:
+    call = part_of(first_call(network, sampler_of(network)), torch.arange(1))
+    topology = whole(network).topology(call, 1)
+    memory, disk = sample_bytes(topology)
+    block = 4 * (TOKENS * WIDTH + WIDTH + TOKENS * WIDTH)  # two arguments and a result in float32
+    assert sample_bytes(topology, 2) == (memory, disk + 2 * block)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
