@@ -16,7 +16,7 @@ import pytest
 from command_line import Run
 
 from fp4dit_onnx.calibration.methods import method_by_name
-from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.errors import MissingExtraError, UsageError
 from fp4dit_onnx.exporting.executing import check_executor
 from fp4dit_onnx.system import ray_cluster
 from fp4dit_onnx.system.executors import Need, Task
@@ -132,6 +132,12 @@ def test_an_address_that_does_not_answer(
     given = ["--inputs", "parallel", "--executor", f"ray={address}", "--quiet"]
     run("export", "-o", output, *given).refuses(*words)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ray_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"fp4dit-onnx\[ray\]"), connected("h:1"):
+        pytest.fail("the body must not run")
 
 
 @pytest.mark.parametrize(
