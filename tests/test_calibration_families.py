@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -17,11 +18,13 @@ import numpy as np
 import torch
 from random_pipeline import make as make_pipeline
 
+from fp4dit_onnx.calibration.applying import quantize_layer
 from fp4dit_onnx.calibration.capture import InputRecorder
 from fp4dit_onnx.calibration.methods import method_by_name
-from fp4dit_onnx.calibration.run import calibrate
+from fp4dit_onnx.calibration.run import calibrate, sqnr_db
 from fp4dit_onnx.calibration.samples import Samples
 from fp4dit_onnx.calibration.sampling import load_pipeline, pipeline_sampler, sample_latents
+from fp4dit_onnx.calibration.simulate import SimulatedLinear
 from fp4dit_onnx.calibration.work import Work, model_digest
 from fp4dit_onnx.exporting.plan import Plan, plan
 from fp4dit_onnx.exporting.request import ExportRequest
@@ -30,6 +33,7 @@ from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.network.stored import opened
 from fp4dit_onnx.network.streaming import StoredTensors
 from fp4dit_onnx.runtime.sampling import initial_latents
+from fp4dit_onnx.spec.recipe import make_recipe
 from fp4dit_onnx.spec.state import save_state
 from fp4dit_onnx.system.progress import SilentReporter
 
@@ -186,3 +190,35 @@ def test_a_network_that_is_read_block_by_block_is_calibrated_to_the_same_bytes(
     for name in ("lean", "full"):
         (tmp_path / name).mkdir()
     assert calibrated(made, tmp_path / "lean", budget=2**17) == calibrated(made, tmp_path / "full")
+
+
+@torch.no_grad()
+def test_halves_of_a_long_skip_keep_their_precision(twin: Callable[[str], Any]) -> None:
+    """One half of what the linear reads is 50 times the other's size, and its weights are smaller."""
+    subject = twin("hunyuan-dit-1.1")
+    network = copy.deepcopy(subject.network)
+    sizes = {
+        n: m.weight.shape for n, m in network.named_modules() if isinstance(m, torch.nn.Linear)
+    }
+    joined = subject.family.joined(sizes)
+    name = next(iter(joined))
+    norm, linear = (
+        network.get_submodule(name.replace("linear", part)) for part in ("norm", "linear")
+    )
+    half = linear.in_features // 2
+    for values in (norm.weight, norm.bias):
+        values[half:] *= 50
+    linear.weight[:, half:] /= 50
+    seen: list[Any] = []
+    linear.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    args, kwargs = subject.call
+    network(*args, **kwargs)
+    wanted = linear(seen[0])
+    recipe = make_recipe("w4a6", method=METHOD, paper_rules=subject.family.paper_rules)
+    found = []
+    for parts in ({}, joined):
+        spec = recipe.assign(sizes, parts)[0][name]
+        layer = quantize_layer(name, linear.weight, spec)
+        found.append(sqnr_db(wanted, SimulatedLinear(layer, linear.bias)(seen[0])))
+    alike, apart = found
+    assert apart > alike + 6

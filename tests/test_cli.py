@@ -193,6 +193,17 @@ def test_dry_run_prints_sizes_and_writes_nothing(run: Any, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+def test_dry_run_says_where_tokens_have_several_scales(run: Any) -> None:
+    assert "inputs (" not in run("export", "--dry-run").out
+    out = run("export", "--dry-run", "--activation-group-size", "16").out
+    found = re.search(
+        r"activations of (\d+) layers: a scale per token and 16 inputs \((.*)\)\n", out
+    )
+    assert found is not None
+    assert int(found[1]) > 50
+    assert found[2].endswith(", ...")
+
+
 def test_dry_run_as_json(run: Any) -> None:
     content = json.loads(run("export", "--dry-run", "--json").out)
     assert content["totals"]["bits_per_weight"] < 4.3

@@ -78,6 +78,10 @@ def test_every_family_is_compared_exported_verified_and_generates(
     nodes = load_graph(bundle.transformer).graph.node
     fused = {node.name for node in nodes if node.op_type == ops.ATTENTION}
     assert fused == bundle.manifest.attention.keys() != set()
+    layers = {layer.name: layer for layer in bundle.manifest.layers}
+    family = next(family for family in FAMILIES if family.name == row.family)
+    for layer, parts in family.joined(layers).items():
+        assert layers[layer].activation_group_size == layers[layer].shape[1] // parts
     grids = {(size.height, size.width) for size in row.distances}
     assert len(grids) >= (2 if row.family in model_table.SQUARE_ONLY else 3)
     assert {size.batch for size in row.distances} == {1, 2}

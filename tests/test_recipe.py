@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fp4dit_onnx.calibration.methods import method_by_name
+from fp4dit_onnx.calibration.stages.budget import Budget
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import plain
 from fp4dit_onnx.numbers.formats import FORMATS
@@ -341,3 +342,50 @@ def test_groups_of_weights_and_tokens_fit_each_other(scale: str, k: int) -> None
             check_product("fc", spec, k)
     else:
         check_product("fc", spec, k)
+
+
+# --- inputs of several tensors -----------------------------------------------------------------
+
+JOINED = {"blocks.9.skip": 2}
+
+
+def groups(k: int, fmt: str = "", **changes: Any) -> tuple[int, int | None]:
+    """Inputs per scale of the weight and of the activations of a layer that joins two tensors."""
+    rules = [f"*.skip={fmt}"] if fmt else []
+    specs, _ = recipe(rules=rules, **changes).assign({"blocks.9.skip": (8, k)}, JOINED)
+    return specs["blocks.9.skip"].group_size, specs["blocks.9.skip"].activation_group_size
+
+
+def test_tensors_side_by_side_have_scales_of_their_own() -> None:
+    assert groups(2816) == (128, 1408)
+    assert groups(192) == (96, 96)
+    assert groups(2816, group_size=256) == (176, 1408)
+    assert groups(2816, activation_group_size=256) == (128, 128)  # 176 has no whole 128
+    assert groups(2816, activation_group_size=64) == (128, 64)
+    assert groups(2816, activation_group_size=4096) == (128, 1408)
+    assert groups(2816, fmt="e2m1/int8") == (128, 1408)
+    assert groups(2816, bits="w4a16") == (128, None)
+    assert groups(2816, fmt="int8", scale="int4*f32", group_size=32) == (1408, 1408)
+    assert groups(2816, scale="int4*f32", group_size=32) == (32, 1408)
+    specs, _ = recipe().assign({"blocks.9.skip": (8, 2816)})
+    assert specs["blocks.9.skip"] == LayerSpec.of("e2m1", "e2m3", 128)
+
+
+def test_tensors_side_by_side_without_whole_groups() -> None:
+    with pytest.raises(
+        UsageError, match=r"its 200 inputs are 2 tensors .* expected a multiple of 16; keep it in"
+    ):
+        groups(200)
+    _, skipped = recipe(rules=["*.skip=none"]).assign({"blocks.9.skip": (8, 200)}, JOINED)
+    assert [name for name, _ in skipped] == ["blocks.9.skip"]
+
+
+def test_precisions_of_a_budget_end_where_joined_tensors_do() -> None:
+    budget = Budget(bits=4.5)
+    spec = LayerSpec.of("e2m1", "e2m3", 96, activation_group_size=96)
+    made = budget.precisions(spec, ("e2m1",), "int4*f32", 192, 96)
+    assert {(w.format, w.group_size, w.scale) for w in made} == {
+        *(("e2m1", size, "int4*f32") for size in (16, 32, 48)),
+        ("e2m1", 96, "float16"),
+        ("int8", 96, "float16"),
+    }

@@ -159,6 +159,60 @@ def test_linears_that_share_a_tensor_are_readers(subject: Any) -> None:
             assert len(same) == 1 or set(same) == set(listed[name]), same
 
 
+class _Joined(TorchFunctionMode):
+    """Notes the widths of tensors [B, S, C] that are joined side by side, by the width they make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[int, list[int]] = {}
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function is torch.cat and result.ndim == 3:
+            widths = [part.shape[-1] for part in args[0]]
+            if result.shape[-1] == sum(widths):
+                self.found[sum(widths)] = widths
+        return result
+
+
+@contextmanager
+def inside(block: Any) -> Iterator[_Joined]:
+    """What is joined while a block runs."""
+    joins, own = _Joined(), block.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with joins:
+            return own(*args, **kwargs)
+
+    block.forward = forward
+    try:
+        yield joins
+    finally:
+        del block.forward
+
+
+@torch.no_grad()
+def test_linears_of_joined_tensors_say_so(subject: Any) -> None:
+    """Every linear of a block that reads tensors side by side; each has an equal share or several."""
+    layers = linears_of(subject.network)
+    joined = subject.family.joined(layers)
+    found: set[str] = set()
+    for blocks in subject.family.blocks:
+        for name, block in subject.network.get_submodule(blocks.name).named_children():
+            with inside(block) as joins:
+                run(subject)
+            for linear, module in linears_of(block).items():
+                layer = f"{blocks.name}.{name}.{linear}"
+                if widths := joins.found.get(module.in_features):
+                    share = module.in_features // joined[layer]
+                    assert all(width % share == 0 for width in widths), layer
+                    assert share == min(widths), layer
+                    found.add(layer)
+    assert found == set(joined)
+
+
 class _Attention(TorchFunctionMode):
     """Notes which of q, k and v hold NaN in the first attention that has any."""
 

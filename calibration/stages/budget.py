@@ -10,7 +10,7 @@ from fp4dit_onnx.calibration.stages.stage import MOMENTS, Evidence
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.numbers.formats import format_by_name
 from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE, scale_format_by_name
-from fp4dit_onnx.spec.spec import LayerSpec, PerGroup, TensorSpec
+from fp4dit_onnx.spec.spec import LayerSpec, PerGroup, TensorSpec, whole_group
 from fp4dit_onnx.values import real, whole
 
 if TYPE_CHECKING:
@@ -72,7 +72,12 @@ class Budget:
         return bool(self.bits or self.sqnr)
 
     def precisions(
-        self, spec: LayerSpec, formats: Sequence[str], scale: str, k: int
+        self,
+        spec: LayerSpec,
+        formats: Sequence[str],
+        scale: str,
+        k: int,
+        width: int | None = None,
     ) -> tuple[TensorSpec, ...]:
         """What the weight of a layer may be, its own specification first, each once.
 
@@ -81,12 +86,19 @@ class Budget:
             formats: of narrow weights; empty for none.
             scale: format of scales of groups. One scale per row is no product of two.
             k: inputs of the layer.
+            width: of each of the tensors that they are made of, into whose next no group reaches; None
+                for one.
         """
-        of_row = DEFAULT_SCALE if scale_format_by_name(scale).multiplied else scale
-        sizes = [k if size == ROW else min(int(size), k) for size in self.groups.split()]
+        of_row, most = (
+            DEFAULT_SCALE if scale_format_by_name(scale).multiplied else scale,
+            width or k,
+        )
+        sizes = [most if size == ROW else min(int(size), most) for size in self.groups.split()]
         pairs = [(name, size) for name in formats for size in sizes]
-        pairs += [(self.wide, k)] if self.wide else []
-        made = [TensorSpec(n, PerGroup(s), of_row if s == k else scale) for n, s in pairs]
+        pairs += [(self.wide, most)] if self.wide else []
+        if width is not None:
+            pairs = [(name, whole_group(size, width)) for name, size in pairs]
+        made = [TensorSpec(n, PerGroup(s), of_row if s == most else scale) for n, s in pairs]
         return tuple(dict.fromkeys((spec.weight, *made)))
 
     def apply(self, drafts: Drafts, evidence: Evidence) -> Drafts:

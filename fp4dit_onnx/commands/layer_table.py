@@ -24,6 +24,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+SHOWN = 2
+"""Kinds of layers in a line."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def _group(name: str, formats: str, rows: list[Layer]) -> LayerGroup:
 
 
 def print_layers(title: str, rows: Iterable[Layer]) -> None:
-    """Print the groups and their sum, in 100 columns."""
+    """Print the groups and their sum, in 100 columns, and where tokens have scales of several groups."""
     all_rows = list(rows)
     total = _group("all", "", all_rows)
     columns = ["layer", ">count", "formats", ">size", ">bits"]
@@ -103,6 +105,14 @@ def print_layers(title: str, rows: Iterable[Layer]) -> None:
         title += ": bits per weight, SQNR of weights and outputs in dB"
     cells = [_cells(group)[: len(columns)] for group in (*group_layers(all_rows), total)]
     print_table(title, columns, cells, footer=True)
+    sizes = {row.activation_group_size for row in all_rows if row.activation_group_size}
+    for of_token in sorted(sizes):
+        named = [row for row in all_rows if row.activation_group_size == of_token]
+        kinds = list(dict.fromkeys(kind_of(row.name for row in named).values()))
+        shown = ", ".join(kinds[:SHOWN]) + (", ..." if len(kinds) > SHOWN else "")
+        print_line(
+            f"activations of {len(named)} layers: a scale per token and {of_token} inputs ({shown})"
+        )
 
 
 def print_attention(attention: Mapping[str, str]) -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from fp4dit_onnx.bundle.manifest import Weight
 from fp4dit_onnx.calibration.methods import Method
-from fp4dit_onnx.calibration.stages.budget import Budget
 from fp4dit_onnx.calibration.stages.choose_format import ChooseFormat
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.layers import layer_size
 from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE
 from fp4dit_onnx.spec.recipe import Recipe, check_product
-from fp4dit_onnx.spec.spec import LayerSpec, TensorSpec
+from fp4dit_onnx.spec.spec import LayerSpec, TensorSpec, joined_width
 from fp4dit_onnx.targets.target import Target
 
 __all__ = ["Choice", "PlannedBudget", "planned_budget", "precision"]
@@ -68,6 +67,7 @@ def planned_budget(
     recipe: Recipe,
     specs: Mapping[str, LayerSpec],
     sizes: Mapping[str, tuple[int, int]],
+    joined: Mapping[str, int],
     target: Target,
 ) -> PlannedBudget | None:
     """What the layers may have, and what that takes; None where the method has no budget.
@@ -77,6 +77,7 @@ def planned_budget(
         recipe: the resolved request.
         specs: of each layer to quantize, as the recipe has it.
         sizes: [N, K] by layer.
+        joined: see `Recipe.assign`.
         target: of the export.
 
     Raises:
@@ -92,19 +93,25 @@ def planned_budget(
             "leave out --target-bits and --min-sqnr"
         )
     among = next((s.among.split() for s in method.stages if isinstance(s, ChooseFormat)), ())
+    # Of each layer those that its activations can be multiplied with; none without narrow formats.
     precisions = {}
     for name, spec in specs.items():
         known = recipe.narrow_formats(name)
         formats = tuple(fmt for fmt in known if fmt in among) or known
-        precisions[name] = _precisions(budget, name, spec, formats, recipe.scale, sizes[name][1])
+        k, parts = sizes[name][1], joined.get(name)
+        width = None if parts is None else joined_width(name, k, parts)
+        every = budget.precisions(spec, formats, recipe.scale, k, width) if formats else ()
+        precisions[name] = tuple(
+            weight for weight in every if _multiplies(name, replace(spec, weight=weight), k)
+        )
     target.check({weight.format for own in precisions.values() for weight in own})
-    every = {
+    rows = {
         name: [
             (w, layer_size(*sizes[name], replace(spec, weight=w))) for w in own or [spec.weight]
         ]
         for (name, spec), own in zip(specs.items(), precisions.values(), strict=True)
     }
-    sizes_of = [[size for _, size in rows] for rows in every.values()]
+    sizes_of = [[size for _, size in own] for own in rows.values()]
     weights = sum(own[0].weights for own in sizes_of)
     least = 8 * sum(min(size.bytes for size in own) for own in sizes_of) / weights
     most = 8 * sum(max(size.bytes for size in own) for own in sizes_of) / weights
@@ -114,21 +121,14 @@ def planned_budget(
             f"included, which the {len(specs)} layers' precisions take: choose a number in between, or "
             "other groups in the budget stage of a recipe file"
         )
-    choices = _choices(row for rows in every.values() for row in rows)
+    choices = _choices(row for own in rows.values() for row in own)
     return PlannedBudget(
         budget.bits or None, budget.sqnr or None, least, most, choices, precisions
     )
 
 
-def _precisions(
-    budget: Budget, name: str, spec: LayerSpec, formats: Sequence[str], scale: str, k: int
-) -> tuple[TensorSpec, ...]:
-    """Those of a layer that its activations can be multiplied with; none without narrow formats."""
-    every = budget.precisions(spec, formats, scale, k) if formats else ()
-    return tuple(w for w in every if _multiplies(name, replace(spec, weight=w), k))
-
-
 def _multiplies(name: str, spec: LayerSpec, k: int) -> bool:
+    """Whether the layer's activations can be multiplied with its weight."""
     try:
         check_product(name, spec, k)
     except UsageError:

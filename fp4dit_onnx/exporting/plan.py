@@ -210,7 +210,8 @@ def plan(request: ExportRequest) -> Plan:
         _check_pipeline(request)
     checkpoint = fitted(checkpoint)
     sizes = linear_layers(checkpoint)
-    specs, skipped = recipe.assign(sizes)
+    joined = family.joined(sizes)
+    specs, skipped = recipe.assign(sizes, joined)
     _check_ram(request, sizes)
     target.check({spec.weight.format for spec in specs.values()} | set(recipe.search))
     rows = [_row(name, *sizes[name], spec) for name, spec in specs.items()]
@@ -233,7 +234,7 @@ def plan(request: ExportRequest) -> Plan:
         encoders=_encoders(request, checkpoint),
         request=request,
         undrawable=_undrawable(checkpoint, sampling),
-        budget=planned_budget(method, recipe, specs, sizes, target),
+        budget=planned_budget(method, recipe, specs, sizes, joined, target),
     )
 
 

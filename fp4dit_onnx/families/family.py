@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,8 @@ class Blocks:
             that by adaLN's scale and shift at most. Blocks of some models lack some of them.
         qkv: linears that make q, k and v of a softmax attention, which is the module that they are in.
             Those that make text's and image's halves of a joint one stand beside each other.
+        joined: linear whose input is several tensors side by side, and how many of equal width make
+            it: one that no scale is to be shared across.
     """
 
     name: str
@@ -53,6 +55,12 @@ class Blocks:
     alike: bool = True
     readers: tuple[tuple[str, tuple[str, ...]], ...] = ()
     qkv: tuple[tuple[str, str, str], ...] = ()
+    joined: tuple[tuple[str, int], ...] = ()
+
+    def holder(self, linear: str, layer: str) -> str | None:
+        """The block that `layer` is in, if `linear` is its name there."""
+        found = re.fullmatch(rf"({re.escape(self.name)}\.\d+)\.{re.escape(linear)}", layer)
+        return found[1] if found else None
 
 
 @dataclass(frozen=True)
@@ -118,14 +126,24 @@ class Family:
         Args:
             layers: names of a transformer's linears.
         """
-        triples = [(blocks.name, *triple) for blocks in self.blocks for triple in blocks.qkv]
+        triples = [(blocks, *triple) for blocks in self.blocks for triple in blocks.qkv]
         found: dict[str, None] = {}
         for layer in layers:
-            for name, first, *others in triples:
-                made = re.fullmatch(rf"({re.escape(name)}\.\d+\.){re.escape(first)}", layer)
-                if made and all(made[1] + other in layers for other in others):
+            for blocks, first, *others in triples:
+                block = blocks.holder(first, layer)
+                if block and all(f"{block}.{other}" in layers for other in others):
                     found[layer.rpartition(".")[0]] = None
         return tuple(found)
+
+    def joined(self, layers: Iterable[str]) -> dict[str, int]:
+        """How many tensors of equal width make the input of each of `layers` that joins several."""
+        named = [(blocks, *one) for blocks in self.blocks for one in blocks.joined]
+        return {
+            layer: parts
+            for layer in layers
+            for blocks, linear, parts in named
+            if blocks.holder(linear, layer)
+        }
 
     @property
     def generates(self) -> bool:

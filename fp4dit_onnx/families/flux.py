@@ -74,6 +74,9 @@ FLUX = Family(
             _JOINT,
             readers=(("norm", ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")),),
             qkv=(("attn.to_q", "attn.to_k", "attn.to_v"),),
+            joined=(
+                ("proj_out", 5),
+            ),  # attention's result and the feed-forward's, four times as wide
         ),
     ),
     outer={

@@ -82,6 +82,7 @@ HUNYUAN_DIT = Family(
                 ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
                 ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
             ),
+            joined=(("skip_linear", 2),),  # the block before's result and an earlier one's
         ),
     ),
     outer=_OUTER,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ from fp4dit_onnx.numbers.scale_formats import (
     largest_multiplier,
     scale_format_by_name,
 )
-from fp4dit_onnx.spec.spec import DEFAULT_GROUP_SIZE, LayerSpec
+from fp4dit_onnx.spec.spec import DEFAULT_GROUP_SIZE, LayerSpec, joined_width, whole_group
 
 __all__ = [
     "ATTENTION_PARTS",
@@ -130,12 +131,16 @@ class Recipe:
     activation_group_size: int | None = None
 
     def assign(
-        self, layers: Sequence[str] | Mapping[str, tuple[int, int]]
+        self,
+        layers: Sequence[str] | Mapping[str, tuple[int, int]],
+        joined: Mapping[str, int] = MappingProxyType({}),
     ) -> tuple[dict[str, LayerSpec], tuple[tuple[str, str], ...]]:
         """A specification for each layer, and (name, reason) of those that stay in float.
 
         Args:
             layers: their names, or the shape [N, K] by name: a group is no longer than K.
+            joined: layer of known shape -> how many tensors of equal width make its input; no group
+                reaches from one into the next.
 
         Raises:
             UsageError: a user's rule matches no layer, or formats or groups cannot be multiplied.
@@ -156,24 +161,37 @@ class Recipe:
                 skipped.append((name, rule.reason))
                 continue
             k = shapes[name][1] if name in shapes else None
-            specs[name] = self._spec(rule, k)
+            width = (
+                None if name not in joined else joined_width(name, shapes[name][1], joined[name])
+            )
+            specs[name] = self._spec(rule, k, width)
             check_product(name, specs[name], k)
         return specs, tuple(skipped)
 
-    def _spec(self, rule: Rule, k: int | None) -> LayerSpec:
-        """What a rule makes of a layer with `k` inputs; None where they are not known."""
+    def _spec(self, rule: Rule, k: int | None, width: int | None) -> LayerSpec:
+        """What a rule makes of a layer.
+
+        Args:
+            rule: of the layer.
+            k: its inputs; None where they are not known.
+            width: of each tensor that they are made of; None for one.
+        """
         activation = self.activation if rule.activation is None else rule.activation
         group_size, scale = self.group_size, self.scale
         multiplied = scale_format_by_name(scale).multiplied
         if multiplied and largest_multiplier(format_by_name(rule.weight)) == 1:
             # No room for multipliers in int8: one scale per row keeps the row's sum one integer.
             group_size, scale = k or WHOLE_ROW, DEFAULT_SCALE
+        of_token = self.activation_group_size if rule.activation is None else None
+        if width is not None:
+            group_size = whole_group(group_size, width)
+            of_token = whole_group(of_token or width, width, group_size)
         return LayerSpec.of(
             rule.weight,
             None if activation == FLOAT else activation,
             group_size,
             scale,
-            activation_group_size=self.activation_group_size if rule.activation is None else None,
+            activation_group_size=of_token,
         )
 
     def _rule(self, layer: str) -> Rule:

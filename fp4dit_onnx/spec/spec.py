@@ -12,11 +12,45 @@ from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE, ScaleFormat, scale_
 from fp4dit_onnx.spec.transform import Transform
 from fp4dit_onnx.spec.transforms import TRANSFORMS
 
-__all__ = ["DEFAULT_GROUP_SIZE", "LayerSpec", "PerGroup", "PerToken", "TensorSpec"]
+__all__ = [
+    "DEFAULT_GROUP_SIZE",
+    "LayerSpec",
+    "PerGroup",
+    "PerToken",
+    "TensorSpec",
+    "joined_width",
+    "whole_group",
+]
 
 DEFAULT_GROUP_SIZE = 128
 FOUR_OVER_SIX = (8.0,)
 """e2m1's 4 as a grid integer (arXiv 2512.02010)."""
+
+
+def joined_width(layer: str, k: int, parts: int) -> int:
+    """Inputs of each of the `parts` tensors that make the `k` inputs of a layer.
+
+    Raises:
+        UsageError: that is no multiple of 8, as groups are.
+    """
+    if k % (8 * parts):
+        raise UsageError(
+            f"layer {layer}: its {k} inputs are {parts} tensors side by side with scales of their own: "
+            f"expected a multiple of {8 * parts}; keep it in float with --rule '{layer}=none'"
+        )
+    return k // parts
+
+
+def whole_group(size: int, width: int, other: int = 1) -> int:
+    """The largest group of at most `size` inputs that ends where each `width` of them do.
+
+    Args:
+        size: a multiple of 8, or as large as `width`.
+        width: a multiple of 8.
+        other: another group size that ends there; of the two one is made of whole others.
+    """
+    sizes = (8 * n for n in range(min(size, width) // 8, 0, -1))
+    return next(s for s in sizes if width % s == 0 and (s % other == 0 or other % s == 0))
 
 
 @dataclass(frozen=True)
