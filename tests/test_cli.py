@@ -214,6 +214,8 @@ def test_dry_run_as_json(run: Any) -> None:
 
 def test_dry_run_with_attention_in_float(run: Any) -> None:
     assert "attention:" not in run("export", "--dry-run", "--attention-format", "none").out
+    out = run("export", "--dry-run", "--rule", "*.attn1.to_k=none").out
+    assert "attention: q, k, v of 8 modules in e2m3 per head and token\n" in out
 
 
 @pytest.mark.parametrize(

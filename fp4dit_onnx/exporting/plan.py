@@ -216,7 +216,7 @@ def plan(request: ExportRequest) -> Plan:
     target.check({spec.weight.format for spec in specs.values()} | set(recipe.search))
     rows = [_row(name, *sizes[name], spec) for name, spec in specs.items()]
     sampling = usual_sampling(request, family, checkpoint)
-    attentions = family.attentions(sizes)
+    attentions = family.attentions(specs, (name for name, _ in skipped))
     return Plan(
         layers=tuple(rows),
         skipped=tuple(Kept(name, reason) for name, reason in skipped),

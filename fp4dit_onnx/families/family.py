@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,20 +120,22 @@ class Family:
             blocks={blocks.name: blocks.results for blocks in self.blocks if blocks.alike},
         )
 
-    def attentions(self, layers: Collection[str]) -> tuple[str, ...]:
-        """Names of the softmax attentions whose linears are among `layers`, in their order.
+    def attentions(self, layers: Iterable[str], floats: Iterable[str] = ()) -> tuple[str, ...]:
+        """Names of the softmax attentions whose q, k and v are made by `layers`, in their order.
 
         Args:
             layers: names of a transformer's linears.
+            floats: of those that stay in float, and with each of them its attention.
         """
-        triples = [(blocks, *triple) for blocks in self.blocks for triple in blocks.qkv]
-        found: dict[str, None] = {}
-        for layer in layers:
-            for blocks, first, *others in triples:
-                block = blocks.holder(first, layer)
-                if block and all(f"{block}.{other}" in layers for other in others):
-                    found[layer.rpartition(".")[0]] = None
-        return tuple(found)
+        kept = {self._attention(layer) for layer in floats}
+        made = dict.fromkeys(map(self._attention, layers))
+        return tuple(module for module in made if module is not None and module not in kept)
+
+    def _attention(self, layer: str) -> str | None:
+        """The softmax attention of which a linear makes q, k or v."""
+        parts = ((b, linear) for b in self.blocks for triple in b.qkv for linear in triple)
+        makes = any(blocks.holder(linear, layer) for blocks, linear in parts)
+        return layer.rpartition(".")[0] if makes else None
 
     def joined(self, layers: Iterable[str]) -> dict[str, int]:
         """How many tensors of equal width make the input of each of `layers` that joins several."""
