@@ -89,10 +89,8 @@ class Budget:
             width: of each of the tensors that they are made of, into whose next no group reaches; None
                 for one.
         """
-        of_row, most = (
-            DEFAULT_SCALE if scale_format_by_name(scale).multiplied else scale,
-            width or k,
-        )
+        of_row = DEFAULT_SCALE if scale_format_by_name(scale).multiplied else scale
+        most = width or k
         sizes = [most if size == ROW else min(int(size), most) for size in self.groups.split()]
         pairs = [(name, size) for name in formats for size in sizes]
         pairs += [(self.wide, most)] if self.wide else []
