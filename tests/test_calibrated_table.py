@@ -33,7 +33,7 @@ def test_a_row_is_of_trained_blocks_and_a_verified_bundle(
     assert not replace(row, errors=(1.0, 1.0)).ok
     assert replace(row, errors=(1.0, 0.9)).ok
     cells = table([row], "abc1234").splitlines()[-1].split(" | ")
-    assert cells[1:4] == [str(len(row.calibrated.layers)), f"{len(blocks)} attentions", "0"]
+    assert cells[1:4] == [str(len(row.calibrated.layers)), f"{len(blocks)} attentions", "4"]
     assert "11 of 11 checks" in cells
 
 
