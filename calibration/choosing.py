@@ -8,15 +8,13 @@ bits and group sizes (`spending`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
 from fp4dit_onnx.bundle.manifest import Compared, Spent
-from fp4dit_onnx.calibration.applying import Alternatives
-from fp4dit_onnx.calibration.draft import Draft, Drafts
-from fp4dit_onnx.calibration.evidence import Part
-from fp4dit_onnx.calibration.layer_inputs import UnitInputs
+from fp4dit_onnx.calibration.evidence import Parts
+from fp4dit_onnx.calibration.making import ChoiceRecipe, Ways, ways
 from fp4dit_onnx.calibration.methods import Method
 from fp4dit_onnx.calibration.moments import Moments
 from fp4dit_onnx.calibration.samples import Samples
@@ -30,7 +28,8 @@ from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.spec.spec import LayerSpec, TensorSpec
 from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState
 from fp4dit_onnx.spec.transform import Transform
-from fp4dit_onnx.system.progress import Reporter
+from fp4dit_onnx.system.executors import Executor, Task
+from fp4dit_onnx.system.progress import Advance, Reporter
 
 __all__ = ["CHOSEN", "Choosing", "Chosen"]
 
@@ -72,6 +71,8 @@ class Choosing:
         work: where finished units go.
         chunk: samples that are run at a time.
         reporter: progress.
+        executor: where units are rounded.
+        parts: gives the parts of the network there.
     """
 
     network: Network
@@ -86,6 +87,8 @@ class Choosing:
     work: Work
     chunk: int
     reporter: Reporter
+    executor: Executor
+    parts: Parts
 
     def run(self, units: Sequence[Unit]) -> Chosen:
         """The layers of the best set, and what was compared; finished units are read from disk.
@@ -93,11 +96,15 @@ class Choosing:
         Raises:
             UsageError: a budget that cannot be kept.
         """
-        made: dict[str, list[Made]] = {}
         with self.reporter.stage("choosing and rounding", len(units), "blocks") as advance:
-            for unit in units:
-                made |= self._unit(unit)
-                advance(1, unit.name)
+            for task, found in self.executor.results(self._tasks(units, advance)):
+                if self.method.budget is not None:
+                    self.work.save(_losses(task.name), found.losses)
+                self.work.finish(_place(task.name), found.layers, found.error)
+                advance(1, task.name)
+        made: dict[str, list[Made]] = {}
+        for unit in units:
+            made |= self._made(unit)
         own: Sets = {CHOSEN: {name: rows[:1] for name, rows in made.items()}}
         sets = {**own, **self._uniform(made)}
         if self.method.budget is not None:
@@ -157,25 +164,31 @@ class Choosing:
         same = [r for r in rows if r.input_ops == input_ops and r.format not in others]
         return same or rows[:1]
 
-    def _unit(self, unit: Unit) -> dict[str, list[Made]]:
-        """Of each layer of a unit, what was chosen, then all that was made; it is on disk then."""
+    def _tasks(self, units: Sequence[Unit], advance: Advance) -> Iterator[Task[Ways]]:
+        """What is left to round."""
+        recipe = ChoiceRecipe(
+            parts=self.parts,
+            specs=self.specs,
+            stages=self.method.stages,
+            moments=self.moments,
+            candidates=dict(self.candidates),  # a view cannot be pickled
+            precisions=dict(self.precisions),
+            priced=self.method.budget is not None,
+        )
+        for unit in units:
+            if unit.layers and self.work.finished(_place(unit.name)) is None:
+                yield Task(unit.name, ways, (unit, recipe), lambda: None)
+            else:
+                advance(1, timed=False)
+
+    def _made(self, unit: Unit) -> dict[str, list[Made]]:
+        """Of each layer of a unit, what was chosen, then all that was made; it is on disk."""
         if not unit.layers:
             return {}
-        place = f"{unit.name}@choices"
+        place = _place(unit.name)
         known = self.work.finished(place)
-        if known is None:
-            inputs = UnitInputs(self.moments, Part.of(unit.name, self.network))
-            alternatives = Alternatives(self.method.stages, inputs)
-            best = alternatives.best({name: self._draft(name) for name in unit.layers})
-            drafts = [*best.values(), *alternatives.made.values()]
-            named = {f"{i}@{draft.name}": draft for i, draft in enumerate(drafts)}
-            kept = {key: replace(draft.layer(), name=key) for key, draft in named.items()}
-            if self.method.budget is not None:
-                losses = {key: inputs(draft).loss(draft) for key, draft in named.items()}
-                self.work.save(_losses(unit), losses)
-            known = kept, _mean_error(best)
-            self.work.finish(place, *known)
-        losses = self.work.load(_losses(unit)) or {}
+        assert known is not None, place
+        losses = self.work.load(_losses(unit.name)) or {}
         found: dict[str, list[Made]] = {name: [] for name in unit.layers}
         for key in sorted(known[0], key=lambda key: int(key.partition("@")[0])):
             layer = known[0][key]
@@ -183,12 +196,6 @@ class Choosing:
             row = Made(place, key, spec.weight.format, spec.input_ops, layer.nbytes, loss)
             found[key.partition("@")[2]].append(row)
         return found
-
-    def _draft(self, name: str) -> Draft:
-        weight = self.network.tensor(f"{name}.weight").float()
-        candidates = tuple(self.candidates.get(name, ()))
-        precisions = tuple(self.precisions.get(name, ()))
-        return Draft(name, weight, self.specs[name], candidates, precisions)
 
     def _errors(self, sets: Mapping[str, Mapping[str, Made]]) -> dict[str, float]:
         """Guided error of the network under each set, on the same samples."""
@@ -201,11 +208,11 @@ class Choosing:
         return errors
 
 
-def _losses(unit: Unit) -> str:
+def _place(unit: str) -> str:
     """Of what was made of a unit, the name in the work folder."""
-    return f"{unit.name}@losses"
+    return f"{unit}@choices"
 
 
-def _mean_error(drafts: Drafts) -> float:
-    errors = [draft.error for draft in drafts.values() if draft.error is not None]
-    return sum(errors) / len(errors) if errors else 1.0
+def _losses(unit: str) -> str:
+    """Of its errors."""
+    return f"{unit}@losses"

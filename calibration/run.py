@@ -164,6 +164,8 @@ def calibrate(
                 work=work,
                 chunk=chunk,
                 reporter=reporter,
+                executor=executor,
+                parts=parts or network,
             ).run(units)
             layers = chosen.layers
             specs = {name: layers[name].spec for name in specs}

@@ -342,6 +342,17 @@ def test_units_of_parallel_inputs_are_solved_in_any_order(
     assert saved(here.state, tmp_path / "1") != saved(sequential.state, tmp_path / "3")
 
 
+def test_units_are_rounded_in_any_order(network: Network, tmp_path: Path) -> None:
+    """By transforms, choices and second moments: what a stage is can be pickled too."""
+    method = method_by_name("tuned", samples=16, prompts=PICTURES)
+    candidates = dict.fromkeys(LAYERS, ("e2m1", "e1m2"))
+    here = calibrated(network, tmp_path / "here", method, candidates=candidates)
+    elsewhere = {"executor": OutOfOrder(), "parts": Pickled(network)}
+    there = calibrated(network, tmp_path / "there", method, candidates=candidates, **elsewhere)
+    assert saved(here.state, tmp_path / "1") == saved(there.state, tmp_path / "2")
+    assert here.compared == there.compared
+
+
 # --- bad input ---------------------------------------------------------------------------------
 
 

@@ -144,7 +144,7 @@ def test_ray_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     ("text", "method", "words"),
     [
         ("ray", "fp4dit", "every block waits for the one before it.*expected --inputs parallel"),
-        ("ray=h:1", "tuned", "method tuned trains no block"),
+        ("ray=h:1", "fp-rtn", "method fp-rtn looks at weights alone"),
         ("ray=", "fp4dit", "expected local, ray or ray=HOST:PORT"),
         ("local=2", "fp4dit", "expected local, ray or ray=HOST:PORT"),
         ("slurm", "fp4dit", "'slurm': expected local, ray or"),

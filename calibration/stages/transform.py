@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fp4dit_onnx.calibration.stages.stage import MOMENTS, Evidence
 from fp4dit_onnx.spec.transform import Transform
@@ -27,6 +28,10 @@ class TransformStage:
     needs: ClassVar[str] = MOMENTS
     iterations: ClassVar[int] = 0
     transform: ClassVar[type[Transform]]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by what it tries: its class is made by `stage_of`, and has no place of its own."""
+        return _remade, (self.transform, vars(self))
 
     def apply(self, drafts: Drafts, evidence: Evidence) -> Drafts:
         """The drafts with `input_ops` and other weights where they are worth it."""
@@ -51,9 +56,14 @@ class TransformStage:
         return replace(draft, spec=spec, weight=transformed_weight(draft.weight, [one]))
 
 
+@cache
 def stage_of(transform: type[Transform]) -> type[TransformStage]:
     """The stage that tries a transform; its settings are the transform's."""
     return type(transform.__name__, (TransformStage, transform), {"transform": transform})
+
+
+def _remade(transform: type[Transform], settings: dict[str, Any]) -> TransformStage:
+    return stage_of(transform)(**settings)
 
 
 def _gain(plain: Draft, turned: Draft, evidence: Evidence) -> float:

@@ -36,12 +36,12 @@ def check_executor(text: str, method: Method) -> None:
         )
     if text == HERE:
         return
-    if not method.needs(INPUTS):
+    if not method.needs_data:
         raise UsageError(
-            f"executor {text}: method {method.name} trains no block, so there is nothing to spread "
-            f"over machines: expected --executor {HERE}"
+            f"executor {text}: method {method.name} looks at weights alone, so there is nothing to "
+            f"spread over machines: expected --executor {HERE}"
         )
-    if method.data.inputs == SEQUENTIAL:
+    if method.needs(INPUTS) and method.data.inputs == SEQUENTIAL:
         raise UsageError(
             f"executor {text}: with --inputs {SEQUENTIAL} every block waits for the one before it, so "
             f"one machine alone would work: expected --inputs {PARALLEL}"
