@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fp4dit_onnx.calibration.stages.stage import MOMENTS, Evidence
@@ -56,7 +55,6 @@ class TransformStage:
         return replace(draft, spec=spec, weight=transformed_weight(draft.weight, [one]))
 
 
-@cache
 def stage_of(transform: type[Transform]) -> type[TransformStage]:
     """The stage that tries a transform; its settings are the transform's."""
     return type(transform.__name__, (TransformStage, transform), {"transform": transform})

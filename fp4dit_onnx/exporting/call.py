@@ -130,9 +130,9 @@ def export(
         restart: Discard what a killed run left in the work folder.
         max_ram: Memory limit for recorded activations, for quantizing one layer, and for each
             network of the float pipeline: larger ones read their blocks when they run. In bytes.
-        executor: Where blocks are trained: local, one after the other in this process; ray or
-            ray=HOST:PORT, on the machines of a Ray cluster, with --inputs parallel. The result is the
-            same.
+        executor: Where blocks are rounded: local, one after the other in this process; ray or
+            ray=HOST:PORT, on the machines of a Ray cluster, where they are trained with --inputs
+            parallel. The result is the same.
         measure: For methods without calibration data: also run the float pipeline to measure
             output errors, which takes longer than the rest; by default if it takes less than 1 GiB in
             float32.

@@ -306,9 +306,9 @@ class ExportRequest:
     executor: Annotated[
         str,
         Option(
-            "Where blocks are trained: local, one after the other in this process; ray or "
-            "ray=HOST:PORT, on the machines of a Ray cluster, with --inputs parallel. The result is "
-            "the same.",
+            "Where blocks are rounded: local, one after the other in this process; ray or "
+            "ray=HOST:PORT, on the machines of a Ray cluster, where they are trained with --inputs "
+            "parallel. The result is the same.",
             MACHINE,
             unit="WHERE",
         ),
