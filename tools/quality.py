@@ -3,6 +3,8 @@
     python tools/quality.py                  # all rows: about 40 minutes on two cores
     python tools/quality.py --rows "int-rtn; fp-rtn" --prompts 8 --seeds 1 --output small.md
     python tools/quality.py --pipeline DIR --output docs/quality_even.md
+    python tools/quality.py --pipeline tests/pipelines/dit --output docs/quality_dit.md --seeds 1 \
+        --rows "int-rtn; fp-rtn; fp4dit fast; tuned" --bits "w4a8; w4a6"
 
 Weights are calibrated once per row, with float activations as in FP4DiT, then run with each column's
 activations in the PyTorch simulation, which `fp4dit-onnx verify` holds equal to the exported model.
@@ -19,7 +21,7 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,7 @@ from fp4dit_onnx.system.progress import RichReporter
 
 FIRST_SEED = 2000
 """Apart from the seeds of calibration, which start at 0."""
+BUDGET_COLUMN = "w4a6"
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,9 @@ class Row:
     changes: Mapping[str, Any] = field(default_factory=dict)
     target_bits: float | None = None
 
-    @property
-    def columns(self) -> Sequence[str]:
-        """Where it is measured: budgets at the bits that the tool is named for."""
-        return COLUMNS if self.target_bits is None else COLUMNS[1:2]
+    def columns(self, columns: Sequence[str]) -> Sequence[str]:
+        """Those of `columns` in which it is measured: budgets at the bits that the tool is named for."""
+        return [bits for bits in columns if self.target_bits is None or bits == BUDGET_COLUMN]
 
     @property
     def by_activations(self) -> bool:
@@ -120,26 +122,42 @@ class Bench:
     """A pipeline and its float images.
 
     Args:
-        pipeline: folder of one that knows the demo's prompts; None is the demo.
+        pipeline: folder of one that knows the demo's prompts, or classes; None is the demo.
         work: folder for calibrations and measurements.
         prompts: of the evaluation set, none of which calibration sees.
         seeds: images per prompt.
+        columns: bits that are measured, of `COLUMNS`.
     """
 
-    def __init__(self, pipeline: Path | None, work: Path, prompts: int, seeds: int) -> None:
+    def __init__(
+        self,
+        pipeline: Path | None,
+        work: Path,
+        prompts: int,
+        seeds: int,
+        columns: Sequence[str] = COLUMNS,
+    ) -> None:
         work.mkdir(parents=True, exist_ok=True)
         self.folder, self.work, self.reporter = pipeline, work, RichReporter()
-        self.prompts = [p for p in demo_prompts("evaluation")[:prompts] for _ in range(seeds)]
-        self.seeds = [FIRST_SEED + i for i in range(len(self.prompts))]
+        self.columns = columns
         self.pipeline = load_pipeline(open_checkpoint(pipeline))
+        self.prompts = [p for p in self._known("evaluation")[:prompts] for _ in range(seeds)]
+        self.seeds = [FIRST_SEED + i for i in range(len(self.prompts))]
         self.digest = model_digest(whole(self.pipeline.transformer))
-        self.family = self._plan(ROWS[0], COLUMNS[0]).family
-        self.sampling = self._plan(ROWS[0], COLUMNS[0]).sampling
+        self.planned = self._plan(ROWS[0], columns[0])
+        self.family, self.sampling = self.planned.family, self.planned.sampling
 
     @property
     def name(self) -> str:
         """Of the pipeline, as a sentence begins."""
         return "The demo pipeline" if self.folder is None else f"The pipeline {self.folder.name}"
+
+    def _known(self, purpose: str) -> Sequence[str]:
+        """What the model knows, for ``calibration`` or ``evaluation``: of classes every other one."""
+        labels = getattr(self.pipeline, "labels", None)
+        if labels is None:
+            return demo_prompts(purpose)
+        return sorted(labels, key=labels.__getitem__)[purpose == "evaluation" :: 2]
 
     @functools.cached_property
     def reference(self) -> Drawn:
@@ -186,7 +204,7 @@ class Bench:
                 return state, float(state.provenance["seconds"])
         start = time.monotonic()
         prompts = tuple(
-            itertools.islice(itertools.cycle(demo_prompts("calibration")), method.data.prompts)
+            itertools.islice(itertools.cycle(self._known("calibration")), method.data.prompts)
         )
         seeds = range(len(prompts))
         shared = fingerprint
@@ -261,13 +279,16 @@ def _results(bench: Bench, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Every row's figures; what an earlier run measured of the same weights is read."""
     found = []
     for row in rows:
-        state, seconds = bench.calibrated(row, row.columns[0])
+        columns = row.columns(bench.columns)
+        if not columns:
+            continue
+        state, seconds = bench.calibrated(row, columns[0])
         entry: dict[str, Any] = {"row": asdict(row), "seconds": seconds, "columns": {}}
         counts = collections.Counter(layer.spec.weight.format for layer in state.layers.values())
         entry["formats"] = dict(sorted(counts.items()))
         weights = sum(layer.n * layer.k for layer in state.layers.values())
         entry["bits"] = 8 * sum(layer.nbytes for layer in state.layers.values()) / weights
-        for bits in row.columns:
+        for bits in columns:
             if row.by_activations:
                 state, _ = bench.calibrated(row, bits)
             entry["columns"][bits] = bench.measured(row, bits, state)
@@ -277,22 +298,32 @@ def _results(bench: Bench, rows: Sequence[Row]) -> list[dict[str, Any]]:
     return found
 
 
+def _chosen(
+    parser: argparse.ArgumentParser, what: str, given: str | None, known: Iterable[str]
+) -> list[str]:
+    """Those of `known` that an option names, separated by semicolons, in their order; else all."""
+    names = [name.strip() for name in (given or "").split(";") if name.strip()]
+    if unknown := sorted(set(names) - set(known)):
+        parser.error(f"unknown {what} {unknown}: expected {list(known)}")
+    return [name for name in known if not names or name in names]
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", help="names of rows, separated by ';'; by default all")
+    parser.add_argument("--bits", help="columns, separated by ';'; by default all")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--pipeline", type=Path, help="in place of the demo")
     parser.add_argument("--work", type=Path, default=Path("quality-work"))
     parser.add_argument("--output", type=Path, default=DOCS / "quality.md")
     options = parser.parse_args()
-    names = [name.strip() for name in (options.rows or "").split(";") if name.strip()]
-    unknown = set(names) - {row.name for row in ROWS}
-    if unknown:
-        parser.error(f"unknown rows {sorted(unknown)}: expected {[row.name for row in ROWS]}")
-    bench = Bench(options.pipeline, options.work, options.prompts, options.seeds)
-    results = _results(bench, [row for row in ROWS if not names or row.name in names])
+    rows = {row.name: row for row in ROWS}
+    names = _chosen(parser, "rows", options.rows, rows)
+    columns = _chosen(parser, "bits", options.bits, COLUMNS)
+    bench = Bench(options.pipeline, options.work, options.prompts, options.seeds, columns)
+    results = _results(bench, [rows[name] for name in names])
     write_above_reading(options.output, document(bench, results))
     print(f"{options.output} written")
 

@@ -26,11 +26,15 @@ def _cell(score: Mapping[str, Any] | None) -> str:
     return "" if score is None else f"{score['mean']:.2f} ± {score['standard_error'] or 0:.2f}"
 
 
-def _table(results: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
-    titles = " | ".join(bits.upper() for bits in COLUMNS)
-    lines = [f"| method | {titles} |", "| --- |" + " --- |" * len(COLUMNS)]
+def _titles(first: str, columns: Sequence[str]) -> list[str]:
+    titles = " | ".join(bits.upper() for bits in columns)
+    return [f"| {first} | {titles} |", "| --- |" + " --- |" * len(columns)]
+
+
+def _table(results: Sequence[Mapping[str, Any]], columns: Sequence[str], metric: str) -> list[str]:
+    lines = _titles("method", columns)
     for entry in results:
-        cells = " | ".join(_cell(entry["columns"].get(bits, {}).get(metric)) for bits in COLUMNS)
+        cells = " | ".join(_cell(entry["columns"].get(bits, {}).get(metric)) for bits in columns)
         lines.append(f"| {entry['row']['name']} | {cells} |")
     return lines
 
@@ -63,6 +67,7 @@ COMPARISONS = (
     ("formats by measured error over the paper's", "fp4dit balanced, auto", "fp4dit balanced"),
     ("balanced over int-rtn", "fp4dit balanced, auto", "int-rtn"),
     ("best over int-rtn", "fp4dit best, auto", "int-rtn"),
+    ("tuned over nearest, paper's formats", "tuned", "fp-rtn"),
     ("tuned over nearest, e1m2", "tuned", "fp-rtn, e1m2"),
     ("tuned over GPTQ, e1m2", "tuned", "gptq, e1m2"),
     ("tuned-best over tuned", "tuned-best", "tuned"),
@@ -72,7 +77,7 @@ COMPARISONS = (
 
 def document(bench: Bench, results: Sequence[Mapping[str, Any]]) -> str:
     """The page up to its reading: tables and comparisons."""
-    count, sampling = len(bench.prompts), bench.sampling
+    count, sampling, columns = len(bench.prompts), bench.sampling, bench.columns
     effort = [
         f"| {e['row']['name']} | {e['bits']:.3f} | {e['seconds'] / 60:.1f} | "
         + ", ".join(f"{n} {c}" for n, c in e["formats"].items())
@@ -80,18 +85,19 @@ def document(bench: Bench, results: Sequence[Mapping[str, Any]]) -> str:
         for e in results
     ]
     gains = [
-        f"| {what} | " + " | ".join(_gain(results, a, b, bits) for bits in COLUMNS) + " |"
+        f"| {what} | " + " | ".join(_gain(results, a, b, bits) for bits in columns) + " |"
         for what, a, b in COMPARISONS
         if {a, b} <= {e["row"]["name"] for e in results}
     ]
-    titles = " | ".join(bits.upper() for bits in COLUMNS)
+    attention = " and q, k, v" if bench.planned.attention else ""
+    conditions = "prompts" if bench.family.encoders else "classes"
     written = (
         f"{written_by('quality.py')}, torch {torch.__version__}, "
         f"{os.cpu_count()} cores ({platform.machine()}). {bench.name}, {count} images "
-        f"({len(set(bench.prompts))} prompts, none used in calibration), {sampling.steps} denoising "
-        f"steps, guidance scale {sampling.guidance:g}, every linear of the transformer "
-        "and q, k, v quantized; mean and standard error over images, against the float model from "
-        "the same noise."
+        f"({len(set(bench.prompts))} {conditions}, none used in calibration), {sampling.steps} "
+        f"denoising steps, guidance scale {sampling.guidance:g}, {len(bench.planned.layers)} linears "
+        f"of the transformer{attention} quantized; mean and standard error over images, against the "
+        "float model from the same noise."
     )
     lines = [
         "# Quality" if bench.folder is None else f"# Quality: {bench.folder.name}",
@@ -100,16 +106,15 @@ def document(bench: Bench, results: Sequence[Mapping[str, Any]]) -> str:
         "",
         "## Image PSNR, dB",
         "",
-        *_table(results, "psnr"),
+        *_table(results, columns, "psnr"),
         "",
         "## SQNR of the final latents, dB",
         "",
-        *_table(results, "latent_sqnr_db"),
+        *_table(results, columns, "latent_sqnr_db"),
         "",
         "## Gains in PSNR, image by image, dB",
         "",
-        f"| comparison | {titles} |",
-        "| --- |" + " --- |" * len(COLUMNS),
+        *_titles("comparison", columns),
         *gains,
         "",
         "## Effort",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import itertools
 from collections.abc import Sequence
 
@@ -13,20 +12,22 @@ from fp4dit_onnx.exporting.request import ExportRequest
 from fp4dit_onnx.families import Family
 from fp4dit_onnx.families.request import Request
 from fp4dit_onnx.families.table import largest_side
-from fp4dit_onnx.files import CHECKPOINT, parse_object, read_json
-from fp4dit_onnx.files.settings import vae_settings
+from fp4dit_onnx.files import CHECKPOINT, read_json
+from fp4dit_onnx.files.settings import sampling_settings, vae_settings
 from fp4dit_onnx.prompts import demo_prompts, read_prompts
 from fp4dit_onnx.runtime.sizes import pixels_a_latent
 
 __all__ = ["calibration_prompts", "latent_pixels", "usual_sampling"]
 
+SAMPLING = "sampling.json"
+"""Of a pipeline folder: steps, guidance, max_sequence_length, where they are not the family's."""
+
 
 def usual_sampling(request: ExportRequest, family: Family, checkpoint: Checkpoint) -> Sampling:
     """How images are generated unless told otherwise, in calibration and with the bundle."""
-    defaults = dict(family.sampling)
-    if request.model is None:
-        demo = importlib.resources.files("fp4dit_onnx") / "demo" / "sampling.json"
-        defaults |= parse_object(demo.read_bytes(), str(demo), "sampling defaults", CHECKPOINT)
+    defaults, stated = dict(family.sampling), checkpoint.folder / SAMPLING
+    if stated.is_file():
+        defaults |= sampling_settings(stated, CHECKPOINT)
     own = int(checkpoint.transformer_config.get("sample_size") or defaults["sample_size"])
     most = largest_side(checkpoint.transformer_config) or own
     pixels = min(own, most) * latent_pixels(checkpoint)

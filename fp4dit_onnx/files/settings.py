@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +11,7 @@ from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files.decoding import Range, WrongType, of_type
 from fp4dit_onnx.files.reading import Origin, checked, read_json
 
-__all__ = ["LARGEST", "read_settings", "transformer_settings", "vae_settings"]
+__all__ = ["LARGEST", "read_settings", "sampling_settings", "transformer_settings", "vae_settings"]
 
 LARGEST = 2**20
 """Of any size in a configuration; the largest that is published is a vocabulary of 262,208."""
@@ -51,6 +51,15 @@ class _Vae:
             raise UsageError("block_out_channels is not a list of 1 to 16 numbers of channels")
 
 
+@dataclass(frozen=True)
+class _Sampling:
+    """What a pipeline says of how its images are best generated; what it leaves out is the family's."""
+
+    steps: Size | None = None
+    guidance: Annotated[float, Range(0, LARGEST)] | None = None
+    max_sequence_length: _AT_LEAST_0 | None = None
+
+
 def read_settings(
     path: Path, what: str, origin: Origin, schema: type[object] | None = None
 ) -> dict[str, Any]:
@@ -85,3 +94,10 @@ def transformer_settings(path: Path, origin: Origin) -> dict[str, Any]:
 def vae_settings(path: Path, origin: Origin) -> dict[str, Any]:
     """The settings in a VAE's config.json; raises as `read_settings` does."""
     return read_settings(path, "the VAE's settings", origin, _Vae)
+
+
+def sampling_settings(path: Path, origin: Origin) -> dict[str, Any]:
+    """What a pipeline's sampling.json has of `_Sampling`, null left out; raises as `read_settings` does."""
+    what = "how the pipeline samples"
+    found = checked(_Sampling, read_json(path, what, origin), str(path), origin)
+    return {key: value for key, value in asdict(found).items() if value is not None}
