@@ -16,7 +16,12 @@ from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.exporting.export import ExportRequest, export
 from fp4dit_onnx.families import FAMILIES
 from fp4dit_onnx.files import CHECKPOINT
-from fp4dit_onnx.files.settings import read_settings, transformer_settings, vae_settings
+from fp4dit_onnx.files.settings import (
+    read_settings,
+    sampling_settings,
+    transformer_settings,
+    vae_settings,
+)
 
 pytest.importorskip("torch")
 with warnings.catch_warnings():
@@ -124,3 +129,22 @@ def test_the_demo_passes(demo_folder: Path) -> None:
     checkpoint = open_checkpoint(demo_folder)
     family = next(f for f in FAMILIES if checkpoint.pipeline_class in f.pipelines)
     check_networks(checkpoint, family)
+
+
+def test_a_pipeline_says_how_it_is_sampled(tmp_path: Path) -> None:
+    path = tmp_path / "sampling.json"
+    path.write_text('{"steps": 12, "guidance": null, "scheduler": "euler"}')
+    assert sampling_settings(path, CHECKPOINT) == {"steps": 12}
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", '{"steps": 0}', '{"steps": "12"}', '{"guidance": -1}', '{"max_sequence_length": 1e9}'],
+)
+def test_a_pipeline_that_says_it_wrongly_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "sampling.json"
+    path.write_text(content)
+    with pytest.raises(CheckpointError) as caught:
+        sampling_settings(path, CHECKPOINT)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)

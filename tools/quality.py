@@ -219,7 +219,8 @@ class Bench:
             whole(self.pipeline.transformer),
             planned.specs,
             method,
-            replace(sampler, close=lambda: None),  # the pipeline generates images afterwards
+            # The pipeline generates images afterwards, and keeps its parts.
+            replace(sampler, prepare=lambda: None, close=lambda: None),
             seed=0,
             provenance={},
             reporter=self.reporter,

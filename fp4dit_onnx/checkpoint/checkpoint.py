@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fp4dit_onnx.bundle.names import MANIFEST, MODEL_INDEX
+from fp4dit_onnx.checkpoint.low_rank import fused
 from fp4dit_onnx.checkpoint.tensor_files import TensorInfo
 from fp4dit_onnx.checkpoint.tensor_names import check_adapters, unwrapped
 from fp4dit_onnx.checkpoint.weight_files import pipeline_variant, read_weights
@@ -68,6 +69,7 @@ class Checkpoint:
         variant: infix of the weight files (`variant=` of diffusers' from_pretrained), such as
             ``fp16``; None for plain names.
         absent: names of those that model_index.json has as null.
+        lora: files whose products are added to the tensors, each as ``FILE[:SCALE]``.
     """
 
     folder: Path
@@ -76,6 +78,7 @@ class Checkpoint:
     components: Mapping[str, Component]
     variant: str | None
     absent: tuple[str, ...] = ()
+    lora: tuple[str, ...] = ()
 
     @property
     def transformer_class(self) -> str:
@@ -111,13 +114,17 @@ def demo_folder() -> Path:
 
 
 def open_checkpoint(
-    folder: Path | str | None = None, *, only: Collection[str] | None = None
+    folder: Path | str | None = None,
+    *,
+    only: Collection[str] | None = None,
+    lora: Sequence[str] = (),
 ) -> Checkpoint:
     """Read and check a diffusers pipeline folder; None is the embedded demo pipeline.
 
     Args:
         folder: of the pipeline.
         only: names of the components to look at; the others may be absent. None for all.
+        lora: files that are added to the weights, each as ``FILE[:SCALE]``; see `low_rank.fused`.
 
     Raises:
         CheckpointError: no pipeline, or an incomplete or damaged one; the message says what was
@@ -148,7 +155,7 @@ def open_checkpoint(
             )
     weighty = {root / n: library for n, (library, _) in wanted.items() if _has_weights(n)}
     variant = pipeline_variant(weighty)
-    return Checkpoint(
+    opened = Checkpoint(
         folder=root,
         pipeline_class=pipeline_class,
         transformer_config=_transformer_config(root / "transformer", classes["transformer"][1]),
@@ -158,7 +165,20 @@ def open_checkpoint(
         },
         variant=variant,
         absent=tuple(n for n in index if _is_needed(n) and not has_component(index, n)),
+        lora=tuple(lora),
     )
+    for text in lora:
+        opened = _with_lora(opened, text, classes.keys() - wanted.keys())
+    return opened
+
+
+def _with_lora(checkpoint: Checkpoint, text: str, unread: Collection[str]) -> Checkpoint:
+    parts = checkpoint.components
+    tensors, note = fused({n: p.tensors for n, p in parts.items() if p.tensors}, text, unread)
+    changed = {n: replace(p, tensors=tensors.get(n, p.tensors)) for n, p in parts.items()}
+    transformer = changed["transformer"]
+    changed["transformer"] = replace(transformer, notes=(*transformer.notes, note))
+    return replace(checkpoint, components=changed)
 
 
 def _check_is_pipeline(root: Path) -> None:

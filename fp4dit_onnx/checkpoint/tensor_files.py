@@ -10,11 +10,12 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.files import CHECKPOINT, LARGE, parse_object
 
-__all__ = ["TensorInfo", "read_header"]
+__all__ = ["LowRank", "TensorInfo", "read_header", "read_metadata"]
 
 BITS = {
     "BOOL": 8,
@@ -51,6 +52,7 @@ class TensorInfo:
         file: the safetensors file.
         nbytes: bytes of the data.
         offset: first byte of the data, counted from the start of the file.
+        low_rank: what is added to it when it is read.
     """
 
     shape: tuple[int, ...]
@@ -58,6 +60,22 @@ class TensorInfo:
     file: Path
     nbytes: int
     offset: int
+    low_rank: tuple[LowRank, ...] = ()
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A product that is added to a weight [N, ...]: scale * up @ down.
+
+    Attributes:
+        down: [rank, ...], as many per row as the weight has.
+        up: [N, rank], or with axes of 1 after them.
+        scale: factor.
+    """
+
+    down: TensorInfo
+    up: TensorInfo
+    scale: float
 
 
 def _damaged(path: Path, found: str) -> CheckpointError:
@@ -73,6 +91,26 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         CheckpointError: the header is unreadable, contradicts itself, or promises other bytes than
             the file has.
     """
+    header, start, size = _header(path)
+    header.pop("__metadata__", None)
+    tensors = {name: _tensor(path, name, entry, start) for name, entry in header.items()}
+    end = max((t.offset + t.nbytes for t in tensors.values()), default=start)
+    if end != size:
+        found = "is truncated" if end > size else "has bytes that no tensor owns"
+        raise _damaged(path, f"it {found}: the header describes {end} bytes, the file has {size}")
+    return tensors
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts that a safetensors file says of itself; raises as `read_header` does."""
+    found = _header(path)[0].get("__metadata__") or {}
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise _damaged(path, "its header has metadata that are not texts")
+    return found
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """A file's header, where its data begin, and its size in bytes."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         prefix = stream.read(8)
@@ -90,13 +128,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             raise _damaged(path, f"header of {length} bytes in a file of {size}")
         raw = stream.read(length)
     header = parse_object(raw, f"{path}: its header", "a safetensors header", CHECKPOINT)
-    header.pop("__metadata__", None)
-    tensors = {name: _tensor(path, name, entry, 8 + length) for name, entry in header.items()}
-    end = max((t.offset + t.nbytes for t in tensors.values()), default=8 + length)
-    if end != size:
-        found = "is truncated" if end > size else "has bytes that no tensor owns"
-        raise _damaged(path, f"it {found}: the header describes {end} bytes, the file has {size}")
-    return tensors
+    return header, 8 + length, size
 
 
 def _tensor(path: Path, name: str, entry: object, data_start: int) -> TensorInfo:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fp4dit_onnx.checkpoint.tensor_files import TensorInfo
+from fp4dit_onnx.checkpoint.tensor_files import LowRank, TensorInfo
 from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.numbers.formats import FloatArray
 
@@ -33,6 +33,24 @@ def read_float32(info: TensorInfo) -> FloatArray:
 
 def read_chunks(info: TensorInfo, elements: int = CHUNK) -> Iterator[FloatArray]:
     """The tensor at `info` in float32, flat, at most `elements` at a time; see `read_float32`."""
+    pairs = [_factors(added) for added in info.low_rank]
+    start = 0
+    for part in _stored_chunks(info, elements):
+        for up, down in pairs:
+            rows, place = divmod(start, down.shape[1])
+            last = -(-(start + part.size) // down.shape[1])
+            part = part + (up[rows:last] @ down).ravel()[place : place + part.size]
+        start += part.size
+        yield part
+
+
+def _factors(added: LowRank) -> tuple[FloatArray, FloatArray]:
+    """Both factors of what is added, [N, rank] and [rank, K], the scale in the former."""
+    up, down = read_float32(added.up), read_float32(added.down)
+    return up.reshape(len(up), -1) * np.float32(added.scale), down.reshape(len(down), -1)
+
+
+def _stored_chunks(info: TensorInfo, elements: int) -> Iterator[FloatArray]:
     dtype = np.dtype(np.uint16 if info.dtype == BF16 else FLOATS[info.dtype]).newbyteorder("<")
     left = math.prod(info.shape)
     try:
@@ -64,8 +82,10 @@ def _widened(values: npt.NDArray[Any]) -> FloatArray:
 
 
 def same_data(first: TensorInfo, second: TensorInfo) -> bool:
-    """Whether two stored tensors are equal in type, shape and every byte."""
+    """Whether two stored tensors are equal in type, shape, every byte, and what is added to them."""
     if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    if first.low_rank != second.low_rank:
         return False
     with first.file.open("rb") as one, second.file.open("rb") as other:
         one.seek(first.offset)

@@ -10,7 +10,7 @@ from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.checkpoint.checkpoint import demo_folder
 from fp4dit_onnx.commands.generate import SUFFIXES
 from fp4dit_onnx.commands.output import print_json, print_line, print_table, reporter
-from fp4dit_onnx.commands.parameters import Json, PromptFile
+from fp4dit_onnx.commands.parameters import Json, LoraFiles, PromptFile
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.evaluation.prompts import evaluation_prompts
 from fp4dit_onnx.exporting.options import INPUT, OUTPUT, SAMPLING, Option
@@ -36,6 +36,7 @@ def run(
             "The float pipeline; by default the embedded demo pipeline.", INPUT, unit="PIPELINE"
         ),
     ] = None,
+    lora: LoraFiles = None,
     prompts: PromptFile = None,
     count: Annotated[
         int, Option("Prompts to generate images of.", SAMPLING, unit="PROMPTS", min=1)
@@ -58,7 +59,9 @@ def run(
     texts = evaluation_prompts(prompts, model, count)
     from fp4dit_onnx.evaluation.quality import evaluate
 
-    found = evaluate(folders, model or demo_folder(), texts, range(seeds), reporter=reporter())
+    found = evaluate(
+        folders, model or demo_folder(), texts, range(seeds), reporter=reporter(), lora=lora or ()
+    )
     if grid is not None:
         _write_grid(found, grid)
     if json:

@@ -17,6 +17,7 @@ __all__ = [
     "BundleFolder",
     "Host",
     "Json",
+    "LoraFiles",
     "OpenBrowser",
     "Overwrite",
     "Port",
@@ -38,6 +39,14 @@ Overwrite = Annotated[bool, Option("Replace an existing output.", OUTPUT)]
 PromptFile = Annotated[
     Path | None,
     Option("Text file with one prompt per line; by default built-in ones.", INPUT, unit="FILE"),
+]
+LoraFiles = Annotated[
+    list[str] | None,
+    Option(
+        "LoRA that the bundle was exported with, FILE or FILE:SCALE. Repeatable.",
+        INPUT,
+        unit="LORA",
+    ),
 ]
 Host = Annotated[
     str, Option("Address to listen on; 0.0.0.0 admits other machines.", MACHINE, unit="ADDRESS")

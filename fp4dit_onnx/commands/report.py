@@ -10,7 +10,7 @@ from typing import Annotated
 from fp4dit_onnx.bundle.bundle import EVIDENCE, REPORT, Bundle
 from fp4dit_onnx.checkpoint.checkpoint import demo_folder
 from fp4dit_onnx.commands.output import print_json, print_line, reporter
-from fp4dit_onnx.commands.parameters import PromptFile
+from fp4dit_onnx.commands.parameters import LoraFiles, PromptFile
 from fp4dit_onnx.errors import MissingExtraError, UsageError
 from fp4dit_onnx.evaluation.prompts import evaluation_prompts
 from fp4dit_onnx.exporting.options import INPUT, OUTPUT, SAMPLING, Option
@@ -60,6 +60,7 @@ def run(
             SAMPLING,
         ),
     ] = False,
+    lora: LoraFiles = None,
     prompts: PromptFile = None,
     count: Annotated[
         int | None,
@@ -79,7 +80,13 @@ def run(
     json: Annotated[bool, Option("Print the measurements as JSON.", OUTPUT)] = False,
 ) -> None:
     """Write report.html: quantization error per layer and image, size, time, memory."""
-    options = {"--model": model, "--prompts": prompts, "--count": count, "--seeds": seeds}
+    options = {
+        "--model": model,
+        "--lora": lora,
+        "--prompts": prompts,
+        "--count": count,
+        "--seeds": seeds,
+    }
     given = [name for name, value in options.items() if value is not None]
     given += ["--measure"] if measure else []
     if len(bundles) > 2:
@@ -91,7 +98,7 @@ def run(
     if len(opened) == 1:
         (bundle,) = opened
         texts = evaluation_prompts(prompts, model, count or COUNT)
-        evidence = _measured(bundle, model, texts, range(seeds or 1)) if given else None
+        evidence = _measured(bundle, model, lora, texts, range(seeds or 1)) if given else None
         _report(bundle, evidence, output, json=json)
         return
     if given:
@@ -103,7 +110,11 @@ def run(
 
 
 def _measured(
-    bundle: Bundle, model: Path | None, prompts: Sequence[str], seeds: Sequence[int]
+    bundle: Bundle,
+    model: Path | None,
+    lora: Sequence[str] | None,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
 ) -> Evidence:
     source = bundle.manifest.source.name
     if model is None and source != demo_folder().name:
@@ -116,7 +127,7 @@ def _measured(
             raise MissingExtraError(package, "export")
     from fp4dit_onnx.report.measuring import measure
 
-    return measure(bundle, model or demo_folder(), prompts, seeds, reporter())
+    return measure(bundle, model or demo_folder(), prompts, seeds, reporter(), lora or ())
 
 
 def _report(bundle: Bundle, evidence: Evidence | None, output: Path | None, *, json: bool) -> None:

@@ -123,6 +123,8 @@ def float_images(
     seeds: Sequence[int],
     sampling: Sampling,
     on_step: OnLatents = lambda *_: None,
+    *,
+    lora: Sequence[str] = (),
 ) -> Pictures:
     """Images of the diffusers pipeline in float32, one per prompt.
 
@@ -133,13 +135,14 @@ def float_images(
         sampling: how.
         on_step: called after each step of a batch with its index and the latents it made, float32
             [B, C, H, W].
+        lora: see `open_checkpoint`.
 
     Raises:
         CheckpointError: the folder holds no readable pipeline, or one whose images are not finite.
         MissingExtraError: torch, diffusers or transformers is not installed.
         UsageError: the scheduler is not known, or DiT is asked for another size than its own.
     """
-    pipeline, family = _float_pipeline(pipeline_folder)
+    pipeline, family = _float_pipeline(pipeline_folder, lora)
     import torch
 
     from fp4dit_onnx.calibration.sampling import decode, sample_latents
@@ -156,13 +159,13 @@ def float_images(
     return decode(pipeline, family, latents)
 
 
-def _float_pipeline(folder: Path) -> tuple[Any, Family]:
+def _float_pipeline(folder: Path, lora: Sequence[str]) -> tuple[Any, Family]:
     """The pipeline in float32 and its family; errors as `float_images` says."""
     for package in ("torch", "diffusers", "transformers"):
         _require(package)
     from fp4dit_onnx.calibration.sampling import load_pipeline
 
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder, lora=lora)
     family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
     pipeline = load_pipeline(checkpoint)
     scheduler_from_config(scheduler_settings(checkpoint.components["scheduler"]))
@@ -178,6 +181,7 @@ def evaluate(
     sampling: Sampling | None = None,
     library: bool = True,
     reporter: Reporter | None = None,
+    lora: Sequence[str] = (),
 ) -> Evaluation:
     """Compare the latents and images of bundles with those of the float model.
 
@@ -189,6 +193,7 @@ def evaluate(
         sampling: how; None takes the settings that all bundles carry.
         library: run the quantized layers in the custom-op library.
         reporter: told of every model and every batch of images.
+        lora: that the bundles were made with; see `open_checkpoint`.
 
     Raises:
         UsageError: nothing to compare, or bundles of different settings.
@@ -209,7 +214,9 @@ def evaluate(
     latents: dict[str, tuple[Score, ...]] = {}
     with reporter.stage("generating and comparing", 1 + len(pipelines), "models") as next_model:
         with _watching(reporter, FLOAT, len(drawn), chosen) as watch:
-            pictures[FLOAT] = float_images(model_folder, drawn, drawn_seeds, chosen, watch)
+            pictures[FLOAT] = float_images(
+                model_folder, drawn, drawn_seeds, chosen, watch, lora=lora
+            )
         reference = watch.latents()
         next_model(1)
         for name, pipeline in pipelines.items():

@@ -43,6 +43,7 @@ def export(
     outer_layers: str | None = None,
     rules: Sequence[str] = (),
     form: str = "fused",
+    lora: Sequence[str] = (),
     prompts: Path | str | None = None,
     calibration_prompts: int | None = None,
     steps: int | None = None,
@@ -115,6 +116,8 @@ def export(
             is a layer name with shell wildcards; none keeps float. Repeatable; the first match wins.
         form: fused: one FpLinear per layer, computing on integers; qdq: quantize and dequantize
             nodes with plain MatMuls. One of: fused, qdq.
+        lora: LoRA to add to the weights before anything else, FILE or FILE:SCALE: safetensors with
+            the names of diffusers, peft or kohya. Repeatable.
         prompts: Text file of calibration prompts, one per line; by default built-in ones.
         calibration_prompts: Images to generate for calibration; prompts are repeated with new
             noise if there are fewer; by default the preset's.
@@ -184,6 +187,7 @@ def export(
         outer_layers=outer_layers,
         rules=tuple(rules),
         form=form,
+        lora=tuple(lora),
         prompts=None if prompts is None else Path(prompts),
         calibration_prompts=calibration_prompts,
         steps=steps,

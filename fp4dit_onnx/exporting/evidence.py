@@ -35,4 +35,4 @@ def evidence_of_export(
 
     own = demo_prompts("evaluation") if request.model is None else planned.prompts
     prompts = own[:DRAWN_PROMPTS]
-    return measure(bundle, planned.checkpoint.folder, prompts, [0], reporter)
+    return measure(bundle, planned.checkpoint.folder, prompts, [0], reporter, request.lora)

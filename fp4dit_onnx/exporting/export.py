@@ -291,7 +291,9 @@ class _Export:
 
         planned = self._planned
         parts = planned.checkpoint.components.values()
-        files = sorted({info.file for part in parts for info in part.tensors.values()})
+        infos = [info for part in parts for info in part.tensors.values()]
+        added = [delta.down for info in infos for delta in info.low_rank]
+        files = sorted({info.file for info in (*infos, *added)})
         return Work(
             work_folder(self._request),
             {
@@ -299,6 +301,7 @@ class _Export:
                     f"{p.parent.name}/{p.name}": [p.stat().st_size, p.stat().st_mtime_ns]
                     for p in files
                 },
+                "lora": list(planned.checkpoint.lora),
                 "config": dict(planned.checkpoint.transformer_config),
                 "recipe": plain(planned.recipe),
                 "method": planned.method.to_json(),

@@ -175,7 +175,7 @@ def plan(request: ExportRequest) -> Plan:
     from fp4dit_onnx.network.configs import check_networks
     from fp4dit_onnx.network.stored import fitted
 
-    checkpoint = open_checkpoint(request.model, only=_only(request))
+    checkpoint = open_checkpoint(request.model, only=_only(request), lora=request.lora)
     family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
     if request.components == "all":
         check_parts(checkpoint)

@@ -236,6 +236,15 @@ class ExportRequest:
             choices=FORMS,
         ),
     ] = FORMS[0]
+    lora: Annotated[
+        tuple[str, ...],
+        Option(
+            "LoRA to add to the weights before anything else, FILE or FILE:SCALE: safetensors with "
+            "the names of diffusers, peft or kohya. Repeatable.",
+            INPUT,
+            unit="LORA",
+        ),
+    ] = ()
     prompts: Annotated[
         Path | None,
         Option(

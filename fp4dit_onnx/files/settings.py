@@ -97,7 +97,7 @@ def vae_settings(path: Path, origin: Origin) -> dict[str, Any]:
 
 
 def sampling_settings(path: Path, origin: Origin) -> dict[str, Any]:
-    """What a pipeline's sampling.json has of `_Sampling`, null left out; raises as `read_settings` does."""
+    """The values in a pipeline's sampling.json, see `_Sampling`; raises as `read_settings` does."""
     what = "how the pipeline samples"
     found = checked(_Sampling, read_json(path, what, origin), str(path), origin)
     return {key: value for key, value in asdict(found).items() if value is not None}

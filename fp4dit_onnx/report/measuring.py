@@ -69,6 +69,7 @@ def measure(
     prompts: Sequence[str],
     seeds: Sequence[int],
     reporter: Reporter | None = None,
+    lora: Sequence[str] = (),
 ) -> Evidence:
     """All that can be measured; what cannot be is named with the reason.
 
@@ -78,13 +79,14 @@ def measure(
         prompts: at least one.
         seeds: at least one; one image per prompt and seed.
         reporter: told of every stage.
+        lora: that the bundle was made with; see `open_checkpoint`.
 
     Raises:
         UsageError: the bundle cannot generate images, or there is no prompt or seed.
         CheckpointError: the folder is not a pipeline, or another one.
     """
     _check(bundle, prompts, seeds)
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_checkpoint(model, lora=lora)
     family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
     _check_same(bundle, checkpoint, model)
     subject = _Subject(bundle, checkpoint, family, prompts, seeds, reporter or SilentReporter())
@@ -146,6 +148,7 @@ def _quality(subject: _Subject) -> Quality:
         subject.prompts,
         subject.seeds,
         reporter=subject.reporter,
+        lora=subject.checkpoint.lora,
     )
     (own,) = found.bundles
     drawn = [(prompt, seed) for prompt in subject.prompts for seed in subject.seeds]

@@ -1,0 +1,215 @@
+"""LoRA files, added to a pipeline's weights where these are read.
+
+Two layouts are known: that of diffusers and peft, whose names are those of the network's modules with
+dots, and kohya's, with underscores in place of the dots.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from fp4dit_onnx.checkpoint.tensor_files import LowRank, TensorInfo, read_header, read_metadata
+from fp4dit_onnx.checkpoint.tensor_reading import BF16, FLOATS, read_float32
+from fp4dit_onnx.errors import CheckpointError, UsageError
+from fp4dit_onnx.files import CHECKPOINT, checked, parse_object, read_json
+
+__all__ = ["fused", "named_file"]
+
+PART = re.compile(
+    r"(?P<layer>.+?)\.(?:lora_(?P<letter>[AB])(?:\.default)?|lora[._](?P<word>down|up))\.weight"
+)
+ALPHA = ".alpha"
+DOWN = ("A", "down")
+FLAT = {
+    "transformer": ("lora_transformer_", "lora_unet_"),
+    "text_encoder": ("lora_te_", "lora_te1_"),
+    "text_encoder_2": ("lora_te2_",),
+    "text_encoder_3": ("lora_te3_",),
+}
+"""What kohya's names of each component begin with."""
+BARE = ("", "base_model.model.")
+"""What names of the transformer begin with where they do not say the component: peft's."""
+METADATA = "lora_adapter_metadata"
+"""Where diffusers keeps peft's settings in a safetensors header."""
+SETTINGS = "adapter_config.json"
+"""Where peft keeps them, beside the file."""
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What peft says of a component's adapters; alpha is the rank where it is not said."""
+
+    lora_alpha: float | None = None
+    use_rslora: bool = False
+    use_dora: bool = False
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class _Adapter:
+    """What a file has for one layer, as far as it has been read."""
+
+    down: TensorInfo | None = None
+    up: TensorInfo | None = None
+    alpha: TensorInfo | None = None
+
+
+def named_file(text: str) -> tuple[Path, float]:
+    """The file and the scale in ``FILE[:SCALE]``.
+
+    Raises:
+        UsageError: no such file, or a scale that is not a finite number.
+    """
+    file, colon, end = text.rpartition(":")
+    if not colon or Path(text).is_file():
+        file, end = text, "1"
+    try:
+        scale = float(end)
+    except ValueError:
+        file, scale = text, 1.0
+    if not math.isfinite(scale):
+        raise UsageError(f"LoRA {text}: scale {end}: expected a finite number, such as 0.8")
+    if not Path(file).is_file():
+        raise UsageError(
+            f"LoRA {text}: no file {file}: expected FILE or FILE:SCALE, a safetensors file"
+        )
+    return Path(file), scale
+
+
+def fused(
+    parts: Mapping[str, Mapping[str, TensorInfo]], text: str, unread: Collection[str] = ()
+) -> tuple[dict[str, dict[str, TensorInfo]], str]:
+    """A pipeline's tensors with a LoRA added, and a note on it.
+
+    Args:
+        parts: stored tensors of each component.
+        text: ``FILE[:SCALE]``.
+        unread: further components of the pipeline, whose layers in the file are left out.
+
+    Raises:
+        UsageError: no such file, or a scale that is none.
+        CheckpointError: a damaged file; one that is no LoRA, or not of these networks alone; sizes or
+            ranks that do not fit.
+    """
+    file, scale = named_file(text)
+    starts = tuple(start for name in unread for start in (f"{name}.", *FLAT.get(name, ())))
+    adapters = {n: a for n, a in _adapters(file).items() if not n.startswith(starts)}
+    places = _places(parts)
+    strangers = [layer for layer in adapters if layer not in places]
+    if strangers:
+        raise CheckpointError(
+            f"{file}: {len(strangers)} of its {len(adapters)} layers are not in this pipeline, "
+            f"{strangers[0]!r} among them: expected a LoRA of this model, with the names of diffusers "
+            "or kohya's of them"
+        )
+    settings = _all_settings(file, parts)
+    found = {name: dict(tensors) for name, tensors in parts.items()}
+    ranks: dict[int, str] = {}
+    for layer, adapter in adapters.items():
+        component, name = places[layer]
+        weight = found[component][name]
+        delta = _delta(file, layer, adapter, weight, settings.get(component, _Settings()))
+        ranks.setdefault(delta.down.shape[0], layer)
+        scaled = replace(delta, scale=delta.scale * scale)
+        found[component][name] = replace(weight, low_rank=(*weight.low_rank, scaled))
+    if len(ranks) > 1:
+        (one, first), (other, second) = list(ranks.items())[:2]
+        raise CheckpointError(
+            f"{file}: layer {first!r} has rank {one}, {second!r} has {other}: expected one rank; "
+            "fuse it in diffusers (fuse_lora, then unload_lora_weights) and save the pipeline"
+        )
+    return found, f"LoRA {file.name} times {scale:g} is added to {len(adapters)} weights"
+
+
+def _adapters(file: Path) -> dict[str, _Adapter]:
+    """What a file has, by the names that it has for layers."""
+    found: dict[str, _Adapter] = {}
+    for name, info in read_header(file).items():
+        match = PART.fullmatch(name)
+        layer = match["layer"] if match else name.removesuffix(ALPHA)
+        if layer == name or info.dtype not in (*FLOATS, BF16):
+            raise CheckpointError(
+                f"{file}: tensor {name!r} of type {info.dtype} is none of a LoRA's: expected pairs of "
+                "F32, F16 or BF16 such as lora_A and lora_B, or lora_down, lora_up and alpha"
+            )
+        adapter = found.setdefault(layer, _Adapter())
+        if match is None:
+            adapter.alpha = info
+        elif (match["letter"] or match["word"]) in DOWN:
+            adapter.down = info
+        else:
+            adapter.up = info
+    if not found:
+        raise CheckpointError(f"{file} holds no tensors: expected a LoRA; download it again")
+    return found
+
+
+def _places(parts: Mapping[str, Mapping[str, TensorInfo]]) -> dict[str, tuple[str, str]]:
+    """Component and tensor by every name that a file may have for its layer."""
+    found = {}
+    for component, tensors in parts.items():
+        bare = BARE if component == "transformer" else ()
+        for name in tensors:
+            layer = name.removesuffix(".weight")
+            if layer == name:
+                continue
+            for start in (f"{component}.", *bare):
+                found[start + layer] = (component, name)
+            for start in FLAT.get(component, ()):
+                found[start + layer.replace(".", "_")] = (component, name)
+    return found
+
+
+def _delta(
+    file: Path, layer: str, adapter: _Adapter, weight: TensorInfo, settings: _Settings
+) -> LowRank:
+    """What is added to `weight`, once its sizes are known to fit."""
+    down, up = adapter.down, adapter.up
+    if down is None or up is None:
+        raise CheckpointError(
+            f"{file}: layer {layer!r} has one half of a LoRA alone: expected both; save it again"
+        )
+    rank, inputs = down.shape[0] if down.shape else 0, math.prod(down.shape[1:])
+    wanted = (weight.shape[0], math.prod(weight.shape[1:]))
+    if (up.shape[0] if up.shape else 0, inputs) != wanted or math.prod(up.shape[1:]) != rank:
+        raise CheckpointError(
+            f"{file}: layer {layer!r} has shapes {list(down.shape)} and {list(up.shape)}: expected "
+            f"[rank, {wanted[1]}] and [{wanted[0]}, rank] for a weight of {list(weight.shape)}"
+        )
+    alpha = settings.lora_alpha
+    if adapter.alpha is not None:
+        values = read_float32(adapter.alpha).ravel()
+        if values.size != 1 or not math.isfinite(values[0]):
+            raise CheckpointError(f"{file}: alpha of layer {layer!r}: expected one finite number")
+        alpha = float(values[0])
+    divisor = math.sqrt(rank) if settings.use_rslora else rank
+    return LowRank(down, up, 1.0 if alpha is None else alpha / divisor)
+
+
+def _all_settings(file: Path, parts: Mapping[str, object]) -> dict[str, _Settings]:
+    """Peft's settings by component, as the file or one beside it has them."""
+    stated = read_metadata(file).get(METADATA)
+    if stated is not None:
+        flat = parse_object(stated.encode(), f"{file}: {METADATA}", "settings of peft", CHECKPOINT)
+        given = {
+            part: {
+                k.removeprefix(f"{part}."): v for k, v in flat.items() if k.startswith(f"{part}.")
+            }
+            for part in parts
+        }
+    elif (beside := file.parent / SETTINGS).is_file():
+        given = {"transformer": read_json(beside, "settings of peft", CHECKPOINT)}
+    else:
+        return {}
+    found = {part: checked(_Settings, each, str(file), CHECKPOINT) for part, each in given.items()}
+    for part, settings in found.items():
+        if settings.use_dora or settings.alpha_pattern:
+            raise CheckpointError(
+                f"{file}: its settings for {part} are of DoRA or name layers apart: expected a plain "
+                "LoRA; fuse it in diffusers (fuse_lora, then unload_lora_weights) and save the pipeline"
+            )
+    return found
