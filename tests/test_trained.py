@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
@@ -23,6 +23,7 @@ import torch
 from fp4dit_onnx.calibration.run import calibrate
 from fp4dit_onnx.calibration.sampling import load_pipeline, pipeline_sampler, sample_latents
 from fp4dit_onnx.calibration.simulate import simulated
+from fp4dit_onnx.calibration.work import Work
 from fp4dit_onnx.checkpoint.tensor_reading import read_float32
 from fp4dit_onnx.exporting.plan import Plan, plan
 from fp4dit_onnx.exporting.request import ExportRequest
@@ -93,7 +94,7 @@ def test_transformers_are_small_and_bell_shaped(name: str) -> None:
     for layer in made.specs:
         weight = read_float32(stored[f"{layer}.weight"]).astype(np.float64)
         kurtosis = ((weight - weight.mean()) ** 4).mean() / weight.var() ** 2
-        assert 2.5 < kurtosis < 10, layer  # uniform ones have 1.8
+        assert 2.2 < kurtosis < 6, layer  # uniform ones have 1.8
 
 
 @pytest.mark.parametrize("name", USED)
@@ -115,12 +116,16 @@ def test_what_a_family_has_decides_its_images(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", USED)
-def test_tuned_is_better_than_nearest_rounding(name: str) -> None:
-    losses = {method: sqnr_db(floats(name), latents(name, state)) for method, state in both(name)}
-    assert losses["tuned"] > losses["fp-rtn"] + 3, losses
+def test_tuned_is_better_than_nearest_rounding(name: str, tmp_path: Path) -> None:
+    found = {
+        method: sqnr_db(floats(name), latents(name, state))
+        for method, state in calibrated(name, tmp_path)
+    }
+    assert found["tuned"] > found["fp-rtn"] + 3, found
 
 
-def both(name: str) -> Any:
+def calibrated(name: str, folder: Path) -> Iterator[tuple[str, QuantizedState]]:
+    """Rounded to nearest, and tuned on other images."""
     for method in ("fp-rtn", "tuned"):
         made = planned(name, method)
         sampler = pipeline_sampler(
@@ -137,5 +142,6 @@ def both(name: str) -> Any:
             attention=made.attention,
             candidates=made.recipe.candidates(tuple(made.specs)),
             precisions=made.precisions,
+            work=Work(folder / method, {"method": method}),
         )
         yield method, found.state
