@@ -115,7 +115,7 @@ def test_what_a_family_has_decides_its_images(name: str) -> None:
     assert sqnr_db(floats(name), cut) < 15
 
 
-@pytest.mark.parametrize("name", USED)
+@pytest.mark.parametrize("name", ["dit", "hunyuan"])
 def test_tuned_is_better_than_nearest_rounding(name: str, tmp_path: Path) -> None:
     found = {
         method: sqnr_db(floats(name), latents(name, state))
