@@ -91,6 +91,10 @@ def test_layers_are_those_of_an_export_that_loads_the_model(
     """Bit for bit, and so are the errors of the weights."""
     changes = {"measure": True, "components": "all", "steps": 2, "report": False}
     other = export(request(tmp_path / "out", **changes))
+    noted = other.manifest.resources
+    within = ("loading the model", "encoding the prompts")
+    assert 0 < sum(noted.seconds[stage] for stage in within) < noted.seconds["calibration"]
+    assert not noted.peaks or noted.peaks[within[0]] <= noted.peaks[within[1]]
     mine, theirs = (
         read_state(load_model(Bundle.open(made.bundle).transformer)).layers
         for made in (streamed, other)

@@ -35,8 +35,8 @@ from fp4dit_onnx.numbers.compare import sqnr_db
 from fp4dit_onnx.report.writing import report_of_export
 from fp4dit_onnx.spec.state import WORK_MANIFEST, LayerLayout, QuantizedState, save_state
 from fp4dit_onnx.system.locking import locked
-from fp4dit_onnx.system.progress import Reporter, SilentReporter
-from fp4dit_onnx.system.resources import Resources
+from fp4dit_onnx.system.progress import Reporter, Reporters, SilentReporter
+from fp4dit_onnx.system.resources import Resources, StageTimes
 from fp4dit_onnx.system.versions import versions
 from fp4dit_onnx.targets import convert_in_place, target_by_name
 from fp4dit_onnx.values import seconds_of
@@ -225,14 +225,13 @@ class _Export:
 
         planned, budget = self._planned, self._request.max_ram
         checkpoint = planned.checkpoint
-        with self._report.stage("loading the model", 1) as advance:
+        told = Reporters([self._report, StageTimes(self._resources)])
+        with told.stage("loading the model", 1) as advance:
             interface = planned.family.interface(checkpoint.transformer_config)
             network = opened(checkpoint.components["transformer"], interface, budget)
             pipeline = load_pipeline(checkpoint, network, budget, calibrates=True)
             advance(1)
-        result = _calibrate(
-            self._request, planned, network, pipeline, self._report, self._resources
-        )
+        result = _calibrate(self._request, planned, network, pipeline, told, self._resources)
         self._planned = planned = replace(planned, method=result.method)
         state = result.state
         measured = {

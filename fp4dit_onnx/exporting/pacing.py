@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Paced", "paced"]
 
-TIMED_PROMPTS = 4
+TIMED_PROMPTS = 2
 EXPORT_SECONDS, EXPORT_SECONDS_A_GB = 15.0, 12.0
 """What tracing, rounding text encoders and writing take (docs/models.md): always, and by weights."""
 SIMULATED = 4

@@ -12,10 +12,12 @@ from pathlib import Path
 
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import Count
+from fp4dit_onnx.system.progress import Advance
 from fp4dit_onnx.values import shown, whole
 
 __all__ = [
     "Resources",
+    "StageTimes",
     "Used",
     "available_memory",
     "checked_threads",
@@ -33,11 +35,19 @@ _STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class Used:
-    """What the export took; bytes are None where the system does not say."""
+    """What the export took; bytes are None where the system does not say.
+
+    Attributes:
+        peak_rss_bytes: largest resident set.
+        peak_rss_bytes_after_imports: the same before any work.
+        seconds: by stage; stages of the calibration count in ``calibration`` too.
+        peaks: largest resident set up to the end of a stage.
+    """
 
     peak_rss_bytes: Count | None = None
     peak_rss_bytes_after_imports: Count | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    peaks: Mapping[str, Count] = field(default_factory=dict)
 
 
 def usable_cores() -> int:
@@ -96,6 +106,7 @@ class Resources:
     def __init__(self) -> None:
         self._start = time.monotonic()
         self._seconds: dict[str, float] = {}
+        self._peaks: dict[str, int] = {}
         self._before = peak_rss()
 
     @property
@@ -112,6 +123,8 @@ class Resources:
         finally:
             passed = time.monotonic() - start
             self._seconds[name] = self._seconds.get(name, 0.0) + passed
+            if (peak := peak_rss()) is not None:
+                self._peaks[name] = peak
 
     def imported(self) -> None:
         """Note that all packages are loaded: what comes from here on is the work's own."""
@@ -121,4 +134,24 @@ class Resources:
         """For the manifest, up to now."""
         seconds = {**self._seconds, "total": self.elapsed}
         rounded = {name: round(passed, 2) for name, passed in seconds.items()}
-        return Used(peak_rss(), self._before, rounded)
+        return Used(peak_rss(), self._before, rounded, dict(self._peaks))
+
+
+class StageTimes:
+    """A reporter that notes the time and the memory of every stage.
+
+    Args:
+        resources: where.
+    """
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+
+    @contextmanager
+    def stage(self, name: str, total: int, unit: str = "") -> Iterator[Advance]:
+        """See `Reporter`."""
+        with self._resources.stage(name):
+            yield lambda steps, detail="", *, timed=True: None
+
+    def note(self, text: str) -> None:
+        """Nothing to note."""
