@@ -56,8 +56,8 @@ class _Rounding(TorchFunctionMode):
         if function is not ATTENTION:
             return function(*args, **(kwargs or {}))
         given = {**dict(zip(MULTIPLIED, args, strict=False)), **(kwargs or {})}
-        rounded = {name: self._rounded(given.pop(name)) for name in MULTIPLIED}
-        return function(*rounded.values(), *args[len(MULTIPLIED) :], **given)
+        q, k, v = (self._rounded(given.pop(name)) for name in MULTIPLIED)
+        return function(q, k, v, *args[len(MULTIPLIED) :], **given)
 
     def _rounded(self, x: torch.Tensor) -> torch.Tensor:
         q, scale = quantize_rows(x.float(), self.format)
