@@ -9,15 +9,13 @@ from typing import Annotated
 from fp4dit_onnx.calibration.methods import (
     INPUTS_FROM,
     Method,
-    measuring_names,
     method_by_name,
     method_names,
     preset_names,
     range_names,
     read_method,
 )
-from fp4dit_onnx.calibration.stages import MOMENTS
-from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.exporting.budgeted import budgeted
 from fp4dit_onnx.exporting.options import CALIBRATION, FORMATS, INPUT, MACHINE, OUTPUT, Option
 from fp4dit_onnx.numbers.formats import FORMATS as ELEMENT_FORMATS
 from fp4dit_onnx.numbers.scale_formats import SCALE_FORMATS
@@ -393,23 +391,5 @@ class ExportRequest:
         else:
             method = read_method(self.recipe, self.preset, self.range, **given)
         choosing = self.weight_format != AUTO or any(s.kind == "choice" for s in method.stages)
-        return self._budgeted(method if choosing else method.with_stage("choose-format"))
-
-    def _budgeted(self, method: Method) -> Method:
-        """The method with the budget that is asked for."""
-        asked = {"bits": self.target_bits, "sqnr": self.min_sqnr}
-        given = {name: value for name, value in asked.items() if value is not None}
-        if not given:
-            return method
-        if len(given) > 1:
-            raise UsageError(
-                f"target bits {self.target_bits:g} and min SQNR {self.min_sqnr:g} dB: expected one of "
-                "them, since each decides the other"
-            )
-        if not method.needs(MOMENTS):
-            raise UsageError(
-                f"method {method.name} measures no layer's sensitivity, which --target-bits and "
-                f"--min-sqnr need: expected one of {', '.join(measuring_names())}, or "
-                "--weight-format auto beside it"
-            )
-        return method.with_stage("budget", **{"bits": 0.0, "sqnr": 0.0, **given})
+        method = method if choosing else method.with_stage("choose-format")
+        return budgeted(method, self.target_bits, self.min_sqnr)
