@@ -63,6 +63,10 @@ def test_a_machine_dies_and_the_bytes_are_the_same(cluster: Any, tmp_path: Path)
     from random_pipeline import make as make_pipeline
 
     make_pipeline("pixart-alpha-256", tmp_path / "model", twin=True)
+    (
+        tmp_path / "fp4dit_onnx"
+    ).mkdir()  # in the folder of the command, as in a clone: not to be imported
+    (tmp_path / "fp4dit_onnx" / "__init__.py").write_text("")
     victims = [*cluster.worker_nodes][:1]
     command = [sys.executable, "-P", "-m", "fp4dit_onnx", "export", "model", "--no-report"]
     command += ["--components", "transformer", "--inputs", "parallel", "--iterations", "20"]

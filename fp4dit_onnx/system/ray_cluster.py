@@ -100,7 +100,10 @@ def _connect(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray's telemetry, of clusters it starts
     handler = signal.getsignal(signal.SIGTERM)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    here = os.getcwd()
     try:
+        # Machines look for modules in the folder that this process is in: a clone's hides the package.
+        os.chdir(os.sep)
         with suppress(ConnectionError):
             ray.init(address=address or "auto", **options)
         if not ray.is_initialized():
@@ -109,6 +112,7 @@ def _connect(address: str | None) -> None:
         said = " ".join(str(error).split())
         raise UsageError(f"Ray address {address or 'auto'}: {said}") from error
     finally:
+        os.chdir(here)
         with suppress(ValueError):  # not in the main thread: Ray set none there
             signal.signal(signal.SIGTERM, handler)
 
