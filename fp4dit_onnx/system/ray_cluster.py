@@ -65,7 +65,9 @@ def connected(
     try:
         _check_machines(files)
         cluster = _Cluster(need)
-        note(f"Ray: {len(_machines())} machines, {cluster.slots} at a time with {need} each")
+        count = len(_machines())
+        machines = f"{count} machine" + "s" * (count > 1)
+        note(f"Ray: {machines}, {cluster.slots} at a time with {need} each")
         yield cluster
     finally:
         if own:
