@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from model_table import known_models, merged
 from pages import Section, commit
@@ -38,7 +39,7 @@ HEADS = (
     *("prediction, dB: fp4dit", "fp-rtn", "verified", "seconds", "measured at"),
 )
 SOLVED = re.compile(r"(.+): error ([0-9.]+) of nearest rounding")
-FEW = {"calibration_prompts": 2, "steps": 4, "samples": 16, "iterations": 60}
+FEW: dict[str, Any] = {"calibration_prompts": 2, "steps": 4, "samples": 16, "iterations": 60}
 """Enough to tell learned rounding from nearest on twins of 4 to 6 blocks."""
 
 
@@ -96,7 +97,7 @@ def calibrated(model: str, place: Path) -> Row:
     reporter = _Errors()
     try:
         result = export(replace(request, report=False), reporter)
-        plain = {"calibration_prompts": FEW["calibration_prompts"], "steps": FEW["steps"]}
+        plain: dict[str, Any] = {k: FEW[k] for k in ("calibration_prompts", "steps")}
         nearest = ExportRequest(place / "nearest", place / "twin", method="fp-rtn", **plain)
         other = export(replace(nearest, report=False, measure=True)).manifest
         found = verify(place / "bundle", quick=True)
