@@ -78,6 +78,12 @@ FIGURES = (
     ),
     Figures(
         "docs/models.md",
+        "python tools/calibrated_table.py --write",
+        (*_WEIGHTS, *_GRAPHS),
+        "calibrated",
+    ),
+    Figures(
+        "docs/models.md",
         "python tools/full_size.py --folder DIR --write",
         (
             *_GRAPHS,
