@@ -107,6 +107,7 @@ FIGURES = (
 )
 
 UNMEASURED = {
+    "docs/cluster.md": "bytes that follow from the number of weights",
     "docs/design.md": "orders of magnitude behind decisions, which the other pages measure",
     "docs/ops/FpAttention_v1.md": "a bound that a test holds",
     "docs/troubleshooting.md": "an order of magnitude",
