@@ -98,6 +98,8 @@ FIGURES = (
         (*_KERNELS, "fp4dit_onnx/benchmark"),
     ),
     Figures("docs/quality.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),
+    Figures("docs/quality_dit.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),
+    Figures("docs/quality_sd3.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),
     Figures(
         "docs/targets.md",
         "python tools/target_quality.py --write",
