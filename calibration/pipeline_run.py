@@ -57,10 +57,7 @@ class PipelineRun:
         """A pipeline that takes prompts, and the noise that it begins with."""
         # The scheduler is watched because the pipelines of diffusers differ in their callbacks.
         with patched(self._pipeline.scheduler, "step", self._step):
-            result = self._pipeline(
-                prompt=list(prompts), latents=noise, output_type="latent", **options
-            )
-        self.latents = result.images
+            self._pipeline(prompt=list(prompts), latents=noise, output_type="latent", **options)
 
     def of_classes(self, labels: Sequence[int], noise: torch.Tensor, **options: Any) -> None:
         """A pipeline that takes classes, and would begin with noise of its own and end with images."""
@@ -73,7 +70,6 @@ class PipelineRun:
 
         def step(original: Any, *arguments: Any, **further: Any) -> Any:
             result = self._step(original, *arguments, **further)
-            self.latents = result[0][: self._rows]
             if self._count == len(scheduler.timesteps):
                 raise _Done
             return result
@@ -88,7 +84,8 @@ class PipelineRun:
     def _step(self, original: Any, *arguments: Any, **options: Any) -> Any:
         with _adding(self._pipeline.scheduler, lambda: self._noise(self._count)):
             result = original(*arguments, **options)
+        self.latents = result[0][: self._rows]
         if self._on_step is not None:
-            self._on_step(self._count, result[0][: self._rows])
+            self._on_step(self._count, self.latents)
         self._count += 1
         return result

@@ -26,7 +26,9 @@ from fp4dit_onnx.families.request import Encoded, Request, Text
 from fp4dit_onnx.families.text_encoders import TEXT_ENCODERS
 from fp4dit_onnx.network.execution import HOST, Execution, host
 from fp4dit_onnx.network.network import Network
+from fp4dit_onnx.network.networks import VaeDecoder
 from fp4dit_onnx.network.stored import hollow, loaded, opened
+from fp4dit_onnx.network.z_image import BatchedZImage, Listed
 from fp4dit_onnx.runtime.sampling import Sampling, image_of, initial_latents, step_noise
 from fp4dit_onnx.runtime.sizes import pixels_a_latent
 from fp4dit_onnx.system.resources import available_memory
@@ -102,6 +104,8 @@ def load_pipeline(
             f"{checkpoint.folder}: diffusers cannot load it as {checkpoint.pipeline_class}: {error}"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
+    if isinstance(transformer.module, BatchedZImage):
+        pipeline.transformer = Listed(transformer.module)
     return pipeline
 
 
@@ -190,7 +194,9 @@ class _Generation:
         """The pipeline's run over a batch."""
         seeds, shape = [self.seeds[i] for i in rows], self._shape
         prompts = [self.prompts[i] for i in rows]
-        given = self._packed(np.stack([initial_latents(seed, shape) for seed in seeds]))
+        noise = np.stack([initial_latents(seed, shape) for seed in seeds])
+        first = np.ascontiguousarray(self.family.latents.given(noise))
+        given = self.execution.cast(torch.from_numpy(first))
         run = PipelineRun(
             self.pipeline, lambda i: self._packed(step_noise(seeds, i, shape)), watch
         )
@@ -198,6 +204,8 @@ class _Generation:
             "num_inference_steps": self.sampling.steps,
             "guidance_scale": self.sampling.guidance,
         }
+        if isinstance(self.pipeline.transformer, Listed):
+            self.pipeline.transformer.length = self.sampling.max_sequence_length
         with quiet():
             if self.family.encoders:
                 further = _text_options(self.family, self.sampling)
@@ -298,9 +306,10 @@ def _no_text(text: Text, length: int, texts: Sequence[str]) -> Encoded:
 def decode(pipeline: Any, family: Family, latents: torch.Tensor) -> list[Image.Image]:
     """The images of `latents` [P, C, H, W]; one at a time to bound the memory."""
     images: list[Image.Image] = []
+    decoder = VaeDecoder(pipeline.vae)
     for row in torch.split(latents, 1):  # [1, C, H, W]
         given = family.latents.for_decoder(row, pipeline.vae.config).to(pipeline.vae.device)
-        images.append(image_of(host(pipeline.vae.decode(given, return_dict=False)[0][0]).numpy()))
+        images.append(image_of(host(decoder(given)[0][0]).numpy()))
     return images
 
 

@@ -173,6 +173,8 @@ def _module_class() -> Any:
     from diffusers.configuration_utils import FrozenDict
     from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
+    from fp4dit_onnx.network.z_image import batch_of_lists
+
     class OnnxTransformer(ModelMixin):
         dtype = torch.float32
         device = torch.device("cpu")
@@ -186,6 +188,7 @@ def _module_class() -> Any:
             self._graph, self._factor = graph, factor
             self._signature = inspect.signature(original.forward)
             self._argument_defaults = _defaults(original.forward)
+            self.in_channels = self.config.in_channels
             if {"num_attention_heads", "attention_head_dim"} <= set(self.config):
                 self.num_heads = size_of(self.config, "num_attention_heads")
                 self.inner_dim = self.num_heads * size_of(self.config, "attention_head_dim")
@@ -194,10 +197,14 @@ def _module_class() -> Any:
             given = self._signature.bind(self, *arguments, **named).arguments
             given.pop("self")
             return_dict = given.pop("return_dict", True)
+            lists = "cap_feats" in given
+            if lists:
+                given |= batch_of_lists(*(given.pop(name) for name in ("x", "t", "cap_feats")))
             hidden = given["hidden_states"]
             check_latents(tuple(hidden.shape), self.config, self._factor)
             output = self._graph.run(given, self._argument_defaults)
-            sample = torch.from_numpy(output).to(hidden.device, hidden.dtype)
+            sample: Any = torch.from_numpy(output).to(hidden.device, hidden.dtype)
+            sample = list(sample.unsqueeze(2)) if lists else sample
             return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
         @contextmanager

@@ -117,6 +117,9 @@ def halves(samples: Samples, planned: Plan) -> tuple[dict[str, Any], dict[str, A
         ("sd3-medium", "encoder_hidden_states"),
         ("flux-dev", ""),
         ("auraflow", "encoder_hidden_states"),
+        ("sana-1600m", "encoder_hidden_states"),
+        ("z-image", ""),
+        ("flux2-klein-4b", ""),
     ],
 )
 def test_a_family_is_calibrated_through_its_own_pipeline(

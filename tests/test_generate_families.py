@@ -14,9 +14,11 @@ from diffusers_pair import (
     AURAFLOW,
     CONDITIONS,
     FLUX,
+    FLUX2,
     HUNYUAN,
     META,
     PIXART,
+    SANA,
     SD3,
     SEEDS,
     WITHOUT,
@@ -61,6 +63,10 @@ CASES = (
     Case("flux-schnell", Sampling(4, 0.0, 64, 96, 40), FLUX, negative_prompt=""),
     Case("flux-dev", Sampling(10, 3.5, 96, 64, 40), (*FLUX, "guidance"), negative_prompt=""),
     Case("auraflow", Sampling(10, 3.5, 96, 64, 40), AURAFLOW),
+    Case("sana-1600m", Sampling(10, 4.5, 128, 96, 40), SANA),
+    Case("z-image", Sampling(6, 0.0, 96, 64, 70), SANA),
+    Case("z-image", Sampling(6, 4.0, 64, 96, 40), SANA),
+    Case("flux2-klein-4b", Sampling(4, 1.0, 96, 64, 40), FLUX2, negative_prompt=""),
 )
 
 

@@ -31,6 +31,8 @@ MODELS = {
     "sd3.5-medium": 2,
     "auraflow": 2,
     "sana-1600m": 1,
+    "z-image": 2,
+    "flux2-klein-4b": 2,
 }
 """Twin of a family -> results of blocks that are kept between two blocks, at most."""
 

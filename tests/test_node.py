@@ -166,8 +166,8 @@ const { encodersOf, familyOfPipeline, feedOf } = await import(process.argv[1]);
 const { pipeline, request } = JSON.parse(process.argv[2]);
 const asked = [];
 const values = (count, first) => Float32Array.from({ length: count }, (_, i) => first + i);
-const encode = async ({ encoder, masked, output }, length, texts) => {
-  asked.push([encoder, length, masked, output, texts]);
+const encode = async ({ encoder, masked, output, instruction }, length, texts) => {
+  asked.push([encoder, length, masked, output, instruction, texts]);
   const width = encoder === "text_encoder" ? 2 : 3;
   const dims = [texts.length, length, width];
   const states = { type: "float32", data: values(texts.length * length * width, length), dims };
@@ -199,7 +199,8 @@ def test_feeds_are_pythons(name: str, guidance: float) -> None:
     asked: list[list[Any]] = []
 
     def encode(text: Text, length: int, texts: Sequence[str]) -> Encoded:
-        asked.append([text.encoder, length, text.masked, text.output, list(texts)])
+        told = (text.masked, text.output, text.instruction)
+        asked.append([text.encoder, length, *told, list(texts)])
         width, count = 2 if text.encoder == "text_encoder" else 3, len(texts)
         states = np.arange(count * length * width, dtype=np.float32).reshape(count, length, width)
         pooled = np.arange(count * width, dtype=np.float32).reshape(count, width)

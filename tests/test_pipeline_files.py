@@ -41,7 +41,7 @@ def damaged(bundle: Path, tmp_path: Path, name: str, content: str | None) -> Pat
     ("name", "content", "error", "message"),
     [
         ("model_index.json", None, BundleError, "not found"),
-        ("model_index.json", '{"_class_name": "SanaPipeline"}', UsageError, "SanaPipeline"),
+        ("model_index.json", '{"_class_name": "OmniGenPipeline"}', UsageError, "OmniGen"),
         ("quantization.json", "{}", BundleError, "has format_version null"),
         ("quantization.json", '{"format_version": 1}', BundleError, "recipe is absent"),
         ("quantization.json", "[1", BundleError, "is not JSON"),

@@ -32,7 +32,8 @@ _NAMES = """
     pixart-alpha-256 pixart-alpha-512 pixart-alpha-1024-ms
     pixart-sigma-512 pixart-sigma-1024-ms pixart-sigma-2k-ms
     hunyuan-dit-1.1 hunyuan-dit-1.2 dit-xl-2-256 dit-xl-2-512 sana-1600m
-    sd3-medium sd3.5-medium sd3.5-large flux-dev flux-schnell auraflow lumina2
+    sd3-medium sd3.5-medium sd3.5-large flux-dev flux-schnell auraflow
+    z-image flux2-klein-4b lumina2
 """
 MODELS = tuple(_NAMES.split())
 TEXT = 5  # tokens in a forward pass

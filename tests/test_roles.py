@@ -26,6 +26,8 @@ TWINS = (
     "flux-dev",
     "sd3.5-medium",
     "auraflow",
+    "z-image",
+    "flux2-klein-4b",
     "sana-1600m",
 )
 SIX = {
@@ -247,10 +249,10 @@ def test_linears_make_q_k_and_v(subject: Any) -> None:
     for blocks in subject.family.blocks:
         for triple in blocks.qkv:
             block = first_with(subject, blocks, triple[0])
-            for place, linear in enumerate(triple):
+            for linear in triple:
                 hook = block.get_submodule(linear).register_forward_hook(
                     lambda _, __, result: torch.full_like(result, torch.nan)
                 )
                 with hooked([hook]), _Attention() as attention:
                     run(subject)
-                assert attention.found == [i == place for i in range(3)], linear
+                assert attention.found == [other == linear for other in triple], linear

@@ -260,8 +260,8 @@ def test_defaults_are_diffusers() -> None:
     [
         (dpm(algorithm_type="sde-dpmsolver++"), ["algorithm_type", "sde-dpm", "'dpmsolver++'"]),
         (dpm(thresholding=True), ["thresholding", "True", "False"]),
-        (dpm(use_flow_sigmas=True), ["use_flow_sigmas", "True"]),
-        (dpm(prediction_type="flow_prediction"), ["prediction_type", "'v_prediction'"]),
+        (dpm(use_flow_sigmas="yes"), ["use_flow_sigmas", "yes"]),
+        (ddim(prediction_type="flow_prediction"), ["prediction_type", "'v_prediction'"]),
         (dpm(beta_schedule="sigmoid"), ["beta_schedule", "'sigmoid'", "'scaled_linear'"]),
         (dpm(solver_order=4), ["solver_order", "4", "1, 2, 3"]),
         (dpm(warp_sigmas=True), ["warp_sigmas", "True"]),

@@ -64,6 +64,24 @@ def test_dpm_solver_ends(
     check(config, steps, monkeypatch)
 
 
+FLOWING = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+
+
+@pytest.mark.parametrize("steps", [1, 5, 20])
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("shift", [1.0, 3.0])  # Sana's
+def test_dpm_solver_flows(
+    shift: float, order: int, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check(dpm(**FLOWING, flow_shift=shift, solver_order=order), steps, monkeypatch)
+
+
+@pytest.mark.parametrize("key", FLOWING)
+def test_dpm_solver_flows_altogether_or_not(key: str) -> None:
+    with pytest.raises(UsageError, match=r"use_flow_sigmas is .* and prediction_type is"):
+        scheduler_from_config(dpm(**{key: FLOWING[key]})).start(4)
+
+
 @pytest.mark.parametrize("steps", [1, 7, 20, 50])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("spacing", SPACINGS)
@@ -128,9 +146,12 @@ def check_flow(
 ) -> None:
     """Against diffusers told what its pipelines tell it: sigmas, and the shift of the size."""
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+    from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
     theirs: Config = {"sigmas": np.linspace(1, 1 / steps, steps)} if plan.from_one else {}
-    if config.get("use_dynamic_shifting"):
+    if plan.empirical:
+        theirs["mu"] = compute_empirical_mu(plan.tokens, steps)
+    elif config.get("use_dynamic_shifting"):
         theirs["mu"] = calculate_shift(plan.tokens, base_shift=0.5, max_shift=1.15)
     times, states = our_trajectory(config, steps, plan)
     expected_times, expected = diffusers_trajectory(config, steps, monkeypatch, **theirs)
@@ -154,6 +175,13 @@ def test_flow_matching(
     config: Config, from_one: bool, tokens: int, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_flow(config, steps, FlowPlan(tokens, from_one), monkeypatch)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 20])
+@pytest.mark.parametrize("tokens", [1024, 4300, 5000])
+def test_flow_matching_of_flux_2(tokens: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = flow(shift=3.0, use_dynamic_shifting=True)
+    check_flow(config, steps, FlowPlan(tokens, True, empirical=True), monkeypatch)
 
 
 def test_flow_matching_ends_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,8 +191,10 @@ def test_bundles_that_a_page_cannot_draw(small: Path) -> None:
         manifest.write_text(json.dumps({**whole, "files": {**files, "model_index.json": entry}}))
         return Bundle.open(small)
 
-    with pytest.raises(UsageError, match=r"SanaPipeline.*PixArtAlphaPipeline.*load_transformer"):
-        serving.check_drawable(store("SanaPipeline", whole["files"]))
+    with pytest.raises(
+        UsageError, match=r"OmniGenPipeline.*PixArtAlphaPipeline.*load_transformer"
+    ):
+        serving.check_drawable(store("OmniGenPipeline", whole["files"]))
     alone = {n: e for n, e in whole["files"].items() if not n.startswith("vae_decoder")}
     with pytest.raises(UsageError, match=r"holds no vae_decoder.*whole pipeline"):
         serving.check_drawable(store("PixArtAlphaPipeline", alone))

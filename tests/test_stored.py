@@ -254,6 +254,28 @@ def test_what_an_encoders_class_ignores(
     same(loaded(own), theirs)
 
 
+def test_a_counter_is_no_weight(tmp_path: Path) -> None:
+    """FLUX.2's VAE counts batches, in int64."""
+    network = diffusers.AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",),
+        up_block_types=("UpDecoderBlock2D",),
+        block_out_channels=(8,),
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=2,
+    )
+    network.bn.running_var.fill_(4)
+    network.save_pretrained(tmp_path)
+    header = read_header(tmp_path / "diffusion_pytorch_model.safetensors")
+    part = Component("vae", tmp_path, "AutoencoderKLFlux2", header)
+    checkpoint = open_checkpoint()
+    kept = fitted(checkpoint.__class__(**{**vars(checkpoint), "components": {"vae": part}}))
+    own = kept.components["vae"]
+    assert header.keys() - own.tensors.keys() == {"bn.num_batches_tracked"}
+    assert own.notes == ()
+    same(loaded(own), network)
+
+
 def test_a_tied_tensor_that_is_stored_twice(tmp_path: Path) -> None:
     network = transformers.T5EncoderModel(T5)
     again = network.shared.weight.detach().clone()

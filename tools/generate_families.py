@@ -11,6 +11,7 @@ from typing import Any
 from generated_file import write_or_check
 
 from fp4dit_onnx.families import FAMILIES, Family, InputSpec
+from fp4dit_onnx.families.interface import TIMESTEPS
 
 __all__ = ["render"]
 
@@ -31,7 +32,11 @@ def _family(family: Family) -> dict[str, Any]:
         "optional": family.optional,
         "guidance": asdict(family.guidance),
         "latents": asdict(family.latents),
-        "timestep": {"dtype": family.timestep.dtype, "divisor": family.time_divisor},
+        "timestep": {
+            "dtype": family.timestep.dtype,
+            "divisor": family.time_divisor,
+            "reversed_from": TIMESTEPS if family.reversed else None,
+        },
         "inputs": [_input(spec) for spec in family.inputs],
     }
 

@@ -83,6 +83,7 @@ def float_distances(folder: Path) -> dict[Size, float]:
     import diffusers
     import torch
 
+    from fp4dit_onnx.network.networks import fake_transformer
     from fp4dit_onnx.network.positions import arguments_of
 
     source = open_checkpoint(folder, only=("transformer",))
@@ -91,20 +92,35 @@ def float_distances(folder: Path) -> dict[Size, float]:
         path = Path(place) / "model.onnx"
         write_float(folder, path)
         ours = session(path, library=False)
+        config = fake_transformer(family.transformer, source.transformer_config).config
         cls = getattr(diffusers, family.transformer)
         network = cls.from_pretrained(folder / "transformer", torch_dtype=torch.float32).eval()
         found = {}
         for index, size in enumerate(sizes_of(family)):
-            feed = _feed(family, network.config, size, index)
+            feed = _feed(family, config, size, index)
             tensors = {name: torch.from_numpy(value) for name, value in feed.items()}
-            arguments = arguments_of(family.interface(network.config), tensors)
+            arguments = arguments_of(family.interface(config), tensors)
             with torch.no_grad():
-                wanted: Array = network(**arguments)[0].numpy()
+                wanted: Array = prediction(network, arguments).numpy()
             result: Array = ours.run(None, feed)[0]
             same = result.shape == wanted.shape
             distance = np.abs(result - wanted).max() / np.abs(wanted).max() if same else np.inf
             found[size] = float(distance)
     return found
+
+
+def prediction(network: Any, arguments: Mapping[str, Any]) -> Any:
+    """What a network of diffusers gives for a batch; Z-Image's takes lists."""
+    if type(network).__name__ != "ZImageTransformer2DModel":
+        return network(**arguments)[0]
+    import torch
+
+    texts = zip(
+        arguments["encoder_hidden_states"], arguments["encoder_attention_mask"], strict=True
+    )
+    images = list(arguments["hidden_states"].unsqueeze(2))
+    found = network(images, arguments["timestep"], [text[mask.bool()] for text, mask in texts])
+    return torch.stack(found[0]).squeeze(2)
 
 
 def sizes_of(family: Family) -> tuple[Size, ...]:

@@ -24,10 +24,13 @@ from official_parts import (
     GEMMA2,
     MT5_XL,
     PILE_T5_XL,
+    QWEN3,
+    QWEN3_LM,
     T5_FAST_TOKENIZER,
     T5_XXL,
     VAE_DC,
     VAE_FLUX,
+    VAE_FLUX2,
     VAE_SD,
     VAE_SD3,
     VAE_SDXL,
@@ -374,6 +377,70 @@ def _lumina2() -> Pipeline:
     return Pipeline("Lumina2Pipeline", parts)
 
 
+def _z_image() -> Pipeline:
+    # diffusers' defaults of the class; Z-Image-Turbo
+    config = {
+        "all_patch_size": [2],
+        "all_f_patch_size": [1],
+        "in_channels": 16,
+        "dim": 3840,
+        "n_layers": 30,
+        "n_refiner_layers": 2,
+        "n_heads": 30,
+        "n_kv_heads": 30,
+        "cap_feat_dim": 2560,
+        "axes_dims": [32, 48, 48],
+        "axes_lens": [1536, 512, 512],
+    }
+    twin = {
+        "dim": 96,
+        "n_layers": 2,
+        "n_refiner_layers": 1,
+        "n_heads": 4,
+        "n_kv_heads": 4,
+        "cap_feat_dim": 32,
+        "axes_dims": [8, 8, 8],
+    }
+    parts = {
+        "scheduler": flow(3.0),
+        "text_encoder": QWEN3,
+        "tokenizer": word_tokenizer(kind="chat"),
+        "transformer": of_diffusers("ZImageTransformer2DModel", config, twin, shards=3),
+        "vae": VAE_FLUX,
+    }
+    return Pipeline("ZImagePipeline", parts)
+
+
+def _flux2_klein() -> Pipeline:
+    # black-forest-labs/FLUX.2-klein-4B
+    config = {
+        "num_layers": 5,
+        "num_single_layers": 20,
+        "num_attention_heads": 24,
+        "attention_head_dim": 128,
+        "axes_dims_rope": [32, 32, 32, 32],
+        "in_channels": 128,
+        "patch_size": 1,
+        "joint_attention_dim": 7680,
+        "guidance_embeds": False,
+    }
+    twin = {
+        **_SMALL,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "axes_dims_rope": [6, 6, 6, 6],
+        "joint_attention_dim": 96,
+    }
+    parts = {
+        "scheduler": _FLUX_DEV_SCHEDULER,
+        "text_encoder": QWEN3_LM,
+        "tokenizer": word_tokenizer(kind="chat"),
+        "transformer": of_diffusers("Flux2Transformer2DModel", config, twin, shards=1),
+        "vae": VAE_FLUX2,
+    }
+    return Pipeline("Flux2KleinPipeline", parts, {"is_distilled": True})
+
+
 MODELS: Mapping[str, Pipeline] = {
     "pixart-alpha-256": _pixart("Alpha", 256, 64),
     "pixart-alpha-512": _pixart("Alpha", 512, 64),
@@ -392,6 +459,8 @@ MODELS: Mapping[str, Pipeline] = {
     "flux-dev": _flux(guidance=True, scheduler=_FLUX_DEV_SCHEDULER),
     "flux-schnell": _flux(guidance=False, scheduler=flow(1.0)),
     "auraflow": _aura_flow(),
+    "z-image": _z_image(),
+    "flux2-klein-4b": _flux2_klein(),
     "lumina2": _lumina2(),
 }
 """By short name."""

@@ -94,6 +94,17 @@ def _kl(**values: Any) -> Part:
 VAE_SD = _kl(sample_size=256, scaling_factor=0.18215)
 VAE_SDXL = _kl(sample_size=1024, scaling_factor=0.13025)
 VAE_SD3 = _kl(sample_size=1024, scaling_factor=1.5305, shift_factor=0.0609, **_NO_QUANT_CONV)
+VAE_FLUX2 = of_diffusers(
+    "AutoencoderKLFlux2",
+    {
+        **_KL,
+        "latent_channels": 32,
+        "sample_size": 1024,
+        "batch_norm_eps": 1e-4,
+        "patch_size": [2, 2],
+    },
+    _KL_TWIN,
+)
 VAE_FLUX = _kl(sample_size=1024, scaling_factor=0.3611, shift_factor=0.1159, **_NO_QUANT_CONV)
 _DC_BLOCKS = ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3
 _DC_SCALES: list[list[int]] = [[], [], [], [5], [5], [5]]
@@ -194,6 +205,36 @@ GEMMA2 = of_transformers(
 )
 
 
+def _qwen3(class_name: str) -> Part:
+    """Qwen/Qwen3-4B; the twin has fewer layers than FLUX.2-klein reads states of, but one."""
+    return of_transformers(
+        class_name,
+        {
+            "hidden_size": 2560,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "intermediate_size": 9728,
+            "vocab_size": 151936,
+            "tie_word_embeddings": True,
+        },
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 29 if class_name == "Qwen3ForCausalLM" else 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "intermediate_size": 48,
+            "vocab_size": TEXT_VOCABULARY,
+        },
+        shards=3,
+    )
+
+
+QWEN3, QWEN3_LM = _qwen3("Qwen3Model"), _qwen3("Qwen3ForCausalLM")
+
+
 def _clip(class_name: str, width: int, layers: int, heads: int, twin: int, act: str) -> Part:
     # The end token 2 means: where the largest token stands, in transformers' CLIP.
     return of_transformers(
@@ -242,9 +283,9 @@ def t5_tokenizer(length: int) -> Part:
     return _tokenizer("T5Tokenizer", "t5", length, "<pad>")
 
 
-def word_tokenizer(length: int = 512) -> Part:
-    """What stands in for Gemma's and Llama's tokenizers."""
-    return _tokenizer("PreTrainedTokenizerFast", "words", length, "<pad>")
+def word_tokenizer(length: int = 512, kind: str = "words") -> Part:
+    """What stands in for Gemma's, Llama's and, of kind ``chat``, Qwen's tokenizers."""
+    return _tokenizer("PreTrainedTokenizerFast", kind, length, "<pad>")
 
 
 # Schedulers

@@ -80,7 +80,8 @@ def tensors_of(model: Any, prefix: str = "") -> list[Tensor]:
             seen.add(id(value))
             full = f"{path}.{name}" if path else name
             full = full if full.startswith(prefix) else prefix + full
-            kind, step = ("grid", _step(module)) if name in lasting else (_kind(module, name), 0.0)
+            is_grid = name in lasting and "Norm" not in type(module).__name__
+            kind, step = ("grid", _step(module)) if is_grid else (_kind(module, name), 0.0)
             found.append(Tensor(full, tuple(value.shape), kind, step))
     return found
 
@@ -93,8 +94,10 @@ def _step(patch_embed: Any) -> float:
 
 def _kind(module: Any, name: str) -> str:
     owner = type(module).__name__
-    if name == "bias":
+    if name in ("bias", "running_mean", "num_batches_tracked"):
         return "bias"
+    if name == "running_var":
+        return "norm"
     if name != "weight":
         return "table"
     if "Norm" in owner:

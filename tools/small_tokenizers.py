@@ -41,7 +41,7 @@ def write(folder: Path, class_name: str, config: Mapping[str, Any]) -> None:
     Args:
         folder: is made.
         class_name: transformers' class.
-        config: kind (bert, clip, t5 or words), model_max_length, pad_token, and whole where the
+        config: kind (bert, chat, clip, t5 or words), model_max_length, pad_token, and whole where the
             published folder has a tokenizer.json besides.
     """
     folder.mkdir()
@@ -73,6 +73,14 @@ def _words(folder: Path) -> dict[str, Any]:
     shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
     settings: dict[str, Any] = json.loads((source / "tokenizer_config.json").read_text("utf-8"))
     return settings
+
+
+def _chat(folder: Path) -> dict[str, Any]:
+    """The same, with a template of messages that gives what Qwen3's does of a single one."""
+    turn = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    silent = "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+    template = f"{{% for m in messages %}}{turn}{{% endfor %}}<|im_start|>assistant\n{silent}"
+    return {**_words(folder), "chat_template": template}
 
 
 def _bert(folder: Path) -> dict[str, Any]:
@@ -145,6 +153,7 @@ def _merges(word: str) -> list[tuple[str, str]]:
 
 _KINDS: Mapping[str, Callable[[Path], dict[str, Any]]] = {
     "bert": _bert,
+    "chat": _chat,
     "clip": _clip,
     "t5": _t5,
     "words": _words,

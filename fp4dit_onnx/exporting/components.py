@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -20,6 +21,20 @@ from fp4dit_onnx.tokenizer_files import copy_tokenizer
 
 __all__ = ["absent_parts", "check_parts", "check_vae", "copy_settings", "write_vae_decoder"]
 
+INDEX = "model_index.json"
+
+
+def _instructions(source: checkpoint.Checkpoint) -> dict[str, str]:
+    """What diffusers' pipeline puts before prompts, by its argument."""
+    family = find_family(source.pipeline_class)
+    keys = {text.instruction for text in family.texts if text.instruction} if family else ()
+    if not keys:
+        return {}
+    import diffusers
+
+    arguments = inspect.signature(getattr(diffusers, source.pipeline_class).__call__).parameters
+    return {key: "\n".join(arguments[key].default) for key in keys}
+
 
 def absent_parts(source: checkpoint.Checkpoint) -> str:
     """Parts that a pipeline lists not, or as null, and its images need: ``a and no b``, or nothing."""
@@ -35,7 +50,7 @@ def check_parts(source: checkpoint.Checkpoint) -> None:
     """Raise UsageError where a pipeline lists no part, or null for one, that its images need."""
     if absent := absent_parts(source):
         raise UsageError(
-            f"{source.folder / 'model_index.json'} names no {absent}, without which "
+            f"{source.folder / INDEX} names no {absent}, without which "
             f"{source.pipeline_class} makes no image of a prompt: give the whole pipeline, or "
             "--components transformer exports the transformer alone"
         )
@@ -99,9 +114,12 @@ def copy_settings(
         elif name.startswith("tokenizer"):
             copy_tokenizer(part.folder, part.class_name, bundle_folder / name)
     encoders = [n for n in source.components if n.startswith("text_encoder")]
-    for name in ("model_index.json", *(f"{part}/config.json" for part in encoders)):
+    for name in (INDEX, *(f"{part}/config.json" for part in encoders)):
         (bundle_folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source.folder / name, bundle_folder / name)
+    if instructions := _instructions(source):
+        index = read_json(source.folder / INDEX, "the list of components", CHECKPOINT)
+        (bundle_folder / INDEX).write_bytes(json_text({**instructions, **index}))
     config = bundle_folder / "transformer" / "config.json"
     config.parent.mkdir(exist_ok=True)
     config.write_bytes(json_text(source.transformer_config))

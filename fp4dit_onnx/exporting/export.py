@@ -192,8 +192,11 @@ class _Export:
             self._folder, work, self._request.form, self._report, self._resources
         )
         rows, reports = self._write_transformer(writer, network, tensors, weights)
+        hidden = {text.encoder: text.hidden for text in planned.family.texts}
         encoders = {
-            name: write_encoder(parts[name], recipe, use_of(planned.method.range), writer)
+            name: write_encoder(
+                parts[name], recipe, use_of(planned.method.range), writer, hidden.get(name, ())
+            )
             for name, recipe in planned.encoders.items()
         }
         if "vae" in parts:

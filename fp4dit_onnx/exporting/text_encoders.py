@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
@@ -17,7 +18,7 @@ from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.component_writing import Component, ComponentWriter
 from fp4dit_onnx.exporting.layers import FLOAT32_BYTES, layer_size
 from fp4dit_onnx.exporting.streaming import LayerNote, from_weights
-from fp4dit_onnx.families.text_encoders import TEXT_ENCODERS
+from fp4dit_onnx.families.text_encoders import JOINED, TEXT_ENCODERS, TextEncoder
 from fp4dit_onnx.files import CHECKPOINT, read_json
 from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE
 from fp4dit_onnx.spec.recipe import Recipe, make_recipe
@@ -101,8 +102,28 @@ def check_encoders(parts: Mapping[str, checkpoint.Component]) -> None:
             )
 
 
+def _reading(kind: TextEncoder, hidden: Sequence[int], config: Mapping[str, Any]) -> TextEncoder:
+    """An encoder that gives its hidden states `hidden`, joined, in place of what it gives else."""
+    if not hidden:
+        return kind
+    layers = int(config["num_hidden_layers"])
+    numbers = [number % (layers + 1) for number in hidden]
+    later = tuple(f"*layers.{layer}.*" for layer in range(max(numbers), layers))
+
+    def joined(result: Any) -> tuple[Any, ...]:
+        import torch
+
+        return (torch.cat([result.hidden_states[number] for number in numbers], dim=-1),)
+
+    return replace(kind, outputs=(JOINED,), unused=(*kind.unused, *later), results=joined)
+
+
 def write_encoder(
-    part: checkpoint.Component, recipe: Recipe | None, range: str, writer: ComponentWriter
+    part: checkpoint.Component,
+    recipe: Recipe | None,
+    range: str,
+    writer: ComponentWriter,
+    hidden: Sequence[int] = (),
 ) -> Encoder:
     """Write an encoder into its folder of the bundle; float tensors of a quantized one are float16.
 
@@ -114,6 +135,7 @@ def write_encoder(
         recipe: of its linears; None leaves them in float.
         range: how scales are found, one of `methods.range_names`.
         writer: into the bundle.
+        hidden: see `families.request.Text`.
 
     Returns:
         What the manifest says of it.
@@ -124,11 +146,11 @@ def write_encoder(
     """
     from fp4dit_onnx.network.networks import fake_text_encoder
 
-    kind = TEXT_ENCODERS[part.class_name]
     config = read_json(
         part.folder / "config.json", f"the settings of {part.class_name}", CHECKPOINT
     )
     network = fake_text_encoder(part.class_name, config)
+    kind = _reading(TEXT_ENCODERS[part.class_name], hidden, network.config)
     tensors = network.stored_under(part.tensors, lambda name: kind.prefix + name)
     used = [n for n in network.linears if not any(fnmatchcase(n, u) for u in kind.unused)]
     layers = _layers(network, recipe, used)

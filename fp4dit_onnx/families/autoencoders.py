@@ -4,7 +4,7 @@ from fp4dit_onnx.families.interface import InputSpec, Interface
 
 __all__ = ["DECODER", "VAES", "older_vae_name"]
 
-VAES = ("AutoencoderKL",)
+VAES = ("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderDC")
 """Classes of diffusers whose ``decode`` takes latents alone."""
 DECODER = Interface(
     (InputSpec("latent_sample", "float32", ("batch", "latent_channels", "height", "width")),)

@@ -45,7 +45,8 @@ class Blocks:
         readers: norm of a block, or argument of its forward, and linears that read one tensor, made of
             that by adaLN's scale and shift at most. Blocks of some models lack some of them.
         qkv: linears that make q, k and v of a softmax attention, which is the module that they are in.
-            Those that make text's and image's halves of a joint one stand beside each other.
+            Those that make text's and image's halves of a joint one stand beside each other; one that
+            makes all three stands three times.
         joined: linear whose input is several tensors side by side, and how many of equal width make
             it: one that no scale is to be shared across.
     """
@@ -85,6 +86,9 @@ class Family:
         largest_grid: side of the stored table of positions, in patches, of a config; None of other
             transformers, whose positions are computed for any size.
         sigmas_from_one: see `FlowPlan.from_one`.
+        empirical_shift: see `FlowPlan.empirical`.
+        reversed: whether the transformer is told how much of the sample is data, and gives data -
+            noise: the opposite of what schedulers read.
         examples: prompts that every model of the family knows; none where it knows any text.
         pipeline_options: keyword arguments that make the diffusers pipeline deterministic and local.
         skip: layers that stay in float, as (pattern, reason).
@@ -105,6 +109,8 @@ class Family:
     latents: Latents = field(default_factory=Latents)
     largest_grid: Callable[[Config], int | None] = lambda _: None
     sigmas_from_one: bool = False
+    empirical_shift: bool = False
+    reversed: bool = False
     examples: tuple[str, ...] = ()
     pipeline_options: Mapping[str, Any] = field(default_factory=dict)
     skip: tuple[tuple[str, str], ...] = ()
@@ -202,6 +208,11 @@ class Family:
         """What a scheduler's timestep is divided by before the transformer is told."""
         most = self.timestep.values
         return TIMESTEPS // most if isinstance(most, int) else 1
+
+    def told(self, timestep: float) -> float:
+        """What the transformer is told of a scheduler's timestep."""
+        left = TIMESTEPS - timestep if self.reversed else timestep
+        return left / self.time_divisor
 
     def check(self, request: Request) -> None:
         """Refuse a request before anything runs.

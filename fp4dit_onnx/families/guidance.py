@@ -17,15 +17,17 @@ class Guidance:
             ``embedded`` tells the transformer how much; ``none`` does neither.
         negative_first: of ``cfg``, whether the rows without the condition precede the others.
         refusal: why there is no negative prompt; empty where there may be one.
+        added: to the pipeline's weight, where it is that of ``c - u`` on top of c.
     """
 
     kind: Literal["cfg", "embedded", "none"] = "cfg"
     negative_first: bool = True
     refusal: str = ""
+    added: float = 0.0
 
     def doubles(self, weight: float) -> bool:
         """Whether a batch has each image twice: a weight of at most 1 needs no comparison."""
-        return self.kind == "cfg" and weight > 1
+        return self.kind == "cfg" and weight + self.added > 1
 
     def halves(self, rows: Any) -> tuple[Any, Any]:
         """The rows without the condition and those with it, of an array or tensor [2 B, ...]."""
@@ -37,7 +39,7 @@ class Guidance:
         """``u + weight (c - u)`` of both halves [2 B, ...], [B, ...]; what is not doubled stays."""
         if not self.doubles(weight):
             return rows
-        return led(*self.halves(rows), weight)
+        return led(*self.halves(rows), weight + self.added)
 
 
 def led(without: Any, given: Any, weight: float) -> Any:
@@ -51,16 +53,21 @@ class Guided:
 
     Attributes:
         guidance: how.
-        weight: how much.
+        asked: how much, as pipelines are told.
     """
 
     guidance: Guidance = Guidance()
-    weight: float = 1.0
+    asked: float = 1.0
+
+    @property
+    def weight(self) -> float:
+        """Of ``c - u`` on top of u."""
+        return self.asked + self.guidance.added
 
     @property
     def paired(self) -> bool:
         """See `Guidance.doubles`."""
-        return self.guidance.doubles(self.weight)
+        return self.guidance.doubles(self.asked)
 
     def halves(self, rows: Any) -> tuple[Any, Any]:
         """See `Guidance.halves`."""
@@ -68,4 +75,4 @@ class Guided:
 
     def combined(self, rows: Any) -> Any:
         """See `Guidance.combined`."""
-        return self.guidance.combined(rows, self.weight)
+        return self.guidance.combined(rows, self.asked)

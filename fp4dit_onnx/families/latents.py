@@ -24,11 +24,14 @@ class Latents:
         scaling: what the VAE multiplied its latents by, where its config does not say: that of
             diffusers' AutoencoderKL.
         shift: what it subtracted before, likewise.
+        squares: whether pipelines of diffusers begin with packed tokens in rows and columns, [B,
+            channels * packing^2, H / packing, W / packing].
     """
 
     packing: int = 1
     scaling: float = 0.18215
     shift: float = 0.0
+    squares: bool = False
 
     def channels(self, in_channels: int) -> int:
         """C, of what the transformer's config has as in_channels."""
@@ -43,6 +46,14 @@ class Latents:
         squares = latents.reshape(batch, channels, height // side, side, width // side, side)
         tokens = squares.transpose(0, 2, 4, 1, 3, 5)  # [B, rows, columns, C, side, side]
         return tokens.reshape(batch, -1, channels * side * side)
+
+    def given(self, latents: FloatArray) -> FloatArray:
+        """As a pipeline of diffusers begins with them."""
+        batch, _, height, width = latents.shape
+        tokens, side = self.pack(latents), self.packing
+        if not self.squares:
+            return tokens
+        return tokens.transpose(0, 2, 1).reshape(batch, -1, height // side, width // side)
 
     def unpack(self, tokens: FloatArray, shape: tuple[int, ...]) -> FloatArray:
         """What `pack` made of latents of `shape` [B, C, H, W]."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fp4dit_onnx.bundle.manifest import Sampling
+from fp4dit_onnx.errors import BundleError
 from fp4dit_onnx.families.config import count_of
 from fp4dit_onnx.families.guidance import Guidance
+from fp4dit_onnx.files import shown
 
 __all__ = ["Encode", "Encoded", "Feed", "Request", "Text", "has_component", "tokenizer_of"]
 
@@ -32,9 +34,15 @@ class Text:
         key: of the transformer's config, whose value goes before `length`; or `CHOSEN_LENGTH`.
         masked: whether the encoder itself is told what is padding.
         output: of the encoder's graph, that the transformer reads.
+        hidden: which of the encoder's hidden states are joined to what the transformer reads, as
+            transformers numbers them; none where `output` says it.
         cleaned: whether texts are lower-cased and stripped.
+        template: what the tokenizer is given, with the text in the place of ``{}``.
         optional: whether there may be no such encoder, and zeros in the place of what it gives.
         blank: whether padding gets zeros in the place of what the encoder gives.
+        instruction: argument of the diffusers pipeline whose default is put before prompts, not before
+            the negative one; a bundle's model_index.json has it. Of what the encoder gives, the first
+            token and as many of the last ones are taken as make up the length.
     """
 
     encoder: str
@@ -42,13 +50,26 @@ class Text:
     key: str = ""
     masked: bool = True
     output: str = "last_hidden_state"
+    hidden: tuple[int, ...] = ()
     cleaned: bool = False
+    template: str = "{}"
     optional: bool = False
     blank: bool = False
+    instruction: str = ""
 
     def clean(self, prompt: str) -> str:
         """A prompt as the tokenizer is given it."""
-        return prompt.lower().strip() if self.cleaned else prompt
+        return self.template.replace("{}", prompt.lower().strip() if self.cleaned else prompt)
+
+    def before(self, model_index: Mapping[str, Any]) -> str:
+        """What is put before prompts; raises BundleError where that is no text."""
+        found = model_index.get(self.instruction, "") if self.instruction else ""
+        if not isinstance(found, str):
+            raise BundleError(
+                f"model_index.json: {self.instruction} is {shown(found)}, expected a text; export the "
+                "bundle again"
+            )
+        return found
 
     def tokens(self, request: Request) -> int:
         """Tokens that every text of a request is padded or cut to; raises as `count_of` does."""
@@ -75,6 +96,16 @@ class Encoded:
         """The texts of the numbers given, in their order."""
         pooled = None if self.pooled is None else self.pooled[rows]
         return Encoded(self.states[rows], self.mask[rows], pooled)
+
+    def then(self, more: Encoded) -> Encoded:
+        """These texts and `more`, of encoders without pooled vectors."""
+        states, mask = (self.states, more.states), (self.mask, more.mask)
+        return Encoded(np.concatenate(states), np.concatenate(mask))
+
+    def ends(self, length: int) -> Encoded:
+        """The first token of each text and its last ones, `length` in all."""
+        kept = [0, *range(1 - length, 0)]
+        return replace(self, states=self.states[:, kept], mask=self.mask[:, kept])
 
 
 Encode = Callable[[Text, int, Sequence[str]], Encoded]
@@ -130,9 +161,13 @@ class Request:
 
     def encoded(self, text: Text, encode: Encode) -> Encoded:
         """The rows' texts; the negative prompt is encoded once, and before the others."""
-        prompts, length = list(self.prompts), text.tokens(self)
-        texts = [self.negative_prompt, *prompts] if self.guided else prompts
-        found = encode(text, length, [text.clean(one) for one in texts])
+        length = text.tokens(self)
+        prompts, negative = [text.clean(p) for p in self.prompts], text.clean(self.negative_prompt)
         if not self.guided:
-            return found
+            return encode(text, length, prompts)
+        if text.instruction:
+            bare = encode(replace(text, instruction=""), length, [negative])
+            found = bare.then(encode(text, length, prompts))
+        else:
+            found = encode(text, length, [negative, *prompts])
         return found[self.in_order(range(1, len(prompts) + 1), 0)]

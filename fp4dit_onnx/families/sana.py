@@ -1,11 +1,17 @@
-"""Sana: linear attention, no positions, a convolution in the feed-forward."""
+"""Sana: linear attention, no positions, a convolution in the feed-forward, and Gemma 2."""
 
 from __future__ import annotations
 
 from fp4dit_onnx.families.family import Blocks, Family
 from fp4dit_onnx.families.interface import InputSpec
+from fp4dit_onnx.families.request import CHOSEN_LENGTH, Text
+from fp4dit_onnx.families.sources import Mask, States
 
 __all__ = ["SANA"]
+
+_GEMMA = Text(
+    "text_encoder", key=CHOSEN_LENGTH, cleaned=True, instruction="complex_human_instruction"
+)
 
 SANA = Family(
     name="Sana",
@@ -13,9 +19,14 @@ SANA = Family(
     transformer="SanaTransformer2DModel",
     inputs=(
         InputSpec("hidden_states", "float32", ("batch", "in_channels", "height", "width")),
-        InputSpec("encoder_hidden_states", "float32", ("batch", "text", "caption_channels")),
+        InputSpec(
+            "encoder_hidden_states",
+            "float32",
+            ("batch", "text", "caption_channels"),
+            source=States(((_GEMMA,),)),
+        ),
         InputSpec("timestep", "float32", ("batch",)),
-        InputSpec("encoder_attention_mask", "int64", ("batch", "text")),
+        InputSpec("encoder_attention_mask", "int64", ("batch", "text"), source=Mask(_GEMMA)),
     ),
     blocks=(
         Blocks(
@@ -38,4 +49,5 @@ SANA = Family(
     },
     paper_rules=(("*", "e2m1"),),
     sampling={"steps": 20, "guidance": 4.5, "max_sequence_length": 300},
+    pipeline_options={"use_resolution_binning": False},
 )

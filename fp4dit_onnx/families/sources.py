@@ -25,6 +25,7 @@ __all__ = [
     "Grid",
     "Mask",
     "Numbers",
+    "Order",
     "Pooled",
     "Source",
     "States",
@@ -172,7 +173,7 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Grid:
-    """Zero, row and column of each token of the image, [tokens, 3].
+    """Zero, row and column of each token of the image, and zeros after them, [tokens, n].
 
     Attributes:
         pixels: of the image in a token, along one side.
@@ -189,7 +190,7 @@ class Grid:
         """See `Grid`."""
         sampling = wanted.request.sampling
         grid = np.indices((sampling.height // self.pixels, sampling.width // self.pixels))
-        places = np.pad(grid.reshape(2, -1).T, ((0, 0), (1, 0)))
+        places = np.pad(grid.reshape(2, -1).T, ((0, 0), (1, int(wanted.dims[1]) - 3)))
         return places.astype(wanted.dtype)
 
 
@@ -207,6 +208,23 @@ class Zeros:
     def __call__(self, wanted: Wanted) -> Array:
         """See `Zeros`."""
         return np.zeros((self.text.tokens(wanted.request), int(wanted.dims[1])), wanted.dtype)
+
+
+@dataclass(frozen=True)
+class Order:
+    """Zeros and, last of all, the place of each token of a text, [L, n]."""
+
+    text: Text
+
+    @property
+    def texts(self) -> tuple[Text, ...]:
+        """None: only their number counts."""
+        return ()
+
+    def __call__(self, wanted: Wanted) -> Array:
+        """See `Order`."""
+        places = np.arange(self.text.tokens(wanted.request))[:, None]
+        return np.pad(places, ((0, 0), (int(wanted.dims[1]) - 1, 0))).astype(wanted.dtype)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,12 @@ from fp4dit_onnx.families.config import Config, count_of
 from fp4dit_onnx.families.dit import DIT
 from fp4dit_onnx.families.family import Family
 from fp4dit_onnx.families.flux import FLUX
+from fp4dit_onnx.families.flux2 import FLUX2_KLEIN
 from fp4dit_onnx.families.hunyuan import HUNYUAN_DIT
 from fp4dit_onnx.families.pixart import PIXART_ALPHA, PIXART_SIGMA
 from fp4dit_onnx.families.sana import SANA
 from fp4dit_onnx.families.sd3 import SD3
+from fp4dit_onnx.families.z_image import Z_IMAGE
 
 __all__ = [
     "FAMILIES",
@@ -35,6 +37,8 @@ FAMILIES: list[Family] = [
     SD3,
     AURAFLOW,
     SANA,
+    Z_IMAGE,
+    FLUX2_KLEIN,
 ]
 
 

@@ -8,7 +8,12 @@ from typing import Any
 
 from fp4dit_onnx.families.interface import InputSpec, Interface
 
-__all__ = ["TEXT_ENCODERS", "TextEncoder"]
+__all__ = ["JOINED", "QWEN3_CHAT", "TEXT_ENCODERS", "TextEncoder"]
+
+JOINED = "joined_hidden_states"
+"""Output of a graph whose family reads some of the encoder's hidden states."""
+QWEN3_CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+"""What the template of Qwen3's tokenizers makes of a user's message before an answer."""
 
 
 @dataclass(frozen=True)
@@ -20,17 +25,20 @@ class TextEncoder:
         prefix: of the names of stored tensors, where transformers takes it off.
         unused: patterns of linears that no output depends on.
         results: see `Interface`.
+        caches: whether it would keep what later tokens need, unless told not to.
     """
 
     outputs: tuple[str, ...] = ("last_hidden_state",)
     prefix: str = ""
     unused: tuple[str, ...] = ()
     results: Callable[[Any], tuple[Any, ...]] | None = None
+    caches: bool = False
 
     @property
     def interface(self) -> Interface:
         """input_ids and attention_mask, both int64 [B, L], B and L open."""
         states = {} if self.results is None else {"output_hidden_states": True}
+        states |= {"use_cache": False} if self.caches else {}
         return Interface(
             inputs=(
                 InputSpec("input_ids", "int64", ("batch", "text"), values="vocab_size"),
@@ -53,6 +61,9 @@ TEXT_ENCODERS: Mapping[str, TextEncoder] = {
     "CLIPTextModelWithProjection": TextEncoder(
         ("text_embeds", "penultimate_hidden_state"), results=_projected
     ),
+    "Gemma2Model": TextEncoder(caches=True),
+    "Qwen3ForCausalLM": TextEncoder(unused=("lm_head",), caches=True),
+    "Qwen3Model": TextEncoder(caches=True),
     "T5EncoderModel": TextEncoder(),
     "UMT5EncoderModel": TextEncoder(),
 }

@@ -33,7 +33,7 @@ class AttentionProcessor:
             hidden_states: [B, S, C].
             encoder_hidden_states: [B, L, C'] to attend to; None for `hidden_states`.
             attention_mask: bias [B, 1, L] of the scores.
-            image_rotary_emb: cosines and sines [S, D] of the queries' and, in self-attention, the
+            image_rotary_emb: cosines and sines [.., S, D] of the queries' and, in self-attention, the
                 keys' rotation.
             unused: what diffusers gives its own processors.
         """
@@ -61,8 +61,8 @@ class AttentionProcessor:
 
 
 def _rotated(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
-    """Each pair of neighbours of `x` [B, S, H, D] turned by the angle of its token, [S, D]."""
+    """Each pair of neighbours of `x` [B, S, H, D] turned by the angle of its token, [.., S, D]."""
     pairs: torch.Tensor = x.unflatten(-1, (-1, 2))  # type: ignore[no-untyped-call]
     even, odd = pairs.unbind(-1)
     turned = torch.stack([-odd, even], dim=-1).flatten(-2)
-    return x * cosine.unsqueeze(1) + turned * sine.unsqueeze(1)
+    return x * cosine.unsqueeze(-2) + turned * sine.unsqueeze(-2)

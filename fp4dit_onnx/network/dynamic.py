@@ -68,9 +68,31 @@ def _dit(network: Any) -> Callable[..., tuple[torch.Tensor]]:
     return forward
 
 
+def _multiscale_attention(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`forward` of diffusers' SanaMultiscaleLinearAttention, linear at every size, as large ones are."""
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        tokens = x.movedim(1, -1)  # [B, C, H, W] -> [B, H, W, C]
+        made = torch.cat([to(tokens) for to in (module.to_q, module.to_k, module.to_v)], dim=3)
+        made = made.movedim(-1, 1)
+        made = torch.cat([made, *(scale(made) for scale in module.to_qkv_multiscale)], dim=1)
+        heads = made.flatten(2).unflatten(1, (-1, 3 * module.attention_head_dim))
+        q, k, v = heads.chunk(3, dim=2)  # [B, heads, D, H W]
+        act = module.nonlinearity
+        y = module.apply_linear_attention(act(q), act(k), v).flatten(1, 2)
+        y = module.to_out(y.unflatten(2, x.shape[2:]).movedim(1, -1))
+        y = module.norm_out(y) if module.norm_type == "rms_norm" else y
+        y = y.movedim(-1, 1)
+        y = y if module.norm_type == "rms_norm" else module.norm_out(y)
+        return x + y if module.residual_connection else y
+
+    return forward
+
+
 FORWARDS: dict[str, Callable[[Any], Callable[..., Any]]] = {
     "DiTTransformer2DModel": _dit,
     "PatchEmbed": _patch_embed,
+    "SanaMultiscaleLinearAttention": _multiscale_attention,
 }
 """Class of diffusers -> the forward that takes the place of its own."""
 

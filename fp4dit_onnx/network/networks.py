@@ -17,11 +17,13 @@ from fp4dit_onnx.checkpoint.tensor_reading import check_tensors, same_data
 from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.families import DYNAMIC, Interface
 from fp4dit_onnx.network.fake import fake_network
+from fp4dit_onnx.network.z_image import BatchedZImage
 from fp4dit_onnx.system.silence import quiet
 
 __all__ = [
     "EXAMPLE_SIZES",
     "FakeNetwork",
+    "VaeDecoder",
     "diffusers_maker",
     "example_inputs",
     "fake_text_encoder",
@@ -50,6 +52,10 @@ REFUSALS = (
     ValueError,
 )
 """What classes of diffusers and transformers raise for configurations that they cannot be made of."""
+
+
+BATCHED = {"ZImageTransformer2DModel": BatchedZImage}
+"""Class of diffusers that takes lists -> one that takes batches and has the same tensors."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,7 @@ def stored_tensors(
         if places
     }
     what = type(module).__name__
-    wanted = {name: tuple(t.shape) for name, t in module.state_dict().items()}
+    wanted = {name: tuple(t.shape) for name, t in _weights(module).items()}
     for name in wanted.keys() - found.keys():
         longer = next((n for n in stored if n.endswith(f".{name}")), None)
         if longer:
@@ -118,6 +124,12 @@ def stored_tensors(
     return found
 
 
+def _weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What a module stores, less integers, which count or number."""
+    found = module.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in found.items() if tensor.is_floating_point()}
+
+
 def stored_names(
     module: torch.nn.Module, stored: Mapping[str, TensorInfo], other: Callable[[str], str] = str
 ) -> list[tuple[list[str], list[str]]]:
@@ -127,7 +139,7 @@ def stored_names(
         CheckpointError: `stored` has two values for one tensor.
     """
     tied: dict[int, list[str]] = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
+    for name, tensor in _weights(module).items():
         tied.setdefault(id(tensor), []).append(name)
     pairs = []
     for names in tied.values():
@@ -162,7 +174,7 @@ def diffusers_maker(class_name: str, config: Mapping[str, Any]) -> Callable[[], 
     Raises:
         CheckpointError: diffusers has no such class.
     """
-    cls = getattr(diffusers, class_name, None)
+    cls = BATCHED.get(class_name) or getattr(diffusers, class_name, None)
     if cls is None:
         raise CheckpointError(
             f"diffusers {diffusers.__version__} has no class {class_name}: install a newer one"
@@ -175,17 +187,31 @@ def diffusers_maker(class_name: str, config: Mapping[str, Any]) -> Callable[[], 
     return make
 
 
-class _VaeDecoder(torch.nn.Module):
-    """The half of an autoencoder that makes images, as ``AutoencoderKL.decode`` without tiles."""
+class VaeDecoder(torch.nn.Module):
+    """The half of an autoencoder that makes images, as its ``decode`` without tiles.
+
+    FLUX.2's normalizes squares of its latents by statistics of its own, which pipelines undo first.
+    """
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
-        self.decoder, self.post_quant_conv = vae.decoder, vae.post_quant_conv
+        self.decoder = vae.decoder
+        self.post_quant_conv = getattr(vae, "post_quant_conv", None)
+        self.bn = getattr(vae, "bn", None)
         self.config = vae.config
 
     def forward(self, latent_sample: torch.Tensor) -> tuple[torch.Tensor]:
-        conv = self.post_quant_conv
-        return (self.decoder(latent_sample if conv is None else conv(latent_sample)),)
+        """Images [B, 3, f H, f W], of latents [B, C, H, W]."""
+        x, conv = latent_sample, self.post_quant_conv
+        if self.bn is not None:
+            side = self.config.patch_size[0]
+            variance, mean = (
+                v.view(1, -1, 1, 1) for v in (self.bn.running_var, self.bn.running_mean)
+            )
+            squares = torch.nn.functional.pixel_unshuffle(x, side)
+            squares = squares * torch.sqrt(variance + self.bn.eps) + mean
+            x = torch.nn.functional.pixel_shuffle(squares, side)
+        return (self.decoder(x if conv is None else conv(x)),)
 
 
 def fake_text_encoder(class_name: str, config: Mapping[str, Any]) -> FakeNetwork:
@@ -196,7 +222,7 @@ def fake_text_encoder(class_name: str, config: Mapping[str, Any]) -> FakeNetwork
 def fake_vae_decoder(class_name: str, config: Mapping[str, Any]) -> FakeNetwork:
     """The decoder half of an autoencoder of diffusers, of `config`; raises as `faked`."""
     make = diffusers_maker(class_name, config)
-    return faked(class_name, lambda: _VaeDecoder(make()))
+    return faked(class_name, lambda: VaeDecoder(make()))
 
 
 def fake_transformer(class_name: str, config: Mapping[str, Any]) -> FakeNetwork:

@@ -90,7 +90,12 @@ def loaded(part: Component, execution: Execution = HOST) -> torch.nn.Module:
     read = {id(info): info for info in found.values()}
     values = {i: execution.cast(torch.from_numpy(read_float32(info))) for i, info in read.items()}
     with quiet():
-        module.load_state_dict({n: values[id(i)] for n, i in found.items()}, assign=True)
+        counts = {
+            n: torch.zeros_like(t, device="cpu")
+            for n, t in module.state_dict().items()
+            if n not in found
+        }
+        module.load_state_dict({n: values[id(i)] for n, i in found.items()} | counts, assign=True)
     cast_rest(module, execution)
     return module
 
@@ -202,6 +207,7 @@ def _is_useless(name: str, module: torch.nn.Module) -> bool:
     declared = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
     if any(re.search(pattern, name) for pattern in declared):
         return True
-    computed = {n for n, _ in module.named_buffers()} - set(module.state_dict())
+    stored = {n for n, tensor in module.state_dict().items() if tensor.is_floating_point()}
+    computed = {n for n, _ in module.named_buffers()} - stored
     last = name.rpartition(".")[2]
     return any(last == buffer.rpartition(".")[2] for buffer in computed)

@@ -339,11 +339,16 @@ class Pipeline:
                 f"{text.encoder} gives {', '.join(names)}: expected {text.output} among them; "
                 "export the bundle again"
             )
-        ids, mask = getattr(self, tokenizer_of(text.encoder))(texts, length)
+        tokenizer: Tokenizer = getattr(self, tokenizer_of(text.encoder))
+        before = text.before(self._model_index)
+        # Less 2 as diffusers has it: for the first token, and one that joins the prompt's first.
+        more = tokenizer.length(before) - 2 if before else 0
+        ids, mask = tokenizer([before + one for one in texts], length + more)
         feed = {"input_ids": ids, "attention_mask": mask if text.masked else np.ones_like(mask)}
         found = dict(zip(names, _run(encoder, feed, text.encoder), strict=True))
         pooled = [found[name] for name in _POOLED if name in found]
-        return Encoded(found[text.output], mask, pooled[0] if pooled else None)
+        encoded = Encoded(found[text.output], mask, pooled[0] if pooled else None)
+        return encoded.ends(length) if before else encoded
 
     def _predict(
         self,
@@ -357,13 +362,13 @@ class Pipeline:
         rows = np.concatenate([latents, latents]) if request.guided else latents  # [rows, ...]
         feed = {
             "hidden_states": family.latents.pack(rows),
-            "timestep": np.full(len(rows), timestep / family.time_divisor, family.timestep.dtype),
+            "timestep": np.full(len(rows), family.told(timestep), family.timestep.dtype),
             **fixed,
         }
         output = _run(self.transformer, feed, "transformer")[0]
         prediction = family.latents.prediction(output, rows.shape)
         combined: FloatArray = family.guidance.combined(prediction, request.sampling.guidance)
-        return combined
+        return -combined if family.reversed else combined
 
 
 def _run(part: Session, feed: Mapping[str, npt.NDArray[Any]], name: str) -> list[FloatArray]:

@@ -24,7 +24,7 @@ def start_run(family: Family, scheduler: Scheduler, steps: int, tokens: int) -> 
         UsageError: see `Scheduler.start`; or timesteps between whole ones, of a transformer that
             takes integer timesteps.
     """
-    run = scheduler.start(steps, FlowPlan(tokens, family.sigmas_from_one))
+    run = scheduler.start(steps, FlowPlan(tokens, family.sigmas_from_one, family.empirical_shift))
     parts = np.asarray(run.timesteps) % 1
     if np.issubdtype(np.dtype(family.timestep.dtype), np.integer) and parts.any():
         between = run.timesteps[np.flatnonzero(parts)[0]]

@@ -79,6 +79,12 @@ class Tokenizer:
             f"or one of {', '.join(_USUAL_PADDING)} in the vocabulary"
         )
 
+    def length(self, text: str) -> int:
+        """Tokens of a text, special ones included, that is neither cut nor padded."""
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        return len(self._tokenizer.encode(text).ids)
+
     def __call__(self, prompts: Sequence[str], max_length: int) -> tuple[IntArray, IntArray]:
         """Token ids and attention mask, both int64 [B, max_length].
 

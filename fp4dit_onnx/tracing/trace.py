@@ -246,7 +246,21 @@ def _converted(
             )
     model = onnx_ir.serde.serialize_model(program.model)
     model.ir_version = IR_VERSION
+    _mend_empty_lists(model)
     return model
+
+
+def _mend_empty_lists(model: onnx.ModelProto) -> None:
+    """Tensors for constants that are lists of no number, such as a scalar's shape.
+
+    An empty attribute does not say what it is a list of, and graphsurgeon does not write it.
+    """
+    for node in model.graph.node:
+        if node.op_type == "Constant" and not any(a.ints for a in node.attribute):
+            for attribute in node.attribute:
+                if attribute.name == "value_ints":
+                    empty = onnx.helper.make_tensor("", onnx.TensorProto.INT64, [0], [])
+                    attribute.CopyFrom(onnx.helper.make_attribute("value", empty))
 
 
 def _first_line(error: BaseException) -> str:

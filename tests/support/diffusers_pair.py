@@ -15,12 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from manifests import EMPTY
+from model_table import prediction
 
 from fp4dit_onnx.bundle.bundle import write_manifest
+from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
+from fp4dit_onnx.exporting.components import copy_settings
+from fp4dit_onnx.families.table import find_family
+from fp4dit_onnx.families.text_encoders import JOINED
 from fp4dit_onnx.runtime import Pipeline, Sampling, initial_latents
 from fp4dit_onnx.runtime.sampling import step_noise
 from fp4dit_onnx.system.silence import quiet
-from fp4dit_onnx.tokenizer_files import copy_tokenizer
 
 torch = pytest.importorskip("torch")
 with warnings.catch_warnings():
@@ -97,9 +101,13 @@ META = ("image_meta_size", "style")
 SD3 = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
 FLUX = (*SD3, "img_ids", "txt_ids")
 AURAFLOW = ("hidden_states", "encoder_hidden_states", "timestep")
+SANA = (*AURAFLOW, "encoder_attention_mask")
+FLUX2 = (*AURAFLOW, "img_ids", "txt_ids")
 ENCODER_OUTPUTS = {
     "CLIPTextModel": ("last_hidden_state", "pooler_output"),
     "CLIPTextModelWithProjection": ("penultimate_hidden_state", "text_embeds"),
+    "Qwen3Model": (JOINED,),
+    "Qwen3ForCausalLM": (JOINED,),
     "": ("last_hidden_state",),
 }
 
@@ -151,9 +159,14 @@ def rotary_of(transformer: Any, latents: Any) -> Any:
 
 def sessions_of(pipe: Any, inputs: Sequence[str]) -> dict[str, TorchSession]:
     """The sessions of a bundle, by folder."""
+    from fp4dit_onnx.network.networks import VaeDecoder
 
     def transformer(**feed: Any) -> Any:
-        return pipe.transformer(**arguments_of(pipe, feed), return_dict=False)[0]
+        return prediction(pipe.transformer, arguments_of(pipe, feed))
+
+    family = find_family(type(pipe).__name__)
+    assert family is not None
+    hidden = {text.encoder: text.hidden for text in family.texts}
 
     def encoder(name: str) -> TorchSession:
         def encode(input_ids: Any, attention_mask: Any) -> Any:
@@ -161,6 +174,9 @@ def sessions_of(pipe: Any, inputs: Sequence[str]) -> dict[str, TorchSession]:
                 input_ids, attention_mask=attention_mask, output_hidden_states=True
             )
             named = {**output, "penultimate_hidden_state": output.hidden_states[-2]}
+            if hidden.get(name):
+                states = [output.hidden_states[number] for number in hidden[name]]
+                named[JOINED] = torch.cat(states, dim=-1)
             return tuple(named[name] for name in outputs)
 
         outputs = ENCODER_OUTPUTS.get(
@@ -171,7 +187,7 @@ def sessions_of(pipe: Any, inputs: Sequence[str]) -> dict[str, TorchSession]:
     return {
         "transformer": TorchSession(transformer, inputs),
         "vae_decoder": TorchSession(
-            lambda latent_sample: pipe.vae.decode(latent_sample)[0], ("latent_sample",)
+            lambda latent_sample: VaeDecoder(pipe.vae)(latent_sample), ("latent_sample",)
         ),
         "text_encoder": encoder("text_encoder"),
         "text_encoder_2": encoder("text_encoder_2"),
@@ -181,16 +197,9 @@ def sessions_of(pipe: Any, inputs: Sequence[str]) -> dict[str, TorchSession]:
 
 def bundle_of(model: Path, target: Path, sampling: Sampling) -> Path:
     """The settings of a bundle of `model`, without its graphs."""
-    for path in model.iterdir():
-        if path.name.startswith(("scheduler", "text_encoder")):
-            shutil.copytree(path, target / path.name)
-        elif path.name.startswith("tokenizer"):
-            class_name = json.loads((model / "model_index.json").read_text())[path.name][1]
-            copy_tokenizer(path, class_name, target / path.name)
-    for name, source in (("transformer", "transformer"), ("vae_decoder", "vae")):
-        (target / name).mkdir()
-        shutil.copy(model / source / "config.json", target / name)
-    shutil.copy(model / "model_index.json", target)
+    copy_settings(open_checkpoint(model), target)
+    (target / "vae_decoder").mkdir()
+    shutil.copy(model / "vae" / "config.json", target / "vae_decoder")
     write_manifest(target, replace(EMPTY, sampling=sampling))
     return target
 
@@ -245,20 +254,19 @@ class Pair:
             monkeypatch.setattr(module, lambda *_, **__: start)
             return self.theirs([7, 999], **common)
         common |= {"height": sampling.height, "width": sampling.width, "latents": start}
-        if name == "FluxPipeline":
-            common["latents"] = self.theirs._pack_latents(start, *start.shape)
+        if name.startswith("Flux"):
+            given = self.ours._family.latents.given(start.numpy())
+            common["latents"] = torch.from_numpy(np.ascontiguousarray(given))
         else:
             common["negative_prompt"] = [self.case.negative_prompt] * len(SEEDS)
         if name.startswith("PixArt"):
             common["clean_caption"] = False
-        if name.startswith(("PixArt", "Hunyuan")):
+        if name.startswith(("PixArt", "Hunyuan", "Sana")):
             common["use_resolution_binning"] = False
         if not name.startswith("Hunyuan"):
             common["max_sequence_length"] = sampling.max_sequence_length
         return self.theirs(prompt=list(self.case.prompts), **common)
 
     def _unpacked(self, latents: Any) -> Any:
-        size = (self.case.sampling.height, self.case.sampling.width)
-        if latents.ndim == 4:
-            return latents
-        return self.theirs._unpack_latents(latents, *size, self.theirs.vae_scale_factor)
+        shape = (len(latents), *self.ours.latent_shape(self.case.sampling))
+        return torch.from_numpy(self.ours._family.latents.unpack(latents.numpy(), shape))

@@ -93,7 +93,7 @@ def sampler_of(network: Any, **changes: Any) -> Sampler:
         "prompts": PICTURES,
         "batch": BATCH,
         "steps": STEPS,
-        "guidance": Guided(weight=GUIDANCE),
+        "guidance": Guided(asked=GUIDANCE),
         "probe": lambda: draw(network, 0, BATCH),
     }
     return Sampler(**{**fields, **changes})

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.runtime.schedulers.options import (
     BOOLEAN,
     SCHEDULE,
@@ -27,6 +28,7 @@ from fp4dit_onnx.runtime.schedulers.spacing import (
 )
 from fp4dit_onnx.runtime.schedulers.training import (
     data_and_noise,
+    flow_levels,
     levels,
     positive_alphas,
     training_sigmas,
@@ -36,6 +38,8 @@ __all__ = ["DPM_SOLVER_MULTISTEP"]
 
 FloatArray = npt.NDArray[np.float32]
 
+FLOW = "flow_prediction"
+LEAST_SHIFT = 1e-6
 SHORT = 15
 """Runs of fewer steps take lower orders at their end."""
 _OTHER_SOLVERS = dict.fromkeys(("logrho", "bh1", "bh2"), "midpoint")
@@ -50,8 +54,9 @@ OPTIONS = {
     "lower_order_final": Option(True, BOOLEAN),
     "euler_at_final": Option(False, BOOLEAN),
     "use_lu_lambdas": Option(False, BOOLEAN),
-    "use_flow_sigmas": Option(False, (False,)),
-    "flow_shift": Option(1.0),
+    "prediction_type": Option("epsilon", ("epsilon", "v_prediction", "sample", FLOW)),
+    "use_flow_sigmas": Option(False, BOOLEAN),
+    "flow_shift": Option(1.0, number(LEAST_SHIFT)),
     "final_sigmas_type": Option("zero", ("zero", "sigma_min")),
     "lambda_min_clipped": Option(-math.inf, number(-math.inf)),
     "variance_type": Option(None, (None,)),
@@ -74,11 +79,24 @@ class DpmSolverMultistep:
     def start(self, steps: int, plan: FlowPlan | None = None) -> Run:
         """A fresh run; see `Scheduler.start`."""
         check_steps(steps, self.options)
+        flows, kind = self.options["use_flow_sigmas"], self.options["prediction_type"]
+        if flows != (kind == FLOW):
+            raise UsageError(
+                f"{DPM_SOLVER_MULTISTEP.name}: use_flow_sigmas is {flows} and prediction_type is "
+                f"{kind!r}: expected true with {FLOW!r}, or neither; change scheduler_config.json"
+            )
         table = training_sigmas(self.options)
-        times, sigmas = self._spaced(table, steps)
+        times, sigmas = self._flowing(steps) if flows else self._spaced(table, steps)
         last = table[0] if self.options["final_sigmas_type"] == "sigma_min" else 0
         all_sigmas = np.concatenate([sigmas, [last]]).astype(np.float32)
         return Run(times.astype(np.int64), _Solver(self.options, all_sigmas).step)
+
+    def _flowing(self, steps: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """The same where sigmas are shares of noise."""
+        shift, count = self.options["flow_shift"], self.options["num_train_timesteps"]
+        even = 1.0 - np.linspace(1, 1 / count, steps + 1)
+        sigmas = (shift * even / (1 + (shift - 1) * even))[:0:-1]
+        return sigmas * count, sigmas
 
     def _spaced(
         self, table: FloatArray, steps: int
@@ -114,12 +132,16 @@ class _Solver:
 
     Args:
         options: the scheduler's.
-        sigmas: noise over signal at every timestep and at the end, float32 [steps + 1].
+        sigmas: noise over signal, or the share of noise where the model predicts a flow, at every
+            timestep and at the end, float32 [steps + 1].
     """
 
     def __init__(self, options: Options, sigmas: FloatArray) -> None:
         self._options, self._steps = options, len(sigmas) - 1
-        self._alphas, self._noise_levels, self._log_snr = levels(sigmas)
+        flows = options["use_flow_sigmas"]
+        self._alphas, self._noise_levels, self._log_snr = (flow_levels if flows else levels)(
+            sigmas
+        )
         self._data: list[FloatArray] = []
         self._index = 0
 

@@ -66,10 +66,12 @@ class FlowPlan:
         from_one: whether sigmas fall evenly from 1 to 1 / steps before they are shifted, as the
             pipelines of Flux and Lumina2 ask; otherwise from the largest to the smallest of
             training, already shifted, as with SD3 and AuraFlow.
+        empirical: whether dynamic shifting depends on the steps too, as the pipelines of FLUX.2 ask.
     """
 
     tokens: int
     from_one: bool
+    empirical: bool = False
 
 
 class Scheduler(Protocol):

@@ -16,6 +16,7 @@ from fp4dit_onnx.runtime.schedulers.options import Options
 __all__ = [
     "cumulative_alphas",
     "data_and_noise",
+    "flow_levels",
     "levels",
     "linspace",
     "positive_alphas",
@@ -103,6 +104,9 @@ def data_and_noise(
     data, noise = output, output
     if kind == "epsilon":
         data = np.asarray((sample - sigma * output) / alpha, np.float32)
+    elif kind == "flow_prediction":
+        data = np.asarray(sample - sigma * output, np.float32)
+        noise = np.asarray(sample + alpha * output, np.float32)
     elif kind == "sample":
         noise = np.asarray((sample - alpha * output) / sigma, np.float32)
     else:
@@ -114,6 +118,16 @@ def data_and_noise(
 def levels(sigmas: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Scales of data and noise, and the logarithm of their ratio; infinite where sigma is zero."""
     alphas = 1 / np.sqrt(sigmas * sigmas + 1)
-    noise = sigmas * alphas
+    return _with_log_snr(alphas, sigmas * alphas)
+
+
+def flow_levels(sigmas: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """The same of shares of noise, the rest of which is data."""
+    return _with_log_snr(1 - sigmas, sigmas)
+
+
+def _with_log_snr(
+    alphas: FloatArray, noise: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
     with np.errstate(divide="ignore"):
         return alphas, noise, np.log(alphas) - np.log(noise)

@@ -11,7 +11,7 @@
  */
 
 import FAMILIES from "./families.json" with { type: "json" };
-import { SOURCES, clean, hasComponent, tokens } from "./sources.js";
+import { SOURCES, clean, hasComponent, joined, tokens } from "./sources.js";
 
 /** @typedef {(typeof FAMILIES)[number]} Family */
 
@@ -41,7 +41,7 @@ export function encodersOf({ encoders, optional }, modelIndex) {
  * @returns {boolean} whether a batch has each image twice.
  */
 export function doubles({ guidance }, weight) {
-  return guidance.kind === "cfg" && weight > 1;
+  return guidance.kind === "cfg" && weight + guidance.added > 1;
 }
 
 /**
@@ -61,15 +61,28 @@ export async function feedOf({ inputs, guidance }, request, encode) {
     if (!guided) return [given];
     return guidance.negative_first ? [without, given] : [given, without];
   };
+  /**
+   * @param {Text} text
+   * @returns {Promise<Encoded>}
+   */
+  const encodedRows = async (text) => {
+    const [given, without] = [prompt, negativePrompt].map((one) => clean(text, one));
+    const length = tokens(text, request);
+    if (!guided) return encode(text, length, [given]);
+    const found = text.instruction
+      ? await Promise.all([
+          encode({ ...text, instruction: "" }, length, [without]),
+          encode(text, length, [given]),
+        ])
+      : [await encode(text, length, [without, given])];
+    return picked(found, inOrder(1, 0));
+  };
   /** @type {Map<string, Promise<Encoded>>} */
   const known = new Map();
   /** @param {Text} text */
   const encoded = (text) => {
     const key = JSON.stringify(text);
-    if (!known.has(key)) {
-      const texts = inOrder(prompt, negativePrompt).map((one) => clean(text, one));
-      known.set(key, encode(text, tokens(text, request), texts));
-    }
+    if (!known.has(key)) known.set(key, encodedRows(text));
     return /** @type {Promise<Encoded>} */ (known.get(key));
   };
   /** @type {Record<string, Value>} */
@@ -79,6 +92,28 @@ export async function feedOf({ inputs, guidance }, request, encode) {
     feed[name] = await SOURCES[source.kind](source, { request, inOrder, encoded, dims, dtype });
   }
   return feed;
+}
+
+/**
+ * @param {Encoded[]} parts texts that follow each other.
+ * @param {number[]} rows numbers of texts.
+ * @returns {Encoded} these texts, in this order.
+ */
+function picked(parts, rows) {
+  /** @param {(Value | undefined)[]} values */
+  const pick = (values) => {
+    const given = values.filter((value) => value !== undefined);
+    if (given.length === 0) return undefined;
+    const { type, data, dims } = joined(given, 0);
+    const size = data.length / dims[0];
+    const pieces = rows.map((row) => data.slice(row * size, (row + 1) * size));
+    return joined(
+      pieces.map((piece) => ({ type, data: piece, dims: [1, ...dims.slice(1)] })),
+      0,
+    );
+  };
+  const [states, mask] = [parts.map((part) => part.states), parts.map((part) => part.mask)].map(pick);
+  return /** @type {Encoded} */ ({ states, mask, pooled: pick(parts.map((part) => part.pooled)) });
 }
 
 /**

@@ -8,6 +8,7 @@
 
 import { doubles, encodersOf, familyOfPipeline, feedOf, pack, unpack } from "./families.js";
 import { initialLatents, stepNoise } from "./noise.js";
+import { before } from "./sources.js";
 import { Tokens } from "./tokens.js";
 
 /**
@@ -110,7 +111,8 @@ export class Pipeline {
 
   /** Pixels a latent, along one side. */
   get scaleFactor() {
-    return 2 ** (this.vaeConfig.block_out_channels.length - 1);
+    const { block_out_channels: own, encoder_block_out_channels: other } = this.vaeConfig;
+    return 2 ** ((own ?? other).length - 1);
   }
 
   /** Latents a token of the transformer, along one side, where it does not make them itself. */
@@ -237,11 +239,12 @@ export class Pipeline {
     const given = pack(latents, dims, this.packing);
     const twice = new Float32Array(rows * latents.length);
     for (let row = 0; row < rows; row++) twice.set(given.data, row * latents.length);
-    const { dtype, divisor } = this.family.timestep;
+    const { dtype, divisor, reversed_from: from } = this.family.timestep;
+    const told = (from === null ? timestep : from - timestep) / divisor;
     const time =
       dtype === "int64"
-        ? new BigInt64Array(rows).fill(BigInt(timestep / divisor))
-        : new Float32Array(rows).fill(timestep / divisor);
+        ? new BigInt64Array(rows).fill(BigInt(told))
+        : new Float32Array(rows).fill(told);
     const found = await this.run("transformer", {
       ...fixed,
       hidden_states: { type: "float32", data: twice, dims: [rows, ...given.dims.slice(1)] },
@@ -250,14 +253,17 @@ export class Pipeline {
     const output = Object.values(found)[0];
     const size = output.data.length / rows;
     const count = latents.length; // the rest of a row, if any, is the variance
-    if (!request.guided) return unpack(output.data.slice(0, count), dims, this.packing);
+    const sign = from === null ? 1 : -1;
+    if (!request.guided) {
+      return unpack(scaled(output.data.slice(0, count), sign), dims, this.packing);
+    }
     const halves = [output.data.subarray(0, count), output.data.subarray(size, size + count)];
     const [without, guided] = this.family.guidance.negative_first ? halves : halves.reverse();
-    const weight = Math.fround(request.sampling.guidance);
+    const weight = Math.fround(request.sampling.guidance + this.family.guidance.added);
     const combined = without.map((/** @type {number} */ base, /** @type {number} */ i) => {
       return base + Math.fround(weight * Math.fround(guided[i] - base));
     });
-    return unpack(combined, dims, this.packing);
+    return unpack(scaled(combined, sign), dims, this.packing);
   }
 
   /**
@@ -267,8 +273,11 @@ export class Pipeline {
    * @returns {Promise<import("./sources.js").Encoded>}
    */
   async encode(text, length, texts) {
-    const { ids, mask } = this.tokens[text.encoder].encode(texts, length);
-    const dims = [texts.length, length];
+    const tokens = this.tokens[text.encoder];
+    const first = before(text, this.modelIndex);
+    const all = length + (first ? tokens.length(first) - 2 : 0);
+    const { ids, mask } = tokens.encode(texts.map((one) => first + one), all);
+    const dims = [texts.length, all];
     const told = text.masked ? mask : new BigInt64Array(mask.length).fill(1n);
     const found = await this.run(text.encoder, {
       input_ids: { type: "int64", data: ids, dims },
@@ -282,7 +291,10 @@ export class Pipeline {
       );
     }
     const pooled = found.text_embeds ?? found.pooler_output;
-    return { states, mask: { type: "int64", data: mask, dims }, pooled };
+    /** @type {Value} */
+    const real = { type: "int64", data: mask, dims };
+    if (!first) return { states, mask: real, pooled };
+    return { states: ends(states, length), mask: ends(real, length) };
   }
 
   /**
@@ -332,6 +344,23 @@ export class Pipeline {
     await Promise.all(Object.values(this.sessions).map((session) => session.release()));
     this.sessions = {};
   }
+}
+
+/**
+ * @param {Value} value [rows, L, ...].
+ * @param {number} length
+ * @returns {Value} the first of each row and its last ones, `length` in all.
+ */
+function ends({ type, data, dims: [rows, all, ...rest] }, length) {
+  const width = rest.reduce((a, b) => a * b, 1);
+  /** @type {any} */
+  const kept = data.slice(0, rows * length * width);
+  for (let row = 0; row < rows; row++) {
+    const [from, to] = [row * all * width, row * length * width];
+    kept.set(data.subarray(from, from + width), to);
+    kept.set(data.subarray(from + (all - length + 1) * width, from + all * width), to + width);
+  }
+  return { type, data: kept, dims: [rows, length, ...rest] };
 }
 
 /**

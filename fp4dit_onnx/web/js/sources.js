@@ -31,8 +31,10 @@
  * @property {boolean} masked
  * @property {string} output
  * @property {boolean} cleaned
+ * @property {string} template
  * @property {boolean} optional
  * @property {boolean} blank
+ * @property {string} instruction
  *
  * @typedef {object} Encoded
  * @property {Value} states [texts, length, D].
@@ -59,7 +61,8 @@ const OUTER_SPACES = new RegExp(`^${SPACES}+|${SPACES}+$`, "g");
  * @returns {string} as the tokenizer is given it.
  */
 export function clean(text, prompt) {
-  return text.cleaned ? prompt.toLowerCase().replace(OUTER_SPACES, "") : prompt;
+  const given = text.cleaned ? prompt.toLowerCase().replace(OUTER_SPACES, "") : prompt;
+  return text.template.replace("{}", () => given);
 }
 
 /**
@@ -70,6 +73,15 @@ export function clean(text, prompt) {
 export function tokens(text, request) {
   if (text.key === "max_sequence_length") return request.sampling.maxSequenceLength;
   return request.transformerConfig[text.key] ?? text.length;
+}
+
+/**
+ * @param {Text} text
+ * @param {any} modelIndex
+ * @returns {string} what is put before prompts.
+ */
+export function before({ instruction }, modelIndex) {
+  return instruction ? (modelIndex[instruction] ?? "") : "";
 }
 
 /** @type {Record<string, (settings: any, wanted: Wanted) => Value | Promise<Value>>} */
@@ -108,14 +120,22 @@ export const SOURCES = {
     return filled(dtype, rows.flat(), dims.length > 1 ? [rows.length, row.length] : [rows.length]);
   },
 
-  Grid({ pixels }, { request, dtype }) {
+  Grid({ pixels }, { request, dims, dtype }) {
     const [rows, columns] = [request.sampling.height / pixels, request.sampling.width / pixels];
+    const rest = new Array(Number(dims[1]) - 3).fill(0);
     const places = Array.from({ length: rows * columns }, (_, i) => [
       0,
       Math.floor(i / columns),
       i % columns,
+      ...rest,
     ]);
-    return filled(dtype, places.flat(), [places.length, 3]);
+    return filled(dtype, places.flat(), [places.length, Number(dims[1])]);
+  },
+
+  Order({ text }, { request, dims, dtype }) {
+    const zeros = new Array(Number(dims[1]) - 1).fill(0);
+    const places = Array.from({ length: tokens(text, request) }, (_, i) => [...zeros, i]);
+    return filled(dtype, places.flat(), [places.length, Number(dims[1])]);
   },
 
   Zeros({ text }, { request, dims, dtype }) {
@@ -200,24 +220,27 @@ function filled(type, numbers, dims) {
 }
 
 /**
- * @param {Value[]} values float32, of the same sizes but along `axis`.
+ * @param {Value[]} values of one type, of the same sizes but along `axis`.
  * @param {number} axis
  * @returns {Value} one after the other along that axis.
  */
-function joined(values, axis) {
+export function joined(values, axis) {
   const dims = [...values[0].dims];
   dims[axis] = values.reduce((sum, value) => sum + value.dims[axis], 0);
-  const data = new Float32Array(dims.reduce((a, b) => a * b));
+  const { type } = values[0];
+  const size = dims.reduce((a, b) => a * b);
+  /** @type {any} */
+  const data = type === "int64" ? new BigInt64Array(size) : new Float32Array(size);
   const outer = dims.slice(0, axis).reduce((a, b) => a * b, 1);
   let place = 0;
   for (let i = 0; i < outer; i++) {
     for (const value of values) {
       const size = value.data.length / outer;
-      data.set(/** @type {Float32Array} */ (value.data).subarray(i * size, (i + 1) * size), place);
+      data.set(value.data.subarray(i * size, (i + 1) * size), place);
       place += size;
     }
   }
-  return { type: "float32", data, dims };
+  return { type, data, dims };
 }
 
 /**

@@ -52,6 +52,14 @@ export class Tokens {
 
   /**
    * @param {string} text
+   * @returns {number} its tokens, special ones included.
+   */
+  length(text) {
+    return this.tokenizer.encode(text).ids.length;
+  }
+
+  /**
+   * @param {string} text
    * @param {number} length the most tokens.
    * @returns {number[]} token ids.
    */
