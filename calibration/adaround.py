@@ -40,8 +40,13 @@ class Neighbours:
 
     def to(self, device: torch.device) -> Neighbours:
         """The same on a device."""
-        own = (self.lower, self.step, self.remainder, self.scale)
-        return Neighbours(*(tensor.to(device) for tensor in own), self.limit)
+        return Neighbours(
+            self.lower.to(device),
+            self.step.to(device),
+            self.remainder.to(device),
+            self.scale.to(device),
+            self.limit,
+        )
 
     def blend(self, h: torch.Tensor) -> torch.Tensor:
         """Grid integers between the neighbours: lower at h = 0, upper at h = 1, saturating."""

@@ -39,7 +39,7 @@ def compensated(draft: Draft, given: LayerInputs, method: Gptq) -> torch.Tensor:
     order = given.second.order(ordered=method.ordered)
     try:
         factor = there(given.second.factor(method.damping, ordered=method.ordered))
-    except torch.linalg.LinAlgError as singular:
+    except torch.linalg.LinAlgError as singular:  # type: ignore[attr-defined]
         raise UsageError(
             f"layer {draft.name}: the second moments of its inputs are singular: give more prompts, "
             f"or more damping than {method.damping}"

@@ -15,6 +15,7 @@ from fp4dit_onnx.calibration.simulate import simulate, unquantized
 from fp4dit_onnx.errors import BundleError
 from fp4dit_onnx.families import Family
 from fp4dit_onnx.network.dynamic import dynamic
+from fp4dit_onnx.network.execution import HOST, Execution, host
 from fp4dit_onnx.network.networks import diffusers_maker, refusals
 from fp4dit_onnx.network.positions import arguments_of
 from fp4dit_onnx.numbers.formats import format_by_name
@@ -84,16 +85,30 @@ class Simulation:
 
 
 def network_runner(
-    network: torch.nn.Module, family: Family
+    network: torch.nn.Module, family: Family, execution: Execution = HOST
 ) -> Callable[[Mapping[str, Array]], Array]:
-    """A torch transformer as a function of named numpy inputs, of any size."""
+    """A torch transformer as a function of named numpy inputs, of any size.
+
+    Args:
+        network: where `execution` says.
+        family: of it.
+        execution: the type that latents and texts take there; times and sizes, [B], keep theirs.
+    """
     interface = family.interface(network.config)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def run(inputs: Mapping[str, Array]) -> Array:
         tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
         with dynamic(network):
-            result: Array = network(**arguments_of(interface, tensors))[0].numpy()
+            arguments = execution.there(arguments_of(interface, tensors))
+            for name, value in arguments.items():
+                arguments[name] = value if _is_scalar(value) else execution.cast(value)
+            result: Array = host(network(**arguments)[0].float()).numpy()
         return result
 
     return run
+
+
+def _is_scalar(value: Any) -> bool:
+    """Whether an argument is one number per sample."""
+    return isinstance(value, torch.Tensor) and value.ndim < 2

@@ -17,6 +17,7 @@ from fp4dit_onnx.calibration.capture import CallRecorder, InputRecorder
 from fp4dit_onnx.calibration.importance import step_importance
 from fp4dit_onnx.calibration.methods import Method
 from fp4dit_onnx.calibration.moments import MomentRecorder, Moments
+from fp4dit_onnx.calibration.overflow import overflow_refused
 from fp4dit_onnx.calibration.record import Sampler, SampleRecorder, choose
 from fp4dit_onnx.calibration.samples import Call, Samples
 from fp4dit_onnx.calibration.stages import MOMENTS
@@ -102,7 +103,8 @@ def record(
     chosen = moments = begun = None
     importance: Sequence[float] = ()
     if work is not None:  # before any hook is there
-        importance = _importance(network, specs, method, sampler, reporter, work)
+        with overflow_refused(network):
+            importance = _importance(network, specs, method, sampler, reporter, work)
         begun = work.load(BEGUN)
     which = [sampler.calls * i // MEASURED_CALLS for i in range(MEASURED_CALLS)]
     rows, calls = InputRecorder(module, layers, ROWS_PER_CALL, seed), CallRecorder(module, which)
@@ -117,7 +119,8 @@ def record(
     every |= {"samples": chosen, "moments": moments}
     recorders = {name: one for name, one in every.items() if one is not None}
     try:
-        _run(recorders, sampler, reporter, work, begun)
+        with overflow_refused(network):
+            _run(recorders, sampler, reporter, work, begun)
     finally:
         for recorder in recorders.values():
             recorder.close()

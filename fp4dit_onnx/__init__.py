@@ -19,6 +19,7 @@ from fp4dit_onnx.errors import (
     CheckpointError,
     Fp4DitError,
     MissingExtraError,
+    OutOfMemoryError,
     UsageError,
     VerificationError,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "CheckpointError",
     "Fp4DitError",
     "MissingExtraError",
+    "OutOfMemoryError",
     "Pipeline",
     "UsageError",
     "VerificationError",

@@ -360,8 +360,8 @@ def test_calibrate_advances_the_progress(network: TinyNetwork) -> None:
         provenance={},
         reporter=Recording(),
     )
-    assert [(total, sum(steps)) for _, total, steps in stages] == [(6, 6), (1, 1)]
-    assert "to measure errors (--no-measure skips that)" in stages[0][0]
+    assert [(total, sum(steps)) for _, total, steps in stages] == [(1, 1), (6, 6), (1, 1)]
+    assert "to measure errors (--no-measure skips that)" in stages[1][0]
 
 
 def test_sqnr_db_is_that_of_numpy() -> None:

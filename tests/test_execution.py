@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +14,51 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
+import torch
 from pretend_device import PRETEND, PretendDevice
+from random_pipeline import make
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from toy_network import LAYERS, PICTURES, sampler_of, toy_network
 
+from fp4dit_onnx.bundle.manifest import Calibrated
 from fp4dit_onnx.calibration.methods import method_by_name, method_names
 from fp4dit_onnx.calibration.run import Calibration, calibrate
-from fp4dit_onnx.calibration.work import Work
-from fp4dit_onnx.network.execution import HOST, Execution
+from fp4dit_onnx.calibration.samples import Array
+from fp4dit_onnx.calibration.sampling import load_pipeline, pipeline_sampler
+from fp4dit_onnx.calibration.work import Work, model_digest
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.exporting.export import export
+from fp4dit_onnx.exporting.plan import Plan, plan
+from fp4dit_onnx.exporting.request import ExportRequest
+from fp4dit_onnx.network import execution
+from fp4dit_onnx.network.execution import HOST, Execution, execution_of
 from fp4dit_onnx.network.network import Network, whole
+from fp4dit_onnx.network.stored import opened
 from fp4dit_onnx.network.streaming import cast_rest
-from fp4dit_onnx.spec.spec import LayerSpec
+from fp4dit_onnx.spec.spec import LayerSpec, TensorSpec
 from fp4dit_onnx.spec.state import save_state
 from fp4dit_onnx.system.progress import SilentReporter
 
 DEVICE = Execution(PRETEND)
-SPECS = dict.fromkeys(LAYERS, LayerSpec.of("e2m1", "e2m3", 8))
+SPEC = LayerSpec.of("e2m1", "e2m3", 8)
+FOUR_OVER_SIX = replace(SPEC, input=TensorSpec.of_activations("e2m1", 8))
+SPECS = {**dict.fromkeys(LAYERS, SPEC), "blocks.0.mix": FOUR_OVER_SIX}
 
 
-def placed(execution: Execution) -> Network:
-    """The toy network where `execution` says, its weights known in float32."""
+def placed(where: Execution) -> Network:
+    """The toy network where `where` says, its weights known in float32."""
     module = toy_network()
     stored = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    cast_rest(module, execution)
-    return replace(whole(module), read=stored.__getitem__, execution=execution)
+    cast_rest(module, where)
+    return replace(whole(module), read=stored.__getitem__, execution=where)
 
 
-def calibrated(name: str, folder: Path, execution: Execution, **changes: Any) -> Calibration:
+def calibrated(
+    name: str, folder: Path, where: Execution, network: Network | None = None
+) -> Calibration:
     quick = {"iterations": 3} if method_by_name(name).iterations else {}
     method = method_by_name(name, "fast", samples=16, prompts=PICTURES, **quick)
-    network = placed(execution)
+    network = network or placed(where)
     return calibrate(
         network,
         SPECS,
@@ -50,7 +69,6 @@ def calibrated(name: str, folder: Path, execution: Execution, **changes: Any) ->
         reporter=SilentReporter(),
         work=Work(folder, {}),
         candidates=dict.fromkeys(LAYERS, ("e2m1", "e1m2", "e3m0")),
-        **changes,
     )
 
 
@@ -69,3 +87,183 @@ def test_every_method_runs_on_a_device(name: str, tmp_path: Path) -> None:
     assert saved(there, tmp_path / "a") == saved(here, tmp_path / "b")
     assert there.errors == here.errors
     assert there.model_sqnr_db == here.model_sqnr_db
+
+
+# --- whole pipelines ---------------------------------------------------------------------------
+
+
+Made = Callable[[str], Plan]
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Plans two steps of two small images with an official model's twin, which is made once."""
+    folder = tmp_path_factory.mktemp("twins")
+
+    @cache
+    def made(name: str) -> Plan:
+        make(name, folder / name, twin=True)
+        found = plan(
+            ExportRequest(
+                model=folder / name, output=folder / "out", steps=2, calibration_prompts=2
+            )
+        )
+        return replace(found, sampling=replace(found.sampling, height=64, width=64))
+
+    return made
+
+
+def pipeline_state(made: Plan, folder: Path, where: Execution, budget: float) -> bytes:
+    """The state's file after the smallest calibration through the pipeline of a plan."""
+    interface = made.family.interface(made.checkpoint.transformer_config)
+    network = opened(made.checkpoint.components["transformer"], interface, budget, where)
+    pipeline = load_pipeline(made.checkpoint, network, budget, calibrates=True, execution=where)
+    sampler = pipeline_sampler(pipeline, made.family, made.prompts, [3, 4], made.sampling, where)
+    found = calibrate(
+        network,
+        made.specs,
+        method_by_name("fp-adaround", "fast", iterations=1, samples=4, prompts=2),
+        sampler,
+        seed=0,
+        provenance={},
+        reporter=SilentReporter(),
+        attention=made.attention,
+        work=Work(folder, {"model": model_digest(network)}),
+    )
+    assert found.model_sqnr_db > 5
+    return saved(found, folder / "state")
+
+
+@pytest.mark.parametrize(("name", "budget"), [("pixart-alpha-512", 2**40), ("hunyuan-dit-1.1", 0)])
+def test_pipelines_run_on_a_device(
+    planned: Made, name: str, budget: float, tmp_path: Path
+) -> None:
+    """Text encoders, samplers and networks, in memory and read block by block."""
+    made = planned(name)
+    with sdpa_kernel(SDPBackend.MATH):  # what torch takes for a device that it does not know
+        here = pipeline_state(made, tmp_path / "here", HOST, budget)
+        with PretendDevice():
+            there = pipeline_state(made, tmp_path / "there", DEVICE, budget)
+    assert here == there
+
+
+# --- half precision ----------------------------------------------------------------------------
+
+
+class Notes(SilentReporter):
+    """Keeps notes."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        """See `Reporter`."""
+        self.lines.append(text)
+
+
+def test_half_precision_learns_too(planned: Made, tmp_path: Path) -> None:
+    made = planned("pixart-alpha-512")
+    asked = replace(
+        made.request,
+        output=tmp_path / "bundle",
+        bits="w4a32",
+        preset="fast",
+        iterations=60,
+        samples=16,
+        components="transformer",
+        precision="bfloat16",
+        device="cpu",
+        state=tmp_path / "trained",
+        report=False,
+    )
+    notes = Notes()
+    manifest = export(asked, notes).manifest
+    assert manifest.calibrated == Calibrated("cpu", "bfloat16")
+    assert manifest.model_sqnr_db is not None
+    told = [float(n.partition("error ")[2].split()[0]) for n in notes.lines if "nearest" in n]
+    assert len(told) > 2
+    assert sum(told) / len(told) < 0.95
+
+
+def test_activations_in_half_precision_are_recorded_as_such(tmp_path: Path) -> None:
+    where = Execution(dtype=torch.bfloat16)
+    array, values = Array(tmp_path / "a.npy", where), torch.randn(4, 3).bfloat16()
+    array.create(8, values)
+    array.write(2, values)
+    assert (tmp_path / "a.npy").stat().st_size < 8 * 3 * 2 + 256
+    assert torch.equal(array.read(torch.tensor([5, 2])), values[[3, 0]])
+    assert array.read(slice(0, 2)).dtype == torch.bfloat16
+
+
+def test_weights_are_rounded_from_float32_in_half_precision(tmp_path: Path) -> None:
+    """Methods that look at weights alone give the same codes in any precision."""
+    half = calibrated("fp-rtn", tmp_path / "half", Execution(dtype=torch.bfloat16))
+    full = calibrated("fp-rtn", tmp_path / "full", HOST)
+    assert saved(half, tmp_path / "a") == saved(full, tmp_path / "b")
+    assert half.model_sqnr_db == pytest.approx(full.model_sqnr_db, abs=1)
+
+
+@pytest.mark.parametrize("name", ["fp4dit", "tuned"])
+def test_an_overflow_in_half_precision_names_the_block(name: str, tmp_path: Path) -> None:
+    network = placed(HOST)
+    network.module.blocks[1].mix.bias.fill_(3.4e38)  # finite in float32
+    network = replace(network, execution=Execution(dtype=torch.bfloat16))
+    cast_rest(network.module, network.execution)
+    with pytest.raises(
+        UsageError, match=r"block blocks.1: its results hold NaN .* --precision float32"
+    ):
+        calibrated(name, tmp_path / "w", network.execution, network=network)
+
+
+# --- devices that are not there, or too small --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--device tpu", "unknown device 'tpu': expected auto, cpu, cuda, mps, xpu"),
+        ("--device cuda:x", "unknown device 'cuda:x'"),
+        ("--device mps:1", "unknown device 'mps:1'"),
+        ("--device xpu", "device xpu: torch .* finds cpu, cuda:0, cuda:1 here; use --device cpu"),
+        ("--device cuda:2", "device cuda:2: torch .* finds cpu, cuda:0, cuda:1 here"),
+        ("--precision float16", "unknown precision 'float16': expected float32 or bfloat16"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(
+    run: Any, monkeypatch: pytest.MonkeyPatch, options: str, message: str
+) -> None:
+    monkeypatch.setattr(execution, "_count", {"cuda": 2, "mps": 0, "xpu": 0}.__getitem__)
+    outcome = run("export", "--dry-run", *options.split())
+    assert outcome.code == 2
+    assert re.search(message, " ".join(outcome.err.split()))
+    assert outcome.err.count("\n") < 4
+
+
+def test_auto_is_the_first_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"cuda": 0, "mps": 0, "xpu": 0}
+    monkeypatch.setattr(execution, "_count", there.__getitem__)
+    assert execution_of("auto", "float32") == HOST
+    there["xpu"] = 1
+    assert execution_of("auto", "bfloat16") == Execution(torch.device("xpu"), torch.bfloat16)
+    there |= {"cuda": 2, "mps": 1}
+    assert execution_of("auto", "float32").device == torch.device("cuda")
+    assert execution_of("cuda:1", "float32").device == torch.device("cuda:1")
+
+
+def test_running_out_of_memory_says_what_to_set_and_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*given: Any, work: Work, **options: Any) -> None:
+        work.save("importance", [1.0])
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has\n")
+
+    monkeypatch.setattr("fp4dit_onnx.calibration.run.calibrate", full)
+    asked = ExportRequest(output=tmp_path / "out", preset="fast", report=False)
+    with pytest.raises(UsageError) as refused:
+        export(asked)
+    assert str(refused.value) == (
+        "device cpu ran out of memory (CUDA out of memory): --precision bfloat16 halves what it takes; "
+        "less --max-ram runs fewer samples at a time; --device cpu uses the machine's memory"
+    )
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "out.calibration" / "importance.pt").exists()

@@ -269,6 +269,14 @@ class Spent:
 
 
 @dataclass(frozen=True)
+class Calibrated:
+    """Where torch ran the float pipeline: the device, and the type of the network there."""
+
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """All of quantization.json.
 
@@ -288,6 +296,7 @@ class Manifest:
         attention: format of q, k and v by attention.
         text_encoders: by folder.
         model_sqnr_db: as `case_sqnr_db`, on calls of the sampler.
+        calibrated: where the float model was run, None where it was not.
         resources: what the export took.
         largest_size: of a side of an image, in pixels; None where there is no limit.
         target: what the graphs are made of.
@@ -311,6 +320,7 @@ class Manifest:
     attention: Mapping[str, str] = field(default_factory=dict)
     text_encoders: Mapping[str, Encoder] = field(default_factory=dict)
     model_sqnr_db: float | None = None
+    calibrated: Calibrated | None = None
     resources: Used = field(default_factory=Used)
     largest_size: Positive | None = None
     target: str = DEFAULT_TARGET

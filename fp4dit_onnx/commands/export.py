@@ -67,6 +67,9 @@ def _show_plan(planned: Plan, *, json: bool) -> None:
     print_attention(planned.attention)
     _print_skipped(planned.skipped)
     _print_totals(planned.totals)
+    if planned.calibrated is not None:
+        where = planned.calibrated
+        print_line(f"calibration: on {where.device} in {where.precision}")
     if planned.budget is not None:
         print_budget(planned.budget)
     if (line := better_recipe(planned)) is not None:

@@ -55,6 +55,8 @@ def export(
     restart: bool = False,
     max_ram: float = 2147483648,
     executor: str = "local",
+    device: str = "auto",
+    precision: str = "float32",
     measure: bool | None = None,
     components: str = "all",
     text_encoder_bits: str | None = None,
@@ -136,6 +138,11 @@ def export(
         executor: Where blocks are rounded: local, one after the other in this process; ray or
             ray=HOST:PORT, on the machines of a Ray cluster, where they are trained with --inputs
             parallel. The result is the same.
+        device: Where torch calibrates: it encodes texts, samples, trains and measures there. cpu,
+            cuda, mps or xpu, or one of several, such as cuda:1; auto is the first accelerator that
+            torch finds, else the CPU.
+        precision: Type in which torch runs the float pipeline for calibration; sums, trained
+            parameters and rounding are float32 either way. One of: float32, bfloat16.
         measure: For methods without calibration data: also run the float pipeline to measure
             output errors, which takes longer than the rest; by default if it takes less than 1 GiB in
             float32.
@@ -199,6 +206,8 @@ def export(
         restart=restart,
         max_ram=max_ram,
         executor=executor,
+        device=device,
+        precision=precision,
         measure=measure,
         components=components,
         text_encoder_bits=text_encoder_bits,

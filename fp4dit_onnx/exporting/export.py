@@ -19,6 +19,7 @@ from fp4dit_onnx.bundle.annotation import annotate as annotate_graph
 from fp4dit_onnx.bundle.bundle import new_bundle, write_manifest
 from fp4dit_onnx.bundle.manifest import Layer, Manifest
 from fp4dit_onnx.calibration.methods import use_of
+from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.exporting.component_writing import Component, ComponentWriter
 from fp4dit_onnx.exporting.components import copy_settings, write_vae_decoder
@@ -224,25 +225,32 @@ class _Export:
     def _calibrated(self) -> _Weights:
         """Layers as calibration finds them, while it runs the float pipeline."""
         from fp4dit_onnx.calibration.sampling import load_pipeline
+        from fp4dit_onnx.network.execution import execution_of
         from fp4dit_onnx.network.stored import opened
 
         planned, budget = self._planned, self._request.max_ram
-        checkpoint = planned.checkpoint
+        checkpoint, part = planned.checkpoint, planned.checkpoint.components["transformer"]
+        assert planned.calibrated is not None
+        where = execution_of(**vars(planned.calibrated))
         told = Reporters([self._report, StageTimes(self._resources)])
-        with told.stage("loading the model", 1) as advance:
-            interface = planned.family.interface(checkpoint.transformer_config)
-            network = opened(checkpoint.components["transformer"], interface, budget)
-            pipeline = load_pipeline(checkpoint, network, budget, calibrates=True)
-            advance(1)
-        result = _calibrate(self._request, planned, network, pipeline, told, self._resources)
-        self._planned = planned = replace(planned, method=result.method)
-        state = result.state
-        measured = {
-            "model_sqnr_db": result.model_sqnr_db,
-            "choices": result.compared,
-            "budget": result.spent,
-            "case_sqnr_db": tuple(_case_errors(planned, network.module, state)),
-        }
+        with where.within_memory():
+            with told.stage("loading the model", 1) as advance:
+                interface = planned.family.interface(checkpoint.transformer_config)
+                network = opened(part, interface, budget, where)
+                source = checkpoint
+                if self._request.components != "all":  # sampling takes the whole pipeline
+                    source = open_checkpoint(self._request.model, lora=self._request.lora)
+                pipeline = load_pipeline(source, network, budget, calibrates=True, execution=where)
+                advance(1)
+            result = _calibrate(self._request, planned, network, pipeline, told, self._resources)
+            self._planned = planned = replace(planned, method=result.method)
+            state = result.state
+            measured = {
+                "model_sqnr_db": result.model_sqnr_db,
+                "choices": result.compared,
+                "budget": result.spent,
+                "case_sqnr_db": tuple(_case_errors(planned, network, state)),
+            }
         return _Weights(
             layers=state.layout.layers,
             quantizer=lambda name: (state.layers[name], result.errors[name].weight),
@@ -339,11 +347,14 @@ def _calibrate(
                 )
                 planned, sampling, pace = found.planned, found.sampling, found.pace
             seeds = [request.seed + i for i in range(len(planned.prompts))]
+            sampler = pipeline_sampler(
+                pipeline, planned.family, planned.prompts, seeds, sampling, network.execution
+            )
             return calibrate(
                 network,
                 planned.specs,
                 planned.method,
-                pipeline_sampler(pipeline, planned.family, planned.prompts, seeds, sampling),
+                sampler,
                 seed=request.seed,
                 provenance=_provenance(planned),
                 reporter=report,
@@ -357,7 +368,8 @@ def _calibrate(
                 pace=pace,
             )
     except BaseException as error:
-        # After what is refused, the same command would fail again at the same place.
+        # After what is refused, the same command would fail again at the same place; what runs out
+        # of a device's memory is no Fp4DitError yet, and goes on with less.
         refused = isinstance(error, Fp4DitError)
         if work is not None and not (work.keeps(RECORDED) if refused else work.begun):
             work.remove()
@@ -386,17 +398,21 @@ def _fingerprint(request: ExportRequest, planned: Plan, network: Network) -> dic
         "method": planned.method.to_json(),
         "time": request.time,
         "versions": versions(),
+        "execution": {
+            "device": network.execution.device.type,
+            "precision": network.execution.precision,
+        },
     }
 
 
-def _case_errors(planned: Plan, network: Any, state: QuantizedState) -> list[float]:
+def _case_errors(planned: Plan, network: Network, state: QuantizedState) -> list[float]:
     """Simulation against float on the inputs that verification uses, in dB."""
     from fp4dit_onnx.calibration.parity import network_runner
     from fp4dit_onnx.calibration.simulate import simulated
 
     config = planned.checkpoint.transformer_config
     feeds = [case_inputs(planned.family, config, i) for i in range(len(CASES))]
-    run = network_runner(network, planned.family)
+    run = network_runner(network.module, planned.family, network.execution)
     signals = [run(feed) for feed in feeds]
-    with simulated(network, state):
+    with simulated(network.module, state):
         return [sqnr_db(s, run(feed)) for s, feed in zip(signals, feeds, strict=True)]

@@ -40,6 +40,7 @@ def manifest_of(planned: Plan, rows: Sequence[Layer], reports: Sequence[PassRepo
             planned.family.name,
         ),
         case_sqnr_db=(),
+        calibrated=planned.calibrated,
         files={},
     )
 

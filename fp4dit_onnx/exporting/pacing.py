@@ -107,7 +107,9 @@ def _measured(planned: Plan, network: Network, pipeline: Any) -> Speed:
 
     few = planned.prompts[:TIMED_PROMPTS]
     seeds = list(range(len(few)))
-    sampler = pipeline_sampler(pipeline, planned.family, few, seeds, planned.sampling, last=False)
+    sampler = pipeline_sampler(
+        pipeline, planned.family, few, seeds, planned.sampling, network.execution, last=False
+    )
     start = time.monotonic()
     sampler.prepare()
     prompt = (time.monotonic() - start) / (len(few) + 1)

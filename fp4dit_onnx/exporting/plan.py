@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from fp4dit_onnx.bundle.manifest import Kept, Layer, Sampling, Totals
+from fp4dit_onnx.bundle.manifest import Calibrated, Kept, Layer, Sampling, Totals
 from fp4dit_onnx.calibration.methods import Method
 from fp4dit_onnx.calibration.stages.budget import MOST_BITS, MOST_SQNR_DB
 from fp4dit_onnx.checkpoint.checkpoint import Checkpoint, open_checkpoint, scheduler_settings
@@ -61,7 +61,7 @@ class Plan:
         recipe: the resolved request.
         sampling: how calibration samples.
         method: with its settings.
-        measured: whether the float pipeline is loaded and run.
+        calibrated: where the float pipeline is loaded and run, None where it is not.
         illustrated: whether it is run for the images of the report too.
         encoders: recipe of each text encoder, None where it stays in float.
         request: what was asked for, its recipe file included.
@@ -80,7 +80,7 @@ class Plan:
     specs: Mapping[str, LayerSpec]
     prompts: tuple[str, ...]
     method: Method
-    measured: bool
+    calibrated: Calibrated | None
     encoders: Mapping[str, Recipe | None]
     request: ExportRequest
     undrawable: tuple[str, ...]
@@ -129,6 +129,11 @@ class Plan:
         return None if side is None else side * latent_pixels(self.checkpoint)
 
     @property
+    def measured(self) -> bool:
+        """Whether the float pipeline is loaded and run."""
+        return self.calibrated is not None
+
+    @property
     def trains(self) -> bool:
         """Whether calibration looks at what layers receive, and so needs data and a work folder."""
         return self.method.needs_data
@@ -154,6 +159,7 @@ class Plan:
             "method": self.method.to_json(),
             "sampling": plain(self.sampling),
             "measured": self.measured,
+            "calibrated": plain(self.calibrated),
             "bundle_bytes": self.bundle_bytes,
             "text_encoders": plain(self.encoders),
             "notes": list(self.notes),
@@ -173,7 +179,11 @@ def plan(request: ExportRequest) -> Plan:
     _check_choices(request)
     _check_packages(report=request.report)
     from fp4dit_onnx.network.configs import check_networks
+    from fp4dit_onnx.network.execution import execution_of
     from fp4dit_onnx.network.stored import fitted
+
+    execution = execution_of(request.device, request.precision)
+    calibrated = Calibrated(str(execution.device), execution.precision)
 
     checkpoint = open_checkpoint(request.model, only=_only(request), lora=request.lora)
     family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
@@ -216,6 +226,7 @@ def plan(request: ExportRequest) -> Plan:
     rows = [_row(name, *sizes[name], spec) for name, spec in specs.items()]
     sampling = usual_sampling(request, family, checkpoint)
     attentions = family.attentions(specs, (name for name, _ in skipped))
+    runs = trains or (family.generates and _measures(request, checkpoint))
     return Plan(
         layers=tuple(rows),
         skipped=tuple(Kept(name, reason) for name, reason in skipped),
@@ -228,7 +239,7 @@ def plan(request: ExportRequest) -> Plan:
         specs=specs,
         prompts=calibration_prompts(request, family, checkpoint, sampling, method),
         method=method,
-        measured=trains or (family.generates and _measures(request, checkpoint)),
+        calibrated=calibrated if runs else None,
         illustrated=_measures(request, checkpoint),
         encoders=_encoders(request, checkpoint),
         request=request,

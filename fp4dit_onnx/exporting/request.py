@@ -20,6 +20,7 @@ from fp4dit_onnx.exporting.options import CALIBRATION, FORMATS, INPUT, MACHINE, 
 from fp4dit_onnx.numbers.formats import FORMATS as ELEMENT_FORMATS
 from fp4dit_onnx.numbers.scale_formats import SCALE_FORMATS
 from fp4dit_onnx.spec.recipe import ACTIVATION_FORMATS, AUTO, FLOAT, FORMS, PAPER, WEIGHT_FORMATS
+from fp4dit_onnx.system import devices
 from fp4dit_onnx.targets.table import TARGETS, target_by_name
 from fp4dit_onnx.targets.target import DEFAULT_TARGET
 
@@ -320,6 +321,26 @@ class ExportRequest:
             unit="WHERE",
         ),
     ] = "local"
+    device: Annotated[
+        str,
+        Option(
+            "Where torch calibrates: it encodes texts, samples, trains and measures there. cpu, cuda, "
+            "mps or xpu, or one of several, such as cuda:1; auto is the first accelerator that torch "
+            "finds, else the CPU.",
+            MACHINE,
+            unit="DEVICE",
+        ),
+    ] = devices.AUTO
+    precision: Annotated[
+        str,
+        Option(
+            "Type in which torch runs the float pipeline for calibration; sums, trained parameters and "
+            "rounding are float32 either way.",
+            MACHINE,
+            unit="TYPE",
+            choices=devices.PRECISIONS,
+        ),
+    ] = devices.PRECISIONS[0]
     measure: Annotated[
         bool | None,
         Option(

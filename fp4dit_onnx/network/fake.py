@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["fake_network", "is_fake", "like", "unfilled"]
+__all__ = ["fake_network", "is_fake", "like", "own_tensors", "unfilled"]
 
 
 class _Meta(TorchFunctionMode):
@@ -63,6 +63,14 @@ def fake_network(make: Callable[[], torch.nn.Module]) -> tuple[torch.nn.Module, 
             if buffer is not None and (f"{prefix}.{name}" if prefix else name) in stored:
                 module._buffers[name] = faked(buffer)
     return network, mode
+
+
+def own_tensors(network: torch.nn.Module) -> list[tuple[dict[str, Any], str, torch.Tensor]]:
+    """Every parameter and buffer: the dictionary of its module, its name there, and itself."""
+    tables: list[dict[str, Any]] = [
+        table for module in network.modules() for table in (module._parameters, module._buffers)
+    ]
+    return [(t, name, tensor) for t in tables for name, tensor in t.items() if tensor is not None]
 
 
 def is_fake(tensor: object) -> bool:

@@ -11,6 +11,7 @@ from functools import lru_cache
 import torch
 
 from fp4dit_onnx.checkpoint.checkpoint import Checkpoint, Component
+from fp4dit_onnx.checkpoint.tensor_files import TensorInfo
 from fp4dit_onnx.checkpoint.tensor_reading import read_float32
 from fp4dit_onnx.families.autoencoders import older_vae_name
 from fp4dit_onnx.families.interface import Interface
@@ -84,6 +85,13 @@ def loaded(part: Component, execution: Execution = HOST) -> torch.nn.Module:
     Raises:
         CheckpointError: as `fitted`.
     """
+    return _filled(part, execution)[0]
+
+
+def _filled(
+    part: Component, execution: Execution
+) -> tuple[torch.nn.Module, dict[str, TensorInfo]]:
+    """The network, and where each of its tensors is stored."""
     with refusals(part.class_name):
         module = unfilled(_maker(part))
     found = stored_tensors(module, part.tensors, _other_name(part))
@@ -97,7 +105,7 @@ def loaded(part: Component, execution: Execution = HOST) -> torch.nn.Module:
         }
         module.load_state_dict({n: values[id(i)] for n, i in found.items()} | counts, assign=True)
     cast_rest(module, execution)
-    return module
+    return module, found
 
 
 def hollow(part: Component, execution: Execution = HOST) -> torch.nn.Module:
@@ -138,10 +146,10 @@ def opened(
     """
     size = execution.dtype.itemsize
     if sum(size * math.prod(i.shape) for i in part.tensors.values()) <= execution.room(budget):
-        made = whole(loaded(part, execution))
+        module, found = _filled(part, execution)
+        made = whole(module)
         if execution == HOST:
             return made
-        found = stored_tensors(made.module, part.tensors, _other_name(part))
         return replace(made, read=StoredTensors(found), execution=execution)
     fake = faked(part.class_name, _maker(part))
     found = stored_tensors(fake.module, part.tensors, _other_name(part))

@@ -13,7 +13,7 @@ from fp4dit_onnx.families import Interface
 from fp4dit_onnx.network.blocks import BlockCall, answer_with, block_names, block_of
 from fp4dit_onnx.network.dynamic import dynamic
 from fp4dit_onnx.network.execution import HOST, Execution
-from fp4dit_onnx.network.fake import is_fake, like
+from fp4dit_onnx.network.fake import is_fake, like, own_tensors
 from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.network.networks import FakeNetwork, example_inputs
 from fp4dit_onnx.network.positions import arguments_of
@@ -59,15 +59,11 @@ def cast_rest(module: torch.nn.Module, execution: Execution) -> None:
         return
     imaginary = Execution(dtype=execution.dtype)
     done: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-    for owner in module.modules():
-        for kept in (owner._parameters, owner._buffers):
-            for name, tensor in kept.items():
-                if tensor is None:
-                    continue
-                if id(tensor) not in done:  # tied tensors stay one
-                    there = (imaginary if is_fake(tensor) else execution).cast(tensor.detach())
-                    done[id(tensor)] = tensor, like(tensor, there)
-                kept[name] = done[id(tensor)][1]
+    for kept, name, tensor in own_tensors(module):
+        if id(tensor) not in done:  # tied tensors stay one
+            there = (imaginary if is_fake(tensor) else execution).cast(tensor.detach())
+            done[id(tensor)] = tensor, like(tensor, there)
+        kept[name] = done[id(tensor)][1]
 
 
 def streamed(

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.network.blocks import BlockCall, answered, block_of, tensors_of
-from fp4dit_onnx.network.fake import is_fake, like
+from fp4dit_onnx.network.fake import is_fake, like, own_tensors
 
 __all__ = ["Node", "Result", "Tensor", "Topology", "Value", "topology_of"]
 
@@ -228,14 +228,8 @@ def _fake_in(mode: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 @contextmanager
 def _from_devices(network: torch.nn.Module, mode: Any) -> Iterator[None]:
     """While open, tensors without values are in the places of those that are on a device."""
-    fake, made = _fake_in(mode), {}
-    places = [
-        (kept, name, tensor)
-        for module in network.modules()
-        for kept in (module._parameters, module._buffers)
-        for name, tensor in kept.items()
-        if tensor is not None and tensor.device.type != "cpu"
-    ]
+    fake, made = _fake_in(mode), dict[int, torch.Tensor]()
+    places = [place for place in own_tensors(network) if place[2].device.type != "cpu"]
     for kept, name, tensor in places:
         if id(tensor) not in made:
             made[id(tensor)] = like(tensor, fake(tensor))

@@ -80,6 +80,8 @@ def _made(subject: Subject) -> Iterator[tuple[str, str]]:
         yield name, _encoder(encoder)
     if facts.model_sqnr_db is not None:
         yield "whole transformer", f"{facts.model_sqnr_db:.1f} dB output SQNR of the simulation"
+    if facts.calibrated is not None:
+        yield "calibrated on", f"{facts.calibrated.device}, in {facts.calibrated.precision}"
     yield from _resources(facts.resources)
     if evidence and evidence.machine:
         yield "measured on", f"{evidence.machine.cpu}, {evidence.machine.cores} cores"

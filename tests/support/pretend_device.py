@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -71,23 +72,40 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     )
 
 
+class _Made(TorchFunctionMode):
+    """`torch.tensor` asks no dispatcher: it is made on the CPU, and moved."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = dict(kwargs or {})
+        if func is torch.tensor and given.get("device") is not None:
+            values = pytree.tree_map_only(_There, lambda t: t.inner.item(), args)
+            return func(*values, **{**given, "device": None}).to(given["device"])
+        return func(*args, **given)
+
+
 class PretendDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While open, `PRETEND` is there.
+    """While open, `PRETEND` is there; as MPS it has no float64."""
 
-    Args:
-        float64: whether it has that type; MPS has not.
-    """
-
-    def __init__(self, *, float64: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._float64 = float64
+        self._made = _Made()
         self.ran = 0
+
+    def __enter__(self) -> Any:
+        """Also for what asks no dispatcher."""
+        self._made.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *given: object) -> None:
+        """End both."""
+        super().__exit__(*given)
+        self._made.__exit__(*given)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation of torch."""
         result = _run(func, args, kwargs or {})
         found = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, _There)]
         self.ran += bool(found)
-        if not self._float64 and any(leaf.dtype == torch.float64 for leaf in found):
+        if any(leaf.dtype == torch.float64 for leaf in found):
             raise TypeError(f"{func}: the device has no float64")
         return result
