@@ -107,11 +107,12 @@ def test_export_gives_every_option_on(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     module = importlib.import_module("fp4dit_onnx.exporting.export")
     monkeypatch.setattr(module, "export", lambda request, reporter: seen.append(request))
-    fp4dit_onnx.export(**{**values, "rules": ["a=e2m1"]})
+    several = {"rules": ["a=e2m1"], "lora": ["file:0.5"]}
+    fp4dit_onnx.export(**{**values, **several})
     (request,) = seen
     for field in fields(ExportRequest):
         found = getattr(request, field.name)
-        wanted = ("a=e2m1",) if field.name == "rules" else values[field.name]
+        wanted = {**values, **{name: tuple(v) for name, v in several.items()}}[field.name]
         assert (str(found) if isinstance(found, Path) else found) == wanted
 
 
