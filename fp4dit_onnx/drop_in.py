@@ -188,7 +188,7 @@ def _module_class() -> Any:
             self._graph, self._factor = graph, factor
             self._signature = inspect.signature(original.forward)
             self._argument_defaults = _defaults(original.forward)
-            self.in_channels = self.config.in_channels
+            self.in_channels = size_of(self.config, "in_channels")
             if {"num_attention_heads", "attention_head_dim"} <= set(self.config):
                 self.num_heads = size_of(self.config, "num_attention_heads")
                 self.inner_dim = self.num_heads * size_of(self.config, "attention_head_dim")

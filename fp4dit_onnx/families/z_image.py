@@ -26,7 +26,7 @@ _QKV = (("attention.to_q", "attention.to_k", "attention.to_v"),)
 
 def _grid(config: Config) -> int:
     _, *sides = config.get("axes_lens", (1024, 512, 512))
-    return min(sides)
+    return int(min(sides))
 
 
 Z_IMAGE = Family(

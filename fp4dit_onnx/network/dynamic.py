@@ -68,15 +68,15 @@ def _dit(network: Any) -> Callable[..., tuple[torch.Tensor]]:
     return forward
 
 
-def _multiscale_attention(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+def _multiscale_attention(module: Any) -> Callable[[torch.Tensor], Any]:
     """`forward` of diffusers' SanaMultiscaleLinearAttention, linear at every size, as large ones are."""
 
-    def forward(x: torch.Tensor) -> torch.Tensor:
+    def forward(x: torch.Tensor) -> Any:
         tokens = x.movedim(1, -1)  # [B, C, H, W] -> [B, H, W, C]
         made = torch.cat([to(tokens) for to in (module.to_q, module.to_k, module.to_v)], dim=3)
         made = made.movedim(-1, 1)
         made = torch.cat([made, *(scale(made) for scale in module.to_qkv_multiscale)], dim=1)
-        heads = made.flatten(2).unflatten(1, (-1, 3 * module.attention_head_dim))
+        heads = made.flatten(2).unflatten(1, (-1, 3 * module.attention_head_dim))  # type: ignore[no-untyped-call]
         q, k, v = heads.chunk(3, dim=2)  # [B, heads, D, H W]
         act = module.nonlinearity
         y = module.apply_linear_attention(act(q), act(k), v).flatten(1, 2)

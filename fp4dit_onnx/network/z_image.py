@@ -28,7 +28,7 @@ HIDDEN = -10000.0
 class _Processor(AttentionProcessor):
     """Attention with a rotation of each row's own."""
 
-    def __call__(
+    def __call__(  # type: ignore[override] # diffusers' name for the rotation is another here
         self,
         attn: Any,
         hidden_states: torch.Tensor,
@@ -52,14 +52,17 @@ class _Processor(AttentionProcessor):
         return super().__call__(attn, hidden_states, None, attention_mask, turn)
 
 
-class BatchedZImage(diffusers.ZImageTransformer2DModel):  # type: ignore[misc]
+_Base: Any = diffusers.ZImageTransformer2DModel
+
+
+class BatchedZImage(_Base):  # type: ignore[misc]
     """diffusers' ZImageTransformer2DModel, with batches in the place of lists.
 
     Its configuration has the `patch_size` that the pipeline asks for.
     """
 
-    @functools.wraps(diffusers.ZImageTransformer2DModel.__init__)  # its parameters make a config
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    @functools.wraps(_Base.__init__)  # its parameters make a config
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.register_to_config(patch_size=PATCH)
         for module in self.modules():
@@ -86,7 +89,8 @@ class BatchedZImage(diffusers.ZImageTransformer2DModel):  # type: ignore[misc]
         height, width = (size // PATCH for size in hidden_states.shape[-2:])
         count, length = height * width, encoder_hidden_states.shape[1]
         time = self.t_embedder(timestep * self.t_scale)
-        squares = hidden_states.unflatten(3, (width, PATCH)).unflatten(2, (height, PATCH))
+        latents: Any = hidden_states  # torch has no types of unflatten
+        squares = latents.unflatten(3, (width, PATCH)).unflatten(2, (height, PATCH))
         tokens = squares.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # [B, H W, P P C]
         place = torch.arange(_filled(count), device=hidden_states.device)
         real, inside = place < count, place.clamp(max=count - 1)
