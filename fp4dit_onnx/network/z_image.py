@@ -61,8 +61,8 @@ class BatchedZImage(_Base):  # type: ignore[misc]
     Its configuration has the `patch_size` that the pipeline asks for.
     """
 
-    @functools.wraps(_Base.__init__)  # its parameters make a config
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]
+    @functools.wraps(_Base.__init__)  # type: ignore[misc] # its parameters make a config
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.register_to_config(patch_size=PATCH)
         for module in self.modules():
