@@ -22,6 +22,12 @@ def export(
     model: Path | str | None = None,
     output: Path | str | None = None,
     *,
+    work: Path | str | None = None,
+    restart: bool = False,
+    max_ram: float = 2147483648,
+    executor: str = "local",
+    device: str = "auto",
+    precision: str = "float32",
     bits: str = "w4a6",
     method: str = "fp4dit",
     recipe: Path | str | None = None,
@@ -51,12 +57,6 @@ def export(
     seed: int = 0,
     overwrite: bool = False,
     state: Path | str | None = None,
-    work: Path | str | None = None,
-    restart: bool = False,
-    max_ram: float = 2147483648,
-    executor: str = "local",
-    device: str = "auto",
-    precision: str = "float32",
     measure: bool | None = None,
     components: str = "all",
     text_encoder_bits: str | None = None,
@@ -69,6 +69,19 @@ def export(
     Args:
         model: Diffusers pipeline folder; without it, the embedded demo pipeline.
         output: Folder of the bundle to write.
+        work: Folder for recorded activations and finished blocks, from which a killed run resumes;
+            by default OUTPUT.calibration. Removed when the bundle is complete.
+        restart: Discard what a killed run left in the work folder.
+        max_ram: Memory limit for recorded activations, for quantizing one layer, and for each
+            network of the float pipeline: larger ones read their blocks when they run. In bytes.
+        executor: Where blocks are rounded: local, one after the other in this process; ray or
+            ray=HOST:PORT, on the machines of a Ray cluster, where they are trained with --inputs
+            parallel. The result is the same.
+        device: Where torch calibrates: it encodes texts, samples, trains and measures there. cpu,
+            cuda, mps or xpu, or one of several, such as cuda:1; auto is the first accelerator that
+            torch finds, else the CPU.
+        precision: Type in which torch runs the float pipeline for calibration; sums, trained
+            parameters and rounding are float32 either way. One of: float32, bfloat16.
         bits: Bits of weights and activations, w<4|6|8>a<4|6|8|16|32>.
         method: How weights are rounded; the -rtn methods round to nearest and need no calibration
             data. One of: fp4dit, fp-adaround, fp-rtn, gptq, int-adaround, int-rtn, tuned, tuned-best.
@@ -130,19 +143,6 @@ def export(
         seed: Seed of the noise and of the choice of samples.
         overwrite: Replace an existing bundle, and the files of --state and --save-recipe.
         state: Also write the quantized weights to this safetensors file.
-        work: Folder for recorded activations and finished blocks, from which a killed run resumes;
-            by default OUTPUT.calibration. Removed when the bundle is complete.
-        restart: Discard what a killed run left in the work folder.
-        max_ram: Memory limit for recorded activations, for quantizing one layer, and for each
-            network of the float pipeline: larger ones read their blocks when they run. In bytes.
-        executor: Where blocks are rounded: local, one after the other in this process; ray or
-            ray=HOST:PORT, on the machines of a Ray cluster, where they are trained with --inputs
-            parallel. The result is the same.
-        device: Where torch calibrates: it encodes texts, samples, trains and measures there. cpu,
-            cuda, mps or xpu, or one of several, such as cuda:1; auto is the first accelerator that
-            torch finds, else the CPU.
-        precision: Type in which torch runs the float pipeline for calibration; sums, trained
-            parameters and rounding are float32 either way. One of: float32, bfloat16.
         measure: For methods without calibration data: also run the float pipeline to measure
             output errors, which takes longer than the rest; by default if it takes less than 1 GiB in
             float32.
@@ -173,6 +173,12 @@ def export(
     request = ExportRequest(
         model=None if model is None else Path(model),
         output=Path(output),
+        work=None if work is None else Path(work),
+        restart=restart,
+        max_ram=max_ram,
+        executor=executor,
+        device=device,
+        precision=precision,
         bits=bits,
         method=method,
         recipe=None if recipe is None else Path(recipe),
@@ -202,12 +208,6 @@ def export(
         seed=seed,
         overwrite=overwrite,
         state=None if state is None else Path(state),
-        work=None if work is None else Path(work),
-        restart=restart,
-        max_ram=max_ram,
-        executor=executor,
-        device=device,
-        precision=precision,
         measure=measure,
         components=components,
         text_encoder_bits=text_encoder_bits,

@@ -5,7 +5,6 @@ Methods that need no data read the weights tensor by tensor; the network is neve
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 from collections.abc import Mapping
@@ -21,18 +20,16 @@ from fp4dit_onnx.bundle.manifest import Layer, Manifest
 from fp4dit_onnx.calibration.methods import use_of
 from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import Fp4DitError
+from fp4dit_onnx.exporting.calibrating import calibrated, case_errors, provenance_of
 from fp4dit_onnx.exporting.component_writing import Component, ComponentWriter
 from fp4dit_onnx.exporting.components import copy_settings, write_vae_decoder
 from fp4dit_onnx.exporting.evidence import evidence_of_export
-from fp4dit_onnx.exporting.executing import executor_of
 from fp4dit_onnx.exporting.manifest_of import manifest_of
-from fp4dit_onnx.exporting.pacing import paced
 from fp4dit_onnx.exporting.plan import ExportRequest, Plan, format_row, plan, work_folder
 from fp4dit_onnx.exporting.recipe_files import save_recipe
 from fp4dit_onnx.exporting.streaming import LayerNote, Quantizer, from_weights
 from fp4dit_onnx.exporting.text_encoders import write_encoder
 from fp4dit_onnx.files import plain
-from fp4dit_onnx.numbers.compare import sqnr_db
 from fp4dit_onnx.report.writing import report_of_export
 from fp4dit_onnx.spec.state import WORK_MANIFEST, LayerLayout, QuantizedState, save_state
 from fp4dit_onnx.system.locking import locked
@@ -40,14 +37,10 @@ from fp4dit_onnx.system.progress import Reporter, Reporters, SilentReporter
 from fp4dit_onnx.system.resources import Resources, StageTimes
 from fp4dit_onnx.system.versions import versions
 from fp4dit_onnx.targets import convert_in_place, target_by_name
-from fp4dit_onnx.values import seconds_of
-from fp4dit_onnx.verification.cases import CASES, case_inputs
 
 if TYPE_CHECKING:
-    from fp4dit_onnx.calibration.run import Calibration
     from fp4dit_onnx.calibration.work import Work
     from fp4dit_onnx.checkpoint.tensor_files import TensorInfo
-    from fp4dit_onnx.network.network import Network
     from fp4dit_onnx.network.networks import FakeNetwork
     from fp4dit_onnx.passes.base import PassReport
 
@@ -217,7 +210,7 @@ class _Export:
         if self._request.state is not None:
             made = {name: quantizer(name) for name in layers}
             quantizer, quantized = made.__getitem__, {name: own for name, (own, _) in made.items()}
-            state = QuantizedState(quantized, _provenance(planned), planned.attention)
+            state = QuantizedState(quantized, provenance_of(planned), planned.attention)
         if planned.method.changes_specs:
             layers = {name: quantizer(name)[0].layout for name in layers}
         return _Weights(layers, quantizer, {}, {"model_sqnr_db": None, "case_sqnr_db": ()}, state)
@@ -242,14 +235,14 @@ class _Export:
                     source = open_checkpoint(self._request.model, lora=self._request.lora)
                 pipeline = load_pipeline(source, network, budget, calibrates=True, execution=where)
                 advance(1)
-            result = _calibrate(self._request, planned, network, pipeline, told, self._resources)
+            result = calibrated(self._request, planned, network, pipeline, told, self._resources)
             self._planned = planned = replace(planned, method=result.method)
             state = result.state
             measured = {
                 "model_sqnr_db": result.model_sqnr_db,
                 "choices": result.compared,
                 "budget": result.spent,
-                "case_sqnr_db": tuple(_case_errors(planned, network, state)),
+                "case_sqnr_db": tuple(case_errors(planned, network, state)),
             }
         return _Weights(
             layers=state.layout.layers,
@@ -320,99 +313,3 @@ class _Export:
                 "versions": versions(),
             },
         )
-
-
-def _calibrate(
-    request: ExportRequest,
-    planned: Plan,
-    network: Network,
-    pipeline: Any,
-    report: Reporter,
-    resources: Resources,
-) -> Calibration:
-    from fp4dit_onnx.calibration.run import calibrate
-    from fp4dit_onnx.calibration.sampling import pipeline_sampler
-    from fp4dit_onnx.calibration.work import RECORDED, Work
-
-    work, sampling, pace = None, planned.sampling, None
-    if planned.trains:
-        work = Work(work_folder(request), _fingerprint(request, planned, network))
-    part = planned.checkpoint.components["transformer"]
-    try:
-        with executor_of(request, part, network, work, report) as (executor, parts):
-            if work is not None and request.time is not None:
-                end = seconds_of(request.time)
-                found = paced(
-                    planned, network, pipeline, work, lambda: end - resources.elapsed, report
-                )
-                planned, sampling, pace = found.planned, found.sampling, found.pace
-            seeds = [request.seed + i for i in range(len(planned.prompts))]
-            sampler = pipeline_sampler(
-                pipeline, planned.family, planned.prompts, seeds, sampling, network.execution
-            )
-            return calibrate(
-                network,
-                planned.specs,
-                planned.method,
-                sampler,
-                seed=request.seed,
-                provenance=_provenance(planned),
-                reporter=report,
-                attention=planned.attention,
-                candidates=planned.recipe.candidates(tuple(planned.specs)),
-                precisions=planned.precisions,
-                work=work,
-                max_ram=int(request.max_ram),
-                executor=executor,
-                parts=parts,
-                pace=pace,
-            )
-    except BaseException as error:
-        # After what is refused, the same command would fail again at the same place; what runs out
-        # of a device's memory is no Fp4DitError yet, and goes on with less.
-        refused = isinstance(error, Fp4DitError)
-        if work is not None and not (work.keeps(RECORDED) if refused else work.begun):
-            work.remove()
-        raise
-
-
-def _provenance(planned: Plan) -> dict[str, Any]:
-    """What a state says of how it was made."""
-    return {
-        "recipe": plain(planned.recipe),
-        "method": planned.method.to_json(),
-        "model": planned.checkpoint.folder.name,
-    }
-
-
-def _fingerprint(request: ExportRequest, planned: Plan, network: Network) -> dict[str, Any]:
-    """All that a calibration depends on."""
-    from fp4dit_onnx.calibration.work import model_digest
-
-    prompts = hashlib.sha256("\n".join(planned.prompts).encode()).hexdigest()
-    return {
-        "model": {"name": planned.checkpoint.folder.name, "sha256": model_digest(network)},
-        "data": {"prompts": len(planned.prompts), "sha256": prompts, "seed": request.seed},
-        "sampling": asdict(planned.sampling),
-        "recipe": plain(planned.recipe),
-        "method": planned.method.to_json(),
-        "time": request.time,
-        "versions": versions(),
-        "execution": {
-            "device": network.execution.device.type,
-            "precision": network.execution.precision,
-        },
-    }
-
-
-def _case_errors(planned: Plan, network: Network, state: QuantizedState) -> list[float]:
-    """Simulation against float on the inputs that verification uses, in dB."""
-    from fp4dit_onnx.calibration.parity import network_runner
-    from fp4dit_onnx.calibration.simulate import simulated
-
-    config = planned.checkpoint.transformer_config
-    feeds = [case_inputs(planned.family, config, i) for i in range(len(CASES))]
-    run = network_runner(network.module, planned.family, network.execution)
-    signals = [run(feed) for feed in feeds]
-    with simulated(network.module, state):
-        return [sqnr_db(s, run(feed)) for s, feed in zip(signals, feeds, strict=True)]

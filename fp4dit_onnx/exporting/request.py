@@ -16,11 +16,11 @@ from fp4dit_onnx.calibration.methods import (
     read_method,
 )
 from fp4dit_onnx.exporting.budgeted import budgeted
-from fp4dit_onnx.exporting.options import CALIBRATION, FORMATS, INPUT, MACHINE, OUTPUT, Option
+from fp4dit_onnx.exporting.machine_options import MachineOptions
+from fp4dit_onnx.exporting.options import CALIBRATION, FORMATS, INPUT, OUTPUT, Option
 from fp4dit_onnx.numbers.formats import FORMATS as ELEMENT_FORMATS
 from fp4dit_onnx.numbers.scale_formats import SCALE_FORMATS
 from fp4dit_onnx.spec.recipe import ACTIVATION_FORMATS, AUTO, FLOAT, FORMS, PAPER, WEIGHT_FORMATS
-from fp4dit_onnx.system import devices
 from fp4dit_onnx.targets.table import TARGETS, target_by_name
 from fp4dit_onnx.targets.target import DEFAULT_TARGET
 
@@ -33,7 +33,7 @@ BITS = "w<{}>a<{}>".format(
 
 
 @dataclass(frozen=True)
-class ExportRequest:
+class ExportRequest(MachineOptions):
     """What to export and how; each field's option says what it is."""
 
     output: Annotated[
@@ -289,58 +289,6 @@ class ExportRequest:
         Path | None,
         Option("Also write the quantized weights to this safetensors file.", OUTPUT, unit="FILE"),
     ] = None
-    work: Annotated[
-        Path | None,
-        Option(
-            "Folder for recorded activations and finished blocks, from which a killed run resumes; "
-            "by default OUTPUT.calibration. Removed when the bundle is complete.",
-            MACHINE,
-            unit="DIR",
-        ),
-    ] = None
-    restart: Annotated[
-        bool, Option("Discard what a killed run left in the work folder.", MACHINE)
-    ] = False
-    max_ram: Annotated[
-        float,
-        Option(
-            "Memory limit for recorded activations, for quantizing one layer, and for each network "
-            "of the float pipeline: larger ones read their blocks when they run.",
-            MACHINE,
-            unit="GiB",
-            scale=2**30,
-        ),
-    ] = 2 * 2**30
-    executor: Annotated[
-        str,
-        Option(
-            "Where blocks are rounded: local, one after the other in this process; ray or "
-            "ray=HOST:PORT, on the machines of a Ray cluster, where they are trained with --inputs "
-            "parallel. The result is the same.",
-            MACHINE,
-            unit="WHERE",
-        ),
-    ] = "local"
-    device: Annotated[
-        str,
-        Option(
-            "Where torch calibrates: it encodes texts, samples, trains and measures there. cpu, cuda, "
-            "mps or xpu, or one of several, such as cuda:1; auto is the first accelerator that torch "
-            "finds, else the CPU.",
-            MACHINE,
-            unit="DEVICE",
-        ),
-    ] = devices.AUTO
-    precision: Annotated[
-        str,
-        Option(
-            "Type in which torch runs the float pipeline for calibration; sums, trained parameters and "
-            "rounding are float32 either way.",
-            MACHINE,
-            unit="TYPE",
-            choices=devices.PRECISIONS,
-        ),
-    ] = devices.PRECISIONS[0]
     measure: Annotated[
         bool | None,
         Option(
