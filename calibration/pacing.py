@@ -182,7 +182,7 @@ def _effort(level: Level, steps: int, part: int) -> Effort:
 
 
 def iterations_within(seconds: float, step: float, shares: Sequence[float]) -> int:
-    """Optimizer steps a unit that fit.
+    """Optimizer steps per unit that fit.
 
     Args:
         seconds: for training all units.

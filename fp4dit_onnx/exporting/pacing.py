@@ -90,7 +90,7 @@ def paced(
 
     def settled(iterations: int) -> Method:
         made = _with_iterations(request, method, iterations)
-        report.note(f"time {request.time}: {made.iterations} optimizer steps a block")
+        report.note(f"time {request.time}: {made.iterations} optimizer steps per block")
         return made
 
     return Paced(
