@@ -58,8 +58,9 @@ CHECKED = (
 """One of each family."""
 TRAJECTORY = 1e-4
 """Of the largest latent after a few steps: float32 rounding of the network (1e-5) at every step."""
-CLOSE = 45.0
-"""PSNR in dB of images with 8-bit weights: a wrong scale, shift or guidance of latents costs more."""
+CLOSE = 40.0
+"""PSNR in dB of images with 8-bit weights. Their rounding alone leaves 43.8 dB (SD3.5) and 44.7 dB (DiT)
+on these twins in four steps, 46 to 52 in a whole run."""
 
 
 @pytest.fixture(scope="module")
