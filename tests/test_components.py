@@ -271,7 +271,7 @@ def test_components_stay_loadable_by_old_runtimes(bundle: Path, part: str) -> No
 @pytest.mark.parametrize(
     ("part", "other", "message"),
     [
-        ("text_encoder", "UMT5EncoderModel", "text_encoder of class UMT5EncoderModel is not"),
+        ("text_encoder", "OPTModel", "text_encoder of class OPTModel is not"),
         ("vae", "AutoencoderTiny", "VAE of class AutoencoderTiny is not supported"),
     ],
 )

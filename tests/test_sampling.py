@@ -40,20 +40,20 @@ class FakePipeline:
         self.transformer = torch.nn.Identity()
         self.transformer.config = SimpleNamespace(sample_size=4, in_channels=3)
         self.vae_scale_factor = 8
-        self.scheduler = SimpleNamespace(step=None)
+        self.scheduler = SimpleNamespace(step=lambda latents: (latents,))
         self.batches: list[list[str]] = []
         self.options: dict[str, Any] = {}
 
-    def __call__(self, prompt: list[str], latents: Any, **options: Any) -> SimpleNamespace:
+    def __call__(self, prompt: list[str], latents: Any, **options: Any) -> None:
         """As diffusers' pipelines are called."""
         self.batches.append(prompt)
         self.options = options
+        lengths = torch.tensor([len(p) for p in prompt]).reshape(-1, 1, 1, 1)
         for _ in range(options["num_inference_steps"]):
             self.transformer(latents)
+            self.scheduler.step(latents + lengths)
         if "fail" in prompt:
             raise RuntimeError("stopped")
-        lengths = torch.tensor([len(p) for p in prompt]).reshape(-1, 1, 1, 1)
-        return SimpleNamespace(images=latents + lengths)
 
 
 FAMILY = family_of("PixArtAlphaPipeline", "PixArtTransformer2DModel")
