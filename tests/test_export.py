@@ -189,8 +189,7 @@ def test_verify_passes(exported: ExportResult) -> None:
 def test_attention_in_float(exported: ExportResult, tmp_path: Path) -> None:
     """Nothing but linears is quantized then, which costs less.
 
-    In the mean: one input's errors may cancel. And attention to one token of text is the same
-    whatever its k is.
+    Not on each single input: attention to one token of text is the same whatever its k is.
     """
     request = ExportRequest(output=tmp_path / "float", attention_format="none", **FAST)
     result = export(request)
@@ -204,8 +203,7 @@ def test_attention_in_float(exported: ExportResult, tmp_path: Path) -> None:
     assert result.manifest.model_sqnr_db > exported.manifest.model_sqnr_db
     mine, other = result.manifest.case_sqnr_db, exported.manifest.case_sqnr_db
     texts = [case.text for case in CASES]
-    gains = [a - b for a, b, text in zip(mine, other, texts, strict=True) if text > 1]
-    assert sum(gains) / len(gains) > 0, gains
+    assert all(a > b for a, b, text in zip(mine, other, texts, strict=True) if text > 1)
     checked = verify(result.bundle, quick=True)
     assert checked.ok, [c for c in checked.checks if not c.ok]
 

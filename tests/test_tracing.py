@@ -31,7 +31,7 @@ from fp4dit_onnx.tracing.trace import trace, traced_once
 
 
 class Tied(torch.nn.Module):
-    """Two linears of one weight, a counter that is stored and a buffer that is computed."""
+    """Two linears of one weight, a buffer that is stored and one that is computed."""
 
     stored: torch.Tensor
     computed: torch.Tensor
@@ -107,7 +107,7 @@ def test_tied_tensors_are_stored_once_under_any_name() -> None:
     for name in ("first.weight", "second.weight", "net.second.weight"):
         found = network.stored_under({name: info(3, 3), **rest}, "net.{}".format)
         assert found["first.weight"] is found["second.weight"]
-        assert found.keys() == {"first.weight", "first.bias", "second.weight"}
+        assert found.keys() == {"first.weight", "first.bias", "second.weight", "stored"}
 
 
 @pytest.mark.parametrize(

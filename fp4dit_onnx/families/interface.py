@@ -40,6 +40,7 @@ class InputSpec:
             timestep: the one at which there is nothing but noise, `TIMESTEPS` if None.
         source: where it comes from; None for the latents, the timestep, and what is not known.
         when: whether a network of a config has it.
+        padded: of a mask, whether what it hides always lies at the end, as the network assumes.
     """
 
     name: str
@@ -48,6 +49,7 @@ class InputSpec:
     values: int | str | None = None
     source: Source | None = None
     when: Callable[[Config], bool] = _always
+    padded: bool = False
 
     def shape(self, config: Config, dynamic: Mapping[str, int]) -> tuple[int, ...]:
         """The shape for given sizes of the dynamic axes."""

@@ -42,7 +42,9 @@ Z_IMAGE = Family(
             source=States(((_QWEN3,),)),
         ),
         InputSpec("timestep", "float32", ("batch",), values=1),
-        InputSpec("encoder_attention_mask", "int64", ("batch", "text"), source=Mask(_QWEN3)),
+        InputSpec(
+            "encoder_attention_mask", "int64", ("batch", "text"), source=Mask(_QWEN3), padded=True
+        ),
     ),
     guidance=Guidance(negative_first=False, added=1.0),
     sigmas_from_one=True,

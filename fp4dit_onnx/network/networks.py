@@ -125,9 +125,9 @@ def stored_tensors(
 
 
 def _weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What a module stores, less integers, which count or number."""
+    """What a module stores, less counters: single integers, which training alone reads."""
     found = module.state_dict(keep_vars=True)
-    return {name: tensor for name, tensor in found.items() if tensor.is_floating_point()}
+    return {n: tensor for n, tensor in found.items() if tensor.is_floating_point() or tensor.ndim}
 
 
 def stored_names(

@@ -82,8 +82,8 @@ def inputs_of_sizes(
 ) -> dict[str, Array]:
     """Random inputs of a transformer.
 
-    Floats are standard normal. A mask hides about a third of the tokens, at the end as padding
-    lies, never the first; other integers are even below what their input allows.
+    Floats are standard normal. A mask hides about a third of the tokens, never the first, and at
+    the end where the network assumes that; other integers are even below what their input allows.
     """
     random = np.random.default_rng(seed)
     feed: dict[str, Array] = {}
@@ -95,8 +95,10 @@ def inputs_of_sizes(
         elif spec.values is not None:
             value = random.integers(0, _limit(spec, config), shape)
         elif spec.dtype == "int64":
-            rows, tokens = shape
-            value = np.arange(tokens) < np.maximum(1, random.binomial(tokens, KEPT, (rows, 1)))
+            value = random.random(shape) < KEPT
+            value[:, 0] = True
+            if spec.padded:
+                value = -np.sort(-value.astype(np.int64), axis=1)
         else:
             value = random.standard_normal(shape)
         feed[spec.name] = value.astype(spec.dtype)
