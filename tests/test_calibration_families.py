@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ pytest.importorskip("diffusers")
 
 import numpy as np
 import torch
-from random_pipeline import make as make_pipeline
+from twins import Planned, planned_twins
 
 from fp4dit_onnx.calibration.applying import quantize_layer
 from fp4dit_onnx.calibration.capture import InputRecorder
@@ -26,8 +24,7 @@ from fp4dit_onnx.calibration.samples import Samples
 from fp4dit_onnx.calibration.sampling import load_pipeline, pipeline_sampler, sample_latents
 from fp4dit_onnx.calibration.simulate import SimulatedLinear
 from fp4dit_onnx.calibration.work import Work, model_digest
-from fp4dit_onnx.exporting.plan import Plan, plan
-from fp4dit_onnx.exporting.request import ExportRequest
+from fp4dit_onnx.exporting.plan import Plan
 from fp4dit_onnx.network.fake import is_fake
 from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.network.stored import opened
@@ -38,24 +35,12 @@ from fp4dit_onnx.spec.state import save_state
 from fp4dit_onnx.system.progress import SilentReporter
 
 METHOD = method_by_name("fp-adaround", "fast", iterations=1, samples=8, prompts=2)
-Planned = Callable[[str], Plan]
 
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> Planned:
-    """Makes the twin of an official model, each once, and plans two steps of two images."""
-    folder = tmp_path_factory.mktemp("twins")
-
-    @cache
-    def made(name: str) -> Plan:
-        make_pipeline(name, folder / name, twin=True)
-        request = ExportRequest(
-            model=folder / name, output=folder / "out", steps=2, calibration_prompts=2
-        )
-        found = plan(request)
-        return replace(found, sampling=replace(found.sampling, height=64, width=64))
-
-    return made
+    """Plans a calibration of twins of official models."""
+    return planned_twins(tmp_path_factory.mktemp("twins"))
 
 
 def opened_with(planned: Plan, budget: float) -> tuple[Network, Any]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,9 @@ pytest.importorskip("diffusers")
 
 import torch
 from pretend_device import PRETEND, PretendDevice
-from random_pipeline import make
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from toy_network import LAYERS, PICTURES, sampler_of, toy_network
+from twins import Planned, planned_twins
 
 from fp4dit_onnx.bundle.manifest import Calibrated
 from fp4dit_onnx.calibration.methods import method_by_name, method_names
@@ -28,7 +26,7 @@ from fp4dit_onnx.calibration.sampling import load_pipeline, pipeline_sampler
 from fp4dit_onnx.calibration.work import Work, model_digest
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.export import export
-from fp4dit_onnx.exporting.plan import Plan, plan
+from fp4dit_onnx.exporting.plan import Plan
 from fp4dit_onnx.exporting.request import ExportRequest
 from fp4dit_onnx.network import execution
 from fp4dit_onnx.network.execution import HOST, Execution, execution_of
@@ -92,25 +90,10 @@ def test_every_method_runs_on_a_device(name: str, tmp_path: Path) -> None:
 # --- whole pipelines ---------------------------------------------------------------------------
 
 
-Made = Callable[[str], Plan]
-
-
 @pytest.fixture(scope="module")
-def planned(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Plans two steps of two small images with an official model's twin, which is made once."""
-    folder = tmp_path_factory.mktemp("twins")
-
-    @cache
-    def made(name: str) -> Plan:
-        make(name, folder / name, twin=True)
-        found = plan(
-            ExportRequest(
-                model=folder / name, output=folder / "out", steps=2, calibration_prompts=2
-            )
-        )
-        return replace(found, sampling=replace(found.sampling, height=64, width=64))
-
-    return made
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Planned:
+    """Plans a calibration of twins of official models."""
+    return planned_twins(tmp_path_factory.mktemp("twins"))
 
 
 def pipeline_state(made: Plan, folder: Path, where: Execution, budget: float) -> bytes:
@@ -136,7 +119,7 @@ def pipeline_state(made: Plan, folder: Path, where: Execution, budget: float) ->
 
 @pytest.mark.parametrize(("name", "budget"), [("pixart-alpha-512", 2**40), ("hunyuan-dit-1.1", 0)])
 def test_pipelines_run_on_a_device(
-    planned: Made, name: str, budget: float, tmp_path: Path
+    planned: Planned, name: str, budget: float, tmp_path: Path
 ) -> None:
     """Text encoders, samplers and networks, in memory and read block by block."""
     made = planned(name)
@@ -161,7 +144,7 @@ class Notes(SilentReporter):
         self.lines.append(text)
 
 
-def test_half_precision_learns_too(planned: Made, tmp_path: Path) -> None:
+def test_half_precision_learns_too(planned: Planned, tmp_path: Path) -> None:
     made = planned("pixart-alpha-512")
     asked = replace(
         made.request,

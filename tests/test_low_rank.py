@@ -14,6 +14,8 @@ import pytest
 from command_line import Run
 from safetensors.numpy import save_file
 
+from fp4dit_onnx.bundle.manifest import read_manifest
+from fp4dit_onnx.bundle.names import MANIFEST
 from fp4dit_onnx.checkpoint.checkpoint import demo_folder, open_checkpoint
 from fp4dit_onnx.checkpoint.low_rank import named_file
 from fp4dit_onnx.checkpoint.tensor_reading import read_chunks, read_float32, same_data
@@ -216,6 +218,8 @@ def test_an_export_is_that_of_the_weights_together(
         found = run("export", *source, "-o", f"{file}.bundle", "--state", file, *options)
         assert found.code == 0, found.err
     ours, fused = (load_state(file).layers[QUERY] for file in files)
+    named = [read_manifest(Path(f"{file}.bundle") / MANIFEST).source.lora for file in files]
+    assert named == [(Path(lora).name,), ()]
     plain = (ours.codes != fused.codes).mean()
     assert plain < 0.001, "more than sums rounded otherwise"
     missing = run(

@@ -10,22 +10,19 @@ same is exported with ``fp-rtn``, for the error of the whole network's predictio
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
-import tempfile
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from model_table import known_models, merged
-from pages import Section, commit
+from model_table import run
+from pages import Section
 from random_pipeline import make
 
 from fp4dit_onnx.bundle.manifest import Manifest
-from fp4dit_onnx.errors import Fp4DitError, UsageError
+from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.exporting.export import ExportRequest, export
 from fp4dit_onnx.system.progress import SilentReporter
 from fp4dit_onnx.verification.verify import verify
@@ -143,25 +140,7 @@ def table(rows: Sequence[Row], at: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 1 where something does not hold."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("models", nargs="*", help="names; all known ones by default")
-    parser.add_argument("--write", action="store_true", help=f"put the rows into {TABLE.page}")
-    given = parser.parse_args(arguments)
-    warnings.simplefilter("ignore")  # third parties' deprecations
-    names, rows = known_models(), []
-    try:
-        for name in given.models or names:
-            if name not in names:
-                raise UsageError(f"unknown model {name}: expected some of {', '.join(names)}")
-            with tempfile.TemporaryDirectory() as place:
-                rows.append(calibrated(name, Path(place)))
-            print(table(rows[-1:], commit()).splitlines()[-1], flush=True)
-            if given.write:
-                TABLE.write(merged(table(rows[-1:], commit()), TABLE.read()))
-    except Fp4DitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0 if all(row.ok for row in rows) else 1
+    return run(TABLE, calibrated, table, __doc__, arguments)
 
 
 if __name__ == "__main__":

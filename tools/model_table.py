@@ -14,10 +14,10 @@ import argparse
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,7 @@ from fp4dit_onnx.spec.state import Layout
 from fp4dit_onnx.verification.cases import PACKED_SIZE, inputs_of_sizes
 from fp4dit_onnx.verification.verify import verify
 
-__all__ = ["Size", "float_distances", "table"]
+__all__ = ["Size", "float_distances", "run", "table"]
 
 Array = npt.NDArray[Any]
 TABLE = Section("models.md", "families")
@@ -259,27 +259,60 @@ def known_models() -> list[str]:
     return [name for name, model in MODELS.items() if model.class_name in pipelines]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 1 where something does not hold."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+class _Checked(Protocol):
+    """A model's row."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything holds."""
+        ...
+
+
+Result = TypeVar("Result", bound=_Checked)
+
+
+def run(
+    section: Section,
+    check: Callable[[str, Path], Result],
+    table: Callable[[Sequence[Result], str], str],
+    said: str | None,
+    arguments: Sequence[str] | None,
+) -> int:
+    """The command line of a table of models; 1 where something does not hold.
+
+    Args:
+        section: the table's place.
+        check: of a model, by name, in an empty folder.
+        table: of what was found, and the commit.
+        said: the program's docstring.
+        arguments: of the command line.
+    """
+    parser = argparse.ArgumentParser(description=(said or "").partition("\n")[0])
     parser.add_argument("models", nargs="*", help="names; all known ones by default")
-    parser.add_argument("--write", action="store_true", help=f"put the rows into {TABLE.page}")
+    parser.add_argument("--write", action="store_true", help=f"put the rows into {section.page}")
     given = parser.parse_args(arguments)
     warnings.simplefilter("ignore")  # third parties' deprecations
-    names, rows = known_models(), []
+    names, at, good = known_models(), commit(), True  # the page that is written makes a tree dirty
     try:
         for name in given.models or names:
             if name not in names:
                 raise UsageError(f"unknown model {name}: expected some of {', '.join(names)}")
             with tempfile.TemporaryDirectory() as place:
-                rows.append(check(name, Path(place)))
-            print(table(rows[-1:], commit()).splitlines()[-1], flush=True)
+                row = check(name, Path(place))
+            good = good and row.ok
+            text = table([row], at)
+            print(text.splitlines()[-1], flush=True)
+            if given.write:
+                section.write(merged(text, section.read()))
     except Fp4DitError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    if given.write:
-        TABLE.write(merged(table(rows, commit()), TABLE.read()))
-    return 0 if all(row.ok for row in rows) else 1
+    return 0 if good else 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; 1 where something does not hold."""
+    return run(TABLE, check, table, __doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Config = Mapping[str, Any]
+SMALL: Config = {"num_attention_heads": 4, "attention_head_dim": 24}
+"""Heads of many twins."""
+ABSENT = [None, None]
+"""What model_index.json has for a part that was left out."""
 TEXT_VOCABULARY = 3000
 """Tokens of a twin's text encoder: at least those of the tokenizers that are written."""
 

@@ -187,12 +187,21 @@ class File:
 
 @dataclass(frozen=True)
 class Source:
-    """The float pipeline: its folder's name, its classes and its family."""
+    """The float pipeline.
+
+    Attributes:
+        name: of its folder.
+        pipeline: class of diffusers.
+        transformer: class of diffusers.
+        family: of the transformer.
+        lora: names of the files that were added to its weights, with their scales.
+    """
 
     name: str
     pipeline: str
     transformer: str
     family: str
+    lora: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fp4dit_onnx.bundle.manifest import Kept, Layer, Manifest, PassNote, Source
@@ -38,6 +39,7 @@ def manifest_of(planned: Plan, rows: Sequence[Layer], reports: Sequence[PassRepo
             checkpoint.pipeline_class,
             checkpoint.transformer_class,
             planned.family.name,
+            tuple(Path(text).name for text in checkpoint.lora),
         ),
         case_sqnr_db=(),
         calibrated=planned.calibrated,

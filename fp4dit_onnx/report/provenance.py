@@ -63,6 +63,8 @@ def _made(subject: Subject) -> Iterator[tuple[str, str]]:
     facts, evidence = subject.facts, subject.evidence
     source, recipe, s = facts.source, facts.recipe, facts.sampling
     yield "float pipeline", f"{source.name}, {source.pipeline} with {source.transformer}"
+    if source.lora:
+        yield "LoRA, file and scale", ", ".join(source.lora)
     yield "bits, method", f"{recipe.bits}, {recipe.method}"
     yield "weight formats", _weight_formats(facts)
     yield "activations", recipe.activation or "float"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from random_pipeline import make as make_pipeline
 
 from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
+from fp4dit_onnx.exporting.plan import ExportRequest, Plan, plan
 from fp4dit_onnx.families import Family, family_of
 from fp4dit_onnx.network.network import Call, Network
 from fp4dit_onnx.network.networks import EXAMPLE_SIZES, example_inputs, fake_transformer
@@ -18,7 +21,10 @@ from fp4dit_onnx.network.stored import loaded
 from fp4dit_onnx.network.streaming import StoredTensors, streamed
 from fp4dit_onnx.network.topology import Topology
 
-__all__ = ["BATCH", "Twin", "make_twin"]
+__all__ = ["BATCH", "Planned", "Twin", "make_twin", "planned_twins"]
+
+Planned = Callable[[str], Plan]
+"""By the name of an official model."""
 
 BATCH = EXAMPLE_SIZES["batch"]
 
@@ -59,3 +65,18 @@ def make_twin(name: str, folder: Path) -> Twin:
     part = checkpoint.components["transformer"]
     network = streamed(fake, interface, read)
     return Twin(family, loaded(part), network, ((), arguments_of(interface, inputs)))
+
+
+def planned_twins(folder: Path) -> Planned:
+    """Makes the twin of an official model, each once, and plans two steps of two small images."""
+
+    @cache
+    def made(name: str) -> Plan:
+        make_pipeline(name, folder / name, twin=True)
+        request = ExportRequest(
+            model=folder / name, output=folder / "out", steps=2, calibration_prompts=2
+        )
+        found = plan(request)
+        return replace(found, sampling=replace(found.sampling, height=64, width=64))
+
+    return made
