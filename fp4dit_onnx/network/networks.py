@@ -34,6 +34,7 @@ __all__ = [
     "stored_names",
     "stored_tensors",
     "text_encoder_maker",
+    "weights_of",
 ]
 
 
@@ -112,7 +113,7 @@ def stored_tensors(
         if places
     }
     what = type(module).__name__
-    wanted = {name: tuple(t.shape) for name, t in _weights(module).items()}
+    wanted = {name: tuple(t.shape) for name, t in weights_of(module).items()}
     for name in wanted.keys() - found.keys():
         longer = next((n for n in stored if n.endswith(f".{name}")), None)
         if longer:
@@ -124,7 +125,7 @@ def stored_tensors(
     return found
 
 
-def _weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+def weights_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """What a module stores, less counters: single integers, which training alone reads."""
     found = module.state_dict(keep_vars=True)
     return {n: tensor for n, tensor in found.items() if tensor.is_floating_point() or tensor.ndim}
@@ -139,7 +140,7 @@ def stored_names(
         CheckpointError: `stored` has two values for one tensor.
     """
     tied: dict[int, list[str]] = {}
-    for name, tensor in _weights(module).items():
+    for name, tensor in weights_of(module).items():
         tied.setdefault(id(tensor), []).append(name)
     pairs = []
     for names in tied.values():

@@ -28,6 +28,7 @@ from fp4dit_onnx.network.networks import (
     stored_names,
     stored_tensors,
     text_encoder_maker,
+    weights_of,
 )
 from fp4dit_onnx.network.streaming import StoredTensors, cast_rest, streamed
 from fp4dit_onnx.system.silence import quiet
@@ -215,7 +216,6 @@ def _is_useless(name: str, module: torch.nn.Module) -> bool:
     declared = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
     if any(re.search(pattern, name) for pattern in declared):
         return True
-    stored = {n for n, tensor in module.state_dict().items() if tensor.is_floating_point()}
-    computed = {n for n, _ in module.named_buffers()} - stored
+    computed = {n for n, _ in module.named_buffers()} - weights_of(module).keys()
     last = name.rpartition(".")[2]
     return any(last == buffer.rpartition(".")[2] for buffer in computed)
