@@ -330,3 +330,19 @@ def test_a_method_that_samples_needs_the_whole_pipeline(
         else:
             with pytest.raises(UsageError, match=f"method {method} needs data .*{words}"):
                 plan(asked)
+
+
+def test_a_size_of_calibration_that_the_network_cannot_take(
+    demo_copy: Path, tmp_path: Path
+) -> None:
+    """It is asked of the network's own rules, and images of a bundle keep their size."""
+    with pytest.raises(UsageError, match="= 100: expected a positive multiple of 8"):
+        plan(request(tmp_path / "out", demo_copy, calibration_size=100))
+    planned = plan(request(tmp_path / "out", demo_copy, calibration_size=32))
+    assert (planned.recorded.height, planned.recorded.width) == (32, 32)
+    assert planned.sampling.height == planned.sampling.width > 32
+    asked = request(
+        tmp_path / "out", Path(__file__).parent / "pipelines" / "dit", calibration_size=32
+    )
+    with pytest.raises(UsageError, match="images of 64 pixels alone"):
+        plan(asked)

@@ -33,6 +33,7 @@ __all__ = ["Stages", "main", "table"]
 
 GB = 1e9
 MODEL = "pixart-alpha-512"
+NUMBERS = ("iterations", "samples", "steps", "calibration_prompts", "calibration_size")
 
 
 @dataclass(frozen=True)
@@ -134,11 +135,7 @@ def run(given: argparse.Namespace) -> str:
             name: getattr(given, name)
             for name in ("bits", "method", "preset", "device", "precision")
         },
-        **{
-            name: value
-            for name in ("iterations", "samples", "steps", "calibration_prompts")
-            if (value := getattr(given, name)) is not None
-        },
+        **{name: value for name in NUMBERS if (value := getattr(given, name)) is not None},
     )
     start = time.monotonic()
     result = export(request, Reporters([stages, RichReporter()]))
@@ -166,8 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bits", default="w4a6")
     parser.add_argument("--method", default="fp4dit")
     parser.add_argument("--preset", default="balanced")
-    for name in ("iterations", "samples", "steps", "calibration-prompts"):
-        parser.add_argument(f"--{name}", type=int, help="in place of the preset's or pipeline's")
+    for name in NUMBERS:
+        said = f"--{name.replace('_', '-')}"
+        parser.add_argument(said, type=int, help="in place of the preset's or pipeline's")
     given = parser.parse_args(arguments)
     try:
         given.folder.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
     python tools/calibrated_table.py sd3-medium flux-dev --write
 
 For each official model of tools/official_models.py whose family the tool knows: its twin is made,
-exported with ``--method fp4dit --preset fast`` on few prompts and steps, and the bundle is verified;
+exported with ``--method fp4dit --preset fast`` on few prompts, steps and pixels, and verified;
 each block's error on the recorded samples is in units of what rounding to nearest gives there. The
 same is exported with ``fp-rtn``, for the error of the whole network's prediction.
 """
@@ -23,7 +23,7 @@ from random_pipeline import make
 
 from fp4dit_onnx.bundle.manifest import Manifest
 from fp4dit_onnx.errors import Fp4DitError
-from fp4dit_onnx.exporting.export import ExportRequest, export
+from fp4dit_onnx.exporting.export import ExportRequest, export, plan
 from fp4dit_onnx.system.progress import SilentReporter
 from fp4dit_onnx.verification.verify import verify
 
@@ -38,6 +38,8 @@ HEADS = (
 SOLVED = re.compile(r"(.+): error ([0-9.]+) of nearest rounding")
 FEW: dict[str, Any] = {"calibration_prompts": 2, "steps": 4, "samples": 16, "iterations": 60}
 """Enough to tell learned rounding from nearest on twins of 4 to 6 blocks."""
+LARGEST = 128
+"""Pixels of images; twins of models whose size is not in their configuration have the family's."""
 
 
 class _Errors(SilentReporter):
@@ -91,10 +93,13 @@ def calibrated(model: str, place: Path) -> Row:
     request = ExportRequest(
         place / "bundle", place / "twin", method="fp4dit", preset="fast", **FEW
     )
+    size = min(plan(request).sampling.height, LARGEST)
+    request = replace(request, calibration_size=size)
     reporter = _Errors()
     try:
         result = export(replace(request, report=False), reporter)
         plain: dict[str, Any] = {k: FEW[k] for k in ("calibration_prompts", "steps")}
+        plain["calibration_size"] = size
         nearest = ExportRequest(place / "nearest", place / "twin", method="fp-rtn", **plain)
         other = export(replace(nearest, report=False, measure=True)).manifest
         found = verify(place / "bundle", quick=True)

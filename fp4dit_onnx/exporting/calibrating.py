@@ -52,7 +52,7 @@ def calibrated(
     from fp4dit_onnx.calibration.sampling import pipeline_sampler
     from fp4dit_onnx.calibration.work import RECORDED, Work
 
-    work, sampling, pace = None, planned.sampling, None
+    work, sampling, pace = None, planned.recorded, None
     if planned.trains:
         work = Work(work_folder(request), _fingerprint(request, planned, network))
     part = planned.checkpoint.components["transformer"]
@@ -111,7 +111,7 @@ def _fingerprint(request: ExportRequest, planned: Plan, network: Network) -> dic
     return {
         "model": {"name": planned.checkpoint.folder.name, "sha256": model_digest(network)},
         "data": {"prompts": len(planned.prompts), "sha256": prompts, "seed": request.seed},
-        "sampling": asdict(planned.sampling),
+        "sampling": asdict(planned.recorded),
         "recipe": plain(planned.recipe),
         "method": planned.method.to_json(),
         "time": request.time,

@@ -52,6 +52,7 @@ def export(
     lora: Sequence[str] = (),
     prompts: Path | str | None = None,
     calibration_prompts: int | None = None,
+    calibration_size: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
     seed: int = 0,
@@ -136,6 +137,8 @@ def export(
         prompts: Text file of calibration prompts, one per line; by default built-in ones.
         calibration_prompts: Images to generate for calibration; prompts are repeated with new
             noise if there are fewer; by default the preset's.
+        calibration_size: Side of the images that are generated for calibration; smaller ones take
+            less time. By default the model's own size.
         steps: Denoising steps for calibration, and the bundle's default; by default the
             pipeline's.
         guidance: Scale of classifier-free guidance for calibration, and the bundle's default; by
@@ -203,6 +206,7 @@ def export(
         lora=tuple(lora),
         prompts=None if prompts is None else Path(prompts),
         calibration_prompts=calibration_prompts,
+        calibration_size=calibration_size,
         steps=steps,
         guidance=guidance,
         seed=seed,

@@ -75,7 +75,7 @@ def paced(
         kept = {"speed": asdict(speed), "effort": asdict(effort)}
         work.save(PICKED, kept)
     speed, effort = Speed(**kept["speed"]), Effort(**kept["effort"])
-    usual = planned.sampling
+    usual = planned.recorded
     sampling = replace(
         usual,
         steps=effort.steps,
@@ -108,7 +108,7 @@ def _measured(planned: Plan, network: Network, pipeline: Any) -> Speed:
     few = planned.prompts[:TIMED_PROMPTS]
     seeds = list(range(len(few)))
     sampler = pipeline_sampler(
-        pipeline, planned.family, few, seeds, planned.sampling, network.execution, last=False
+        pipeline, planned.family, few, seeds, planned.recorded, network.execution, last=False
     )
     start = time.monotonic()
     sampler.prepare()
@@ -123,7 +123,7 @@ def _picked(planned: Plan, speed: Speed, left: float) -> Effort:
     """The data that fit; what was asked for stays."""
     from fp4dit_onnx.calibration.pacing import affordable
 
-    request, sampling = planned.request, planned.sampling
+    request, sampling = planned.request, planned.recorded
     found = affordable(
         left,
         speed,
@@ -131,7 +131,7 @@ def _picked(planned: Plan, speed: Speed, left: float) -> Effort:
         side=min(sampling.height, sampling.width),
         halves=2 if planned.family.guidance.doubles(sampling.guidance) else 1,
         method=planned.method,
-        resizes=bool(planned.family.encoders),
+        resizes=bool(planned.family.encoders) and request.calibration_size is None,
     )
     asked = {
         "prompts": request.calibration_prompts,

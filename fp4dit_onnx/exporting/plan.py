@@ -21,7 +21,13 @@ from fp4dit_onnx.exporting.executing import check_executor
 from fp4dit_onnx.exporting.layers import layer_size, linear_layers, totals
 from fp4dit_onnx.exporting.recipe_files import with_recipe
 from fp4dit_onnx.exporting.request import COMPONENTS, ExportRequest
-from fp4dit_onnx.exporting.sampling_plan import calibration_prompts, latent_pixels, usual_sampling
+from fp4dit_onnx.exporting.sampling_plan import (
+    at_size,
+    calibration_prompts,
+    check_size,
+    latent_pixels,
+    usual_sampling,
+)
 from fp4dit_onnx.exporting.text_encoders import check_encoders, encoder_bytes, encoder_recipe
 from fp4dit_onnx.families import Family, family_of, family_of_pipeline
 from fp4dit_onnx.families.table import largest_side
@@ -59,7 +65,7 @@ class Plan:
         attention: format of q, k and v of each attention where they are quantized.
         totals: sums; bytes before and after.
         recipe: the resolved request.
-        sampling: how calibration samples.
+        sampling: how the bundle generates images unless told otherwise.
         method: with its settings.
         calibrated: where the float pipeline is loaded and run, None where it is not.
         illustrated: whether it is run for the images of the report too.
@@ -86,6 +92,11 @@ class Plan:
     undrawable: tuple[str, ...]
     illustrated: bool
     budget: PlannedBudget | None = None
+
+    @property
+    def recorded(self) -> Sampling:
+        """How calibration samples: as the bundle does, in images of the size asked for."""
+        return at_size(self.sampling, self.request.calibration_size)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -158,6 +169,7 @@ class Plan:
             "recipe": plain(self.recipe),
             "method": self.method.to_json(),
             "sampling": plain(self.sampling),
+            "recorded": plain(self.recorded),
             "measured": self.measured,
             "calibrated": plain(self.calibrated),
             "bundle_bytes": self.bundle_bytes,
@@ -225,6 +237,7 @@ def plan(request: ExportRequest) -> Plan:
     target.check({spec.weight.format for spec in specs.values()} | set(recipe.search))
     rows = [_row(name, *sizes[name], spec) for name, spec in specs.items()]
     sampling = usual_sampling(request, family, checkpoint)
+    check_size(request.calibration_size, sampling, family, checkpoint)
     attentions = family.attentions(specs, (name for name, _ in skipped))
     runs = trains or (family.generates and _measures(request, checkpoint))
     return Plan(
@@ -339,7 +352,7 @@ def _check_choices(request: ExportRequest) -> None:
         )
     if request.form not in FORMS:
         raise UsageError(f"unknown form {request.form!r}: expected one of {', '.join(FORMS)}")
-    for what in ("calibration_prompts", "steps", "iterations", "samples"):
+    for what in ("calibration_prompts", "calibration_size", "steps", "iterations", "samples"):
         value = getattr(request, what)
         if value is not None:
             whole(what, value, 1)

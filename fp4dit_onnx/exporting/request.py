@@ -261,6 +261,15 @@ class ExportRequest(MachineOptions):
             unit="IMAGES",
         ),
     ] = None
+    calibration_size: Annotated[
+        int | None,
+        Option(
+            "Side of the images that are generated for calibration; smaller ones take less time. By "
+            "default the model's own size.",
+            CALIBRATION,
+            unit="PIXELS",
+        ),
+    ] = None
     steps: Annotated[
         int | None,
         Option(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fp4dit_onnx.bundle.manifest import Sampling
 from fp4dit_onnx.calibration.methods import Method
 from fp4dit_onnx.checkpoint.checkpoint import Checkpoint
+from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.request import ExportRequest
 from fp4dit_onnx.families import Family
 from fp4dit_onnx.families.request import Request
@@ -15,9 +17,9 @@ from fp4dit_onnx.families.table import largest_side
 from fp4dit_onnx.files import CHECKPOINT, read_json
 from fp4dit_onnx.files.settings import sampling_settings, vae_settings
 from fp4dit_onnx.prompts import demo_prompts, read_prompts
-from fp4dit_onnx.runtime.sizes import pixels_a_latent
+from fp4dit_onnx.runtime.sizes import check_sides, pixels_a_latent
 
-__all__ = ["calibration_prompts", "latent_pixels", "usual_sampling"]
+__all__ = ["at_size", "calibration_prompts", "check_size", "latent_pixels", "usual_sampling"]
 
 SAMPLING = "sampling.json"
 """Of a pipeline folder: steps, guidance, max_sequence_length, where they are not the family's."""
@@ -38,6 +40,30 @@ def usual_sampling(request: ExportRequest, family: Family, checkpoint: Checkpoin
         width=pixels,
         max_sequence_length=int(defaults["max_sequence_length"]),
     )
+
+
+def at_size(sampling: Sampling, size: int | None) -> Sampling:
+    """The same in square images with a side of `size` pixels; None leaves it."""
+    return sampling if size is None else replace(sampling, height=size, width=size)
+
+
+def check_size(
+    size: int | None, sampling: Sampling, family: Family, checkpoint: Checkpoint
+) -> None:
+    """Refuse images for calibration of a size that the network cannot take.
+
+    Raises:
+        UsageError: it is no multiple of a token's, or beyond the model's positions, or another than a
+            model of classes generates.
+    """
+    if size is None:
+        return
+    if not family.encoders and size != sampling.height:
+        raise UsageError(
+            f"calibration_size {size}: {family.name} generates images of {sampling.height} pixels alone"
+        )
+    config, factor = checkpoint.transformer_config, latent_pixels(checkpoint)
+    check_sides(size, size, family, config, factor)
 
 
 def latent_pixels(checkpoint: Checkpoint) -> int:

@@ -6,7 +6,6 @@ The sampling is that of diffusers' pipelines; what differs between them is in `f
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,6 @@ from fp4dit_onnx.bundle.names import MANIFEST
 from fp4dit_onnx.errors import BundleError, UsageError, VerificationError
 from fp4dit_onnx.families import Family, family_of_pipeline
 from fp4dit_onnx.families.request import Encoded, Request, Text, tokenizer_of
-from fp4dit_onnx.families.table import largest_side
 from fp4dit_onnx.files import BUNDLE, read_json
 from fp4dit_onnx.files.settings import transformer_settings, vae_settings
 from fp4dit_onnx.runtime.runs import start_run
@@ -35,7 +33,12 @@ from fp4dit_onnx.runtime.sampling import (
 )
 from fp4dit_onnx.runtime.schedulers import Run, scheduler_from_config
 from fp4dit_onnx.runtime.session import Session, session
-from fp4dit_onnx.runtime.sizes import check_memory, pixels_a_latent
+from fp4dit_onnx.runtime.sizes import (
+    check_memory,
+    check_sides,
+    latents_a_token,
+    pixels_a_latent,
+)
 from fp4dit_onnx.runtime.tokenizer import Tokenizer
 from fp4dit_onnx.system.texts import utf8_text
 from fp4dit_onnx.values import whole
@@ -139,16 +142,8 @@ class Pipeline:
             UsageError: a size that the model cannot take, steps that its scheduler has not, or a
                 prompt that is not one of its classes.
         """
-        multiple = self._scale_factor * self._token_side
-        for name in ("height", "width"):
-            size = getattr(sampling, name)
-            if size % multiple:
-                raise UsageError(f"{name} = {size}: expected a positive multiple of {multiple}")
-            if size > self._largest_size:
-                raise UsageError(
-                    f"{name} = {size}: expected at most {self._largest_size}, the limit of the "
-                    "model's position table"
-                )
+        config, factor = self._transformer_config, self._scale_factor
+        check_sides(sampling.height, sampling.width, self._family, config, factor)
         self._check_fixed_size(sampling)
         check_memory(sampling.height, sampling.width, self._vae_config)
         self._start(sampling)
@@ -157,7 +152,8 @@ class Pipeline:
     def _start(self, sampling: Sampling) -> Run:
         """A fresh run of the scheduler."""
         _, height, width = self.latent_shape(sampling)
-        tokens = height * width // self._token_side**2
+        side = latents_a_token(self._family, self._transformer_config)
+        tokens = height * width // side**2
         return start_run(self._family, self.scheduler, sampling.steps, tokens)
 
     def _check_fixed_size(self, sampling: Sampling) -> None:
@@ -306,17 +302,6 @@ class Pipeline:
     def _scale_factor(self) -> int:
         """Pixels per latent, along one side."""
         return pixels_a_latent(self._vae_config)
-
-    @property
-    def _largest_size(self) -> float:
-        """Pixels along one side that the transformer's positions reach."""
-        side = largest_side(self._transformer_config)
-        return math.inf if side is None else side * self._scale_factor
-
-    @property
-    def _token_side(self) -> int:
-        """Latents per token of the transformer, along one side."""
-        return int(self._transformer_config.get("patch_size") or 1) * self._family.latents.packing
 
     def _request(
         self, prompts: Sequence[str], negative_prompt: str, sampling: Sampling

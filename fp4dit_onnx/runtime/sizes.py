@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.families.family import Family
 from fp4dit_onnx.families.table import largest_side
 from fp4dit_onnx.files import shown
 from fp4dit_onnx.system.resources import available_memory
 
-__all__ = ["check_latents", "check_memory", "pixels_a_latent"]
+__all__ = ["check_latents", "check_memory", "check_sides", "latents_a_token", "pixels_a_latent"]
 
 Config = Mapping[str, Any]
 
@@ -38,6 +39,35 @@ def pixels_a_latent(vae_config: Config | None) -> int:
             "of channels; download its config.json again"
         )
     return int(2 ** (len(levels) - 1))
+
+
+def latents_a_token(family: Family, config: Config) -> int:
+    """Latents per token of the transformer with this configuration, along one side."""
+    return int(config.get("patch_size") or 1) * family.latents.packing
+
+
+def check_sides(height: int, width: int, family: Family, config: Config, factor: int) -> None:
+    """Refuse a size of image that a transformer cannot take.
+
+    Args:
+        height: in pixels.
+        width: in pixels.
+        family: of the transformer.
+        config: its config.json.
+        factor: pixels a latent.
+
+    Raises:
+        UsageError: a side that is no multiple of a token's, or beyond the stored positions.
+    """
+    multiple, most = factor * latents_a_token(family, config), largest_side(config)
+    for name, size in (("height", height), ("width", width)):
+        if size % multiple:
+            raise UsageError(f"{name} = {size}: expected a positive multiple of {multiple}")
+        if most is not None and size > most * factor:
+            raise UsageError(
+                f"{name} = {size}: expected at most {most * factor}, the limit of the model's "
+                "position table"
+            )
 
 
 def check_memory(height: int, width: int, vae_config: Config) -> None:
