@@ -24,6 +24,7 @@ from fp4dit_onnx.calibration.grid import round_to_grid
 from fp4dit_onnx.calibration.ranges import absmax_scale, mse_scale
 from fp4dit_onnx.calibration.reconstruct import AdaptiveLinear
 from fp4dit_onnx.calibration.rounding import round_to_nearest
+from fp4dit_onnx.calibration.stages import Evidence
 from fp4dit_onnx.calibration.stages.adaround import AdaRound
 from fp4dit_onnx.numbers.formats import FORMATS
 from fp4dit_onnx.spec.spec import LayerSpec
@@ -193,3 +194,19 @@ def test_the_mse_range_is_never_worse(name: str) -> None:
     full, searched = error(absmax_scale(weight, spec)), error(mse_scale(weight, spec, 0.7, 31))
     assert bool((searched <= full * (1 + 1e-5)).all())
     assert float(searched.sum()) < 0.99 * float(full.sum())
+
+
+def test_units_without_a_layer_of_the_patterns_are_rounded_to_nearest() -> None:
+    drafts = {
+        f"blocks.{i}.fc": Draft(f"blocks.{i}.fc", torch.ones(2, 8), LayerSpec.of("e2m1", None, 8))
+        for i in (1, 10)
+    }
+
+    def rounded(draft: Draft) -> Draft:
+        return replace(draft, error=float(draft.name.split(".")[1]))
+
+    stage, evidence = AdaRound(only="blocks.2.* blocks.3.fc"), Evidence(rounded=rounded)
+    found = stage.apply(drafts, evidence)
+    assert [draft.error for draft in found.values()] == [1, 10]
+    with pytest.raises(AssertionError):  # there is nothing to train on
+        AdaRound(only="blocks.1.*").apply(drafts, evidence)

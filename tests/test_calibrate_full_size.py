@@ -59,5 +59,20 @@ def test_a_twin_is_calibrated(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert rows[0] == "stage"
     assert rows[-1] == "in all"
     assert {"encoding the prompts", "sampling with the float model", "calibrating"} <= {*rows}
+    assert "extrapolated" not in out
     assert not list(tmp_path.iterdir())  # without --keep
     assert calibrate_full_size.main([*given, "--device", "tpu"]) == 2
+
+
+def test_blocks_that_are_not_trained_are_extrapolated() -> None:
+    units = {
+        "blocks.0": 70.0,
+        "blocks.1": 10.0,
+        "blocks.10": 10.0,
+        "single.0": 5.0,
+        "proj_out": 1.0,
+    }
+    told = calibrate_full_size.extrapolated(units, "blocks.1.* proj_out*", 100.0)
+    assert told.startswith("blocks: 10 s trained, 40 s to nearest, 3 of them; all trained")
+    told = calibrate_full_size.extrapolated(units, "blocks.0.*", 3600.0 - 2 * 60)
+    assert told.endswith("all trained, extrapolated: 1.0 hours")

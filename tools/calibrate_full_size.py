@@ -2,23 +2,29 @@
 
     python tools/calibrate_full_size.py --folder /somewhere/with/40/GB --device cuda
     python tools/calibrate_full_size.py --folder /tmp/small --device cpu --preset fast --twin
+    python tools/calibrate_full_size.py --folder DIR --model flux-dev --inputs parallel \
+        --only "transformer_blocks.0.* single_transformer_blocks.0.*"
 
 Makes a pipeline as tools/random_pipeline.py does, PixArt-XL/2 512 with its T5-XXL by default, and
 exports its transformer with a method that needs data, in this process. What is printed at the end is
-a table in Markdown. An interrupted run goes on where it was.
+a table in Markdown. An interrupted run goes on where it was. Where training every block would take
+too long, ``--only`` trains some and rounds the others to nearest, and the whole is extrapolated.
 """
 
 from __future__ import annotations
 
 import argparse
 import platform
+import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from random_pipeline import Progress, make
@@ -33,6 +39,7 @@ __all__ = ["Stages", "main", "table"]
 
 GB = 1e9
 MODEL = "pixart-alpha-512"
+SOLVED = re.compile(r"(.+): error ([0-9.]+) of nearest rounding")
 NUMBERS = ("iterations", "samples", "steps", "calibration_prompts", "calibration_size")
 
 
@@ -65,11 +72,14 @@ class Stages:
         self._memory = _memory(kind)
         self._device = device if ":" in device else None
         self.rows: dict[str, Stage] = {}
+        self.units: dict[str, float] = {}
+        self._last = time.monotonic()
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str = "") -> Iterator[Advance]:
         """See `Reporter`."""
-        start, memory = time.monotonic(), self._memory
+        self._last = start = time.monotonic()
+        memory = self._memory
         if memory is not None:
             memory.reset_peak_memory_stats(self._device)
         try:
@@ -83,7 +93,11 @@ class Stages:
             self.rows[name] = Stage(name, seconds, peak, peak_rss())
 
     def note(self, text: str) -> None:
-        """See `Reporter`."""
+        """See `Reporter`; units are told of as they are solved."""
+        now = time.monotonic()
+        if told := SOLVED.fullmatch(text):
+            self.units[told[1]] = now - self._last
+        self._last = now
 
 
 def _memory(kind: str) -> Any:
@@ -103,6 +117,31 @@ def table(rows: Sequence[Stage]) -> str:
         device, host = (f"{n / GB:.2f}" if n is not None else "-" for n in (row.device, row.host))
         lines.append(f"| {row.name} | {row.seconds / 60:.2f} | {device} | {host} |")
     return "\n".join(lines)
+
+
+def extrapolated(units: Mapping[str, float], only: str, whole: float) -> str:
+    """What training all blocks would take, in words, if those of a kind take the same.
+
+    Args:
+        units: seconds of each, by name.
+        only: patterns of layers that were trained.
+        whole: seconds of the run.
+    """
+    kinds: dict[str, list[str]] = {}
+    for name in units:
+        kinds.setdefault(name.rpartition(".")[0], []).append(name)
+    lines, more = [], 0.0
+    for kind, members in kinds.items():
+        trained = [n for n in members if any(fnmatchcase(f"{n}.", p) for p in only.split())]
+        others = [units[n] for n in members if n not in trained]
+        if not kind or not trained or not others:
+            continue
+        one, plain = median(units[n] for n in trained), median(others)
+        more += len(others) * (one - plain)
+        lines.append(
+            f"{kind}: {one:.0f} s trained, {plain:.0f} s to nearest, {len(members)} of them"
+        )
+    return "; ".join([*lines, f"all trained, extrapolated: {(whole + more) / 3600:.1f} hours"])
 
 
 def _machine(device: str) -> str:
@@ -125,15 +164,20 @@ def run(given: argparse.Namespace) -> str:
     device = str(execution_of(given.device, given.precision).device)
     stages = Stages(device)
     bundle = given.folder / f"{source.name}.bundle"
+    recipe = given.folder / "only.toml" if given.only else None
+    if recipe is not None:
+        recipe.write_text(f'extends = "{given.method}"\n[adaround]\nonly = "{given.only}"\n')
     request = ExportRequest(
         model=source,
         output=bundle,
         overwrite=True,
         components="transformer",
         report=False,
+        recipe=recipe,
         **{
             name: getattr(given, name)
-            for name in ("bits", "method", "preset", "device", "precision")
+            for name in ("bits", "preset", "device", "precision", "method")
+            if name != "method" or recipe is None
         },
         **{name: value for name in NUMBERS if (value := getattr(given, name)) is not None},
     )
@@ -145,10 +189,17 @@ def run(given: argparse.Namespace) -> str:
     if not given.keep:
         shutil.rmtree(source, ignore_errors=True)
         shutil.rmtree(bundle, ignore_errors=True)
+        if recipe is not None:
+            recipe.unlink()
     found = result.manifest.model_sqnr_db
     said = f"{given.method} --preset {given.preset} --precision {given.precision}"
     head = f"{source.name}, {said}, on {device} ({_machine(device)}); whole model {found:.1f} dB"
-    return f"{head}\n\n{table([*stages.rows.values(), whole])}"
+    text = f"{head}\n\n{table([*stages.rows.values(), whole])}"
+    return (
+        f"{text}\n\n{extrapolated(stages.units, given.only, whole.seconds)}"
+        if given.only
+        else text
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -163,6 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bits", default="w4a6")
     parser.add_argument("--method", default="fp4dit")
     parser.add_argument("--preset", default="balanced")
+    parser.add_argument("--inputs", help="of trained blocks, as export takes them")
+    parser.add_argument("--only", default="", help="patterns of layers whose blocks are trained")
     for name in NUMBERS:
         said = f"--{name.replace('_', '-')}"
         parser.add_argument(said, type=int, help="in place of the preset's or pipeline's")

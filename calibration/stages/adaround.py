@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar
 
 from fp4dit_onnx.calibration.stages.stage import INPUTS, Evidence
@@ -33,6 +34,8 @@ class AdaRound:
         warm_up: share of the steps without the regularizer.
         beta_start: exponent of the regularizer after the warm-up.
         beta_end: at the last step; linear in between.
+        only: patterns of names of layers, with shell wildcards and blanks between them; a unit without
+            such a layer is rounded to nearest. By default all are trained.
     """
 
     kind: ClassVar[str] = "rounding"
@@ -46,6 +49,7 @@ class AdaRound:
     warm_up: float = 0.2
     beta_start: float = 20.0
     beta_end: float = 2.0
+    only: str = "*"
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -60,5 +64,7 @@ class AdaRound:
         """The drafts with their codes, the unit's error noted."""
         from fp4dit_onnx.calibration.reconstruct import trained
 
+        if not any(fnmatchcase(name, one) for name in drafts for one in self.only.split()):
+            return {name: evidence.rounded(draft) for name, draft in drafts.items()}
         assert evidence.unit is not None
         return trained(drafts, self, evidence.unit, evidence.seed, evidence.on_step)
