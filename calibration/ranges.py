@@ -17,7 +17,7 @@ from fp4dit_onnx.numbers.scale_formats import (
 )
 from fp4dit_onnx.spec.spec import LayerSpec
 
-__all__ = ["absmax_scale", "group_absmax", "mse_scale", "weighted_scale"]
+__all__ = ["absmax_scale", "group_absmax", "limit_scale", "mse_scale", "weighted_scale"]
 
 SHARES = (1.5, 1.25, 1.1, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65)
 """Of the absmax scale, that `weighted_scale` tries."""
@@ -100,8 +100,11 @@ def _least_error(
     scales: Iterable[torch.Tensor],
     spec: LayerSpec,
     counts: torch.Tensor | None = None,
+    kind: tuple[int, bool] = (2, False),
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The scale of each group, among `scales` [N, G] each, with the least squared error, and that.
+    """The scale of each group, among `scales` [N, G] each, with the least error, and that.
+
+    The first of equals is taken.
 
     Args:
         weight: float32 [N, K].
@@ -109,19 +112,49 @@ def _least_error(
         scales: candidates, float32 [N, G] each.
         spec: of the layer.
         counts: of each input's error, float32 [K]; None for all alike.
+        kind: of error: the power of each element's, and whether the largest counts in place of the
+            sum.
     """
     size = spec.group_size
+    power, largest = kind
     best, least = full, torch.full(full.shape, torch.inf)
     for scale in scales:
         exact = scaled_weight(weight, scale, size)
-        error = round_to_grid(exact, spec.weight_format).sub_(exact).square_()
+        error = round_to_grid(exact, spec.weight_format).sub_(exact).abs_().pow_(power)
         if counts is not None:
             error *= counts
-        squares = _grouped(error, size).sum(dim=-1) * scale.square()
-        best = torch.where(squares < least, scale, best)
-        least = torch.minimum(squares, least)
+        grouped = _grouped(error, size)
+        found = (grouped.amax(dim=-1) if largest else grouped.sum(dim=-1)) * scale.pow(power)
+        best = torch.where(found < least, scale, best)
+        least = torch.minimum(found, least)
     live = full > 0
     return torch.where(live, best, 0.0), torch.where(live, least, 0.0)
+
+
+def limit_scale(weight: torch.Tensor, spec: LayerSpec, kind: tuple[int, bool]) -> torch.Tensor:
+    """Scale that maps each group's largest magnitude to the grid's largest, or to a lesser limit.
+
+    The one of the least error is taken (four over six, arXiv 2512.02010), the largest of equals.
+
+    Args:
+        weight: float32 [N, K].
+        spec: of the layer; its format has the limits.
+        kind: of error, see `_least_error`.
+
+    Returns:
+        float16 or float32 [N, G], 0 for an all-zero group.
+    """
+    fmt = spec.weight_format
+    full = _full_scale(weight, spec)
+    shares = (1.0, *(fmt.max_integer / limit for limit in fmt.lesser_limits))
+    rounder = spec.scale_format.fit_larger(full.numpy(), fmt, max(shares))
+    best, start = [], 0
+    for rows, most in zip(row_chunks(weight), row_chunks(full, weight.shape[1]), strict=True):
+        at = slice(start, start + len(rows))
+        tried = (torch.from_numpy(rounder((most * s).numpy(), at)) for s in shares)
+        best.append(_least_error(rows, most, tried, spec, kind=kind)[0])
+        start = at.stop
+    return _stored(torch.cat(best), spec)
 
 
 def weighted_scale(weight: torch.Tensor, spec: LayerSpec, counts: torch.Tensor) -> torch.Tensor:

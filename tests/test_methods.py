@@ -22,21 +22,12 @@ RANGE, ROUND = '[[stage]]\nuse = "absmax"\n', '[[stage]]\nuse = "nearest"\n'
 
 
 def test_methods() -> None:
-    assert method_names() == (
-        *(
-            "fp4dit",
-            "fp-adaround",
-            "fp-rtn",
-            "gptq",
-            "int-adaround",
-            "int-rtn",
-            "tuned",
-            "tuned-best",
-        ),
-    )
+    assert method_names()[0] == "fp4dit"
+    assert list(method_names()[1:]) == sorted(method_names()[1:])
     trained = {name: method_by_name(name) for name in method_names()}
-    assert [n for n, m in trained.items() if not m.needs_data] == ["fp-rtn", "int-rtn"]
-    assert [n for n, m in trained.items() if m.grid == "int"] == ["int-adaround", "int-rtn"]
+    assert not trained["fp-rtn"].needs_data
+    assert trained["gptq"].needs_data
+    assert {n for n, m in trained.items() if m.grid == "int"} >= {"int-adaround", "int-rtn"}
     assert trained["fp-rtn"].stages == (Absmax(), Nearest())
     assert trained["fp4dit"].stages == (Absmax(), AdaRound())
     assert trained["fp4dit"].data == Data(prompts=64, samples=1024, even=0.5, guided=3.0)

@@ -123,7 +123,7 @@ def test_two_levels_are_written_as_two_nodes() -> None:
 def test_one_level_where_scales_are_not_such() -> None:
     model = tiny_linear(16)
     scale = next(t for t in model.graph.initializer if t.name == "weight_scale")
-    scale.raw_data = np.linspace(0.1, 0.2, 8, dtype=np.float16).tobytes()
+    scale.raw_data = np.geomspace(0.1, 0.2, 8).astype(np.float16).tobytes()
     made = standard(model, {})
     kinds = [n.op_type for n in made.graph.node]
     assert kinds.count("DequantizeLinear") == 1

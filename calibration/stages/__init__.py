@@ -6,6 +6,7 @@ from fp4dit_onnx.calibration.stages.absmax import Absmax
 from fp4dit_onnx.calibration.stages.adaround import AdaRound
 from fp4dit_onnx.calibration.stages.budget import Budget
 from fp4dit_onnx.calibration.stages.choose_format import ChooseFormat
+from fp4dit_onnx.calibration.stages.four_over_six import FourOverSix
 from fp4dit_onnx.calibration.stages.gptq import Gptq
 from fp4dit_onnx.calibration.stages.mse import Mse
 from fp4dit_onnx.calibration.stages.nearest import Nearest
@@ -31,6 +32,7 @@ STAGES: dict[str, type[Stage]] = {
     "absmax": Absmax,
     "mse": Mse,
     "weighted": Weighted,
+    "four-over-six": FourOverSix,
     "nearest": Nearest,
     "adaround": AdaRound,
     "gptq": Gptq,

@@ -79,6 +79,18 @@ class FloatFormat:
         return float(self.magnitudes[-1])
 
     @property
+    def lesser_limits(self) -> tuple[float, ...]:
+        """Grid integers of the top binade below the largest, descending; of uneven grids alone.
+
+        A group's largest magnitude may become one of them: under that scale the steps next to it are
+        smaller beside it. On an even grid it is a wider scale and nothing else.
+        """
+        if self.exponent_bits < 2:
+            return ()
+        top = 2.0 ** np.floor(np.log2(self.max_integer))
+        return tuple(float(m) for m in self.magnitudes[-2::-1] if m >= top)
+
+    @property
     def max(self) -> float:
         """The largest value."""
         return self.max_integer / self.unit

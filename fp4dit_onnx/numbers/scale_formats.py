@@ -43,6 +43,8 @@ _E4M3 = format_by_name("e4m3")
 MULTIPLIED = "int4*f32"
 _MULTIPLIERS = 15
 """Largest 4-bit multiplier; 0 is a group without a scale."""
+_FACTOR_BITS = 7
+"""Significant bits of a factor that is no power of two: with e4m3's 4 they fit into float16's 11."""
 _CHANNEL_BITS = 16
 """Significant bits of a channel's scale: its products with multipliers are exact in float32."""
 
@@ -60,6 +62,8 @@ class ScaleFormat:
             its weight, how scales of its rows are rounded; 0 stays 0 and what is not 0 stays so.
         nbytes: of a scale as it is stored; of a layer whose scales float16 does not hold, 4.
         multiplied: whether a layer stores integers for its groups and one scale per channel.
+        fit_choice: `fit` where a group may have its scale or larger ones, up to a share of it that is
+            given last; None for that of the largest.
     """
 
     name: str
@@ -67,6 +71,13 @@ class ScaleFormat:
     fit: Callable[[FloatArray, FloatFormat], Rounder]
     nbytes: int = 2
     multiplied: bool = False
+    fit_choice: Callable[[FloatArray, FloatFormat, float], Rounder] | None = None
+
+    def fit_larger(self, scale: FloatArray, fmt: FloatFormat, most: float) -> Rounder:
+        """`fit`, where each group may have `scale` or larger ones, up to `most` times it."""
+        if self.fit_choice is not None:
+            return self.fit_choice(scale, fmt, most)
+        return self.fit(scale * np.float32(most), fmt)
 
     def rounded(self, scale: FloatArray, fmt: FloatFormat) -> FloatArray:
         """The nearest scales [N, G] that the format holds, for a weight of format `fmt`."""
@@ -174,7 +185,24 @@ def _integers(scale: FloatArray, factor: np.float32) -> FloatArray:
 
 def _two_level(full: FloatArray, _: FloatFormat) -> Rounder:
     """An e4m3 number per block times one power of two per layer, as NVFP4 has them."""
-    factor = _factor(full)
+    return _times(_factor(full))
+
+
+def _two_level_choice(full: FloatArray, _: FloatFormat, most: float) -> Rounder:
+    """The largest scale becomes a power of two of e4m3, so that `most` times it is one too.
+
+    Four over six (arXiv 2512.02010) has amax / (6 * 256) in float32 as the factor; here it has as many
+    significant bits as leave its products with e4m3 exact in float16.
+    """
+    top = 2.0 ** np.floor(np.log2(_E4M3.max / most))
+    fraction, exponent = np.frexp(full.max(initial=0) / np.float32(top))
+    limit = np.float32(2.0**_FACTOR_BITS)
+    nearest = np.ldexp(np.rint(fraction * limit) / limit, exponent)
+    return _times(np.float32(nearest) if nearest else np.float32(1))
+
+
+def _times(factor: np.float32) -> Rounder:
+    """Scales that are an e4m3 number times the factor."""
 
     def rounded(scale: FloatArray, _: slice) -> FloatArray:
         nearest = numerics.round_to_grid(_integers(scale, factor), _E4M3)
@@ -190,11 +218,15 @@ def two_levels(scale: FloatArray) -> tuple[npt.NDArray[np.uint8], np.float32] | 
 
     None where there are no such codes.
     """
-    factor = _factor(scale)
-    integers = _integers(scale, factor)
-    if not np.array_equal(numerics.round_to_grid(integers, _E4M3), integers):
-        return None
-    return numerics.encode(integers, _E4M3), factor
+    largest = scale.max(initial=0)
+    # Either rule leaves the largest scale in e4m3's upper binades.
+    others = (largest / np.float32(value / _E4M3.unit) for value in _E4M3.magnitudes[:-33:-1])
+    for factor in (_factor(scale), *others):
+        integers = _integers(scale, factor)
+        exact = np.array_equal((integers / np.float32(_E4M3.unit)) * factor, scale)
+        if exact and np.array_equal(numerics.round_to_grid(integers, _E4M3), integers):
+            return numerics.encode(integers, _E4M3), factor
+    return None
 
 
 def largest_multiplier(fmt: FloatFormat) -> int:
@@ -250,7 +282,12 @@ SCALE_FORMATS: dict[str, ScaleFormat] = {
         ScaleFormat("float16", "two bytes, four in layers outside its range", _float16),
         ScaleFormat("float32", "four bytes", _float32, nbytes=4),
         ScaleFormat("e8m0", "powers of two (OCP MX)", _e8m0),
-        ScaleFormat("nvfp4", "e4m3 per group times a power of two per layer (NVFP4)", _two_level),
+        ScaleFormat(
+            "nvfp4",
+            "e4m3 per group times a power of two per layer (NVFP4)",
+            _two_level,
+            fit_choice=_two_level_choice,
+        ),
         ScaleFormat(
             MULTIPLIED,
             "a 4-bit integer per group times a float32 per channel",

@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 DEFAULT_GROUP_SIZE = 128
-FOUR_OVER_SIX = (8.0,)
+FOUR_OVER_SIX = format_by_name("e2m1").lesser_limits
 """e2m1's 4 as a grid integer (arXiv 2512.02010)."""
 
 
