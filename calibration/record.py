@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from fp4dit_onnx.calibration.importance import step_shares
-from fp4dit_onnx.calibration.samples import Call, Samples, Tape, batch_of, map_leaves
+from fp4dit_onnx.calibration.samples import Call, Samples, Tape, batch_of, map_leaves, map_rows
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.families.guidance import Guided
 
@@ -31,6 +31,8 @@ class Sampler:
         prompts: images generated.
         batch: images in a batch.
         steps: calls of the network per batch, in order of time.
+        tables: keyword arguments of the network that are the same for all samples, whatever their
+            first axis.
         guidance: how it is led towards the prompts, which may double a call's samples.
         prepare: encodes the prompts, and lets go of the text encoders; before all else.
         probe: generates one small batch, always the same, and returns its final latents.
@@ -42,6 +44,7 @@ class Sampler:
     prompts: int = 1
     batch: int = 1
     steps: int = 1
+    tables: Collection[str] = ()
     guidance: Guided = field(default_factory=Guided)
     probe: Callable[[], torch.Tensor] | None = None
     prepare: Callable[[], None] = lambda: None
@@ -77,16 +80,20 @@ def first_call(network: torch.nn.Module, sampler: Sampler) -> Call:
     return found[0]
 
 
-def part_of(call: Call, rows: torch.Tensor) -> Call:
-    """The call with some of its samples; what does not vary with them stays."""
+def part_of(call: Call, rows: torch.Tensor, tables: Collection[str] = ()) -> Call:
+    """The call with some of its samples; what does not vary with them stays.
+
+    Args:
+        call: of the network.
+        rows: int64 [R], of the samples.
+        tables: see `Sampler`.
+    """
     batch = batch_of(call)
 
-    def take(leaf: Any) -> Any:
-        varies = isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
-        return leaf[rows] if varies else leaf
+    def take(leaf: torch.Tensor) -> torch.Tensor:
+        return leaf[rows]
 
-    found: Call = map_leaves(call, take)
-    return found
+    return map_rows(call, batch, tables, take)
 
 
 @dataclass(frozen=True)
@@ -146,13 +153,20 @@ class SampleRecorder:
         choice: what to keep.
         folder: for the tensors.
         paired: whether a call's second half are the twins of its first.
+        tables: see `Sampler`.
     """
 
     def __init__(
-        self, network: torch.nn.Module, choice: Choice, folder: Path, *, paired: bool
+        self,
+        network: torch.nn.Module,
+        choice: Choice,
+        folder: Path,
+        *,
+        paired: bool,
+        tables: Collection[str] = (),
     ) -> None:
-        self._choice, self._paired = choice, paired
-        self._tape = Tape(folder, choice.count * (2 if paired else 1))
+        self._choice, self._paired, self._tables = choice, paired, tables
+        self._tape = Tape(folder, choice.count * (2 if paired else 1), tables)
         self._call = self._written = 0
         self._handle = network.register_forward_pre_hook(self._keep, with_kwargs=True)
 
@@ -167,7 +181,7 @@ class SampleRecorder:
         halves = 2 if self._paired else 1
         size = batch_of((args, kwargs)) // halves
         for half in range(halves):
-            part = part_of((args, kwargs), pictures + half * size)
+            part = part_of((args, kwargs), pictures + half * size, self._tables)
             map_leaves(part, _check_finite)
             self._tape.write(self._written + half * self._choice.count, part, len(rows))
         self._written += len(rows)

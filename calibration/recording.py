@@ -111,7 +111,9 @@ def record(
     if work is not None:
         place = work.folder.joinpath if begun else work.clear
         choice = choose(sampler, method.data.samples, importance, method.data.even, seed)
-        chosen = SampleRecorder(module, choice, place("inputs"), paired=sampler.paired)
+        chosen = SampleRecorder(
+            module, choice, place("inputs"), paired=sampler.paired, tables=sampler.tables
+        )
         if method.needs(MOMENTS):
             guided, folder = method.data.guided, place("moments")
             moments = MomentRecorder(module, layers, sampler, importance, guided, folder, seed)

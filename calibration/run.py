@@ -211,7 +211,7 @@ def _prepared(
     waiting: int,
 ) -> tuple[Topology, tuple[Unit, ...], int]:
     """Units in order and samples per chunk, once the disk is known to be large enough."""
-    call = part_of(first_call(network.module, sampler), torch.arange(1))
+    call = part_of(first_call(network.module, sampler), torch.arange(1), sampler.tables)
     topology = network.topology(call, 1)
     units = units_of(topology, network.blocks, tuple(specs))
     memory, disk = sample_bytes(topology, waiting)

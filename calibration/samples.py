@@ -6,7 +6,8 @@ is kept once. Only what is asked for is ever in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,17 @@ import torch
 
 from fp4dit_onnx.network.execution import HOST, Execution, host
 
-__all__ = ["Array", "Call", "Samples", "Stored", "Tape", "batch_of", "map_leaves", "nbytes"]
+__all__ = [
+    "Array",
+    "Call",
+    "Samples",
+    "Stored",
+    "Tape",
+    "batch_of",
+    "map_leaves",
+    "map_rows",
+    "nbytes",
+]
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one call."""
@@ -37,6 +48,35 @@ def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value)(map_leaves(v, change) for v in value)
     return change(value)
+
+
+def map_rows(
+    call: Call,
+    batch: int,
+    tables: Collection[str | int],
+    change: Callable[[torch.Tensor], Any],
+    rest: Callable[[Any], Any] = lambda leaf: leaf,
+) -> Call:
+    """A call with every tensor changed that has a row for each sample.
+
+    Args:
+        call: of `batch` samples.
+        batch: samples.
+        tables: arguments, by keyword or place, that are the same for all samples although their first
+            axis may be as long: a grid of 64 positions meets a batch of 64.
+        change: of those tensors.
+        rest: of all other leaves.
+    """
+
+    def of_rows(leaf: Any) -> Any:
+        own = isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
+        return change(leaf) if own else rest(leaf)
+
+    def of(key: str | int, value: Any) -> Any:
+        return map_leaves(value, rest if key in tables else of_rows)
+
+    args, kwargs = call
+    return tuple(map(of, range(len(args)), args)), {k: of(k, v) for k, v in kwargs.items()}
 
 
 class Array:
@@ -141,11 +181,13 @@ class Tape:
     Attributes:
         folder: for the tensors; made if need be.
         count: samples to come.
+        tables: see `map_rows`.
         call: the structure of all calls, `Stored` in place of what varies; None before the first.
     """
 
     folder: Path
     count: int
+    tables: Collection[str | int] = ()
     call: Call | None = field(default=None, init=False)
 
     def write(self, start: int, call: Call, batch: int) -> None:
@@ -164,19 +206,17 @@ class Tape:
         return Array(self.folder / f"{leaf.name}.npy")
 
     def _structure(self, call: Call, batch: int) -> Call:
-        names = iter(range(1000))
+        names = itertools.count()
 
-        def place(value: Any) -> Any:
-            if not isinstance(value, torch.Tensor):
-                return value
-            if not (value.ndim and value.shape[0] == batch):
-                return host(value)
+        def place(value: torch.Tensor) -> Stored:
             leaf = Stored(f"{next(names):03d}")
             self._array(leaf).create(self.count, value.detach())
             return leaf
 
-        found: Call = map_leaves(call, place)
-        return found
+        def once(value: Any) -> Any:
+            return host(value) if isinstance(value, torch.Tensor) else value
+
+        return map_rows(call, batch, self.tables, place, once)
 
     def finish(
         self, weight: torch.Tensor, *, paired: bool, execution: Execution = HOST

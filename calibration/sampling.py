@@ -365,6 +365,7 @@ def pipeline_sampler(
         prompts=len(prompts),
         batch=BATCH,
         steps=sampling.steps,
+        tables=family.interface(pipeline.transformer.config).tables,
         guidance=Guided(family.guidance, sampling.guidance),
         probe=probe,
         prepare=prepare,

@@ -66,14 +66,15 @@ class Walk:
                 the float network.
             place: of the folder among the work.
         """
-        tape = Tape(self.work.clear(place), self.samples.count)
+        node = self.topology.by_name[name]
+        tape = Tape(self.work.clear(place), self.samples.count, node.tables)
 
         def visit(chunk: slice, call: Call) -> None:
             tape.write(chunk.start, call, chunk.stop - chunk.start)
 
         kind = FLOAT if layers is None else QUANTIZED
         with replaced(self.network.module, self._around(layers or {})):
-            self._each(self.topology.by_name[name], kind, visit)
+            self._each(node, kind, visit)
         samples = self.samples
         return tape.finish(samples.weight, paired=samples.paired, execution=samples.execution)
 

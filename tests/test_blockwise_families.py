@@ -17,6 +17,7 @@ from twins import BATCH, Twin
 
 from fp4dit_onnx.calibration import blockwise
 from fp4dit_onnx.calibration.methods import PARALLEL, SEQUENTIAL, method_by_name
+from fp4dit_onnx.calibration.record import part_of
 from fp4dit_onnx.calibration.samples import Samples, Tape
 from fp4dit_onnx.calibration.simulate import weights_only
 from fp4dit_onnx.calibration.solving import Solved, UnitRecipe
@@ -140,3 +141,29 @@ def test_units_see_what_the_whole_network_gives_them(
     ends = {f"{kind}.{n}.{i}.npy" for kind in ("float", "quantized") for n, i in topology.output}
     assert left <= ends  # what nobody reads any more is gone
     assert not list(work.folder.glob("*@inputs*"))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["hunyuan-dit-1.1", "flux-dev"])
+def test_a_grid_of_as_many_positions_as_samples(
+    twin: Callable[[str], Twin], name: str, tmp_path: Path
+) -> None:
+    """What is the same for all samples is kept once, however long it is."""
+    made = twin(name)
+    tables = made.family.interface(made.network.config).tables
+    positions = next(t for k in sorted(tables) for t in tensors_of(made.call[1].get(k)))
+    count = len(positions)
+    one = part_of(made.call, torch.zeros(1, dtype=torch.int64), tables)
+    many = part_of(made.call, torch.zeros(count, dtype=torch.int64), tables)
+    tape = Tape(tmp_path / "inputs", count + 2, tables)
+    tape.write(0, many, count)
+    tape.write(count, part_of(many, torch.arange(2), tables), 2)
+    samples = tape.finish(torch.ones(count + 2), paired=False)
+    first = made.streamed.topology(one, 1).blocks[0].name
+    walk = Walk(
+        made.streamed, made.streamed.topology(one, 1), samples, Work(tmp_path / "work", {}), count
+    )
+    found = walk.write_inputs(first, None, "of the block").take(slice(1, 3))
+    wanted = received(made.network, first, part_of(many, torch.arange(2), tables))
+    for ours, theirs in zip(tensors_of(found), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)  # other batches add in another order

@@ -101,6 +101,12 @@ class Interface:
     blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     results: Callable[[Any], tuple[Any, ...]] | None = None
 
+    @property
+    def tables(self) -> frozenset[str]:
+        """Arguments of the module's forward that are the same for all samples of a call."""
+        own = {spec.name for spec in self.inputs if spec.dims[:1] != ("batch",)}
+        return frozenset(own.union(self.constants, (rotary.argument for rotary in self.rotary)))
+
     def keywords(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of the module's forward, of named inputs; `network.positions` adds `rotary`'s."""
         inside = {name for names in self.grouped.values() for name in names}

@@ -68,6 +68,7 @@ class Node:
         arguments: its tensors in, in order.
         results: its tensors out, in order.
         structure: of what it returns, each tensor's number in its place.
+        tables: arguments without a row for each sample, by keyword, of a linear by place.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Node:
     arguments: tuple[Tensor, ...]
     results: tuple[Result, ...]
     structure: Any
+    tables: frozenset[str | int] = frozenset()
 
     @property
     def reads(self) -> frozenset[Value]:
@@ -300,8 +302,20 @@ class _Run:
             self._arguments(call),
             tuple(Result(tuple(t.shape[1:]), t.dtype) for t in tensors),
             pytree.tree_map_only(torch.Tensor, lambda _: next(numbers), result),
+            self._tables(call, block=block),
         )
         self.nodes.append(node)
+
+    def _tables(self, call: BlockCall, *, block: bool) -> frozenset[str | int]:
+        if self._batch is None:
+            return frozenset()
+        named = call.arguments.items() if block else enumerate(call.tensors)
+        tensors = {key: tensors_of(value) for key, value in named}
+        return frozenset(
+            key
+            for key, found in tensors.items()
+            if found and all(tensor.shape[:1] != (self._batch,) for tensor in found)
+        )
 
     def _arguments(self, call: BlockCall) -> tuple[Tensor, ...]:
         paths, _ = pytree.tree_flatten_with_path(call.arguments)
