@@ -193,7 +193,8 @@ class Choosing:
         for key in sorted(known[0], key=lambda key: int(key.partition("@")[0])):
             layer = known[0][key]
             spec, loss = layer.spec, losses.get(key, 0.0)
-            row = Made(place, key, spec.weight.format, spec.input_ops, layer.nbytes, loss)
+            same = tuple(o.named_after("").without_tensors for o in spec.input_ops)
+            row = Made(place, key, spec.weight.format, same, layer.nbytes, loss)
             found[key.partition("@")[2]].append(row)
         return found
 

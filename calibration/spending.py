@@ -35,7 +35,7 @@ class Made:
         place: name of the file.
         key: of the layer in it.
         format: of its weight.
-        input_ops: see `LayerSpec`.
+        input_ops: see `LayerSpec`; without tensors, which are each layer's own.
         bytes: that it takes.
         loss: ``tr(E H E^T)``; 0 where there is no budget.
     """

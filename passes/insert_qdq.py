@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from fp4dit_onnx import ops
+from fp4dit_onnx.bundle.skeleton import placeholder
 from fp4dit_onnx.numbers.formats import format_by_name
 from fp4dit_onnx.numbers.numerics import group_count
 from fp4dit_onnx.passes.base import PassReport, Skip, rewrite_all
@@ -23,7 +26,7 @@ from fp4dit_onnx.passes.match import (
 from fp4dit_onnx.spec.spec import TensorSpec
 from fp4dit_onnx.spec.state import LayerLayout, Layout, QuantizedLayer, QuantizedState
 from fp4dit_onnx.spec.transform import Transform
-from fp4dit_onnx.spec.transforms import TRANSFORMS
+from fp4dit_onnx.spec.transforms import tensor_name, transform_of
 
 __all__ = ["InsertQdq", "insert_pair"]
 
@@ -49,6 +52,7 @@ class InsertQdq:
     def __call__(self, graph: gs.Graph) -> PassReport:
         """See the class."""
         turned: dict[tuple[int, Transform], gs.Variable] = {}
+        constants: dict[str, gs.Constant] = {}
         shared: dict[tuple[int, TensorSpec], gs.Variable] = {}
 
         def rewrite(graph: gs.Graph, match: _Match) -> None:
@@ -57,7 +61,8 @@ class InsertQdq:
             for one in layer.spec.input_ops:
                 turn = (id(x), one)
                 if turn not in turned:
-                    turned[turn] = insert_transform(graph, x, one, own)
+                    tensors = _tensors(layer, one, constants)
+                    turned[turn] = insert_transform(graph, x, one, own, tensors)
                 x = turned[turn]
             if layer.spec.input is not None:
                 key = (id(x), layer.spec.input)
@@ -79,17 +84,38 @@ def _match(linear: Linear, layer: LayerLayout | QuantizedLayer | None) -> _Match
         return Skip(linear.layer, "not in the quantized state")
     if layer.spec.input is None and not layer.spec.input_ops:
         return Skip(linear.layer, "its activations stay in float")
-    done = (ops.DEQUANTIZE, *(one.operator for one in TRANSFORMS.values()))
-    if any(producer(x, op) for op in done):
+    if producer(x, ops.DEQUANTIZE) or (x.inputs and _transforms(x.inputs[0])):
         return Skip(linear.layer, "already quantized")
     return _Match(linear.matmul, x, layer)
 
 
-def insert_transform(graph: gs.Graph, x: gs.Tensor, one: Transform, own: str) -> gs.Variable:
-    """The result of a transform's new node on `x` [..., k], named after `own`."""
+def _transforms(node: gs.Node) -> bool:
+    """Whether a node is a layer's transform."""
+    rest = [tensor.name for tensor in node.inputs[1:]]
+    return transform_of(node.op, node.attrs, rest) is not None
+
+
+def _tensors(
+    layer: LayerLayout | QuantizedLayer, one: Transform, made: dict[str, gs.Constant]
+) -> list[gs.Constant]:
+    """The tensors of a transform, each `made` once; of a layout, by shape and type alone."""
+    for role in one.roles:
+        name = tensor_name(one.owner, role)
+        if name not in made:
+            absent = placeholder(name, [layer.k], onnx.TensorProto.FLOAT)
+            made[name] = gs.Constant(name, one.tensors.get(role, LazyValues(absent)))
+    return [made[tensor_name(one.owner, role)] for role in one.roles]
+
+
+def insert_transform(
+    graph: gs.Graph, x: gs.Tensor, one: Transform, own: str, tensors: Sequence[gs.Constant] = ()
+) -> gs.Variable:
+    """The result of a transform's new node on `x` [..., k] and `tensors`, named after `own`."""
     y = gs.Variable(unique_name(f"{own}.{one.result}", tensor_names(graph)), np.float32, x.shape)
     name = unique_name(f"{own}/{one.operator.removeprefix('Fp')}", node_names(graph))
-    graph.nodes.append(gs.Node(one.operator, name, one.attributes, [x], [y], domain=ops.DOMAIN))
+    domain = None if one.stock else ops.DOMAIN
+    given = [x, *tensors]
+    graph.nodes.append(gs.Node(one.operator, name, one.attributes, given, [y], domain=domain))
     return y
 
 

@@ -34,7 +34,7 @@ from fp4dit_onnx.passes.mend_squeeze import MendSqueeze
 from fp4dit_onnx.passes.name_tensors import NameTensors
 from fp4dit_onnx.passes.pack_weights import PackWeights
 from fp4dit_onnx.passes.quantize_attention import QuantizeAttention, part_names
-from fp4dit_onnx.spec.state import Layout, QuantizedState
+from fp4dit_onnx.spec.state import LayerLayout, Layout, QuantizedState
 from fp4dit_onnx.spec.transforms import TRANSFORMS
 
 __all__ = ["float_passes", "quantize_passes", "quantized_graph", "run_passes"]
@@ -137,11 +137,16 @@ def quantized_graph(
 def _renamed(layout: Layout, block: str, first: str) -> Layout:
     """What is quantized in `block`, under the names of the block `first`."""
     own = f"{block}."
-    layers = {
-        (name := renamed_block(old, block, first)): replace(layer, name=name)
-        for old, layer in layout.layers.items()
-        if old.startswith(own)
-    }
+
+    def renamed(layer: LayerLayout) -> LayerLayout:
+        named = (
+            one.named_after(renamed_block(one.owner, block, first)) for one in layer.spec.input_ops
+        )
+        spec = replace(layer.spec, input_ops=tuple(named))
+        return replace(layer, name=renamed_block(layer.name, block, first), spec=spec)
+
+    ours = [renamed(layer) for old, layer in layout.layers.items() if old.startswith(own)]
+    layers = {layer.name: layer for layer in ours}
     attention = {
         renamed_block(old, block, first): fmt
         for old, fmt in layout.attention.items()

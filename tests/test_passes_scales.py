@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from fp4dit_onnx.passes.fuse_transform import FuseTransform
 from fp4dit_onnx.passes.insert_qdq import InsertQdq
 from fp4dit_onnx.passes.pack_weights import PackWeights
 from fp4dit_onnx.passes.pipeline import run_passes
+from fp4dit_onnx.spec.diagonal import Diagonal
 from fp4dit_onnx.spec.hadamard import Hadamard
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import Layout, QuantizedLayer, QuantizedState, load_state, save_state
+from fp4dit_onnx.spec.vector import Vector
 from fp4dit_onnx.targets.standard import standard
 
 Array = npt.NDArray[Any]
@@ -35,6 +38,7 @@ K, N = 20, 12
 FUSED = (FuseTransform(Hadamard), FuseLinear())
 
 TURNED = (Hadamard(8),)
+BALANCED = Diagonal("fc", Vector(np.linspace(0.3, 3, K, dtype=np.float32)))
 SPECS = {
     "T6": LayerSpec.of("e2m1", "e2m3", 8, MULTIPLIED, input_ops=TURNED),
     "T6g": LayerSpec.of("e1m2", "int6", 8, MULTIPLIED, activation_group_size=16, input_ops=TURNED),
@@ -42,6 +46,9 @@ SPECS = {
     "groups": LayerSpec.of("e2m1", "int6", 8, activation_group_size=4),
     "float": LayerSpec.of("e2m1", None, 8, input_ops=(Hadamard(4),)),
     "wide": LayerSpec.of("e2m1", "e3m4", 8, input_ops=(Hadamard(4),)),
+    "balanced": LayerSpec.of("e2m1", "int6", 8, input_ops=(BALANCED,)),
+    "both": LayerSpec.of("e2m1", "int6", 8, input_ops=(BALANCED, *TURNED)),
+    "weight": LayerSpec.of("e2m1", None, 8, input_ops=(BALANCED,)),
 }
 NODES = {
     "T6": [ops.HADAMARD_QUANTIZE, ops.LINEAR_INTEGER],
@@ -50,6 +57,9 @@ NODES = {
     "groups": ["FpQuantize", ops.LINEAR],
     "float": [ops.HADAMARD, ops.LINEAR],
     "wide": [ops.HADAMARD, "FpQuantizeInt16", ops.LINEAR],
+    "balanced": ["Mul", "FpQuantize", ops.LINEAR],
+    "both": ["Mul", ops.HADAMARD_QUANTIZE, ops.LINEAR],
+    "weight": ["Mul", ops.LINEAR],
 }
 EVERY_SPEC = pytest.mark.parametrize("name", SPECS)
 
@@ -121,6 +131,8 @@ def test_a_layout_makes_the_same_graph_without_values(bench: Any, name: str) -> 
         made, _ = run_passes(model, [InsertQdq(held), PackWeights(held), *FUSED])
         graphs.append([n.SerializeToString(deterministic=True) for n in made.graph.node])
         names = {t.name for t in made.graph.initializer}
+        tensors = {t for one in SPECS[name].input_ops for t in one.tensors}
+        assert {f"fc.input.{role}" for role in tensors} < names
         assert {f"fc.weight.{role}" for role in state.layers["fc"].parts} < names
     assert graphs[0] == graphs[1]
 
@@ -146,6 +158,30 @@ def test_linears_in_the_same_way_share_the_rotation(bench: Any) -> None:
     assert (
         reports[2].skipped[0].reason == "read by FpQuantize, FpQuantize, expected one FpQuantize"
     )
+
+
+@pytest.mark.parametrize("held", ["state", "layout"])
+def test_linears_of_one_vector_share_its_product(bench: Any, agree: Any, held: str) -> None:
+    """Named after the first of them; what reads the same tensor with a vector of its own does not."""
+    linears = [bench.linear(name, "x", name.upper()) for name in "abc"]
+    outputs = ", ".join(f"float[B, {N}] {name}" for name in "ABC")
+    text = f"g (float[B, {K}] x) => ({outputs}) {{ {''.join(linears)} }}"
+    model, x = bench.parse(text, parameters := bench.layer_parameters(*"abc")), bench.normal(3, K)
+    of = {"a": "a", "b": "a", "c": "c"}
+    specs = {
+        n: replace(SPECS["both"], input_ops=(BALANCED.named_after(o),)) for n, o in of.items()
+    }
+    state = QuantizedState({name: layer(spec, name) for name, spec in specs.items()})
+    given = state if held == "state" else state.layout
+    made, _ = run_passes(model, [InsertQdq(given), PackWeights(given), *FUSED])
+    products = [n for n in made.graph.node if n.op_type == "Mul"]
+    assert [n.input[1] for n in products] == ["a.input.factor", "c.input.factor"]
+    if held == "layout":
+        return
+    found = ReferenceEvaluator(made).run(None, {"x": x})
+    for name, y in zip("abc", found, strict=True):
+        agree(y, expected(x, state.layers[name], parameters[f"{name}.bias"]), 1e-5)
+    assert {n: one.spec for n, one in read_state(made).layers.items()} == specs
 
 
 def test_a_float_linear_beside_a_rotated_one_reads_what_it_read(bench: Any, agree: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -11,14 +13,20 @@ import torch
 
 from fp4dit_onnx.calibration.grid import expand_groups, quantize_rows
 from fp4dit_onnx.calibration.simulate import SimulatedLinear
-from fp4dit_onnx.calibration.transforming import transformed_moments, transformed_weight
+from fp4dit_onnx.calibration.transforming import (
+    transformed,
+    transformed_moments,
+    transformed_weight,
+)
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.formats import FORMATS
 from fp4dit_onnx.numbers.hadamard import hadamard
+from fp4dit_onnx.spec.diagonal import Diagonal
 from fp4dit_onnx.spec.hadamard import Hadamard
 from fp4dit_onnx.spec.spec import FOUR_OVER_SIX, LayerSpec
 from fp4dit_onnx.spec.state import QuantizedLayer
+from fp4dit_onnx.spec.vector import Vector
 
 
 @pytest.mark.parametrize(
@@ -47,6 +55,35 @@ def test_a_rotated_weight_makes_up_for_rotated_activations() -> None:
     )
     moments = transformed_moments(x.T.double() @ x.double(), [Hadamard(64)])
     assert torch.allclose(moments, turned.T @ turned, atol=1e-3)
+
+
+FACTOR = np.array([0.5, 3.0, 0.125, 7.25, 1.0, 0.1, 2.0, 9.0], np.float32)
+
+
+def test_a_balanced_weight_makes_up_for_balanced_activations() -> None:
+    """In numpy and torch to the bit, before a rotation too; a pickled one is equal."""
+    random = np.random.default_rng(0)
+    x, w = (random.standard_normal((5, 8)).astype(np.float32) for _ in range(2))
+    both = Diagonal("fc", Vector(FACTOR)), Hadamard(8)
+    one = both[0]
+    assert np.array_equal(one(x), x * FACTOR)
+    assert np.array_equal(one(torch.from_numpy(x), torch).numpy(), x * FACTOR)
+    assert np.array_equal(one.of_weight(w), w / FACTOR)
+    turned = transformed(torch.from_numpy(x), both).double()
+    weight = transformed_weight(torch.from_numpy(w), both).double()
+    assert np.allclose((turned @ weight.T).numpy(), x @ w.T, atol=1e-4)
+    moments = transformed_moments(torch.from_numpy(x.T @ x).double(), both)
+    assert torch.allclose(moments, turned.T @ turned, rtol=1e-4, atol=1e-3)
+    assert pickle.loads(pickle.dumps(both)) == both
+    assert one != Diagonal("fc", Vector(FACTOR[::-1]))
+    assert one.stored == "fc"
+    assert Diagonal.restored("fc", "row") == one.without_tensors != one
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, np.inf, np.nan])
+def test_factors_that_cannot_be_divided_by(bad: float) -> None:
+    with pytest.raises(UsageError, match="factors of fc: expected positive, finite numbers"):
+        Diagonal("fc", Vector(np.array([1, bad], np.float32)))
 
 
 @pytest.mark.parametrize(("k", "size"), [(64, 16), (50, 16), (16, 16), (10, 64)])

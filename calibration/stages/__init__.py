@@ -26,7 +26,7 @@ from fp4dit_onnx.spec.transforms import TRANSFORMS
 __all__ = ["INPUTS", "KINDS", "MOMENTS", "STAGES", "WEIGHTS", "Evidence", "LayerStage", "Stage"]
 
 STAGES: dict[str, type[Stage]] = {
-    **{name: stage_of(transform) for name, transform in TRANSFORMS.items()},
+    **{name: stage_of(one) for name, one in TRANSFORMS.items() if not one.roles},
     "choose-format": ChooseFormat,
     "budget": Budget,
     "absmax": Absmax,

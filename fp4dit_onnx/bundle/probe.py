@@ -21,7 +21,7 @@ from fp4dit_onnx.spec.recipe import ATTENTION_PARTS
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState
 from fp4dit_onnx.spec.transform import Transform
-from fp4dit_onnx.spec.transforms import transform_of
+from fp4dit_onnx.spec.transforms import tensor_name, transform_of
 
 __all__ = [
     "NodeView",
@@ -172,10 +172,12 @@ def read_state(model: onnx.ModelProto) -> QuantizedState:
     """The quantized state that a fused model carries: one layer for each FpLinear, and attentions.
 
     Raises:
-        BundleError: an FpLinear whose weight is not an initializer; see `attention_formats` too.
+        BundleError: an FpLinear whose weight is not an initializer, or a transform's tensor is none;
+            see `attention_formats` too.
     """
     layers = {}
     makers = {name: node for node in model.graph.node for name in node.output}
+    tensors = {t.name: t for t in model.graph.initializer}
     for view in custom_nodes(model):
         op = ops.OPERATORS[view.node.op_type]
         if op.spec is None:
@@ -187,8 +189,15 @@ def read_state(model: onnx.ModelProto) -> QuantizedState:
         except KeyError as error:
             raise BundleError(f"node {name}: input {error} is not an initializer") from error
         spec = _with_makers(op.spec(given), inputs[0], makers)
+        spec = spec.with_tensors(lambda one, role: _tensor(tensors, tensor_name(one.owner, role)))
         layers[name] = QuantizedLayer(name, spec, given["K"], parts)
     return QuantizedState(layers, attention=attention_formats(model.graph))
+
+
+def _tensor(tensors: Mapping[str, onnx.TensorProto], name: str) -> Array:
+    if name not in tensors:
+        raise BundleError(f"the graph has no {name}: expected it of a quantized layer")
+    return numpy_helper.to_array(tensors[name])
 
 
 def _with_makers(spec: LayerSpec, q: str, makers: Mapping[str, onnx.NodeProto]) -> LayerSpec:
@@ -208,7 +217,8 @@ def _with_makers(spec: LayerSpec, q: str, makers: Mapping[str, onnx.NodeProto]) 
 
 def node_transform(node: onnx.NodeProto) -> Transform | None:
     """What a node does to its input, alone or before it quantizes; None for no transform."""
-    return transform_of(node.op_type, attributes(node)) if node.domain == ops.DOMAIN else None
+    found = transform_of(node.op_type, attributes(node), node.input[1:])
+    return found if found and node.domain == ("" if found.stock else ops.DOMAIN) else None
 
 
 def attention_formats(graph: onnx.GraphProto) -> dict[str, str]:

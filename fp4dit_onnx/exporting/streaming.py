@@ -15,6 +15,7 @@ from fp4dit_onnx.bundle.names import codes_of, part_of
 from fp4dit_onnx.checkpoint.tensor_files import TensorInfo
 from fp4dit_onnx.checkpoint.tensor_reading import read_chunks, read_float32
 from fp4dit_onnx.spec.state import LayerLayout, QuantizedLayer
+from fp4dit_onnx.spec.transforms import INPUT
 
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.stages import Stage
@@ -69,14 +70,15 @@ class GraphValues:
     _notes: dict[str, LayerNote] = field(default_factory=dict)
 
     def __call__(self, name: str) -> Array | Iterator[Array]:
-        """Codes, scales, or a stored tensor in float32, piece by piece."""
+        """Codes, scales, factors of inputs, or a stored tensor in float32, piece by piece."""
         if name in self._pending:
             return self._pending.pop(name)
-        layer = name.rpartition(".weight.")[0]
+        layer = name.rpartition(".weight.")[0] or name.partition(INPUT)[0]
         if layer not in self.layers:
             return read_chunks(self.tensors[name])
         made, error = self.quantizer(layer)
-        written = {part_of(layer, role): part for role, part in made.parts.items()}
+        parts = {part_of(layer, role): part for role, part in made.parts.items()}
+        written = parts | made.tensors
         size = sum(value.nbytes for value in written.values())
         self._notes[codes_of(layer)] = LayerNote(size, error)
         self._pending |= written

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from fp4dit_onnx.numbers.numerics import dequantize, expand_groups, group_count,
 from fp4dit_onnx.numbers.scale_formats import scale_format_by_name
 from fp4dit_onnx.report.data import Histogram
 from fp4dit_onnx.runtime import Pipeline
+from fp4dit_onnx.spec.transforms import tensor_name
 
 __all__ = ["Chosen", "chosen_layers", "histograms"]
 
@@ -117,15 +118,27 @@ def histograms(
         pipeline: of the bundle; its transformer is replaced.
     """
     graph = load_graph(bundle.transformer)
-    layers = chosen_layers(bundle.manifest.layers)
+    folder = bundle.transformer.parent
+    layers = [_whole(graph, layer, folder) for layer in chosen_layers(bundle.manifest.layers)]
     found = []
     for layer in layers:
         if (info := tensors.get(layer.name + WEIGHT)) is not None:
-            scale = _scale(graph, layer, bundle.transformer.parent)
+            scale = _scale(graph, layer, folder)
             found.append(_of_weight(layer, read_float32(info), scale))
     found += _of_inputs(bundle, graph, layers, prompts, seeds, pipeline)
     order = {layer.name: number for number, layer in enumerate(layers)}
     return tuple(sorted(found, key=lambda h: order[h.layer]))
+
+
+def _whole(model: onnx.ModelProto, layer: Chosen, folder: Path) -> Chosen:
+    """The layer with the tensors of its transforms, which the manifest has not."""
+    input_ops = tuple(
+        one.with_tensors(
+            {r: _initializer(model, tensor_name(one.owner, r), folder) for r in one.roles}
+        )
+        for one in layer.row.input_ops
+    )
+    return replace(layer, row=replace(layer.row, input_ops=input_ops))
 
 
 def _scale(model: onnx.ModelProto, layer: Chosen, folder: Path) -> Array:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy.typing as npt
 
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.numbers.formats import FloatFormat, format_by_name
@@ -184,6 +187,23 @@ class LayerSpec:
     def activation_group_size(self) -> int | None:
         """Inputs of a token that share a scale; None for all of them, or float activations."""
         return self.input.group_size if self.input else None
+
+    @property
+    def without_tensors(self) -> LayerSpec:
+        """The same as graphs without weights know it."""
+        return replace(self, input_ops=tuple(one.without_tensors for one in self.input_ops))
+
+    def with_tensors(self, tensor: Callable[[Transform, str], npt.NDArray[Any]]) -> LayerSpec:
+        """The same with the tensors of its transforms, given each and the role.
+
+        Raises:
+            UsageError: a tensor of another type, shape or range than it may have.
+        """
+        made = [
+            one.with_tensors({role: tensor(one, role) for role in one.roles})
+            for one in self.input_ops
+        ]
+        return replace(self, input_ops=tuple(made))
 
     def with_weight(self, **changes: Any) -> LayerSpec:
         """The same with other fields of the weight's specification."""

@@ -25,7 +25,7 @@ from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE, largest_multiplier
 from fp4dit_onnx.spec.recipe import check_product
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.transform import Transform
-from fp4dit_onnx.spec.transforms import AS_KEYS
+from fp4dit_onnx.spec.transforms import AS_KEYS, tensor_name
 from fp4dit_onnx.system.outputs import written_whole
 
 __all__ = [
@@ -155,14 +155,20 @@ class QuantizedLayer:
         return int(self.codes.shape[0])
 
     @property
+    def tensors(self) -> dict[str, npt.NDArray[Any]]:
+        """Of its transforms, by name in graphs; not those that it shares with an earlier layer."""
+        own = [one for one in self.spec.input_ops if one.owner == self.name]
+        return {tensor_name(self.name, r): v for one in own for r, v in one.tensors.items()}
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of all parts."""
-        return sum(part.nbytes for part in self.parts.values())
+        """Bytes of all parts and tensors."""
+        return sum(part.nbytes for part in (*self.parts.values(), *self.tensors.values()))
 
     @property
     def layout(self) -> LayerLayout:
         """The layer without its values."""
-        return LayerLayout(self.name, self.spec, self.n, self.k)
+        return LayerLayout(self.name, self.spec.without_tensors, self.n, self.k)
 
     def integers(self) -> FloatArray:
         """Grid integers of the weight, float32 [N, K]."""
@@ -202,6 +208,8 @@ def save_state(state: QuantizedState, path: Path) -> None:
     layers = {}
     for name, layer in state.layers.items():
         tensors |= {f"{name}.{role}": part for role, part in layer.parts.items()}
+        for one in layer.spec.input_ops:
+            tensors |= {tensor_name(name, role): v for role, v in one.tensors.items()}
         layers[name] = _StoredLayer.of(layer)
     header = {
         "version": STATE_VERSION,
@@ -279,5 +287,6 @@ def _header(path: Path, text: str) -> _Header:
 def _read_layer(file: Any, name: str, row: _StoredLayer) -> QuantizedLayer:
     given = vars(row)
     spec = LayerSpec.of(**{key: value for key, value in given.items() if key != "k"})
+    spec = spec.with_tensors(lambda one, role: file.get_tensor(tensor_name(name, role)))
     parts = {role: file.get_tensor(f"{name}.{role}") for role in part_shapes(0, row.k, spec)}
     return QuantizedLayer(name, spec, row.k, parts)

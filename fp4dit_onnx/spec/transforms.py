@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fp4dit_onnx.spec.diagonal import Diagonal
 from fp4dit_onnx.spec.hadamard import Hadamard
 from fp4dit_onnx.spec.transform import Transform
 
-__all__ = ["AS_KEYS", "TRANSFORMS", "stored", "transform_of"]
+__all__ = ["AS_KEYS", "INPUT", "TRANSFORMS", "stored", "tensor_name", "transform_of"]
 
-TRANSFORMS: dict[str, type[Transform]] = {one.name: one for one in (Hadamard,)}
+INPUT = ".input."
+"""Between a layer's name and the role of a tensor of its transforms."""
+
+TRANSFORMS: dict[str, type[Transform]] = {one.name: one for one in (Diagonal, Hadamard)}
 """By name, in the order in which they are applied."""
 
 
-def transform_of(operator: str, attributes: Mapping[str, Any]) -> Transform | None:
+def tensor_name(layer: str, role: str) -> str:
+    """In graphs and states: a tensor of a transform, see `Transform.owner`."""
+    return f"{layer}{INPUT}{role}"
+
+
+def transform_of(
+    operator: str, attributes: Mapping[str, Any], tensors: Sequence[str] = ()
+) -> Transform | None:
     """What a node does to its input, alone or before it quantizes; None for no transform.
+
+    Args:
+        operator: of the node.
+        attributes: of it.
+        tensors: names of its further inputs.
 
     Raises:
         UsageError: an attribute of another value than it may have.
     """
     for transform in TRANSFORMS.values():
         if operator in (transform.operator, transform.quantizer):
-            return transform.of_node(attributes)
+            named = [name.partition(INPUT) for name in tensors]
+            if tuple(role for _, _, role in named) == transform.roles:
+                return transform.of_node(attributes, named[0][0] if named else "")
     return None
 
 
