@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from fp4dit_onnx.bundle.manifest import Compared, Spent
+from fp4dit_onnx.bundle.manifest import Compared, Outliers, Spent
 from fp4dit_onnx.calibration.applying import check_weight, quantize_layers
 from fp4dit_onnx.calibration.blockwise import Blockwise
 from fp4dit_onnx.calibration.choosing import Choosing, Chosen
 from fp4dit_onnx.calibration.evidence import Parts
 from fp4dit_onnx.calibration.methods import Method
+from fp4dit_onnx.calibration.outliers import outliers_of
 from fp4dit_onnx.calibration.record import Sampler, check_disk, first_call, part_of
 from fp4dit_onnx.calibration.recording import BEGUN, record
 from fp4dit_onnx.calibration.samples import Call, nbytes
@@ -30,6 +31,7 @@ from fp4dit_onnx.network.execution import host
 from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.network.topology import Topology
 from fp4dit_onnx.numbers import compare
+from fp4dit_onnx.numbers.outliers import kurtosis
 from fp4dit_onnx.spec.spec import LayerSpec, TensorSpec
 from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState
 from fp4dit_onnx.system.executors import LOCAL, Executor
@@ -45,10 +47,14 @@ class LayerError:
     Attributes:
         weight: of the weight itself.
         output: of the layer's output on the recorded inputs, activations quantized too.
+        weight_kurtosis: of the float weight.
+        outliers: of its inputs, and what would help.
     """
 
     weight: float
     output: float
+    weight_kurtosis: float
+    outliers: Outliers
 
 
 @dataclass(frozen=True)
@@ -81,10 +87,14 @@ def sqnr_db(signal: torch.Tensor, approximation: torch.Tensor) -> float:
 def _measure(network: Network, layer: QuantizedLayer, rows: torch.Tensor) -> LayerError:
     linear = network.materialize(layer.name, replace(network.execution, dtype=torch.float32))
     assert isinstance(linear, torch.nn.Linear), layer.name
-    approximation, rows = SimulatedLinear.of(layer, linear), network.execution.there(rows)
-    weight = transformed_weight(network.tensor(f"{layer.name}.weight"), layer.spec.input_ops)
+    approximation, there = SimulatedLinear.of(layer, linear), network.execution.there(rows)
+    weight, output = network.tensor(f"{layer.name}.weight"), linear(there)
+    wanted = transformed_weight(weight, layer.spec.input_ops)
     return LayerError(
-        sqnr_db(weight, approximation.weight), sqnr_db(linear(rows), approximation(rows))
+        weight=sqnr_db(wanted, approximation.weight),
+        output=sqnr_db(output, approximation(there)),
+        weight_kurtosis=kurtosis(weight.numpy()),
+        outliers=outliers_of(layer.spec, rows, weight, output),
     )
 
 

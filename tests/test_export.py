@@ -174,6 +174,7 @@ def test_every_linear_and_pass_is_accounted_for(exported: ExportResult) -> None:
     assert counts["quantize_attention"] == 3 * len(manifest.attention) == 48
     assert {r.weight_format for r in manifest.layers} == {"e2m1", "e3m0"}
     assert all(r.output_sqnr_db > 10 for r in manifest.layers)
+    assert all(r.outliers.input_kurtosis > 1 and r.outliers.gains_db for r in manifest.layers)
 
 
 def test_verify_passes(exported: ExportResult) -> None:

@@ -47,6 +47,8 @@ def test_nothing_is_measured_but_the_weights(streamed: ExportResult) -> None:
     assert manifest.model_sqnr_db is None
     assert {row.output_sqnr_db for row in manifest.layers} == {None}
     assert all(10 < row.weight_sqnr_db < 30 for row in manifest.layers)
+    assert all(2 < row.weight_kurtosis < 30 for row in manifest.layers)
+    assert {row.outliers for row in manifest.layers} == {None}
     assert len(manifest.layers) == 86
 
 

@@ -39,6 +39,7 @@ __all__ = [
     "Kept",
     "Layer",
     "Manifest",
+    "Outliers",
     "PassNote",
     "Sampling",
     "Source",
@@ -109,6 +110,24 @@ class Weight:
 
 
 @dataclass(frozen=True)
+class Outliers:
+    """What makes a layer's inputs hard to quantize, on rows of them that were recorded while sampling.
+
+    Attributes:
+        input_kurtosis: see `numbers.outliers.kurtosis`; of a row over its channels.
+        output_kurtosis: the same of the float layer's output.
+        channels: of the inputs that are outliers, see `numbers.outliers.outlier_channels`.
+        gains_db: what would help -> how far it raises the SQNR of the layer's output where weight and
+            activations are rounded to nearest in the layer's formats.
+    """
+
+    input_kurtosis: float
+    output_kurtosis: float
+    channels: tuple[Count, ...] = ()
+    gains_db: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Layer:
     """A quantized linear of the transformer; see `Weight`.
 
@@ -120,6 +139,8 @@ class Layer:
         scale_format: of the weight's scales.
         activation_group_size: inputs of a token that share a scale, None for all.
         input_ops: what is done to its inputs before, a key each.
+        weight_kurtosis: of the float weight's rows, see `numbers.outliers.kurtosis`.
+        outliers: of its inputs; None where nothing was run.
     """
 
     name: str
@@ -135,6 +156,8 @@ class Layer:
     scale_format: str = DEFAULT_SCALE
     activation_group_size: Positive | None = None
     input_ops: tuple[Transform, ...] = field(default=(), metadata=AS_KEYS)
+    weight_kurtosis: float | None = None
+    outliers: Outliers | None = None
 
     @property
     def formats(self) -> str:

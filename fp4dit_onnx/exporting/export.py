@@ -27,7 +27,7 @@ from fp4dit_onnx.exporting.evidence import evidence_of_export
 from fp4dit_onnx.exporting.manifest_of import manifest_of
 from fp4dit_onnx.exporting.plan import ExportRequest, Plan, format_row, plan, work_folder
 from fp4dit_onnx.exporting.recipe_files import save_recipe
-from fp4dit_onnx.exporting.streaming import LayerNote, Quantizer, from_weights
+from fp4dit_onnx.exporting.streaming import LayerNote, Quantizer, WeightNote, from_weights
 from fp4dit_onnx.exporting.text_encoders import write_encoder
 from fp4dit_onnx.files import plain
 from fp4dit_onnx.report.writing import report_of_export
@@ -118,14 +118,14 @@ class _Weights:
     Attributes:
         layers: what is quantized, and how.
         quantizer: gives a layer.
-        output_errors: SQNR of each layer's output where it was measured.
+        outputs: what the manifest says of each layer's inputs and output where they were measured.
         measured: what the manifest says of the whole model's error.
         state: all layers at once, where they are in memory or asked for.
     """
 
     layers: Mapping[str, LayerLayout]
     quantizer: Quantizer
-    output_errors: Mapping[str, float]
+    outputs: Mapping[str, Mapping[str, Any]]
     measured: Mapping[str, Any]
     state: QuantizedState | None = None
 
@@ -244,10 +244,17 @@ class _Export:
                 "budget": result.spent,
                 "case_sqnr_db": tuple(case_errors(planned, network, state)),
             }
+        notes = {
+            name: WeightNote(error.weight, error.weight_kurtosis)
+            for name, error in result.errors.items()
+        }
         return _Weights(
             layers=state.layout.layers,
-            quantizer=lambda name: (state.layers[name], result.errors[name].weight),
-            output_errors={name: error.output for name, error in result.errors.items()},
+            quantizer=lambda name: (state.layers[name], notes[name]),
+            outputs={
+                name: {"output_sqnr_db": error.output, "outliers": error.outliers}
+                for name, error in result.errors.items()
+            },
             measured=measured,
             state=state,
         )
@@ -271,7 +278,7 @@ class _Export:
                         row,
                         **format_row(weights.layers[name].spec),
                         **asdict(notes[name]),
-                        output_sqnr_db=weights.output_errors.get(name),
+                        **weights.outputs.get(name, {}),
                     )
                 )
             annotate_graph(model, {row.name: row for row in rows}, planned.summary)

@@ -14,6 +14,7 @@ from fp4dit_onnx.bundle.model_file import ModelFile
 from fp4dit_onnx.bundle.names import codes_of, part_of
 from fp4dit_onnx.checkpoint.tensor_files import TensorInfo
 from fp4dit_onnx.checkpoint.tensor_reading import read_chunks, read_float32
+from fp4dit_onnx.numbers.outliers import kurtosis
 from fp4dit_onnx.spec.state import LayerLayout, QuantizedLayer
 from fp4dit_onnx.spec.transforms import INPUT
 
@@ -25,30 +26,44 @@ __all__ = [
     "GraphValues",
     "LayerNote",
     "Quantizer",
+    "WeightNote",
     "from_weights",
     "nothing_quantized",
     "write_model",
 ]
 
 Array = npt.NDArray[Any]
-Quantizer = Callable[[str], tuple[QuantizedLayer, float]]
-"""From a layer's name to the layer and its weight's SQNR in dB."""
 
 
 @dataclass(frozen=True)
-class LayerNote:
+class WeightNote:
+    """What is known of a layer's weight.
+
+    Attributes:
+        weight_sqnr_db: signal over quantization noise.
+        weight_kurtosis: of the float weight, see `numbers.outliers.kurtosis`.
+    """
+
+    weight_sqnr_db: float
+    weight_kurtosis: float
+
+
+@dataclass(frozen=True)
+class LayerNote(WeightNote):
     """What is known of a layer once it is written.
 
     Attributes:
         bytes: of codes and scales.
-        weight_sqnr_db: signal over quantization noise of its weight.
     """
 
     bytes: int
-    weight_sqnr_db: float
 
 
-def nothing_quantized(name: str) -> tuple[QuantizedLayer, float]:
+Quantizer = Callable[[str], tuple[QuantizedLayer, WeightNote]]
+"""From a layer's name to the layer and what is known of its weight."""
+
+
+def nothing_quantized(name: str) -> tuple[QuantizedLayer, WeightNote]:
     """The quantizer of a network without quantized layers; never called."""
     raise AssertionError(f"layer {name} is not to be quantized")
 
@@ -76,11 +91,11 @@ class GraphValues:
         layer = name.rpartition(".weight.")[0] or name.partition(INPUT)[0]
         if layer not in self.layers:
             return read_chunks(self.tensors[name])
-        made, error = self.quantizer(layer)
+        made, note = self.quantizer(layer)
         parts = {part_of(layer, role): part for role, part in made.parts.items()}
         written = parts | made.tensors
         size = sum(value.nbytes for value in written.values())
-        self._notes[codes_of(layer)] = LayerNote(size, error)
+        self._notes[codes_of(layer)] = LayerNote(**vars(note), bytes=size)
         self._pending |= written
         return self._pending.pop(name)
 
@@ -98,9 +113,10 @@ def from_weights(
 
     from fp4dit_onnx.calibration.applying import quantize_measured
 
-    def quantize(name: str) -> tuple[QuantizedLayer, float]:
-        weight = torch.from_numpy(read_float32(tensors[f"{name}.weight"]))
-        return quantize_measured(name, weight, layers[name].spec, stages)
+    def quantize(name: str) -> tuple[QuantizedLayer, WeightNote]:
+        weight = read_float32(tensors[f"{name}.weight"])
+        layer, sqnr = quantize_measured(name, torch.from_numpy(weight), layers[name].spec, stages)
+        return layer, WeightNote(sqnr, kurtosis(weight))
 
     return quantize
 

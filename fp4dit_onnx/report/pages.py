@@ -10,8 +10,9 @@ from typing import Any
 
 from PIL import Image
 
-from fp4dit_onnx.bundle.manifest import Layer, Manifest
+from fp4dit_onnx.bundle.manifest import Layer, Manifest, Outliers
 from fp4dit_onnx.evaluation.metrics import METRICS, Score
+from fp4dit_onnx.numbers.outliers import OUTLIER
 from fp4dit_onnx.report import heat, plots
 from fp4dit_onnx.report.cost import cost_of
 from fp4dit_onnx.report.data import SECTIONS, Histogram, Picture, Quality
@@ -20,7 +21,17 @@ from fp4dit_onnx.report.heat import Legend
 from fp4dit_onnx.report.layer_names import arranged
 from fp4dit_onnx.report.plots import Figure
 from fp4dit_onnx.report.provenance import provenance_of
-from fp4dit_onnx.report.tables import TIMES, Table, Tile, code, decibels, number, plain, table
+from fp4dit_onnx.report.tables import (
+    TIMES,
+    Cell,
+    Table,
+    Tile,
+    code,
+    decibels,
+    number,
+    plain,
+    table,
+)
 
 __all__ = ["Shown", "ShownPicture", "page_of", "score_text", "shown_picture"]
 
@@ -37,6 +48,8 @@ MEASURE = "fp4dit-onnx report BUNDLE --model PIPELINE"
 """Measures a bundle again."""
 SQNR = {"output_sqnr_db": "output SQNR", "weight_sqnr_db": "weight SQNR"}
 """Errors of a layer in order of interest."""
+WORTH_DB = 1.0
+"""What a transform gains at least where the table names it."""
 
 
 @dataclass(frozen=True)
@@ -266,6 +279,23 @@ def _layer_note(layers: Sequence[Layer], values: Mapping[str, Mapping[str, float
     return (
         f"{len(layers)} layers: {joined}. Output SQNR is that of a layer's result on inputs "
         "recorded while sampling, weight SQNR that of its weight; higher is better."
+        f"{_outlier_note(layers)}"
+    )
+
+
+def _outlier_note(layers: Sequence[Layer]) -> str:
+    """What the table's columns of tails mean, and how many layers have outliers."""
+    found = {layer.name: layer.outliers for layer in layers if layer.outliers is not None}
+    if not found:
+        return ""
+    having = sum(1 for own in found.values() if own.channels)
+    worst = max(found, key=lambda name: found[name].input_kurtosis)
+    return (
+        f" Kurtosis is 3 for normal values, more where a few are far larger than the rest. {having} "
+        f"layers have outlier inputs, channels of {OUTLIER:g} times the median's size and more; the "
+        f"highest input kurtosis is {found[worst].input_kurtosis:.0f}, of {worst}. What would help is "
+        "measured on the recorded inputs, weight and activations rounded to nearest in the layer's "
+        "formats."
     )
 
 
@@ -296,6 +326,11 @@ def _layer_table(layers: Sequence[Layer]) -> Table:
         ">bits per weight",
         ">weight SQNR, dB",
         ">output SQNR, dB",
+        ">weight kurtosis",
+        ">input kurtosis",
+        ">output kurtosis",
+        ">outlier inputs",
+        "would help",
     )
     rows = (
         (
@@ -311,11 +346,26 @@ def _layer_table(layers: Sequence[Layer]) -> Table:
             number(layer.bits, f"{layer.bits:.2f}"),
             decibels(layer.weight_sqnr_db),
             decibels(layer.output_sqnr_db),
+            decibels(layer.weight_kurtosis),
+            *_outlier_cells(layer.outliers),
         )
         for layer in layers
     )
-    caption = f"Quantized layers, {len(layers)}: formats, bytes with scales, errors"
+    caption = f"Quantized layers, {len(layers)}: formats, bytes with scales, errors, tails"
     return table(caption, columns, rows, sortable=True)
+
+
+def _outlier_cells(found: Outliers | None) -> tuple[Cell, ...]:
+    if found is None:
+        return number(None), number(None), number(None), plain("-")
+    helps = {name: gain for name, gain in found.gains_db.items() if gain >= WORTH_DB}
+    ranked = sorted(helps, key=lambda name: -helps[name])
+    return (
+        decibels(found.input_kurtosis),
+        decibels(found.output_kurtosis),
+        number(len(found.channels)),
+        plain(", ".join(f"{name} {helps[name]:+.1f} dB" for name in ranked) or "-"),
+    )
 
 
 def _histograms(members: Sequence[Histogram]) -> list[HistogramGroup]:

@@ -52,6 +52,15 @@ def layer(name: str, error: float | None) -> dict[str, Any]:
         "bytes_float32": 147456,
         "weight_sqnr_db": 18.25,
         "output_sqnr_db": error,
+        "weight_kurtosis": 3.25,
+        "outliers": {
+            "input_kurtosis": 2 * error,
+            "output_kurtosis": 4.0,
+            "channels": [7, 11],
+            "gains_db": {"smoothing": 1.5, "hadamard": 4.25, "nothing": 0.5},
+        }
+        if error is not None
+        else None,
     }
 
 

@@ -35,6 +35,9 @@ def test_numbers_are_those_of_manifest_and_evidence(
         assert f"{row.output_sqnr_db:.1f}" in page.words
     for name, entry in stub_bundle.manifest.files.items():
         assert {name, entry.sha256} <= set(page.words)
+    assert "10 layers have outlier inputs" in page.text
+    assert f"the highest input kurtosis is 64, of {cases.HOSTILE}" in page.text
+    assert "hadamard +4.2 dB, smoothing +1.5 dB" in page.words
     labels = list(page.values("aria-label"))
     assert any("12.5 to 20.5 dB over 3 blocks and 3 linears" in label for label in labels)
     assert any("lowest in attn1.to_q of block 0" in label for label in labels)
@@ -63,6 +66,8 @@ def test_what_was_not_measured_is_said_with_the_command(
     assert page.text.count("Not measured:") == 5
     assert "fp4dit-onnx report BUNDLE --model PIPELINE" in page.words
     assert "output SQNR not measured" in page.text
+    assert "3.2" in page.words
+    assert "layers have outlier inputs" not in page.text
     part = cases.make(tmp_path / "part", cases.manifest(measured=False), whole=False)
     assert "holds only the transformer" in cases.Page(report_html(part)).text
 
