@@ -10,7 +10,14 @@ from fp4dit_onnx.network.execution import Execution
 from fp4dit_onnx.numbers.formats import FloatFormat
 from fp4dit_onnx.numbers.numerics import FINENESS, SMALLEST_AMAX
 
-__all__ = ["binade_step", "expand_groups", "quantize_rows", "round_to_grid", "row_chunks"]
+__all__ = [
+    "binade_step",
+    "expand_groups",
+    "quantize_rows",
+    "quantize_static",
+    "round_to_grid",
+    "row_chunks",
+]
 
 EXPONENT = 0x7F800000
 """Bits of a float32's exponent."""
@@ -86,6 +93,17 @@ def quantize_rows(
         q, limit = torch.where(better, found, q), torch.where(better, other, limit)
     scale = torch.where(live, amax / limit, 0.0)
     return q, torch.where(finite, scale, torch.nan)
+
+
+def quantize_static(
+    x: torch.Tensor, fmt: FloatFormat, largest: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`numerics.quantize_static`: grid integers (float32 [..., K]), scales [..., 1]."""
+    finite = torch.isfinite(x).all(dim=-1, keepdim=True)
+    most = x.new_tensor(largest)
+    limit = torch.full_like(most, fmt.max_integer)
+    t = torch.where(finite, x, 0.0).clamp(-most, most) * (limit / most)
+    return round_to_grid(t, fmt), torch.where(finite, most / limit, torch.nan)
 
 
 def _steps(t: torch.Tensor, q: torch.Tensor, limit: float) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -11,7 +11,7 @@ from fp4dit_onnx.calibration.draft import Draft
 from fp4dit_onnx.calibration.evidence import Part
 from fp4dit_onnx.calibration.moments import Moments, Rows
 from fp4dit_onnx.calibration.simulate import SimulatedLinear
-from fp4dit_onnx.calibration.transforming import transformed_moments
+from fp4dit_onnx.calibration.transforming import transformed, transformed_moments
 from fp4dit_onnx.network.execution import HOST, Execution, sum64
 from fp4dit_onnx.spec.transform import Transform
 
@@ -94,6 +94,11 @@ class LayerInputs:
     def diagonal(self) -> torch.Tensor:
         """Mean square of each input, float32 [K]."""
         return self.second.matrix.diagonal().float()
+
+    def received(self, draft: Draft) -> Rows:
+        """The rows after the draft's `input_ops`: what is quantized; on the host."""
+        rows = self.rows()
+        return replace(rows, halves=transformed(rows.halves, draft.spec.input_ops))
 
     def loss(self, draft: Draft) -> float:
         """``tr(E H E^T)`` of a rounded draft: what its weight's error E makes of the output."""

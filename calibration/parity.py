@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fp4dit_onnx.calibration.grid import quantize_rows
+from fp4dit_onnx.calibration.grid import quantize_rows, quantize_static
 from fp4dit_onnx.calibration.simulate import simulate, unquantized
 from fp4dit_onnx.errors import BundleError
 from fp4dit_onnx.families import Family
@@ -32,7 +32,10 @@ def torch_quantize(x: Array, op: str, given: Mapping[str, Any]) -> tuple[Array, 
     fmt, tensor = format_by_name(given["format"]), torch.from_numpy(x)
     if one := transform_of(op, given):
         tensor = one(tensor, torch)
-    q, scale = quantize_rows(tensor, fmt, given["group_size"], given["candidates"][1:])
+    if "largest" in given:
+        q, scale = quantize_static(tensor, fmt, given["largest"])
+    else:
+        q, scale = quantize_rows(tensor, fmt, given["group_size"], given["candidates"][1:])
     return q.numpy().astype(fmt.integer_type), scale.numpy()
 
 

@@ -126,6 +126,7 @@ def insert_pair(graph: gs.Graph, x: gs.Tensor, spec: TensorSpec, own: str, k: in
     """
     nodes, tensors = node_names(graph), tensor_names(graph)
     fmt, size = format_by_name(spec.format), spec.group_size or k
+    op, given = ops.quantizer_of(spec)
     rows = list(x.shape)[:-1] if x.shape else None
     shape = None if rows is None else [*rows, group_count(k, size)]
     q = gs.Variable(unique_name(f"{own}.q", tensors), fmt.integer_type, x.shape)
@@ -133,9 +134,9 @@ def insert_pair(graph: gs.Graph, x: gs.Tensor, spec: TensorSpec, own: str, k: in
     value = gs.Variable(unique_name(f"{own}.value", tensors), np.float32, x.shape)
     graph.nodes += [
         gs.Node(
-            ops.quantize_op(fmt),
+            op,
             unique_name(f"{own}/Quantize", nodes),
-            ops.quantize_attributes(fmt, spec.group_size or ops.WHOLE_ROW, spec.candidates),
+            given,
             [x],
             [q, scale],
             domain=ops.DOMAIN,

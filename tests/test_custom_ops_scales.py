@@ -152,6 +152,8 @@ def test_quantizers(isa: str) -> None:
             x = random_rows(random, 9, 203)
             given = ops.quantize_attributes(fmt, group_size)
             check(ops.quantize_op(fmt), given, x)
+            constant = ops.static_attributes(fmt, 0.1 * group_size)
+            check(ops.quantize_op(fmt, static=True), constant, x)
             if fmt.integer_type != np.int8:
                 continue
             less = [float(v) for v in fmt.magnitudes[1:-1][-1 - index % 3 :]]

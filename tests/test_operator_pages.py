@@ -131,6 +131,15 @@ def assert_quantized(op: str, given: dict[str, Any], x: Array, q: Array, scale: 
         assert_same(ran, own.astype(ran.dtype))
 
 
+@EVERY_FORMAT
+def test_quantize_static(fmt: FloatFormat) -> None:
+    op, x = ops.quantize_op(fmt, static=True), rows_of(fmt)
+    for largest in (0.7, fmt.max_integer):
+        page_of = reference(NAMES[ops.quantize_op(fmt)].replace("quantize", "quantize_static"), op)
+        q, scale = page_of(x, fmt.mantissa_bits, fmt.max_integer, largest)
+        assert_quantized(op, ops.static_attributes(fmt, largest), x, q, scale)
+
+
 def test_four_over_six_rotated_or_not() -> None:
     fmt, x = FORMATS["e2m1"], rows_of(FORMATS["e2m1"])
     given = ops.quantize_attributes(fmt, 16, [8])

@@ -80,6 +80,33 @@ def test_a_group_is_quantized_as_a_row(name: str, group_size: int, run: Run) -> 
         assert same_bits(scale[..., g : g + 1], own_scale).ok
 
 
+@pytest.mark.parametrize("name", ["e2m1", "int8", "e3m4", "e4m3"])
+def test_under_a_given_scale(name: str, run: Run) -> None:
+    """As dynamically where it is the row's own; what exceeds it is cut off; by its values alone."""
+    fmt = FORMATS[name]
+    x = rows(3, 2, 5, 40)
+    x[0, 0, 3], x[0, 1] = np.inf, 0
+    largest = float(np.abs(x[0, 2]).max())
+    q, scale = agrees(
+        run, ops.quantize_op(fmt, static=True), ops.static_attributes(fmt, largest), x
+    )
+    own, own_scale = numerics.quantize(x[0, 2], fmt)
+    assert same_bits(q[0, 2], own).ok
+    assert scale.shape == (2, 5, 1)
+    poisoned = ~np.isfinite(x).all(axis=-1)
+    assert np.array_equal(np.isnan(scale[..., 0]), poisoned)
+    assert set(scale[~poisoned].ravel()) == {own_scale[0]}
+    assert not q[poisoned].any()
+    half = ops.static_attributes(fmt, largest / 2)
+    q, scale = agrees(run, ops.quantize_op(fmt, static=True), half, x)
+    value = q[~poisoned] * scale[~poisoned].astype(np.float64)
+    grid = fmt.grid[np.isfinite(fmt.grid)].astype(np.float64) * float(scale[0, 2, 0])
+    wanted = np.clip(x[~poisoned], -largest / 2, largest / 2)
+    nearest = np.abs(wanted[..., None] - grid).min(axis=-1)
+    assert np.allclose(np.abs(value - wanted), nearest, rtol=0, atol=1e-6)
+    assert np.abs(value).max() == pytest.approx(largest / 2, rel=1e-6)
+
+
 def best_of(x: Array, fmt: FloatFormat, limits: list[int]) -> tuple[float, Array]:
     """Scale and grid integers of one group, by exact fractions."""
     amax = np.abs(x).max()

@@ -44,6 +44,8 @@ SPECS = {
     "T6g": LayerSpec.of("e1m2", "int6", 8, MULTIPLIED, activation_group_size=16, input_ops=TURNED),
     "T4": LayerSpec.of("e1m2", "e2m1", 8, MULTIPLIED, 4),
     "groups": LayerSpec.of("e2m1", "int6", 8, activation_group_size=4),
+    "constant": LayerSpec.of("e2m1", "int8", 8, MULTIPLIED, largest=0.7),
+    "constant, turned": LayerSpec.of("e2m1", "e3m4", 8, input_ops=TURNED, largest=3),
     "float": LayerSpec.of("e2m1", None, 8, input_ops=(Hadamard(4),)),
     "wide": LayerSpec.of("e2m1", "e3m4", 8, input_ops=(Hadamard(4),)),
     "balanced": LayerSpec.of("e2m1", "int6", 8, input_ops=(BALANCED,)),
@@ -55,6 +57,8 @@ NODES = {
     "T6g": [ops.HADAMARD_QUANTIZE, ops.LINEAR_INTEGER],
     "T4": ["FpQuantize", ops.LINEAR_INTEGER],
     "groups": ["FpQuantize", ops.LINEAR],
+    "constant": ["FpQuantizeStatic", ops.LINEAR_INTEGER],
+    "constant, turned": [ops.HADAMARD, "FpQuantizeStaticInt16", ops.LINEAR],
     "float": [ops.HADAMARD, ops.LINEAR],
     "wide": [ops.HADAMARD, "FpQuantizeInt16", ops.LINEAR],
     "balanced": ["Mul", "FpQuantize", ops.LINEAR],
@@ -86,7 +90,10 @@ def expected(x: Array, made: QuantizedLayer, bias: Array) -> Array:
         x = one(x)
     if spec.input is not None:
         fmt, size = FORMATS[spec.input.format], spec.input.group_size or K
-        q, scale = numerics.quantize(x, fmt, size, spec.input.candidates)
+        if spec.largest is None:
+            q, scale = numerics.quantize(x, fmt, size, spec.input.candidates)
+        else:
+            q, scale = numerics.quantize_static(x, fmt, spec.largest)
         x = numerics.dequantize(q, scale, size)
     return np.asarray(x @ made.weight().T + bias)
 

@@ -223,6 +223,10 @@ def test_missing_tensor(saved: Path, tensor: str) -> None:
         ({"k": 40}, "do not fit K=40"),
         ({"group_size": 128}, "do not fit K=21"),
         ({"weight": "fp4"}, "unknown format 'fp4'"),
+        ({"largest": 0.0}, "largest magnitude 0: expected a finite float32"),
+        ({"largest": 1e39}, "largest magnitude 1e.39: expected a finite float32"),
+        ({"largest": 1.0, "activation_group_size": 8}, "one scale, up to 1, and one per 8 inputs"),
+        ({"largest": 1.0, "activation": None}, "they stay in float, which has no scale"),
     ],
 )
 def test_header_that_does_not_fit_the_tensors(

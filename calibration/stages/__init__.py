@@ -19,6 +19,7 @@ from fp4dit_onnx.calibration.stages.stage import (
     LayerStage,
     Stage,
 )
+from fp4dit_onnx.calibration.stages.static import Static
 from fp4dit_onnx.calibration.stages.transform import stage_of
 from fp4dit_onnx.calibration.stages.weighted import Weighted
 from fp4dit_onnx.spec.transforms import TRANSFORMS
@@ -28,6 +29,7 @@ __all__ = ["INPUTS", "KINDS", "MOMENTS", "STAGES", "WEIGHTS", "Evidence", "Layer
 STAGES: dict[str, type[Stage]] = {
     **{name: stage_of(one) for name, one in TRANSFORMS.items() if not one.roles},
     "choose-format": ChooseFormat,
+    "static": Static,
     "budget": Budget,
     "absmax": Absmax,
     "mse": Mse,

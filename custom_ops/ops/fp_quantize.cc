@@ -1,6 +1,8 @@
 #include "ops/fp_quantize.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 
 #include "core/counters.h"
 #include "core/parallel.h"
@@ -10,11 +12,12 @@
 namespace fp4dit {
 namespace {
 
-// Elements of a rotated row that the stack has room for.
+// Elements of a row, rotated or cut off, that the stack has room for.
 constexpr size_t kStackElements = size_t{1} << 13;
 
-constexpr const char* kOpNames[kIntegerTypes] = {"FpQuantize", "FpQuantizeInt16",
-                                                 "FpQuantizeFloat"};
+constexpr const char* kOpSuffixes[kIntegerTypes] = {"", "Int16", "Float"};
+constexpr CountedOp kCounts[] = {kCountFpQuantize, kCountFpHadamardQuantize,
+                                 kCountFpQuantizeStatic};
 
 }  // namespace
 
@@ -37,17 +40,19 @@ OrtStatus* ReadRows(const Node& node, OrtKernelContext* context, Tensor* x) {
                    ShapeText(*x).text);
 }
 
-OrtStatus* FpQuantizeBase::Create(const Node& node, IntegerType type, bool rotated) {
+OrtStatus* FpQuantizeBase::Create(const Node& node, IntegerType type, Kind kind) {
   node_ = node;
   type_ = type;
+  kind_ = kind;
   FP4DIT_RETURN_IF_ERROR(node.CheckInputCount(1));
-  if (rotated) FP4DIT_RETURN_IF_ERROR(ReadBlock(node, &block_));
+  if (kind == kRotated) FP4DIT_RETURN_IF_ERROR(ReadBlock(node, &block_));
   const Format* format = nullptr;
   FP4DIT_RETURN_IF_ERROR(node.ReadFormat("format", false, &format));
   if (IntegerTypeOf(*format) != type) {
-    return node.Fail("attribute 'format' is '%s', whose integers are %s: wanted op %s for it",
+    return node.Fail("attribute 'format' is '%s', whose integers are %s: wanted op %s%s for it",
                      format->name, TypeName(ElementTypeOf(IntegerTypeOf(*format))),
-                     kOpNames[IntegerTypeOf(*format)]);
+                     kind == kStatic ? "FpQuantizeStatic" : "FpQuantize",
+                     kOpSuffixes[IntegerTypeOf(*format)]);
   }
   int64_t mantissa_bits = 0;
   FP4DIT_RETURN_IF_ERROR(node.ReadInt("mantissa_bits", &mantissa_bits));
@@ -61,14 +66,26 @@ OrtStatus* FpQuantizeBase::Create(const Node& node, IntegerType type, bool rotat
     return node.Fail("attribute 'max' is %g, wanted %g for format %s", static_cast<double>(max),
                      static_cast<double>(format->max_integer()), format->name);
   }
-  FP4DIT_RETURN_IF_ERROR(node.ReadSizeOr("group_size", SIZE_MAX, &group_size_));
-  FP4DIT_RETURN_IF_ERROR(ReadCandidates(*format));
   grid_ = {format->max_integer(), format->mantissa_bits};
+  group_size_ = SIZE_MAX;
+  if (kind == kStatic) {
+    FP4DIT_RETURN_IF_ERROR(ReadLargest());
+  } else {
+    FP4DIT_RETURN_IF_ERROR(node.ReadSizeOr("group_size", SIZE_MAX, &group_size_));
+    FP4DIT_RETURN_IF_ERROR(ReadCandidates(*format));
+  }
   kernel_ = ChooseQuantize(Selected().isa, type);
   error_ = ChooseError(Selected().isa).run;
   hadamard_ = ChooseHadamard(Selected().isa).run;
   node_.info = nullptr;
   return nullptr;
+}
+
+OrtStatus* FpQuantizeBase::ReadLargest() {
+  FP4DIT_RETURN_IF_ERROR(node_.ReadFloat("largest", &grid_.largest));
+  if (grid_.largest >= kSmallestAmax && std::isfinite(grid_.largest)) return nullptr;
+  return node_.Fail("attribute 'largest' is %g, wanted a finite number from %g",
+                    static_cast<double>(grid_.largest), static_cast<double>(kSmallestAmax));
 }
 
 // The largest integers that a group's scale may be chosen for: the format's, then smaller ones.
@@ -125,6 +142,10 @@ void FpQuantizeBase::RunRows(const Call& call, size_t begin, size_t end, float* 
   const size_t element = TypeSize(ElementTypeOf(type_));
   for (size_t r = begin; r < end; ++r) {
     const float* x = call.x + r * call.k;
+    if (kind_ == kStatic) {
+      RunStaticRow(x, call.k, call.q + r * call.k * element, call.scale + r, rotated);
+      continue;
+    }
     if (block_ != 0) {
       hadamard_(x, call.k, block_, rotated);
       x = rotated;
@@ -136,6 +157,27 @@ void FpQuantizeBase::RunRows(const Call& call, size_t begin, size_t end, float* 
                   call.q + (r * call.k + first) * element, call.scale + r * call.groups + g);
     }
   }
+}
+
+// One row, as many elements at a time as `cut` has room for. What is not finite stays: one such
+// element makes the whole row's scale NaN.
+void FpQuantizeBase::RunStaticRow(const float* x, size_t k, uint8_t* q, float* scale,
+                                  float* cut) const {
+  const size_t element = TypeSize(ElementTypeOf(type_));
+  const float most = grid_.largest;
+  bool finite = true;
+  for (size_t first = 0; first < k && finite; first += kStackElements) {
+    const size_t size = std::min(kStackElements, k - first);
+    for (size_t i = 0; i < size; ++i) {
+      const float value = x[first + i];
+      const float magnitude = std::fabs(value);
+      const bool beyond = magnitude > most && std::isfinite(magnitude);
+      cut[i] = beyond ? std::copysign(most, value) : value;
+    }
+    kernel_.run(cut, size, grid_, q + first * element, scale);
+    finite = !std::isnan(*scale);
+  }
+  if (!finite) std::memset(q, 0, k * element);
 }
 
 OrtStatus* FpQuantizeBase::Compute(OrtKernelContext* context) const {
@@ -155,7 +197,7 @@ OrtStatus* FpQuantizeBase::Compute(OrtKernelContext* context) const {
   FP4DIT_RETURN_IF_ERROR(MakeOutput(node_, context, 1, x.dims, x.rank, &data));
   call.scale = static_cast<float*>(data);
   if (x.count == 0) return nullptr;
-  Count(block_ == 0 ? kCountFpQuantize : kCountFpHadamardQuantize, type_, kernel_.isa);
+  Count(kCounts[kind_], type_, kernel_.isa);
   const size_t count = x.count / k;
   if (block_ != 0 && k > kStackElements) {  // longer than any layer's
     AlignedBuffer rotated;
@@ -188,5 +230,8 @@ FP4DIT_DEFINE_OP(FpQuantize)
 FP4DIT_DEFINE_OP(FpQuantizeInt16)
 FP4DIT_DEFINE_OP(FpQuantizeFloat)
 FP4DIT_DEFINE_OP(FpHadamardQuantize)
+FP4DIT_DEFINE_OP(FpQuantizeStatic)
+FP4DIT_DEFINE_OP(FpQuantizeStaticInt16)
+FP4DIT_DEFINE_OP(FpQuantizeStaticFloat)
 
 }  // namespace fp4dit

@@ -1,6 +1,7 @@
 // FpQuantize, FpQuantizeInt16, FpQuantizeFloat: activations to grid integers, with one scale for
-// each group of a row; FpHadamardQuantize, which rotates rows before. numerics.quantize is the
-// definition.
+// each group of a row; FpHadamardQuantize, which rotates rows before; FpQuantizeStatic and its
+// like, under one scale that is given. numerics.quantize and numerics.quantize_static are the
+// definitions.
 
 #ifndef FP4DIT_OPS_FP_QUANTIZE_H_
 #define FP4DIT_OPS_FP_QUANTIZE_H_
@@ -27,7 +28,8 @@ class FpQuantizeBase {
   OrtStatus* Compute(OrtKernelContext* context) const;
 
  protected:
-  OrtStatus* Create(const Node& node, IntegerType type, bool rotated = false);
+  enum Kind { kDynamic, kRotated, kStatic };
+  OrtStatus* Create(const Node& node, IntegerType type, Kind kind = kDynamic);
 
  private:
   static constexpr size_t kMostCandidates = 4;
@@ -39,10 +41,13 @@ class FpQuantizeBase {
   };
 
   OrtStatus* ReadCandidates(const Format& format);
+  OrtStatus* ReadLargest();
   QuantizeGrid BestGrid(const float* x, size_t k) const;
   void RunRows(const Call& call, size_t begin, size_t end, float* rotated) const;
+  void RunStaticRow(const float* x, size_t k, uint8_t* q, float* scale, float* cut) const;
 
   Node node_;
+  Kind kind_ = kDynamic;
   IntegerType type_ = kInt8Type;
   QuantizeGrid grid_ = {};
   size_t group_size_ = 0;
@@ -89,7 +94,25 @@ class FpHadamardQuantize : public FpQuantizeBase {
   static constexpr ort::ElementType kInputs[] = {ort::kFloat};
   static constexpr ort::ElementType kOutputs[] = {ort::kInt8, ort::kFloat};
   static void InferShapes(const ShapeInference& s) { InferQuantizeShapes(s, kOutputs[0]); }
-  OrtStatus* Create(const Node& node) { return FpQuantizeBase::Create(node, kInt8Type, true); }
+  OrtStatus* Create(const Node& node) { return FpQuantizeBase::Create(node, kInt8Type, kRotated); }
+};
+
+class FpQuantizeStatic : public FpQuantize {
+ public:
+  static constexpr const char* kName = "FpQuantizeStatic";
+  OrtStatus* Create(const Node& node) { return FpQuantizeBase::Create(node, kInt8Type, kStatic); }
+};
+
+class FpQuantizeStaticInt16 : public FpQuantizeInt16 {
+ public:
+  static constexpr const char* kName = "FpQuantizeStaticInt16";
+  OrtStatus* Create(const Node& node) { return FpQuantizeBase::Create(node, kInt16Type, kStatic); }
+};
+
+class FpQuantizeStaticFloat : public FpQuantizeFloat {
+ public:
+  static constexpr const char* kName = "FpQuantizeStaticFloat";
+  OrtStatus* Create(const Node& node) { return FpQuantizeBase::Create(node, kFloatType, kStatic); }
 };
 
 }  // namespace fp4dit

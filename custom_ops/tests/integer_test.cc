@@ -186,6 +186,13 @@ void TestQuantizeRefusals() {
     const Change wide = SetInput(0, ort::kFloat, {1, 1025});
     Refuses(op, [&](Sample* s) { wide(s), SetList({60, 56})(s); }, {"1025", "candidates", "1024"});
   }
+  for (const float largest : {0.0f, -1.0f, 1e-30f, NAN, INFINITY}) {
+    Refuses("FpQuantizeStatic", [=](Sample* s) { s->node.floats["largest"] = largest; },
+            {"'largest'", "finite"});
+  }
+  Refuses("FpQuantizeStatic", [](Sample* s) { s->node.floats.erase("largest"); }, {"'largest'"});
+  Refuses("FpQuantizeStatic", [](Sample* s) { s->node.texts["format"] = "e3m4"; },
+          {"'e3m4'", "FpQuantizeStaticInt16"});
   for (const char* op : {"FpHadamard", "FpHadamardQuantize"}) {
     for (const int64_t block : {0, -2, 1, 3, 96, 2048}) {
       Refuses(op, SetInt("block", block), {"'block'", std::to_string(block).c_str()});
@@ -193,6 +200,33 @@ void TestQuantizeRefusals() {
     Refuses(op, [](Sample* s) { s->node.ints.erase("block"); }, {"'block'", "missing"});
     Refuses(op, SetInput(0, ort::kFloat, {3, 0}), {"'x'", "[3, 0]"});
     Refuses(op, SetInput(0, ort::kInt8, {3, 10}), {"'x'", "int8", "float"});
+  }
+}
+
+// Under the scale that each row has of itself, a row is quantized as it is; one that holds infinity
+// anywhere, and is longer than the stack has room for, has no scale at all.
+void TestStatic() {
+  for (const int64_t k : {1, 10, 9000}) {
+    Sample dynamic = MakeSample("FpQuantize", "e2m3", "e2m1", 3, k, 1, 4);
+    Sample fixed = MakeSample("FpQuantizeStatic", "e2m3", "e2m1", 3, k, 1, 4);
+    for (Sample* sample : {&dynamic, &fixed}) {
+      float* x = reinterpret_cast<float*>(sample->values[0]->data.get());
+      for (int64_t i = 0; i < 3 * k; ++i) x[i] = std::sin(static_cast<float>(i));
+      for (int64_t r = 0; r < 3; ++r) x[r * k + k / 2] = -2.0f;
+      x[2 * k + k - 1] = INFINITY;
+    }
+    fixed.node.floats["largest"] = 2.0f;
+    const Outcome one = fake::Run(ops["FpQuantize"], &dynamic.node);
+    const Outcome two = fake::Run(ops["FpQuantizeStatic"], &fixed.node);
+    CHECK(two.error.empty(), "%s", two.error.c_str());
+    for (size_t i = 0; i < 2; ++i) {
+      CHECK(std::memcmp(two.outputs[i].data.get(), one.outputs[i].data.get(),
+                        two.outputs[i].Bytes()) == 0,
+            "under a given scale, of %lld", static_cast<long long>(k));
+    }
+    fixed.node.floats["largest"] = 1.0f;
+    const Outcome cut = fake::Run(ops["FpQuantizeStatic"], &fixed.node);
+    CHECK(cut.outputs[0].As<int8_t>()[k / 2] == -60, "cut off, of %lld", static_cast<long long>(k));
   }
 }
 
@@ -228,6 +262,7 @@ void TestIntegers() {
   TestPadding();
   TestLongestRow();
   TestQuantizeRefusals();
+  TestStatic();
   TestShapes();
 }
 

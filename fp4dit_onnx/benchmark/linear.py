@@ -18,7 +18,7 @@ from fp4dit_onnx.benchmark.openvino_models import linear_f32, linear_u4
 from fp4dit_onnx.benchmark.sessions import MICROSOFT, bound, graph_model, make_session
 from fp4dit_onnx.benchmark.torch_models import linear_bf16
 from fp4dit_onnx.numbers import numerics
-from fp4dit_onnx.numbers.formats import FloatFormat
+from fp4dit_onnx.numbers.formats import FORMATS, FloatFormat
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedLayer
 from fp4dit_onnx.spec.transform import Transform
@@ -131,11 +131,9 @@ def _node(op: str, inputs: Iterable[str], outputs: Sequence[str], given: Any) ->
 def _quantizer(spec: LayerSpec, act: FloatFormat) -> list[onnx.NodeProto]:
     """From x to q and scale_of_row, transformed where the spec says so."""
     assert spec.input is not None
-    before, op = list(spec.input_ops), ops.quantize_op(act)
-    given = ops.quantize_attributes(
-        act, spec.activation_group_size or ops.WHOLE_ROW, spec.input.candidates
-    )
-    if before and before[-1].quantizer and act.integer_type == np.int8:
+    before = list(spec.input_ops)
+    op, given = ops.quantizer_of(spec.input)
+    if before and before[-1].quantizer and op == ops.quantize_op(FORMATS["int8"]):
         last = before.pop()
         op, given = str(last.quantizer), {**last.attributes, **given}
     x, nodes = _transformed(before)

@@ -141,6 +141,7 @@ class Layer:
         input_ops: what is done to its inputs before, a key each.
         weight_kurtosis: of the float weight's rows, see `numbers.outliers.kurtosis`.
         outliers: of its inputs; None where nothing was run.
+        largest: of its inputs, where they have one constant scale; see `TensorSpec`.
     """
 
     name: str
@@ -158,6 +159,7 @@ class Layer:
     input_ops: tuple[Transform, ...] = field(default=(), metadata=AS_KEYS)
     weight_kurtosis: float | None = None
     outliers: Outliers | None = None
+    largest: float | None = None
 
     @property
     def formats(self) -> str:

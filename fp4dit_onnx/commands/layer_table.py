@@ -114,6 +114,10 @@ def print_layers(title: str, rows: Iterable[Layer]) -> None:
             f"activations of {len(named)} layers: a scale per token and {of_token} inputs ({shown})"
         )
 
+    constant = sum(row.largest is not None for row in all_rows)
+    if constant:
+        print_line(f"activations of {constant} layers: one constant scale, found at calibration")
+
 
 def print_attention(attention: Mapping[str, str]) -> None:
     """Print one line about the attentions whose q, k and v are quantized; none for none."""

@@ -383,6 +383,7 @@ def format_row(spec: LayerSpec) -> dict[str, Any]:
         "scale_format": spec.weight.scale,
         "activation_group_size": spec.activation_group_size,
         "input_ops": spec.input_ops,
+        "largest": spec.largest,
     }
 
 

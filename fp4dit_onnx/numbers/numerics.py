@@ -32,6 +32,7 @@ __all__ = [
     "pack",
     "quantize",
     "quantize_groups",
+    "quantize_static",
     "round_to_grid",
     "unpack",
 ]
@@ -145,6 +146,27 @@ def _scaled(
     steps = np.rint((t - q) * FINENESS).astype(np.float64)
     error = np.square(steps).sum(axis=-1, keepdims=True) / np.square(limit.astype(np.float64))
     return q, error
+
+
+def quantize_static(
+    x: FloatArray, fmt: FloatFormat, largest: float
+) -> tuple[npt.NDArray[np.generic], FloatArray]:
+    """Quantize under one scale that is given: `quantize` of rows whose largest magnitude is `largest`.
+
+    Args:
+        x: float32 [..., K]; what exceeds `largest` in magnitude is cut off.
+        fmt: the element format.
+        largest: a float32, at least `SMALLEST_AMAX` and finite.
+
+    Returns:
+        Grid integers [..., K] of `fmt.integer_type`, and scales float32 [..., 1]. A row with NaN or
+        infinity has scale NaN and q = 0.
+    """
+    finite = np.isfinite(x).all(axis=-1, keepdims=True)
+    limit, most = np.float32(fmt.max_integer), np.float32(largest)
+    t = np.clip(np.where(finite, x, np.float32(0)), -most, most) * (limit / most)
+    q = np.clip(round_to_grid(t, fmt), -limit, limit)
+    return q.astype(fmt.integer_type), np.where(finite, most / limit, np.float32(np.nan))
 
 
 SUM_LIMIT = 2**31

@@ -20,7 +20,13 @@ from fp4dit_onnx.ops.fp_attention import attention_attributes
 from fp4dit_onnx.ops.fp_dequantize import dequantize_attributes
 from fp4dit_onnx.ops.fp_linear import linear_attributes
 from fp4dit_onnx.ops.fp_linear_integer import linear_integer_attributes
-from fp4dit_onnx.ops.fp_quantize import QUANTIZE_OPS, quantize_attributes, quantize_op
+from fp4dit_onnx.ops.fp_quantize import (
+    QUANTIZE_OPS,
+    quantize_attributes,
+    quantize_op,
+    quantizer_of,
+    static_attributes,
+)
 from fp4dit_onnx.ops.fp_scale import scale_attributes
 from fp4dit_onnx.ops.fp_unpack import unpack_attributes
 from fp4dit_onnx.ops.operator import DOMAIN, OPSET, VERSION, WHOLE_ROW, Operator
@@ -53,7 +59,9 @@ __all__ = [
     "operator_of",
     "quantize_attributes",
     "quantize_op",
+    "quantizer_of",
     "scale_attributes",
+    "static_attributes",
     "unpack_attributes",
 ]
 

@@ -1,4 +1,7 @@
-"""FpQuantize, FpQuantizeInt16 and FpQuantizeFloat: activations to grid integers and scales."""
+"""FpQuantize, FpQuantizeInt16 and FpQuantizeFloat: activations to grid integers and scales.
+
+FpQuantizeStatic and its like are the same under a scale that is given.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,43 @@ import onnx
 from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.formats import FloatFormat, format_by_name
 from fp4dit_onnx.ops.operator import WHOLE_ROW, Array, Attributes, Operator
+from fp4dit_onnx.spec.spec import TensorSpec
 
-__all__ = ["QUANTIZE", "QUANTIZE_OPS", "caption", "quantize_attributes", "quantize_op"]
+__all__ = [
+    "QUANTIZE",
+    "QUANTIZE_OPS",
+    "STATIC",
+    "caption",
+    "quantize_attributes",
+    "quantize_op",
+    "quantizer_of",
+    "static_attributes",
+]
 
 # Constants are tensors: of a value_float, graphsurgeon's folding makes a float64.
 # floor(log(a) / ln 2) may be one off next to a power of two. Both binades hold that power of two, and
 # no tie is near it, so the rounded result is the same. 8.077935669463161e-28 is 2^-90,
 # 3.4028235e38 the largest float32.
+_ROUNDING = """\
+    absolute = Abs (t)
+    at_least_one = Max (absolute, one)
+    log = Log (at_least_one)
+    log2 = Mul (log, per_ln2)
+    binade = Floor (log2)
+    mantissa_bits_float = Cast <to = 1> (mantissa_bits_int)
+    binades_above = Sub (binade, mantissa_bits_float)
+    exponent = Max (binades_above, zero)
+    index = Cast <to = 7> (exponent)
+    step = Gather (steps, index)
+    significand = Div (t, step)
+    rounded = Round (significand)
+    integer = Mul (rounded, step)
+    negative_limits = Neg (limits)
+    not_below = Max (integer, negative_limits)
+    clipped = Min (not_below, limits)
+"""
+"""Of `t` to the grid, saturating at `limits`."""
+
 _TEXT = """
 {name} <format, mantissa_bits, max, group_size, candidates> (x) => (q, scale) {{
     group = Constant <value_int: int = @group_size> ()
@@ -65,23 +98,7 @@ _TEXT = """
     factor = Div (limits, amax)
     live_x = Where (live, grouped, zero)
     t = Mul (live_x, factor)
-    absolute = Abs (t)
-    at_least_one = Max (absolute, one)
-    log = Log (at_least_one)
-    log2 = Mul (log, per_ln2)
-    binade = Floor (log2)
-    mantissa_bits_float = Cast <to = 1> (mantissa_bits_int)
-    binades_above = Sub (binade, mantissa_bits_float)
-    exponent = Max (binades_above, zero)
-    index = Cast <to = 7> (exponent)
-    step = Gather (steps, index)
-    significand = Div (t, step)
-    rounded = Round (significand)
-    integer = Mul (rounded, step)
-    negative_limits = Neg (limits)
-    not_below = Max (integer, negative_limits)
-    clipped = Min (not_below, limits)
-    difference = Sub (t, clipped)
+{rounding}    difference = Sub (t, clipped)
     fine = Mul (difference, fineness)
     units = Round (fine)
     squares = ReduceSumSquare <keepdims = 1> (units, last)
@@ -113,10 +130,41 @@ _TEXT = """
 """
 
 
-def _text(name: str, dtype: npt.DTypeLike) -> str:
+_STATIC_TEXT = """
+{name} <format, mantissa_bits, max, largest> (x) => (q, scale) {{
+    mantissa_bits_int = Constant <value_int: int = @mantissa_bits> ()
+    limits = Constant <value_float: float = @max> ()
+    most = Constant <value_float: float = @largest> ()
+    zero = Constant <value = float {{0.0}}> ()
+    one = Constant <value = float {{1.0}}> ()
+    huge = Constant <value = float {{3.4028234663852886e38}}> ()
+    per_ln2 = Constant <value = float {{1.4426950408889634}}> ()
+    steps = Constant <value = float[32] {{{steps}}}> ()
+    last = Constant <value = int64[1] {{-1}}> ()
+    nan = Constant <value = float {{0.0}}> ()
+    magnitude = Abs (x)
+    is_finite = LessOrEqual (magnitude, huge)
+    is_not_finite = Not (is_finite)
+    poison = Cast <to = 1> (is_not_finite)
+    row_poison = ReduceMax <keepdims = 1> (poison, last)
+    row_is_finite = Less (row_poison, one)
+    finite_x = Where (row_is_finite, x, zero)
+    least = Neg (most)
+    not_less = Max (finite_x, least)
+    within = Min (not_less, most)
+    factor = Div (limits, most)
+    t = Mul (within, factor)
+{rounding}    q = Cast <to = {type}> (clipped)
+    quotient = Div (most, limits)
+    scale = Where (row_is_finite, quotient, nan)
+}}
+"""
+
+
+def _text(name: str, dtype: npt.DTypeLike, text: str) -> str:
     steps = ", ".join(f"{2.0**i:.1f}" for i in range(32))
     element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    return _TEXT.format(name=name, steps=steps, type=element)
+    return text.format(name=name, steps=steps, type=element, rounding=_ROUNDING)
 
 
 def _reference(given: Attributes, inputs: Sequence[Array]) -> Sequence[Array]:
@@ -138,7 +186,7 @@ def caption(given: Attributes, size: str | None) -> str:
 def _operator(name: str, dtype: npt.DTypeLike) -> Operator:
     return Operator(
         name=name,
-        text=_text(name, dtype),
+        text=_text(name, dtype, _TEXT),
         doc="Quantizes each group of group_size elements of the last axis: q is the nearest grid "
         "integer of the format, ties to even, scale is the group's largest magnitude by the format's "
         "largest integer, or by that candidate which errs least; x is about q * scale.",
@@ -150,18 +198,57 @@ def _operator(name: str, dtype: npt.DTypeLike) -> Operator:
     )
 
 
+def _static(name: str, dtype: npt.DTypeLike) -> Operator:
+    return Operator(
+        name=name,
+        text=_text(name, dtype, _STATIC_TEXT),
+        doc="Quantizes under one scale, largest by the format's largest integer: q is the nearest grid "
+        "integer, ties to even, and what exceeds largest in magnitude is cut off; x is about q * scale.",
+        results=(dtype, np.float32),
+        reference=lambda given, inputs: numerics.quantize_static(
+            inputs[0], format_by_name(given["format"]), given["largest"]
+        ),
+        caption=lambda given, size: (
+            f"Activations to {given['format']}, one scale, up to {given['largest']:.4g}"
+        ),
+        role="quantize",
+        shared=True,
+    )
+
+
 QUANTIZE = (
     _operator("FpQuantize", np.int8),
     _operator("FpQuantizeInt16", np.int16),
     _operator("FpQuantizeFloat", np.float32),
 )
 """One name a result type: ONNX Runtime wants a custom op's output type fixed or equal to an input's."""
+STATIC = tuple(
+    _static(op.name.replace("Quantize", "QuantizeStatic"), op.results[0]) for op in QUANTIZE
+)
+"""The same under a scale that is given."""
 QUANTIZE_OPS: dict[str, npt.DTypeLike] = {op.name: op.results[0] for op in QUANTIZE}
 
 
-def quantize_op(fmt: FloatFormat) -> str:
+def quantize_op(fmt: FloatFormat, *, static: bool = False) -> str:
     """The quantize operator whose result type holds the grid integers of `fmt`."""
-    return next(op for op, dtype in QUANTIZE_OPS.items() if dtype == fmt.integer_type)
+    records = STATIC if static else QUANTIZE
+    return next(op.name for op in records if op.results[0] == fmt.integer_type)
+
+
+def static_attributes(fmt: FloatFormat, largest: float) -> dict[str, Any]:
+    """Attributes of a quantize operator whose scale is given: as `quantize_attributes`.
+
+    Args:
+        fmt: the element format.
+        largest: magnitude that becomes the format's largest integer, a float32 of at least
+            `numerics.SMALLEST_AMAX`.
+    """
+    return {
+        "format": fmt.name,
+        "mantissa_bits": fmt.mantissa_bits,
+        "max": fmt.max_integer,
+        "largest": largest,
+    }
 
 
 def quantize_attributes(
@@ -182,3 +269,12 @@ def quantize_attributes(
         "group_size": group_size,
         "candidates": [fmt.max_integer, *map(float, candidates)],
     }
+
+
+def quantizer_of(spec: TensorSpec) -> tuple[str, dict[str, Any]]:
+    """The operator that quantizes activations as `spec` says, and its attributes."""
+    fmt = format_by_name(spec.format)
+    if spec.largest is not None:
+        return quantize_op(fmt, static=True), static_attributes(fmt, spec.largest)
+    given = quantize_attributes(fmt, spec.group_size or WHOLE_ROW, spec.candidates)
+    return quantize_op(fmt), given

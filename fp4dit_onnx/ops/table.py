@@ -14,7 +14,7 @@ from fp4dit_onnx.ops.fp_dequantize import DEQUANTIZE
 from fp4dit_onnx.ops.fp_hadamard import HADAMARD, HADAMARD_QUANTIZE
 from fp4dit_onnx.ops.fp_linear import LINEAR
 from fp4dit_onnx.ops.fp_linear_integer import LINEAR_INTEGER
-from fp4dit_onnx.ops.fp_quantize import QUANTIZE
+from fp4dit_onnx.ops.fp_quantize import QUANTIZE, STATIC
 from fp4dit_onnx.ops.fp_scale import SCALE
 from fp4dit_onnx.ops.fp_unpack import UNPACK
 from fp4dit_onnx.ops.operator import DOMAIN, OPSET, VERSION, Operator, Role
@@ -25,6 +25,7 @@ OPERATORS: dict[str, Operator] = {
     op.name: op
     for op in (
         *QUANTIZE,
+        *STATIC,
         HADAMARD,
         HADAMARD_QUANTIZE,
         UNPACK,

@@ -24,7 +24,13 @@ from fp4dit_onnx.checkpoint.tensor_reading import read_float32
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.numbers.compare import ratio_db
 from fp4dit_onnx.numbers.formats import FloatFormat, format_by_name
-from fp4dit_onnx.numbers.numerics import dequantize, expand_groups, group_count, quantize
+from fp4dit_onnx.numbers.numerics import (
+    dequantize,
+    expand_groups,
+    group_count,
+    quantize,
+    quantize_static,
+)
 from fp4dit_onnx.numbers.scale_formats import scale_format_by_name
 from fp4dit_onnx.report.data import Histogram
 from fp4dit_onnx.runtime import Pipeline
@@ -214,7 +220,10 @@ class _Inputs:
         for one in self.layer.row.input_ops:
             rows = one(rows)
         size = self.layer.row.activation_group_size or rows.shape[1]
-        q, scale = quantize(rows, self.fmt, size)
+        if self.layer.row.largest is None:
+            q, scale = quantize(rows, self.fmt, size)
+        else:
+            q, scale = quantize_static(rows, self.fmt, self.layer.row.largest)
         each = expand_groups(scale, rows.shape[1], size)
         live = each > 0
         self.integers[step] = rows[live] / each[live]

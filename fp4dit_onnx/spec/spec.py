@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.numbers.formats import FloatFormat, format_by_name
-from fp4dit_onnx.numbers.numerics import CANDIDATE_GROUP
+from fp4dit_onnx.numbers.numerics import CANDIDATE_GROUP, SMALLEST_AMAX
 from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE, ScaleFormat, scale_format_by_name
 from fp4dit_onnx.spec.transform import Transform
 from fp4dit_onnx.spec.transforms import TRANSFORMS
@@ -79,6 +80,11 @@ class TensorSpec:
         dynamic: whether the scale is found at run time, from the tensor itself.
         candidates: grid integers that a group's largest magnitude may become in place of the format's
             largest, where that loses less; of dynamic scales.
+        largest: of activations under one constant scale, the magnitude that becomes the format's
+            largest; what exceeds it is cut off. None where the scale is found at run time.
+
+    Raises:
+        UsageError: `largest` is not finite or too small, or scales are per group too.
     """
 
     format: str
@@ -86,18 +92,39 @@ class TensorSpec:
     scale: str = DEFAULT_SCALE
     dynamic: bool = False
     candidates: tuple[float, ...] = ()
+    largest: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check a constant scale, which files hold, and keep it as float32."""
+        if self.largest is None:
+            return
+        if not float(SMALLEST_AMAX) <= self.largest <= float(np.finfo(np.float32).max):
+            raise UsageError(
+                f"activations' largest magnitude {self.largest:g}: expected a finite float32 from "
+                f"{SMALLEST_AMAX:g}"
+            )
+        if self.group_size is not None:
+            raise UsageError(
+                f"activations have one scale, up to {self.largest:g}, and one per {self.group_size} "
+                "inputs: expected one of both"
+            )
+        object.__setattr__(self, "largest", float(np.float32(self.largest)))
 
     @classmethod
-    def of_activations(cls, fmt: str, group_size: int | None = None) -> TensorSpec:
+    def of_activations(
+        cls, fmt: str, group_size: int | None = None, largest: float | None = None
+    ) -> TensorSpec:
         """Activations quantized online, a scale per token, or per token and `group_size` inputs.
 
-        In e2m1 the largest of a group, unless it is long, becomes 6 or 4, whichever loses less.
+        With `largest` one scale serves all tokens. In e2m1 the largest of a group, unless it is
+        long, becomes 6 or 4, whichever loses less.
         """
         if group_size is None:
-            return cls(fmt, PerToken(), "float32", dynamic=True)
+            return cls(fmt, PerToken(), "float32", dynamic=largest is None, largest=largest)
         few = group_size <= CANDIDATE_GROUP
         limits = FOUR_OVER_SIX if fmt == "e2m1" and few else ()
-        return cls(fmt, PerGroup(group_size), "float32", dynamic=True, candidates=limits)
+        per_group = PerGroup(group_size)
+        return cls(fmt, per_group, "float32", dynamic=True, candidates=limits, largest=largest)
 
     @property
     def group_size(self) -> int | None:
@@ -141,6 +168,7 @@ class LayerSpec:
         scale: str = DEFAULT_SCALE,
         activation_group_size: int | None = None,
         input_ops: tuple[Transform, ...] = (),
+        largest: float | None = None,
     ) -> LayerSpec:
         """Formats by name.
 
@@ -151,10 +179,15 @@ class LayerSpec:
             scale: format of the weight's scales.
             activation_group_size: inputs of a token that share a scale, None for all.
             input_ops: see `LayerSpec`.
+            largest: see `TensorSpec`; of activations under one constant scale.
         """
         given = None
         if activation is not None:
-            given = TensorSpec.of_activations(activation, activation_group_size)
+            given = TensorSpec.of_activations(activation, activation_group_size, largest)
+        elif largest is not None:
+            raise UsageError(
+                f"activations' largest magnitude {largest:g}: they stay in float, which has no scale"
+            )
         return cls(TensorSpec(weight, PerGroup(group_size), scale), given, input_ops)
 
     @property
@@ -204,6 +237,20 @@ class LayerSpec:
             for one in self.input_ops
         ]
         return replace(self, input_ops=tuple(made))
+
+    @property
+    def largest(self) -> float | None:
+        """Of activations under one constant scale; None where it is found at run time."""
+        return self.input.largest if self.input else None
+
+    def with_largest(self, largest: float) -> LayerSpec:
+        """The same with activations, which are not in float, under one constant scale.
+
+        Raises:
+            UsageError: see `TensorSpec`.
+        """
+        assert self.input is not None
+        return replace(self, input=TensorSpec.of_activations(self.input.format, largest=largest))
 
     def with_weight(self, **changes: Any) -> LayerSpec:
         """The same with other fields of the weight's specification."""

@@ -233,12 +233,20 @@ class _StoredLayer:
     scale: str = DEFAULT_SCALE
     activation_group_size: Positive | None = None
     input_ops: tuple[Transform, ...] = field(default=(), metadata=AS_KEYS)
+    largest: float | None = None
 
     @classmethod
     def of(cls, layer: QuantizedLayer) -> _StoredLayer:
         spec = layer.spec
-        weight, size = spec.weight, spec.activation_group_size
-        return cls(layer.k, *spec.formats, spec.group_size, weight.scale, size, spec.input_ops)
+        return cls(
+            layer.k,
+            *spec.formats,
+            spec.group_size,
+            spec.weight.scale,
+            spec.activation_group_size,
+            spec.input_ops,
+            spec.largest,
+        )
 
 
 @dataclass(frozen=True)

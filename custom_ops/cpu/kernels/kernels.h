@@ -133,10 +133,11 @@ struct LinearKernel {
 struct QuantizeGrid {
   float max_integer;
   int32_t mantissa_bits;
+  float largest = 0.0f;  // the magnitude that becomes max_integer; 0: the row's own
 };
 
 // One row: q [k] grid integers of the table entry's type, and the row's scale. See
-// numerics.quantize.
+// numerics.quantize. No number of the row exceeds grid.largest, if that is given.
 using QuantizeRow = void (*)(const float* x, size_t k, const QuantizeGrid& grid, void* q,
                              float* scale);
 // What rounding of a row that is quantized costs: the sum of rint(64 * (x * factor - q))^2, which

@@ -66,7 +66,7 @@ template <typename V, typename Integer>
 void Quantize(const float* x, size_t k, const QuantizeGrid& grid, void* result, float* scale) {
   Integer* q = static_cast<Integer*>(result);
   const uint32_t largest = LargestMagnitude<V>(x, k);
-  const float amax = BitsAsFloat(largest);
+  const float amax = grid.largest > 0.0f ? grid.largest : BitsAsFloat(largest);
   const bool finite = largest < 0x7f800000u;
   if (!finite || amax < kSmallestAmax) {
     for (size_t i = 0; i < k; ++i) q[i] = 0;

@@ -160,7 +160,7 @@ template <typename Integer>
 void Quantize(const float* x, size_t k, const QuantizeGrid& grid, void* result, float* scale) {
   Integer* q = static_cast<Integer*>(result);
   const uint32_t largest = LargestMagnitude(x, k);
-  const float amax = FromBits(largest);
+  const float amax = grid.largest > 0.0f ? grid.largest : FromBits(largest);
   const bool finite = largest < 0x7f800000u;
   if (!finite || amax < kSmallestAmax) {
     for (size_t i = 0; i < k; ++i) q[i] = 0;
