@@ -10,6 +10,7 @@ same is exported with ``fp-rtn``, for the error of the whole network's predictio
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from model_table import run
+from official_models import MODELS
 from pages import Section
 from random_pipeline import make
 
@@ -90,6 +92,7 @@ def calibrated(model: str, place: Path) -> Row:
         place: empty folder.
     """
     make(model, place / "twin", twin=True)
+    _set_official_size(model, place / "twin" / "transformer" / "config.json")
     request = ExportRequest(
         place / "bundle", place / "twin", method="fp4dit", preset="fast", **FEW
     )
@@ -115,6 +118,14 @@ def calibrated(model: str, place: Path) -> Row:
         result.manifest,
         other.model_sqnr_db,
     )
+
+
+def _set_official_size(model: str, path: Path) -> None:
+    """Undo the twin's own size where diffusers' pipeline gives micro-conditions at no other."""
+    config = json.loads(path.read_text())
+    if config.get("use_additional_conditions"):
+        config["sample_size"] = MODELS[model].parts["transformer"].config["sample_size"]
+        path.write_text(json.dumps(config))
 
 
 def table(rows: Sequence[Row], at: str) -> str:
