@@ -155,10 +155,11 @@ def test_where_components_are_left_out_so_are_their_layers(saved: Saved) -> None
 
 
 DOWN, UP = dotted(QUERY)
+NONE = dict(zip(flat(QUERY), (np.zeros((0, 192)), np.zeros((192, 0))), strict=False))
 WRONG = {
     "another model's": (dotted(QUERY, "transformer.other."), "1 of its 1 layers"),
     "one layer unknown": ({**dotted(QUERY), **dotted(FEED, "unet.")}, "1 of its 2 layers"),
-    "another rank": ({**dotted(QUERY), **dotted(FEED, rank=2)}, "expected one rank"),
+    "no rank": ({**flat(QUERY), **NONE}, "[0, 192] and [192, 0]"),
     "ranks of halves": ({**dotted(QUERY), UP: pair(QUERY, 2)[1]}, "[3, 192] and [192, 2]"),
     "other sizes": ({DOWN: pair(TEXT)[0], UP: pair(TEXT)[1]}, "for a weight of [192, 192]"),
     "half": ({DOWN: pair(QUERY)[0]}, "one half"),
@@ -179,7 +180,23 @@ def test_what_does_not_fit_is_refused(saved: Saved, wrong: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("settings", [{"use_dora": True}, {"alpha_pattern": {"to_q": 4}}])
+RANKS = {QUERY: 2, FEED: 5}
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora_alpha": 10, "alpha_pattern": {"to_q": 1}}])
+def test_layers_have_ranks_of_their_own(saved: Saved, settings: dict[str, Any]) -> None:
+    """And alphas, which peft names by the ends of layers' names."""
+    both = {name: value for n, r in RANKS.items() for name, value in dotted(n, rank=r).items()}
+    flatly = {f"transformer.{key}": value for key, value in settings.items()}
+    file = saved(both, **({"lora_adapter_metadata": json.dumps(flatly)} if settings else {}))
+    factors = {QUERY: 1 / 2, FEED: 10 / 5} if settings else {QUERY: 1, FEED: 1}
+    for layer, factor in factors.items():
+        wanted = read_float32(stored(layer)) + factor * product(layer, RANKS[layer])
+        found = read_float32(stored(layer, (file,)))
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"use_dora": True}, {"alpha_pattern": {"to_[qk]": 4}}])
 def test_settings_that_are_more_than_a_rank_are_refused(
     saved: Saved, settings: dict[str, Any]
 ) -> None:

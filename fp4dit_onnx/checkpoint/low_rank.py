@@ -37,16 +37,42 @@ METADATA = "lora_adapter_metadata"
 """Where diffusers keeps peft's settings in a safetensors header."""
 SETTINGS = "adapter_config.json"
 """Where peft keeps them, beside the file."""
+NAMED = re.compile(r"\^?[\w.]+")
+"""Keys of peft's patterns that are names of layers, or ends of them."""
 
 
 @dataclass(frozen=True)
 class _Settings:
-    """What peft says of a component's adapters; alpha is the rank where it is not said."""
+    """What peft says of a component's adapters.
+
+    Attributes:
+        lora_alpha: of every layer; None for the layer's rank.
+        use_rslora: whether alpha is divided by the rank's root.
+        use_dora: whether lengths of weights are learned too.
+        alpha_pattern: ends of layers' names -> alpha of theirs. Ranks are those of the tensors.
+    """
 
     lora_alpha: float | None = None
     use_rslora: bool = False
     use_dora: bool = False
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is a LoRA, with layers named by their names."""
+        return not self.use_dora and all(map(NAMED.fullmatch, self.alpha_pattern))
+
+    def alpha(self, layer: str) -> float | None:
+        """Of a layer of the network, by its name there."""
+        for name, alpha in self.alpha_pattern.items():
+            if f".{layer}".endswith(f".{name.removeprefix('^')}"):
+                return alpha
+        return self.lora_alpha
+
+    def scale(self, alpha: float | None, rank: int) -> float:
+        """What the product of a layer's halves is multiplied with."""
+        divisor = math.sqrt(rank) if self.use_rslora else rank
+        return 1.0 if alpha is None else alpha / divisor
 
 
 @dataclass
@@ -92,8 +118,8 @@ def fused(
 
     Raises:
         UsageError: no such file, or a scale that is none.
-        CheckpointError: a damaged file; one that is no LoRA, or not of these networks alone; sizes or
-            ranks that do not fit.
+        CheckpointError: a damaged file; one that is no LoRA, or not of these networks alone; sizes that
+            do not fit.
     """
     file, scale = named_file(text)
     starts = tuple(start for name in unread for start in (f"{name}.", *FLAT.get(name, ())))
@@ -108,20 +134,14 @@ def fused(
         )
     settings = _all_settings(file, parts)
     found = {name: dict(tensors) for name, tensors in parts.items()}
-    ranks: dict[int, str] = {}
     for layer, adapter in adapters.items():
         component, name = places[layer]
         weight = found[component][name]
-        delta = _delta(file, layer, adapter, weight, settings.get(component, _Settings()))
-        ranks.setdefault(delta.down.shape[0], layer)
-        scaled = replace(delta, scale=delta.scale * scale)
-        found[component][name] = replace(weight, low_rank=(*weight.low_rank, scaled))
-    if len(ranks) > 1:
-        (one, first), (other, second) = list(ranks.items())[:2]
-        raise CheckpointError(
-            f"{file}: layer {first!r} has rank {one}, {second!r} has {other}: expected one rank; "
-            "fuse it in diffusers (fuse_lora, then unload_lora_weights) and save the pipeline"
-        )
+        own = settings.get(component, _Settings())
+        alpha = _alpha(file, layer, adapter, own.alpha(name.removesuffix(".weight")))
+        down, up = _halves(file, layer, adapter, weight)
+        delta = LowRank(down, up, scale * own.scale(alpha, down.shape[0]))
+        found[component][name] = replace(weight, low_rank=(*weight.low_rank, delta))
     return found, f"LoRA {file.name} times {scale:g} is added to {len(adapters)} weights"
 
 
@@ -164,10 +184,10 @@ def _places(parts: Mapping[str, Mapping[str, TensorInfo]]) -> dict[str, tuple[st
     return found
 
 
-def _delta(
-    file: Path, layer: str, adapter: _Adapter, weight: TensorInfo, settings: _Settings
-) -> LowRank:
-    """What is added to `weight`, once its sizes are known to fit."""
+def _halves(
+    file: Path, layer: str, adapter: _Adapter, weight: TensorInfo
+) -> tuple[TensorInfo, TensorInfo]:
+    """What goes down and up again, once they are known to fit each other and `weight`."""
     down, up = adapter.down, adapter.up
     if down is None or up is None:
         raise CheckpointError(
@@ -175,19 +195,23 @@ def _delta(
         )
     rank, inputs = down.shape[0] if down.shape else 0, math.prod(down.shape[1:])
     wanted = (weight.shape[0], math.prod(weight.shape[1:]))
-    if (up.shape[0] if up.shape else 0, inputs) != wanted or math.prod(up.shape[1:]) != rank:
+    columns = math.prod(up.shape[1:])
+    if (up.shape[0] if up.shape else 0, inputs) != wanted or columns != rank or rank == 0:
         raise CheckpointError(
             f"{file}: layer {layer!r} has shapes {list(down.shape)} and {list(up.shape)}: expected "
             f"[rank, {wanted[1]}] and [{wanted[0]}, rank] for a weight of {list(weight.shape)}"
         )
-    alpha = settings.lora_alpha
-    if adapter.alpha is not None:
-        values = read_float32(adapter.alpha).ravel()
-        if values.size != 1 or not math.isfinite(values[0]):
-            raise CheckpointError(f"{file}: alpha of layer {layer!r}: expected one finite number")
-        alpha = float(values[0])
-    divisor = math.sqrt(rank) if settings.use_rslora else rank
-    return LowRank(down, up, 1.0 if alpha is None else alpha / divisor)
+    return down, up
+
+
+def _alpha(file: Path, layer: str, adapter: _Adapter, stated: float | None) -> float | None:
+    """The file's own of a layer, or what settings say."""
+    if adapter.alpha is None:
+        return stated
+    values = read_float32(adapter.alpha).ravel()
+    if values.size != 1 or not math.isfinite(values[0]):
+        raise CheckpointError(f"{file}: alpha of layer {layer!r}: expected one finite number")
+    return float(values[0])
 
 
 def _all_settings(file: Path, parts: Mapping[str, object]) -> dict[str, _Settings]:
@@ -207,9 +231,9 @@ def _all_settings(file: Path, parts: Mapping[str, object]) -> dict[str, _Setting
         return {}
     found = {part: checked(_Settings, each, str(file), CHECKPOINT) for part, each in given.items()}
     for part, settings in found.items():
-        if settings.use_dora or settings.alpha_pattern:
+        if not settings.plain:
             raise CheckpointError(
-                f"{file}: its settings for {part} are of DoRA or name layers apart: expected a plain "
+                f"{file}: its settings for {part} are of DoRA or match layers by patterns: expected a plain "
                 "LoRA; fuse it in diffusers (fuse_lora, then unload_lora_weights) and save the pipeline"
             )
     return found
