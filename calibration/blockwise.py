@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from fp4dit_onnx.calibration.methods import PARALLEL
 from fp4dit_onnx.calibration.samples import Samples
@@ -19,7 +20,40 @@ from fp4dit_onnx.calibration.work import Work
 from fp4dit_onnx.system.executors import Executor, Task
 from fp4dit_onnx.system.progress import Advance, Reporter
 
-__all__ = ["Blockwise"]
+__all__ = ["Blockwise", "Recipes", "Same"]
+
+
+class Recipes(Protocol):
+    """Says how each unit is quantized, when its turn has come."""
+
+    def begin(self, name: str) -> UnitRecipe:
+        """Of a unit that is solved next."""
+        ...
+
+    def skip(self, name: str) -> None:
+        """A unit was solved by an earlier run."""
+        ...
+
+    def finish(self, name: str) -> None:
+        """A unit that was begun is solved."""
+        ...
+
+
+@dataclass(frozen=True)
+class Same:
+    """One recipe for all units."""
+
+    recipe: UnitRecipe
+
+    def begin(self, name: str) -> UnitRecipe:
+        """See `Recipes`."""
+        return self.recipe
+
+    def skip(self, name: str) -> None:
+        """See `Recipes`."""
+
+    def finish(self, name: str) -> None:
+        """See `Recipes`."""
 
 
 @dataclass
@@ -47,6 +81,7 @@ class _Waiting:
     """What belongs to a unit that is not solved yet."""
 
     inputs: Samples
+    iterations: int
     steps: _Steps
 
 
@@ -56,9 +91,8 @@ class Blockwise:
 
     Attributes:
         walk: finds what units receive and give.
-        recipe: of every unit.
+        recipes: of the units.
         inputs: where they come from, ``sequential`` or ``parallel``.
-        iterations: of a unit, for progress; 0 for none.
         work: where finished units go.
         executor: where units are solved.
         seed: of the mini-batches.
@@ -66,9 +100,8 @@ class Blockwise:
     """
 
     walk: Walk
-    recipe: UnitRecipe
+    recipes: Recipes
     inputs: str
-    iterations: int
     work: Work
     executor: Executor
     seed: int
@@ -98,13 +131,15 @@ class Blockwise:
             if known is not None:
                 self._solved |= known[0]
                 self._forget(name)
+                self.recipes.skip(name)
                 advance(1, timed=False)
                 continue
             inputs = self.work.load_samples(_place(name), self.walk.network.execution)
             assert inputs is not None, name
-            given = unit, inputs, self.walk.targets(name), self.recipe, self.seed + number
-            steps = _Steps(name, 1 / max(1, self.iterations), advance)
-            self._waiting[name] = _Waiting(inputs, steps)
+            recipe = self.recipes.begin(name)
+            given = unit, inputs, self.walk.targets(name), recipe, self.seed + number
+            steps = _Steps(name, 1 / max(1, recipe.iterations), advance)
+            self._waiting[name] = _Waiting(inputs, recipe.iterations, steps)
             yield Task(name, solve, given, steps)
 
     def _record(self, name: str) -> None:
@@ -123,8 +158,10 @@ class Blockwise:
         self._solved |= solved.layers
         self.work.finish(name, solved.layers, solved.error)
         self._forget(name)
+        self.recipes.finish(name)
         self.walk.tidy(self._last, self._waiting)
-        self.reporter.note(f"{name}: error {solved.error:.3f} of nearest rounding")
+        steps = f", {waiting.iterations} optimizer steps" if waiting.iterations else ""
+        self.reporter.note(f"{name}: error {solved.error:.3f} of nearest rounding{steps}")
         waiting.steps.end()
 
     def _forget(self, name: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from fp4dit_onnx.calibration.importance import PROBES
 from fp4dit_onnx.calibration.methods import Method
@@ -13,12 +15,12 @@ from fp4dit_onnx.errors import UsageError
 
 __all__ = [
     "LEVELS",
+    "Division",
     "Effort",
     "Level",
     "Speed",
     "affordable",
     "data_seconds",
-    "iterations_within",
     "walk_seconds",
 ]
 
@@ -36,6 +38,10 @@ WALKS = 3
 COMPARED = 512
 """Samples, at most, on which nearest and trained rounding are compared, twice each."""
 FEWEST_ITERATIONS, MOST_ITERATIONS = 10, 5000
+REMEMBERED = 0.15
+"""Of the work on all units, the last part that says how fast this machine is."""
+TELLING = 0.2
+"""Of the mean unit's work, what says anything: the time of smaller ones goes into other things."""
 
 
 @dataclass(frozen=True)
@@ -181,13 +187,61 @@ def _effort(level: Level, steps: int, part: int) -> Effort:
     return Effort(level.prompts, level.samples, count, part)
 
 
-def iterations_within(seconds: float, step: float, shares: Sequence[float]) -> int:
-    """Optimizer steps per unit that fit.
+@dataclass
+class Division:
+    """Divides the time that is left among the units that are not begun, anew before each of them.
 
-    Args:
-        seconds: for training all units.
-        step: seconds of one step of the unit that was timed.
-        shares: of each unit, what a step of it takes over that.
+    What a unit takes is predicted from what was timed. What units took over that, `slowness`, tells how
+    the machine is now, and whether the prediction was right; recent units count most.
+
+    Attributes:
+        left: seconds until everything is to be done.
+        after: seconds of what follows the units, as predicted.
+        walk: seconds of running the samples through all units, without training, as predicted.
+        step: seconds of an optimizer step of a unit of size 1, as timed.
+        sizes: of the units, by name: what a step takes over that.
+        clock: seconds.
     """
-    fitting = int(seconds / (step * sum(shares)))
-    return max(FEWEST_ITERATIONS, min(MOST_ITERATIONS, fitting))
+
+    left: Callable[[], float]
+    after: float
+    walk: float
+    step: float
+    sizes: Mapping[str, float]
+    clock: Callable[[], float] = time.monotonic
+    slowness: float = field(default=1.0, init=False)
+    _waiting: dict[str, float] = field(init=False)
+    _begun: dict[str, float] = field(default_factory=dict, init=False)
+    _since: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Nothing is begun."""
+        self._waiting, self._since = dict(self.sizes), self.clock()
+
+    def begin(self, name: str) -> int:
+        """Optimizer steps of a unit whose training begins."""
+        waiting = max(sum(self._waiting.values()), 1e-9)
+        begun = self.slowness * sum(self._begun.values())
+        usable = self.left() - begun - self.after * max(1.0, self.slowness)
+        seconds = usable / (self.slowness * waiting) - self._walk  # of training a unit of size 1
+        steps = max(FEWEST_ITERATIONS, min(MOST_ITERATIONS, int(seconds / self.step)))
+        self._begun[name] = self._waiting.pop(name) * (self._walk + steps * self.step)
+        return steps
+
+    def skip(self, name: str) -> None:
+        """A unit was finished by an earlier run."""
+        del self._waiting[name]
+
+    def finish(self, name: str) -> None:
+        """A unit is finished."""
+        now, work = self.clock(), self._begun.pop(name)
+        took, self._since = now - self._since, now
+        every = sum(self.sizes.values()) * (work / max(self.sizes[name], 1e-9))
+        if work > TELLING * every / len(self.sizes):
+            kept = math.exp(-work / (REMEMBERED * every))
+            self.slowness = kept * self.slowness + (1 - kept) * took / work
+
+    @property
+    def _walk(self) -> float:
+        """Seconds for a unit of size 1."""
+        return self.walk / max(sum(self.sizes.values()), 1e-9)

@@ -11,7 +11,7 @@ import torch
 
 from fp4dit_onnx.bundle.manifest import Compared, Outliers, Spent
 from fp4dit_onnx.calibration.applying import check_weight, quantize_layers
-from fp4dit_onnx.calibration.blockwise import Blockwise
+from fp4dit_onnx.calibration.blockwise import Blockwise, Recipes, Same
 from fp4dit_onnx.calibration.choosing import Choosing, Chosen
 from fp4dit_onnx.calibration.evidence import Parts
 from fp4dit_onnx.calibration.methods import Method
@@ -22,7 +22,7 @@ from fp4dit_onnx.calibration.samples import Call, nbytes
 from fp4dit_onnx.calibration.simulate import SimulatedLinear, simulated
 from fp4dit_onnx.calibration.solving import UnitRecipe
 from fp4dit_onnx.calibration.stages import INPUTS, MOMENTS
-from fp4dit_onnx.calibration.timing import Pace, settled
+from fp4dit_onnx.calibration.timing import Pace, PacedRecipes, paced_recipes
 from fp4dit_onnx.calibration.transforming import transformed_weight
 from fp4dit_onnx.calibration.units import Unit, sample_bytes, units_of
 from fp4dit_onnx.calibration.walk import Walk, chunk_size
@@ -68,7 +68,7 @@ class Calibration:
             float sampler's trajectory.
         compared: sets of choices that were compared, if there were choices.
         spent: what became of a budget, None for none.
-        method: with the iterations that were run.
+        method: with the iterations that were run, the mean where blocks had unlike ones.
     """
 
     state: QuantizedState
@@ -189,21 +189,22 @@ def calibrate(
                 guidance=sampler.guidance,
                 guided=method.data.guided,
             )
+            recipes: Recipes = Same(recipe)
             if pace is not None:
-                method = settled(pace, method, walk, recipe, units, seed)
+                recipes = paced_recipes(pace, method, walk, recipe, units, seed)
             layers = Blockwise(
                 walk=walk,
-                recipe=replace(recipe, stages=method.after_choices),
+                recipes=recipes,
                 inputs=method.data.inputs,
-                iterations=method.iterations,
                 work=work,
                 executor=executor,
                 seed=seed,
                 reporter=reporter,
             ).run(units)
+            if isinstance(recipes, PacedRecipes):
+                method, iterations = recipes.usual, recipes.iterations
+                provenance = {**provenance, "method": method.to_json(), "iterations": iterations}
     errors = {n: _measure(network, layers[n], recorded.rows[n]) for n in specs}
-    if pace is not None:
-        provenance = {**provenance, "method": method.to_json()}
     state = QuantizedState({n: layers[n] for n in specs}, provenance, attention)
     measured = _model_sqnr(network, state, recorded.calls)
     if chosen is None:

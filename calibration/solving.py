@@ -60,6 +60,11 @@ class UnitRecipe:
         return drafts
 
     @property
+    def iterations(self) -> int:
+        """Of a unit, for progress; 0 for none."""
+        return sum(stage.iterations for stage in self.stages)
+
+    @property
     def range(self) -> Stage:
         """The stage that finds scales."""
         return next(stage for stage in self.stages if stage.kind == "range")

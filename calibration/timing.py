@@ -5,26 +5,27 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from statistics import median
 
 import torch
 
 from fp4dit_onnx.calibration.methods import Method, with_settings
-from fp4dit_onnx.calibration.pacing import iterations_within
+from fp4dit_onnx.calibration.pacing import Division
 from fp4dit_onnx.calibration.record import Sampler, first_call
 from fp4dit_onnx.calibration.samples import batch_of
 from fp4dit_onnx.calibration.solving import UnitRecipe, solve
 from fp4dit_onnx.calibration.units import Unit
 from fp4dit_onnx.calibration.walk import Walk
+from fp4dit_onnx.calibration.work import Work
 from fp4dit_onnx.network.network import Network
 
-__all__ = ["Pace", "row_seconds", "settled"]
+__all__ = ["Pace", "PacedRecipes", "paced_recipes", "row_seconds"]
 
 TIMED_ITERATIONS = 5
 TIMED_SAMPLES = 32
-SETTLED, TIMED = "settled", "timed"
+STEP, ITERATIONS, TIMED = "step", "iterations", "timed"
 """What is kept in the work folder, and what is there for a while."""
 
 
@@ -33,12 +34,57 @@ class Pace:
     """Settles what is left open of a method once its data are recorded.
 
     Attributes:
-        left: seconds for training all units.
+        left: seconds until everything is to be done.
+        after: seconds of what follows the units, as predicted.
+        walk: seconds of running the samples through all units, as predicted.
         method: with so many iterations.
     """
 
     left: Callable[[], float]
+    after: float
+    walk: float
     method: Callable[[int], Method]
+
+
+@dataclass
+class PacedRecipes:
+    """Gives each unit as many iterations as there is time for when it begins.
+
+    Attributes:
+        recipe: of every unit, but for the iterations.
+        method: with so many iterations.
+        division: of the time.
+        work: keeps what each unit got.
+        iterations: of the units so far, by name.
+    """
+
+    recipe: UnitRecipe
+    method: Callable[[int], Method]
+    division: Division
+    work: Work
+    iterations: dict[str, int] = field(default_factory=dict)
+
+    def begin(self, name: str) -> UnitRecipe:
+        """See `blockwise.Recipes`."""
+        made = self.method(self.division.begin(name))
+        self.iterations[name] = made.iterations
+        self.work.save(ITERATIONS, self.iterations)
+        return replace(self.recipe, stages=made.after_choices)
+
+    def skip(self, name: str) -> None:
+        """See `blockwise.Recipes`."""
+        self.division.skip(name)
+
+    def finish(self, name: str) -> None:
+        """See `blockwise.Recipes`."""
+        self.division.finish(name)
+
+    @property
+    def usual(self) -> Method:
+        """The method with the mean of the units' iterations, each weighted by its size."""
+        sizes = {name: self.division.sizes[name] for name in self.iterations}
+        total = sum(sizes[name] * count for name, count in self.iterations.items())
+        return self.method(round(total / max(sum(sizes.values()), 1e-9)))
 
 
 @torch.no_grad()
@@ -61,10 +107,10 @@ def row_seconds(network: Network, sampler: Sampler) -> float:
     return (time.monotonic() - start) / batch_of(call)
 
 
-def settled(
+def paced_recipes(
     pace: Pace, method: Method, walk: Walk, recipe: UnitRecipe, units: Sequence[Unit], seed: int
-) -> Method:
-    """The method with as many iterations as there is time for; a resumed run has the same.
+) -> PacedRecipes:
+    """What gives units their iterations, once an optimizer step was timed; a resumed run times none.
 
     Args:
         pace: says how long.
@@ -74,16 +120,17 @@ def settled(
         units: all of them.
         seed: of the mini-batches.
     """
-    iterations: int | None = walk.work.load(SETTLED)
-    if iterations is None:
-        first = next(u for u in units if u.layers and walk.topology.by_name[u.name].block)
-        sizes = [_weights(walk.network, unit) for unit in units]
-        shares = [size / _weights(walk.network, first) for size in sizes]
+    first = next(u for u in units if u.layers and walk.topology.by_name[u.name].block)
+    step: float | None = walk.work.load(STEP)
+    if step is None:
         few = with_settings(method, {"iterations": TIMED_ITERATIONS})
         step = _step_seconds(walk, first, replace(recipe, stages=few.after_choices), seed)
-        iterations = iterations_within(pace.left(), step, shares)
-        walk.work.save(SETTLED, iterations)
-    return pace.method(iterations)
+        walk.work.save(STEP, step)
+    one = _weights(walk.network, first)
+    sizes = {unit.name: _weights(walk.network, unit) / one for unit in units}
+    division = Division(pace.left, pace.after, pace.walk, step, sizes)
+    kept = walk.work.load(ITERATIONS) or {}
+    return PacedRecipes(recipe, pace.method, division, walk.work, kept)
 
 
 def _weights(network: Network, unit: Unit) -> int:

@@ -127,9 +127,8 @@ def test_units_see_what_the_whole_network_gives_them(
     samples = samples_of(made, tmp_path / "inputs")
     layers = blockwise.Blockwise(
         walk=Walk(made.streamed, topology, samples, work, BATCH),
-        recipe=recipe,
+        recipes=blockwise.Same(recipe),
         inputs=from_,
-        iterations=METHOD.iterations,
         work=work,
         executor=LOCAL,
         seed=0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from toy_network import LAYERS, sampler_of, toy_network
 
 from fp4dit_onnx.calibration.methods import method_by_name, with_settings
 from fp4dit_onnx.calibration.pacing import (
+    FEWEST_ITERATIONS,
     LEVELS,
     MOST_ITERATIONS,
+    Division,
     Speed,
     affordable,
     data_seconds,
-    iterations_within,
     walk_seconds,
 )
 from fp4dit_onnx.calibration.run import calibrate
@@ -78,22 +80,100 @@ def test_too_short_a_time_says_what_would_do() -> None:
     affordable(60 * minutes + 6, SPEED, **{**OF_1024, "side": 256})
 
 
-def test_iterations_fill_the_time_of_units_of_unlike_sizes() -> None:
-    assert iterations_within(100, 0.5, [1, 1, 2]) == 50
-    assert iterations_within(1e9, 0.5, [1]) == MOST_ITERATIONS
-    assert iterations_within(-5, 0.5, [1]) > 0
+class Machine:
+    """A clock that work moves on, by as much as the machine is slow just then.
+
+    Args:
+        slowness: of the machine, by the seconds that have passed.
+    """
+
+    def __init__(self, slowness: Callable[[float], float]) -> None:
+        self.now, self._slowness = 0.0, slowness
+
+    def work(self, seconds: float) -> None:
+        """As many as it takes at a slowness of 1."""
+        for _ in range(100):
+            self.now += seconds / 100 * self._slowness(self.now)
 
 
-def test_a_resumed_calibration_has_the_iterations_of_the_first(tmp_path: Path) -> None:
-    """The second run has no time left, and goes on with what the first one settled."""
+SECONDS = 8000.0
+SIZES = {**{f"embedder.{i}": 0.01 for i in range(5)}, **{f"block.{i}": 1.0 for i in range(28)}}
+SIZES |= {"block.7": 2.0, "proj_out": 0.02}
+MACHINES: dict[str, Callable[[float], float]] = {
+    "even": lambda now: 1.0,
+    "slower later": lambda now: 1.0 if now < SECONDS / 2 else 3.0,
+    "slower after the timing": lambda now: 1.0 if now < SECONDS / 100 else 1.7,
+    "faster later": lambda now: 3.0 if now < SECONDS / 3 else 1.0,
+    "now this, now that": lambda now: 0.6 if int(now / 300) % 2 else 2.0,
+    "slow in the middle": lambda now: 3.0 if SECONDS / 3 < now < SECONDS / 2 else 1.0,
+}
+
+
+@pytest.mark.parametrize("timed", [0.6, 1.0, 1.7])
+@pytest.mark.parametrize("name", MACHINES)
+def test_a_run_ends_within_a_quarter_of_its_time(name: str, timed: float) -> None:
+    """From the timing to the end, with an optimizer step that takes more or less than it was timed."""
+    machine, slow = Machine(MACHINES[name]), MACHINES[name](0)
+    measured = Speed(SPEED.prompt * slow, SPEED.row * slow, SPEED.after * slow)
+    effort = affordable(SECONDS, measured, **OF_1024)
+    machine.work(data_seconds(effort, SPEED, 2, METHOD))
+    step, walk = 0.4, walk_seconds(effort, SPEED, METHOD)
+    division = Division(
+        left=lambda: SECONDS - machine.now,
+        after=measured.after,
+        walk=walk_seconds(effort, measured, METHOD),
+        step=step * timed * MACHINES[name](machine.now),
+        sizes=SIZES,
+        clock=lambda: machine.now,
+    )
+    for unit, size in SIZES.items():
+        steps = division.begin(unit)
+        machine.work(size * (walk / sum(SIZES.values()) + steps * step))
+        division.finish(unit)
+    machine.work(SPEED.after)
+    assert 0.75 * SECONDS < machine.now < 1.25 * SECONDS
+
+
+def test_units_that_run_at_once_share_the_time() -> None:
+    """Two workers: what is begun and not finished counts, and the pace is that of both."""
+    now, ends, sizes = 0.0, dict[str, float](), dict.fromkeys("abcdefghijklmnop", 1.0)
+    division = Division(lambda: 1000 - now, 100.0, 0.0, 1.0, sizes, lambda: now)
+    for name in sizes:
+        if len(ends) == 2:
+            first = min(ends, key=ends.__getitem__)
+            now = ends.pop(first)
+            division.finish(first)
+        ends[name] = now + division.begin(name)
+    assert 0.75 * 1000 < max(ends.values()) + 100 < 1.25 * 1000
+
+
+def test_iterations_have_bounds() -> None:
+    def first(left: float) -> int:
+        return Division(lambda: left, 10.0, 10.0, 0.5, {"a": 1.0, "b": 0.0}).begin("a")
+
+    assert first(1e9) == MOST_ITERATIONS
+    assert first(-5) == first(0) == FEWEST_ITERATIONS
+
+
+def test_what_an_earlier_run_finished_takes_no_time() -> None:
+    given = Division(lambda: 100.0, 0.0, 0.0, 0.5, {"a": 3.0, "b": 1.0})
+    given.skip("a")
+    assert given.begin("b") == 200
+
+
+def test_a_resumed_calibration_keeps_what_is_finished(tmp_path: Path) -> None:
+    """Blocks of the first run have its iterations, and are not trained again."""
     network = toy_network()
     method = method_by_name("fp4dit", "fast", samples=64, prompts=4)
-    asked: list[int] = []
 
-    def run(seconds: float) -> Any:
+    def run(seconds: float, kill_at: int) -> Any:
+        asked: list[int] = []
+
         def settle(iterations: int) -> Any:
             asked.append(iterations)
-            return with_settings(method, {"iterations": min(iterations, 3)})
+            if len(asked) == kill_at:
+                raise KeyboardInterrupt
+            return with_settings(method, {"iterations": min(iterations, 20)})
 
         return calibrate(
             whole(network),
@@ -104,16 +184,21 @@ def test_a_resumed_calibration_has_the_iterations_of_the_first(tmp_path: Path) -
             provenance={},
             reporter=SilentReporter(),
             work=Work(tmp_path, {}),
-            pace=Pace(lambda: seconds, settle),
+            pace=Pace(lambda: seconds, 0.0, 0.0, settle),
         )
 
-    first, second = run(1e9), run(0.0)
-    assert asked == [MOST_ITERATIONS, MOST_ITERATIONS]
-    assert first.method.iterations == 3
-    assert first.state.provenance["method"] == first.method.to_json()
-    for name, layer in first.state.layers.items():
+    with pytest.raises(KeyboardInterrupt):
+        run(1e9, 2)
+    found = run(0.0, 0)
+    (first, *others) = found.state.provenance["iterations"].values()
+    assert (first, {*others}) == (20, {FEWEST_ITERATIONS})
+    assert FEWEST_ITERATIONS < found.method.iterations < 20
+    assert found.state.provenance["method"] == found.method.to_json()
+    again = run(1e9, 2)
+    assert again.state.provenance == found.state.provenance
+    for name, layer in found.state.layers.items():
         for role, part in layer.parts.items():
-            np.testing.assert_array_equal(part, second.state.layers[name].parts[role])
+            np.testing.assert_array_equal(part, again.state.layers[name].parts[role])
 
 
 def test_data_are_picked_once_and_what_is_given_stays(demo_folder: Path, tmp_path: Path) -> None:
@@ -126,12 +211,12 @@ def test_data_are_picked_once_and_what_is_given_stays(demo_folder: Path, tmp_pat
     network = whole(pipeline.transformer)
     work = Work(tmp_path / "work", {})
     given = (planned, network, pipeline, work)
-    found = paced(*given, lambda: 600.0, SilentReporter())
+    found = paced(*given, lambda: 600.0, 5.0, SilentReporter())
     assert found.planned.method.data.samples == 48
     assert found.sampling.steps == 3
     assert planned.sampling == replace(found.sampling, steps=3)  # the bundle's defaults stay
     assert len(found.planned.prompts) == found.planned.method.data.prompts
-    again = paced(*given, lambda: 1.0, SilentReporter())
+    again = paced(*given, lambda: 1.0, 1.0, SilentReporter())
     assert (again.planned, again.sampling) == (found.planned, found.sampling)
     few, many = (found.pace.method(n) for n in (20, 2000))
     assert (few.iterations, many.iterations) == (20, 2000)

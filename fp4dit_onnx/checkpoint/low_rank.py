@@ -233,7 +233,7 @@ def _all_settings(file: Path, parts: Mapping[str, object]) -> dict[str, _Setting
     for part, settings in found.items():
         if not settings.plain:
             raise CheckpointError(
-                f"{file}: its settings for {part} are of DoRA or match layers by patterns: expected a plain "
-                "LoRA; fuse it in diffusers (fuse_lora, then unload_lora_weights) and save the pipeline"
+                f"{file}: its settings for {part} are of DoRA or match layers by patterns: expected a "
+                "plain LoRA; fuse it in diffusers (fuse_lora, unload_lora_weights), save the pipeline"
             )
     return found

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fp4dit_onnx.errors import Fp4DitError
+from fp4dit_onnx.exporting.component_writing import TRACING
 from fp4dit_onnx.exporting.executing import executor_of
 from fp4dit_onnx.exporting.pacing import paced
 from fp4dit_onnx.exporting.plan import Plan, work_folder
@@ -61,7 +62,13 @@ def calibrated(
             if work is not None and request.time is not None:
                 end = seconds_of(request.time)
                 found = paced(
-                    planned, network, pipeline, work, lambda: end - resources.elapsed, report
+                    planned,
+                    network,
+                    pipeline,
+                    work,
+                    lambda: end - resources.elapsed,
+                    resources.seconds(TRACING.format("transformer")),
+                    report,
                 )
                 planned, sampling, pace = found.planned, found.sampling, found.pace
             seeds = [request.seed + i for i in range(len(planned.prompts))]

@@ -26,11 +26,14 @@ from fp4dit_onnx.system.progress import Reporter
 from fp4dit_onnx.system.resources import Resources
 
 if TYPE_CHECKING:
+    from fp4dit_onnx.bundle.skeleton import Traced
     from fp4dit_onnx.network.networks import FakeNetwork
     from fp4dit_onnx.passes.base import PassReport
 
-__all__ = ["Component", "ComponentWriter"]
+__all__ = ["TRACING", "Component", "ComponentWriter"]
 
+TRACING = "{}: tracing"
+"""Name of the stage, of a component."""
 Annotate = Callable[[onnx.ModelProto, Mapping[str, LayerNote]], None]
 
 
@@ -95,17 +98,23 @@ class ComponentWriter:
         model, reports = self._graph(part)
         return self._weights(part, model, annotate), reports
 
-    def _graph(self, part: Component) -> tuple[onnx.ModelProto, tuple[PassReport, ...]]:
-        from fp4dit_onnx.passes.pipeline import quantized_graph, run_passes
-        from fp4dit_onnx.passes.store_half import StoreHalf
+    def trace(self, name: str, network: FakeNetwork, interface: Interface) -> Traced:
+        """The graph of a component before any pass, see `traced_once`."""
         from fp4dit_onnx.tracing.trace import traced_once
 
         with (
-            self.resources.stage(f"{part.name}: tracing"),
-            self.report.stage(f"tracing {part.name}", 1) as advance,
+            self.resources.stage(TRACING.format(name)),
+            self.report.stage(f"tracing {name}", 1) as advance,
         ):
-            traced = traced_once(part.network, part.interface)
+            traced = traced_once(network, interface)
             advance(1)
+        return traced
+
+    def _graph(self, part: Component) -> tuple[onnx.ModelProto, tuple[PassReport, ...]]:
+        from fp4dit_onnx.passes.pipeline import quantized_graph, run_passes
+        from fp4dit_onnx.passes.store_half import StoreHalf
+
+        traced = self.trace(part.name, part.network, part.interface)
         layout = Layout(part.layers, part.attention)
         with (
             self.resources.stage(f"{part.name}: passes"),

@@ -16,7 +16,7 @@ import onnx
 
 from fp4dit_onnx.bundle.annotation import annotate as annotate_graph
 from fp4dit_onnx.bundle.bundle import new_bundle, write_manifest
-from fp4dit_onnx.bundle.manifest import Layer, Manifest
+from fp4dit_onnx.bundle.manifest import Encoder, Layer, Manifest
 from fp4dit_onnx.calibration.methods import use_of
 from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import Fp4DitError
@@ -148,17 +148,30 @@ class _Export:
         self._resources.imported()
         network = fake_transformer(planned.family.transformer, checkpoint.transformer_config)
         tensors = network.stored_under(checkpoint.tensors)
-        with self._resources.stage("calibration"):
-            weights = self._calibrated() if planned.measured else self._streamed(tensors)
         work = None if planned.measured else self._work()
+        writer = ComponentWriter(
+            self._folder,
+            work.folder if work else None,
+            self._request.form,
+            self._report,
+            self._resources,
+        )
         try:
-            manifest = self._write_components(
-                network, tensors, weights, work.folder if work else None
-            )
+            encoders = None
+            if self._request.time is not None:  # what is done by then needs no prediction
+                writer.trace("transformer", network, planned.family.interface(network.config))
+                encoders = self._write_others(writer)
+            with self._resources.stage("calibration"):
+                weights = self._calibrated() if planned.measured else self._streamed(tensors)
+            rows, reports = self._write_transformer(writer, network, tensors, weights)
+            if encoders is None:
+                encoders = self._write_others(writer)
+            writer.collect()
         except Fp4DitError:
             if work is not None:  # the same command would fail again
                 work.remove()
             raise
+        manifest = replace(manifest_of(self._planned, rows, reports), text_encoders=encoders)
         copy_settings(checkpoint, self._folder, planned.sampling.steps)
         if self._request.state is not None and weights.state is not None:
             save_state(weights.state, self._request.state)
@@ -172,20 +185,10 @@ class _Export:
             return written
         return report_of_export(self._folder, evidence, self._report)
 
-    def _write_components(
-        self,
-        network: FakeNetwork,
-        tensors: Mapping[str, TensorInfo],
-        weights: _Weights,
-        work: Path | None,
-    ) -> Manifest:
-        """Every graph of the bundle; returns the manifest without what was measured, and files."""
+    def _write_others(self, writer: ComponentWriter) -> dict[str, Encoder]:
+        """The text encoders, of which the manifest tells, and the VAE's decoder."""
         planned = self._planned
         parts = planned.checkpoint.components
-        writer = ComponentWriter(
-            self._folder, work, self._request.form, self._report, self._resources
-        )
-        rows, reports = self._write_transformer(writer, network, tensors, weights)
         hidden = {text.encoder: text.hidden for text in planned.family.texts}
         encoders = {
             name: write_encoder(
@@ -195,8 +198,7 @@ class _Export:
         }
         if "vae" in parts:
             write_vae_decoder(parts["vae"], writer)
-        writer.collect()
-        return replace(manifest_of(planned, rows, reports), text_encoders=encoders)
+        return encoders
 
     def _streamed(self, tensors: Mapping[str, TensorInfo]) -> _Weights:
         """Layers rounded to nearest from the checkpoint's own tensors, one at a time."""

@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 __all__ = ["Paced", "paced"]
 
 TIMED_PROMPTS = 2
-EXPORT_SECONDS, EXPORT_SECONDS_A_GB = 15.0, 12.0
-"""What tracing, rounding text encoders and writing take (docs/models.md): always, and by weights."""
 SIMULATED = 4
 """Runs of the float network that one with and one without quantization take together."""
 MEASURED_ROWS = 40
 """Samples on which the whole model is compared with the float network."""
+REWRITING, REPORTING = 0.4, 2.0
+"""What rewriting and writing the graph takes, and the report's measuring of speed, where tracing it took
+1: all of them are the work of one core that builds graphs."""
+REPORTED_IMAGES = 10
+"""Images of the report: the float model's, the bundle's, and those whose activations are looked at."""
 PICKED = "picked"
 """What is kept in the work folder, so that a resumed run picks the same."""
 
@@ -48,6 +51,7 @@ def paced(
     pipeline: Any,
     work: Work,
     left: Callable[[], float],
+    tracing: float,
     report: Reporter,
 ) -> Paced:
     """Time the machine, and pick the data of a calibration that keeps to `request.time`.
@@ -58,6 +62,7 @@ def paced(
         pipeline: around it, with its text encoders.
         work: keeps what was picked.
         left: seconds that are left of the time.
+        tracing: seconds that tracing the network took.
         report: told what was picked.
 
     Raises:
@@ -69,7 +74,7 @@ def paced(
     request, kept = planned.request, work.load(PICKED)
     if kept is None:
         with report.stage("timing this machine", 1) as advance:
-            speed = _measured(planned, network, pipeline)
+            speed = _measured(planned, network, pipeline, tracing)
             advance(1)
         effort = _picked(planned, speed, left())
         kept = {"speed": asdict(speed), "effort": asdict(effort)}
@@ -86,21 +91,16 @@ def paced(
     data = replace(planned.method.data, prompts=effort.prompts, samples=effort.samples)
     method = replace(planned.method, data=data)
     prompts = calibration_prompts(request, planned.family, planned.checkpoint, usual, method)
-    walk = walk_seconds(effort, speed, method)
-
-    def settled(iterations: int) -> Method:
-        made = _with_iterations(request, method, iterations)
-        report.note(f"time {request.time}: {made.iterations} optimizer steps per block")
-        return made
-
-    return Paced(
-        planned=replace(planned, method=method, prompts=prompts),
-        sampling=sampling,
-        pace=Pace(lambda: left() - speed.after - walk, settled),
+    pace = Pace(
+        left=left,
+        after=speed.after,
+        walk=walk_seconds(effort, speed, method),
+        method=lambda iterations: _with_iterations(request, method, iterations),
     )
+    return Paced(replace(planned, method=method, prompts=prompts), sampling, pace)
 
 
-def _measured(planned: Plan, network: Network, pipeline: Any) -> Speed:
+def _measured(planned: Plan, network: Network, pipeline: Any, tracing: float) -> Speed:
     from fp4dit_onnx.calibration.pacing import Speed
     from fp4dit_onnx.calibration.sampling import pipeline_sampler
     from fp4dit_onnx.calibration.timing import row_seconds
@@ -114,9 +114,17 @@ def _measured(planned: Plan, network: Network, pipeline: Any) -> Speed:
     sampler.prepare()
     prompt = (time.monotonic() - start) / (len(few) + 1)
     row = row_seconds(network, sampler)
-    parts = planned.checkpoint.components.values()
-    writing = EXPORT_SECONDS + EXPORT_SECONDS_A_GB * sum(part.nbytes for part in parts) / 1e9
-    return Speed(prompt, row, writing + SIMULATED * MEASURED_ROWS * row)
+    after = SIMULATED * MEASURED_ROWS * row + REWRITING * tracing
+    if planned.request.report and planned.illustrated and not planned.undrawable:
+        sampling = planned.sampling
+        after += REPORTED_IMAGES * (_halves(planned) * sampling.steps * row + prompt)
+        after += REPORTING * tracing
+    return Speed(prompt, row, after)
+
+
+def _halves(planned: Plan) -> int:
+    """Samples of an image in a call of the network."""
+    return 2 if planned.family.guidance.doubles(planned.sampling.guidance) else 1
 
 
 def _picked(planned: Plan, speed: Speed, left: float) -> Effort:
@@ -129,7 +137,7 @@ def _picked(planned: Plan, speed: Speed, left: float) -> Effort:
         speed,
         steps=sampling.steps,
         side=min(sampling.height, sampling.width),
-        halves=2 if planned.family.guidance.doubles(sampling.guidance) else 1,
+        halves=_halves(planned),
         method=planned.method,
         resizes=bool(planned.family.encoders) and request.calibration_size is None,
     )

@@ -114,6 +114,10 @@ class Resources:
         """Seconds since the start."""
         return time.monotonic() - self._start
 
+    def seconds(self, name: str) -> float:
+        """Of a stage so far."""
+        return self._seconds.get(name, 0.0)
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage; several of one name add up."""
