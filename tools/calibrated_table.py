@@ -51,7 +51,7 @@ class _Errors(SilentReporter):
         self.found: dict[str, float] = {}
 
     def note(self, text: str) -> None:
-        if told := SOLVED.fullmatch(text):
+        if told := SOLVED.match(text):
             self.found[told[1]] = float(told[2])
 
 
