@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -17,7 +18,14 @@ from fp4dit_onnx.numbers.scale_formats import (
 )
 from fp4dit_onnx.spec.spec import LayerSpec
 
-__all__ = ["absmax_scale", "group_absmax", "limit_scale", "mse_scale", "weighted_scale"]
+__all__ = [
+    "absmax_scale",
+    "group_absmax",
+    "limit_scale",
+    "mse_scale",
+    "spread_distance",
+    "weighted_scale",
+]
 
 SHARES = (1.5, 1.25, 1.1, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65)
 """Of the absmax scale, that `weighted_scale` tries."""
@@ -39,6 +47,28 @@ def _grouped(values: torch.Tensor, group_size: int) -> torch.Tensor:
 def group_absmax(weight: torch.Tensor, group_size: int) -> torch.Tensor:
     """Largest magnitude of each group: float32 [N, G] of a weight [N, K]; the last may be short."""
     return torch.cat([_grouped(w, group_size).abs().amax(dim=-1) for w in row_chunks(weight)])
+
+
+def spread_distance(weight: torch.Tensor, spec: LayerSpec, quantile: float) -> float:
+    """How far a weight's spread is from that of its format's grid: magnitude of a logarithm.
+
+    A grid's is its largest over its smallest magnitude; the weight's the median over groups of the
+    largest over the `quantile` of the magnitudes.
+
+    Args:
+        weight: float32 [N, K].
+        spec: of the layer.
+        quantile: in (0, 1).
+    """
+    size = min(spec.group_size, weight.shape[1])
+    whole = weight[:, : weight.shape[1] // size * size]  # a short last group says little
+    ordered = _grouped(whole.abs(), size).sort(dim=-1).values
+    small, large = ordered[..., int(quantile * size)], ordered[..., -1]
+    live = small > 0
+    if not bool(live.any()):
+        return 0.0
+    spread = torch.log(large[live] / small[live]).median()
+    return abs(float(spread) - math.log(spec.weight_format.max_integer))
 
 
 def _full_scale(weight: torch.Tensor, spec: LayerSpec) -> torch.Tensor:

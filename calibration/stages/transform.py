@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, make_dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fp4dit_onnx.calibration.stages.stage import MOMENTS, Evidence
@@ -18,6 +19,7 @@ __all__ = ["TransformStage", "stage_of"]
 class TransformStage:
     """x becomes x R and the weight makes up for it, where that lowers the error; R is `transform`.
 
+    Its settings are the transform's, and ``always``: whether it is done without asking for the error.
     Linears of a unit that read one tensor are transformed together or not at all: the transform is one
     operator. Both ways are rounded, and the lower error of the outputs with quantized activations
     decides. Layers whose activations stay in float are left alone.
@@ -27,6 +29,7 @@ class TransformStage:
     needs: ClassVar[str] = MOMENTS
     iterations: ClassVar[int] = 0
     transform: ClassVar[type[Transform]]
+    always: bool
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled by what it tries: its class is made by `stage_of`, and has no place of its own."""
@@ -42,22 +45,29 @@ class TransformStage:
         found = dict(drafts)
         for members in groups.values():
             turned = [self._turned(draft) for draft in members]
-            gains = [_gain(p, t, evidence) for p, t in zip(members, turned, strict=True)]
-            if sum(gains) > 0:
+            pairs = zip(members, turned, strict=True)
+            if self.always or sum(_gain(p, t, evidence) for p, t in pairs) > 0:
                 found |= {draft.name: draft for draft in turned}
         return found
 
     def _turned(self, draft: Draft) -> Draft:
         from fp4dit_onnx.calibration.transforming import transformed_weight
 
-        one = self.transform(**vars(self))
+        one = self.transform(**{f.name: vars(self)[f.name] for f in fields(self.transform)})
         spec = replace(draft.spec, input_ops=(*draft.spec.input_ops, one))
         return replace(draft, spec=spec, weight=transformed_weight(draft.weight, [one]))
 
 
+@cache
 def stage_of(transform: type[Transform]) -> type[TransformStage]:
-    """The stage that tries a transform; its settings are the transform's."""
-    return type(transform.__name__, (TransformStage, transform), {"transform": transform})
+    """The stage that tries a transform."""
+    return make_dataclass(
+        transform.__name__,
+        [("always", "bool", False)],
+        bases=(TransformStage, transform),
+        namespace={"transform": transform},
+        frozen=True,
+    )
 
 
 def _remade(transform: type[Transform], settings: dict[str, Any]) -> TransformStage:
