@@ -19,6 +19,7 @@ from fp4dit_onnx.calibration.walk import Walk
 from fp4dit_onnx.calibration.work import Work
 from fp4dit_onnx.system.executors import Executor, Task
 from fp4dit_onnx.system.progress import Advance, Reporter
+from fp4dit_onnx.system.resources import return_memory
 
 __all__ = ["Blockwise", "Recipes", "Same"]
 
@@ -160,6 +161,7 @@ class Blockwise:
         self._forget(name)
         self.recipes.finish(name)
         self.walk.tidy(self._last, self._waiting)
+        return_memory()
         steps = f", {waiting.iterations} optimizer steps" if waiting.iterations else ""
         self.reporter.note(f"{name}: error {solved.error:.3f} of nearest rounding{steps}")
         waiting.steps.end()

@@ -19,6 +19,7 @@ from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.families.guidance import Guided
 from fp4dit_onnx.network.execution import host
 from fp4dit_onnx.spec.state import QuantizedState
+from fp4dit_onnx.system.resources import return_memory
 
 __all__ = ["step_importance", "step_shares"]
 
@@ -71,6 +72,7 @@ def step_importance(
     sample: Callable[[], torch.Tensor],
     steps: int,
     guidance: Guided,
+    on_probe: Callable[[float], object] = lambda share: None,
 ) -> npt.NDArray[np.float64]:
     """Importance of each step, the largest 1.
 
@@ -80,6 +82,7 @@ def step_importance(
         sample: generates one batch of images, always the same, and returns the final latents.
         steps: of the sampler.
         guidance: of the sampler.
+        on_probe: told after each run of the sampler which share of the network's calls it was.
 
     Returns:
         float64 [steps].
@@ -95,18 +98,26 @@ def step_importance(
 
     trajectory = _Trajectory(forward, disturbed, guidance)
     network.forward = trajectory
+    probes = np.unique(np.linspace(0, steps - 1, PROBES).round().astype(int))
+    calls = np.array([steps, *(steps - probes)])
+
+    def sampled(run: int) -> torch.Tensor:
+        latents = host(sample())
+        return_memory()
+        on_probe(float(calls[run] / calls.sum()))
+        return latents
+
     try:
-        reference = host(sample())
+        reference = sampled(0)
         if not bool(torch.isfinite(reference).all()):
             raise UsageError(
                 "the float model's own latents hold NaN or infinity after sampling; check the "
                 "checkpoint and the sampling settings"
             )
-        probes = np.unique(np.linspace(0, steps - 1, PROBES).round().astype(int))
         found = []
-        for step in probes.tolist():
+        for run, step in enumerate(probes.tolist(), 1):
             trajectory.start(step)
-            change = (host(sample()) - reference).square().flatten(1).mean(dim=1)
+            change = (sampled(run) - reference).square().flatten(1).mean(dim=1)
             ratio = change.clamp(min=1e-30) / trajectory.error.clamp(min=1e-30)
             found.append(float(ratio.median()))  # an image may tip over into another: no mean
     finally:

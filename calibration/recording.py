@@ -28,6 +28,7 @@ from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedState
 from fp4dit_onnx.system.progress import Reporter, SilentReporter
+from fp4dit_onnx.system.resources import return_memory
 
 __all__ = ["BEGUN", "MEASURED_CALLS", "ROWS_PER_CALL", "Recorded", "Recorder", "record"]
 
@@ -159,6 +160,7 @@ def _run(
             nonlocal done
             done += 1
             advance(1)
+            return_memory()
             if work is not None and done % sampler.steps == 0 and done < sampler.calls:
                 _keep(recorders, done, work)
 
@@ -212,8 +214,7 @@ def _importance(
                 quantize_layers(network, weights_only, stages, SilentReporter())
             )
             found = step_importance(
-                network.module, state, sampler.probe, sampler.steps, sampler.guidance
+                network.module, state, sampler.probe, sampler.steps, sampler.guidance, advance
             ).tolist()
         work.save("importance", found)
-        advance(1)
     return found

@@ -36,6 +36,7 @@ from fp4dit_onnx.spec.spec import LayerSpec, TensorSpec
 from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState
 from fp4dit_onnx.system.executors import LOCAL, Executor
 from fp4dit_onnx.system.progress import Reporter
+from fp4dit_onnx.system.resources import return_memory
 
 __all__ = ["Calibration", "LayerError", "calibrate", "sqnr_db"]
 
@@ -145,6 +146,7 @@ def calibrate(
         check_weight(name, network.tensor(f"{name}.weight"))
     with reporter.stage("encoding the prompts", 1) as advance:
         sampler.prepare()
+        return_memory()
         advance(1)
     chosen: Chosen | None = None
     if not method.needs_data:
@@ -159,6 +161,7 @@ def calibrate(
         recorded = record(network, specs, method, sampler, seed, reporter, work)
         sampler.close()
         network.forget()
+        return_memory()
         assert recorded.samples is not None
         if recorded.moments is not None:
             chosen = Choosing(

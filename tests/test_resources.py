@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.system import resources
 from fp4dit_onnx.system.resources import checked_threads, most_threads, usable_cores
 
 
@@ -74,3 +76,22 @@ def test_commands_end_in_a_line(command: str, demo_bundle: Path, tmp_path: Path,
     words = {"generate": ["--prompt", "a", "-o", str(tmp_path / "a.png")], "bench": ["--dry-run"]}
     refused = run(command, demo_bundle, "--threads", "100000", *words[command])
     refused.refuses("error: threads 100000: expected 1 to")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators keep less")
+def test_what_is_free_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small pieces below one that is in use stay with the process until they are returned."""
+
+    def resident() -> int:
+        return resources._rss(resources._STATUS, "VmRSS:") or 0
+
+    pieces = [bytes(60_000) for _ in range(4000)]
+    pieces = pieces[-1:]
+    before = resident()
+    resources.return_memory()
+    if before < resources._WORTH_RETURNING:
+        assert resident() > before - 100_000_000
+    monkeypatch.setattr(resources, "_WORTH_RETURNING", 0)
+    resources.return_memory()
+    assert resident() < before - 150_000_000
+    assert pieces

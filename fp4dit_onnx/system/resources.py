@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import time
@@ -23,6 +24,7 @@ __all__ = [
     "checked_threads",
     "most_threads",
     "peak_rss",
+    "return_memory",
     "usable_cores",
 ]
 
@@ -31,6 +33,8 @@ _THREADS_ANYWHERE = 16
 """Few enough for any machine, and what a test or a measurement of scaling may ask of a small one."""
 _MEMORY = Path("/proc/meminfo")
 _STATUS = Path("/proc/self/status")
+_WORTH_RETURNING = 2**30
+"""Bytes of resident memory, below which there is little to return."""
 
 
 @dataclass(frozen=True)
@@ -85,19 +89,38 @@ def available_memory() -> int | None:
     return next((int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:"), None)
 
 
+def _rss(status: Path, key: str) -> int | None:
+    """Bytes in a line of Linux's account of a process; None where there is none."""
+    if not status.exists():
+        return None
+    lines = (line.split() for line in status.read_text().splitlines())
+    return next((int(words[1]) * 1024 for words in lines if words[0] == key), None)
+
+
 def peak_rss() -> int | None:
     """Largest resident set of this process so far in bytes; None where the system does not say."""
-    if _STATUS.exists():
-        # Of this program alone; getrusage hands a parent's peak down to its children.
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    # Of this program alone; getrusage hands a parent's peak down to its children.
+    if (found := _rss(_STATUS, "VmHWM:")) is not None:
+        return found
     try:
         import resource
     except ImportError:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+
+
+def return_memory() -> None:
+    """Give memory that is free inside of this process back to the system.
+
+    glibc keeps what was freed between pieces that are in use: of a PixArt-XL, 8.6 GB of which 0.6 were
+    in use. Other systems' allocators have no such call.
+    """
+    if (_rss(_STATUS, "VmRSS:") or 0) < _WORTH_RETURNING:
+        return
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+    if trim is not None:
+        trim(0)
 
 
 class Resources:
