@@ -60,6 +60,9 @@ def test_a_twin_is_calibrated(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert rows[-1] == "in all"
     assert {"encoding the prompts", "sampling with the float model", "calibrating"} <= {*rows}
     assert "extrapolated" not in out
+    stages = calibrate_full_size.Stages("cpu")
+    stages.note("blocks.3: error 0.7 of nearest rounding, 20 optimizer steps")
+    assert list(stages.units) == ["blocks.3"]
     assert not list(tmp_path.iterdir())  # without --keep
     assert calibrate_full_size.main([*given, "--device", "tpu"]) == 2
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import re
 import shutil
 import sys
 import time
@@ -27,6 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from calibrated_table import SOLVED
 from random_pipeline import Progress, make
 
 from fp4dit_onnx.errors import Fp4DitError
@@ -39,7 +39,6 @@ __all__ = ["Stages", "main", "table"]
 
 GB = 1e9
 MODEL = "pixart-alpha-512"
-SOLVED = re.compile(r"(.+): error ([0-9.]+) of nearest rounding")
 NUMBERS = ("iterations", "samples", "steps", "calibration_prompts", "calibration_size")
 
 
@@ -95,7 +94,7 @@ class Stages:
     def note(self, text: str) -> None:
         """See `Reporter`; units are told of as they are solved."""
         now = time.monotonic()
-        if told := SOLVED.fullmatch(text):
+        if told := SOLVED.match(text):
             self.units[told[1]] = now - self._last
         self._last = now
 
