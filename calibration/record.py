@@ -90,10 +90,10 @@ def part_of(call: Call, rows: torch.Tensor, tables: Collection[str] = ()) -> Cal
     """
     batch = batch_of(call)
 
-    def take(leaf: torch.Tensor) -> torch.Tensor:
+    def take(leaf: torch.Tensor, _: int) -> torch.Tensor:
         return leaf[rows]
 
-    return map_rows(call, batch, tables, take)
+    return map_rows(call, batch, dict.fromkeys(tables, 0), take)
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,8 @@ class SampleRecorder:
         tables: Collection[str] = (),
     ) -> None:
         self._choice, self._paired, self._tables = choice, paired, tables
-        self._tape = Tape(folder, choice.count * (2 if paired else 1), tables)
+        count = choice.count * (2 if paired else 1)
+        self._tape = Tape(folder, count, dict.fromkeys(tables, 0))
         self._call = self._written = 0
         self._handle = network.register_forward_pre_hook(self._keep, with_kwargs=True)
 

@@ -29,7 +29,7 @@ from fp4dit_onnx.calibration.walk import Walk, chunk_size
 from fp4dit_onnx.calibration.work import RECORDED, Work
 from fp4dit_onnx.network.execution import host
 from fp4dit_onnx.network.network import Network
-from fp4dit_onnx.network.topology import Topology
+from fp4dit_onnx.network.topology import Topology, with_rows
 from fp4dit_onnx.numbers import compare
 from fp4dit_onnx.numbers.outliers import kurtosis
 from fp4dit_onnx.spec.spec import LayerSpec, TensorSpec
@@ -225,8 +225,9 @@ def _prepared(
     waiting: int,
 ) -> tuple[Topology, tuple[Unit, ...], int]:
     """Units in order and samples per chunk, once the disk is known to be large enough."""
-    call = part_of(first_call(network.module, sampler), torch.arange(1), sampler.tables)
-    topology = network.topology(call, 1)
+    first = first_call(network.module, sampler)
+    call, two = (part_of(first, torch.zeros(n, dtype=torch.int64), sampler.tables) for n in (1, 2))
+    topology = with_rows(network.topology(call, 1), network.topology(two, 2))
     units = units_of(topology, network.blocks, tuple(specs))
     memory, disk = sample_bytes(topology, waiting)
     samples = method.data.samples

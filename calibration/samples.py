@@ -7,7 +7,7 @@ is kept once. Only what is asked for is ever in memory.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ __all__ = [
     "Stored",
     "Tape",
     "batch_of",
+    "by_sample",
     "map_leaves",
     "map_rows",
     "nbytes",
@@ -53,8 +54,8 @@ def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
 def map_rows(
     call: Call,
     batch: int,
-    tables: Collection[str | int],
-    change: Callable[[torch.Tensor], Any],
+    rows: Mapping[str | int, int],
+    change: Callable[[torch.Tensor, int], Any],
     rest: Callable[[Any], Any] = lambda leaf: leaf,
 ) -> Call:
     """A call with every tensor changed that has a row for each sample.
@@ -62,21 +63,30 @@ def map_rows(
     Args:
         call: of `batch` samples.
         batch: samples.
-        tables: arguments, by keyword or place, that are the same for all samples although their first
-            axis may be as long: a grid of 64 positions meets a batch of 64.
-        change: of those tensors.
+        rows: for each sample, of arguments by keyword or place, 1 where there is no entry; 0 for those
+            that are the same for all samples although their first axis may be as long: a grid of 64
+            positions meets a batch of 64.
+        change: of those tensors, and how many rows they have for each sample.
         rest: of all other leaves.
     """
 
-    def of_rows(leaf: Any) -> Any:
-        own = isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
-        return change(leaf) if own else rest(leaf)
-
     def of(key: str | int, value: Any) -> Any:
-        return map_leaves(value, rest if key in tables else of_rows)
+        each = rows.get(key, 1)
+
+        def of_rows(leaf: Any) -> Any:
+            varies = each and isinstance(leaf, torch.Tensor) and leaf.ndim
+            own = varies and leaf.shape[0] == batch * each
+            return change(leaf, each) if own else rest(leaf)
+
+        return map_leaves(value, of_rows)
 
     args, kwargs = call
     return tuple(map(of, range(len(args)), args)), {k: of(k, v) for k, v in kwargs.items()}
+
+
+def by_sample(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+    """[B rows, ...] -> [B, rows, ...]; the same where there is one row for each sample."""
+    return tensor if rows <= 1 else tensor.unflatten(0, (-1, rows))  # type: ignore[no-untyped-call]
 
 
 class Array:
@@ -123,9 +133,16 @@ def _stored(tensor: torch.Tensor) -> npt.NDArray[Any]:
 
 @dataclass(frozen=True)
 class Stored:
-    """Stands for a tensor on disk in the structure of a call."""
+    """Stands for a tensor on disk in the structure of a call.
+
+    Attributes:
+        name: of the file.
+        rows: of the tensor for each sample; in the file they are an axis after the samples' if there
+            are several.
+    """
 
     name: str
+    rows: int = 1
 
 
 @dataclass(frozen=True)
@@ -154,7 +171,8 @@ class Samples:
 
         def read(leaf: Any) -> Any:
             if isinstance(leaf, Stored):
-                return Array(self.folder / f"{leaf.name}.npy", self.execution).read(index)
+                found = Array(self.folder / f"{leaf.name}.npy", self.execution).read(index)
+                return found.flatten(0, 1) if leaf.rows > 1 else found
             return self.execution.there(leaf)
 
         found: Call = map_leaves(self.call, read)
@@ -181,13 +199,13 @@ class Tape:
     Attributes:
         folder: for the tensors; made if need be.
         count: samples to come.
-        tables: see `map_rows`.
+        rows: see `map_rows`.
         call: the structure of all calls, `Stored` in place of what varies; None before the first.
     """
 
     folder: Path
     count: int
-    tables: Collection[str | int] = ()
+    rows: Mapping[str | int, int] = field(default_factory=dict)
     call: Call | None = field(default=None, init=False)
 
     def write(self, start: int, call: Call, batch: int) -> None:
@@ -200,7 +218,7 @@ class Tape:
             self.call = self._structure(call, batch)
         for leaf, value in _leaves(self.call, call):
             if isinstance(leaf, Stored):
-                self._array(leaf).write(start, value.detach())
+                self._array(leaf).write(start, by_sample(value.detach(), leaf.rows))
 
     def _array(self, leaf: Stored) -> Array:
         return Array(self.folder / f"{leaf.name}.npy")
@@ -208,15 +226,15 @@ class Tape:
     def _structure(self, call: Call, batch: int) -> Call:
         names = itertools.count()
 
-        def place(value: torch.Tensor) -> Stored:
-            leaf = Stored(f"{next(names):03d}")
-            self._array(leaf).create(self.count, value.detach())
+        def place(value: torch.Tensor, rows: int) -> Stored:
+            leaf = Stored(f"{next(names):03d}", rows)
+            self._array(leaf).create(self.count, by_sample(value.detach(), rows))
             return leaf
 
         def once(value: Any) -> Any:
             return host(value) if isinstance(value, torch.Tensor) else value
 
-        return map_rows(call, batch, self.tables, place, once)
+        return map_rows(call, batch, self.rows, place, once)
 
     def finish(
         self, weight: torch.Tensor, *, paired: bool, execution: Execution = HOST

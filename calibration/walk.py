@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from fp4dit_onnx.calibration.evidence import Part, outputs_of
-from fp4dit_onnx.calibration.samples import Array, Call, Samples, Tape
+from fp4dit_onnx.calibration.samples import Array, Call, Samples, Tape, by_sample
 from fp4dit_onnx.calibration.simulate import weights_only
 from fp4dit_onnx.calibration.work import Work
 from fp4dit_onnx.network.blocks import block_of
@@ -67,7 +67,7 @@ class Walk:
             place: of the folder among the work.
         """
         node = self.topology.by_name[name]
-        tape = Tape(self.work.clear(place), self.samples.count, node.tables)
+        tape = Tape(self.work.clear(place), self.samples.count, node.rows if node.block else {})
 
         def visit(chunk: slice, call: Call) -> None:
             tape.write(chunk.start, call, chunk.stop - chunk.start)
@@ -133,15 +133,20 @@ class Walk:
     def _each(self, node: Node, kind: str, visit: Callable[[slice, Call], None]) -> None:
         """Hand over what the node receives in one of the networks, samples by samples."""
         for chunk in self.samples.chunks(self.chunk):
+            count = chunk.stop - chunk.start
             reached = self.network.reach(
                 self.topology,
                 node.name,
                 self.samples.take(chunk),
-                chunk.stop - chunk.start,
+                count,
                 self._reader(kind, chunk),
             )
-            given = ((), reached.arguments) if node.block else (tuple(reached.tensors), {})
-            visit(chunk, given)
+            if node.block:
+                visit(chunk, ((), reached.arguments))
+                continue
+            (x,) = reached.tensors
+            rows = node.rows.get(0, 1)  # a table is shown to each sample
+            visit(chunk, ((by_sample(x, rows) if rows else x.expand(count, *x.shape),), {}))
 
     def _around(self, layers: Mapping[str, QuantizedLayer]) -> dict[str, torch.nn.Module]:
         """Stand-ins for what is quantized and runs around the blocks."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +21,7 @@ from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.network.blocks import BlockCall, answered, block_of, tensors_of
 from fp4dit_onnx.network.fake import is_fake, like, own_tensors
 
-__all__ = ["Node", "Result", "Tensor", "Topology", "Value", "topology_of"]
+__all__ = ["Node", "Result", "Tensor", "Topology", "Value", "topology_of", "with_rows"]
 
 Value = tuple[str, int]
 """One tensor among a block's results: the block's name, and its number."""
@@ -68,7 +68,8 @@ class Node:
         arguments: its tensors in, in order.
         results: its tensors out, in order.
         structure: of what it returns, each tensor's number in its place.
-        tables: arguments without a row for each sample, by keyword, of a linear by place.
+        rows: for each sample, of arguments by keyword, of a linear by place: 0 for what is the same
+            for all samples. Empty where that was not looked at, see `with_rows`.
     """
 
     name: str
@@ -76,7 +77,7 @@ class Node:
     arguments: tuple[Tensor, ...]
     results: tuple[Result, ...]
     structure: Any
-    tables: frozenset[str | int] = frozenset()
+    rows: Mapping[str | int, int] = field(default_factory=dict)
 
     @property
     def reads(self) -> frozenset[Value]:
@@ -124,6 +125,20 @@ class Topology:
     def most_live(self) -> int:
         """How many results are kept at most between two nodes."""
         return max((len(self.live_after(node.name)) for node in self.nodes), default=0)
+
+
+def with_rows(one: Topology, two: Topology) -> Topology:
+    """`one`, of a call of one sample, with what `two` of the same with two samples says of rows."""
+    nodes = []
+    for node in one.nodes:
+        rows: dict[str | int, int] = {}
+        pairs = zip(node.arguments, two.by_name[node.name].arguments, strict=True)
+        for place, (a, b) in enumerate(pairs):
+            key = a.name.partition(".")[0] if node.block else place
+            more = b.shape[0] - a.shape[0] if a.shape else 0
+            rows[key] = max(rows.get(key, 0), more)
+        nodes.append(replace(node, rows=rows))
+    return replace(one, nodes=tuple(nodes))
 
 
 class _Marks(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -302,20 +317,8 @@ class _Run:
             self._arguments(call),
             tuple(Result(tuple(t.shape[1:]), t.dtype) for t in tensors),
             pytree.tree_map_only(torch.Tensor, lambda _: next(numbers), result),
-            self._tables(call, block=block),
         )
         self.nodes.append(node)
-
-    def _tables(self, call: BlockCall, *, block: bool) -> frozenset[str | int]:
-        if self._batch is None:
-            return frozenset()
-        named = call.arguments.items() if block else enumerate(call.tensors)
-        tensors = {key: tensors_of(value) for key, value in named}
-        return frozenset(
-            key
-            for key, found in tensors.items()
-            if found and all(tensor.shape[:1] != (self._batch,) for tensor in found)
-        )
 
     def _arguments(self, call: BlockCall) -> tuple[Tensor, ...]:
         paths, _ = pytree.tree_flatten_with_path(call.arguments)

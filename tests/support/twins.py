@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from random_pipeline import make as make_pipeline
 
+from fp4dit_onnx.calibration.record import part_of
 from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.exporting.plan import ExportRequest, Plan, plan
 from fp4dit_onnx.families import Family, family_of
@@ -19,7 +20,7 @@ from fp4dit_onnx.network.networks import EXAMPLE_SIZES, example_inputs, fake_tra
 from fp4dit_onnx.network.positions import arguments_of
 from fp4dit_onnx.network.stored import loaded
 from fp4dit_onnx.network.streaming import StoredTensors, streamed
-from fp4dit_onnx.network.topology import Topology
+from fp4dit_onnx.network.topology import Topology, with_rows
 
 __all__ = ["BATCH", "Planned", "Twin", "make_twin", "planned_twins"]
 
@@ -40,8 +41,14 @@ class Twin:
 
     @property
     def topology(self) -> Topology:
-        """Of the call."""
-        return self.streamed.topology(self.call, BATCH)
+        """Of calls of a sample."""
+        one, two = (self.streamed.topology(self.of_samples(n), n) for n in (1, 2))
+        return with_rows(one, two)
+
+    def of_samples(self, count: int) -> Call:
+        """A call of the first sample, `count` times."""
+        tables = self.family.interface(self.network.config).tables
+        return part_of(self.call, torch.zeros(count, dtype=torch.int64), tables)  # type: ignore[arg-type]
 
 
 def make_twin(name: str, folder: Path) -> Twin:
