@@ -1,6 +1,6 @@
 """Measure what each method keeps of the float model's images, and write docs/quality.md.
 
-    python tools/quality.py                  # all rows: about 40 minutes on two cores
+    python tools/quality.py                  # all rows: hours on two cores; every recipe has one
     python tools/quality.py --rows "int-rtn; fp-rtn" --prompts 8 --seeds 1 --output small.md
     python tools/quality.py --pipeline DIR --output docs/quality_even.md
     python tools/quality.py --pipeline tests/pipelines/dit --output docs/quality_dit.md --seeds 1 \
@@ -31,7 +31,7 @@ import numpy.typing as npt
 from pages import DOCS, write_above_reading
 from quality_page import COLUMNS, document
 
-from fp4dit_onnx.calibration.methods import method_by_name, with_settings
+from fp4dit_onnx.calibration.methods import method_by_name, method_names, with_settings
 from fp4dit_onnx.calibration.run import calibrate
 from fp4dit_onnx.calibration.sampling import (
     decode,
@@ -81,8 +81,9 @@ class Row:
 
     @property
     def by_activations(self) -> bool:
-        """Whether choices look at quantized activations, so that each column has its own weights."""
-        return any(stage.kind == "transform" for stage in method_by_name(self.method).stages)
+        """Whether a stage may look at quantized activations, so that each column has its own weights."""
+        kinds = {stage.kind for stage in method_by_name(self.method).stages}
+        return not kinds <= {"choice", "range", "rounding"}
 
 
 ROWS = (
@@ -108,6 +109,7 @@ ROWS = (
     Row("tuned-best", "tuned-best"),
     *(Row(f"tuned, {bits:g} bits", "tuned", target_bits=bits) for bits in (4.125, 4.25, 4.5, 5)),
 )
+ROWS += tuple(Row(name, name) for name in method_names() if name not in {row.method for row in ROWS})
 
 
 @dataclass(frozen=True)
