@@ -106,12 +106,14 @@ class Choosing:
         for unit in units:
             made |= self._made(unit)
         own: Sets = {CHOSEN: {name: rows[:1] for name, rows in made.items()}}
-        sets = {**own, **self._uniform(made)}
+        chosen = first(own[CHOSEN])
+        others = {n: rows for n, rows in self._uniform(made).items() if first(rows) != chosen}
+        sets = {**own, **others}
         if self.method.budget is not None:
             taken, table, spent = self._spending(self.method.budget).run(made, sets)
             return Chosen(load(self.work, taken), table, spent)
         if len(sets) == 1:
-            return Chosen(load(self.work, first(own[CHOSEN])))
+            return Chosen(load(self.work, chosen))
         errors: dict[str, float] | None = self.work.load("compared")
         if errors is None:
             errors = self._errors({label: first(rows) for label, rows in sets.items()})

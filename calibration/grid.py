@@ -7,14 +7,17 @@ from collections.abc import Sequence
 import torch
 
 from fp4dit_onnx.network.execution import Execution
-from fp4dit_onnx.numbers.formats import FloatFormat
+from fp4dit_onnx.numbers.formats import FloatFormat, format_by_name
 from fp4dit_onnx.numbers.numerics import FINENESS, SMALLEST_AMAX
+from fp4dit_onnx.spec.spec import TensorSpec
 
 __all__ = [
     "binade_step",
     "expand_groups",
+    "quantize_activations",
     "quantize_rows",
     "quantize_static",
+    "quantized_values",
     "round_to_grid",
     "row_chunks",
 ]
@@ -104,6 +107,21 @@ def quantize_static(
     limit = torch.full_like(most, fmt.max_integer)
     t = torch.where(finite, x, 0.0).clamp(-most, most) * (limit / most)
     return round_to_grid(t, fmt), torch.where(finite, most / limit, torch.nan)
+
+
+def quantize_activations(x: torch.Tensor, spec: TensorSpec) -> tuple[torch.Tensor, torch.Tensor]:
+    """Activations as `spec` says: grid integers (float32 [..., K]), scales [..., G]."""
+    fmt = format_by_name(spec.format)
+    if spec.largest is not None:
+        return quantize_static(x, fmt, spec.largest)
+    return quantize_rows(x, fmt, spec.group_size, spec.candidates)
+
+
+def quantized_values(x: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
+    """The values of activations [..., K] that are quantized as `spec` says."""
+    q, scale = quantize_activations(x, spec)
+    size = spec.group_size
+    return q * (scale if size is None else expand_groups(scale, q.shape[-1], size))
 
 
 def _steps(t: torch.Tensor, q: torch.Tensor, limit: float) -> torch.Tensor:

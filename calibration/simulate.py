@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fp4dit_onnx.calibration.attention import QuantizedAttention, attention_module
-from fp4dit_onnx.calibration.grid import expand_groups, quantize_rows, quantize_static
+from fp4dit_onnx.calibration.grid import expand_groups, quantize_activations
 from fp4dit_onnx.calibration.transforming import transformed
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.network.fake import is_fake
@@ -81,10 +81,7 @@ class SimulatedLinear(torch.nn.Module):
         if fmt is None or not self.rounds:
             return torch.nn.functional.linear(x, weight, bias)
         assert spec.input is not None
-        if spec.largest is None:
-            q, scale = quantize_rows(x, fmt, size, spec.input.candidates)
-        else:
-            q, scale = quantize_static(x, fmt, spec.largest)
+        q, scale = quantize_activations(x, spec.input)
         if scale.shape[-1] > 1:
             assert size is not None
             q, scale = q * expand_groups(scale, q.shape[-1], size), scale.new_ones(())

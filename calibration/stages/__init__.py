@@ -8,8 +8,10 @@ from fp4dit_onnx.calibration.stages.budget import Budget
 from fp4dit_onnx.calibration.stages.choose_format import ChooseFormat
 from fp4dit_onnx.calibration.stages.four_over_six import FourOverSix
 from fp4dit_onnx.calibration.stages.gptq import Gptq
+from fp4dit_onnx.calibration.stages.joint import Joint, OutputRange
 from fp4dit_onnx.calibration.stages.mse import Mse
 from fp4dit_onnx.calibration.stages.nearest import Nearest
+from fp4dit_onnx.calibration.stages.preshift import Preshift
 from fp4dit_onnx.calibration.stages.stage import (
     INPUTS,
     KINDS,
@@ -28,13 +30,16 @@ __all__ = ["INPUTS", "KINDS", "MOMENTS", "STAGES", "WEIGHTS", "Evidence", "Layer
 
 STAGES: dict[str, type[Stage]] = {
     **{name: stage_of(one) for name, one in TRANSFORMS.items() if not one.roles},
+    "preshift": Preshift,
     "choose-format": ChooseFormat,
+    "joint": Joint,
     "static": Static,
     "budget": Budget,
     "absmax": Absmax,
     "mse": Mse,
     "weighted": Weighted,
     "four-over-six": FourOverSix,
+    "output-range": OutputRange,
     "nearest": Nearest,
     "adaround": AdaRound,
     "gptq": Gptq,

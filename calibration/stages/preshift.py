@@ -1,0 +1,57 @@
+"""Transform: LLM-FP4's pre-shifted exponent bias, a power of two for each input of a layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from fp4dit_onnx.calibration.stages.stage import MOMENTS, Evidence
+from fp4dit_onnx.spec.diagonal import Diagonal
+from fp4dit_onnx.spec.vector import Vector
+
+if TYPE_CHECKING:
+    from fp4dit_onnx.calibration.draft import Draft, Drafts
+
+__all__ = ["Preshift"]
+
+
+@dataclass(frozen=True)
+class Preshift:
+    """Inputs are multiplied by powers of two that bring their ranges next to the largest one's.
+
+    The weight, not yet quantized, is divided by them, so that both products are exact. Linears that
+    read one tensor have one vector, by the fewest exponent bits among them; without exponent bits, as
+    integers are, nothing is done. Layers whose activations stay in float are left alone.
+    """
+
+    kind: ClassVar[str] = "transform"
+    needs: ClassVar[str] = MOMENTS
+    iterations: ClassVar[int] = 0
+
+    def apply(self, drafts: Drafts, evidence: Evidence) -> Drafts:
+        """The drafts with `input_ops` and other weights."""
+        import torch
+
+        from fp4dit_onnx.calibration.output_search import exponent_shifts
+        from fp4dit_onnx.calibration.transforming import transformed_weight
+
+        assert evidence.inputs is not None
+        found = dict(drafts)
+        readers: dict[str, list[Draft]] = {}
+        for draft in drafts.values():
+            if draft.spec.input is not None:
+                readers.setdefault(evidence.inputs(draft).reader, []).append(draft)
+        for members in readers.values():
+            first: Draft = members[0]
+            formats = [m.spec.activation_format for m in members]
+            narrow = min((f for f in formats if f), key=lambda f: f.exponent_bits)
+            peaks = evidence.inputs(first).received(first).halves.abs().amax(dim=(0, 1))
+            shifts = exponent_shifts(peaks, narrow.exponent_bits, narrow.mantissa_bits)
+            if not bool(shifts.any()):
+                continue
+            one = Diagonal(first.name, Vector(torch.exp2(shifts).float().numpy()))
+            for draft in members:
+                spec = replace(draft.spec, input_ops=(*draft.spec.input_ops, one))
+                weight = transformed_weight(draft.weight, [one])
+                found[draft.name] = replace(draft, spec=spec, weight=weight)
+        return found
