@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from fp4dit_onnx.calibration.grid import quantize_static
+from fp4dit_onnx.calibration.grid import quantize_static, round_to_grid
 from fp4dit_onnx.calibration.moments import Rows
 from fp4dit_onnx.numbers.formats import FloatFormat
 from fp4dit_onnx.numbers.numerics import SMALLEST_AMAX
 
-__all__ = ["best_largest", "quantiles"]
+__all__ = ["best_largest", "quantiles", "ranges_of_inputs"]
 
 
 def quantiles(values: torch.Tensor, shares: Sequence[float]) -> list[float]:
@@ -34,3 +34,32 @@ def rounding_error(rows: Rows, fmt: FloatFormat, largest: float) -> float:
     """Weighted mean square of what quantizing the rows [R, halves, K] under one scale changes."""
     q, scale = quantize_static(rows.halves, fmt, largest)
     return rows.error(q * scale - rows.halves)
+
+
+def ranges_of_inputs(rows: Rows, fmt: FloatFormat, shares: Sequence[float]) -> torch.Tensor:
+    """The range of each input under which its values err least, of the shares that it may hold.
+
+    Args:
+        rows: [R, halves, K].
+        fmt: the element format.
+        shares: of an input's magnitudes that a range holds, each in (0, 1].
+
+    Returns:
+        Float32 [K], positive: of an input that is always 0 the largest of all, which leaves its weights
+        as they are next to the others'.
+    """
+    values = rows.halves.flatten(0, 1)
+    ordered = values.abs().sort(dim=0).values
+    count = len(ordered)
+    best, least = ordered[-1], torch.full((values.shape[1],), torch.inf)
+    for share in shares:
+        largest = ordered[min(count, max(1, round(share * count))) - 1]
+        unit = torch.where(largest > 0, largest, 1.0)
+        limit = torch.full_like(unit, fmt.max_integer)
+        q = round_to_grid(values.clamp(-unit, unit) * (limit / unit), fmt)
+        error = (q * (unit / limit) - values).square().mean(dim=0)
+        error = torch.where(largest > 0, error, torch.inf)
+        best = torch.where(error < least, largest, best)
+        least = torch.minimum(error, least)
+    floor = best.max().clamp(min=float(SMALLEST_AMAX))
+    return torch.where(best >= float(SMALLEST_AMAX), best, floor)

@@ -103,7 +103,7 @@ def quantize_static(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`numerics.quantize_static`: grid integers (float32 [..., K]), scales [..., 1]."""
     finite = torch.isfinite(x).all(dim=-1, keepdim=True)
-    most = x.new_tensor(largest)
+    most = torch.full_like(finite, largest, dtype=torch.float32)
     limit = torch.full_like(most, fmt.max_integer)
     t = torch.where(finite, x, 0.0).clamp(-most, most) * (limit / most)
     return round_to_grid(t, fmt), torch.where(finite, most / limit, torch.nan)

@@ -109,7 +109,7 @@ class OutputSearch:
 
     def _under(self, fmt: str, share: float) -> TensorSpec:
         """Activations under a share of the largest magnitude of the rows."""
-        most = share * float(self._rows.halves.abs().max())
+        most = share * float(host(self._rows.halves.abs().max()))
         return TensorSpec.of_activations(fmt, largest=max(most, float(SMALLEST_AMAX)))
 
     def best_largest(self, fmt: str, weight: torch.Tensor) -> tuple[TensorSpec, float]:

@@ -83,7 +83,7 @@ def _rounder(full: torch.Tensor, spec: LayerSpec) -> Rounder:
     return spec.scale_format.fit(full.numpy(), spec.weight_format)
 
 
-def asas_stored(scale: torch.Tensor, spec: LayerSpec) -> torch.Tensor:
+def as_stored(scale: torch.Tensor, spec: LayerSpec) -> torch.Tensor:
     """Scales float32 [N, G] that a rounder made, in the type in which they are stored."""
     return torch.from_numpy(stored(scale.numpy(), spec.scale_format))
 
@@ -108,7 +108,7 @@ def absmax_scale(weight: torch.Tensor, spec: LayerSpec) -> torch.Tensor:
         float16 or float32 [N, G], 0 for an all-zero group.
     """
     full = _full_scale(weight, spec)
-    return asas_stored(torch.from_numpy(_rounder(full, spec)(full.numpy(), slice(None))), spec)
+    return as_stored(torch.from_numpy(_rounder(full, spec)(full.numpy(), slice(None))), spec)
 
 
 def mse_scale(
@@ -135,7 +135,7 @@ def mse_scale(
         tried = (torch.from_numpy(rounder((most * s).numpy(), at)) for s in shares)
         best.append(_least_error(rows, most, tried, spec)[0])
         start = at.stop
-    return asas_stored(torch.cat(best), spec)
+    return as_stored(torch.cat(best), spec)
 
 
 def _least_error(
@@ -198,7 +198,7 @@ def limit_scale(weight: torch.Tensor, spec: LayerSpec, kind: tuple[int, bool]) -
         tried = (torch.from_numpy(rounder((most * s).numpy(), at)) for s in shares)
         best.append(_least_error(rows, most, tried, spec, kind=kind)[0])
         start = at.stop
-    return asas_stored(torch.cat(best), spec)
+    return as_stored(torch.cat(best), spec)
 
 
 def weighted_scale(weight: torch.Tensor, spec: LayerSpec, counts: torch.Tensor) -> torch.Tensor:
@@ -225,7 +225,7 @@ def weighted_scale(weight: torch.Tensor, spec: LayerSpec, counts: torch.Tensor) 
             tried = (torch.from_numpy(rounder((most * s).numpy(), at)) for s in SHARES)
             best.append(_least_error(rows, most, tried, spec, counts)[0])
         start = at.stop
-    return asas_stored(torch.cat(best), spec)
+    return as_stored(torch.cat(best), spec)
 
 
 def _search_multipliers(

@@ -15,11 +15,13 @@ import torch
 from toy_network import LAYERS, PICTURES, sampler_of, toy_network
 
 from fp4dit_onnx.calibration.constant_scale import best_largest, quantiles
+from fp4dit_onnx.calibration.draft import Draft
 from fp4dit_onnx.calibration.grid import quantize_static
+from fp4dit_onnx.calibration.layer_inputs import LayerInputs, Second
 from fp4dit_onnx.calibration.methods import Method, read_method
 from fp4dit_onnx.calibration.moments import HalfWeights, Rows
 from fp4dit_onnx.calibration.run import Calibration, calibrate
-from fp4dit_onnx.calibration.stages import STAGES
+from fp4dit_onnx.calibration.stages import STAGES, Evidence
 from fp4dit_onnx.calibration.work import Work, model_digest
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.network.network import whole
@@ -122,6 +124,48 @@ def test_the_candidate_of_the_least_error() -> None:
     best = best_largest(rows, FORMATS["e2m1"], candidates)
     assert best == candidates[errors.index(min(errors))]
     assert best < candidates[-1]
+
+
+def test_reparametrized_inputs_under_one_scale_are_inputs_under_scales_of_their_own() -> None:
+    """RepQ-ViT's algebra with symmetric ranges, in numpy, one input at a time."""
+    random = np.random.default_rng(2)
+    x = random.standard_t(3, (300, 8)).astype(np.float32) * np.logspace(-2, 2, 8, dtype=np.float32)
+    x[:, 5] = 0
+    fmt, shares = FORMATS["int4"], [0.98, 0.99, 1.0]
+    rows = Rows(torch.from_numpy(x[:, None]), torch.ones(300), HalfWeights(1.0, 0.0))
+    weight = torch.from_numpy(random.standard_normal((4, 8)).astype(np.float32))
+    second = Second(torch.eye(8, dtype=torch.float64))
+    given = LayerInputs("a", second, rows=lambda: rows, weight=weight, bias=None)
+    spec = LayerSpec.of("int6", "int4", 8)
+    drafts = {name: Draft(name, weight, spec) for name in "ab"}
+    evidence = Evidence(lambda draft: draft, inputs=lambda draft: given)
+    made = STAGES["reparametrize"](shares="0.98 0.99 1").apply(drafts, evidence)
+    (one,) = made["a"].spec.input_ops
+    assert made["a"].spec == made["b"].spec, "one vector, and one scale"
+
+    ranges = []
+    for k in range(8):
+        ordered = np.sort(np.abs(x[:, k]))
+        tried = [float(ordered[round(share * 300) - 1]) for share in shares]
+
+        def error(largest: float, k: int = k) -> float:
+            column = x[:, k].astype(np.float64)
+            step = largest / 7 if largest else 1.0
+            value = np.clip(np.rint(column / step), -7, 7) * step
+            return float(np.square(value - column).sum())
+
+        ranges.append(min(tried, key=error))
+    ranges[5] = max(ranges)
+    assert len({round(r / float(np.abs(x[:, k]).max() or r), 3) for k, r in enumerate(ranges)}) > 1
+    common = np.mean(ranges)
+    assert made["a"].spec.largest == pytest.approx(common, rel=1e-6)
+    factor = one.tensors["factor"]
+    assert np.allclose(factor, common / np.array(ranges), rtol=1e-6)
+    assert np.allclose(made["a"].weight.numpy() * factor, weight.numpy(), rtol=1e-6)
+    q, scale = numerics.quantize_static(x * factor, fmt, float(common))
+    steps = np.array(ranges) / 7
+    own = np.clip(np.rint(x / steps), -7, 7) * steps
+    assert np.allclose(q * scale / factor, own, rtol=1e-4, atol=1e-9)
 
 
 def test_a_layer_that_received_zeros_has_a_scale() -> None:

@@ -12,6 +12,7 @@ from fp4dit_onnx.calibration.stages.joint import Joint, OutputRange
 from fp4dit_onnx.calibration.stages.mse import Mse
 from fp4dit_onnx.calibration.stages.nearest import Nearest
 from fp4dit_onnx.calibration.stages.preshift import Preshift
+from fp4dit_onnx.calibration.stages.reparametrize import Reparametrize
 from fp4dit_onnx.calibration.stages.stage import (
     INPUTS,
     KINDS,
@@ -31,6 +32,7 @@ __all__ = ["INPUTS", "KINDS", "MOMENTS", "STAGES", "WEIGHTS", "Evidence", "Layer
 STAGES: dict[str, type[Stage]] = {
     **{name: stage_of(one) for name, one in TRANSFORMS.items() if not one.roles},
     "preshift": Preshift,
+    "reparametrize": Reparametrize,
     "choose-format": ChooseFormat,
     "joint": Joint,
     "static": Static,

@@ -11,14 +11,32 @@ from fp4dit_onnx.errors import UsageError
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.draft import Draft
 
-__all__ = ["Static"]
+__all__ = ["DEFAULT_SHARES", "Static", "shares_of"]
+
+DEFAULT_SHARES = "0.999 0.9999 0.99999 1"
+"""Percentiles as PTQ4DiT and RepQ-ViT look at, and all."""
+
+
+def shares_of(what: str, text: str) -> list[float]:
+    """Numbers in (0, 1], with spaces between.
+
+    Raises:
+        UsageError: another number, a word, or none at all; the message begins with `what`.
+    """
+    try:
+        shares = [float(word) for word in text.split()]
+    except ValueError:
+        shares = []
+    if shares and all(0 < share <= 1 for share in shares):
+        return shares
+    raise UsageError(f"{what} {text!r}: expected numbers in (0, 1], with spaces between")
 
 
 @dataclass(frozen=True)
 class Static(LayerStage):
     """The scale under which the recorded activations have the least squared error, of a few.
 
-    Layers whose activations stay in float are left alone.
+    Layers whose activations stay in float, or have a constant scale already, are left alone.
 
     Attributes:
         shares: of the magnitudes that a scale holds without cutting them off, with spaces between;
@@ -27,32 +45,22 @@ class Static(LayerStage):
 
     kind: ClassVar[str] = "choice"
     needs: ClassVar[str] = MOMENTS
-    shares: str = "0.999 0.9999 0.99999 1"
+    shares: str = DEFAULT_SHARES
 
     def __post_init__(self) -> None:
         """Check the shares."""
-        try:
-            valid = all(0 < share <= 1 for share in self._shares) and self._shares
-        except ValueError:
-            valid = False
-        if not valid:
-            raise UsageError(
-                f"static.shares {self.shares!r}: expected numbers in (0, 1], with spaces between"
-            )
-
-    @property
-    def _shares(self) -> list[float]:
-        return [float(text) for text in self.shares.split()]
+        shares_of("static.shares", self.shares)
 
     def layer(self, draft: Draft, evidence: Evidence) -> Draft:
         """The draft with a constant scale of its activations."""
         from fp4dit_onnx.calibration.constant_scale import best_largest, quantiles
 
-        if draft.spec.input is None:
+        if draft.spec.input is None or draft.spec.largest is not None:
             return draft
         assert evidence.inputs is not None
         rows = evidence.inputs(draft).received(draft)
         fmt = draft.spec.activation_format
         assert fmt is not None
-        largest = best_largest(rows, fmt, quantiles(rows.halves, self._shares))
+        candidates = quantiles(rows.halves, shares_of("static.shares", self.shares))
+        largest = best_largest(rows, fmt, candidates)
         return replace(draft, spec=draft.spec.with_largest(largest))
