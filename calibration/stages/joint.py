@@ -37,8 +37,8 @@ class Joint(LayerStage):
     needs: ClassVar[str] = MOMENTS
     among: str = "e2m1 e1m2 e3m0"
     activations: str = "e2m1 e1m2 e3m0 e2m3 e3m2 int6 e3m4 int8"
-    rounds: int = 3
-    candidates: int = 34
+    rounds: int = 2
+    candidates: int = 23
     rows: int = ROWS
 
     def __post_init__(self) -> None:
@@ -79,7 +79,7 @@ class OutputRange(LayerStage):
 
     kind: ClassVar[str] = "range"
     needs: ClassVar[str] = MOMENTS
-    candidates: int = 34
+    candidates: int = 23
     rows: int = ROWS
 
     def __post_init__(self) -> None:
