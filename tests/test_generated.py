@@ -19,7 +19,8 @@ def check(tool: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "tool",
-    ["generate_formats.py", "generate_export.py", "generate_families.py", "generate_packages.py"],
+    ["generate_formats.py", "generate_export.py", "generate_families.py", "generate_methods.py"]
+    + ["generate_packages.py"],
 )
 def test_generated_files_are_up_to_date(tool: str) -> None:
     result = check(TOOLS / tool)

@@ -109,7 +109,9 @@ ROWS = (
     Row("tuned-best", "tuned-best"),
     *(Row(f"tuned, {bits:g} bits", "tuned", target_bits=bits) for bits in (4.125, 4.25, 4.5, 5)),
 )
-ROWS += tuple(Row(name, name) for name in method_names() if name not in {row.method for row in ROWS})
+ROWS += tuple(
+    Row(name, name) for name in method_names() if name not in {row.method for row in ROWS}
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,65 @@
+"""Write the table of recipes in ``docs/methods.md``: what each is made of and where it comes from."""
+
+from __future__ import annotations
+
+import sys
+
+from generated_file import write_or_check
+from pages import DOCS, Section
+
+from fp4dit_onnx.calibration.methods import (
+    Method,
+    method_by_name,
+    method_names,
+    recipe_table,
+    use_of,
+)
+from fp4dit_onnx.calibration.stages import INPUTS, MOMENTS
+
+__all__ = ["render"]
+
+TABLE = Section("methods.md", "recipes")
+HEADS = (
+    "recipe",
+    "source",
+    "stages",
+    "looks at",
+    "weights share a scale",
+    "scales",
+    "activations",
+)
+WIDEST = 65536
+"""A group as large as any row."""
+NEEDS = {INPUTS: "blocks, with gradients", MOMENTS: "layers' inputs", "": "weights alone"}
+
+
+def _looked_at(method: Method) -> str:
+    return NEEDS[next((what for what in (INPUTS, MOMENTS) if method.needs(what)), "")]
+
+
+def _row(name: str) -> str:
+    table, method = recipe_table(name), method_by_name(name)
+    export = table.get("export", {})
+    page = DOCS / "methods" / f"{name}.md"
+    group = export.get("group_size", "by target")
+    grouped = "an output channel" if group == WIDEST else f"{group} inputs"
+    cells = (
+        f"[{name}](methods/{name}.md)" if page.exists() else name,
+        table["summary"],
+        table.get("source", ""),
+        ", ".join(use_of(stage) for stage in method.stages),
+        _looked_at(method),
+        grouped if group != "by target" else group,
+        export.get("scale", "by target"),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def render() -> str:
+    """The text of the page."""
+    rows = [f"| {' | '.join(HEADS)} |", "|" + " --- |" * len(HEADS)]
+    return TABLE.replaced("\n".join([*rows, *map(_row, method_names())]))
+
+
+if __name__ == "__main__":
+    sys.exit(write_or_check(TABLE.path, render(), "fp4dit_onnx/recipes"))
