@@ -19,8 +19,7 @@ def check(tool: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "tool",
-    ["generate_formats.py", "generate_export.py", "generate_families.py", "generate_methods.py"]
-    + ["generate_packages.py"],
+    [f"generate_{what}.py" for what in ("formats", "export", "families", "methods", "packages")],
 )
 def test_generated_files_are_up_to_date(tool: str) -> None:
     result = check(TOOLS / tool)
