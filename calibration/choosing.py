@@ -141,12 +141,12 @@ class Choosing:
         known = {row.format for rows in made.values() for row in rows}
         every = {row.input_ops for rows in made.values() for row in rows}
         formats = dict.fromkeys(f for name in made for f in self.candidates.get(name, ()))
-        rotates = any(stage.kind == "transform" for stage in self.method.stages)
+        rotates = len(every) > 1
         shared: list[str | None] = [*(f for f in formats if f in known)]
         sets: Sets = {}
         for fmt in shared or [None]:
             for input_ops in sorted(every, key=lambda given: (len(given), repr(given))):
-                turned = ", ".join(map(str, input_ops)) or "not rotated"
+                turned = ", ".join(map(str, input_ops)) or "not transformed"
                 if label := ", ".join([*([fmt] if fmt else []), *([turned] if rotates else [])]):
                     sets[label] = {
                         name: self._matching(name, rows, fmt, input_ops)

@@ -78,6 +78,7 @@ class LayerInputs:
         reader: the first layer that reads the same tensor.
         second: second moments, after the draft's `input_ops`.
         rows: some rows, before them.
+        peaks: largest magnitudes over the tokens of each sample, float32 [S, K], before them too.
         weight: of the float layer, float32 [N, K].
         bias: of it, float32 [N] or None.
         execution: where sums over a whole weight are computed; all else here is on the host.
@@ -86,6 +87,7 @@ class LayerInputs:
     reader: str
     second: Second
     rows: Callable[[], Rows]
+    peaks: Callable[[], torch.Tensor]
     weight: torch.Tensor
     bias: torch.Tensor | None
     execution: Execution = HOST
@@ -138,6 +140,7 @@ class UnitInputs:
             reader=reader,
             second=self._second[key],
             rows=lambda: self._kept(reader),
+            peaks=lambda: self._moments.peaks(reader),
             weight=self._part.weight(draft.name),
             bias=self._part.bias(draft.name),
             execution=self._part.parts.execution,

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from fp4dit_onnx.calibration.stages import KINDS, MOMENTS, STAGES, WEIGHTS, Stage
 from fp4dit_onnx.calibration.stages.budget import Budget
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.spec.transforms import TRANSFORMS
 from fp4dit_onnx.values import real, whole
 
 if sys.version_info >= (3, 11):
@@ -119,6 +120,13 @@ class Method:
             raise UsageError(
                 f"recipe {self.name}: stages {found}: expected one range and one rounding, in the "
                 f"order {', '.join(KINDS)}"
+            )
+        made = [(use_of(s), s.transform.name) for s in self.stages if hasattr(s, "transform")]
+        order = [list(TRANSFORMS).index(name) for _, name in made]
+        if order != sorted(set(order)):
+            raise UsageError(
+                f"recipe {self.name}: stages {', '.join(use for use, _ in made)}: expected one at most "
+                f"for each transform, in the order {', '.join(TRANSFORMS)}"
             )
 
     @property

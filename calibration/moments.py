@@ -1,4 +1,4 @@
-"""Second moments of linears' inputs, and a few of their rows: recorded while the float model samples.
+"""Second moments of linears' inputs, some rows and each sample's maxima, while the float model samples.
 
 One pass of the sampler serves every layer. Sums are files in the work folder, mapped and not loaded:
 memory is bounded by the page cache, whatever the model. Linears that read one tensor share them.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,7 @@ class Moments:
         readers: layer -> the first layer that reads the same tensor.
         total: that layer -> what its sums are to be divided by.
         weights: that layer -> importance of each of its rows.
+        samples: that layer -> how many samples' maxima there are.
         guidance: how errors count.
     """
 
@@ -94,6 +95,7 @@ class Moments:
     readers: Mapping[str, str]
     total: Mapping[str, float]
     weights: Mapping[str, Sequence[float]]
+    samples: Mapping[str, int]
     guidance: HalfWeights
 
     def matrix(self, layer: str) -> torch.Tensor:
@@ -109,15 +111,24 @@ class Moments:
         kept = Array(self.folder / f"{first}.rows.npy").read(slice(len(weight)))
         return Rows(kept, weight, self.guidance)
 
+    def peaks(self, layer: str) -> torch.Tensor:
+        """Largest magnitudes over the tokens of each sample and call, float32 [S, K].
+
+        In order of time; of a table that is the same for all samples there is one in each call.
+        """
+        first = self.readers[layer]
+        kept = Array(self.folder / f"{first}.peaks.npy")
+        return kept.read(slice(self.samples[first]))
+
     def add(self, other: Moments) -> Moments:
-        """Both passes' sums, in this one's files; rows stay this one's."""
+        """Both passes' sums, in this one's files; rows and maxima stay this one's."""
         for first in self.total:
             path = self.folder / f"{first}.sums.npy"
             sums = np.load(path, mmap_mode="r+")
             sums += np.load(other.folder / f"{other.readers[first]}.sums.npy", mmap_mode="r")
             sums.flush()
         total = {n: t + other.total[other.readers[n]] for n, t in self.total.items()}
-        return Moments(self.folder, self.readers, total, self.weights, self.guidance)
+        return replace(self, total=total)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; the folder by its name."""
@@ -132,11 +143,13 @@ class Moments:
 
 @dataclass
 class _Input:
-    """Sums and rows of one tensor that layers read; the call of the network that rows are from last."""
+    """Of one tensor that layers read; `call` of the network is the one that rows are from last."""
 
     sums: npt.NDArray[np.float32]
     rows: Array
+    peaks: Array
     total: float = 0.0
+    samples: int = 0
     weights: list[float] = field(default_factory=list)
     call: int = -1
 
@@ -216,13 +229,16 @@ class MomentRecorder:
         parts = self._sampling.halves(x) if own and halves == 2 else [x] * halves
         rows = torch.stack([p.reshape(-1, p.shape[-1]) for p in parts], dim=1)  # [R, halves, K]
         importance = self._importance[self._call % len(self._importance)]
-        kept = self._input(name, rows)
+        kept = self._input(name, rows, x.shape[0] if own else 1)
         pictures = self._samples / halves
         kept.sums += host(self._gram(rows.float()) * (importance * pictures / len(rows))).numpy()
         kept.total += importance * pictures
         if kept.call == self._call:
             return  # DiT's first block embeds the time twice: there is room for one of them
         kept.call = self._call
+        peaks = x.abs().reshape(x.shape[0] if own else 1, -1, x.shape[-1]).amax(dim=1)  # [S, K]
+        kept.peaks.write(kept.samples, peaks.float())
+        kept.samples += len(peaks)
         count = min(self._each, len(rows))
         pick = np.sort(self._random.choice(len(rows), count, replace=False))
         kept.rows.write(len(kept.weights), rows[torch.from_numpy(pick)].float())
@@ -238,13 +254,14 @@ class MomentRecorder:
         both = plain + self._guidance.weight * (guided.T @ guided)
         return both / (1 + self._guidance.weight)
 
-    def _input(self, name: str, rows: torch.Tensor) -> _Input:
+    def _input(self, name: str, rows: torch.Tensor, samples: int) -> _Input:
         if name not in self._inputs:
             k = rows.shape[-1]
             sums = np.lib.format.open_memmap(self._sums(name), "w+", np.float32, (k, k))
-            kept = Array(self._folder / f"{name}.rows.npy")
+            kept, peaks = (Array(self._file(name, what)) for what in ("rows", "peaks"))
             kept.create(self._calls * self._each, rows.float())
-            self._inputs[name] = _Input(sums, kept)
+            peaks.create(self._calls * samples, rows[0].float())
+            self._inputs[name] = _Input(sums, kept, peaks)
         return self._inputs[name]
 
     def close(self) -> None:
@@ -254,7 +271,7 @@ class MomentRecorder:
 
     def state(self, place: Path) -> dict[str, Any]:
         """See `recording.Recorder`; the files of sums move to `place`."""
-        counted = {name: (kept.total, kept.weights) for name, kept in self._inputs.items()}
+        counted = {n: (kept.total, kept.weights, kept.samples) for n, kept in self._inputs.items()}
         self._inputs.clear()  # and with them the mapped files
         for name in counted:
             self._sums(name).replace(place / self._sums(name).name)
@@ -265,14 +282,18 @@ class MomentRecorder:
         """See `recording.Recorder`; rows are on disk, and are written again in their places."""
         self._call, self._readers = state["call"], dict(state["readers"])
         self._random.bit_generator.state = state["random"]
-        for name, (total, weights) in state["inputs"].items():
+        for name, (total, weights, samples) in state["inputs"].items():
             path = self._sums(name)
             shutil.copyfile(place / path.name, path)
-            sums, rows = np.load(path, mmap_mode="r+"), Array(self._folder / f"{name}.rows.npy")
-            self._inputs[name] = _Input(sums, rows, total, list(weights))
+            rows, peaks = (Array(self._file(name, what)) for what in ("rows", "peaks"))
+            sums = np.load(path, mmap_mode="r+")
+            self._inputs[name] = _Input(sums, rows, peaks, total, samples, list(weights))
 
     def _sums(self, name: str) -> Path:
-        return self._folder / f"{name}.sums.npy"
+        return self._file(name, "sums")
+
+    def _file(self, name: str, what: str) -> Path:
+        return self._folder / f"{name}.{what}.npy"
 
     def moments(self) -> Moments:
         """What was recorded.
@@ -297,5 +318,6 @@ class MomentRecorder:
             dict(self._readers),
             {name: kept.total for name, kept in self._inputs.items()},
             {name: kept.weights for name, kept in self._inputs.items()},
+            {name: kept.samples for name, kept in self._inputs.items()},
             self._guidance,
         )

@@ -234,6 +234,7 @@ def _prepared(
     if not (work.keeps(RECORDED) or work.keeps(BEGUN)):
         widths = [network.module.get_parameter(f"{name}.weight").shape[1] for name in specs]
         sums = 2 * sum(4 * width * width for width in widths)  # now, and after the last batch
+        sums += 4 * sum(widths) * sampler.calls * sampler.batch * (2 if sampler.paired else 1)
         needed = samples * (nbytes(call) + disk) + (sums if method.needs(MOMENTS) else 0)
         check_disk(work.folder, needed, samples)
     return topology, units, chunk_size(max_ram, memory)

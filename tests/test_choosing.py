@@ -251,7 +251,7 @@ def test_every_uniform_choice_is_compared_and_the_best_set_taken(
     errors = {row.choice: row.error for row in found.compared}
     assert set(errors) == {
         CHOSEN,
-        *(f"{f}, {r}" for f in ("e2m1", "e1m2") for r in ("not rotated", "Hadamard 64")),
+        *(f"{f}, {r}" for f in ("e2m1", "e1m2") for r in ("not transformed", "Hadamard 64")),
     }
     assert errors[CHOSEN] == 1
     (taken,) = [row for row in found.compared if row.taken]

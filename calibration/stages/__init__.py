@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fp4dit_onnx.calibration.stages.absmax import Absmax
 from fp4dit_onnx.calibration.stages.adaround import AdaRound
+from fp4dit_onnx.calibration.stages.balance import Awq, Salience, SmoothQuant
 from fp4dit_onnx.calibration.stages.budget import Budget
 from fp4dit_onnx.calibration.stages.choose_format import ChooseFormat
 from fp4dit_onnx.calibration.stages.four_over_six import FourOverSix
@@ -30,6 +31,9 @@ from fp4dit_onnx.spec.transforms import TRANSFORMS
 __all__ = ["INPUTS", "KINDS", "MOMENTS", "STAGES", "WEIGHTS", "Evidence", "LayerStage", "Stage"]
 
 STAGES: dict[str, type[Stage]] = {
+    "smoothquant": SmoothQuant,
+    "awq": Awq,
+    "salience": Salience,
     **{name: stage_of(one) for name, one in TRANSFORMS.items() if not one.roles},
     "preshift": Preshift,
     "reparametrize": Reparametrize,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from fp4dit_onnx.calibration.evidence import FloatUnit
     from fp4dit_onnx.calibration.layer_inputs import LayerInputs
 
-__all__ = ["INPUTS", "KINDS", "MOMENTS", "WEIGHTS", "Evidence", "LayerStage", "Stage"]
+__all__ = ["INPUTS", "KINDS", "MOMENTS", "WEIGHTS", "Evidence", "LayerStage", "Stage", "by_reader"]
 
 KINDS = ("transform", "choice", "budget", "range", "rounding", "correction", "branch")
 """Kinds of stages, in the order of a method; it has one range and one rounding."""
@@ -68,6 +68,15 @@ class Stage(Protocol):
             UsageError: a layer that it cannot handle, by name.
         """
         ...
+
+
+def by_reader(drafts: Iterable[Draft], evidence: Evidence) -> Sequence[Sequence[Draft]]:
+    """Drafts of a unit in groups that read one tensor: a transform of it is one operator."""
+    assert evidence.inputs is not None
+    groups: dict[str, list[Draft]] = {}
+    for draft in drafts:
+        groups.setdefault(evidence.inputs(draft).reader, []).append(draft)
+    return [*groups.values()]
 
 
 class LayerStage:

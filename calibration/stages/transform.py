@@ -7,7 +7,7 @@ from dataclasses import fields, make_dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fp4dit_onnx.calibration.stages.stage import MOMENTS, Evidence
+from fp4dit_onnx.calibration.stages.stage import MOMENTS, Evidence, by_reader
 from fp4dit_onnx.spec.transform import Transform
 
 if TYPE_CHECKING:
@@ -37,13 +37,9 @@ class TransformStage:
 
     def apply(self, drafts: Drafts, evidence: Evidence) -> Drafts:
         """The drafts with `input_ops` and other weights where they are worth it."""
-        assert evidence.inputs is not None
-        groups: dict[str, list[Draft]] = {}
-        for draft in drafts.values():
-            if draft.spec.input is not None:
-                groups.setdefault(evidence.inputs(draft).reader, []).append(draft)
+        quantized = [draft for draft in drafts.values() if draft.spec.input is not None]
         found = dict(drafts)
-        for members in groups.values():
+        for members in by_reader(quantized, evidence):
             turned = [self._turned(draft) for draft in members]
             pairs = zip(members, turned, strict=True)
             if self.always or sum(_gain(p, t, evidence) for p, t in pairs) > 0:

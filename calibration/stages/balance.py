@@ -1,0 +1,120 @@
+"""Transforms: inputs divided by a vector and weights multiplied by it, which rules find."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from fp4dit_onnx.calibration.stages.stage import MOMENTS, Evidence, by_reader
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.spec.diagonal import Diagonal
+from fp4dit_onnx.spec.transform import Transform
+from fp4dit_onnx.values import real, whole
+
+if TYPE_CHECKING:
+    from fp4dit_onnx.calibration.draft import Draft, Drafts
+
+__all__ = ["Awq", "Balance", "Salience", "SmoothQuant"]
+
+STATISTICS = ("max", "mean")
+
+
+class Balance:
+    """Linears of a unit that read one tensor get one vector, by the rule of the stage."""
+
+    kind: ClassVar[str] = "transform"
+    needs: ClassVar[str] = MOMENTS
+    iterations: ClassVar[int] = 0
+    transform: ClassVar[type[Transform]] = Diagonal
+
+    def apply(self, drafts: Drafts, evidence: Evidence) -> Drafts:
+        """The drafts with a `Diagonal` and the weights that make up for it."""
+        found = dict(drafts)
+        for members in by_reader(drafts.values(), evidence):
+            found |= self.group(members, evidence)
+        return found
+
+    def group(self, members: Sequence[Draft], evidence: Evidence) -> Drafts:
+        """Those that read one tensor."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class SmoothQuant(Balance):
+    """``a^alpha / w^(1 - alpha)`` of the maxima of inputs and weights (arXiv 2211.10438).
+
+    Attributes:
+        alpha: 1 leaves all of the range to weights.
+        statistic: of the samples' maxima over their tokens: ``max``, or ``mean`` as ViDiT-Q takes.
+    """
+
+    alpha: float = 0.5
+    statistic: str = "max"
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        real("smoothquant.alpha", self.alpha, 0, 1)
+        if self.statistic not in STATISTICS:
+            raise UsageError(
+                f"smoothquant.statistic {self.statistic!r}: expected {' or '.join(STATISTICS)}"
+            )
+
+    def group(self, members: Sequence[Draft], evidence: Evidence) -> Drafts:
+        """See `Balance`."""
+        from fp4dit_onnx.calibration import balancing
+
+        assert evidence.inputs is not None
+        peaks = evidence.inputs(members[0]).peaks()
+        inputs = peaks.amax(dim=0) if self.statistic == "max" else peaks.double().mean(dim=0)
+        weights = balancing.column_peaks(members)
+        return balancing.balanced(members, balancing.smooth_scale(inputs, weights, self.alpha))
+
+
+@dataclass(frozen=True)
+class Salience(Balance):
+    """PTQ4DiT's balancing of salience, samples weighted by Spearman's rho (arXiv 2405.16005)."""
+
+    def group(self, members: Sequence[Draft], evidence: Evidence) -> Drafts:
+        """See `Balance`."""
+        from fp4dit_onnx.calibration import balancing
+
+        assert evidence.inputs is not None
+        peaks = evidence.inputs(members[0]).peaks()
+        divisor = balancing.salience_scale(peaks, balancing.column_peaks(members))
+        return balancing.balanced(members, divisor)
+
+
+@dataclass(frozen=True)
+class Awq(Balance):
+    """A power of inputs' mean magnitudes, searched by the error of the outputs (arXiv 2306.00978).
+
+    Weights are rounded to nearest under absmax scales meanwhile, and activations as the layer's are.
+    Exponent 0, no vector at all, is among them.
+
+    Attributes:
+        steps: exponents 0, 1 / steps, 2 / steps and so on, below 1.
+    """
+
+    steps: int = 20
+
+    def __post_init__(self) -> None:
+        """Check the setting."""
+        whole("awq.steps", self.steps, 1)
+
+    def group(self, members: Sequence[Draft], evidence: Evidence) -> Drafts:
+        """See `Balance`."""
+        from fp4dit_onnx.calibration import balancing
+        from fp4dit_onnx.calibration.applying import nearest_under
+        from fp4dit_onnx.calibration.stages.absmax import Absmax
+
+        assert evidence.inputs is not None
+        given = {draft.name: evidence.inputs(draft) for draft in members}
+        means = given[members[0].name].rows().halves.abs().double().mean(dim=(0, 1))
+        rounded = nearest_under(Absmax())  # those of `evidence` are all kept on disk
+        ways: list[Drafts] = [{draft.name: draft for draft in members}]
+        for step in range(1, self.steps):
+            divisor = balancing.awq_scale(means, step / self.steps)
+            ways.append(balancing.balanced(members, divisor))
+        errors = [sum(given[n].error(rounded(d)) for n, d in way.items()) for way in ways]
+        return ways[errors.index(min(errors))]
