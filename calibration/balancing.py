@@ -8,15 +8,38 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from fp4dit_onnx.calibration.applying import nearest_under
 from fp4dit_onnx.calibration.draft import Draft, Drafts
+from fp4dit_onnx.calibration.stages.absmax import Absmax
+from fp4dit_onnx.calibration.stages.stage import Evidence
 from fp4dit_onnx.calibration.transforming import transformed_weight
 from fp4dit_onnx.spec.diagonal import Diagonal
 from fp4dit_onnx.spec.vector import Vector
 
-__all__ = ["awq_scale", "balanced", "column_peaks", "salience", "salience_scale", "smooth_scale"]
+__all__ = [
+    "awq_scale",
+    "balanced",
+    "column_peaks",
+    "least_error",
+    "salience",
+    "salience_scale",
+    "smooth_scale",
+]
 
 LEAST = 1e-5
 """Divisors are no smaller, as published (SmoothQuant)."""
+
+
+def least_error(ways: Sequence[Drafts], evidence: Evidence) -> Drafts:
+    """Of linears that read one tensor the way whose outputs are nearest to float's, the first if equal.
+
+    Weights are rounded to nearest under absmax scales: what `evidence` rounds is all kept on disk.
+    """
+    assert evidence.inputs is not None
+    given = {name: evidence.inputs(draft) for name, draft in ways[0].items()}
+    rounded = nearest_under(Absmax())
+    errors = [sum(given[n].error(rounded(d)) for n, d in way.items()) for way in ways]
+    return ways[errors.index(min(errors))]
 
 
 def balanced(members: Sequence[Draft], divisor: torch.Tensor) -> Drafts:

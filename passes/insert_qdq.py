@@ -102,7 +102,7 @@ def _tensors(
     for role in one.roles:
         name = tensor_name(one.owner, role)
         if name not in made:
-            absent = placeholder(name, [layer.k], onnx.TensorProto.FLOAT)
+            absent = placeholder(name, one.shape(layer.k), onnx.TensorProto.FLOAT)
             made[name] = gs.Constant(name, one.tensors.get(role, LazyValues(absent)))
     return [made[tensor_name(one.owner, role)] for role in one.roles]
 

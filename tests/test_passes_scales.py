@@ -26,6 +26,7 @@ from fp4dit_onnx.passes.fuse_transform import FuseTransform
 from fp4dit_onnx.passes.insert_qdq import InsertQdq
 from fp4dit_onnx.passes.pack_weights import PackWeights
 from fp4dit_onnx.passes.pipeline import run_passes
+from fp4dit_onnx.spec.affine import Affine
 from fp4dit_onnx.spec.diagonal import Diagonal
 from fp4dit_onnx.spec.hadamard import Hadamard
 from fp4dit_onnx.spec.spec import LayerSpec
@@ -39,6 +40,7 @@ FUSED = (FuseTransform(Hadamard), FuseLinear())
 
 TURNED = (Hadamard(8),)
 BALANCED = Diagonal("fc", Vector(np.linspace(0.3, 3, K, dtype=np.float32)))
+MIXED = Affine("fc", Vector(np.eye(K, dtype=np.float32) + 0.02 * np.tri(K, dtype=np.float32)))
 SPECS = {
     "T6": LayerSpec.of("e2m1", "e2m3", 8, MULTIPLIED, input_ops=TURNED),
     "T6g": LayerSpec.of("e1m2", "int6", 8, MULTIPLIED, activation_group_size=16, input_ops=TURNED),
@@ -51,6 +53,7 @@ SPECS = {
     "balanced": LayerSpec.of("e2m1", "int6", 8, input_ops=(BALANCED,)),
     "both": LayerSpec.of("e2m1", "int6", 8, input_ops=(BALANCED, *TURNED)),
     "weight": LayerSpec.of("e2m1", None, 8, input_ops=(BALANCED,)),
+    "mixed": LayerSpec.of("e2m1", "int6", 8, input_ops=(MIXED, *TURNED)),
 }
 NODES = {
     "T6": [ops.HADAMARD_QUANTIZE, ops.LINEAR_INTEGER],
@@ -64,6 +67,7 @@ NODES = {
     "balanced": ["Mul", "FpQuantize", ops.LINEAR],
     "both": ["Mul", ops.HADAMARD_QUANTIZE, ops.LINEAR],
     "weight": ["Mul", ops.LINEAR],
+    "mixed": ["MatMul", ops.HADAMARD_QUANTIZE, ops.LINEAR],
 }
 EVERY_SPEC = pytest.mark.parametrize("name", SPECS)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fp4dit_onnx.calibration.stages.absmax import Absmax
 from fp4dit_onnx.calibration.stages.adaround import AdaRound
+from fp4dit_onnx.calibration.stages.affine import AffineQuant
 from fp4dit_onnx.calibration.stages.balance import Awq, Salience, SmoothQuant
 from fp4dit_onnx.calibration.stages.budget import Budget
 from fp4dit_onnx.calibration.stages.choose_format import ChooseFormat
@@ -34,6 +35,7 @@ STAGES: dict[str, type[Stage]] = {
     "smoothquant": SmoothQuant,
     "awq": Awq,
     "salience": Salience,
+    "affinequant": AffineQuant,
     **{name: stage_of(one) for name, one in TRANSFORMS.items() if not one.roles},
     "preshift": Preshift,
     "reparametrize": Reparametrize,

@@ -105,16 +105,11 @@ class Awq(Balance):
     def group(self, members: Sequence[Draft], evidence: Evidence) -> Drafts:
         """See `Balance`."""
         from fp4dit_onnx.calibration import balancing
-        from fp4dit_onnx.calibration.applying import nearest_under
-        from fp4dit_onnx.calibration.stages.absmax import Absmax
 
         assert evidence.inputs is not None
-        given = {draft.name: evidence.inputs(draft) for draft in members}
-        means = given[members[0].name].rows().halves.abs().double().mean(dim=(0, 1))
-        rounded = nearest_under(Absmax())  # those of `evidence` are all kept on disk
+        means = evidence.inputs(members[0]).rows().halves.abs().double().mean(dim=(0, 1))
         ways: list[Drafts] = [{draft.name: draft for draft in members}]
         for step in range(1, self.steps):
             divisor = balancing.awq_scale(means, step / self.steps)
             ways.append(balancing.balanced(members, divisor))
-        errors = [sum(given[n].error(rounded(d)) for n, d in way.items()) for way in ways]
-        return ways[errors.index(min(errors))]
+        return balancing.least_error(ways, evidence)

@@ -44,6 +44,10 @@ class Transform:
     stock: ClassVar[bool] = False
     roles: ClassVar[tuple[str, ...]] = ()
 
+    def shape(self, k: int) -> tuple[int, ...]:
+        """Of each of its tensors, for `k` inputs."""
+        return (k,)
+
     @property
     def owner(self) -> str:
         """The layer after which the tensors are named; "" where there are none."""

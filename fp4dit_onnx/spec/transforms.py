@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fp4dit_onnx.spec.affine import Affine
 from fp4dit_onnx.spec.diagonal import Diagonal
 from fp4dit_onnx.spec.hadamard import Hadamard
 from fp4dit_onnx.spec.transform import Transform
@@ -14,7 +15,7 @@ __all__ = ["AS_KEYS", "INPUT", "TRANSFORMS", "stored", "tensor_name", "transform
 INPUT = ".input."
 """Between a layer's name and the role of a tensor of its transforms."""
 
-TRANSFORMS: dict[str, type[Transform]] = {one.name: one for one in (Diagonal, Hadamard)}
+TRANSFORMS: dict[str, type[Transform]] = {one.name: one for one in (Diagonal, Affine, Hadamard)}
 """By name, in the order in which they are applied."""
 
 
