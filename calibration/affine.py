@@ -66,28 +66,28 @@ def trained_matrix(
     there = execution.there
     x = there(rows / divisor.float())
     weights = [there(draft.weight * divisor.float()) for draft in members]
-    wanted = [x @ weight.T for weight in weights]
+    wanted, both = [x @ weight.T for weight in weights], torch.cat(weights).T
     size = len(divisor)
     parameter = torch.nn.Parameter(torch.eye(size, device=x.device))
     optimizer = torch.optim.AdamW([parameter], lr=settings.learning_rate, weight_decay=0.0)
     with torch.enable_grad():
-        for epoch in range(settings.epochs):
+        for step in range(settings.iterations):
+            epoch = step * settings.epochs // settings.iterations
             mask = there(gradual_mask(size, epoch, settings.epochs, settings.share))
-            for _ in range(settings.steps):
-                matrix = parameter * mask
-                moved = _rounded_rows(x @ matrix, members[0])
-                solved = torch.linalg.solve(matrix, torch.cat(weights).T).T
-                loss = torch.zeros((), device=x.device)
-                each = torch.split(solved, [len(w) for w in weights])
-                for draft, weight, y in zip(members, each, wanted, strict=True):
-                    error = moved @ _rounded_weight(weight, draft).T - y
-                    loss = loss + error.square().mean() / y.square().mean().clamp(min=1e-30)
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                with torch.no_grad():
-                    kept = dominant(parameter * mask) / mask.where(mask > 0, torch.ones_like(mask))
-                    parameter.copy_(torch.where(mask > 0, kept, parameter))
+            matrix = parameter * mask
+            moved = _rounded_rows(x @ matrix, members[0])
+            each = torch.split(torch.linalg.solve(matrix, both).T, [len(y.T) for y in wanted])
+            errors = [
+                (moved @ _rounded_weight(weight, draft).T - y).square().mean()
+                / y.square().mean().clamp(min=1e-30)
+                for draft, weight, y in zip(members, each, wanted, strict=True)
+            ]
+            optimizer.zero_grad()
+            torch.stack(errors).sum().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            with torch.no_grad():
+                kept = dominant(parameter * mask) / torch.where(mask > 0, mask, 1.0)
+                parameter.copy_(torch.where(mask > 0, kept, parameter))
     matrix = host((parameter * mask).detach())
     return matrix / divisor.float()[:, None]
 

@@ -30,7 +30,7 @@ class AffineQuant(Balance):
         alpha: of the vector.
         share: sf, by which the mask multiplies what is off the diagonal.
         epochs: in which the mask opens from the diagonal to the whole matrix.
-        steps: of the optimizer in each.
+        iterations: of the optimizer, over all epochs.
         learning_rate: of AdamW.
         most: inputs of the largest layer that may have a matrix; larger ones are left alone.
     """
@@ -39,7 +39,7 @@ class AffineQuant(Balance):
     alpha: float = 0.5
     share: float = 0.1
     epochs: int = 20
-    steps: int = 8
+    iterations: int = 160
     learning_rate: float = 5e-3
     most: int = 2304
 
@@ -47,7 +47,7 @@ class AffineQuant(Balance):
         """Check the settings."""
         real("affinequant.alpha", self.alpha, 0, 1)
         real("affinequant.share", self.share, 0, 1)
-        for name in ("epochs", "steps", "most"):
+        for name in ("epochs", "iterations", "most"):
             whole(f"affinequant.{name}", getattr(self, name), 1)
         real("affinequant.learning_rate", self.learning_rate, 0)
 

@@ -25,7 +25,6 @@ class Balance:
 
     kind: ClassVar[str] = "transform"
     needs: ClassVar[str] = MOMENTS
-    iterations: ClassVar[int] = 0
     transform: ClassVar[type[Transform]] = Diagonal
 
     def apply(self, drafts: Drafts, evidence: Evidence) -> Drafts:
@@ -49,6 +48,7 @@ class SmoothQuant(Balance):
         statistic: of the samples' maxima over their tokens: ``max``, or ``mean`` as ViDiT-Q takes.
     """
 
+    iterations: ClassVar[int] = 0
     alpha: float = 0.5
     statistic: str = "max"
 
@@ -75,6 +75,8 @@ class SmoothQuant(Balance):
 class Salience(Balance):
     """PTQ4DiT's balancing of salience, samples weighted by Spearman's rho (arXiv 2405.16005)."""
 
+    iterations: ClassVar[int] = 0
+
     def group(self, members: Sequence[Draft], evidence: Evidence) -> Drafts:
         """See `Balance`."""
         from fp4dit_onnx.calibration import balancing
@@ -96,6 +98,7 @@ class Awq(Balance):
         steps: exponents 0, 1 / steps, 2 / steps and so on, below 1.
     """
 
+    iterations: ClassVar[int] = 0
     steps: int = 20
 
     def __post_init__(self) -> None:
