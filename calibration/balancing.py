@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from fp4dit_onnx.calibration.applying import nearest_under
 from fp4dit_onnx.calibration.draft import Draft, Drafts
 from fp4dit_onnx.calibration.stages.absmax import Absmax
 from fp4dit_onnx.calibration.stages.stage import Evidence
-from fp4dit_onnx.calibration.transforming import transformed_weight
+from fp4dit_onnx.calibration.transforming import transformed_draft
 from fp4dit_onnx.spec.diagonal import Diagonal
 from fp4dit_onnx.spec.vector import Vector
 
@@ -46,12 +45,7 @@ def balanced(members: Sequence[Draft], divisor: torch.Tensor) -> Drafts:
     """Linears that read one tensor, whose inputs are divided by `divisor` [K], weights multiplied."""
     factor = (1 / divisor.double()).float().numpy().astype(np.float32)
     one = Diagonal(members[0].name, Vector(factor))
-    found = {}
-    for draft in members:
-        spec = replace(draft.spec, input_ops=(*draft.spec.input_ops, one))
-        weight = transformed_weight(draft.weight, [one])
-        found[draft.name] = replace(draft, spec=spec, weight=weight)
-    return found
+    return {draft.name: transformed_draft(draft, one) for draft in members}
 
 
 def column_peaks(members: Sequence[Draft]) -> torch.Tensor:

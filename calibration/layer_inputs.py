@@ -70,6 +70,10 @@ def inverse_factor(moments: torch.Tensor, damping: float) -> torch.Tensor:
     return factor.float()
 
 
+def _unknown() -> torch.Tensor:
+    raise AssertionError("no maxima were recorded")
+
+
 @dataclass(frozen=True)
 class LayerInputs:
     """What one layer receives after the operators of a draft of it.
@@ -78,19 +82,19 @@ class LayerInputs:
         reader: the first layer that reads the same tensor.
         second: second moments, after the draft's `input_ops`.
         rows: some rows, before them.
-        peaks: largest magnitudes over the tokens of each sample, float32 [S, K], before them too.
         weight: of the float layer, float32 [N, K].
         bias: of it, float32 [N] or None.
         execution: where sums over a whole weight are computed; all else here is on the host.
+        peaks: largest magnitudes over the tokens of each sample, float32 [S, K], before `input_ops`.
     """
 
     reader: str
     second: Second
     rows: Callable[[], Rows]
-    peaks: Callable[[], torch.Tensor]
     weight: torch.Tensor
     bias: torch.Tensor | None
     execution: Execution = HOST
+    peaks: Callable[[], torch.Tensor] = _unknown
 
     @property
     def diagonal(self) -> torch.Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 
+from fp4dit_onnx.calibration.draft import Draft
 from fp4dit_onnx.spec.transform import Transform
 
-__all__ = ["transformed", "transformed_moments", "transformed_weight"]
+__all__ = ["transformed", "transformed_draft", "transformed_moments", "transformed_weight"]
 
 
 def transformed(x: torch.Tensor, transforms: Iterable[Transform]) -> torch.Tensor:
@@ -23,6 +25,12 @@ def transformed_weight(weight: torch.Tensor, transforms: Iterable[Transform]) ->
     for one in transforms:
         weight = one.of_weight(weight.double(), torch).float()
     return weight
+
+
+def transformed_draft(draft: Draft, one: Transform) -> Draft:
+    """A layer whose input is transformed once more, and the weight that makes up for it."""
+    spec = replace(draft.spec, input_ops=(*draft.spec.input_ops, one))
+    return replace(draft, spec=spec, weight=transformed_weight(draft.weight, [one]))
 
 
 def transformed_moments(moments: torch.Tensor, transforms: Iterable[Transform]) -> torch.Tensor:

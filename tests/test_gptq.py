@@ -67,7 +67,7 @@ def given(moments: torch.Tensor) -> LayerInputs:
     def no_rows() -> Rows:
         raise AssertionError
 
-    return LayerInputs("fc", Second(moments), no_rows, no_rows, torch.zeros(N, K), None)
+    return LayerInputs("fc", Second(moments), no_rows, torch.zeros(N, K), None)
 
 
 def setup(name: str) -> tuple[Draft, Any, FloatFormat]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from fp4dit_onnx.calibration.stages.balance import Balance
@@ -55,7 +55,7 @@ class AffineQuant(Balance):
         """See `Balance`."""
         from fp4dit_onnx.calibration import balancing
         from fp4dit_onnx.calibration.affine import trained_matrix
-        from fp4dit_onnx.calibration.transforming import transformed_weight
+        from fp4dit_onnx.calibration.transforming import transformed_draft
         from fp4dit_onnx.spec.vector import Vector
 
         assert evidence.inputs is not None
@@ -68,14 +68,7 @@ class AffineQuant(Balance):
         rows = given.rows().halves.flatten(0, 1)
         matrix = trained_matrix(members, rows, divisor, self, given.execution)
         one = Affine(members[0].name, Vector(matrix.numpy()))
-        mixed = {
-            name: replace(
-                draft,
-                spec=replace(draft.spec, input_ops=(one,)),
-                weight=transformed_weight(draft.weight, [one]),
-            )
-            for name, draft in plain.items()
-        }
+        mixed = {name: transformed_draft(draft, one) for name, draft in plain.items()}
         return balancing.least_error(
             [plain, balancing.balanced(members, divisor), mixed], evidence
         )

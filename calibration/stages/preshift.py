@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from fp4dit_onnx.calibration.stages.stage import MOMENTS, Evidence
+from fp4dit_onnx.calibration.stages.stage import MOMENTS, Evidence, by_reader
 from fp4dit_onnx.spec.diagonal import Diagonal
+from fp4dit_onnx.spec.transform import Transform
 from fp4dit_onnx.spec.vector import Vector
 
 if TYPE_CHECKING:
-    from fp4dit_onnx.calibration.draft import Draft, Drafts
+    from fp4dit_onnx.calibration.draft import Drafts
 
 __all__ = ["Preshift"]
 
@@ -27,22 +28,20 @@ class Preshift:
     kind: ClassVar[str] = "transform"
     needs: ClassVar[str] = MOMENTS
     iterations: ClassVar[int] = 0
+    transform: ClassVar[type[Transform]] = Diagonal
 
     def apply(self, drafts: Drafts, evidence: Evidence) -> Drafts:
         """The drafts with `input_ops` and other weights."""
         import torch
 
         from fp4dit_onnx.calibration.output_search import exponent_shifts
-        from fp4dit_onnx.calibration.transforming import transformed_weight
+        from fp4dit_onnx.calibration.transforming import transformed_draft
 
         assert evidence.inputs is not None
         found = dict(drafts)
-        readers: dict[str, list[Draft]] = {}
-        for draft in drafts.values():
-            if draft.spec.input is not None:
-                readers.setdefault(evidence.inputs(draft).reader, []).append(draft)
-        for members in readers.values():
-            first: Draft = members[0]
+        quantized = [draft for draft in drafts.values() if draft.spec.input is not None]
+        for members in by_reader(quantized, evidence):
+            first = members[0]
             formats = [m.spec.activation_format for m in members]
             narrow = min((f for f in formats if f), key=lambda f: f.exponent_bits)
             peaks = evidence.inputs(first).received(first).halves.abs().amax(dim=(0, 1))
@@ -50,8 +49,5 @@ class Preshift:
             if not bool(shifts.any()):
                 continue
             one = Diagonal(first.name, Vector(torch.exp2(shifts).float().numpy()))
-            for draft in members:
-                spec = replace(draft.spec, input_ops=(*draft.spec.input_ops, one))
-                weight = transformed_weight(draft.weight, [one])
-                found[draft.name] = replace(draft, spec=spec, weight=weight)
+            found |= {draft.name: transformed_draft(draft, one) for draft in members}
         return found

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar
 
-from fp4dit_onnx.calibration.stages.stage import MOMENTS, Evidence
+from fp4dit_onnx.calibration.stages.stage import MOMENTS, Evidence, by_reader
 from fp4dit_onnx.calibration.stages.static import DEFAULT_SHARES, shares_of
 from fp4dit_onnx.spec.diagonal import Diagonal
+from fp4dit_onnx.spec.transform import Transform
 from fp4dit_onnx.spec.vector import Vector
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ class Reparametrize:
     kind: ClassVar[str] = "transform"
     needs: ClassVar[str] = MOMENTS
     iterations: ClassVar[int] = 0
+    transform: ClassVar[type[Transform]] = Diagonal
     shares: str = DEFAULT_SHARES
     layers: str = "*"
 
@@ -42,21 +45,21 @@ class Reparametrize:
 
     def apply(self, drafts: Drafts, evidence: Evidence) -> Drafts:
         """The drafts with `input_ops`, constant scales of their inputs and other weights."""
-        assert evidence.inputs is not None
-        readers: dict[str, list[Draft]] = {}
-        for draft in drafts.values():
-            named = any(fnmatchcase(draft.name, pattern) for pattern in self.layers.split())
-            if named and draft.spec.input is not None:
-                readers.setdefault(evidence.inputs(draft).reader, []).append(draft)
+        named = [
+            draft
+            for draft in drafts.values()
+            if draft.spec.input is not None
+            and any(fnmatchcase(draft.name, pattern) for pattern in self.layers.split())
+        ]
         found = dict(drafts)
-        for members in readers.values():
+        for members in by_reader(named, evidence):
             found |= self._together(members, evidence)
         return found
 
-    def _together(self, members: list[Draft], evidence: Evidence) -> Drafts:
+    def _together(self, members: Sequence[Draft], evidence: Evidence) -> Drafts:
         """Linears that read one tensor, by the format of the first."""
         from fp4dit_onnx.calibration.constant_scale import ranges_of_inputs
-        from fp4dit_onnx.calibration.transforming import transformed_weight
+        from fp4dit_onnx.calibration.transforming import transformed_draft
 
         assert evidence.inputs is not None
         first = members[0]
@@ -68,8 +71,6 @@ class Reparametrize:
         one = Diagonal(first.name, Vector((common / ranges.double()).float().numpy()))
         found = {}
         for draft in members:
-            spec = replace(draft.spec, input_ops=(*draft.spec.input_ops, one))
-            weight = transformed_weight(draft.weight, [one])
-            spec = spec.with_largest(float(common))
-            found[draft.name] = replace(draft, spec=spec, weight=weight)
+            made = transformed_draft(draft, one)
+            found[draft.name] = replace(made, spec=made.spec.with_largest(float(common)))
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields, make_dataclass, replace
+from dataclasses import fields, make_dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -47,11 +47,10 @@ class TransformStage:
         return found
 
     def _turned(self, draft: Draft) -> Draft:
-        from fp4dit_onnx.calibration.transforming import transformed_weight
+        from fp4dit_onnx.calibration.transforming import transformed_draft
 
         one = self.transform(**{f.name: vars(self)[f.name] for f in fields(self.transform)})
-        spec = replace(draft.spec, input_ops=(*draft.spec.input_ops, one))
-        return replace(draft, spec=spec, weight=transformed_weight(draft.weight, [one]))
+        return transformed_draft(draft, one)
 
 
 @cache
