@@ -8,6 +8,8 @@ from fp4dit_onnx.calibration.stages.affine import AffineQuant
 from fp4dit_onnx.calibration.stages.balance import Awq, Salience, SmoothQuant
 from fp4dit_onnx.calibration.stages.budget import Budget
 from fp4dit_onnx.calibration.stages.choose_format import ChooseFormat
+from fp4dit_onnx.calibration.stages.dobi import Dobi
+from fp4dit_onnx.calibration.stages.dqc import Dqc
 from fp4dit_onnx.calibration.stages.four_over_six import FourOverSix
 from fp4dit_onnx.calibration.stages.gptq import Gptq
 from fp4dit_onnx.calibration.stages.joint import Joint, OutputRange
@@ -48,8 +50,10 @@ STAGES: dict[str, type[Stage]] = {
     "weighted": Weighted,
     "four-over-six": FourOverSix,
     "output-range": OutputRange,
+    "dobi": Dobi,
     "nearest": Nearest,
     "adaround": AdaRound,
     "gptq": Gptq,
+    "dqc": Dqc,
 }
 """By the name that recipes use."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from fp4dit_onnx.calibration.stages.stage import MOMENTS, Evidence, LayerStage
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.values import whole
 
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.draft import Draft
@@ -41,15 +42,19 @@ class Static(LayerStage):
     Attributes:
         shares: of the magnitudes that a scale holds without cutting them off, with spaces between;
             each in (0, 1], 1 for all that were recorded.
+        steps: in place of them, how many scales are looked at, evenly from the largest magnitude to
+            1 / steps of it (2DQuant's DOBI); 0 for `shares`.
     """
 
     kind: ClassVar[str] = "choice"
     needs: ClassVar[str] = MOMENTS
     shares: str = DEFAULT_SHARES
+    steps: int = 0
 
     def __post_init__(self) -> None:
-        """Check the shares."""
+        """Check the settings."""
         shares_of("static.shares", self.shares)
+        whole("static.steps", self.steps, 0)
 
     def layer(self, draft: Draft, evidence: Evidence) -> Draft:
         """The draft with a constant scale of its activations."""
@@ -61,6 +66,10 @@ class Static(LayerStage):
         rows = evidence.inputs(draft).received(draft)
         fmt = draft.spec.activation_format
         assert fmt is not None
-        candidates = quantiles(rows.halves, shares_of("static.shares", self.shares))
+        if self.steps:
+            most = float(rows.halves.abs().max())
+            candidates = [most * (1 - i / self.steps) for i in range(self.steps)]
+        else:
+            candidates = quantiles(rows.halves, shares_of("static.shares", self.shares))
         largest = best_largest(rows, fmt, candidates)
         return replace(draft, spec=draft.spec.with_largest(largest))
