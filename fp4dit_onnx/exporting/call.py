@@ -85,8 +85,9 @@ def export(
             parameters and rounding are float32 either way. One of: float32, bfloat16.
         bits: Bits of weights and activations, w<4|6|8>a<4|6|8|16|32>.
         method: How weights are rounded; the -rtn methods round to nearest and need no calibration
-            data. One of: fp4dit, four-over-six, fp-adaround, fp-rtn, gptq, int-adaround, int-rtn,
-            tuned, tuned-best.
+            data. One of: fp4dit, 2dquant, affinequant, awq, four-over-six, fp-adaround, fp-rtn, gptq,
+            hq-dit, int-adaround, int-rtn, llm-fp4, ptq4dit, repq-vit, smoothquant, tuned, tuned-best,
+            vidit-q.
         recipe: Your own recipe file in place of --method, in the form that --save-recipe writes;
             other options override it, unless they have their default value.
         save_recipe: Also write the resolved method and formats to this recipe file.
@@ -96,7 +97,7 @@ def export(
             this machine was timed; those that are given stay.
         range: How the scale of a group is computed: absmax maps the group's largest weight to the
             format's largest value, mse minimizes the squared error; by default the method's. One of:
-            absmax, mse, weighted, four-over-six.
+            absmax, mse, weighted, four-over-six, output-range, dobi.
         scale: How a scale is stored: float16, two bytes, four in layers outside its range;
             float32, four bytes; e8m0, powers of two (OCP MX); nvfp4, e4m3 per group times a power of
             two per layer (NVFP4); int4*f32, a 4-bit integer per group times a float32 per channel; by
