@@ -85,27 +85,32 @@ class Alternatives:
     made: dict[tuple[str, LayerSpec], Draft] = field(default_factory=dict)
 
     def rounded(self, draft: Draft) -> Draft:
-        """The draft with scales and codes."""
+        """The draft with scales and codes, made once."""
         key = draft.name, draft.spec
         if key not in self.made:
-            drafts: Drafts = {draft.name: draft}
-            for stage in self._of("range", "rounding"):
-                own = stage if stage.needs != INPUTS else Nearest()
-                drafts = own.apply(drafts, self.evidence)
-            self.made[key] = drafts[draft.name]
+            stages = self._of("range", "rounding")
+            own = (stage if stage.needs != INPUTS else Nearest() for stage in stages)
+            self.made[key] = self._after(draft, own)
         return self.made[key]
 
+    def tried(self, draft: Draft) -> Draft:
+        """The draft rounded to nearest; nothing is kept of it."""
+        return self._after(draft, (*self._of("range"), Nearest()))
+
     def chosen(self, draft: Draft) -> Draft:
-        """The same after the method's choices."""
+        """The draft after the method's branch and choices, rounded."""
+        return self.rounded(self._after(draft, self._of("branch", "choice")))
+
+    def _after(self, draft: Draft, stages: Iterable[Stage]) -> Draft:
         drafts: Drafts = {draft.name: draft}
-        for stage in self._of("choice"):
+        for stage in stages:
             drafts = stage.apply(drafts, self.evidence)
-        return self.rounded(drafts[draft.name])
+        return drafts[draft.name]
 
     @property
     def evidence(self) -> Evidence:
         """What stages may look at."""
-        return Evidence(self.rounded, self.chosen, self.inputs)
+        return Evidence(self.rounded, self.chosen, self.inputs, tried=self.tried)
 
     def best(self, drafts: Drafts) -> Drafts:
         """The drafts after transforms and choices, rounded; under a budget `made` has more of them."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
 
 from fp4dit_onnx.calibration.applying import nearest_under
 from fp4dit_onnx.calibration.draft import Draft, Drafts
+from fp4dit_onnx.calibration.layer_inputs import LayerInputs
 from fp4dit_onnx.calibration.stages.absmax import Absmax
 from fp4dit_onnx.calibration.stages.stage import Evidence
 from fp4dit_onnx.calibration.transforming import transformed_draft
@@ -29,16 +30,31 @@ LEAST = 1e-5
 """Divisors are no smaller, as published (SmoothQuant)."""
 
 
-def least_error(ways: Sequence[Drafts], evidence: Evidence) -> Drafts:
+def least_error(
+    ways: Iterable[Drafts],
+    evidence: Evidence,
+    prepared: Callable[[Draft], Draft] = lambda draft: draft,
+) -> Drafts:
     """Of linears that read one tensor the way whose outputs are nearest to float's, the first if equal.
 
     Weights are rounded to nearest under absmax scales: what `evidence` rounds is all kept on disk.
+
+    Args:
+        ways: each has the same linears; the best is kept.
+        evidence: measures outputs.
+        prepared: makes of a linear what is rounded.
     """
     assert evidence.inputs is not None
-    given = {name: evidence.inputs(draft) for name, draft in ways[0].items()}
     rounded = nearest_under(Absmax())
-    errors = [sum(given[n].error(rounded(d)) for n, d in way.items()) for way in ways]
-    return ways[errors.index(min(errors))]
+    given: dict[str, LayerInputs] = {}
+    best, least = None, float("inf")
+    for way in ways:
+        given = given or {name: evidence.inputs(draft) for name, draft in way.items()}
+        error = sum(given[n].error(rounded(prepared(d))) for n, d in way.items())
+        if best is None or error < least:
+            best, least = way, error
+    assert best is not None
+    return best
 
 
 def balanced(members: Sequence[Draft], divisor: torch.Tensor) -> Drafts:
@@ -60,10 +76,13 @@ def _where_live(divisor: torch.Tensor, *peaks: torch.Tensor) -> torch.Tensor:
     return torch.where(live, divisor.clamp(min=LEAST), 1.0)
 
 
-def smooth_scale(inputs: torch.Tensor, weights: torch.Tensor, alpha: float) -> torch.Tensor:
-    """``a^alpha / w^(1 - alpha)`` of maxima [K] (SmoothQuant equation 4), float64."""
+def smooth_scale(
+    inputs: torch.Tensor, weights: torch.Tensor, alpha: float, beta: float | None = None
+) -> torch.Tensor:
+    """``a^alpha / w^beta`` of maxima [K], beta 1 - alpha if None (SmoothQuant equation 4), float64."""
+    beta = 1 - alpha if beta is None else beta
     a, w = inputs.double(), weights.double()
-    return _where_live(a**alpha / w.clamp(min=LEAST) ** (1 - alpha), a, w)
+    return _where_live(a**alpha / w.clamp(min=LEAST) ** beta, a, w)
 
 
 def ranks(values: torch.Tensor) -> torch.Tensor:

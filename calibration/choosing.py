@@ -8,18 +8,22 @@ bits and group sizes (`spending`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+import torch
+
 from fp4dit_onnx.bundle.manifest import Compared, Spent
 from fp4dit_onnx.calibration.evidence import Parts
+from fp4dit_onnx.calibration.evolution import Evolution
 from fp4dit_onnx.calibration.making import ChoiceRecipe, Ways, ways
 from fp4dit_onnx.calibration.methods import Method
 from fp4dit_onnx.calibration.moments import Moments
 from fp4dit_onnx.calibration.samples import Samples
 from fp4dit_onnx.calibration.spending import Made, Sets, Spending, comparison, first, load
 from fp4dit_onnx.calibration.stages.budget import Budget
+from fp4dit_onnx.calibration.stages.evolve import Evolve
 from fp4dit_onnx.calibration.trajectory import Trajectory
 from fp4dit_onnx.calibration.units import Unit
 from fp4dit_onnx.calibration.work import Work
@@ -73,6 +77,8 @@ class Choosing:
         reporter: progress.
         executor: where units are rounded.
         parts: gives the parts of the network there.
+        sample: final latents of some images in so many steps, always the same; None for none.
+        seed: of every random choice.
     """
 
     network: Network
@@ -89,6 +95,8 @@ class Choosing:
     reporter: Reporter
     executor: Executor
     parts: Parts
+    sample: Callable[[int], torch.Tensor] | None = None
+    seed: int = 0
 
     def run(self, units: Sequence[Unit]) -> Chosen:
         """The layers of the best set, and what was compared; finished units are read from disk.
@@ -105,6 +113,9 @@ class Choosing:
         made: dict[str, list[Made]] = {}
         for unit in units:
             made |= self._made(unit)
+        if self.method.evolution is not None:
+            taken, table = self._evolution(self.method.evolution).run(made)
+            return Chosen(load(self.work, taken), table)
         own: Sets = {CHOSEN: {name: rows[:1] for name, rows in made.items()}}
         chosen = first(own[CHOSEN])
         others = {n: rows for n, rows in self._uniform(made).items() if first(rows) != chosen}
@@ -120,6 +131,18 @@ class Choosing:
             self.work.save("compared", errors)
         best = min(errors, key=errors.__getitem__)
         return Chosen(load(self.work, first(sets[best])), comparison(errors, best))
+
+    def _evolution(self, settings: Evolve) -> Evolution:
+        assert self.sample is not None
+        return Evolution(
+            settings=settings,
+            network=self.network,
+            sample=self.sample,
+            attention=self.attention,
+            work=self.work,
+            seed=self.seed,
+            reporter=self.reporter,
+        )
 
     def _spending(self, budget: Budget) -> Spending:
         shapes = [self.network.module.get_parameter(f"{name}.weight").shape for name in self.specs]
@@ -196,7 +219,8 @@ class Choosing:
             layer = known[0][key]
             spec, loss = layer.spec, losses.get(key, 0.0)
             same = tuple(o.named_after("").without_tensors for o in spec.input_ops)
-            row = Made(place, key, spec.weight.format, same, layer.nbytes, loss)
+            size = spec.group_size
+            row = Made(place, key, spec.weight.format, size, same, layer.nbytes, loss)
             found[key.partition("@")[2]].append(row)
         return found
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from fp4dit_onnx.calibration.stages import KINDS, MOMENTS, STAGES, WEIGHTS, Stage
 from fp4dit_onnx.calibration.stages.budget import Budget
+from fp4dit_onnx.calibration.stages.evolve import Evolve
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.spec.transforms import TRANSFORMS
 from fp4dit_onnx.values import real, whole
@@ -56,7 +57,7 @@ _HEAD = (
     "export",
     "measured",
 )
-CHOOSING = ("transform", "choice", "budget")
+CHOOSING = ("transform", "branch", "choice", "budget")
 _GRIDS = ("fp", "int")
 Made = TypeVar("Made")
 
@@ -136,7 +137,7 @@ class Method:
 
     @property
     def after_choices(self) -> tuple[Stage, ...]:
-        """The stages that follow transforms, choices and a budget."""
+        """The stages that follow transforms, a branch, choices and a budget."""
         return tuple(stage for stage in self.stages if stage.kind not in CHOOSING)
 
     @property
@@ -148,6 +149,11 @@ class Method:
     def budget(self) -> Budget | None:
         """The budget of bits or quality, None for none."""
         return next((s for s in self.stages if isinstance(s, Budget) and s.asked), None)
+
+    @property
+    def evolution(self) -> Evolve | None:
+        """The search over group sizes, None for none."""
+        return next((s for s in self.stages if isinstance(s, Evolve)), None)
 
     def needs(self, what: str) -> bool:
         """Whether a stage looks at `what`: ``moments`` or ``inputs``."""

@@ -76,7 +76,7 @@ def outliers_of(
 
 def _sqnr_db(spec: LayerSpec, rows: torch.Tensor, weight: torch.Tensor) -> float:
     """Of the outputs of a weight that is rounded to nearest, activations quantized too."""
-    layer = quantize_layer("", weight, replace(spec, input_ops=()))
+    layer = quantize_layer("", weight, replace(spec, input_ops=(), branch=None))
     wanted = torch.nn.functional.linear(rows, weight)
     found = compare.sqnr_db(wanted.numpy(), SimulatedLinear(layer, None)(rows).numpy())
     return min(found, EXACT_DB)

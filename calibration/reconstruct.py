@@ -18,6 +18,7 @@ from fp4dit_onnx.calibration.adaround import (
 from fp4dit_onnx.calibration.draft import Draft, Drafts
 from fp4dit_onnx.calibration.evidence import FloatUnit, Objective
 from fp4dit_onnx.calibration.rounding import packed
+from fp4dit_onnx.calibration.simulate import branch_tensors, low_rank
 from fp4dit_onnx.calibration.transforming import transformed
 from fp4dit_onnx.network.execution import HOST, Execution, host
 
@@ -55,6 +56,7 @@ class AdaptiveLinear(torch.nn.Module):
         assert draft.scale is not None, draft.name
         self.draft, self.bias = draft, bias
         spec = draft.spec
+        self.branch = branch_tensors(spec, execution.device)
         place = neighbours(draft.weight, draft.scale, spec.weight_format, spec.group_size)
         step = place.step * place.scale
         floor = method.learning_rate / method.largest_move
@@ -76,10 +78,11 @@ class AdaptiveLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., K] -> [..., N] with float activations, as FP4DiT calibrates weights."""
-        x = transformed(x, self.draft.spec.input_ops)
+        turned = transformed(x, self.draft.spec.input_ops)
         self.h = self.openness()
         weight = (self.place.blend(self.h) * self.place.scale).to(x.dtype)
-        return torch.nn.functional.linear(x, weight, self.bias)
+        y = torch.nn.functional.linear(turned, weight, self.bias)
+        return y + low_rank(x, self.branch) if self.branch else y
 
     @torch.no_grad()
     def reset(self) -> None:

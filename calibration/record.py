@@ -35,7 +35,8 @@ class Sampler:
             first axis.
         guidance: how it is led towards the prompts, which may double a call's samples.
         prepare: encodes the prompts, and lets go of the text encoders; before all else.
-        probe: generates one small batch, always the same, and returns its final latents.
+        probe: generates one small batch, always the same, and returns its final latents; in so many
+            steps as its argument says, or as the sampler's.
         close: lets go of what only sampling needs.
     """
 
@@ -46,7 +47,7 @@ class Sampler:
     steps: int = 1
     tables: Collection[str] = ()
     guidance: Guided = field(default_factory=Guided)
-    probe: Callable[[], torch.Tensor] | None = None
+    probe: Callable[..., torch.Tensor] | None = None
     prepare: Callable[[], None] = lambda: None
     close: Callable[[], None] = lambda: None
 

@@ -23,7 +23,7 @@ from fp4dit_onnx.calibration.simulate import SimulatedLinear, simulated
 from fp4dit_onnx.calibration.solving import UnitRecipe
 from fp4dit_onnx.calibration.stages import INPUTS, MOMENTS
 from fp4dit_onnx.calibration.timing import Pace, PacedRecipes, paced_recipes
-from fp4dit_onnx.calibration.transforming import transformed_weight
+from fp4dit_onnx.calibration.transforming import target_weight, transformed_weight
 from fp4dit_onnx.calibration.units import Unit, sample_bytes, units_of
 from fp4dit_onnx.calibration.walk import Walk, chunk_size
 from fp4dit_onnx.calibration.work import RECORDED, Work
@@ -91,8 +91,11 @@ def _measure(network: Network, layer: QuantizedLayer, rows: torch.Tensor) -> Lay
     approximation, there = SimulatedLinear.of(layer, linear), network.execution.there(rows)
     weight, output = network.tensor(f"{layer.name}.weight"), linear(there)
     wanted = transformed_weight(weight, layer.spec.input_ops)
+    rounded = approximation.weight
+    if layer.spec.branch is not None:
+        rounded = rounded + (wanted - target_weight(weight, layer.spec)).to(rounded.device)
     return LayerError(
-        weight=sqnr_db(wanted, approximation.weight),
+        weight=sqnr_db(wanted, rounded),
         output=sqnr_db(output, approximation(there)),
         weight_kurtosis=kurtosis(weight.numpy()),
         outliers=outliers_of(layer.spec, rows, weight, output),
@@ -159,7 +162,8 @@ def calibrate(
         prepared = _prepared(network, specs, method, sampler, work, max_ram, executor.ahead - 1)
         topology, units, chunk = prepared
         recorded = record(network, specs, method, sampler, seed, reporter, work)
-        sampler.close()
+        if method.evolution is None:
+            sampler.close()
         network.forget()
         return_memory()
         assert recorded.samples is not None
@@ -179,7 +183,10 @@ def calibrate(
                 reporter=reporter,
                 executor=executor,
                 parts=parts or network,
+                sample=sampler.probe,
+                seed=seed,
             ).run(units)
+            sampler.close()
             layers = chosen.layers
             specs = {name: layers[name].spec for name in specs}
         if method.needs(INPUTS):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import diffusers
@@ -350,9 +350,10 @@ def pipeline_sampler(
         return generation.latents(left, on_call, encodings=encodings)
 
     @torch.no_grad()
-    def probe() -> torch.Tensor:
+    def probe(steps: int = sampling.steps) -> torch.Tensor:
         few = range(min(PROBE_PROMPTS, len(prompts)))
-        return generation.latents(few, encodings=encodings)
+        own = replace(generation, sampling=replace(sampling, steps=steps))
+        return own.latents(few, encodings=encodings)
 
     def close() -> None:
         for name in pipeline.components:

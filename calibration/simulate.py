@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -16,9 +16,31 @@ from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.network.fake import is_fake
 from fp4dit_onnx.network.placing import place
 from fp4dit_onnx.numbers.formats import format_by_name
+from fp4dit_onnx.spec.low_rank import LowRank
+from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState
 
-__all__ = ["SimulatedLinear", "simulate", "simulated", "unquantized", "weights_only"]
+__all__ = [
+    "SimulatedLinear",
+    "branch_tensors",
+    "low_rank",
+    "simulate",
+    "simulated",
+    "unquantized",
+    "weights_only",
+]
+
+
+def branch_tensors(spec: LayerSpec, device: torch.device | None) -> dict[str, torch.Tensor]:
+    """A branch's matrices by role, on a device, None for the host; empty without a branch."""
+    found = spec.branch.tensors if spec.branch else {}
+    return {role: torch.from_numpy(values.copy()).to(device) for role, values in found.items()}
+
+
+def low_rank(x: torch.Tensor, branch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """What a branch adds for x [..., K], of x's type: its matrices are float16."""
+    down, up = (branch[role].to(x) for role in LowRank.roles)
+    return x @ down @ up
 
 
 class SimulatedLinear(torch.nn.Module):
@@ -51,6 +73,7 @@ class SimulatedLinear(torch.nn.Module):
         self.in_features, self.out_features = layer.k, layer.n
         weight = torch.from_numpy(layer.weight()).to(device) if kept else None
         self.register_buffer("_kept", weight)
+        self._branch = branch_tensors(layer.spec, device if kept else None)
         self.register_buffer("bias", None if bias is None else bias.detach().float())
 
     @classmethod
@@ -70,7 +93,11 @@ class SimulatedLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., K] -> [..., N], of x's type."""
-        return self._computed(x.float()).to(x.dtype)
+        wide = x.float()
+        y = self._computed(wide)
+        if self._branch:
+            y = y + low_rank(wide, self._branch)
+        return y.to(x.dtype)
 
     def _computed(self, x: torch.Tensor) -> torch.Tensor:
         """In float32."""

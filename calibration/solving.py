@@ -14,7 +14,7 @@ from fp4dit_onnx.calibration.layer_inputs import UnitInputs
 from fp4dit_onnx.calibration.moments import Moments
 from fp4dit_onnx.calibration.samples import Array, Samples
 from fp4dit_onnx.calibration.stages import Evidence, Stage
-from fp4dit_onnx.calibration.transforming import transformed_weight
+from fp4dit_onnx.calibration.transforming import target_weight
 from fp4dit_onnx.calibration.units import Unit
 from fp4dit_onnx.families.guidance import Guided
 from fp4dit_onnx.spec.spec import LayerSpec
@@ -55,7 +55,7 @@ class UnitRecipe:
         drafts = {}
         for name in unit.layers:
             spec = self.specs[name]
-            weight = transformed_weight(part.weight(name), spec.input_ops)
+            weight = target_weight(part.weight(name), spec)
             drafts[name] = Draft(name, weight, spec)
         return drafts
 

@@ -35,6 +35,7 @@ class Made:
         place: name of the file.
         key: of the layer in it.
         format: of its weight.
+        group_size: of it.
         input_ops: see `LayerSpec`; without tensors, which are each layer's own.
         bytes: that it takes.
         loss: ``tr(E H E^T)``; 0 where there is no budget.
@@ -43,6 +44,7 @@ class Made:
     place: str
     key: str
     format: str
+    group_size: int
     input_ops: tuple[Transform, ...]
     bytes: int
     loss: float

@@ -8,9 +8,16 @@ from dataclasses import replace
 import torch
 
 from fp4dit_onnx.calibration.draft import Draft
+from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.transform import Transform
 
-__all__ = ["transformed", "transformed_draft", "transformed_moments", "transformed_weight"]
+__all__ = [
+    "target_weight",
+    "transformed",
+    "transformed_draft",
+    "transformed_moments",
+    "transformed_weight",
+]
 
 
 def transformed(x: torch.Tensor, transforms: Iterable[Transform]) -> torch.Tensor:
@@ -31,6 +38,13 @@ def transformed_draft(draft: Draft, one: Transform) -> Draft:
     """A layer whose input is transformed once more, and the weight that makes up for it."""
     spec = replace(draft.spec, input_ops=(*draft.spec.input_ops, one))
     return replace(draft, spec=spec, weight=transformed_weight(draft.weight, [one]))
+
+
+def target_weight(weight: torch.Tensor, spec: LayerSpec) -> torch.Tensor:
+    """What of a weight, float32 [N, K], is to be rounded: less the branch, after the transforms."""
+    if spec.branch is not None:
+        weight = weight - torch.from_numpy(spec.branch.weight())
+    return transformed_weight(weight, spec.input_ops)
 
 
 def transformed_moments(moments: torch.Tensor, transforms: Iterable[Transform]) -> torch.Tensor:

@@ -13,6 +13,10 @@ from fp4dit_onnx.passes.match import unique_name
 __all__ = ["NameTensors"]
 
 
+OWN = ("", ".input", ".weight", ".branch")
+"""Between the name of a layer and the last part of the names of its tensors."""
+
+
 @dataclass(frozen=True)
 class NameTensors:
     """What the exporter called ``val_17`` is named after its node, numbered from the second output on.
@@ -65,7 +69,7 @@ class NameTensors:
 
     def _is_own(self, tensor: gs.Tensor) -> bool:
         layer, _, _ = tensor.name.rpartition(".")
-        return layer.removesuffix(".input").removesuffix(".weight") in self.layers
+        return any(layer.removesuffix(end) in self.layers for end in OWN)
 
 
 def _constants(graph: gs.Graph) -> list[tuple[gs.Constant, str]]:

@@ -27,6 +27,7 @@ from fp4dit_onnx.passes.fold_constants import FoldConstants
 from fp4dit_onnx.passes.fuse_attention import FuseAttention
 from fp4dit_onnx.passes.fuse_linear import FuseLinear
 from fp4dit_onnx.passes.fuse_transform import FuseTransform
+from fp4dit_onnx.passes.insert_branch import InsertBranch
 from fp4dit_onnx.passes.insert_qdq import InsertQdq
 from fp4dit_onnx.passes.mend_key_transpose import MendKeyTranspose
 from fp4dit_onnx.passes.mend_split import MendSplit
@@ -63,6 +64,7 @@ def quantize_passes(
     both = (FuseTransform(one) for one in TRANSFORMS.values() if one.quantizer)
     fuse: tuple[Pass, ...] = (*both, FuseLinear(), FuseAttention()) if form == "fused" else ()
     return (
+        InsertBranch(state),
         InsertQdq(state),
         QuantizeAttention(state),
         PackWeights(state),

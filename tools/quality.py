@@ -31,7 +31,12 @@ import numpy.typing as npt
 from pages import DOCS, write_above_reading
 from quality_page import COLUMNS, document
 
-from fp4dit_onnx.calibration.methods import method_by_name, method_names, with_settings
+from fp4dit_onnx.calibration.methods import (
+    method_by_name,
+    method_names,
+    read_method,
+    with_settings,
+)
 from fp4dit_onnx.calibration.run import calibrate
 from fp4dit_onnx.calibration.sampling import (
     decode,
@@ -66,6 +71,7 @@ class Row:
         weight_format: as the option of export.
         changes: settings in place of the preset's.
         target_bits: as the option of export.
+        recipe: a file in place of `method`'s.
     """
 
     name: str
@@ -74,6 +80,7 @@ class Row:
     weight_format: str | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
     target_bits: float | None = None
+    recipe: str | None = None
 
     def columns(self, columns: Sequence[str]) -> Sequence[str]:
         """Those of `columns` in which it is measured: budgets at the bits that the tool is named for."""
@@ -82,7 +89,8 @@ class Row:
     @property
     def by_activations(self) -> bool:
         """Whether a stage may look at quantized activations, so that each column has its own weights."""
-        kinds = {stage.kind for stage in method_by_name(self.method).stages}
+        known = read_method(Path(self.recipe)) if self.recipe else method_by_name(self.method)
+        kinds = {stage.kind for stage in known.stages}
         return not kinds <= {"choice", "range", "rounding"}
 
 
@@ -186,6 +194,7 @@ class Bench:
             preset=row.preset,
             weight_format=row.weight_format,
             target_bits=row.target_bits,
+            recipe=Path(row.recipe) if row.recipe else None,
         )
         return plan(request)
 

@@ -6,10 +6,12 @@ from fp4dit_onnx.calibration.stages.absmax import Absmax
 from fp4dit_onnx.calibration.stages.adaround import AdaRound
 from fp4dit_onnx.calibration.stages.affine import AffineQuant
 from fp4dit_onnx.calibration.stages.balance import Awq, Salience, SmoothQuant
+from fp4dit_onnx.calibration.stages.branch import Branch
 from fp4dit_onnx.calibration.stages.budget import Budget
 from fp4dit_onnx.calibration.stages.choose_format import ChooseFormat
 from fp4dit_onnx.calibration.stages.dobi import Dobi
 from fp4dit_onnx.calibration.stages.dqc import Dqc
+from fp4dit_onnx.calibration.stages.evolve import Evolve
 from fp4dit_onnx.calibration.stages.four_over_six import FourOverSix
 from fp4dit_onnx.calibration.stages.gptq import Gptq
 from fp4dit_onnx.calibration.stages.joint import Joint, OutputRange
@@ -17,6 +19,7 @@ from fp4dit_onnx.calibration.stages.mse import Mse
 from fp4dit_onnx.calibration.stages.nearest import Nearest
 from fp4dit_onnx.calibration.stages.preshift import Preshift
 from fp4dit_onnx.calibration.stages.reparametrize import Reparametrize
+from fp4dit_onnx.calibration.stages.smooth import Smooth
 from fp4dit_onnx.calibration.stages.stage import (
     INPUTS,
     KINDS,
@@ -37,14 +40,17 @@ STAGES: dict[str, type[Stage]] = {
     "smoothquant": SmoothQuant,
     "awq": Awq,
     "salience": Salience,
+    "smooth": Smooth,
     "affinequant": AffineQuant,
     **{name: stage_of(one) for name, one in TRANSFORMS.items() if not one.roles},
     "preshift": Preshift,
     "reparametrize": Reparametrize,
+    "branch": Branch,
     "choose-format": ChooseFormat,
     "joint": Joint,
     "static": Static,
     "budget": Budget,
+    "evolve": Evolve,
     "absmax": Absmax,
     "mse": Mse,
     "weighted": Weighted,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["INPUTS", "KINDS", "MOMENTS", "WEIGHTS", "Evidence", "LayerStage", "Stage", "by_reader"]
 
-KINDS = ("transform", "choice", "budget", "range", "rounding", "correction", "branch")
+KINDS = ("transform", "branch", "choice", "budget", "range", "rounding", "correction")
 """Kinds of stages, in the order of a method; it has one range and one rounding."""
 
 WEIGHTS, MOMENTS, INPUTS = "weights", "moments", "inputs"
@@ -27,7 +27,7 @@ class Evidence:
 
     Attributes:
         rounded: a draft with the method's own scales and codes; to nearest where rounding is trained.
-        chosen: the same after the method's choices.
+        chosen: a draft after the method's branch and choices, rounded.
         inputs: second moments and rows of what a draft's layer receives; None unless a stage of the
             method asks for ``moments``.
         unit: the float block or linear that holds the layers, and what it receives and should
@@ -35,6 +35,8 @@ class Evidence:
         seed: of random choices; no other state decides them.
         on_step: to be called after each of a stage's iterations, with the error so far in units of
             nearest rounding's.
+        tried: a draft with the method's scales, to nearest; nothing is kept of it. None where nothing
+            chooses.
     """
 
     rounded: Callable[[Draft], Draft]
@@ -43,6 +45,7 @@ class Evidence:
     unit: FloatUnit | None = None
     seed: int = 0
     on_step: Callable[[float], None] = lambda error: None
+    tried: Callable[[Draft], Draft] | None = None
 
 
 class Stage(Protocol):

@@ -142,6 +142,7 @@ class Layer:
         weight_kurtosis: of the float weight's rows, see `numbers.outliers.kurtosis`.
         outliers: of its inputs; None where nothing was run.
         largest: of its inputs, where they have one constant scale; see `TensorSpec`.
+        branch: rank of the branch beside it, None for none; its bytes are counted.
     """
 
     name: str
@@ -160,6 +161,7 @@ class Layer:
     weight_kurtosis: float | None = None
     outliers: Outliers | None = None
     largest: float | None = None
+    branch: Positive | None = None
 
     @property
     def formats(self) -> str:

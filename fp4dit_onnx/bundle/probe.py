@@ -17,6 +17,7 @@ from fp4dit_onnx import ops
 from fp4dit_onnx.bundle.external_data import load_tensor
 from fp4dit_onnx.bundle.names import CODES, WEIGHT
 from fp4dit_onnx.errors import BundleError
+from fp4dit_onnx.spec.low_rank import LowRank, branch_name
 from fp4dit_onnx.spec.recipe import ATTENTION_PARTS
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState
@@ -172,8 +173,8 @@ def read_state(model: onnx.ModelProto) -> QuantizedState:
     """The quantized state that a fused model carries: one layer for each FpLinear, and attentions.
 
     Raises:
-        BundleError: an FpLinear whose weight is not an initializer, or a transform's tensor is none;
-            see `attention_formats` too.
+        BundleError: an FpLinear whose weight is not an initializer, or a tensor of a transform or
+            branch is none; see `attention_formats` too.
     """
     layers = {}
     makers = {name: node for node in model.graph.node for name in node.output}
@@ -190,6 +191,9 @@ def read_state(model: onnx.ModelProto) -> QuantizedState:
             raise BundleError(f"node {name}: input {error} is not an initializer") from error
         spec = _with_makers(op.spec(given), inputs[0], makers)
         spec = spec.with_tensors(lambda one, role: _tensor(tensors, tensor_name(one.owner, role)))
+        if branch_name(name, "down") in tensors:
+            down, up = (_tensor(tensors, branch_name(name, role)) for role in LowRank.roles)
+            spec = replace(spec, branch=LowRank.of(down, up))
         layers[name] = QuantizedLayer(name, spec, given["K"], parts)
     return QuantizedState(layers, attention=attention_formats(model.graph))
 

@@ -108,15 +108,22 @@ def print_layers(title: str, rows: Iterable[Layer]) -> None:
     sizes = {row.activation_group_size for row in all_rows if row.activation_group_size}
     for of_token in sorted(sizes):
         named = [row for row in all_rows if row.activation_group_size == of_token]
-        kinds = list(dict.fromkeys(kind_of(row.name for row in named).values()))
-        shown = ", ".join(kinds[:SHOWN]) + (", ..." if len(kinds) > SHOWN else "")
         print_line(
-            f"activations of {len(named)} layers: a scale per token and {of_token} inputs ({shown})"
+            f"activations of {len(named)} layers: a scale per token and {of_token} inputs "
+            f"({_shown(named)})"
         )
-
+    for rank in sorted({row.branch for row in all_rows if row.branch}):
+        beside = [row for row in all_rows if row.branch == rank]
+        print_line(f"branches of rank {rank} beside {len(beside)} layers ({_shown(beside)})")
     constant = sum(row.largest is not None for row in all_rows)
     if constant:
         print_line(f"activations of {constant} layers: one constant scale, found at calibration")
+
+
+def _shown(rows: Iterable[Layer]) -> str:
+    """The first kinds of layers."""
+    kinds = list(dict.fromkeys(kind_of(row.name for row in rows).values()))
+    return ", ".join(kinds[:SHOWN]) + (", ..." if len(kinds) > SHOWN else "")
 
 
 def print_attention(attention: Mapping[str, str]) -> None:

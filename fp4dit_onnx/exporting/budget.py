@@ -15,7 +15,7 @@ from fp4dit_onnx.spec.recipe import Recipe, check_product
 from fp4dit_onnx.spec.spec import LayerSpec, TensorSpec, joined_width
 from fp4dit_onnx.targets.target import Target
 
-__all__ = ["Choice", "PlannedBudget", "planned_budget", "precision"]
+__all__ = ["Choice", "PlannedBudget", "planned_budget", "precision", "searched_groups"]
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,26 @@ def planned_budget(
     return PlannedBudget(
         budget.bits or None, budget.sqnr or None, least, most, choices, precisions
     )
+
+
+def searched_groups(
+    method: Method,
+    recipe: Recipe,
+    specs: Mapping[str, LayerSpec],
+    sizes: Mapping[str, tuple[int, int]],
+    joined: Mapping[str, int],
+) -> dict[str, tuple[TensorSpec, ...]]:
+    """What the layers' weights may be where a stage searches group sizes; empty where none does.
+
+    Args: see `planned_budget`.
+    """
+    found: dict[str, tuple[TensorSpec, ...]] = {}
+    for name, spec in specs.items() if method.evolution else ():
+        if method.evolution and recipe.narrow_formats(name):
+            k, parts = sizes[name][1], joined.get(name)
+            width = None if parts is None else joined_width(name, k, parts)
+            found[name] = method.evolution.precisions(spec, k, width)
+    return found
 
 
 def _multiplies(name: str, spec: LayerSpec, k: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from fp4dit_onnx.calibration.methods import Method
 from fp4dit_onnx.calibration.stages.budget import MOST_BITS, MOST_SQNR_DB
 from fp4dit_onnx.checkpoint.checkpoint import Checkpoint, open_checkpoint, scheduler_settings
 from fp4dit_onnx.errors import CheckpointError, MissingExtraError, UsageError
-from fp4dit_onnx.exporting.budget import PlannedBudget, planned_budget
+from fp4dit_onnx.exporting.budget import PlannedBudget, planned_budget, searched_groups
 from fp4dit_onnx.exporting.components import absent_parts, check_parts, check_vae
 from fp4dit_onnx.exporting.executing import check_executor
 from fp4dit_onnx.exporting.layers import layer_size, linear_layers, totals
@@ -73,6 +73,7 @@ class Plan:
         request: what was asked for, its recipe file included.
         undrawable: why `generate` cannot make images with the bundle, a line each.
         budget: what layers' precisions are chosen among; None for those of `layers`.
+        searched: what each layer's weight may be where group sizes are searched.
     """
 
     layers: tuple[Layer, ...]
@@ -92,6 +93,7 @@ class Plan:
     undrawable: tuple[str, ...]
     illustrated: bool
     budget: PlannedBudget | None = None
+    searched: Mapping[str, tuple[TensorSpec, ...]] = field(default_factory=dict)
 
     @property
     def recorded(self) -> Sampling:
@@ -130,8 +132,8 @@ class Plan:
 
     @property
     def precisions(self) -> Mapping[str, tuple[TensorSpec, ...]]:
-        """What each layer's weight may be under a budget."""
-        return self.budget.precisions if self.budget else {}
+        """What each layer's weight may be under a budget, or where group sizes are searched."""
+        return self.budget.precisions if self.budget else self.searched
 
     @property
     def largest_size(self) -> int | None:
@@ -258,6 +260,7 @@ def plan(request: ExportRequest) -> Plan:
         request=request,
         undrawable=_undrawable(checkpoint, sampling),
         budget=planned_budget(method, recipe, specs, sizes, joined, target),
+        searched=searched_groups(method, recipe, specs, sizes, joined),
     )
 
 
@@ -384,6 +387,7 @@ def format_row(spec: LayerSpec) -> dict[str, Any]:
         "activation_group_size": spec.activation_group_size,
         "input_ops": spec.input_ops,
         "largest": spec.largest,
+        "branch": spec.branch.rank if spec.branch else None,
     }
 
 

@@ -15,6 +15,7 @@ from fp4dit_onnx.bundle.names import codes_of, part_of
 from fp4dit_onnx.checkpoint.tensor_files import TensorInfo
 from fp4dit_onnx.checkpoint.tensor_reading import read_chunks, read_float32
 from fp4dit_onnx.numbers.outliers import kurtosis
+from fp4dit_onnx.spec.low_rank import BRANCH
 from fp4dit_onnx.spec.state import LayerLayout, QuantizedLayer
 from fp4dit_onnx.spec.transforms import INPUT
 
@@ -85,10 +86,10 @@ class GraphValues:
     _notes: dict[str, LayerNote] = field(default_factory=dict)
 
     def __call__(self, name: str) -> Array | Iterator[Array]:
-        """Codes, scales, factors of inputs, or a stored tensor in float32, piece by piece."""
+        """Codes, scales, factors of inputs, branches, or a stored tensor in float32, piece by piece."""
         if name in self._pending:
             return self._pending.pop(name)
-        layer = name.rpartition(".weight.")[0] or name.partition(INPUT)[0]
+        layer = name.rpartition(".weight.")[0] or name.partition(INPUT)[0].partition(BRANCH)[0]
         if layer not in self.layers:
             return read_chunks(self.tensors[name])
         made, note = self.quantizer(layer)

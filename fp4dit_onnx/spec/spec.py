@@ -13,6 +13,7 @@ from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.numbers.formats import FloatFormat, format_by_name
 from fp4dit_onnx.numbers.numerics import CANDIDATE_GROUP, SMALLEST_AMAX
 from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE, ScaleFormat, scale_format_by_name
+from fp4dit_onnx.spec.low_rank import LowRank
 from fp4dit_onnx.spec.transform import Transform
 from fp4dit_onnx.spec.transforms import TRANSFORMS
 
@@ -141,6 +142,7 @@ class LayerSpec:
         input: the activations it reads; None leaves them in float.
         input_ops: what is done to the activations at run time before they are quantized, in order;
             the weight makes up for it.
+        branch: what is added to its output beside; the weight is without it.
 
     Raises:
         UsageError: `input_ops` are not each once and in the order of `TRANSFORMS`.
@@ -149,6 +151,7 @@ class LayerSpec:
     weight: TensorSpec
     input: TensorSpec | None
     input_ops: tuple[Transform, ...] = ()
+    branch: LowRank | None = None
 
     def __post_init__(self) -> None:
         """Check the order of `input_ops`, which files do not keep."""
@@ -169,6 +172,7 @@ class LayerSpec:
         activation_group_size: int | None = None,
         input_ops: tuple[Transform, ...] = (),
         largest: float | None = None,
+        branch: LowRank | None = None,
     ) -> LayerSpec:
         """Formats by name.
 
@@ -180,6 +184,7 @@ class LayerSpec:
             activation_group_size: inputs of a token that share a scale, None for all.
             input_ops: see `LayerSpec`.
             largest: see `TensorSpec`; of activations under one constant scale.
+            branch: see `LayerSpec`.
         """
         given = None
         if activation is not None:
@@ -188,7 +193,7 @@ class LayerSpec:
             raise UsageError(
                 f"activations' largest magnitude {largest:g}: they stay in float, which has no scale"
             )
-        return cls(TensorSpec(weight, PerGroup(group_size), scale), given, input_ops)
+        return cls(TensorSpec(weight, PerGroup(group_size), scale), given, input_ops, branch)
 
     @property
     def weight_format(self) -> FloatFormat:
@@ -224,7 +229,9 @@ class LayerSpec:
     @property
     def without_tensors(self) -> LayerSpec:
         """The same as graphs without weights know it."""
-        return replace(self, input_ops=tuple(one.without_tensors for one in self.input_ops))
+        branch = None if self.branch is None else self.branch.without_tensors
+        ops = tuple(one.without_tensors for one in self.input_ops)
+        return replace(self, input_ops=ops, branch=branch)
 
     def with_tensors(self, tensor: Callable[[Transform, str], npt.NDArray[Any]]) -> LayerSpec:
         """The same with the tensors of its transforms, given each and the role.

@@ -22,6 +22,7 @@ from fp4dit_onnx.files import GIVEN, Positive, WrongType, decoded, parse_object,
 from fp4dit_onnx.numbers.formats import FloatArray, format_by_name
 from fp4dit_onnx.numbers.numerics import decode, dequantize, group_count, unpack
 from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE, largest_multiplier
+from fp4dit_onnx.spec.low_rank import LowRank, branch_name
 from fp4dit_onnx.spec.recipe import check_product
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.transform import Transform
@@ -120,6 +121,12 @@ class QuantizedLayer:
             if part.dtype not in _TYPES[role]:
                 wanted = " or ".join(t.__name__ for t in _TYPES[role])
                 raise UsageError(f"layer {self.name}: {role} {part.dtype}, expected {wanted}")
+        if self.spec.branch is not None:
+            shapes = {role: part.shape for role, part in self.spec.branch.tensors.items()}
+            if shapes != self.spec.branch.shapes(n, self.k):
+                raise UsageError(
+                    f"layer {self.name}: its branch {shapes} does not fit {(n, self.k)}"
+                )
         self._check_multipliers()
         check_product(self.name, self.spec, self.k)
 
@@ -156,9 +163,13 @@ class QuantizedLayer:
 
     @property
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
-        """Of its transforms, by name in graphs; not those that it shares with an earlier layer."""
+        """Of its transforms and branch, by name in graphs; not what an earlier layer shares with it."""
         own = [one for one in self.spec.input_ops if one.owner == self.name]
-        return {tensor_name(self.name, r): v for one in own for r, v in one.tensors.items()}
+        beside = self.spec.branch.tensors if self.spec.branch else {}
+        return {
+            **{tensor_name(self.name, r): v for one in own for r, v in one.tensors.items()},
+            **{branch_name(self.name, r): v for r, v in beside.items()},
+        }
 
     @property
     def nbytes(self) -> int:
@@ -210,6 +221,8 @@ def save_state(state: QuantizedState, path: Path) -> None:
         tensors |= {f"{name}.{role}": part for role, part in layer.parts.items()}
         for one in layer.spec.input_ops:
             tensors |= {tensor_name(name, role): v for role, v in one.tensors.items()}
+        if layer.spec.branch is not None:
+            tensors |= {branch_name(name, r): v for r, v in layer.spec.branch.tensors.items()}
         layers[name] = _StoredLayer.of(layer)
     header = {
         "version": STATE_VERSION,
@@ -234,6 +247,7 @@ class _StoredLayer:
     activation_group_size: Positive | None = None
     input_ops: tuple[Transform, ...] = field(default=(), metadata=AS_KEYS)
     largest: float | None = None
+    branch: Positive | None = None
 
     @classmethod
     def of(cls, layer: QuantizedLayer) -> _StoredLayer:
@@ -246,6 +260,7 @@ class _StoredLayer:
             spec.activation_group_size,
             spec.input_ops,
             spec.largest,
+            spec.branch.rank if spec.branch else None,
         )
 
 
@@ -293,8 +308,12 @@ def _header(path: Path, text: str) -> _Header:
 
 
 def _read_layer(file: Any, name: str, row: _StoredLayer) -> QuantizedLayer:
-    given = vars(row)
-    spec = LayerSpec.of(**{key: value for key, value in given.items() if key != "k"})
+    given = {key: value for key, value in vars(row).items() if key not in ("k", "branch")}
+    branch = None
+    if row.branch is not None:
+        absent = LowRank(row.branch)
+        branch = absent.with_tensors(lambda role: file.get_tensor(branch_name(name, role)))
+    spec = LayerSpec.of(**given, branch=branch)
     spec = spec.with_tensors(lambda one, role: file.get_tensor(tensor_name(name, role)))
     parts = {role: file.get_tensor(f"{name}.{role}") for role in part_shapes(0, row.k, spec)}
     return QuantizedLayer(name, spec, row.k, parts)

@@ -94,6 +94,6 @@ def sampler_of(network: Any, **changes: Any) -> Sampler:
         "batch": BATCH,
         "steps": STEPS,
         "guidance": Guided(asked=GUIDANCE),
-        "probe": lambda: draw(network, 0, BATCH),
+        "probe": lambda *steps: draw(network, 0, BATCH),
     }
     return Sampler(**{**fields, **changes})

@@ -1,0 +1,227 @@
+"""Branches of low rank beside layers: in the graph, in files, in the simulation, and as a stage."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+pytest.importorskip("onnx_graphsurgeon")
+
+import torch
+
+from fp4dit_onnx import ops
+from fp4dit_onnx.bundle.probe import read_state
+from fp4dit_onnx.calibration.applying import Alternatives, quantize_layer
+from fp4dit_onnx.calibration.branching import branched, split
+from fp4dit_onnx.calibration.draft import Draft
+from fp4dit_onnx.calibration.layer_inputs import LayerInputs, Second
+from fp4dit_onnx.calibration.moments import HalfWeights, Rows
+from fp4dit_onnx.calibration.simulate import SimulatedLinear
+from fp4dit_onnx.calibration.stages.absmax import Absmax
+from fp4dit_onnx.calibration.stages.branch import Branch
+from fp4dit_onnx.calibration.stages.gptq import Gptq
+from fp4dit_onnx.calibration.stages.smooth import Smooth
+from fp4dit_onnx.calibration.transforming import target_weight, transformed_moments
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.numbers.formats import FORMATS
+from fp4dit_onnx.passes.fuse_linear import FuseLinear
+from fp4dit_onnx.passes.fuse_transform import FuseTransform
+from fp4dit_onnx.passes.insert_branch import InsertBranch
+from fp4dit_onnx.passes.insert_qdq import InsertQdq
+from fp4dit_onnx.passes.name_tensors import NameTensors
+from fp4dit_onnx.passes.pack_weights import PackWeights
+from fp4dit_onnx.passes.pipeline import run_passes
+from fp4dit_onnx.spec.diagonal import Diagonal
+from fp4dit_onnx.spec.hadamard import Hadamard
+from fp4dit_onnx.spec.low_rank import LowRank
+from fp4dit_onnx.spec.spec import LayerSpec
+from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState, load_state, save_state
+from fp4dit_onnx.spec.vector import Vector
+
+Array = npt.NDArray[Any]
+K, N, RANK = 20, 12, 3
+BALANCED = Diagonal("fc", Vector(np.linspace(0.3, 3, K, dtype=np.float32)))
+PLAIN = LayerSpec.of("e2m1", "int6", 8)
+SPECS = {
+    "plain": PLAIN,
+    "turned": replace(PLAIN, input_ops=(BALANCED, Hadamard(8))),
+    "weight": LayerSpec.of("e2m1", None, 8),
+}
+EVERY_SPEC = pytest.mark.parametrize("name", SPECS)
+
+
+def layer(spec: LayerSpec) -> QuantizedLayer:
+    """Random, with a branch."""
+    random = np.random.default_rng(0)
+    down, up = (random.standard_normal(s).astype(np.float16) for s in ((K, RANK), (RANK, N)))
+    weight = torch.from_numpy(random.standard_normal((N, K)).astype(np.float32))
+    made = quantize_layer("fc", weight, spec)
+    return replace(made, spec=replace(spec, branch=LowRank.of(down, up)))
+
+
+def expected(x: Array, made: QuantizedLayer, bias: Array) -> Array:
+    """The layer in numpy."""
+    spec, own = made.spec, x
+    assert spec.branch is not None
+    for one in spec.input_ops:
+        x = one(x)
+    if spec.input is not None:
+        q, scale = numerics.quantize(x, FORMATS[spec.input.format])
+        x = numerics.dequantize(q, scale, K)
+    down, up = (spec.branch.tensors[role].astype(np.float64) for role in ("down", "up"))
+    return np.asarray(x @ made.weight().T + bias + own @ down @ up).astype(np.float32)
+
+
+def passes(state: Any) -> list[Any]:
+    return [
+        InsertBranch(state),
+        InsertQdq(state),
+        PackWeights(state),
+        FuseTransform(Hadamard),
+        FuseLinear(),
+        NameTensors(frozenset({"fc.bias"}), frozenset({"fc"})),
+    ]
+
+
+@EVERY_SPEC
+def test_the_graph_and_the_simulation_compute_it(bench: Any, agree: Any, name: str) -> None:
+    model, parameters = bench.one_layer()
+    made, x = layer(SPECS[name]), bench.normal(2, 3, K)
+    wanted = expected(x, made, parameters["fc.bias"])
+    fused, reports = run_passes(model, passes(QuantizedState({"fc": made})))
+    assert reports[0].rewritten == 1
+    onnx.checker.check_model(fused, full_check=True)
+    (y,) = bench.run(fused, {"x": x}).values()
+    agree(y, wanted, 1e-5)
+    simulated = SimulatedLinear(made, torch.from_numpy(parameters["fc.bias"]))
+    agree(simulated(torch.from_numpy(x)).numpy(), wanted, 1e-5)
+    kinds = [n.op_type for n in fused.graph.node]
+    assert kinds.count("MatMul") == 2
+    assert kinds.count(ops.LINEAR) == 1
+    halves = {t.name for t in fused.graph.initializer if t.data_type == onnx.TensorProto.FLOAT16}
+    assert {"fc.branch.down", "fc.branch.up"} <= halves
+    found = read_state(fused).layers["fc"]
+    assert (found.spec.branch, found.spec.input_ops) == (made.spec.branch, made.spec.input_ops)
+    _, again = run_passes(fused, passes(QuantizedState({"fc": made})))
+    assert {report.name: report.rewritten for report in again if report.rewritten} == {}
+    laid, _ = run_passes(model, passes(QuantizedState({"fc": made}).layout))
+    assert [n.SerializeToString(deterministic=True) for n in laid.graph.node] == [
+        n.SerializeToString(deterministic=True) for n in fused.graph.node
+    ]
+
+
+def test_files_keep_it(tmp_path: Path) -> None:
+    made = layer(SPECS["turned"])
+    save_state(QuantizedState({"fc": made}), tmp_path / "state.safetensors")
+    found = load_state(tmp_path / "state.safetensors").layers["fc"]
+    assert found.spec == made.spec
+    assert found.nbytes == made.nbytes
+    plain = replace(made, spec=replace(made.spec, branch=None))
+    assert made.nbytes - plain.nbytes == 2 * RANK * (K + N)
+
+
+def test_branches_that_do_not_fit() -> None:
+    down, up = np.zeros((K, RANK), np.float16), np.zeros((RANK, N), np.float16)
+    with pytest.raises(
+        UsageError, match=r"rank 3: down float32 \[20, 3\]: expected float16 \[K, R\]"
+    ):
+        LowRank.of(down.astype(np.float32), up)
+    with pytest.raises(
+        UsageError, match=r"rank 3: up float16 \[12, 3\]: expected float16 \[R, N\]"
+    ):
+        LowRank.of(down, up.T)
+    with pytest.raises(UsageError, match="down has numbers beyond float16's"):
+        LowRank.of(down + np.float16(np.inf), up)
+    made = layer(PLAIN)
+    short = replace(made.spec, branch=LowRank.of(down[1:], up))
+    with pytest.raises(UsageError, match=r"layer fc: its branch .* does not fit"):
+        replace(made, spec=short)
+
+
+# --- the stage ---------------------------------------------------------------------------------
+
+
+def problem(spec: LayerSpec, outlier: float = 1.0) -> tuple[Draft, Alternatives]:
+    """A weight with a few strong directions, and inputs, the first of which may be larger."""
+    generator = torch.Generator().manual_seed(0)
+    strong = torch.randn(N, 2, generator=generator) @ torch.randn(2, K, generator=generator)
+    weight = strong + 0.3 * torch.randn(N, K, generator=generator)
+    x = torch.randn(200, K, generator=generator)
+    x[:, 0] *= outlier
+    moments = transformed_moments((x.T @ x / len(x)).double(), spec.input_ops)
+    rows = Rows(x[:, None], torch.ones(len(x)), HalfWeights(1.0, 0.0))
+    inputs = LayerInputs(
+        reader="fc",
+        second=Second(moments),
+        rows=lambda: rows,
+        peaks=lambda: x.abs().reshape(10, 20, K).amax(dim=1),
+        weight=weight,
+        bias=None,
+    )
+    draft = Draft("fc", target_weight(weight, spec), spec)
+    return draft, Alternatives((Branch(rank=2, share=1.0), Absmax(), Gptq()), lambda _: inputs)
+
+
+@EVERY_SPEC
+def test_a_split_weight_is_the_weight(name: str) -> None:
+    """Against numpy's SVD: of all branches of its rank it leaves the least, up to float16."""
+    draft, _ = problem(SPECS[name])
+    made = split(draft, draft.weight, 2)
+    assert made.spec.branch is not None
+    values = np.linalg.svd(draft.weight.numpy().astype(np.float64), compute_uv=False)
+    left = float((made.weight.double() ** 2).sum())
+    assert left == pytest.approx(float((values[2:] ** 2).sum()), rel=1e-3)
+    whole = problem(PLAIN)[0].weight
+    assert torch.allclose(target_weight(whole, made.spec), made.weight, atol=1e-5)
+
+
+@EVERY_SPEC
+def test_it_lowers_the_error_and_iterating_does(name: str) -> None:
+    draft, alternatives = problem(SPECS[name])
+    given, evidence = alternatives.inputs(draft), alternatives.evidence
+    one, many = (branched(draft, evidence, 2, rounds) for rounds in (1, 20))
+    errors = [given.error(alternatives.tried(each)) for each in (draft, one, many)]
+    assert errors[1] < 0.5 * errors[0]
+    assert errors[2] < errors[1]
+    found = alternatives.chosen(draft)
+    assert given.error(found) < errors[1]
+    assert found.spec.branch is not None
+    assert found.spec.branch.rank == 2
+    assert set(alternatives.made) == {("fc", found.spec)}, "what was tried is not kept"
+
+
+def test_smoothing_is_searched_with_the_branch_in_place() -> None:
+    """An input of large magnitude is divided by more than the others; without one nothing has to be."""
+    draft, alternatives = problem(PLAIN, 40.0)
+    given = alternatives.inputs(draft)
+    stage = Smooth(rank=2, share=1.0)
+    made = stage.apply({"fc": draft}, alternatives.evidence)["fc"]
+    (one,) = made.spec.input_ops
+    factor = one.tensors["factor"]
+    assert factor[0] < 0.3 * np.median(factor)
+    before, after = (given.error(alternatives.tried(split(d, d.weight, 2))) for d in (draft, made))
+    assert after < 0.5 * before
+    kept = replace(draft, spec=replace(draft.spec, input=None))
+    assert stage.apply({"fc": kept}, alternatives.evidence) == {"fc": kept}
+    with pytest.raises(UsageError, match=r"smooth\.steps"):
+        Smooth(steps=0)
+
+
+def test_narrow_layers_and_wide_weights() -> None:
+    draft, alternatives = problem(PLAIN)
+    narrow = Branch(rank=32, share=0.1).layer(draft, alternatives.evidence)
+    assert narrow.spec.branch is not None
+    assert narrow.spec.branch.rank == 1
+    wide = replace(draft, spec=LayerSpec.of("int8", "int8", 8))
+    assert Branch().layer(wide, alternatives.evidence) is wide
+    with pytest.raises(UsageError, match=r"branch\.share"):
+        Branch(share=0.0)
