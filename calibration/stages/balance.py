@@ -25,6 +25,7 @@ class Balance:
 
     kind: ClassVar[str] = "transform"
     needs: ClassVar[str] = MOMENTS
+    iterations: ClassVar[int] = 0
     transform: ClassVar[type[Transform]] = Diagonal
 
     def apply(self, drafts: Drafts, evidence: Evidence) -> Drafts:
