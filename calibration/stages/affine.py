@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from fp4dit_onnx.calibration.stages.balance import Balance
+from fp4dit_onnx.calibration.stages.balance import Together
 from fp4dit_onnx.calibration.stages.stage import Evidence
 from fp4dit_onnx.spec.affine import Affine
 from fp4dit_onnx.spec.transform import Transform
@@ -19,7 +19,7 @@ __all__ = ["AffineQuant"]
 
 
 @dataclass(frozen=True)
-class AffineQuant(Balance):
+class AffineQuant(Together):
     """AffineQuant's matrix under its gradual mask (arXiv 2403.12544), where it lowers the error.
 
     It starts from SmoothQuant's vector. On the recorded rows, rounded to nearest, the layers as they
@@ -52,7 +52,7 @@ class AffineQuant(Balance):
         real("affinequant.learning_rate", self.learning_rate, 0)
 
     def group(self, members: Sequence[Draft], evidence: Evidence) -> Drafts:
-        """See `Balance`."""
+        """See `Together`."""
         from fp4dit_onnx.calibration import balancing
         from fp4dit_onnx.calibration.affine import trained_matrix
         from fp4dit_onnx.calibration.transforming import transformed_draft

@@ -15,21 +15,19 @@ from fp4dit_onnx.values import real, whole
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.draft import Draft, Drafts
 
-__all__ = ["Awq", "Balance", "Salience", "SmoothQuant"]
+__all__ = ["Awq", "Balance", "Salience", "SmoothQuant", "Together"]
 
 STATISTICS = ("max", "mean")
 
 
-class Balance:
-    """Linears of a unit that read one tensor get one vector, by the rule of the stage."""
+class Together:
+    """Linears of a unit that read one tensor get one transform, by the rule of the stage."""
 
     kind: ClassVar[str] = "transform"
     needs: ClassVar[str] = MOMENTS
-    iterations: ClassVar[int] = 0
-    transform: ClassVar[type[Transform]] = Diagonal
 
     def apply(self, drafts: Drafts, evidence: Evidence) -> Drafts:
-        """The drafts with a `Diagonal` and the weights that make up for it."""
+        """The drafts with what is done to their inputs, and the weights that make up for it."""
         found = dict(drafts)
         for members in by_reader(drafts.values(), evidence):
             found |= self.group(members, evidence)
@@ -38,6 +36,13 @@ class Balance:
     def group(self, members: Sequence[Draft], evidence: Evidence) -> Drafts:
         """Those that read one tensor."""
         raise NotImplementedError
+
+
+class Balance(Together):
+    """A rule for one vector."""
+
+    iterations: ClassVar[int] = 0
+    transform: ClassVar[type[Transform]] = Diagonal
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,6 @@ class SmoothQuant(Balance):
         statistic: of the samples' maxima over their tokens: ``max``, or ``mean`` as ViDiT-Q takes.
     """
 
-    iterations: ClassVar[int] = 0
     alpha: float = 0.5
     statistic: str = "max"
 
@@ -62,7 +66,7 @@ class SmoothQuant(Balance):
             )
 
     def group(self, members: Sequence[Draft], evidence: Evidence) -> Drafts:
-        """See `Balance`."""
+        """See `Together`."""
         from fp4dit_onnx.calibration import balancing
 
         assert evidence.inputs is not None
@@ -76,10 +80,8 @@ class SmoothQuant(Balance):
 class Salience(Balance):
     """PTQ4DiT's balancing of salience, samples weighted by Spearman's rho (arXiv 2405.16005)."""
 
-    iterations: ClassVar[int] = 0
-
     def group(self, members: Sequence[Draft], evidence: Evidence) -> Drafts:
-        """See `Balance`."""
+        """See `Together`."""
         from fp4dit_onnx.calibration import balancing
 
         assert evidence.inputs is not None
@@ -99,7 +101,6 @@ class Awq(Balance):
         steps: exponents 0, 1 / steps, 2 / steps and so on, below 1.
     """
 
-    iterations: ClassVar[int] = 0
     steps: int = 20
 
     def __post_init__(self) -> None:
@@ -107,7 +108,7 @@ class Awq(Balance):
         whole("awq.steps", self.steps, 1)
 
     def group(self, members: Sequence[Draft], evidence: Evidence) -> Drafts:
-        """See `Balance`."""
+        """See `Together`."""
         from fp4dit_onnx.calibration import balancing
 
         assert evidence.inputs is not None
