@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fp4dit_onnx.calibration.stages import KINDS, MOMENTS, STAGES, WEIGHTS, Stage
+from fp4dit_onnx.calibration.stages.branch import Branch
 from fp4dit_onnx.calibration.stages.budget import Budget
 from fp4dit_onnx.calibration.stages.evolve import Evolve
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.spec.low_rank import LowRank
+from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.transforms import TRANSFORMS
 from fp4dit_onnx.values import real, whole
 
@@ -149,6 +152,12 @@ class Method:
     def budget(self) -> Budget | None:
         """The budget of bits or quality, None for none."""
         return next((s for s in self.stages if isinstance(s, Budget) and s.asked), None)
+
+    def branched(self, spec: LayerSpec, n: int, k: int) -> LayerSpec:
+        """The specification of a layer [n, k] with the branch that a stage will find, where one does."""
+        ranks = (s.rank_of(spec, n, k) for s in self.stages if isinstance(s, Branch))
+        rank = next(ranks, 0)
+        return replace(spec, branch=LowRank(rank)) if rank else spec
 
     @property
     def evolution(self) -> Evolve | None:

@@ -31,6 +31,8 @@ from fp4dit_onnx.calibration.stages.gptq import Gptq
 from fp4dit_onnx.calibration.stages.smooth import Smooth
 from fp4dit_onnx.calibration.transforming import target_weight, transformed_moments
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.exporting.plan import plan
+from fp4dit_onnx.exporting.request import ExportRequest
 from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.formats import FORMATS
 from fp4dit_onnx.passes.fuse_linear import FuseLinear
@@ -214,6 +216,19 @@ def test_smoothing_is_searched_with_the_branch_in_place() -> None:
     assert stage.apply({"fc": kept}, alternatives.evidence) == {"fc": kept}
     with pytest.raises(UsageError, match=r"smooth\.steps"):
         Smooth(steps=0)
+
+
+def test_a_plan_counts_it(tmp_path: Path) -> None:
+    rows = {
+        method: {r.name: r for r in plan(ExportRequest(tmp_path / "b", method=method)).layers}
+        for method in ("gptq", "svdquant")
+    }
+    name = "transformer_blocks.0.attn1.to_q"
+    row = rows["svdquant"][name]
+    assert row.branch == 19
+    assert row.bytes == 192 * (96 + 24) + 2 * 19 * (192 + 192)
+    assert rows["gptq"][name].branch is None
+    assert rows["svdquant"]["proj_out"].branch is None
 
 
 def test_narrow_layers_and_wide_weights() -> None:

@@ -81,6 +81,10 @@ def test_a_plan_says_what_layers_may_have(tmp_path: Path) -> None:
     assert [w.granularity for w in inner] == [PerGroup(s) for s in (128, 32, 64, 192)]
     assert made.specs["transformer_blocks.0.attn1.to_q"].activation_group_size == 128
     assert made.precisions["proj_out"] == ()
+    with pytest.raises(
+        UsageError, match=r"q-dit searches group sizes, and target standard stores"
+    ):
+        plan(ExportRequest(tmp_path / "b", method="q-dit", bits="w4a8", target="standard"))
 
 
 class Notes(SilentReporter):

@@ -10,6 +10,7 @@ from fp4dit_onnx.values import real, whole
 
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.draft import Draft
+    from fp4dit_onnx.spec.spec import LayerSpec
 
 __all__ = ["Branch"]
 
@@ -45,14 +46,11 @@ class Branch(LayerStage):
         """The draft whose weight is R, its branch in the specification."""
         from fp4dit_onnx.calibration.branching import branched
 
-        if not self.takes(draft):
-            return draft
-        return branched(draft, evidence, self.rank_of(draft), self.rounds)
+        rank = self.rank_of(draft.spec, *draft.weight.shape)
+        return branched(draft, evidence, rank, self.rounds) if rank else draft
 
-    def takes(self, draft: Draft) -> bool:
-        """Whether a layer gets a branch."""
-        return draft.spec.weight_format.bits <= self.bits
-
-    def rank_of(self, draft: Draft) -> int:
-        """Of a layer's branch."""
-        return max(1, min(self.rank, int(self.share * min(draft.weight.shape))))
+    def rank_of(self, spec: LayerSpec, n: int, k: int) -> int:
+        """Of the branch of a layer [n, k]; 0 for none."""
+        if spec.weight_format.bits > self.bits:
+            return 0
+        return max(1, min(self.rank, int(self.share * min(n, k))))

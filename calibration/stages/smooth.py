@@ -51,7 +51,8 @@ class Smooth(Balance):
         assert evidence.inputs is not None
         same: Drafts = {draft.name: draft for draft in members}
         branch = self._branch()
-        if not all(branch.takes(draft) and draft.spec.input is not None for draft in members):
+        ranks = {d.name: branch.rank_of(d.spec, *d.weight.shape) for d in members}
+        if not all(ranks.values()) or any(d.spec.input is None for d in members):
             return same
         given = evidence.inputs(members[0])
         inputs, weights = given.peaks().amax(dim=0), balancing.column_peaks(members)
@@ -67,5 +68,5 @@ class Smooth(Balance):
         return balancing.least_error(
             ways(),
             evidence,
-            lambda draft: split(draft, draft.weight, branch.rank_of(draft), given.execution),
+            lambda draft: split(draft, draft.weight, ranks[draft.name], given.execution),
         )

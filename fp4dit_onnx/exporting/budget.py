@@ -133,11 +133,20 @@ def searched_groups(
     specs: Mapping[str, LayerSpec],
     sizes: Mapping[str, tuple[int, int]],
     joined: Mapping[str, int],
+    target: Target,
 ) -> dict[str, tuple[TensorSpec, ...]]:
     """What the layers' weights may be where a stage searches group sizes; empty where none does.
 
     Args: see `planned_budget`.
+
+    Raises:
+        UsageError: a target that has one group size.
     """
+    if method.evolution and target.scale != DEFAULT_SCALE:
+        raise UsageError(
+            f"method {method.name} searches group sizes, and target {target.name} stores groups of "
+            f"{target.group_size} alone: choose another of either"
+        )
     found: dict[str, tuple[TensorSpec, ...]] = {}
     for name, spec in specs.items() if method.evolution else ():
         if method.evolution and recipe.narrow_formats(name):

@@ -237,7 +237,8 @@ def plan(request: ExportRequest) -> Plan:
     specs, skipped = recipe.assign(sizes, joined)
     _check_ram(request, sizes)
     target.check({spec.weight.format for spec in specs.values()} | set(recipe.search))
-    rows = [_row(name, *sizes[name], spec) for name, spec in specs.items()]
+    expected = {name: method.branched(spec, *sizes[name]) for name, spec in specs.items()}
+    rows = [_row(name, *sizes[name], spec) for name, spec in expected.items()]
     sampling = usual_sampling(request, family, checkpoint)
     check_size(request.calibration_size, sampling, family, checkpoint)
     attentions = family.attentions(specs, (name for name, _ in skipped))
@@ -259,8 +260,8 @@ def plan(request: ExportRequest) -> Plan:
         encoders=_encoders(request, checkpoint),
         request=request,
         undrawable=_undrawable(checkpoint, sampling),
-        budget=planned_budget(method, recipe, specs, sizes, joined, target),
-        searched=searched_groups(method, recipe, specs, sizes, joined),
+        budget=planned_budget(method, recipe, expected, sizes, joined, target),
+        searched=searched_groups(method, recipe, specs, sizes, joined, target),
     )
 
 
