@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from fp4dit_onnx.calibration.draft import Draft, Drafts
-from fp4dit_onnx.calibration.stages import INPUTS, Evidence, Stage
 from fp4dit_onnx.calibration.stages.absmax import Absmax
 from fp4dit_onnx.calibration.stages.nearest import Nearest
+from fp4dit_onnx.calibration.stages.stage import INPUTS, Evidence, Stage
 from fp4dit_onnx.calibration.transforming import transformed_weight
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.numbers.compare import sqnr_db
