@@ -18,6 +18,7 @@ from fp4dit_onnx.calibration.grid import quantized_values
 from fp4dit_onnx.calibration.layer_inputs import LayerInputs, Second
 from fp4dit_onnx.calibration.moments import HalfWeights, Rows
 from fp4dit_onnx.calibration.output_search import OutputSearch, Settings, exponent_shifts
+from fp4dit_onnx.calibration.stages import STAGES
 from fp4dit_onnx.calibration.stages.absmax import Absmax
 from fp4dit_onnx.calibration.stages.nearest import Nearest
 from fp4dit_onnx.calibration.stages.stage import Evidence, LayerStage
@@ -75,6 +76,31 @@ def test_shifted_inputs_under_one_scale_are_inputs_with_biases_of_their_own(
 def test_an_integer_grid_has_no_shifts() -> None:
     assert not exponent_shifts(torch.tensor([1.0, 1e-3]), 0, 7).any()
     assert not exponent_shifts(torch.zeros(3), 2, 1).any()
+
+
+def test_linears_that_read_one_tensor_share_their_powers_of_two() -> None:
+    """The weight is divided by them, exactly; a layer in float stays as it is."""
+    peaks = torch.tensor([[8.0, 1.0, 0.1, 3.9], [2.0, 1.0, 0.2, 4.1]])
+    given = LayerInputs(
+        "a",
+        Second(torch.eye(4, dtype=torch.float64)),
+        rows=lambda: Rows(torch.zeros(1, 1, 4), torch.ones(1), HalfWeights(1.0, 0.0)),
+        peaks=lambda: peaks,
+        weight=torch.eye(4),
+        bias=None,
+    )
+    weight = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    quantized, floats = (LayerSpec.of("e2m1", act, 8) for act in ("e2m1", None))
+    specs = {"a": quantized, "b": quantized, "c": floats}
+    drafts = {name: Draft(name, weight, spec) for name, spec in specs.items()}
+    made = STAGES["preshift"]().apply(
+        drafts, Evidence(lambda draft: draft, inputs=lambda draft: given)
+    )
+    (one,) = made["a"].spec.input_ops
+    assert one.tensors["factor"].tolist() == [1, 8, 8, 2], "at most 2^3 of two exponent bits"
+    assert made["a"].spec == made["b"].spec
+    assert torch.equal(made["b"].weight * torch.tensor([1.0, 8, 8, 2]), weight)
+    assert made["c"] is drafts["c"]
 
 
 # --- the search --------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, ClassVar
 from fp4dit_onnx.calibration.stages.stage import MOMENTS, Evidence, by_reader
 from fp4dit_onnx.spec.diagonal import Diagonal
 from fp4dit_onnx.spec.transform import Transform
-from fp4dit_onnx.spec.vector import Vector
 
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.draft import Drafts
@@ -34,20 +33,17 @@ class Preshift:
         """The drafts with `input_ops` and other weights."""
         import torch
 
+        from fp4dit_onnx.calibration.balancing import balanced
         from fp4dit_onnx.calibration.output_search import exponent_shifts
-        from fp4dit_onnx.calibration.transforming import transformed_draft
 
         assert evidence.inputs is not None
         found = dict(drafts)
         quantized = [draft for draft in drafts.values() if draft.spec.input is not None]
         for members in by_reader(quantized, evidence):
-            first = members[0]
-            formats = [m.spec.activation_format for m in members]
+            formats = [member.spec.activation_format for member in members]
             narrow = min((f for f in formats if f), key=lambda f: f.exponent_bits)
-            peaks = evidence.inputs(first).received(first).halves.abs().amax(dim=(0, 1))
+            peaks = evidence.inputs(members[0]).peaks().amax(dim=0)
             shifts = exponent_shifts(peaks, narrow.exponent_bits, narrow.mantissa_bits)
-            if not bool(shifts.any()):
-                continue
-            one = Diagonal(first.name, Vector(torch.exp2(shifts).float().numpy()))
-            found |= {draft.name: transformed_draft(draft, one) for draft in members}
+            if bool(shifts.any()):
+                found |= balanced(members, torch.exp2(-shifts))
         return found
