@@ -46,6 +46,8 @@ def compensated(draft: Draft, given: LayerInputs, method: Gptq) -> torch.Tensor:
         ) from singular
     # Columns are rows here: a column and those after it lie together in memory.
     rest = there(weight[:, order].T.contiguous())  # [K, N]
+    wide = k if draft.spec.wide is None else draft.spec.wide
+    signed = (order >= wide).tolist()
     step = there(expand_groups(scale.float(), k, draft.spec.group_size)[:, order].T.contiguous())
     live = step > 0
     step = torch.where(live, step, 1.0)
@@ -54,9 +56,12 @@ def compensated(draft: Draft, given: LayerInputs, method: Gptq) -> torch.Tensor:
         end = min(start + method.block, k)
         errors = rest.new_empty(end - start, len(weight))
         for j in range(start, end):
-            integers[j] = round_to_grid(rest[j] / step[j], fmt) * live[j]
+            exact = rest[j] / step[j]
+            nearest = exact.lt(0).mul(-2.0).add(1.0) if signed[j] else round_to_grid(exact, fmt)
+            # A group without a scale has the sign 1 in each place: nothing of it is added.
+            integers[j] = nearest * live[j] if not signed[j] else nearest.where(live[j], 1.0)
             error = errors[j - start]
-            torch.sub(rest[j], integers[j] * step[j], out=error).div_(factor[j, j])
+            torch.sub(rest[j], integers[j] * step[j] * live[j], out=error).div_(factor[j, j])
             rest[j + 1 : end].addr_(factor[j, j + 1 : end], error, alpha=-1)
         rest[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
     found = torch.empty_like(weight)

@@ -86,6 +86,7 @@ class LayerInputs:
         bias: of it, float32 [N] or None.
         execution: where sums over a whole weight are computed; all else here is on the host.
         peaks: largest magnitudes over the tokens of each sample, float32 [S, K], before `input_ops`.
+        first: the first layer of the unit that reads it, as `UnitInputs` was asked for them.
     """
 
     reader: str
@@ -95,6 +96,7 @@ class LayerInputs:
     bias: torch.Tensor | None
     execution: Execution = HOST
     peaks: Callable[[], torch.Tensor] = _unknown
+    first: str = ""
 
     @property
     def diagonal(self) -> torch.Tensor:
@@ -132,6 +134,7 @@ class UnitInputs:
         self._moments, self._part = moments, part
         self._second: dict[tuple[str, tuple[Transform, ...]], Second] = {}
         self._rows: dict[str, Rows] = {}
+        self._first: dict[str, str] = {}
 
     def __call__(self, draft: Draft) -> LayerInputs:
         """What the layer of a draft receives."""
@@ -142,6 +145,7 @@ class UnitInputs:
             self._second[key] = Second(matrix, self._part.parts.execution)
         return LayerInputs(
             reader=reader,
+            first=self._first.setdefault(reader, draft.name),
             second=self._second[key],
             rows=lambda: self._kept(reader),
             peaks=lambda: self._moments.peaks(reader),

@@ -76,7 +76,8 @@ def outliers_of(
 
 def _sqnr_db(spec: LayerSpec, rows: torch.Tensor, weight: torch.Tensor) -> float:
     """Of the outputs of a weight that is rounded to nearest, activations quantized too."""
-    layer = quantize_layer("", weight, replace(spec, input_ops=(), branch=None))
+    bare = replace(spec, input_ops=(), branch=None).with_weight(wide=None)
+    layer = quantize_layer("", weight, bare)
     wanted = torch.nn.functional.linear(rows, weight)
     found = compare.sqnr_db(wanted.numpy(), SimulatedLinear(layer, None)(rows).numpy())
     return min(found, EXACT_DB)

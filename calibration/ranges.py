@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
-from fp4dit_onnx.calibration.grid import round_to_grid, row_chunks
-from fp4dit_onnx.calibration.rounding import scaled_weight
+from fp4dit_onnx.calibration.grid import row_chunks
+from fp4dit_onnx.calibration.rounding import on_grid, scaled_weight
 from fp4dit_onnx.numbers.numerics import SMALLEST_AMAX, group_count
 from fp4dit_onnx.numbers.scale_formats import (
     Rounder,
@@ -72,11 +72,27 @@ def spread_distance(weight: torch.Tensor, spec: LayerSpec, quantile: float) -> f
 
 
 def _full_scale(weight: torch.Tensor, spec: LayerSpec) -> torch.Tensor:
-    """Scales that map each group's largest magnitude to the grid's largest; float32 [N, G]."""
+    """Scales that map each group's largest magnitude to the grid's largest; float32 [N, G].
+
+    Of groups that have signs alone, the mean magnitude, whose squared error is least.
+    """
     amax = group_absmax(weight, spec.group_size)
     # Tensor by tensor: torch divides a tensor by a number as a product with its reciprocal.
     limit = torch.full_like(amax, spec.weight_format.max_integer)
-    return torch.where(amax >= float(SMALLEST_AMAX), amax / limit, 0.0)
+    full = amax / limit
+    if spec.wide is not None:
+        full[:, spec.wide // spec.group_size :] = _group_mean(
+            weight[:, spec.wide :], spec.group_size
+        )
+    return torch.where(amax >= float(SMALLEST_AMAX), full, 0.0)
+
+
+def _group_mean(weight: torch.Tensor, group_size: int) -> torch.Tensor:
+    """Mean magnitude of each group, float32 [N, G]; the last may be short."""
+    k = weight.shape[1]
+    sizes = torch.tensor([min(group_size, k - at) for at in range(0, k, group_size)])
+    sums = [_grouped(w, group_size).abs().sum(dim=-1) for w in row_chunks(weight)]
+    return torch.cat(sums) / sizes
 
 
 def _rounder(full: torch.Tensor, spec: LayerSpec) -> Rounder:
@@ -164,7 +180,7 @@ def _least_error(
     best, least = full, torch.full(full.shape, torch.inf)
     for scale in scales:
         exact = scaled_weight(weight, scale, size)
-        error = round_to_grid(exact, spec.weight_format).sub_(exact).abs_().pow_(power)
+        error = on_grid(exact, spec.weight_format, spec.wide).sub_(exact).abs_().pow_(power)
         if counts is not None:
             error *= counts
         grouped = _grouped(error, size)

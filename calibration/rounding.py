@@ -14,7 +14,7 @@ from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.compare import ratio_db
 from fp4dit_onnx.numbers.formats import FloatFormat
 
-__all__ = ["packed", "round_to_nearest", "rounded_to_nearest", "scaled_weight"]
+__all__ = ["on_grid", "packed", "round_to_nearest", "rounded_to_nearest", "scaled_weight"]
 
 
 def scaled_weight(weight: torch.Tensor, scale: torch.Tensor, group_size: int) -> torch.Tensor:
@@ -24,26 +24,44 @@ def scaled_weight(weight: torch.Tensor, scale: torch.Tensor, group_size: int) ->
     return torch.where(live, weight, 0.0) / torch.where(live, step, 1.0)
 
 
+def on_grid(exact: torch.Tensor, fmt: FloatFormat, wide: int | None = None) -> torch.Tensor:
+    """The nearest grid integers of a weight [N, K] in their units; see `TensorSpec.wide`.
+
+    Of those inputs that have a sign alone, 0 has that of 1.
+    """
+    nearest = round_to_grid(exact, fmt)
+    if wide is not None:
+        nearest[:, wide:] = torch.where(exact[:, wide:] < 0, -1.0, 1.0)
+    return nearest
+
+
 def round_to_nearest(
-    weight: torch.Tensor, scale: torch.Tensor, fmt: FloatFormat, group_size: int
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    fmt: FloatFormat,
+    group_size: int,
+    wide: int | None = None,
 ) -> torch.Tensor:
-    """Nearest grid integers, float32 [N, K]."""
-    return round_to_grid(scaled_weight(weight, scale, group_size), fmt)
+    """Nearest grid integers, float32 [N, K]; see `on_grid`."""
+    return on_grid(scaled_weight(weight, scale, group_size), fmt, wide)
 
 
-def packed(integers: torch.Tensor, fmt: FloatFormat) -> npt.NDArray[np.uint8]:
-    """Packed codes [N, B] of grid integers, float32 [N, K]."""
-    return numerics.pack(numerics.encode(integers.numpy(), fmt), fmt.storage_bits)
+def packed(
+    integers: torch.Tensor, fmt: FloatFormat, wide: int | None = None
+) -> npt.NDArray[np.uint8]:
+    """Packed codes [N, B] of grid integers, float32 [N, K]; see `numerics.pack`."""
+    return numerics.pack(numerics.encode(integers.numpy(), fmt), fmt.storage_bits, wide)
 
 
 def rounded_to_nearest(draft: Draft) -> Draft:
     """The draft with the codes nearest under its scales, a few rows at a time, and their SQNR."""
     assert draft.scale is not None
     fmt, size, k = draft.spec.weight_format, draft.spec.group_size, draft.weight.shape[1]
+    wide = draft.spec.wide
     codes, signal, noise = [], 0.0, 0.0
     for rows, steps in zip(row_chunks(draft.weight), row_chunks(draft.scale, k), strict=True):
-        integers = round_to_nearest(rows, steps, fmt, size)
-        codes.append(packed(integers, fmt))
+        integers = round_to_nearest(rows, steps, fmt, size, wide)
+        codes.append(packed(integers, fmt, wide))
         restored = integers.mul_(expand_groups(steps.float(), k, size))
         signal += float(rows.square().sum(dtype=torch.float64))
         noise += float(restored.sub_(rows).square_().sum(dtype=torch.float64))

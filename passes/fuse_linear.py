@@ -22,12 +22,17 @@ from fp4dit_onnx.passes.match import (
 
 __all__ = ["ONE", "FuseLinear"]
 
-_OPERATORS: dict[int, tuple[str, Callable[..., dict[str, Any]]]] = {
-    1: (ops.LINEAR, ops.linear_attributes),
-    2: (ops.LINEAR_INTEGER, ops.linear_integer_attributes),
+_OPERATORS: dict[tuple[str, int], tuple[str, Callable[..., dict[str, Any]]]] = {
+    (ops.UNPACK, 1): (ops.LINEAR, ops.linear_attributes),
+    (ops.UNPACK, 2): (ops.LINEAR_INTEGER, ops.linear_integer_attributes),
+    (ops.UNPACK_SIGNS, 2): (ops.LINEAR_SIGNS, ops.linear_integer_attributes),
 }
-"""By how many tensors hold the weight's scales."""
+"""By what unpacks the weight, and how many tensors hold its scales."""
+_SIGNS = ("wide", "signs")
+"""Attributes of the unpacking node that are the linear's too."""
 
+_UNPACK = ".weight/Unpack"
+"""After a layer's name, that of the node which unpacks its weight."""
 ONE = "one"
 """Name of the scale of weight-only linears."""
 
@@ -77,7 +82,9 @@ def _match(graph: gs.Graph, node: gs.Node, one: gs.Constant) -> _Match | Skip | 
     dequantize = producer(transpose.inputs[0], ops.DEQUANTIZE)
     if dequantize is None:
         return None  # no quantized weight: attention's own products
-    unpack = producer(dequantize.inputs[0], ops.UNPACK)
+    unpack = producer(dequantize.inputs[0], ops.UNPACK) or producer(
+        dequantize.inputs[0], ops.UNPACK_SIGNS
+    )
     if unpack is None:
         return Skip(node.name, "its weight is dequantized from no packed codes")
     multiplied = producer(dequantize.inputs[1], ops.SCALE)
@@ -108,12 +115,12 @@ def _match(graph: gs.Graph, node: gs.Node, one: gs.Constant) -> _Match | Skip | 
 
 
 def _layer(unpack: gs.Node) -> str:
-    return str(unpack.name).removesuffix(".weight/Unpack")
+    return str(unpack.name).removesuffix(_UNPACK)
 
 
 def _node_name(graph: gs.Graph, layer: str) -> str:
     """Of the FpLinear of `layer`: its own name, else one that is not an other layer's either."""
-    others = {_layer(node) for node in graph.nodes if node.op == ops.UNPACK} - {layer}
+    others = {_layer(node) for node in graph.nodes if str(node.name).endswith(_UNPACK)} - {layer}
     return unique_name(layer, node_names(graph) | others)
 
 
@@ -124,14 +131,16 @@ def _rewrite(graph: gs.Graph, match: _Match) -> None:
     if bias is None:
         name = unique_name(f"{layer}.zero_bias", tensor_names(graph))
         bias = gs.Constant(name, np.zeros(codes.shape[0], np.float32))
-    op, attributes = _OPERATORS[len(match.weight_scales)]
+    op, attributes = _OPERATORS[match.unpack.op, len(match.weight_scales)]
     k = int(match.unpack.attrs["K"])
+    given = attributes(match.activation, weight, k, match.group_size, match.act_group_size)
+    given |= {name: match.unpack.attrs[name] for name in _SIGNS if name in match.unpack.attrs}
     match.output.inputs.clear()
     graph.nodes.append(
         gs.Node(
             op,
             _node_name(graph, layer),
-            attributes(match.activation, weight, k, match.group_size, match.act_group_size),
+            given,
             [match.q, match.scale, codes, *match.weight_scales, bias],
             [match.output],
             domain=ops.DOMAIN,

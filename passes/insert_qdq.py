@@ -102,7 +102,8 @@ def _tensors(
     for role in one.roles:
         name = tensor_name(one.owner, role)
         if name not in made:
-            absent = placeholder(name, one.shape(layer.k), onnx.TensorProto.FLOAT)
+            element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(one.element))
+            absent = placeholder(name, one.shape(layer.k), element)
             made[name] = gs.Constant(name, one.tensors.get(role, LazyValues(absent)))
     return [made[tensor_name(one.owner, role)] for role in one.roles]
 

@@ -126,11 +126,13 @@ def _packed(graph: gs.Graph, layer: LayerLayout | QuantizedLayer) -> gs.Variable
     scale = _scale(graph, name, group_count(layer.k, layer.spec.group_size), parts)
     integers = gs.Variable(f"{name}.weight.q", np.float32, [layer.n, layer.k])
     weight = gs.Variable(f"{name}.weight.value", np.float32, [layer.n, layer.k])
+    wide = layer.spec.wide
+    signs = {} if wide is None else ops.sign_attributes(layer.k, wide)
     graph.nodes += [
         gs.Node(
-            ops.UNPACK,
+            ops.UNPACK_SIGNS if signs else ops.UNPACK,
             f"{name}.weight/Unpack",
-            ops.unpack_attributes(fmt, layer.k),
+            {**ops.unpack_attributes(fmt, layer.k), **signs},
             [parts["codes"]],
             [integers],
             domain=ops.DOMAIN,

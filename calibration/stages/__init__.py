@@ -20,6 +20,7 @@ from fp4dit_onnx.calibration.stages.nearest import Nearest
 from fp4dit_onnx.calibration.stages.preshift import Preshift
 from fp4dit_onnx.calibration.stages.reparametrize import Reparametrize
 from fp4dit_onnx.calibration.stages.smooth import Smooth
+from fp4dit_onnx.calibration.stages.salient import SalientInputs
 from fp4dit_onnx.calibration.stages.stage import (
     INPUTS,
     KINDS,
@@ -49,6 +50,7 @@ STAGES: dict[str, type[Stage]] = {
     "choose-format": ChooseFormat,
     "joint": Joint,
     "static": Static,
+    "salient": SalientInputs,
     "budget": Budget,
     "evolve": Evolve,
     "absmax": Absmax,

@@ -49,7 +49,7 @@ class Gptq(LayerStage):
         assert evidence.inputs is not None
         given = evidence.inputs(draft)
         integers = compensated(draft, given, self)
-        made = replace(draft, codes=packed(integers, draft.spec.weight_format))
+        made = replace(draft, codes=packed(integers, draft.spec.weight_format, draft.spec.wide))
         nearest = rounded_to_nearest(draft)
         usual = given.loss(nearest)
         error = given.loss(made) / usual if usual > 0 else 1.0

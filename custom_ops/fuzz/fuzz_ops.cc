@@ -40,7 +40,7 @@ class Fuzzer {
     const Format& weight = formats[Below(count)];
     const bool weight_only = op == "FpLinear" && Below(4) == 0;
     const auto size = [this](size_t limit) { return static_cast<int64_t>(Below(limit)); };
-    const bool is_linear = op == "FpLinear" || op == "FpLinearInteger";
+    const bool is_linear = op == "FpLinear" || op == "FpLinearInteger" || op == "FpLinearSigns";
     const bool is_long = (is_linear || op == "FpHadamardQuantize") && Below(8) == 0;
     const int64_t k = 1 + (is_long ? size(300000) : size(300));
     const int64_t group_size = is_long ? k : 1 + size(140);

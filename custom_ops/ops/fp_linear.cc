@@ -18,9 +18,10 @@ struct FpLinearBase::Weights {
   Tensor codes, multipliers, scale, bias;
 };
 
-OrtStatus* FpLinearBase::Create(const Node& node, bool multiplied) {
+OrtStatus* FpLinearBase::Create(const Node& node, bool multiplied, bool signs) {
   node_ = node;
   multiplied_ = multiplied;
+  signs_ = signs;
   FP4DIT_RETURN_IF_ERROR(node_.CheckInputCount(InputCount()));
   FP4DIT_RETURN_IF_ERROR(ReadAttributes());
   FP4DIT_RETURN_IF_ERROR(CheckAccumulator());
@@ -49,6 +50,8 @@ OrtStatus* FpLinearBase::ReadAttributes() {
   FP4DIT_RETURN_IF_ERROR(node_.ReadSize("K", &k_));
   FP4DIT_RETURN_IF_ERROR(node_.ReadSize("group_size", &group_size_));
   FP4DIT_RETURN_IF_ERROR(ReadActGroup());
+  wide_ = k_;
+  if (signs_) FP4DIT_RETURN_IF_ERROR(ReadWide(node_, *weight_format_, k_, &wide_));
   group_size_ = std::min(group_size_, k_);
   act_group_ = std::min(act_group_, k_);
   const char* const name = act_format_ == nullptr ? "" : act_format_->name;
@@ -181,7 +184,7 @@ OrtStatus* FpLinearBase::CheckMultipliers(const Tensor& multipliers,
 }
 
 OrtStatus* FpLinearBase::Pack(const Weights& weights, PackedWeights* packed) const {
-  FP4DIT_RETURN_IF_ERROR(CheckCodes(node_, weights.codes, *weight_format_, k_));
+  FP4DIT_RETURN_IF_ERROR(CheckCodes(node_, weights.codes, *weight_format_, k_, wide_));
   const WeightSource source = {weight_format_,
                                weights.codes.Dim(0),
                                k_,
@@ -191,7 +194,8 @@ OrtStatus* FpLinearBase::Pack(const Weights& weights, PackedWeights* packed) con
                                weights.scale.type == ort::kFloat16,
                                weights.bias.As<float>(),
                                weights.multipliers.As<uint8_t>(),
-                               act_group_};
+                               act_group_,
+                               wide_};
   FP4DIT_RETURN_IF_ERROR(CheckWeights(weights, source));
   switch (packed->Pack(source, chosen_.kernel->layout)) {
     case PackResult::kDone:
@@ -247,7 +251,10 @@ OrtStatus* FpLinearBase::Compute(OrtKernelContext* context) const {
   FP4DIT_RETURN_IF_ERROR(MakeOutput(node_, context, 0, dims, call.q.rank, &y));
   call.y = static_cast<float*>(y);
   if (call.q.Rows() == 0 || call.n == 0) return nullptr;
-  Count(multiplied_ ? kCountFpLinearInteger : kCountFpLinear, kind_, chosen_.isa);
+  Count(signs_        ? kCountFpLinearSigns
+        : multiplied_ ? kCountFpLinearInteger
+                      : kCountFpLinear,
+        kind_, chosen_.isa);
   return Run(context, call);
 }
 
@@ -262,5 +269,6 @@ void FpLinearBase::InferShapes(const ShapeInference& inference) {
 
 FP4DIT_DEFINE_OP(FpLinear)
 FP4DIT_DEFINE_OP(FpLinearInteger)
+FP4DIT_DEFINE_OP(FpLinearSigns)
 
 }  // namespace fp4dit

@@ -1,5 +1,5 @@
-// FpLinear, FpLinearInteger: activations times packed weights, plus bias. numerics.linear and
-// linear_integer are the definitions.
+// FpLinear, FpLinearInteger, FpLinearSigns: activations times packed weights, plus bias.
+// numerics.linear and linear_integer are the definitions.
 
 #ifndef FP4DIT_OPS_FP_LINEAR_H_
 #define FP4DIT_OPS_FP_LINEAR_H_
@@ -12,15 +12,15 @@
 
 namespace fp4dit {
 
-// What the two that multiply have in common: where weights have multipliers, they are an input
-// more.
+// What those that multiply have in common: where weights have multipliers, they are an input more;
+// where they have signs, most inputs have a bit in place of a code.
 class FpLinearBase {
  public:
   static void InferShapes(const ShapeInference& inference);
   OrtStatus* Compute(OrtKernelContext* context) const;
 
  protected:
-  OrtStatus* Create(const Node& node, bool multiplied);
+  OrtStatus* Create(const Node& node, bool multiplied, bool signs = false);
 
  private:
   struct Weights;
@@ -61,8 +61,11 @@ class FpLinearBase {
   Activations RowsOf(const Call& call, size_t first, size_t count) const;
   Cut CutCall(const Call& call) const;
   StagedRows Stage(const Call& call, size_t first, size_t count, uint8_t* staged) const;
-  void RunTile(const Call& call, const StagedRows& rows, size_t panel, const void* decoded) const;
-  void RunTask(const Call& call, const Cut& cut, size_t task, uint8_t* staged) const;
+  void RunTile(const Call& call, const StagedRows& rows, size_t panel, uint8_t* scratch,
+               const void* decoded) const;
+  void RunTask(const Call& call, const Cut& cut, size_t task, uint8_t* staged,
+               uint8_t* scratch) const;
+  OrtStatus* NoMemory() const;
   bool DecodesOnce(const Call& call) const;
   OrtStatus* RunDecoded(OrtKernelContext* context, const Call& call, size_t first, size_t count,
                         uint8_t* memory) const;
@@ -70,11 +73,13 @@ class FpLinearBase {
 
   Node node_;
   bool multiplied_ = false;
+  bool signs_ = false;
   const Format* act_format_ = nullptr;  // null: weight-only
   const Format* weight_format_ = nullptr;
   size_t group_size_ = 0;  // 1 to k_, as is
   size_t act_group_ = 0;
   size_t k_ = 0;
+  size_t wide_ = 0;  // inputs that have codes: k_, or fewer where there are signs
   DotKind kind_ = kDotFloat;
   ChosenLinear chosen_ = {};
   bool is_constant_ = false;
@@ -100,6 +105,16 @@ class FpLinearInteger : public FpLinearBase {
                                                  ort::kUint8, ort::kUndefined, ort::kFloat};
   static constexpr ort::ElementType kOutputs[] = {ort::kFloat};
   OrtStatus* Create(const Node& node) { return FpLinearBase::Create(node, true); }
+};
+
+class FpLinearSigns : public FpLinearBase {
+ public:
+  static constexpr const char* kName = "FpLinearSigns";
+  // Those of FpLinearInteger.
+  static constexpr ort::ElementType kInputs[] = {ort::kInt8,  ort::kFloat,     ort::kUint8,
+                                                 ort::kUint8, ort::kUndefined, ort::kFloat};
+  static constexpr ort::ElementType kOutputs[] = {ort::kFloat};
+  OrtStatus* Create(const Node& node) { return FpLinearBase::Create(node, true, true); }
 };
 
 }  // namespace fp4dit

@@ -1,10 +1,12 @@
-// How FpLinear and FpLinearInteger cut a call into tasks, and run them.
+// How the operators of fp_linear.h cut a call into tasks, and run them.
 //
 // Few rows: a task stages a tile of them and multiplies it by a range of panels, which are decoded
 // on the way. Many: all are staged first, then a task decodes a panel once for as many rows as it
 // has.
 
 #include <algorithm>
+#include <atomic>
+#include <optional>
 
 #include "core/parallel.h"
 #include "ops/fp_linear.h"
@@ -22,6 +24,20 @@ constexpr size_t kEnoughTasks = 32;
 constexpr size_t kStackBytes = size_t{9} << 15;  // 288 KiB: 64 rows, or channels, of K = 4608
 // Rows that are staged at once where panels are decoded once.
 constexpr size_t kBandBytes = size_t{1} << 24;
+
+// Memory in which a task lays out panels of weights with signs.
+class Scratch {
+ public:
+  Scratch(const PackedWeights& weights, std::atomic<bool>* failed) {
+    if (weights.scratch_bytes() == 0) return;
+    buffer_.emplace(weights.scratch_bytes());
+    if (buffer_->data() == nullptr) *failed = true;
+  }
+  uint8_t* data() const { return buffer_ ? buffer_->data() : nullptr; }
+
+ private:
+  std::optional<KeptBuffer> buffer_;
+};
 
 size_t RoundUp(size_t size, size_t step) { return (size + step - 1) / step * step; }
 
@@ -70,10 +86,10 @@ FpLinearBase::StagedRows FpLinearBase::Stage(const Call& call, size_t first, siz
   return {staged, first, count, chosen_.kernel->stage(RowsOf(call, first, count), staged)};
 }
 
-void FpLinearBase::RunTile(const Call& call, const StagedRows& rows, size_t panel,
+void FpLinearBase::RunTile(const Call& call, const StagedRows& rows, size_t panel, uint8_t* scratch,
                            const void* decoded) const {
   LinearTile tile = {};
-  call.weights->SetPanel(panel, &tile);
+  call.weights->SetPanel(panel, scratch, &tile);
   tile.staged = rows.data;
   tile.decoded = decoded;
   tile.scale = call.scale.As<float>() + rows.first * call.scale_stride;
@@ -90,18 +106,19 @@ void FpLinearBase::RunTile(const Call& call, const StagedRows& rows, size_t pane
   chosen_.kernel->run(tile);
 }
 
-void FpLinearBase::RunTask(const Call& call, const Cut& cut, size_t task, uint8_t* staged) const {
+void FpLinearBase::RunTask(const Call& call, const Cut& cut, size_t task, uint8_t* staged,
+                           uint8_t* scratch) const {
   const size_t row = task / cut.panel_ranges * cut.tile_rows;
   const StagedRows rows = Stage(call, row, std::min(cut.tile_rows, call.q.Rows() - row), staged);
   const size_t first = task % cut.panel_ranges * cut.task_panels;
   const size_t last = std::min(first + cut.task_panels, call.weights->panel_count());
-  for (size_t panel = first; panel < last; ++panel) RunTile(call, rows, panel, nullptr);
+  for (size_t panel = first; panel < last; ++panel) RunTile(call, rows, panel, scratch, nullptr);
 }
 
 // Whether there are rows enough, and a decoded panel fits the stack.
 bool FpLinearBase::DecodesOnce(const Call& call) const {
   LinearTile tile = {};
-  call.weights->SetPanel(0, &tile);
+  call.weights->SetPanel(0, nullptr, &tile);
   return call.q.Rows() > kMaxTileRows && chosen_.kernel->decoded_bytes(tile) <= kStackBytes;
 }
 
@@ -123,20 +140,28 @@ OrtStatus* FpLinearBase::RunDecoded(OrtKernelContext* context, const Call& call,
   FP4DIT_RETURN_IF_ERROR(ParallelFor(node_.api, context, tiles, 1, stage));
   const size_t panels = call.weights->panel_count();
   const size_t ranges = std::min(tiles, (kEnoughTasks + panels - 1) / panels);
+  std::atomic<bool> failed{false};
   const auto run = [&](size_t begin, size_t end) {
     alignas(64) uint8_t decoded[kStackBytes];
+    const Scratch scratch(*call.weights, &failed);
+    if (failed) return;
     for (size_t task = begin; task < end; ++task) {
       const size_t panel = task / ranges;
       const size_t range = task % ranges;
       LinearTile tile = {};
-      call.weights->SetPanel(panel, &tile);
+      call.weights->SetPanel(panel, scratch.data(), &tile);
       kernel.decode(tile, decoded);
       for (size_t t = tiles * range / ranges; t < tiles * (range + 1) / ranges; ++t) {
-        RunTile(call, staged[t], panel, decoded);
+        RunTile(call, staged[t], panel, nullptr, decoded);
       }
     }
   };
-  return ParallelFor(node_.api, context, panels * ranges, 1, run);
+  FP4DIT_RETURN_IF_ERROR(ParallelFor(node_.api, context, panels * ranges, 1, run));
+  return failed ? NoMemory() : nullptr;
+}
+
+OrtStatus* FpLinearBase::NoMemory() const {
+  return node_.Fail("there is no memory to lay out a panel of its weights");
 }
 
 OrtStatus* FpLinearBase::Run(OrtKernelContext* context, const Call& call) const {
@@ -156,17 +181,25 @@ OrtStatus* FpLinearBase::Run(OrtKernelContext* context, const Call& call) const 
   const Cut cut = CutCall(call);
   const size_t tasks = cut.row_tiles * cut.panel_ranges;
   const size_t bytes = kernel.staged_bytes(RowsOf(call, 0, cut.tile_rows));
+  std::atomic<bool> failed{false};
   if (bytes > kStackBytes) {  // one row that is longer than any layer's
     AlignedBuffer staged;
     if (!staged.Allocate(bytes)) return node_.Fail("there is no memory for a row of K = %zu", k_);
-    for (size_t task = 0; task < tasks; ++task) RunTask(call, cut, task, staged.data());
-    return nullptr;
+    const Scratch scratch(*call.weights, &failed);
+    for (size_t task = 0; task < tasks && !failed; ++task) {
+      RunTask(call, cut, task, staged.data(), scratch.data());
+    }
+    return failed ? NoMemory() : nullptr;
   }
   const auto run = [&](size_t begin, size_t end) {
     alignas(64) uint8_t staged[kStackBytes];
-    for (size_t task = begin; task < end; ++task) RunTask(call, cut, task, staged);
+    const Scratch scratch(*call.weights, &failed);
+    for (size_t task = begin; task < end && !failed; ++task) {
+      RunTask(call, cut, task, staged, scratch.data());
+    }
   };
-  return ParallelFor(node_.api, context, tasks, 1, run);
+  FP4DIT_RETURN_IF_ERROR(ParallelFor(node_.api, context, tasks, 1, run));
+  return failed ? NoMemory() : nullptr;
 }
 
 }  // namespace fp4dit

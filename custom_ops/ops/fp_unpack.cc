@@ -11,17 +11,14 @@ namespace {
 // Elements worth handing to another thread.
 constexpr size_t kPieceElements = 1 << 15;
 
-size_t RowBytes(const Format& format, size_t k) {
-  return format.storage_bits == 4 ? k / 2 + k % 2 : k;
-}
-
 }  // namespace
 
-OrtStatus* CheckCodes(const Node& node, const Tensor& codes, const Format& format, size_t k) {
+OrtStatus* CheckCodes(const Node& node, const Tensor& codes, const Format& format, size_t k,
+                      size_t wide) {
   if (codes.type != ort::kUint8) {
     return node.Fail("input 'codes' is %s, wanted uint8", TypeName(codes.type));
   }
-  const size_t bytes = RowBytes(format, k);
+  const size_t bytes = StoredBytes(format, k, wide);
   if (codes.rank != 2 || codes.Last() != bytes) {
     return node.Fail("input 'codes' has shape %s, wanted [N, %zu] for K = %zu codes of format %s",
                      ShapeText(codes).text, bytes, k, format.name);
@@ -33,40 +30,57 @@ OrtStatus* CheckCodes(const Node& node, const Tensor& codes, const Format& forma
                    format.code_count());
 }
 
-OrtStatus* FpUnpack::Create(const Node& node) {
+OrtStatus* ReadWide(const Node& node, const Format& format, size_t k, size_t* wide) {
+  size_t signs = 0;
+  FP4DIT_RETURN_IF_ERROR(node.ReadSize("wide", wide));
+  FP4DIT_RETURN_IF_ERROR(node.ReadSize("signs", &signs));
+  if (format.storage_bits == 4 && *wide % 2 == 0 && *wide < k && signs == k - *wide) return nullptr;
+  return node.Fail(
+      "attributes 'wide' and 'signs' are %zu and %zu, wanted an even number of 4-bit codes, found "
+      "format %s, and the rest of K = %zu",
+      *wide, signs, format.name, k);
+}
+
+OrtStatus* FpUnpackBase::Create(const Node& node, bool signs) {
   node_ = node;
   FP4DIT_RETURN_IF_ERROR(node.CheckInputCount(1));
   FP4DIT_RETURN_IF_ERROR(node.ReadFormat("format", false, &format_));
   FP4DIT_RETURN_IF_ERROR(node.CheckGrid(*format_));
   FP4DIT_RETURN_IF_ERROR(node.ReadSize("K", &k_));
+  wide_ = k_;
+  if (signs) FP4DIT_RETURN_IF_ERROR(ReadWide(node, *format_, k_, &wide_));
   for (size_t i = 0; i < format_->code_count(); ++i) grid_[i] = format_->GridInteger(i);
   return nullptr;
 }
 
-void FpUnpack::UnpackRow(const uint8_t* codes, float* q) const {
+void FpUnpackBase::UnpackRow(const uint8_t* codes, float* q) const {
   if (format_->storage_bits == 8) {
     for (size_t i = 0; i < k_; ++i) q[i] = grid_[codes[i]];
     return;
   }
-  for (size_t i = 0; i + 1 < k_; i += 2) {
+  for (size_t i = wide_; i < k_; ++i) {
+    const size_t bit = i - wide_;
+    q[i] = (codes[wide_ / 2 + bit / 8] >> bit % 8 & 1) != 0 ? -1.0f : 1.0f;
+  }
+  for (size_t i = 0; i + 1 < wide_; i += 2) {
     q[i] = grid_[codes[i / 2] & 15];
     q[i + 1] = grid_[codes[i / 2] >> 4];
   }
-  if (k_ % 2 == 1) q[k_ - 1] = grid_[codes[k_ / 2] & 15];
+  if (wide_ % 2 == 1) q[k_ - 1] = grid_[codes[k_ / 2] & 15];
 }
 
-OrtStatus* FpUnpack::Compute(OrtKernelContext* context) const {
+OrtStatus* FpUnpackBase::Compute(OrtKernelContext* context) const {
   Tensor codes;
   FP4DIT_RETURN_IF_ERROR(ReadInput(node_, context, 0, "codes", &codes));
-  FP4DIT_RETURN_IF_ERROR(CheckCodes(node_, codes, *format_, k_));
+  FP4DIT_RETURN_IF_ERROR(CheckCodes(node_, codes, *format_, k_, wide_));
   const int64_t dims[2] = {codes.dims[0], static_cast<int64_t>(k_)};
   void* q = nullptr;
   FP4DIT_RETURN_IF_ERROR(MakeOutput(node_, context, 0, dims, 2, &q));
   if (codes.count == 0) return nullptr;
   size_t isa_count = 0;
   AllIsas(&isa_count);
-  Count(kCountFpUnpack, kFloatType, isa_count - 1);
-  const size_t bytes = RowBytes(*format_, k_);
+  Count(wide_ < k_ ? kCountFpUnpackSigns : kCountFpUnpack, kFloatType, isa_count - 1);
+  const size_t bytes = StoredBytes(*format_, k_, wide_);
   const auto rows = [&](size_t begin, size_t end) {
     for (size_t r = begin; r < end; ++r) {
       UnpackRow(codes.As<uint8_t>() + r * bytes, static_cast<float*>(q) + r * k_);
@@ -75,7 +89,7 @@ OrtStatus* FpUnpack::Compute(OrtKernelContext* context) const {
   return ParallelFor(node_.api, context, codes.Dim(0), kPieceElements / k_ + 1, rows);
 }
 
-void FpUnpack::InferShapes(const ShapeInference& inference) {
+void FpUnpackBase::InferShapes(const ShapeInference& inference) {
   SymbolicShape shape = inference.Input(0);
   const int64_t k = inference.IntAttribute("K");
   if (shape.rank != 2 || k < 1) return;
@@ -85,5 +99,6 @@ void FpUnpack::InferShapes(const ShapeInference& inference) {
 }
 
 FP4DIT_DEFINE_OP(FpUnpack)
+FP4DIT_DEFINE_OP(FpUnpackSigns)
 
 }  // namespace fp4dit

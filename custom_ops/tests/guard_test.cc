@@ -57,7 +57,7 @@ void RunPanel(const Case& c, size_t panel, const LinearTile& rows, Buffers* b) {
   const PanelLayout& layout = c.kernel->layout;
   const WeightSource& source = c.weights->source;
   LinearTile tile = rows;
-  c.packed->SetPanel(panel, &tile);
+  c.packed->SetPanel(panel, nullptr, &tile);
   const size_t width = layout.panel_width;
   tile.panel = b->panel.Copy(tile.panel, PanelBytes(tile, layout));
   tile.table = b->table.Copy(tile.table, 16);

@@ -136,7 +136,7 @@ void CheckTile(const LinearCase& c, std::mt19937* random) {
   constexpr float kUntouched = 12345.0f;
   std::vector<float> y(c.rows * y_stride, kUntouched);
   LinearTile tile = {};
-  packed.SetPanel(0, &tile);
+  packed.SetPanel(0, nullptr, &tile);
   const Activations rows = {q.data(), kTypeOf<Act>,        c.rows,
                             c.k,      packed.group_size(), packed.multiplier_group()};
   AlignedBuffer staged;

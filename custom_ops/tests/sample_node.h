@@ -3,11 +3,13 @@
 #ifndef FP4DIT_TESTS_SAMPLE_NODE_H_
 #define FP4DIT_TESTS_SAMPLE_NODE_H_
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "core/formats.h"
+#include "cpu/packing/packed_weights.h"
 #include "fake_ort.h"
 
 namespace fp4dit::test {
@@ -45,8 +47,15 @@ inline Sample MakeSample(const std::string& op, const std::string& act, const st
   const Format* a = FindFormat(act.c_str());
   const Format* w = FindFormat(weight.c_str());
   const int64_t groups = (k + group_size - 1) / group_size;
-  const int64_t bytes = w->storage_bits == 4 ? (k + 1) / 2 : k;
-  if (op == "FpLinear" || op == "FpLinearInteger") {
+  const bool signs = op == "FpUnpackSigns" || op == "FpLinearSigns";
+  const int64_t wide = signs ? std::max(k / 8 * 2, int64_t{2}) : k;
+  const auto bytes =
+      static_cast<int64_t>(StoredBytes(*w, static_cast<size_t>(k), static_cast<size_t>(wide)));
+  if (signs) {
+    s.node.ints["wide"] = wide;
+    s.node.ints["signs"] = k - wide;
+  }
+  if (op == "FpLinear" || op == "FpLinearInteger" || op == "FpLinearSigns") {
     s.node.texts = {{"act_format", act}, {"weight_format", weight}};
     s.node.ints["group_size"] = group_size;
     SetGrid(*w, k, &s.node);
@@ -63,7 +72,7 @@ inline Sample MakeSample(const std::string& op, const std::string& act, const st
     }
     s.Add(ort::kFloat, {n});
     s.node.constant = {false, false, true, true, true};
-    if (op == "FpLinearInteger") s.node.constant.push_back(true);
+    if (op != "FpLinear") s.node.constant.push_back(true);
   } else if (op == "FpAttention") {  // two images, m queries and n keys of two heads of size k
     s.node.texts["format"] = act;
     s.node.floats["attention_scale"] = 0.5f;
@@ -72,7 +81,7 @@ inline Sample MakeSample(const std::string& op, const std::string& act, const st
       s.Add(ort::kFloat, {2, tokens, 2, 1});
     }
     s.Add(ort::kFloat, {2, 1, 1, n});
-  } else if (op == "FpUnpack") {
+  } else if (op == "FpUnpack" || op == "FpUnpackSigns") {
     s.node.texts["format"] = weight;
     SetGrid(*w, k, &s.node);
     s.Add(ort::kUint8, {n, bytes});

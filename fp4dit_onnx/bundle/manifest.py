@@ -139,6 +139,8 @@ class Layer:
         scale_format: of the weight's scales.
         activation_group_size: inputs of a token that share a scale, None for all.
         input_ops: what is done to its inputs before, a key each.
+        wide: how many of its first inputs, after `input_ops`, have codes of the weight format; those
+            after them have a sign alone. None for all.
         weight_kurtosis: of the float weight's rows, see `numbers.outliers.kurtosis`.
         outliers: of its inputs; None where nothing was run.
         largest: of its inputs, where they have one constant scale; see `TensorSpec`.
@@ -158,6 +160,7 @@ class Layer:
     scale_format: str = DEFAULT_SCALE
     activation_group_size: Positive | None = None
     input_ops: tuple[Transform, ...] = field(default=(), metadata=AS_KEYS)
+    wide: Positive | None = None
     weight_kurtosis: float | None = None
     outliers: Outliers | None = None
     largest: float | None = None

@@ -116,7 +116,7 @@ class _Whole:
         node.input[:] = [self._same.get(name, name) for name in node.input]
         if node.domain == ops.DOMAIN and ops.OPERATORS[node.op_type].shared:
             attributes = sorted(a.SerializeToString() for a in node.attribute)
-            key = (node.op_type.encode(), node.input[0].encode(), *attributes)
+            key = (node.op_type.encode(), "\0".join(node.input).encode(), *attributes)
             first = self._quantized.setdefault(key, node)
             if first is not node:
                 self._same |= dict(zip(node.output, first.output, strict=True))

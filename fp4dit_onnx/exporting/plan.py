@@ -389,6 +389,7 @@ def format_row(spec: LayerSpec) -> dict[str, Any]:
         "input_ops": spec.input_ops,
         "largest": spec.largest,
         "branch": spec.branch.rank if spec.branch else None,
+        "wide": spec.wide,
     }
 
 

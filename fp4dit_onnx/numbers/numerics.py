@@ -220,16 +220,31 @@ def dequantize(q: npt.NDArray[np.generic], scale: FloatArray, group_size: int) -
     return q.astype(np.float32) * step
 
 
-def pack(codes: npt.NDArray[np.uint8], storage_bits: int) -> npt.NDArray[np.uint8]:
-    """Bytes of codes [N, K]: 4-bit codes two per byte, even element in the low nibble, odd K padded."""
+def pack(
+    codes: npt.NDArray[np.uint8], storage_bits: int, wide: int | None = None
+) -> npt.NDArray[np.uint8]:
+    """Bytes of codes [N, K]: 4-bit codes two per byte, even element in the low nibble, odd K padded.
+
+    Beyond the first `wide`, an even number, a 4-bit code is that of 1 or -1 and takes one bit, its
+    sign; the first in the lowest bit, then zeros up to whole bytes.
+    """
+    if wide is not None:
+        signs = np.packbits(codes[:, wide:] >> np.uint8(3), axis=1, bitorder="little")
+        return np.concatenate([pack(codes[:, :wide], storage_bits), signs], axis=1)
     if storage_bits == 8:
         return np.ascontiguousarray(codes)
     padded = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))
     return padded[:, 0::2] | (padded[:, 1::2] << np.uint8(4))
 
 
-def unpack(packed: npt.NDArray[np.uint8], k: int, storage_bits: int) -> npt.NDArray[np.uint8]:
+def unpack(
+    packed: npt.NDArray[np.uint8], k: int, storage_bits: int, wide: int | None = None
+) -> npt.NDArray[np.uint8]:
     """Codes uint8 [N, k] of the bytes that `pack` made."""
+    if wide is not None:
+        bits = np.unpackbits(packed[:, wide // 2 :], axis=1, count=k - wide, bitorder="little")
+        signs = bits << np.uint8(3) | np.uint8(1)
+        return np.concatenate([unpack(packed[:, : wide // 2], wide, storage_bits), signs], axis=1)
     if storage_bits == 8:
         return packed[:, :k]
     nibbles = np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1)  # [N, B, 2]

@@ -28,7 +28,7 @@ from fp4dit_onnx.ops.fp_quantize import (
     static_attributes,
 )
 from fp4dit_onnx.ops.fp_scale import scale_attributes
-from fp4dit_onnx.ops.fp_unpack import unpack_attributes
+from fp4dit_onnx.ops.fp_unpack import sign_attributes, unpack_attributes
 from fp4dit_onnx.ops.operator import DOMAIN, OPSET, VERSION, WHOLE_ROW, Operator
 from fp4dit_onnx.ops.table import OPERATORS, attach_functions, function, has_role, operator_of
 
@@ -41,11 +41,13 @@ __all__ = [
     "IR_VERSION",
     "LINEAR",
     "LINEAR_INTEGER",
+    "LINEAR_SIGNS",
     "OPERATORS",
     "OPSET",
     "QUANTIZE_OPS",
     "SCALE",
     "UNPACK",
+    "UNPACK_SIGNS",
     "VERSION",
     "WHOLE_ROW",
     "Operator",
@@ -61,6 +63,7 @@ __all__ = [
     "quantize_op",
     "quantizer_of",
     "scale_attributes",
+    "sign_attributes",
     "static_attributes",
     "unpack_attributes",
 ]
@@ -74,5 +77,7 @@ HADAMARD = fp_hadamard.HADAMARD.name
 HADAMARD_QUANTIZE = fp_hadamard.HADAMARD_QUANTIZE.name
 LINEAR = fp_linear.LINEAR.name
 LINEAR_INTEGER = fp_linear_integer.LINEAR_INTEGER.name
+LINEAR_SIGNS = fp_linear_integer.LINEAR_SIGNS.name
 SCALE = fp_scale.SCALE.name
 UNPACK = fp_unpack.UNPACK.name
+UNPACK_SIGNS = fp_unpack.UNPACK_SIGNS.name

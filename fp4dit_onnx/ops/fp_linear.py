@@ -40,7 +40,7 @@ FpLinear <act_format, weight_format, group_size, act_group_size, K, bits, grid>
 
 
 def _integers(given: Attributes, codes: Array) -> Array:
-    return unpacked(codes, given["K"], format_by_name(given["weight_format"]))
+    return unpacked(codes, given, "weight_format")
 
 
 def _reference(given: Attributes, inputs: Sequence[Array]) -> Sequence[Array]:
@@ -100,6 +100,7 @@ def spec_of(given: Attributes, scale: str = DEFAULT_SCALE) -> LayerSpec:
         given["group_size"],
         scale,
         _groups(given) if given["act_format"] else None,
+        wide=given.get("wide"),
     )
 
 

@@ -1,4 +1,4 @@
-"""FpLinearInteger: FpLinear whose group scales are small integers times a float per channel."""
+"""FpLinearInteger and FpLinearSigns: a weight's group scales are integers times a float per channel."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 import numpy.typing as npt
 
 from fp4dit_onnx.numbers import numerics
-from fp4dit_onnx.numbers.formats import FloatArray, FloatFormat, format_by_name
+from fp4dit_onnx.numbers.formats import FloatArray, FloatFormat
 from fp4dit_onnx.numbers.numerics import group_count
 from fp4dit_onnx.numbers.scale_formats import MULTIPLIED, multipliers_of
 from fp4dit_onnx.ops.fp_linear import LINEAR, caption, linear_attributes, linear_bound, spec_of
 from fp4dit_onnx.ops.fp_unpack import unpacked
 from fp4dit_onnx.ops.operator import Array, Attributes
 
-__all__ = ["LINEAR_INTEGER", "linear_integer_attributes"]
+__all__ = ["LINEAR_INTEGER", "LINEAR_SIGNS", "linear_integer_attributes"]
 
 
 def _weight(given: Attributes, codes: Array, multipliers: Array) -> FloatArray:
     """Grid integers times their groups' multipliers, float32 [N, K]: integers."""
-    grid = unpacked(codes, given["K"], format_by_name(given["weight_format"]))
+    grid = unpacked(codes, given, "weight_format")
     times = multipliers_of(multipliers, given["groups"])
     return numerics.dequantize(grid, times, given["group_size"])
 
@@ -42,6 +42,12 @@ def _bound(given: Attributes, inputs: Sequence[Array]) -> npt.NDArray[np.float64
     value = _weight(given, codes, multipliers) * channel_scale.astype(np.float32)[:, None]
     return linear_bound(given, q, scale, value, bias)
 
+
+_UNPACK = """com.fp4dit.FpUnpack
+        <format: string = @weight_format, bits: int = @bits, grid: floats = @grid, K: int = @K>"""
+_UNPACK_SIGNS = """com.fp4dit.FpUnpackSigns
+        <format: string = @weight_format, bits: int = @bits, grid: floats = @grid, K: int = @K,
+         wide: int = @wide, signs: int = @signs>"""
 
 # A row's scales become shares of their largest, which with one scale are 1: values are integers then,
 # and float64 adds their products exactly. (MatMulInteger saturates on processors without VNNI.)
@@ -87,6 +93,17 @@ FpLinearInteger
     caption=lambda given, size: f"{caption(given, size)}, integer scales",
     parts={"codes": 2, "multipliers": 3, "channel_scale": 4},
     spec=lambda given: spec_of(given, MULTIPLIED),
+)
+
+LINEAR_SIGNS = replace(
+    LINEAR_INTEGER,
+    name="FpLinearSigns",
+    text=LINEAR_INTEGER.text.replace("FpLinearInteger", "FpLinearSigns")
+    .replace("grid, groups>", "grid, groups, wide, signs>")
+    .replace(_UNPACK, _UNPACK_SIGNS),
+    doc="FpLinearInteger of a weight whose inputs after the first wide have a sign each in place of a "
+    "code: the grid integers 1 and -1.",
+    caption=lambda given, size: f"{LINEAR_INTEGER.caption(given, size)}, {given['signs']} signs",
 )
 
 

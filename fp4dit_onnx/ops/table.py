@@ -13,10 +13,11 @@ from fp4dit_onnx.ops.fp_attention import ATTENTION
 from fp4dit_onnx.ops.fp_dequantize import DEQUANTIZE
 from fp4dit_onnx.ops.fp_hadamard import HADAMARD, HADAMARD_QUANTIZE
 from fp4dit_onnx.ops.fp_linear import LINEAR
-from fp4dit_onnx.ops.fp_linear_integer import LINEAR_INTEGER
+from fp4dit_onnx.ops.fp_linear_integer import LINEAR_INTEGER, LINEAR_SIGNS
 from fp4dit_onnx.ops.fp_quantize import QUANTIZE, STATIC
+from fp4dit_onnx.ops.fp_salient import SALIENT
 from fp4dit_onnx.ops.fp_scale import SCALE
-from fp4dit_onnx.ops.fp_unpack import UNPACK
+from fp4dit_onnx.ops.fp_unpack import UNPACK, UNPACK_SIGNS
 from fp4dit_onnx.ops.operator import DOMAIN, OPSET, VERSION, Operator, Role
 
 __all__ = ["OPERATORS", "attach_functions", "function", "has_role", "operator_of"]
@@ -28,11 +29,14 @@ OPERATORS: dict[str, Operator] = {
         *STATIC,
         HADAMARD,
         HADAMARD_QUANTIZE,
+        SALIENT,
         UNPACK,
+        UNPACK_SIGNS,
         SCALE,
         DEQUANTIZE,
         LINEAR,
         LINEAR_INTEGER,
+        LINEAR_SIGNS,
         ATTENTION,
     )
 }

@@ -16,6 +16,7 @@ from fp4dit_onnx.numbers.formats import FloatFormat, format_by_name
 from fp4dit_onnx.numbers.numerics import SUM_LIMIT, largest_sum
 from fp4dit_onnx.numbers.scale_formats import (
     DEFAULT_SCALE,
+    MULTIPLIED,
     largest_multiplier,
     scale_format_by_name,
 )
@@ -354,6 +355,7 @@ def check_product(name: str, spec: LayerSpec, k: int | None) -> None:
     """
     weight, activation = spec.weight_format, spec.activation_format
     _check_groups(name, spec, k)
+    _check_wide(name, spec, k)
     if activation is None or activation.integer_type == np.float32:
         return
     if weight.integer_type == np.float32:
@@ -385,6 +387,20 @@ def _check_groups(name: str, spec: LayerSpec, k: int | None) -> None:
         raise UsageError(
             f"layer {name}: groups of {spec.group_size} inputs of the weight and of "
             f"{spec.activation_group_size} of a token: expected one to be a multiple of the other"
+        )
+
+
+def _check_wide(name: str, spec: LayerSpec, k: int | None) -> None:
+    """Signs are stored beside 4-bit codes and multipliers, and from a group's start on."""
+    wide, fmt = spec.wide, spec.weight_format
+    if wide is None:
+        return
+    inside = 0 < wide < (wide + 1 if k is None else k) and wide % spec.group_size == 0
+    if not inside or fmt.storage_bits != NARROW or not spec.scale_format.multiplied:
+        raise UsageError(
+            f"layer {name}: {wide} of {k} inputs in {fmt.name} with {spec.weight.scale} scales, then "
+            f"signs: expected whole groups of {spec.group_size}, fewer than all, a 4-bit format and "
+            f"scales {MULTIPLIED}"
         )
 
 

@@ -79,6 +79,8 @@ class TensorSpec:
         granularity: which elements share a scale.
         scale: name of the scale format, see `scale_formats.SCALE_FORMATS`.
         dynamic: whether the scale is found at run time, from the tensor itself.
+        wide: of a weight, how many of its first inputs have codes of `format`, a multiple of the group
+            size; those after them have a sign alone, the grid integers 1 and -1. None for all.
         candidates: grid integers that a group's largest magnitude may become in place of the format's
             largest, where that loses less; of dynamic scales.
         largest: of activations under one constant scale, the magnitude that becomes the format's
@@ -94,6 +96,7 @@ class TensorSpec:
     dynamic: bool = False
     candidates: tuple[float, ...] = ()
     largest: float | None = None
+    wide: int | None = None
 
     def __post_init__(self) -> None:
         """Check a constant scale, which files hold, and keep it as float32."""
@@ -173,6 +176,7 @@ class LayerSpec:
         input_ops: tuple[Transform, ...] = (),
         largest: float | None = None,
         branch: LowRank | None = None,
+        wide: int | None = None,
     ) -> LayerSpec:
         """Formats by name.
 
@@ -183,6 +187,7 @@ class LayerSpec:
             scale: format of the weight's scales.
             activation_group_size: inputs of a token that share a scale, None for all.
             input_ops: see `LayerSpec`.
+            wide: see `TensorSpec`.
             largest: see `TensorSpec`; of activations under one constant scale.
             branch: see `LayerSpec`.
         """
@@ -193,12 +198,23 @@ class LayerSpec:
             raise UsageError(
                 f"activations' largest magnitude {largest:g}: they stay in float, which has no scale"
             )
-        return cls(TensorSpec(weight, PerGroup(group_size), scale), given, input_ops, branch)
+        own = TensorSpec(weight, PerGroup(group_size), scale, wide=wide)
+        return cls(own, given, input_ops, branch)
 
     @property
     def weight_format(self) -> FloatFormat:
         """The element format of the weight."""
         return format_by_name(self.weight.format)
+
+    @property
+    def wide(self) -> int | None:
+        """How many of the first inputs have more than a sign; None for all."""
+        return self.weight.wide
+
+    def code_bytes(self, k: int) -> int:
+        """Bytes of the codes of a row of the weight, of `k` inputs."""
+        wide = k if self.wide is None else self.wide
+        return -(-wide * self.weight_format.storage_bits // 8) + -(-(k - wide) // 8)
 
     @property
     def scale_format(self) -> ScaleFormat:

@@ -61,7 +61,7 @@ def part_shapes(n: int, k: int, spec: LayerSpec) -> dict[str, tuple[int, ...]]:
     ``codes`` is packed, [N, B]; scales are ``scale`` [N, G], or ``multipliers`` [N, ceil(G / 2)] and
     ``channel_scale`` [N] (see `ScaleFormat.split`).
     """
-    codes = (n, -(-k * spec.weight_format.storage_bits // 8))
+    codes = (n, spec.code_bytes(k))
     return {"codes": codes, **spec.scale_format.shapes(n, group_count(k, spec.group_size))}
 
 
@@ -184,7 +184,7 @@ class QuantizedLayer:
     def integers(self) -> FloatArray:
         """Grid integers of the weight, float32 [N, K]."""
         fmt = self.spec.weight_format
-        return decode(unpack(self.codes, self.k, fmt.storage_bits), fmt)
+        return decode(unpack(self.codes, self.k, fmt.storage_bits, self.spec.wide), fmt)
 
     def weight(self) -> FloatArray:
         """The dequantized weight, float32 [N, K]."""
@@ -248,6 +248,7 @@ class _StoredLayer:
     input_ops: tuple[Transform, ...] = field(default=(), metadata=AS_KEYS)
     largest: float | None = None
     branch: Positive | None = None
+    wide: Positive | None = None
 
     @classmethod
     def of(cls, layer: QuantizedLayer) -> _StoredLayer:
@@ -261,6 +262,7 @@ class _StoredLayer:
             spec.input_ops,
             spec.largest,
             spec.branch.rank if spec.branch else None,
+            spec.wide,
         )
 
 

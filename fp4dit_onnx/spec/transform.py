@@ -35,6 +35,7 @@ class Transform:
         result: last part of the names of its results.
         stock: whether the operator is one of ONNX's own.
         roles: of tensors, in the order of the operator's inputs; names of fields.
+        element: type of these tensors.
     """
 
     name: ClassVar[str]
@@ -43,6 +44,7 @@ class Transform:
     result: ClassVar[str] = "transformed"
     stock: ClassVar[bool] = False
     roles: ClassVar[tuple[str, ...]] = ()
+    element: ClassVar[npt.DTypeLike] = np.float32
 
     def shape(self, k: int) -> tuple[int, ...]:
         """Of each of its tensors, for `k` inputs."""

@@ -8,6 +8,7 @@ from typing import Any
 from fp4dit_onnx.spec.affine import Affine
 from fp4dit_onnx.spec.diagonal import Diagonal
 from fp4dit_onnx.spec.hadamard import Hadamard
+from fp4dit_onnx.spec.salient import Salient
 from fp4dit_onnx.spec.transform import Transform
 
 __all__ = ["AS_KEYS", "INPUT", "TRANSFORMS", "stored", "tensor_name", "transform_of"]
@@ -15,7 +16,9 @@ __all__ = ["AS_KEYS", "INPUT", "TRANSFORMS", "stored", "tensor_name", "transform
 INPUT = ".input."
 """Between a layer's name and the role of a tensor of its transforms."""
 
-TRANSFORMS: dict[str, type[Transform]] = {one.name: one for one in (Diagonal, Affine, Hadamard)}
+TRANSFORMS: dict[str, type[Transform]] = {
+    one.name: one for one in (Diagonal, Affine, Hadamard, Salient)
+}
 """By name, in the order in which they are applied."""
 
 

@@ -25,6 +25,11 @@ uint16_t FloatToBfloat(float exact) {
 
 uint8_t CodeAt(const WeightSource& source, size_t n, size_t k) {
   const uint8_t* row = source.codes + n * source.row_bytes();
+  if (k >= source.wide) {
+    const size_t bit = k - source.wide;
+    const bool negative = (row[source.wide / 2 + bit / 8] >> bit % 8 & 1) != 0;
+    return static_cast<uint8_t>(negative ? source.format->code_count() / 2 + 1 : 1);
+  }
   if (source.format->storage_bits == 8) return row[k];
   return k % 2 == 0 ? row[k / 2] & 15 : static_cast<uint8_t>(row[k / 2] >> 4);
 }
@@ -148,13 +153,12 @@ void PackedWeights::PackScales(const WeightSource& source, size_t panel) {
   }
 }
 
-void PackedWeights::PackPanel(const WeightSource& source, size_t panel) {
+void PackedWeights::PackPanel(const WeightSource& source, size_t panel, uint8_t* block) const {
   const size_t width = layout_.panel_width;
   const size_t unit = layout_.k_unit;
   const size_t first = panel * width;
   const size_t channels = n_ - first < width ? n_ - first : width;
   const bool multiplied = source.multipliers != nullptr && multiplier_group_ == 0;
-  uint8_t* block = panels_.data() + panel * panel_bytes_;
   uint8_t factors[kMaxBlock];
   std::memset(factors, 1, sizeof(factors));
   for (size_t begin = 0; begin < k_; begin += group_size_) {
@@ -219,7 +223,11 @@ PackResult PackedWeights::Pack(const WeightSource& source, const PanelLayout& la
   const size_t scale_bytes = Product(Product(panel_count_, scale_groups_), width * sizeof(float));
   const size_t multiplier_bytes =
       multiplier_group_ == 0 ? 1 : Product(Product(panel_count_, source.groups()), width);
-  const size_t bytes = Product(panel_count_, panel_bytes_);
+  const bool later = source.wide < k_;
+  const size_t code_bytes = Product(n_, source.row_bytes());
+  const bool multiplied = source.multipliers != nullptr && multiplier_group_ == 0;
+  const size_t factor_bytes = later && multiplied ? n_ * ((source.groups() + 1) / 2) : 0;
+  const size_t bytes = later ? code_bytes + factor_bytes : Product(panel_count_, panel_bytes_);
   if (n_ == 0) return PackResult::kDone;
   if (bytes == 0 || scale_bytes == 0 || multiplier_bytes == 0) return PackResult::kTooLarge;
   if (!panels_.Allocate(bytes) || !group_scales_.Allocate(scale_bytes) ||
@@ -229,15 +237,24 @@ PackResult PackedWeights::Pack(const WeightSource& source, const PanelLayout& la
   }
   for (size_t panel = 0; panel < panel_count_; ++panel) {
     PackScales(source, panel);
-    PackPanel(source, panel);
+    if (!later) PackPanel(source, panel, panels_.data() + panel * panel_bytes_);
+  }
+  if (later) {
+    std::memcpy(panels_.data(), source.codes, code_bytes);
+    if (multiplied) std::memcpy(panels_.data() + code_bytes, source.multipliers, factor_bytes);
+    source_ = source;
+    source_.codes = panels_.data();
+    source_.multipliers = panels_.data() + code_bytes;
+    source_.scales = source_.bias = nullptr;
   }
   return PackResult::kDone;
 }
 
-void PackedWeights::SetPanel(size_t index, LinearTile* tile) const {
+void PackedWeights::SetPanel(size_t index, uint8_t* scratch, LinearTile* tile) const {
   const size_t width = layout_.panel_width;
   const size_t left = n_ - index * width;
-  tile->panel = panels_.data() + index * panel_bytes_;
+  tile->panel = scratch_bytes() != 0 ? scratch : panels_.data() + index * panel_bytes_;
+  if (scratch_bytes() != 0 && scratch != nullptr) PackPanel(source_, index, scratch);
   tile->group_scale =
       reinterpret_cast<const float*>(group_scales_.data()) + index * scale_groups_ * width;
   tile->scale_group = scale_group_;

@@ -44,19 +44,27 @@ class KeptBuffer {
   Block* block_;
 };
 
+// Bytes of the codes of a row of `k` inputs, of which the first `wide` have codes of `format` and
+// all others a bit each: 0 for the grid integer 1, 1 for -1, the first in the lowest bit.
+inline size_t StoredBytes(const Format& format, size_t k, size_t wide) {
+  if (wide < k) return wide / 2 + (k - wide) / 8 + ((k - wide) % 8 != 0 ? 1 : 0);
+  return format.storage_bits == 4 ? k / 2 + k % 2 : k;
+}
+
 // The weights as the model holds them.
 struct WeightSource {
   const Format* format;
   size_t n, k, group_size;  // group_size <= k
-  const uint8_t* codes;     // [n, ceil(k / 2)] or [n, k], see numerics.pack
+  const uint8_t* codes;     // [n, row_bytes()], see numerics.pack
   const void* scales;       // [n, groups], or [n] beside multipliers
   bool scales_are_half;
   const float* bias;                     // [n]
   const uint8_t* multipliers = nullptr;  // or [n, ceil(groups / 2)], two a byte as 4-bit codes are
   size_t act_group = SIZE_MAX;           // inputs that share a scale of a row
+  size_t wide = SIZE_MAX;                // see StoredBytes; even where it is less than k
 
   size_t groups() const { return k / group_size + (k % group_size != 0 ? 1 : 0); }
-  size_t row_bytes() const { return format->storage_bits == 4 ? (k + 1) / 2 : k; }
+  size_t row_bytes() const { return StoredBytes(*format, k, wide); }
   // Inputs that share a scale of a channel, and that are summed before any scale is applied.
   size_t scale_group() const { return multipliers != nullptr ? k : group_size; }
   size_t run() const { return scale_group() < act_group ? scale_group() : act_group; }
@@ -69,21 +77,24 @@ struct WeightSource {
 
 enum class PackResult { kDone, kNoMemory, kTooLarge };
 
+// Weights with signs stay as the model holds them, and each panel is laid out when it is read.
 class PackedWeights {
  public:
   // Lays `source` out. All codes must be codes of its format (see FindBadCode).
   PackResult Pack(const WeightSource& source, const PanelLayout& layout);
 
-  bool is_packed() const { return panels_.data() != nullptr; }
   size_t panel_count() const { return panel_count_; }
   size_t group_size() const { return group_size_; }
   size_t multiplier_group() const { return multiplier_group_; }
-  // Fills what a tile needs of panel `index`.
-  void SetPanel(size_t index, LinearTile* tile) const;
+  // Bytes that `SetPanel` lays a panel out in; 0 where panels are laid out already.
+  size_t scratch_bytes() const { return source_.codes == nullptr ? 0 : panel_bytes_; }
+  // Fills what a tile needs of panel `index`; `scratch` is of scratch_bytes(), 64-byte aligned.
+  // Null: all but the panel itself.
+  void SetPanel(size_t index, uint8_t* scratch, LinearTile* tile) const;
 
  private:
   void ChooseStorage(const WeightSource& source);
-  void PackPanel(const WeightSource& source, size_t panel);
+  void PackPanel(const WeightSource& source, size_t panel, uint8_t* block) const;
   void PackScales(const WeightSource& source, size_t panel);
   void PackBlock(const uint8_t* codes, const uint8_t* factors, uint8_t* block) const;
 
@@ -102,6 +113,7 @@ class PackedWeights {
   size_t panel_count_ = 0;
   size_t panel_bytes_ = 0;
   size_t block_bytes_ = 0;
+  WeightSource source_ = {};  // of weights with signs, its codes and multipliers in panels_
   AlignedBuffer panels_;
   AlignedBuffer group_scales_;  // float [panel][scale group][panel_width]
   AlignedBuffer multipliers_;   // [panel][multiplier group][panel_width]

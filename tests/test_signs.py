@@ -1,0 +1,120 @@
+"""Weights of which most inputs have a sign alone (PTQ1.61): storage, operators, kernels, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from one_operator import one_operator, run_library, run_ort
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from fp4dit_onnx import ops
+from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.numbers.compare import same_bits
+from fp4dit_onnx.numbers.formats import FORMATS
+from fp4dit_onnx.runtime.library import Library
+from fp4dit_onnx.spec.salient import Salient, salient_first
+from fp4dit_onnx.spec.spec import LayerSpec
+from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState, load_state, save_state
+from fp4dit_onnx.spec.vector import Vector
+
+Array = npt.NDArray[np.generic]
+INT4 = FORMATS["int4"]
+SHAPES = ((7, 24, 8, 8), (33, 101, 16, 32), (70, 150, 32, 64), (1, 9, 8, 8))
+"""N, K, group size, inputs with codes."""
+
+
+def codes(seed: int, n: int, k: int, wide: int) -> npt.NDArray[np.uint8]:
+    """Codes of int4 up to `wide`, then those of 1 and -1."""
+    random = np.random.default_rng(seed)
+    found = random.integers(0, 16, (n, k)).astype(np.uint8)
+    found[:, wide:] = random.choice([1, 9], (n, k - wide))
+    return found
+
+
+def by_hand(row: list[int], wide: int) -> list[int]:
+    """The bytes of a row of codes, bit by bit."""
+    text = "".join(f"{code:04b}"[::-1] for code in row[:wide])
+    text += "".join(str(code >> 3) for code in row[wide:])
+    text += "0" * (-len(text) % 8)
+    return [int(text[i : i + 8][::-1], 2) for i in range(0, len(text), 8)]
+
+
+@pytest.mark.parametrize("n, k, group, wide", SHAPES)
+def test_packing_is_that_by_hand(n: int, k: int, group: int, wide: int) -> None:
+    given = codes(0, n, k, wide)
+    packed = numerics.pack(given, 4, wide)
+    assert packed.tolist() == [by_hand(row.tolist(), wide) for row in given]
+    assert packed.shape[1] == wide // 2 + -(-(k - wide) // 8)
+    assert np.array_equal(numerics.unpack(packed, k, 4, wide), given)
+
+
+def parts(seed: int, n: int, k: int, group: int, wide: int) -> tuple[Array, ...]:
+    """Packed codes, multipliers, channel scales, bias."""
+    random = np.random.default_rng(seed)
+    times = random.integers(0, 16, (n, -(-k // group))).astype(np.uint8)
+    channel = random.standard_normal(n).astype(np.float32)
+    bias = random.standard_normal(n).astype(np.float32)
+    return numerics.pack(codes(seed, n, k, wide), 4, wide), numerics.pack(times, 4), channel, bias
+
+
+
+
+@pytest.mark.parametrize("op", ["FpUnpackSigns", "FpLinearSigns"])
+@pytest.mark.parametrize("n, k, group, wide", SHAPES)
+def test_bodies_have_the_references_bits(op: str, n: int, k: int, group: int, wide: int) -> None:
+    packed, *rest = parts(1, n, k, group, wide)
+    signs = ops.sign_attributes(k, wide)
+    if op == ops.UNPACK_SIGNS:
+        given, inputs = ops.unpack_attributes(INT4, k) | signs, [packed]
+    else:
+        x = np.random.default_rng(2).standard_normal((5, k)).astype(np.float32)
+        q, scale = numerics.quantize(x, FORMATS["int6"])
+        given = ops.linear_integer_attributes(FORMATS["int6"], INT4, k, group) | signs
+        inputs = [q, scale, packed, *rest]
+    (wanted,) = ops.OPERATORS[op].reference(given, inputs)
+    model = one_operator(op, given, *inputs)
+    feed = dict(zip(ops.function(op).input, inputs, strict=True))
+    for found in (run_ort(model, feed)[0], ReferenceEvaluator(model).run(None, feed)[0]):
+        assert same_bits(wanted, found).ok
+
+
+@pytest.mark.parametrize("name", Library().isas)
+def test_kernels_have_the_references_bits(name: str) -> None:
+    library = Library()
+    library.select_isa(name)
+    library.reset_counters()
+    try:
+        for index, (n, k, group, wide) in enumerate(SHAPES):
+            signs, act = ops.sign_attributes(k, wide), FORMATS["int8" if index % 2 else "e2m3"]
+            weights = parts(index, n, k, group, wide)
+            given = ops.unpack_attributes(INT4, k) | signs
+            check(ops.UNPACK_SIGNS, given, weights[0])
+            given = ops.linear_integer_attributes(act, INT4, k, group) | signs
+            for rows in (1, 5, 150):
+                x = np.random.default_rng(rows).standard_normal((rows, k)).astype(np.float32)
+                check(ops.LINEAR_SIGNS, given, *numerics.quantize(x, act), *weights, constant=4)
+    finally:
+        library.select_isa(None)
+    counted = library.counters()
+    assert counted[f"FpLinearSigns/int8/{name}"] == 3 * len(SHAPES)
+
+
+def check(op: str, given: dict[str, object], *inputs: Array, constant: int = 0) -> None:
+    """The library's output, the last inputs being constants, has the reference's bits."""
+    model = one_operator(op, given, *inputs)
+    names = [value.name for value in model.graph.input]
+    feed = dict(zip(names, inputs, strict=True))
+    for name in names[len(names) - constant :]:
+        model.graph.initializer.append(numpy_helper.from_array(feed.pop(name), name))
+        del model.graph.input[-1]
+    (wanted,) = ops.OPERATORS[op].reference(given, inputs)
+    outcome = same_bits(wanted, run_library(model, feed)[0])
+    assert outcome.ok, f"{op} {given}: {outcome.detail}"
