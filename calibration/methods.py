@@ -18,6 +18,9 @@ from fp4dit_onnx.calibration.stages import KINDS, MOMENTS, STAGES, WEIGHTS, Stag
 from fp4dit_onnx.calibration.stages.branch import Branch
 from fp4dit_onnx.calibration.stages.budget import Budget
 from fp4dit_onnx.calibration.stages.evolve import Evolve
+from fp4dit_onnx.calibration.stages import INPUTS, KINDS, MOMENTS, STAGES, WEIGHTS, Stage
+from fp4dit_onnx.calibration.stages.budget import Budget
+from fp4dit_onnx.calibration.stages.salient import SalientInputs
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.spec.low_rank import LowRank
 from fp4dit_onnx.spec.spec import LayerSpec
@@ -131,6 +134,12 @@ class Method:
             raise UsageError(
                 f"recipe {self.name}: stages {', '.join(use for use, _ in made)}: expected one at most "
                 f"for each transform, in the order {', '.join(TRANSFORMS)}"
+            )
+        rounding = next(stage for stage in self.stages if stage.kind == "rounding")
+        if rounding.needs == INPUTS and any(isinstance(s, SalientInputs) for s in self.stages):
+            raise UsageError(
+                f"recipe {self.name}: {use_of(rounding)} trains between neighbours on a grid, and after "
+                "salient most weights are a sign: expected another rounding, such as gptq"
             )
 
     @property

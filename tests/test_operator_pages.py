@@ -228,8 +228,40 @@ def test_linear(act: str | None, weight: str, of_row: int | None) -> None:
     inputs = (q, scale, packed, multipliers, channel, bias)
     found = reference("fp_linear_integer", ops.LINEAR_INTEGER, ops.LINEAR)(*inputs, *sizes)
     assert_linear(ops.LINEAR_INTEGER, integer, inputs, found)
+    signs(integer, inputs)
     scales = reference("fp_scale", ops.SCALE)(multipliers, channel, 3)
     assert_same(body(ops.SCALE, ops.scale_attributes(3), multipliers, channel)[0], scales)
+
+
+def signs(given: dict[str, Any], inputs: Sequence[Array]) -> None:
+    """The same with signs beyond the first 64 inputs; and the salient inputs of its activations."""
+    q, scale, _, *rest = inputs
+    fmt, k = FORMATS[given["weight_format"]], given["K"]
+    both = ops.sign_attributes(k, 64)
+    codes = codes_of(fmt, 6, k)
+    codes[:, 64:] = codes[:, 64:] & 8 | 1
+    packed = numerics.pack(codes, 4, 64)
+    unpack = ops.unpack_attributes(fmt, k) | both
+    found = reference("fp_unpack_signs", ops.UNPACK_SIGNS, ops.UNPACK)(
+        packed, 4, unpack["grid"], k, **both
+    )
+    assert_same(numerics.decode(codes, fmt), found)
+    assert_same(body(ops.UNPACK_SIGNS, unpack, packed)[0], found)
+    names = ("group_size", "act_group_size", "K", "bits", "grid", "wide", "signs")
+    sizes = [(given | both)[name] for name in names]
+    pages = (ops.LINEAR_SIGNS, ops.UNPACK, ops.UNPACK_SIGNS, ops.LINEAR, ops.LINEAR_INTEGER)
+    parts = (q, scale, packed, *rest)
+    found = reference("fp_linear_signs", *pages)(*parts, *sizes)
+    assert_linear(ops.LINEAR_SIGNS, given | both, parts, found)
+
+
+def test_salient() -> None:
+    random = np.random.default_rng(9)
+    x, mask = random.standard_normal((2, 3, 43)).astype(np.float32), random.bytes(6)
+    bits = np.frombuffer(mask, np.uint8)
+    found = reference("fp_salient", ops.SALIENT)(x, bits)
+    assert_same(ops.OPERATORS[ops.SALIENT].reference({}, [x, bits])[0], found)
+    assert_same(body(ops.SALIENT, {}, x, bits)[0], found)
 
 
 def assert_linear(op: str, given: dict[str, Any], inputs: Sequence[Array], found: Array) -> None:

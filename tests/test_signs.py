@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,13 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from fp4dit_onnx import ops
+from fp4dit_onnx.calibration.draft import Draft
+from fp4dit_onnx.calibration.layer_inputs import LayerInputs, Second
+from fp4dit_onnx.calibration.methods import method_by_name
+from fp4dit_onnx.calibration.moments import HalfWeights, Rows
+from fp4dit_onnx.calibration.rounding import rounded_to_nearest
+from fp4dit_onnx.calibration.stages import Evidence
+from fp4dit_onnx.calibration.transforming import transformed_moments
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.compare import same_bits
@@ -47,7 +53,7 @@ def by_hand(row: list[int], wide: int) -> list[int]:
     return [int(text[i : i + 8][::-1], 2) for i in range(0, len(text), 8)]
 
 
-@pytest.mark.parametrize("n, k, group, wide", SHAPES)
+@pytest.mark.parametrize(("n", "k", "group", "wide"), SHAPES)
 def test_packing_is_that_by_hand(n: int, k: int, group: int, wide: int) -> None:
     given = codes(0, n, k, wide)
     packed = numerics.pack(given, 4, wide)
@@ -65,10 +71,8 @@ def parts(seed: int, n: int, k: int, group: int, wide: int) -> tuple[Array, ...]
     return numerics.pack(codes(seed, n, k, wide), 4, wide), numerics.pack(times, 4), channel, bias
 
 
-
-
 @pytest.mark.parametrize("op", ["FpUnpackSigns", "FpLinearSigns"])
-@pytest.mark.parametrize("n, k, group, wide", SHAPES)
+@pytest.mark.parametrize(("n", "k", "group", "wide"), SHAPES)
 def test_bodies_have_the_references_bits(op: str, n: int, k: int, group: int, wide: int) -> None:
     packed, *rest = parts(1, n, k, group, wide)
     signs = ops.sign_attributes(k, wide)
@@ -118,3 +122,86 @@ def check(op: str, given: dict[str, object], *inputs: Array, constant: int = 0) 
     (wanted,) = ops.OPERATORS[op].reference(given, inputs)
     outcome = same_bits(wanted, run_library(model, feed)[0])
     assert outcome.ok, f"{op} {given}: {outcome.detail}"
+
+
+def layer(seed: int = 3) -> QuantizedLayer:
+    """A layer of 8 outputs and 40 inputs, 8 of them with codes."""
+    n, k, group, wide = 8, 40, 8, 8
+    packed, times, channel, _ = parts(seed, n, k, group, wide)
+    mask = np.packbits(np.arange(k) % 5 == 2, bitorder="little")
+    ops_before = (Salient("fc", Vector(mask)),)
+    spec = LayerSpec.of("int4", "int8", group, "int4*f32", None, ops_before, wide=wide)
+    scales = {"multipliers": times, "channel_scale": np.abs(channel)}
+    return QuantizedLayer("fc", spec, k, {"codes": packed, **scales})
+
+
+def test_a_layer_takes_its_bits_and_is_restored(tmp_path: Path) -> None:
+    own = layer()
+    assert own.parts["codes"].shape == (8, 4 + 4)
+    assert own.nbytes == 8 * (4 + 4 + 3 + 4) + 5
+    assert set(np.unique(own.integers()[:, 8:])) == {-1, 1}
+    save_state(QuantizedState({"fc": own}), tmp_path / "state")
+    again = load_state(tmp_path / "state").layers["fc"]
+    assert again.spec == own.spec
+    assert np.array_equal(again.weight(), own.weight())
+    other = replace(own.spec, input_ops=()).with_weight(wide=12)
+    with pytest.raises(UsageError, match=r"fc: 12 of 40 inputs in int4.* whole groups of 8"):
+        replace(own, spec=other, parts={**own.parts, "codes": np.zeros((8, 10), np.uint8)})
+
+
+def test_salient_inputs_come_first() -> None:
+    mask = np.array([0b00100100, 0b1], np.uint8)
+    order = [2, 5, 8, 0, 1, 3, 4, 6, 7, 9]
+    assert salient_first(mask, 10).tolist() == order
+    one, x = Salient("fc", Vector(mask)), torch.arange(20.0).reshape(2, 10)
+    assert torch.equal(one(x, torch), x[:, order])
+    weight = torch.randn(3, 10, generator=torch.Generator().manual_seed(0))
+    product = one(x, torch) @ one.of_weight(weight, torch).T
+    torch.testing.assert_close(product, x @ weight.T)
+
+
+def test_the_stages_of_the_recipe() -> None:
+    make = torch.Generator().manual_seed(4)
+    rows = torch.randn(64, 1, 40, generator=make)
+    rows[:, :, [3, 17, 22, 23, 30, 35, 38, 39]] *= 9
+    weight = torch.randn(6, 40, generator=make)
+    flat = rows.flatten(0, 1).double()
+
+    def inputs(draft: Draft) -> LayerInputs:
+        moments = transformed_moments(flat.T @ flat / len(flat), draft.spec.input_ops)
+        given = Rows(rows, torch.ones(64), HalfWeights(1.0, 0.0))
+        return LayerInputs("fc", Second(moments), lambda: given, weight, None, first="fc")
+
+    stages = method_by_name("ptq1.61").stages
+    draft = Draft("fc", weight, LayerSpec.of("int4", None, 8, "int4*f32"))
+    drafts = {"fc": draft}
+    for stage in stages:
+        drafts = stage.apply(drafts, Evidence(lambda d: d, inputs=inputs))
+    made = drafts["fc"].layer()
+    (one,) = made.spec.input_ops
+    assert isinstance(one, Salient)
+    assert one.mask is not None
+    order = salient_first(one.mask.values, 40)
+    assert order[:8].tolist() == [3, 17, 22, 23, 30, 35, 38, 39]
+    arranged = weight.numpy()[:, order]
+    assert set(np.unique(made.integers()[:, 8:])) == {-1, 1}
+    assert len(np.unique(made.integers()[:, :8])) > 6
+    assert drafts["fc"].error is not None
+    assert drafts["fc"].error < 1, "better than nearest"
+
+    (nearest,) = (
+        stages[1]
+        .apply({"fc": replace(drafts["fc"], codes=None)}, Evidence(lambda d: d, inputs=inputs))
+        .values()
+    )
+    signs = rounded_to_nearest(nearest).layer()
+    assert np.array_equal(signs.integers()[:, 8:], np.where(arranged[:, 8:] < 0, -1, 1))
+    # The best scale of signs is the mean magnitude; weighted, it is searched for around that.
+    means = np.abs(arranged[:, 8:].reshape(6, 4, 8)).mean(axis=2)
+    assert (np.abs(signs.scale[:, 1:] / means - 1) < 0.6).all()
+
+
+def test_trained_rounding_of_signs_is_refused() -> None:
+    method = method_by_name("ptq1.61")
+    with pytest.raises(UsageError, match=r"ptq1\.61: adaround trains .* another rounding"):
+        method.with_stage("adaround")

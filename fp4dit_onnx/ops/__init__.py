@@ -13,6 +13,7 @@ from fp4dit_onnx.ops import (
     fp_hadamard,
     fp_linear,
     fp_linear_integer,
+    fp_salient,
     fp_scale,
     fp_unpack,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "OPERATORS",
     "OPSET",
     "QUANTIZE_OPS",
+    "SALIENT",
     "SCALE",
     "UNPACK",
     "UNPACK_SIGNS",
@@ -78,6 +80,7 @@ HADAMARD_QUANTIZE = fp_hadamard.HADAMARD_QUANTIZE.name
 LINEAR = fp_linear.LINEAR.name
 LINEAR_INTEGER = fp_linear_integer.LINEAR_INTEGER.name
 LINEAR_SIGNS = fp_linear_integer.LINEAR_SIGNS.name
+SALIENT = fp_salient.SALIENT.name
 SCALE = fp_scale.SCALE.name
 UNPACK = fp_unpack.UNPACK.name
 UNPACK_SIGNS = fp_unpack.UNPACK_SIGNS.name
