@@ -1,0 +1,144 @@
+"""Training a unit's float weights towards outputs without outlier channels, before they are quantized.
+
+Nrusimha et al., arXiv 2404.03605: activations are quantized while a model is trained, and the kurtosis
+of each linear's output is part of the loss. There a language model is trained from scratch; here a unit
+of a trained network for some steps, on its own trajectory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from fp4dit_onnx.calibration.draft import Draft, Drafts
+from fp4dit_onnx.calibration.evidence import FloatUnit
+from fp4dit_onnx.calibration.grid import expand_groups, quantize_activations
+from fp4dit_onnx.calibration.simulate import SimulatedLinear
+from fp4dit_onnx.calibration.transforming import transformed
+from fp4dit_onnx.network.execution import host
+
+if TYPE_CHECKING:
+    from fp4dit_onnx.calibration.stages.regularize import Regularize
+
+__all__ = ["RegularizedLinear", "kurtosis", "regularized"]
+
+EPSILON = 1e-6
+"""Added to squared variances, against rows whose values are all equal."""
+
+
+def kurtosis(y: torch.Tensor) -> torch.Tensor:
+    """The mean over rows [..., N] of ``mean((y - mu)^4) / (mean((y - mu)^2)^2 + epsilon)``; [].
+
+    See `numbers.outliers.kurtosis`, which is without the epsilon.
+    """
+    square = (y - y.mean(dim=-1, keepdim=True)).square()
+    found: torch.Tensor = square.square().mean(dim=-1) / (square.mean(dim=-1).square() + EPSILON)
+    return found.mean()
+
+
+class RegularizedLinear(torch.nn.Module):
+    """A linear of trained float weights on quantized activations; it notes its output's kurtosis.
+
+    The gradient passes through the rounding of the activations as if there were none.
+
+    Args:
+        draft: the layer; its specification says how activations are quantized.
+        weight: float32 [N, K], where it is trained.
+        bias: [N] or None.
+    """
+
+    def __init__(self, draft: Draft, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.draft, self.bias = draft, bias
+        self.weight = torch.nn.Parameter(weight.clone())
+        self.kurtosis = weight.new_zeros(())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., K] -> [..., N], of x's type."""
+        moved = transformed(x.float(), self.draft.spec.input_ops)
+        moved = moved + (self._quantized(moved.detach()) - moved.detach())
+        bias = None if self.bias is None else self.bias.float()
+        y = torch.nn.functional.linear(moved, self.weight, bias)
+        self.kurtosis = kurtosis(y)
+        return y.to(x.dtype)
+
+    def _quantized(self, x: torch.Tensor) -> torch.Tensor:
+        """What the quantizer makes of the activations, float32 [..., K]."""
+        spec = self.draft.spec
+        if spec.input is None:
+            return x
+        (q, scale), size = quantize_activations(x, spec.input), spec.activation_group_size
+        return q * (scale if size is None else expand_groups(scale, x.shape[-1], size))
+
+
+@torch.enable_grad()
+def regularized(
+    drafts: Drafts,
+    method: Regularize,
+    unit: FloatUnit,
+    rounded: Callable[[Draft], Draft],
+    seed: int,
+    on_step: Callable[[float], None] = lambda error: None,
+) -> Drafts:
+    """The drafts with trained weights; with their own where these do not lower the loss.
+
+    The loss is the unit's error in units of nearest rounding's, plus `method.weight` times the mean over
+    its linears of their outputs' kurtosis, each in units of what it was.
+
+    Args:
+        drafts: the unit's layers.
+        method: settings.
+        unit: the float unit, left as it was.
+        rounded: a draft to nearest.
+        seed: of the mini-batches.
+        on_step: called with the error after each step.
+    """
+    part, objective = unit.part, unit.objective
+    there = part.parts.execution.there
+    linears = {
+        name: RegularizedLinear(draft, there(draft.weight), part.linear(name).bias)
+        for name, draft in drafts.items()
+    }
+    pairs = max(1, method.batch // (2 if objective.inputs.paired else 1))
+    nearest = {
+        name: SimulatedLinear.of(rounded(draft).layer(), part.linear(name))
+        for name, draft in drafts.items()
+    }
+    with part.replaced(nearest):
+        units = objective.total(part.module, pairs * 4).clamp(min=1e-30)
+    with part.replaced(linears):
+        first = objective.loss(objective.total(part.module, pairs * 4), units) + method.weight
+        start = {name: linear.kurtosis for name, linear in linears.items()}
+        optimizer = torch.optim.Adam(
+            [linear.weight for linear in linears.values()], lr=method.learning_rate
+        )
+        random = np.random.default_rng(seed)
+        for _ in range(method.iterations):
+            count = min(pairs, objective.inputs.pairs)
+            chosen = torch.from_numpy(random.choice(objective.inputs.pairs, count, replace=False))
+            error = objective.loss(objective.errors(part.module, chosen), units)
+            loss = error + method.weight * _share(linears, start)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            on_step(float(error.detach()))
+        error = objective.loss(objective.total(part.module, pairs * 4), units)
+        last = error + method.weight * _share(linears, start).detach()
+    if not float(last) < float(first):
+        return drafts
+    return {
+        name: replace(draft, weight=host(linears[name].weight.detach()))
+        for name, draft in drafts.items()
+    }
+
+
+def _share(
+    linears: Mapping[str, RegularizedLinear], start: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """The mean of the linears' kurtosis, each in units of what it was at the start; []."""
+    shares = [own.kurtosis / start[name].clamp(min=EPSILON) for name, own in linears.items()]
+    return torch.stack(shares).mean()
