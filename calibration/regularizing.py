@@ -16,7 +16,7 @@ import torch
 
 from fp4dit_onnx.calibration.draft import Draft, Drafts
 from fp4dit_onnx.calibration.evidence import FloatUnit
-from fp4dit_onnx.calibration.grid import expand_groups, quantize_activations
+from fp4dit_onnx.calibration.grid import quantized_values
 from fp4dit_onnx.calibration.simulate import SimulatedLinear
 from fp4dit_onnx.calibration.transforming import transformed
 from fp4dit_onnx.network.execution import host
@@ -60,19 +60,13 @@ class RegularizedLinear(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., K] -> [..., N], of x's type."""
         moved = transformed(x.float(), self.draft.spec.input_ops)
-        moved = moved + (self._quantized(moved.detach()) - moved.detach())
+        given = self.draft.spec.input
+        if given is not None:
+            moved = moved + (quantized_values(moved.detach(), given) - moved.detach())
         bias = None if self.bias is None else self.bias.float()
         y = torch.nn.functional.linear(moved, self.weight, bias)
         self.kurtosis = kurtosis(y)
         return y.to(x.dtype)
-
-    def _quantized(self, x: torch.Tensor) -> torch.Tensor:
-        """What the quantizer makes of the activations, float32 [..., K]."""
-        spec = self.draft.spec
-        if spec.input is None:
-            return x
-        (q, scale), size = quantize_activations(x, spec.input), spec.activation_group_size
-        return q * (scale if size is None else expand_groups(scale, x.shape[-1], size))
 
 
 @torch.enable_grad()

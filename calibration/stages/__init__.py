@@ -21,6 +21,7 @@ from fp4dit_onnx.calibration.stages.preshift import Preshift
 from fp4dit_onnx.calibration.stages.reparametrize import Reparametrize
 from fp4dit_onnx.calibration.stages.smooth import Smooth
 from fp4dit_onnx.calibration.stages.regularize import Regularize
+from fp4dit_onnx.calibration.stages.reparametrize import Reparametrize
 from fp4dit_onnx.calibration.stages.salient import SalientInputs
 from fp4dit_onnx.calibration.stages.stage import (
     INPUTS,
