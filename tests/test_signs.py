@@ -170,7 +170,9 @@ def test_the_stages_of_the_recipe() -> None:
     def inputs(draft: Draft) -> LayerInputs:
         moments = transformed_moments(flat.T @ flat / len(flat), draft.spec.input_ops)
         given = Rows(rows, torch.ones(64), HalfWeights(1.0, 0.0))
-        return LayerInputs("fc", Second(moments), lambda: given, weight, None, first="fc")
+        return LayerInputs(
+            "fc", Second(moments), lambda: given, lambda: flat.float(), weight, None, first="fc"
+        )
 
     stages = method_by_name("ptq1.61").stages
     draft = Draft("fc", weight, LayerSpec.of("int4", None, 8, "int4*f32"))

@@ -37,7 +37,7 @@ class SalientInputs(LayerStage):
         """The draft with its inputs arranged, and with signs."""
         import numpy as np
 
-        from fp4dit_onnx.calibration.transforming import transformed, transformed_weight
+        from fp4dit_onnx.calibration.transforming import transformed_weight
         from fp4dit_onnx.spec.salient import Salient
         from fp4dit_onnx.spec.vector import Vector
 
@@ -48,8 +48,9 @@ class SalientInputs(LayerStage):
         if wide >= k:
             return draft
         given = evidence.inputs(draft)
-        rows = transformed(given.rows().halves, spec.input_ops)
-        largest = rows.abs().amax(dim=(0, 1)).numpy()
+        # Of inputs that are transformed already there are some rows alone.
+        seen = given.received(draft).halves.flatten(0, 1) if spec.input_ops else given.peaks()
+        largest = seen.abs().amax(dim=0).numpy()
         chosen = np.zeros(k, np.bool_)
         chosen[np.argsort(-largest, kind="stable")[:wide]] = True
         one = Salient(given.first, Vector(np.packbits(chosen, bitorder="little")))
