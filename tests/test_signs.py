@@ -171,7 +171,13 @@ def test_the_stages_of_the_recipe() -> None:
         moments = transformed_moments(flat.T @ flat / len(flat), draft.spec.input_ops)
         given = Rows(rows, torch.ones(64), HalfWeights(1.0, 0.0))
         return LayerInputs(
-            "fc", Second(moments), lambda: given, lambda: flat.float(), weight, None, first="fc"
+            "fc",
+            Second(moments),
+            lambda: given,
+            weight,
+            None,
+            peaks=lambda: flat.float(),
+            first="fc",
         )
 
     stages = method_by_name("ptq1.61").stages
