@@ -14,12 +14,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fp4dit_onnx.calibration.stages import KINDS, MOMENTS, STAGES, WEIGHTS, Stage
+from fp4dit_onnx.calibration.stages import INPUTS, KINDS, MOMENTS, STAGES, WEIGHTS, Stage
 from fp4dit_onnx.calibration.stages.branch import Branch
 from fp4dit_onnx.calibration.stages.budget import Budget
 from fp4dit_onnx.calibration.stages.evolve import Evolve
-from fp4dit_onnx.calibration.stages import INPUTS, KINDS, MOMENTS, STAGES, WEIGHTS, Stage
-from fp4dit_onnx.calibration.stages.budget import Budget
 from fp4dit_onnx.calibration.stages.salient import SalientInputs
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.spec.low_rank import LowRank

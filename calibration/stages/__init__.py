@@ -18,11 +18,10 @@ from fp4dit_onnx.calibration.stages.joint import Joint, OutputRange
 from fp4dit_onnx.calibration.stages.mse import Mse
 from fp4dit_onnx.calibration.stages.nearest import Nearest
 from fp4dit_onnx.calibration.stages.preshift import Preshift
-from fp4dit_onnx.calibration.stages.reparametrize import Reparametrize
-from fp4dit_onnx.calibration.stages.smooth import Smooth
 from fp4dit_onnx.calibration.stages.regularize import Regularize
 from fp4dit_onnx.calibration.stages.reparametrize import Reparametrize
 from fp4dit_onnx.calibration.stages.salient import SalientInputs
+from fp4dit_onnx.calibration.stages.smooth import Smooth
 from fp4dit_onnx.calibration.stages.stage import (
     INPUTS,
     KINDS,

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["INPUTS", "KINDS", "MOMENTS", "WEIGHTS", "Evidence", "LayerStage", "Stage", "by_reader"]
 
-KINDS = ("transform", "branch", "choice", "budget", "range", "rounding", "correction")
-KINDS = ("transform", "choice", "budget", "tuning", "range", "rounding", "correction", "branch")
+KINDS = ("transform", "branch", "choice", "budget", "tuning", "range", "rounding", "correction")
 """Kinds of stages, in the order of a method; it has one range and one rounding."""
 
 WEIGHTS, MOMENTS, INPUTS = "weights", "moments", "inputs"

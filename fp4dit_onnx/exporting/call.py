@@ -85,9 +85,9 @@ def export(
             parameters and rounding are float32 either way. One of: float32, bfloat16.
         bits: Bits of weights and activations, w<4|6|8>a<4|6|8|16|32>.
         method: How weights are rounded; the -rtn methods round to nearest and need no calibration
-            data. One of: fp4dit, 2dquant, affinequant, awq, four-over-six, fp-adaround, fp-rtn, gptq,
-            hq-dit, int-adaround, int-rtn, llm-fp4, ptq4dit, q-dit, repq-vit, smoothquant, svdquant,
-            tuned, tuned-best, vidit-q.
+            data. One of: fp4dit, 2dquant, activation-regularization, affinequant, awq, four-over-six,
+            fp-adaround, fp-rtn, gptq, hq-dit, int-adaround, int-rtn, llm-fp4, ptq1.61, ptq4dit, q-dit,
+            repq-vit, smoothquant, svdquant, tuned, tuned-best, vidit-q.
         recipe: Your own recipe file in place of --method, in the form that --save-recipe writes;
             other options override it, unless they have their default value.
         save_recipe: Also write the resolved method and formats to this recipe file.
