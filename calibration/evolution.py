@@ -80,8 +80,10 @@ def evolve(
 
     def filled(population: list[Genome], count: int, make: Callable[[], Genome]) -> list[Genome]:
         for _ in range(ATTEMPTS * max(0, count - len(population))):
+            if len(population) == count:
+                break
             made = make()
-            if len(population) < count and made not in errors and made not in population:
+            if made not in errors and made not in population:
                 population.append(made)
         return population
 
