@@ -89,7 +89,8 @@ def ranks(values: torch.Tensor) -> torch.Tensor:
     """Of [K], from 1; equal ones have the mean of theirs. Float64."""
     _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
-    return (last - (counts - 1) / 2)[place]
+    mean: torch.Tensor = last - (counts - 1) / 2
+    return mean[place]
 
 
 def spearman(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

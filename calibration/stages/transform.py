@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields, make_dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fp4dit_onnx.calibration.stages.stage import MOMENTS, Evidence, by_reader
@@ -53,16 +52,21 @@ class TransformStage:
         return transformed_draft(draft, one)
 
 
-@cache
+_STAGES: dict[Any, type[TransformStage]] = {}
+"""By transform: each has one class."""
+
+
 def stage_of(transform: type[Transform]) -> type[TransformStage]:
     """The stage that tries a transform."""
-    return make_dataclass(
-        transform.__name__,
-        [("always", "bool", False)],
-        bases=(TransformStage, transform),
-        namespace={"transform": transform},
-        frozen=True,
-    )
+    if transform not in _STAGES:
+        _STAGES[transform] = make_dataclass(
+            transform.__name__,
+            [("always", "bool", False)],
+            bases=(TransformStage, transform),
+            namespace={"transform": transform},
+            frozen=True,
+        )
+    return _STAGES[transform]
 
 
 def _remade(transform: type[Transform], settings: dict[str, Any]) -> TransformStage:
