@@ -208,11 +208,11 @@ def _with_makers(spec: LayerSpec, q: str, makers: Mapping[str, onnx.NodeProto]) 
     """The same with what the nodes that make a linear's input `q` say of it."""
     node = makers.get(q)
     if spec.input and node is not None and ops.has_role(node, "quantize"):
-        given = attributes(node)
+        given, own = attributes(node), spec.input
         if "largest" in given:
             spec = spec.with_largest(given["largest"])
         else:
-            own = replace(spec.input, candidates=tuple(given["candidates"][1:]))
+            own = replace(own, candidates=tuple(given["candidates"][1:]))
             spec = replace(spec, input=own)
         if node_transform(node) is None:
             node = makers.get(node.input[0])
