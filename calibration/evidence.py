@@ -25,11 +25,19 @@ NEAREST_PAIRS = 256
 
 
 def outputs_of(
-    module: Callable[..., Any], call: tuple[tuple[Any, ...], dict[str, Any]], which: Sequence[int]
+    module: Callable[..., Any],
+    call: tuple[tuple[Any, ...], dict[str, Any]],
+    which: Sequence[int],
+    where: Execution,
 ) -> list[torch.Tensor]:
-    """The results of `module` for a call that have the numbers `which`."""
-    args, kwargs = call
-    tensors = tensors_of(module(*args, **kwargs))
+    """The results of `module` for a call that have the numbers `which`, in float32.
+
+    In half precision matrices are multiplied in it, and all else is float32: the last bit of a sum of
+    what a block receives and what it adds would be as large as what rounding its weights changes.
+    """
+    args, kwargs = where.exact.cast(call)
+    with where.products():
+        tensors = tensors_of(module(*args, **kwargs))
     return [tensors[i] for i in which]
 
 
@@ -59,7 +67,8 @@ class Objective:
         """
         index = self.inputs.twins(pairs)
         weight = self.inputs.execution.there(self.inputs.weight[pairs])
-        outputs = outputs_of(module, self.inputs.take(index), tuple(self.targets))
+        which, where = tuple(self.targets), self.inputs.execution
+        outputs = outputs_of(module, self.inputs.take(index), which, where)
         errors = [
             self._errors((output.float() - target.read(index).float()).flatten(1), weight)
             for output, target in zip(outputs, self.targets.values(), strict=True)
@@ -104,8 +113,8 @@ class Parts(Protocol):
         """Where they are run, and in which type."""
         ...
 
-    def materialize(self, name: str) -> torch.nn.Module:
-        """A copy of the block or other module called `name`, with values, there."""
+    def materialize(self, name: str, execution: Execution | None = None) -> torch.nn.Module:
+        """A copy of the block or other module called `name`, with values, there or where it says."""
         ...
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -115,7 +124,7 @@ class Parts(Protocol):
 
 @dataclass(frozen=True)
 class Part:
-    """A block or a linear of the float network, with values.
+    """A block or a linear of the float network, with values, in float32.
 
     Attributes:
         name: torch name in the network.
@@ -131,7 +140,7 @@ class Part:
     def of(cls, name: str, parts: Parts) -> Part:
         """The part called `name`."""
         holder = torch.nn.Module()
-        holder.part = parts.materialize(name)
+        holder.part = parts.materialize(name, parts.execution.exact)
         return cls(name, holder, parts)
 
     def _path(self, layer: str) -> str:
@@ -150,16 +159,12 @@ class Part:
 
     def weight(self, layer: str) -> torch.Tensor:
         """Of one of its linears, as it is stored: float32 [N, K] on the host."""
-        return self._stored(f"{layer}.weight", self.linear(layer).weight)
+        return host(self.linear(layer).weight)
 
     def bias(self, layer: str) -> torch.Tensor | None:
         """The same of its bias, [N]; None where it has none."""
         own = self.linear(layer).bias
-        return None if own is None else self._stored(f"{layer}.bias", own)
-
-    def _stored(self, name: str, own: torch.Tensor) -> torch.Tensor:
-        """A tensor of the part in float32; what is narrower there is read again."""
-        return host(own) if own.dtype == torch.float32 else self.parts.tensor(name)
+        return None if own is None else host(own)
 
     def replaced(
         self, modules: Mapping[str, torch.nn.Module]

@@ -30,6 +30,14 @@ def _adding(scheduler: Any, noise: Callable[[], torch.Tensor]) -> AbstractContex
     return patched(module, "randn_tensor", ours) if adds else nullcontext()
 
 
+def _replaced(result: Any, latents: torch.Tensor) -> Any:
+    """What a scheduler's step gives, with other latents."""
+    if isinstance(result, tuple):
+        return (latents, *result[1:])
+    result.prev_sample = latents
+    return result
+
+
 class PipelineRun:
     """One batch through a diffusers pipeline.
 
@@ -37,6 +45,9 @@ class PipelineRun:
         pipeline: of diffusers.
         noise: what a scheduler that adds noise adds at a step, as the transformer takes latents.
         on_step: see `sample_latents`.
+        known: images without noise and the noise, both as the transformer takes latents: each step
+            begins with the images at the step's noise, whatever the one before it made. None to
+            generate images.
 
     Attributes:
         latents: after the last denoising step so far, as the transformer takes them.
@@ -47,7 +58,9 @@ class PipelineRun:
         pipeline: Any,
         noise: Callable[[int], torch.Tensor],
         on_step: Callable[[int, torch.Tensor], None] | None,
+        known: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
+        self._known = known
         self._pipeline, self._noise, self._on_step = pipeline, noise, on_step
         self._count = 0
         self._rows: int | None = None  # of a step's, where it takes both halves of guidance
@@ -84,8 +97,23 @@ class PipelineRun:
     def _step(self, original: Any, *arguments: Any, **options: Any) -> Any:
         with _adding(self._pipeline.scheduler, lambda: self._noise(self._count)):
             result = original(*arguments, **options)
+        if self._known is not None and self._count + 1 < len(self._pipeline.scheduler.timesteps):
+            result = _replaced(result, self._noised(result[0], *self._known))
         self.latents = result[0][: self._rows]
         if self._on_step is not None:
             self._on_step(self._count, self.latents)
         self._count += 1
         return result
+
+    def _noised(
+        self, like: torch.Tensor, clean: torch.Tensor, noise: torch.Tensor
+    ) -> torch.Tensor:
+        """Images with the noise of the next step."""
+        scheduler = self._pipeline.scheduler
+        times = scheduler.timesteps[self._count + 1].expand(len(clean))
+        # Flow matching has a name of its own for it, with its arguments in another order.
+        if hasattr(scheduler, "scale_noise"):
+            found = scheduler.scale_noise(clean.float(), times, noise.float())
+        else:
+            found = scheduler.add_noise(clean.float(), noise.float(), times)
+        return found.repeat(len(like) // len(found), *[1] * (found.ndim - 1)).to(like)

@@ -244,7 +244,7 @@ def _prepared(
         sums += 4 * sum(widths) * sampler.calls * sampler.batch * (2 if sampler.paired else 1)
         needed = samples * (nbytes(call) + disk) + (sums if method.needs(MOMENTS) else 0)
         check_disk(work.folder, needed, samples)
-    return topology, units, chunk_size(max_ram, memory)
+    return topology, units, chunk_size(int(min(max_ram, network.execution.limit / 2)), memory)
 
 
 def _model_sqnr(network: Network, state: QuantizedState, calls: Sequence[Call]) -> float:

@@ -116,7 +116,8 @@ def _network(
     encoder = TEXT_ENCODERS.get(part.class_name)
     if encoder is not None:
         often = not calibrates
-        return opened(part, encoder.interface, budget, execution, often=often).module
+        where = execution if often else execution.once
+        return opened(part, encoder.interface, budget, where, often=often).module
     return (hollow if calibrates else loaded)(part, execution)
 
 
@@ -149,6 +150,7 @@ class _Generation:
     seeds: Sequence[int]
     sampling: Sampling
     execution: Execution
+    known: npt.NDArray[np.float32] | None = None
 
     @property
     def _shape(self) -> tuple[int, int, int]:
@@ -197,8 +199,12 @@ class _Generation:
         noise = np.stack([initial_latents(seed, shape) for seed in seeds])
         first = np.ascontiguousarray(self.family.latents.given(noise))
         given = self.execution.cast(torch.from_numpy(first))
+        known = None
+        if self.known is not None:
+            images = self.known[rows.start : rows.stop]
+            known = self._packed(images), self._packed(noise)
         run = PipelineRun(
-            self.pipeline, lambda i: self._packed(step_noise(seeds, i, shape)), watch
+            self.pipeline, lambda i: self._packed(step_noise(seeds, i, shape)), watch, known
         )
         options = {
             "num_inference_steps": self.sampling.steps,
@@ -322,6 +328,7 @@ def pipeline_sampler(
     execution: Execution = HOST,
     *,
     last: bool = True,
+    known: npt.NDArray[np.float32] | None = None,
 ) -> Sampler:
     """The float pipeline over `prompts` as calibration runs it.
 
@@ -333,8 +340,12 @@ def pipeline_sampler(
         sampling: steps, guidance, size and text length.
         execution: where the pipeline is, and in what precision.
         last: whether the text encoders are not needed any more once the prompts are encoded.
+        known: latents [P, C, H, W] of images without noise that each step begins with, noised to its
+            timestep, where the first begins with noise alone; None to generate images. The importance
+            of steps is that of images that are generated either way.
     """
-    generation = _Generation(pipeline, family, prompts, seeds, sampling, execution)
+    generating = _Generation(pipeline, family, prompts, seeds, sampling, execution)
+    generation = replace(generating, known=known)
     encodings: Encodings | None = None
 
     @torch.no_grad()
@@ -352,7 +363,7 @@ def pipeline_sampler(
     @torch.no_grad()
     def probe(steps: int = sampling.steps) -> torch.Tensor:
         few = range(min(PROBE_PROMPTS, len(prompts)))
-        own = replace(generation, sampling=replace(sampling, steps=steps))
+        own = replace(generating, sampling=replace(sampling, steps=steps))
         return own.latents(few, encodings=encodings)
 
     def close() -> None:

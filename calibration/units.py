@@ -8,9 +8,12 @@ from math import prod
 
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.network.blocks import block_of
-from fp4dit_onnx.network.topology import Topology, Value
+from fp4dit_onnx.network.topology import Result, Topology, Value
 
 __all__ = ["Unit", "sample_bytes", "units_of"]
+
+SMALLEST = 4
+"""Bytes of float32."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,11 @@ def units_of(topology: Topology, blocks: Sequence[str], layers: Iterable[str]) -
     )
 
 
+def _bytes(result: Result) -> int:
+    """Of a sample's result on disk and in training, where none is narrower than float32."""
+    return prod(result.row) * max(SMALLEST, result.dtype.itemsize)
+
+
 def sample_bytes(topology: Topology, waiting: int = 0) -> tuple[int, int]:
     """Bytes of one sample at the unit where they are most: in memory, and on disk.
 
@@ -58,7 +66,7 @@ def sample_bytes(topology: Topology, waiting: int = 0) -> tuple[int, int]:
             targets are on disk too.
     """
     given = {
-        value: prod(result.row) * result.dtype.itemsize
+        value: _bytes(result)
         for node in topology.blocks
         for value, result in zip(node.values, node.results, strict=True)
     }
@@ -67,7 +75,7 @@ def sample_bytes(topology: Topology, waiting: int = 0) -> tuple[int, int]:
     live: Iterable[Value] = ()
     for node in topology.nodes:
         taken = sum(prod(t.shape) * t.dtype.itemsize for t in node.arguments)
-        made = sum(prod(r.row) * r.dtype.itemsize for r in node.results)
+        made = sum(map(_bytes, node.results))
         own.append(taken + made)
         memory = max(memory, taken + 3 * made)
         disk = max(disk, taken + 2 * made + 2 * sum(given[value] for value in live))

@@ -16,6 +16,7 @@ from fp4dit_onnx.calibration.samples import Array, Call, Samples, Tape, by_sampl
 from fp4dit_onnx.calibration.simulate import weights_only
 from fp4dit_onnx.calibration.work import Work
 from fp4dit_onnx.network.blocks import block_of
+from fp4dit_onnx.network.execution import Execution
 from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.network.placing import replaced
 from fp4dit_onnx.network.topology import Node, Topology, Value
@@ -52,7 +53,8 @@ class Walk:
 
     def write_targets(self, name: str) -> None:
         """Write what a unit gives in the float network."""
-        writer = _Writer(self.network.materialize(name), self.targets(name), self.samples.count)
+        part = Part.of(name, self.network)
+        writer = _Writer(part.module, self.targets(name), self.samples.count, part.parts.execution)
         self._each(self.topology.by_name[name], FLOAT, writer)
 
     def write_inputs(
@@ -93,7 +95,7 @@ class Walk:
         part = Part.of(name, self.network)
         with part.quantized(layers):
             arrays = {i: self._array(QUANTIZED, (name, i)) for i in self._read(node)}
-            write = _Writer(part.module, arrays, inputs.count)
+            write = _Writer(part.module, arrays, inputs.count, part.parts.execution)
             for chunk in inputs.chunks(self.chunk):
                 write(chunk, inputs.take(chunk))
 
@@ -120,7 +122,9 @@ class Walk:
         return Array(path, self.network.execution)
 
     def _reader(self, kind: str, chunk: slice) -> Callable[[Value], torch.Tensor]:
-        return lambda value: self._array(kind, value).read(chunk)
+        """Gives results as the network itself passes them on."""
+        cast = self.network.execution.cast
+        return lambda value: cast(self._array(kind, value).read(chunk))
 
     def _read(self, node: Node) -> tuple[int, ...]:
         """Numbers of the node's results that something reads; a linear has but one."""
@@ -170,9 +174,10 @@ class _Writer:
     module: torch.nn.Module
     arrays: Mapping[int, Array]
     count: int
+    where: Execution
 
     def __call__(self, chunk: slice, call: Call) -> None:
-        outputs = outputs_of(self.module, call, tuple(self.arrays))
+        outputs = outputs_of(self.module, call, tuple(self.arrays), self.where)
         for array, output in zip(self.arrays.values(), outputs, strict=True):
             if chunk.start == 0:
                 array.create(self.count, output)

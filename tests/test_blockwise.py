@@ -259,9 +259,9 @@ class Pickled:
     module: Any
     execution: Execution = HOST
 
-    def materialize(self, name: str) -> Any:
+    def materialize(self, name: str, execution: Execution | None = None) -> Any:
         """See `Parts`."""
-        return whole(self.module).materialize(name)
+        return whole(self.module).materialize(name, execution)
 
     def tensor(self, name: str) -> Any:
         """See `Parts`."""

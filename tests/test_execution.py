@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +21,14 @@ from toy_network import LAYERS, PICTURES, sampler_of, toy_network
 from twins import Planned, planned_twins
 
 from fp4dit_onnx.bundle.manifest import Calibrated
+from fp4dit_onnx.calibration.evidence import outputs_of
 from fp4dit_onnx.calibration.methods import method_by_name, method_names
 from fp4dit_onnx.calibration.run import Calibration, calibrate
 from fp4dit_onnx.calibration.samples import Array
 from fp4dit_onnx.calibration.sampling import load_pipeline, pipeline_sampler
 from fp4dit_onnx.calibration.work import Work, model_digest
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.evaluation.quality import float_images
 from fp4dit_onnx.exporting.export import export
 from fp4dit_onnx.exporting.plan import Plan
 from fp4dit_onnx.exporting.request import ExportRequest
@@ -33,12 +37,14 @@ from fp4dit_onnx.network.execution import HOST, Execution, execution_of
 from fp4dit_onnx.network.network import Network, whole
 from fp4dit_onnx.network.stored import opened
 from fp4dit_onnx.network.streaming import cast_rest
+from fp4dit_onnx.runtime.sampling import Sampling
 from fp4dit_onnx.spec.spec import LayerSpec, TensorSpec
 from fp4dit_onnx.spec.state import save_state
 from fp4dit_onnx.system.progress import SilentReporter
 
 DEVICE = Execution(PRETEND)
 SPEC = LayerSpec.of("e2m1", "e2m3", 8)
+LIMIT = 3 * 2**19
 FOUR_OVER_SIX = replace(SPEC, input=TensorSpec.of_activations("e2m1", 8))
 SPECS = {**dict.fromkeys(LAYERS, SPEC), "blocks.0.mix": FOUR_OVER_SIX}
 
@@ -117,17 +123,54 @@ def pipeline_state(made: Plan, folder: Path, where: Execution, budget: float) ->
     return saved(found, folder / "state")
 
 
-@pytest.mark.parametrize(("name", "budget"), [("pixart-alpha-512", 2**40), ("hunyuan-dit-1.1", 0)])
+@pytest.mark.parametrize(
+    ("name", "limit"), [("pixart-alpha-512", math.inf), ("hunyuan-dit-1.1", LIMIT)]
+)
 def test_pipelines_run_on_a_device(
-    planned: Planned, name: str, budget: float, tmp_path: Path
+    planned: Planned, name: str, limit: float, tmp_path: Path
 ) -> None:
-    """Text encoders, samplers and networks, in memory and read block by block."""
-    made = planned(name)
+    """Text encoders, samplers and networks, in the device's memory and brought there block by block."""
+    made, budget = planned(name), 2**40
     with sdpa_kernel(SDPBackend.MATH):  # what torch takes for a device that it does not know
         here = pipeline_state(made, tmp_path / "here", HOST, budget)
         with PretendDevice():
-            there = pipeline_state(made, tmp_path / "there", DEVICE, budget)
+            where = replace(DEVICE, limit=limit)
+            there = pipeline_state(made, tmp_path / "there", where, budget)
     assert here == there
+
+
+def test_a_limit_bounds_the_weights_on_the_device(planned: Planned) -> None:
+    """Without one all of them are there; with one what is around the blocks, and a block at a time."""
+    made = planned("pixart-alpha-512")
+    component = made.checkpoint.components["transformer"]
+    interface = made.family.interface(made.checkpoint.transformer_config)
+    held = []
+    with PretendDevice() as device:
+        for limit in (math.inf, LIMIT):
+            before, where = device.now, replace(DEVICE, limit=limit)
+            network = opened(component, interface, 2**40, where)
+            pipeline = load_pipeline(
+                made.checkpoint, network, 2**40, calibrates=True, execution=where
+            )
+            held.append(device.now - before)
+            del network, pipeline
+            gc.collect()
+    weights = sum(math.prod(t.shape) * 4 for t in made.checkpoint.tensors.values())
+    assert held[1] <= LIMIT < weights <= held[0]
+
+
+def test_float_images_are_computed_there(
+    monkeypatch: pytest.MonkeyPatch, demo_folder: Path
+) -> None:
+    """What `evaluate` and reports compare with."""
+    given = demo_folder, ["a red circle"], [1], Sampling(2, 3.0, 64, 64, 16)
+    with sdpa_kernel(SDPBackend.MATH), PretendDevice() as device:
+        (here,) = float_images(*given)
+        assert device.ran == 0
+        monkeypatch.setattr(execution, "execution_of", lambda name: DEVICE)
+        (there,) = float_images(*given, device="there")
+    assert device.ran > 100
+    assert here.tobytes() == there.tobytes()
 
 
 # --- half precision ----------------------------------------------------------------------------
@@ -166,6 +209,33 @@ def test_half_precision_learns_too(planned: Planned, tmp_path: Path) -> None:
     told = [float(n.partition("error ")[2].split()[0]) for n in notes.lines if "nearest" in n]
     assert len(told) > 2
     assert sum(told) / len(told) < 0.95
+
+
+class Adding(torch.nn.Module):
+    """A block that adds little to what it receives."""
+
+    def __init__(self, error: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        weight = torch.randn(64, 64) / 8
+        self.weight = torch.nn.Parameter(weight * (1 + error * torch.randn(64, 64)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Float32 or less, [B, 64] to [B, 64]."""
+        return x + 0.01 * torch.nn.functional.linear(x, self.weight)
+
+
+def test_half_precision_shows_what_rounding_changes() -> None:
+    """The last bit of the sum, in half precision, is as large as 0.1 of what the block adds."""
+
+    @torch.no_grad()
+    def error(where: Execution) -> float:
+        call = (torch.linspace(-4, 4, 64 * 64).reshape(64, 64).bfloat16(),), {}
+        (wanted,), (found,) = (outputs_of(Adding(e), call, (0,), where) for e in (0, 0.1))
+        assert wanted.dtype == torch.float32
+        return float((wanted - found).square().mean())
+
+    assert error(Execution(dtype=torch.bfloat16)) == pytest.approx(error(HOST), rel=0.05)
 
 
 def test_activations_in_half_precision_are_recorded_as_such(tmp_path: Path) -> None:
@@ -246,7 +316,8 @@ def test_running_out_of_memory_says_what_to_set_and_loses_nothing(
         export(asked)
     assert str(refused.value) == (
         "device cpu ran out of memory (CUDA out of memory): --precision bfloat16 halves what it takes; "
-        "less --max-ram runs fewer samples at a time; --device cpu uses the machine's memory"
+        "less --max-vram keeps fewer blocks and samples there at a time; --device cpu uses the "
+        "machine's memory"
     )
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "out.calibration" / "importance.pt").exists()

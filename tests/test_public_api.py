@@ -88,7 +88,8 @@ def test_export_the_command_and_the_request_agree() -> None:
     del called["reporter"]
     request = {field.name: field.default for field in fields(ExportRequest)}
     assert called == {**request, "output": None}
-    changed = {"output": None, "rules": None, "lora": None, "max_ram": request["max_ram"] / 2**30}
+    memory = {name: request[name] / 2**30 for name in ("max_ram", "max_vram")}
+    changed = {"output": None, "rules": None, "lora": None, **memory}
     assert command == {**request, **changed}
     assert request_of(ExportRequest, {**command, "output": Path("x")}) == ExportRequest(Path("x"))
 

@@ -72,7 +72,7 @@ def grey(prompt: str, seed: int) -> int:
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     def float_images(
-        _: Path, prompts: Any, seeds: Any, sampling: Sampling, on_step: Any, lora: Any = ()
+        _: Path, prompts: Any, seeds: Any, sampling: Sampling, on_step: Any, **options: Any
     ) -> list[Image.Image]:
         assert sampling == SAMPLING
         trail(seeds, 2, on_step)

@@ -39,7 +39,7 @@ class Parts:
         self.linear.weight.data[[3, 20]] *= 12
         self.linear.requires_grad_(requires_grad=False)
 
-    def materialize(self, name: str) -> torch.nn.Module:
+    def materialize(self, name: str, execution: Execution | None = None) -> torch.nn.Module:
         """The linear."""
         return self.linear
 

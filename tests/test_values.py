@@ -80,6 +80,7 @@ def test_bundle_with_impossible_sampling(tmp_path: Path) -> None:
         *(("guidance", v) for v in (math.nan, math.inf, -1.0)),
         *(("seed", v) for v in (-1, 2**64, 1.0)),
         *(("max_ram", v) for v in (math.nan, math.inf, 0, "2")),
+        *(("max_vram", v) for v in (math.nan, math.inf, -1)),
         *(("group_size", v) for v in (0, -8, 16.0)),
     ],
 )

@@ -10,10 +10,11 @@ from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.checkpoint.checkpoint import demo_folder
 from fp4dit_onnx.commands.generate import SUFFIXES
 from fp4dit_onnx.commands.output import print_json, print_line, print_table, reporter
-from fp4dit_onnx.commands.parameters import Json, LoraFiles, PromptFile
+from fp4dit_onnx.commands.parameters import FloatDevice, Json, LoraFiles, PromptFile
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.evaluation.prompts import evaluation_prompts
 from fp4dit_onnx.exporting.options import INPUT, OUTPUT, SAMPLING, Option
+from fp4dit_onnx.system.devices import AUTO
 from fp4dit_onnx.system.outputs import check_file, written_whole
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def run(
         Path | None,
         Option("Also write the images side by side to this file.", OUTPUT, unit="FILE"),
     ] = None,
+    device: FloatDevice = AUTO,
     json: Json = False,
 ) -> None:
     """Compare a bundle's images with those of the float model."""
@@ -60,7 +62,13 @@ def run(
     from fp4dit_onnx.evaluation.quality import evaluate
 
     found = evaluate(
-        folders, model or demo_folder(), texts, range(seeds), reporter=reporter(), lora=lora or ()
+        folders,
+        model or demo_folder(),
+        texts,
+        range(seeds),
+        reporter=reporter(),
+        lora=lora or (),
+        device=device,
     )
     if grid is not None:
         _write_grid(found, grid)

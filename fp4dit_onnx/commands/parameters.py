@@ -15,6 +15,7 @@ from fp4dit_onnx.exporting.options import INPUT, MACHINE, OUTPUT, PANELS, Option
 
 __all__ = [
     "BundleFolder",
+    "FloatDevice",
     "Host",
     "Json",
     "LoraFiles",
@@ -46,6 +47,15 @@ LoraFiles = Annotated[
         "LoRA that the bundle was exported with, FILE or FILE:SCALE. Repeatable.",
         INPUT,
         unit="LORA",
+    ),
+]
+FloatDevice = Annotated[
+    str,
+    Option(
+        "Where torch runs the float pipeline: cpu, cuda, mps or xpu, or one of several, such as "
+        "cuda:1; auto is the first accelerator that torch finds, else the CPU.",
+        MACHINE,
+        unit="DEVICE",
     ),
 ]
 Host = Annotated[

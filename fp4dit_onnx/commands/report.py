@@ -10,12 +10,13 @@ from typing import Annotated
 from fp4dit_onnx.bundle.bundle import EVIDENCE, REPORT, Bundle
 from fp4dit_onnx.checkpoint.checkpoint import demo_folder
 from fp4dit_onnx.commands.output import print_json, print_line, reporter
-from fp4dit_onnx.commands.parameters import LoraFiles, PromptFile
+from fp4dit_onnx.commands.parameters import FloatDevice, LoraFiles, PromptFile
 from fp4dit_onnx.errors import MissingExtraError, UsageError
 from fp4dit_onnx.evaluation.prompts import evaluation_prompts
 from fp4dit_onnx.exporting.options import INPUT, OUTPUT, SAMPLING, Option
 from fp4dit_onnx.files import plain
 from fp4dit_onnx.report.data import Evidence, read_evidence
+from fp4dit_onnx.system.devices import AUTO
 from fp4dit_onnx.system.outputs import check_file
 from fp4dit_onnx.system.texts import size
 
@@ -77,6 +78,7 @@ def run(
             min=1,
         ),
     ] = None,
+    device: FloatDevice = AUTO,
     json: Annotated[bool, Option("Print the measurements as JSON.", OUTPUT)] = False,
 ) -> None:
     """Write report.html: quantization error per layer and image, size, time, memory."""
@@ -98,7 +100,9 @@ def run(
     if len(opened) == 1:
         (bundle,) = opened
         texts = evaluation_prompts(prompts, model, count or COUNT)
-        evidence = _measured(bundle, model, lora, texts, range(seeds or 1)) if given else None
+        evidence = (
+            _measured(bundle, model, lora, texts, range(seeds or 1), device) if given else None
+        )
         _report(bundle, evidence, output, json=json)
         return
     if given:
@@ -115,6 +119,7 @@ def _measured(
     lora: Sequence[str] | None,
     prompts: Sequence[str],
     seeds: Sequence[int],
+    device: str,
 ) -> Evidence:
     source = bundle.manifest.source.name
     if model is None and source != demo_folder().name:
@@ -127,7 +132,8 @@ def _measured(
             raise MissingExtraError(package, "export")
     from fp4dit_onnx.report.measuring import measure
 
-    return measure(bundle, model or demo_folder(), prompts, seeds, reporter(), lora or ())
+    folder = model or demo_folder()
+    return measure(bundle, folder, prompts, seeds, reporter(), lora or (), device)
 
 
 def _report(bundle: Bundle, evidence: Evidence | None, output: Path | None, *, json: bool) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ from fp4dit_onnx.runtime.schedulers import scheduler_from_config
 from fp4dit_onnx.system.progress import Advance, Reporter, SilentReporter
 from fp4dit_onnx.system.silence import quiet
 from fp4dit_onnx.values import checked_seed
+
+if TYPE_CHECKING:
+    from fp4dit_onnx.network.execution import Execution
 
 __all__ = [
     "FLOAT",
@@ -125,6 +128,7 @@ def float_images(
     on_step: OnLatents = lambda *_: None,
     *,
     lora: Sequence[str] = (),
+    device: str = "cpu",
 ) -> Pictures:
     """Images of the diffusers pipeline in float32, one per prompt.
 
@@ -136,38 +140,45 @@ def float_images(
         on_step: called after each step of a batch with its index and the latents it made, float32
             [B, C, H, W].
         lora: see `open_checkpoint`.
+        device: where torch runs it, see `execution_of`.
 
     Raises:
         CheckpointError: the folder holds no readable pipeline, or one whose images are not finite.
         MissingExtraError: torch, diffusers or transformers is not installed.
-        UsageError: the scheduler is not known, or DiT is asked for another size than its own.
+        UsageError: the scheduler is not known, DiT is asked for another size than its own, or the
+            device is not there or too small.
     """
-    pipeline, family = _float_pipeline(pipeline_folder, lora)
+    for package in ("torch", "diffusers", "transformers"):
+        _require(package)
     import torch
 
     from fp4dit_onnx.calibration.sampling import decode, sample_latents
+    from fp4dit_onnx.network.execution import execution_of
 
     def watch(index: int, latents: torch.Tensor) -> None:
         on_step(index, latents.numpy())
 
-    latents = sample_latents(pipeline, family, prompts, seeds, sampling, on_step=watch)
-    if not torch.isfinite(latents).all():
-        raise CheckpointError(
-            f"{pipeline_folder} computes numbers that are not finite in float32: expected a "
-            "working model to compare with; check its weights"
+    where = execution_of(device)
+    with where.within_memory():
+        pipeline, family = _float_pipeline(pipeline_folder, lora, where)
+        latents = sample_latents(
+            pipeline, family, prompts, seeds, sampling, on_step=watch, execution=where
         )
-    return decode(pipeline, family, latents)
+        if not torch.isfinite(latents).all():
+            raise CheckpointError(
+                f"{pipeline_folder} computes numbers that are not finite in float32: expected a "
+                "working model to compare with; check its weights"
+            )
+        return decode(pipeline, family, latents)
 
 
-def _float_pipeline(folder: Path, lora: Sequence[str]) -> tuple[Any, Family]:
+def _float_pipeline(folder: Path, lora: Sequence[str], where: Execution) -> tuple[Any, Family]:
     """The pipeline in float32 and its family; errors as `float_images` says."""
-    for package in ("torch", "diffusers", "transformers"):
-        _require(package)
     from fp4dit_onnx.calibration.sampling import load_pipeline
 
     checkpoint = open_checkpoint(folder, lora=lora)
     family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
-    pipeline = load_pipeline(checkpoint)
+    pipeline = load_pipeline(checkpoint, execution=where)
     scheduler_from_config(scheduler_settings(checkpoint.components["scheduler"]))
     return pipeline, family
 
@@ -182,6 +193,7 @@ def evaluate(
     library: bool = True,
     reporter: Reporter | None = None,
     lora: Sequence[str] = (),
+    device: str = "cpu",
 ) -> Evaluation:
     """Compare the latents and images of bundles with those of the float model.
 
@@ -194,6 +206,7 @@ def evaluate(
         library: run the quantized layers in the custom-op library.
         reporter: told of every model and every batch of images.
         lora: that the bundles were made with; see `open_checkpoint`.
+        device: where torch runs the float model, see `execution_of`.
 
     Raises:
         UsageError: nothing to compare, or bundles of different settings.
@@ -215,7 +228,7 @@ def evaluate(
     with reporter.stage("generating and comparing", 1 + len(pipelines), "models") as next_model:
         with _watching(reporter, FLOAT, len(drawn), chosen) as watch:
             pictures[FLOAT] = float_images(
-                model_folder, drawn, drawn_seeds, chosen, watch, lora=lora
+                model_folder, drawn, drawn_seeds, chosen, watch, lora=lora, device=device
             )
         reference = watch.latents()
         next_model(1)

@@ -72,8 +72,15 @@ def calibrated(
                 )
                 planned, sampling, pace = found.planned, found.sampling, found.pace
             seeds = [request.seed + i for i in range(len(planned.prompts))]
+            data = planned.data
             sampler = pipeline_sampler(
-                pipeline, planned.family, planned.prompts, seeds, sampling, network.execution
+                pipeline,
+                planned.family,
+                planned.prompts,
+                seeds,
+                sampling,
+                network.execution,
+                known=None if data is None else data.repeated(len(seeds)),
             )
             return calibrate(
                 network,
@@ -117,7 +124,8 @@ def _fingerprint(request: ExportRequest, planned: Plan, network: Network) -> dic
     prompts = hashlib.sha256("\n".join(planned.prompts).encode()).hexdigest()
     return {
         "model": {"name": planned.checkpoint.folder.name, "sha256": model_digest(network)},
-        "data": {"prompts": len(planned.prompts), "sha256": prompts, "seed": request.seed},
+        "data": {"prompts": len(planned.prompts), "sha256": prompts, "seed": request.seed}
+        | ({} if planned.data is None else {"latents": planned.data.digest}),
         "sampling": asdict(planned.recorded),
         "recipe": plain(planned.recipe),
         "method": planned.method.to_json(),

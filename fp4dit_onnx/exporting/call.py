@@ -25,6 +25,7 @@ def export(
     work: Path | str | None = None,
     restart: bool = False,
     max_ram: float = 2147483648,
+    max_vram: float = 0,
     executor: str = "local",
     device: str = "auto",
     precision: str = "float32",
@@ -51,6 +52,7 @@ def export(
     form: str = "fused",
     lora: Sequence[str] = (),
     prompts: Path | str | None = None,
+    calibration_data: Path | str | None = None,
     calibration_prompts: int | None = None,
     calibration_size: int | None = None,
     steps: int | None = None,
@@ -75,6 +77,9 @@ def export(
         restart: Discard what a killed run left in the work folder.
         max_ram: Memory limit for recorded activations, for quantizing one layer, and for each
             network of the float pipeline: larger ones read their blocks when they run. In bytes.
+        max_vram: Limit for what calibration keeps on the device, half for a network's weights and
+            half for samples: a network that takes more has its blocks brought there one by one. 0
+            takes half of what is free for the weights. In bytes.
         executor: Where blocks are rounded: local, one after the other in this process; ray or
             ray=HOST:PORT, on the machines of a Ray cluster, where they are trained with --inputs
             parallel. The result is the same.
@@ -137,6 +142,8 @@ def export(
         lora: LoRA to add to the weights before anything else, FILE or FILE:SCALE: safetensors with
             the names of diffusers, peft or kohya. Repeatable.
         prompts: Text file of calibration prompts, one per line; by default built-in ones.
+        calibration_data: Folder of your own data in place of generated images: latents NAME.npy or
+            NAME.safetensors, and captions NAME.txt. They get the noise of each denoising step.
         calibration_prompts: Images to generate for calibration; prompts are repeated with new
             noise if there are fewer; by default the preset's.
         calibration_size: Side of the images that are generated for calibration; smaller ones take
@@ -181,6 +188,7 @@ def export(
         work=None if work is None else Path(work),
         restart=restart,
         max_ram=max_ram,
+        max_vram=max_vram,
         executor=executor,
         device=device,
         precision=precision,
@@ -207,6 +215,7 @@ def export(
         form=form,
         lora=tuple(lora),
         prompts=None if prompts is None else Path(prompts),
+        calibration_data=None if calibration_data is None else Path(calibration_data),
         calibration_prompts=calibration_prompts,
         calibration_size=calibration_size,
         steps=steps,

@@ -35,4 +35,5 @@ def evidence_of_export(
 
     own = demo_prompts("evaluation") if request.model is None else planned.prompts
     prompts = own[:DRAWN_PROMPTS]
-    return measure(bundle, planned.checkpoint.folder, prompts, [0], reporter, request.lora)
+    folder, device = planned.checkpoint.folder, request.device
+    return measure(bundle, folder, prompts, [0], reporter, request.lora, device)

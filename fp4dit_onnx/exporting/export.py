@@ -5,6 +5,7 @@ Methods that need no data read the weights tensor by tensor; the network is neve
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -226,7 +227,7 @@ class _Export:
         planned, budget = self._planned, self._request.max_ram
         checkpoint, part = planned.checkpoint, planned.checkpoint.components["transformer"]
         assert planned.calibrated is not None
-        where = execution_of(**vars(planned.calibrated))
+        where = execution_of(**vars(planned.calibrated), limit=self._request.max_vram or math.inf)
         told = Reporters([self._report, StageTimes(self._resources)])
         with where.within_memory():
             with told.stage("loading the model", 1) as advance:

@@ -38,6 +38,17 @@ class MachineOptions:
             scale=2**30,
         ),
     ] = 2 * 2**30
+    max_vram: Annotated[
+        float,
+        Option(
+            "Limit for what calibration keeps on the device, half for a network's weights and half for "
+            "samples: a network that takes more has its blocks brought there one by one. 0 takes "
+            "half of what is free for the weights.",
+            MACHINE,
+            unit="GiB",
+            scale=2**30,
+        ),
+    ] = 0
     executor: Annotated[
         str,
         Option(

@@ -90,7 +90,10 @@ def paced(
     report.note(_said(request, effort, sampling, speed))
     data = replace(planned.method.data, prompts=effort.prompts, samples=effort.samples)
     method = replace(planned.method, data=data)
-    prompts = calibration_prompts(request, planned.family, planned.checkpoint, usual, method)
+    captions = planned.data and planned.data.captions
+    prompts = calibration_prompts(
+        request, planned.family, planned.checkpoint, usual, method, captions
+    )
     pace = Pace(
         left=left,
         after=speed.after,
@@ -139,7 +142,7 @@ def _picked(planned: Plan, speed: Speed, left: float) -> Effort:
         side=min(sampling.height, sampling.width),
         halves=_halves(planned),
         method=planned.method,
-        resizes=bool(planned.family.encoders) and request.calibration_size is None,
+        resizes=planned.resizes,
     )
     asked = {
         "prompts": request.calibration_prompts,

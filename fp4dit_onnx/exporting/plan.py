@@ -16,6 +16,7 @@ from fp4dit_onnx.calibration.stages.budget import MOST_BITS, MOST_SQNR_DB
 from fp4dit_onnx.checkpoint.checkpoint import Checkpoint, open_checkpoint, scheduler_settings
 from fp4dit_onnx.errors import CheckpointError, MissingExtraError, UsageError
 from fp4dit_onnx.exporting.budget import PlannedBudget, planned_budget, searched_groups
+from fp4dit_onnx.exporting.calibration_data import CalibrationData, asked_data
 from fp4dit_onnx.exporting.components import absent_parts, check_parts, check_vae
 from fp4dit_onnx.exporting.executing import check_executor
 from fp4dit_onnx.exporting.layers import layer_size, linear_layers, totals
@@ -74,6 +75,7 @@ class Plan:
         undrawable: why `generate` cannot make images with the bundle, a line each.
         budget: what layers' precisions are chosen among; None for those of `layers`.
         searched: what each layer's weight may be where group sizes are searched.
+        data: the user's own, None for images that the float pipeline generates.
     """
 
     layers: tuple[Layer, ...]
@@ -94,11 +96,20 @@ class Plan:
     illustrated: bool
     budget: PlannedBudget | None = None
     searched: Mapping[str, tuple[TensorSpec, ...]] = field(default_factory=dict)
+    data: CalibrationData | None = None
 
     @property
     def recorded(self) -> Sampling:
         """How calibration samples: as the bundle does, in images of the size asked for."""
+        if self.data is not None:
+            return self.data.sampling(self.sampling, self.family, self.checkpoint)
         return at_size(self.sampling, self.request.calibration_size)
+
+    @property
+    def resizes(self) -> bool:
+        """Whether the size of calibration's images is open."""
+        fixed = self.data is not None or self.request.calibration_size is not None
+        return bool(self.family.encoders) and not fixed
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -241,6 +252,10 @@ def plan(request: ExportRequest) -> Plan:
     rows = [_row(name, *sizes[name], spec) for name, spec in expected.items()]
     sampling = usual_sampling(request, family, checkpoint)
     check_size(request.calibration_size, sampling, family, checkpoint)
+    data = asked_data(request, method)
+    if data is not None:
+        data.sampling(sampling, family, checkpoint)
+    captions = data and data.captions
     attentions = family.attentions(specs, (name for name, _ in skipped))
     runs = trains or (family.generates and _measures(request, checkpoint))
     return Plan(
@@ -253,7 +268,7 @@ def plan(request: ExportRequest) -> Plan:
         family=family,
         checkpoint=checkpoint,
         specs=specs,
-        prompts=calibration_prompts(request, family, checkpoint, sampling, method),
+        prompts=calibration_prompts(request, family, checkpoint, sampling, method, captions),
         method=method,
         calibrated=calibrated if runs else None,
         illustrated=_measures(request, checkpoint),
@@ -262,6 +277,7 @@ def plan(request: ExportRequest) -> Plan:
         undrawable=_undrawable(checkpoint, sampling),
         budget=planned_budget(method, recipe, expected, sizes, joined, target),
         searched=searched_groups(method, recipe, specs, sizes, joined, target),
+        data=data,
     )
 
 
@@ -371,6 +387,7 @@ def _check_choices(request: ExportRequest) -> None:
         if getattr(request, what) is not None:
             whole(what, getattr(request, what), 8)
     real("max_ram in bytes", request.max_ram, SMALLEST_RAM)
+    real("max_vram in bytes", request.max_vram, 0)
     checked_seed(request.seed)
     for path in (request.state, request.save_recipe):
         if path is not None:

@@ -252,6 +252,15 @@ class ExportRequest(MachineOptions):
             unit="FILE",
         ),
     ] = None
+    calibration_data: Annotated[
+        Path | None,
+        Option(
+            "Folder of your own data in place of generated images: latents NAME.npy or "
+            "NAME.safetensors, and captions NAME.txt. They get the noise of each denoising step.",
+            INPUT,
+            unit="FOLDER",
+        ),
+    ] = None
     calibration_prompts: Annotated[
         int | None,
         Option(

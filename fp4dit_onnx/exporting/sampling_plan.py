@@ -80,14 +80,25 @@ def calibration_prompts(
     checkpoint: Checkpoint,
     sampling: Sampling,
     method: Method,
+    captions: Sequence[str] | None = None,
 ) -> tuple[str, ...]:
-    """A prompt for each image that is generated for calibration.
+    """A prompt for each image of a calibration.
+
+    Args:
+        request: says how many, and from what file.
+        family: has prompts of its own, where none are given.
+        checkpoint: may name classes.
+        sampling: how images are generated.
+        method: says how many by default.
+        captions: of the user's own data, if there are any.
 
     Raises:
         UsageError: the file of prompts cannot be used, or a prompt is no class of a model of classes.
     """
     prompts: Sequence[str]
-    if request.prompts is not None:
+    if captions is not None:
+        prompts = captions
+    elif request.prompts is not None:
         prompts = read_prompts(request.prompts)
     elif request.model is None:
         prompts = demo_prompts("calibration")

@@ -6,16 +6,17 @@ inputs give equal bits with every device; a device runs the float network and wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
 from fp4dit_onnx.errors import OutOfMemoryError, UsageError
-from fp4dit_onnx.system.devices import AUTO, DEVICES, checked_device, checked_precision
+from fp4dit_onnx.system.devices import AUTO, DEVICES, PRECISIONS, checked_device, checked_precision
 
 __all__ = ["HOST", "Execution", "execution_of", "host", "sum64"]
 
@@ -33,10 +34,12 @@ class Execution:
         device: of weights and activations.
         dtype: of the network's floating-point tensors: float32, or bfloat16. Sums, trained parameters
             and what is rounded are float32 either way.
+        limit: bytes of the device that weights and a unit's samples may take; the host has none.
     """
 
     device: torch.device = _CPU
     dtype: torch.dtype = torch.float32
+    limit: float = math.inf
 
     @property
     def on_host(self) -> bool:
@@ -65,10 +68,29 @@ class Execution:
 
         return pytree.tree_map_only(torch.Tensor, one, value)
 
+    @property
+    def exact(self) -> Execution:
+        """The device, in float32."""
+        return replace(self, dtype=torch.float32)
+
+    def products(self) -> AbstractContextManager[Any]:
+        """While open, networks in float32 there multiply matrices in this type."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype, cache_enabled=False)
+
     def room(self, host_bytes: float) -> float:
-        """Bytes that a network may take: half of the device's free memory; on the host `host_bytes`."""
+        """Bytes that a network may take: half of the device's free memory; on the host `host_bytes`.
+
+        The other half is for what it computes.
+        """
         free = _free_memory(self.device)
-        return host_bytes if free is None else free / 2
+        return min(host_bytes if free is None else free / 2, self.limit / 2)
+
+    @property
+    def once(self) -> Execution:
+        """For a network that runs once: under a limit none of it stays on the device."""
+        return self if self.limit == math.inf else replace(self, limit=0.0)
 
     @contextmanager
     def within_memory(self) -> Iterator[None]:
@@ -89,8 +111,8 @@ class Execution:
                 else "--precision bfloat16 halves what it takes; "
             )
             raise OutOfMemoryError(
-                f"device {self.device} ran out of memory ({first}): {half}less --max-ram runs fewer "
-                "samples at a time; --device cpu uses the machine's memory"
+                f"device {self.device} ran out of memory ({first}): {half}less --max-vram keeps fewer "
+                "blocks and samples there at a time; --device cpu uses the machine's memory"
             ) from error
 
 
@@ -109,13 +131,16 @@ def sum64(tensor: torch.Tensor) -> float:
     return float(able.sum(dtype=torch.float64))
 
 
-def execution_of(device: str, precision: str) -> Execution:
+def execution_of(
+    device: str, precision: str = PRECISIONS[0], limit: float = math.inf
+) -> Execution:
     """What a request names.
 
     Args:
         device: ``auto`` for the first of CUDA, MPS and xpu that is there, else the CPU; or the name of
             one, see `system.devices`.
         precision: one of `system.devices.PRECISIONS`.
+        limit: see `Execution`.
 
     Raises:
         UsageError: unknown names, a device that is not there, or one without that precision.
@@ -132,7 +157,8 @@ def execution_of(device: str, precision: str) -> Execution:
             f"device {name}: torch {torch.__version__} finds {', '.join(there)} here; {_USE}"
             + ("" if count else f", or install a build of torch for {kind}")
         )
-    found = Execution(torch.device(name), getattr(torch, precision))
+    limit = math.inf if kind == "cpu" else limit
+    found = Execution(torch.device(name), getattr(torch, precision), limit)
     if kind == "cuda" and found.dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported():
         raise UsageError(f"device {name} has no bfloat16: expected --precision float32")
     return found

@@ -64,7 +64,8 @@ class Network:
         memo: dict[int, Any] = {}
         for path, tensor in (*module.named_parameters(), *module.named_buffers()):
             full = f"{name}.{path}" if name else path
-            value = self.read(full) if is_fake(tensor) else tensor.detach()
+            rounded = isinstance(tensor, torch.nn.Parameter) and tensor.dtype != wanted.dtype
+            value = self.read(full) if rounded or is_fake(tensor) else tensor.detach()
             memo[id(tensor)] = like(tensor, wanted.cast(value))
         made = copy.deepcopy(module, memo)
         vars(made).pop("forward", None)  # a stand-in's, of the original

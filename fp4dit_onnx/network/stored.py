@@ -176,9 +176,9 @@ class StoredParts:
         part = replace(part, folder=part.folder.absolute(), tensors=files)
         return cls(part, execution)
 
-    def materialize(self, name: str) -> torch.nn.Module:
+    def materialize(self, name: str, execution: Execution | None = None) -> torch.nn.Module:
         """See `Network.materialize`; raises as `fitted`."""
-        return _blank(self).materialize(name)
+        return _blank(self).materialize(name, execution)
 
     def tensor(self, name: str) -> torch.Tensor:
         """See `Network.tensor`; raises as `fitted`."""

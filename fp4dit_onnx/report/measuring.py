@@ -49,6 +49,7 @@ class _Subject:
     prompts: Sequence[str]
     seeds: Sequence[int]
     reporter: Reporter
+    device: str
 
     @property
     def step(self) -> speed.StepSetting:
@@ -70,6 +71,7 @@ def measure(
     seeds: Sequence[int],
     reporter: Reporter | None = None,
     lora: Sequence[str] = (),
+    device: str = "cpu",
 ) -> Evidence:
     """All that can be measured; what cannot be is named with the reason.
 
@@ -80,16 +82,21 @@ def measure(
         seeds: at least one; one image per prompt and seed.
         reporter: told of every stage.
         lora: that the bundle was made with; see `open_checkpoint`.
+        device: where torch generates the float pipeline's images, see `execution_of`.
 
     Raises:
-        UsageError: the bundle cannot generate images, or there is no prompt or seed.
+        UsageError: the bundle cannot generate images, there is no prompt or seed, or not the device.
         CheckpointError: the folder is not a pipeline, or another one.
     """
+    from fp4dit_onnx.network.execution import execution_of
+
     _check(bundle, prompts, seeds)
+    execution_of(device)  # refused before any work
     checkpoint = open_checkpoint(model, lora=lora)
     family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
     _check_same(bundle, checkpoint, model)
-    subject = _Subject(bundle, checkpoint, family, prompts, seeds, reporter or SilentReporter())
+    told = reporter or SilentReporter()
+    subject = _Subject(bundle, checkpoint, family, prompts, seeds, told, device)
     found: dict[str, Any] = {}
     absent: dict[str, str] = {}
 
@@ -149,6 +156,7 @@ def _quality(subject: _Subject) -> Quality:
         subject.seeds,
         reporter=subject.reporter,
         lora=subject.checkpoint.lora,
+        device=subject.device,
     )
     (own,) = found.bundles
     drawn = [(prompt, seed) for prompt in subject.prompts for seed in subject.seeds]

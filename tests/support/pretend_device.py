@@ -6,6 +6,7 @@ CPU first. The arithmetic is the CPU's own, so whatever runs here must give the 
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -21,6 +22,31 @@ ATEN: Any = torch.ops.aten
 MOVES = (ATEN._to_copy.default, ATEN.copy_.default)
 INDEXED = (ATEN.index.Tensor, ATEN.index_put_.default, ATEN._index_put_impl_.default)
 """Operations whose indices may be on the CPU, as CUDA has it."""
+
+
+class _Memory:
+    """What is on the device."""
+
+    def __init__(self) -> None:
+        self._holders: dict[int, int] = {}
+        self.now = 0
+
+    def hold(self, tensor: _There) -> None:
+        """Count a tensor's memory, which views share, for as long as it lives."""
+        storage = tensor.inner.untyped_storage()
+        place, size = storage.data_ptr(), storage.nbytes()
+        self._holders[place] = self._holders.get(place, 0) + 1
+        self.now += size if self._holders[place] == 1 else 0
+        weakref.finalize(tensor, self._release, place, size)
+
+    def _release(self, place: int, size: int) -> None:
+        self._holders[place] -= 1
+        if not self._holders[place]:
+            del self._holders[place]
+            self.now -= size
+
+
+_MEMORY = _Memory()
 
 
 class _There(torch.Tensor):
@@ -41,6 +67,7 @@ class _There(torch.Tensor):
 
     def __init__(self, inner: torch.Tensor) -> None:
         self.inner = inner
+        _MEMORY.hold(self)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -95,6 +122,11 @@ class PretendDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Also for what asks no dispatcher."""
         self._made.__enter__()
         return super().__enter__()
+
+    @property
+    def now(self) -> int:
+        """Bytes that are on the device."""
+        return _MEMORY.now
 
     def __exit__(self, *given: object) -> None:
         """End both."""
