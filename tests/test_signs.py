@@ -30,6 +30,7 @@ from fp4dit_onnx.spec.salient import Salient, salient_first
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedLayer, QuantizedState, load_state, save_state
 from fp4dit_onnx.spec.vector import Vector
+from fp4dit_onnx.targets.weights import stored_weight
 
 Array = npt.NDArray[np.generic]
 INT4 = FORMATS["int4"]
@@ -213,3 +214,9 @@ def test_trained_rounding_of_signs_is_refused() -> None:
     method = method_by_name("ptq1.61")
     with pytest.raises(UsageError, match=r"ptq1\.61: adaround trains .* another rounding"):
         method.with_stage("adaround")
+
+
+def test_other_targets_have_four_bits_for_a_sign() -> None:
+    given, scale = codes(5, 3, 24, 8), np.ones((3, 3), np.float32)
+    found = stored_weight(numerics.pack(given, 4, 8), scale, 24, INT4, 8, 8)
+    assert np.array_equal(found, stored_weight(numerics.pack(given, 4), scale, 24, INT4, 8))

@@ -209,7 +209,7 @@ class _Standard:
             return block_scales(steps, k, group)
 
         def weight() -> npt.NDArray[np.uint8]:
-            return stored_weight(self._read(codes), scale(), k, fmt, group)
+            return stored_weight(self._read(codes), scale(), k, fmt, group, given.get("wide"))
 
         steps, block = scales()
         self._later(name, Deferred(kind.data_type, kind.bits, (steps.shape[0], k), weight))

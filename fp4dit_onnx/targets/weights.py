@@ -78,7 +78,12 @@ def weight_type(fmt: FloatFormat) -> WeightType:
 
 
 def stored_weight(
-    packed: npt.NDArray[np.uint8], scale: FloatArray, k: int, fmt: FloatFormat, group: int
+    packed: npt.NDArray[np.uint8],
+    scale: FloatArray,
+    k: int,
+    fmt: FloatFormat,
+    group: int,
+    wide: int | None = None,
 ) -> npt.NDArray[np.uint8]:
     """The bytes, uint8 [bytes], of a weight [N, k] in its `weight_type`; 0 where the scale is.
 
@@ -88,11 +93,12 @@ def stored_weight(
         k: inputs.
         fmt: of the weight.
         group: inputs that share a scale.
+        wide: of them, how many have codes; see `numerics.pack`.
     """
     kind = weight_type(fmt)
     table = kind.codes(fmt)
     assert table is not None
-    codes = numerics.unpack(packed, k, fmt.storage_bits)
+    codes = numerics.unpack(packed, k, fmt.storage_bits, wide)
     live = numerics.expand_groups(scale, k, group) > 0
     elements = np.where(live, table[codes], np.uint8(0))
     return numerics.pack(elements.reshape(1, -1), kind.bits).reshape(-1)
