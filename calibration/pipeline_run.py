@@ -116,4 +116,6 @@ class PipelineRun:
             found = scheduler.scale_noise(clean.float(), times, noise.float())
         else:
             found = scheduler.add_noise(clean.float(), noise.float(), times)
-        return found.repeat(len(like) // len(found), *[1] * (found.ndim - 1)).to(like)
+        halves = len(like) // len(found)
+        made: torch.Tensor = found.repeat(halves, *[1] * (found.ndim - 1)).to(like)
+        return made
