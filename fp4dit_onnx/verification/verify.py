@@ -46,6 +46,7 @@ from fp4dit_onnx.files.settings import transformer_settings
 from fp4dit_onnx.numbers.compare import Comparison, sqnr_db
 from fp4dit_onnx.runtime.library import Library
 from fp4dit_onnx.runtime.session import session
+from fp4dit_onnx.spec.transforms import tensor_name
 from fp4dit_onnx.system.progress import Reporter, SilentReporter
 from fp4dit_onnx.verification.cases import CASES, case_inputs
 from fp4dit_onnx.verification.node_checks import LIBRARY, TORCH, NodeChecks
@@ -170,6 +171,12 @@ def _structure(subject: _Subject) -> Iterator[Check]:
     shapes = [shape for row in rows.values() for shape in (row.shape, row.shape[::-1])]
     kept = {row.name + WEIGHT for row in manifest.skipped} | {
         part_of(name, "scale") for name in rows
+    }
+    kept |= {
+        tensor_name(one.owner, role)
+        for row in manifest.layers
+        for one in row.input_ops
+        for role in one.roles
     }
     names = {t.name for t in subject.model.graph.initializer}
     copies = [  # under whatever name: a folded transpose is a copy too
