@@ -149,7 +149,7 @@ class Evolution:
                 advance(1, timed=timed)
                 return known[key]
 
-            errors = evolve(of_size, usual, settings, self.seed, fitness)
+            errors = evolve([list(own) for own in of_size], usual, settings, self.seed, fitness)
         best = min(errors, key=errors.__getitem__)
         if best == usual:
             self.reporter.note(
