@@ -194,7 +194,7 @@ def test_a_layer_that_exceeds_the_memory_allowed(
 ) -> None:
     asked = request(tmp_path / "bundle", max_ram=2**26)
     assert plan(asked).layers
-    monkeypatch.setattr("fp4dit_onnx.exporting.plan.LAYER_COPIES", 600)
+    monkeypatch.setattr("fp4dit_onnx.exporting.checks.LAYER_COPIES", 600)
     with pytest.raises(UsageError, match=r"layer .* of shape \[\d+, \d+\] alone takes about 0"):
         plan(asked)
 

@@ -90,7 +90,7 @@ def paced(
     report.note(_said(request, effort, sampling, speed))
     data = replace(planned.method.data, prompts=effort.prompts, samples=effort.samples)
     method = replace(planned.method, data=data)
-    captions = planned.data and planned.data.captions
+    captions = None if planned.data is None else planned.data.captions
     prompts = calibration_prompts(
         request, planned.family, planned.checkpoint, usual, method, captions
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,16 +11,20 @@ from typing import Any
 
 from fp4dit_onnx.bundle.manifest import Calibrated, Kept, Layer, Sampling, Totals
 from fp4dit_onnx.calibration.methods import Method
-from fp4dit_onnx.calibration.stages.budget import MOST_BITS, MOST_SQNR_DB
 from fp4dit_onnx.checkpoint.checkpoint import Checkpoint, open_checkpoint, scheduler_settings
-from fp4dit_onnx.errors import CheckpointError, MissingExtraError, UsageError
+from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.budget import PlannedBudget, planned_budget, searched_groups
 from fp4dit_onnx.exporting.calibration_data import CalibrationData, asked_data
-from fp4dit_onnx.exporting.components import absent_parts, check_parts, check_vae
-from fp4dit_onnx.exporting.executing import check_executor
+from fp4dit_onnx.exporting.checks import (
+    check_choices,
+    check_packages,
+    check_pipeline,
+    check_ram,
+)
+from fp4dit_onnx.exporting.components import check_parts, check_vae
 from fp4dit_onnx.exporting.layers import layer_size, linear_layers, totals
 from fp4dit_onnx.exporting.recipe_files import with_recipe
-from fp4dit_onnx.exporting.request import COMPONENTS, ExportRequest
+from fp4dit_onnx.exporting.request import ExportRequest
 from fp4dit_onnx.exporting.sampling_plan import (
     at_size,
     calibration_prompts,
@@ -33,25 +36,15 @@ from fp4dit_onnx.exporting.text_encoders import check_encoders, encoder_bytes, e
 from fp4dit_onnx.families import Family, family_of, family_of_pipeline
 from fp4dit_onnx.families.table import largest_side
 from fp4dit_onnx.files import plain
-from fp4dit_onnx.report import writing as report_writing
 from fp4dit_onnx.runtime.runs import start_run
 from fp4dit_onnx.runtime.schedulers import scheduler_from_config
-from fp4dit_onnx.spec.recipe import FORMS, Recipe, make_recipe
+from fp4dit_onnx.spec.recipe import Recipe, make_recipe
 from fp4dit_onnx.spec.spec import LayerSpec, TensorSpec
-from fp4dit_onnx.system.outputs import check_file
 from fp4dit_onnx.system.texts import clean
 from fp4dit_onnx.targets.table import target_by_name
-from fp4dit_onnx.values import checked_seed, real, seconds_of, whole
 
 __all__ = ["ExportRequest", "Plan", "format_row", "plan", "work_folder"]
 
-TORCH_PACKAGES = ("torch", "diffusers", "transformers", "onnx_graphsurgeon", "onnxscript")
-SMALLEST_RAM = 2**26
-LAYER_COPIES = 6
-"""Memory that rounding a layer from its file takes, in copies of its weight in float32: measured up to
-5 on Flux, whose largest is 189 MB."""
-SMALLEST_BUDGET = 0.1
-"""Bits per weight, or dB."""
 MEASURED_BELOW = 2**30
 """Bytes in float32."""
 
@@ -201,8 +194,8 @@ def plan(request: ExportRequest) -> Plan:
         UsageError: bits, formats, method, form, target, rules or prompts are unusable.
     """
     request = with_recipe(request)
-    _check_choices(request)
-    _check_packages(report=request.report)
+    check_choices(request)
+    check_packages(report=request.report)
     from fp4dit_onnx.network.configs import check_networks
     from fp4dit_onnx.network.execution import execution_of
     from fp4dit_onnx.network.stored import fitted
@@ -241,12 +234,12 @@ def plan(request: ExportRequest) -> Plan:
             "round to nearest with --method fp-rtn or int-rtn, without --measure"
         )
     if trains and _only(request) is not None:
-        _check_pipeline(request)
+        check_pipeline(request)
     checkpoint = fitted(checkpoint)
     sizes = linear_layers(checkpoint)
     joined = family.joined(sizes)
     specs, skipped = recipe.assign(sizes, joined)
-    _check_ram(request, sizes)
+    check_ram(request, sizes)
     target.check({spec.weight.format for spec in specs.values()} | set(recipe.search))
     expected = {name: method.branched(spec, *sizes[name]) for name, spec in specs.items()}
     rows = [_row(name, *sizes[name], spec) for name, spec in expected.items()]
@@ -255,7 +248,7 @@ def plan(request: ExportRequest) -> Plan:
     data = asked_data(request, method)
     if data is not None:
         data.sampling(sampling, family, checkpoint)
-    captions = data and data.captions
+    captions = None if data is None else data.captions
     attentions = family.attentions(specs, (name for name, _ in skipped))
     runs = trains or (family.generates and _measures(request, checkpoint))
     return Plan(
@@ -295,27 +288,6 @@ def _undrawable(checkpoint: Checkpoint, sampling: Sampling) -> tuple[str, ...]:
     return ()
 
 
-def _check_pipeline(request: ExportRequest) -> None:
-    """Refuse a method that samples with parts that are not there."""
-    try:
-        source = open_checkpoint(request.model)
-        absent = absent_parts(source)
-        missing = f"{source.folder / 'model_index.json'} names no {absent}" if absent else ""
-    except CheckpointError as error:
-        missing = str(error)
-    if missing:
-        raise UsageError(
-            f"method {request.method} needs data and samples with the whole pipeline, but {missing}; "
-            "rounding to nearest needs the transformer alone: --method fp-rtn"
-        )
-
-
-def _check_packages(*, report: bool) -> None:
-    for package in (*TORCH_PACKAGES, *(report_writing.PACKAGES if report else ())):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError(package.replace("_", "-"), "export")
-
-
 def _encoders(request: ExportRequest, checkpoint: Checkpoint) -> dict[str, Recipe | None]:
     return {
         name: encoder_recipe(
@@ -324,18 +296,6 @@ def _encoders(request: ExportRequest, checkpoint: Checkpoint) -> dict[str, Recip
         for name, part in checkpoint.components.items()
         if name.startswith("text_encoder")
     }
-
-
-def _check_ram(request: ExportRequest, sizes: Mapping[str, tuple[int, int]]) -> None:
-    """Refuse a limit that the largest layer alone exceeds."""
-    largest = max(sizes, key=lambda name: prod(sizes[name]), default=None)
-    needed = LAYER_COPIES * 4 * prod(sizes[largest]) if largest else 0
-    if needed > request.max_ram:
-        raise UsageError(
-            f"max RAM {request.max_ram / 2**30:.2f} GiB: layer {largest} of shape "
-            f"{list(sizes[str(largest)])} alone takes about {needed / 2**30:.2f} while it is "
-            "quantized; give more with --max-ram"
-        )
 
 
 def _only(request: ExportRequest) -> tuple[str, ...] | None:
@@ -359,39 +319,6 @@ def work_folder(request: ExportRequest) -> Path:
         return request.work
     output = request.output.absolute()
     return output.with_name(f"{output.name}.calibration")
-
-
-def _check_choices(request: ExportRequest) -> None:
-    for what, most in (("target_bits", MOST_BITS), ("min_sqnr", MOST_SQNR_DB)):
-        if getattr(request, what) is not None:
-            real(what, getattr(request, what), SMALLEST_BUDGET, most)
-    check_executor(request.executor, request.resolved_method())
-    if request.components not in COMPONENTS:
-        raise UsageError(
-            f"unknown components {request.components!r}: expected {' or '.join(COMPONENTS)}"
-        )
-    if request.form not in FORMS:
-        raise UsageError(f"unknown form {request.form!r}: expected one of {', '.join(FORMS)}")
-    for what in ("calibration_prompts", "calibration_size", "steps", "iterations", "samples"):
-        value = getattr(request, what)
-        if value is not None:
-            whole(what, value, 1)
-    if request.time is not None:
-        seconds_of(request.time)
-        if not request.resolved_method().needs_data:
-            raise UsageError(
-                f"time {request.time}: method {request.method} uses no calibration data, and takes as "
-                "long as it takes: expected a method that calibrates, such as fp4dit or tuned"
-            )
-    for what in ("group_size", "activation_group_size"):
-        if getattr(request, what) is not None:
-            whole(what, getattr(request, what), 8)
-    real("max_ram in bytes", request.max_ram, SMALLEST_RAM)
-    real("max_vram in bytes", request.max_vram, 0)
-    checked_seed(request.seed)
-    for path in (request.state, request.save_recipe):
-        if path is not None:
-            check_file(path, overwrite=request.overwrite)
 
 
 def format_row(spec: LayerSpec) -> dict[str, Any]:
