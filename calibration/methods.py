@@ -7,13 +7,18 @@ dataclass in `calibration.stages`; a table named after a stage changes that stag
 
 from __future__ import annotations
 
-import importlib.resources
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fp4dit_onnx.calibration.recipe_tables import (
+    DEFAULT_METHOD,
+    changed,
+    method_names,
+    read_recipe,
+    recipe_table,
+)
 from fp4dit_onnx.calibration.stages import INPUTS, KINDS, MOMENTS, STAGES, WEIGHTS, Stage
 from fp4dit_onnx.calibration.stages.branch import Branch
 from fp4dit_onnx.calibration.stages.budget import Budget
@@ -25,13 +30,7 @@ from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.transforms import TRANSFORMS
 from fp4dit_onnx.values import real, whole
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 __all__ = [
-    "DEFAULT_METHOD",
     "INPUTS_FROM",
     "PARALLEL",
     "SEQUENTIAL",
@@ -39,7 +38,6 @@ __all__ = [
     "Method",
     "measuring_names",
     "method_by_name",
-    "method_names",
     "preset_names",
     "range_names",
     "read_method",
@@ -47,20 +45,7 @@ __all__ = [
 
 SEQUENTIAL, PARALLEL = INPUTS_FROM = ("sequential", "parallel")
 """Where what a unit is trained on comes from, see `Data`."""
-DEFAULT_METHOD = "fp4dit"
 DEFAULT_PRESET = "balanced"
-_HEAD = (
-    "summary",
-    "source",
-    "cost",
-    "grid",
-    "extends",
-    "data",
-    "stage",
-    "preset",
-    "export",
-    "measured",
-)
 CHOOSING = ("transform", "branch", "choice", "budget")
 _GRIDS = ("fp", "int")
 Made = TypeVar("Made")
@@ -218,28 +203,6 @@ def preset_names() -> tuple[str, ...]:
     return tuple(recipe_table(DEFAULT_METHOD)["preset"])
 
 
-def _folder() -> Path:
-    return Path(str(importlib.resources.files("fp4dit_onnx") / "recipes"))
-
-
-def method_names() -> tuple[str, ...]:
-    """Names of the recipes that the package has, the default first."""
-    names = (path.stem for path in _folder().glob("*.toml"))
-    return tuple(sorted(names, key=lambda name: (name != DEFAULT_METHOD, name)))
-
-
-def recipe_table(name: str) -> dict[str, Any]:
-    """The tables of a recipe of the package, what it extends included.
-
-    Raises:
-        UsageError: there is none; the message lists the known ones.
-    """
-    names = method_names()
-    if name not in names:
-        raise UsageError(f"unknown method {name!r}: expected one of {', '.join(names)}")
-    return _extended(_parsed(_folder() / f"{name}.toml"), name)
-
-
 def method_by_name(
     name: str, preset: str = DEFAULT_PRESET, range: str | None = None, **changes: float | str
 ) -> Method:
@@ -268,45 +231,6 @@ def read_method(
     return _method(read_recipe(path), path.stem, preset, range, changes)
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The tables of a recipe file, what it extends included.
-
-    Raises:
-        UsageError: the file cannot be read or has an unknown key.
-    """
-    return _extended(_parsed(path), path.stem)
-
-
-def _parsed(path: Path) -> dict[str, Any]:
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"recipe {path}: {error}: expected a TOML file") from error
-    known = (*_HEAD, *STAGES)
-    for key in table:
-        if key not in known:
-            raise UsageError(f"recipe {path}: unknown key {key!r}: expected {', '.join(known)}")
-    return table
-
-
-def _extended(table: dict[str, Any], name: str) -> dict[str, Any]:
-    base = table.pop("extends", None)
-    if base is None:
-        return table
-    if not isinstance(base, str):
-        raise UsageError(f"recipe {name}: extends {base!r}: expected a recipe's name")
-    return _changed(recipe_table(base), table)
-
-
-def _changed(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables within tables replaced key by key, everything else whole."""
-    both = {**table, **changes}
-    for key in table.keys() & changes.keys():
-        if isinstance(table[key], Mapping) and isinstance(changes[key], Mapping):
-            both[key] = _changed(table[key], changes[key])
-    return both
-
-
 def _method(
     table: Mapping[str, Any],
     name: str,
@@ -319,7 +243,7 @@ def _method(
     known = tuple(presets) or preset_names()
     if preset not in known:
         raise UsageError(f"unknown preset {preset!r}: expected one of {', '.join(known)}")
-    table = _changed(table, presets.get(preset, {}))
+    table = changed(table, presets.get(preset, {}))
     rows = table.get("stage", ())
     stages = tuple(_stage(name, {**row, **table.get(row.get("use"), {})}) for row in rows)
     data = _checked(Data, table.get("data", {}), f"recipe {name}, data")

@@ -19,7 +19,8 @@ from rich.console import Console
 
 from fp4dit_onnx import cli
 from fp4dit_onnx.bundle.manifest import Kept
-from fp4dit_onnx.calibration.methods import method_names, preset_names, range_names
+from fp4dit_onnx.calibration.methods import preset_names, range_names
+from fp4dit_onnx.calibration.recipe_tables import method_names
 from fp4dit_onnx.commands import output
 from fp4dit_onnx.commands.parameters import parameters_of
 from fp4dit_onnx.errors import UsageError

@@ -22,7 +22,8 @@ from twins import Planned, planned_twins
 
 from fp4dit_onnx.bundle.manifest import Calibrated
 from fp4dit_onnx.calibration.evidence import outputs_of
-from fp4dit_onnx.calibration.methods import method_by_name, method_names
+from fp4dit_onnx.calibration.methods import method_by_name
+from fp4dit_onnx.calibration.recipe_tables import method_names
 from fp4dit_onnx.calibration.run import Calibration, calibrate
 from fp4dit_onnx.calibration.samples import Array
 from fp4dit_onnx.calibration.sampling import load_pipeline, pipeline_sampler

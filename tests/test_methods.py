@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fp4dit_onnx.calibration.methods import Data, method_by_name, method_names, read_method
+from fp4dit_onnx.calibration.methods import Data, method_by_name, read_method
+from fp4dit_onnx.calibration.recipe_tables import method_names
 from fp4dit_onnx.calibration.stages import STAGES
 from fp4dit_onnx.calibration.stages.absmax import Absmax
 from fp4dit_onnx.calibration.stages.adaround import AdaRound

@@ -12,7 +12,8 @@ from fp4dit_onnx.calibration.stages.budget import Budget
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import plain
 from fp4dit_onnx.numbers.formats import FORMATS
-from fp4dit_onnx.spec.recipe import Recipe, Rule, check_product, make_recipe, parse_bits
+from fp4dit_onnx.spec.products import check_product
+from fp4dit_onnx.spec.recipe import Recipe, Rule, make_recipe, parse_bits
 from fp4dit_onnx.spec.spec import DEFAULT_GROUP_SIZE, LayerSpec
 
 PAPER = (("*.ff.net.0.proj", "e3m0"), ("*", "e2m1"))

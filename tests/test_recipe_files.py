@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("onnx_graphsurgeon")
 
-from fp4dit_onnx.calibration.methods import method_names
+from fp4dit_onnx.calibration.recipe_tables import method_names
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.better import better_recipe
 from fp4dit_onnx.exporting.plan import plan

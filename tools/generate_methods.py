@@ -7,13 +7,8 @@ import sys
 from generated_file import write_or_check
 from pages import DOCS, Section
 
-from fp4dit_onnx.calibration.methods import (
-    Method,
-    method_by_name,
-    method_names,
-    recipe_table,
-    use_of,
-)
+from fp4dit_onnx.calibration.methods import Method, method_by_name, use_of
+from fp4dit_onnx.calibration.recipe_tables import method_names, recipe_table
 from fp4dit_onnx.calibration.stages import INPUTS, MOMENTS
 
 __all__ = ["render"]

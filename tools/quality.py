@@ -31,12 +31,8 @@ import numpy.typing as npt
 from pages import DOCS, write_above_reading
 from quality_page import COLUMNS, document
 
-from fp4dit_onnx.calibration.methods import (
-    method_by_name,
-    method_names,
-    read_method,
-    with_settings,
-)
+from fp4dit_onnx.calibration.methods import method_by_name, read_method, with_settings
+from fp4dit_onnx.calibration.recipe_tables import method_names
 from fp4dit_onnx.calibration.run import calibrate
 from fp4dit_onnx.calibration.sampling import (
     decode,

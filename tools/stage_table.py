@@ -19,7 +19,7 @@ from pages import commit
 from quality import Bench, Row
 from quality_page import COLUMNS
 
-from fp4dit_onnx.calibration.methods import method_names
+from fp4dit_onnx.calibration.recipe_tables import method_names
 from fp4dit_onnx.calibration.stages import INPUTS, STAGES
 from fp4dit_onnx.evaluation.metrics import Score
 

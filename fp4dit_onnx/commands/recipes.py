@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fp4dit_onnx.calibration.methods import method_by_name, method_names, recipe_table, use_of
+from fp4dit_onnx.calibration.methods import method_by_name, use_of
+from fp4dit_onnx.calibration.recipe_tables import method_names, recipe_table
 from fp4dit_onnx.commands.output import print_json, print_line, print_table
 from fp4dit_onnx.commands.parameters import Json
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fp4dit_onnx.calibration.methods import DEFAULT_METHOD, recipe_table
+from fp4dit_onnx.calibration.recipe_tables import DEFAULT_METHOD, recipe_table
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.plan import Plan, plan
 from fp4dit_onnx.system.texts import size

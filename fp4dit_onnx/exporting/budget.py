@@ -11,7 +11,8 @@ from fp4dit_onnx.calibration.stages.choose_format import ChooseFormat
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.layers import layer_size
 from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE
-from fp4dit_onnx.spec.recipe import Recipe, check_product
+from fp4dit_onnx.spec.products import check_product
+from fp4dit_onnx.spec.recipe import Recipe
 from fp4dit_onnx.spec.spec import LayerSpec, TensorSpec, joined_width
 from fp4dit_onnx.targets.target import Target
 

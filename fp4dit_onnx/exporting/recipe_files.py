@@ -10,7 +10,8 @@ from typing import Any, get_args, get_type_hints
 
 import tomli_w
 
-from fp4dit_onnx.calibration.methods import Method, read_recipe, recipe_table
+from fp4dit_onnx.calibration.methods import Method
+from fp4dit_onnx.calibration.recipe_tables import read_recipe, recipe_table
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.request import ExportRequest
 from fp4dit_onnx.files import WrongType, of_type, plain

@@ -10,11 +10,11 @@ from fp4dit_onnx.calibration.methods import (
     INPUTS_FROM,
     Method,
     method_by_name,
-    method_names,
     preset_names,
     range_names,
     read_method,
 )
+from fp4dit_onnx.calibration.recipe_tables import method_names
 from fp4dit_onnx.exporting.budgeted import budgeted
 from fp4dit_onnx.exporting.machine_options import MachineOptions
 from fp4dit_onnx.exporting.options import CALIBRATION, FORMATS, INPUT, OUTPUT, Option

@@ -23,7 +23,7 @@ from fp4dit_onnx.numbers.formats import FloatArray, format_by_name
 from fp4dit_onnx.numbers.numerics import decode, dequantize, group_count, unpack
 from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE, largest_multiplier
 from fp4dit_onnx.spec.low_rank import LowRank, branch_name
-from fp4dit_onnx.spec.recipe import check_product
+from fp4dit_onnx.spec.products import check_product
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.transform import Transform
 from fp4dit_onnx.spec.transforms import AS_KEYS, tensor_name
