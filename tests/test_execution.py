@@ -23,7 +23,7 @@ from twins import Planned, planned_twins
 from fp4dit_onnx.bundle.manifest import Calibrated
 from fp4dit_onnx.calibration.evidence import outputs_of
 from fp4dit_onnx.calibration.methods import method_by_name
-from fp4dit_onnx.calibration.recipe_tables import method_names
+from fp4dit_onnx.calibration.recipe_tables import method_names, recipe_table
 from fp4dit_onnx.calibration.run import Calibration, calibrate
 from fp4dit_onnx.calibration.samples import Array
 from fp4dit_onnx.calibration.sampling import load_pipeline, pipeline_sampler
@@ -64,9 +64,10 @@ def calibrated(
     quick = {"iterations": 3} if method_by_name(name).iterations else {}
     method = method_by_name(name, "fast", samples=16, prompts=PICTURES, **quick)
     network = network or placed(where)
+    scale = recipe_table(name).get("export", {}).get("scale", SPEC.weight.scale)
     return calibrate(
         network,
-        SPECS,
+        {layer: spec.with_weight(scale=scale) for layer, spec in SPECS.items()},
         method,
         sampler_of(network.module),
         seed=0,

@@ -97,9 +97,14 @@ FIGURES = (
         "python tools/performance.py",
         (*_KERNELS, "fp4dit_onnx/benchmark"),
     ),
+    *(
+        Figures(f"docs/methods/{name}.md", "evaluate --count 8", (*_WEIGHTS, *_GRAPHS))
+        for name in ("activation-regularization", "ptq1.61")
+    ),
     Figures("docs/quality.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),
     Figures("docs/quality_even.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),
     Figures("docs/quality_dit.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),
+    Figures("docs/quality_hunyuan.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),
     Figures("docs/quality_sd3.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),
     Figures(
         "docs/targets.md",
@@ -112,6 +117,7 @@ FIGURES = (
 UNMEASURED = {
     "docs/cluster.md": "bytes that follow from the number of weights",
     "docs/design.md": "orders of magnitude behind decisions, which the other pages measure",
+    "docs/methods/affinequant.md": "bytes that follow from the number of weights",
     "docs/ops/FpAttention_v1.md": "a bound that a test holds",
     "docs/troubleshooting.md": "an order of magnitude",
 }
