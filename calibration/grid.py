@@ -136,4 +136,4 @@ def _steps(t: torch.Tensor, q: torch.Tensor, limit: float) -> torch.Tensor:
 
 def expand_groups(scale: torch.Tensor, size: int, group_size: int) -> torch.Tensor:
     """Repeat group scales [N, G] to one per element [N, size]."""
-    return scale.repeat_interleave(group_size, dim=-1)[..., :size]
+    return scale.repeat_interleave(min(group_size, size), dim=-1)[..., :size]

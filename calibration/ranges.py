@@ -36,8 +36,9 @@ MULTIPLIERS_NEAR = (-3, 3)
 
 
 def _grouped(values: torch.Tensor, group_size: int) -> torch.Tensor:
-    """[N, K] -> [N, G, group], zeros where the last group is short."""
+    """[N, K] -> [N, G, group], zeros where the last group is short; a group is no longer than a row."""
     n, k = values.shape
+    group_size = min(group_size, k)
     groups = group_count(k, group_size)
     missing = groups * group_size - k
     padded = torch.nn.functional.pad(values, (0, missing)) if missing else values

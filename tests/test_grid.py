@@ -16,7 +16,7 @@ import torch
 
 from fp4dit_onnx.calibration import grid
 from fp4dit_onnx.calibration.applying import quantize_layer
-from fp4dit_onnx.calibration.ranges import absmax_scale, group_absmax
+from fp4dit_onnx.calibration.ranges import _grouped, absmax_scale, group_absmax, mse_scale
 from fp4dit_onnx.calibration.rounding import round_to_nearest
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.numbers import numerics
@@ -202,3 +202,15 @@ def test_quantize_layer_refuses_a_weight_that_is_not_finite(value: float) -> Non
     weight[3, 15] = value
     with pytest.raises(UsageError, match=r"layer blocks\.0\.fc: its weight holds NaN or infinity"):
         quantize_layer("blocks.0.fc", weight, SPEC)
+
+
+def test_a_group_longer_than_a_row_takes_no_more_memory() -> None:
+    """Recipes with one scale per row give groups a size beyond every row."""
+    row = torch.arange(1.0, 25.0).reshape(2, 12)
+    assert _grouped(row, 65536).shape == (2, 1, 12)
+    scale = torch.tensor([[0.5], [2.0]])
+    assert torch.equal(grid.expand_groups(scale, 12, 65536), scale.expand(2, 12))
+    assert grid.expand_groups(scale, 12, 65536).untyped_storage().nbytes() == 4 * 24
+    for name in ("e2m1", "int4"):
+        long, whole = (LayerSpec.of(name, None, size) for size in (65536, 16))
+        assert torch.equal(mse_scale(row, long, 0.5, 20), mse_scale(row, whole, 0.5, 20))
