@@ -214,9 +214,13 @@ def calibrate(
             if isinstance(recipes, PacedRecipes):
                 method, iterations = recipes.usual, recipes.iterations
                 provenance = {**provenance, "method": method.to_json(), "iterations": iterations}
-    errors = {n: _measure(network, layers[n], recorded.rows[n]) for n in specs}
+    errors = {}
+    with reporter.stage("measuring layers", len(specs), "layers") as advance:
+        for name in specs:
+            errors[name] = _measure(network, layers[name], recorded.rows[name])
+            advance(1)
     state = QuantizedState({n: layers[n] for n in specs}, provenance, attention)
-    measured = _model_sqnr(network, state, recorded.calls)
+    measured = _model_sqnr(network, state, recorded.calls, reporter)
     if chosen is None:
         return Calibration(state, errors, measured, method)
     return Calibration(state, errors, measured, method, chosen.compared, chosen.spent)
@@ -247,14 +251,21 @@ def _prepared(
     return topology, units, chunk_size(int(min(max_ram, network.execution.limit / 2)), memory)
 
 
-def _model_sqnr(network: Network, state: QuantizedState, calls: Sequence[Call]) -> float:
-    def output(call: Call) -> torch.Tensor:
-        args, kwargs = network.execution.there(call)
-        return host(network.module(*args, **kwargs)[0].float().flatten())
+def _model_sqnr(
+    network: Network, state: QuantizedState, calls: Sequence[Call], reporter: Reporter
+) -> float:
+    with reporter.stage("measuring the whole network", 2 * len(calls), "runs") as advance:
 
-    def outputs() -> torch.Tensor:
-        return torch.cat([output(call) for call in calls])
+        def output(call: Call) -> torch.Tensor:
+            args, kwargs = network.execution.there(call)
+            found = host(network.module(*args, **kwargs)[0].float().flatten())
+            return_memory()
+            advance(1)
+            return found
 
-    signal = outputs()
-    with simulated(network.module, state):
-        return sqnr_db(signal, outputs())
+        def outputs() -> torch.Tensor:
+            return torch.cat([output(call) for call in calls])
+
+        signal = outputs()
+        with simulated(network.module, state):
+            return sqnr_db(signal, outputs())
