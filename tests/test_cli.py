@@ -63,10 +63,7 @@ def words_of_help(run: Any, name: str) -> str:
     return " ".join(re.sub("[│╭╮╰╯─]", " ", run(name, "--help").out).split())
 
 
-def test_help_of_export_has_the_choices_of_the_tables(
-    run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "100")  # in 80 the longest method's name is cut off
+def test_help_of_export_has_the_choices_of_the_tables(run: Any) -> None:
     shown = words_of_help(run, "export")
     for table in (
         method_names(),

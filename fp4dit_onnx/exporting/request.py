@@ -313,7 +313,7 @@ class ExportRequest(MachineOptions):
             "For methods without calibration data: also run the float pipeline to measure output "
             "errors, which takes longer than the rest; by default if it takes less than 1 GiB in "
             "float32.",
-            CALIBRATION,
+            OUTPUT,
         ),
     ] = None
     components: Annotated[
