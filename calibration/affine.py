@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fp4dit_onnx.calibration.draft import Draft
-from fp4dit_onnx.calibration.grid import expand_groups, quantize_rows
+from fp4dit_onnx.calibration.grid import expand_groups, passed, quantized_values
 from fp4dit_onnx.calibration.ranges import absmax_scale
 from fp4dit_onnx.calibration.rounding import round_to_nearest
 from fp4dit_onnx.network.execution import Execution, host
@@ -92,18 +92,10 @@ def trained_matrix(
     return matrix / divisor.float()[:, None]
 
 
-def _passed(value: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
-    """`rounded`, with the gradient of `value`."""
-    return value + (rounded - value).detach()
-
-
 def _rounded_rows(x: torch.Tensor, draft: Draft) -> torch.Tensor:
     """Activations as the layer quantizes them; in float where it does not."""
-    fmt, size = draft.spec.activation_format, draft.spec.activation_group_size
-    if fmt is None:
-        return x
-    q, scale = quantize_rows(x.detach(), fmt, size)
-    return _passed(x, q * expand_groups(scale, x.shape[-1], size or x.shape[-1]))
+    given = draft.spec.input
+    return x if given is None else passed(x, quantized_values(x.detach(), given))
 
 
 def _rounded_weight(weight: torch.Tensor, draft: Draft) -> torch.Tensor:
@@ -112,4 +104,4 @@ def _rounded_weight(weight: torch.Tensor, draft: Draft) -> torch.Tensor:
     scale = absmax_scale(plain, spec)
     q = round_to_nearest(plain, scale, spec.weight_format, spec.group_size)
     made = q * expand_groups(scale.float(), plain.shape[1], spec.group_size)
-    return _passed(weight, made.to(weight.device))
+    return passed(weight, made.to(weight.device))

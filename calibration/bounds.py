@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from fp4dit_onnx.calibration.descent import Descent
 from fp4dit_onnx.calibration.draft import Draft, Drafts
-from fp4dit_onnx.calibration.evidence import FloatUnit, Objective
-from fp4dit_onnx.calibration.grid import quantized_values, round_to_grid, row_chunks
+from fp4dit_onnx.calibration.evidence import FloatUnit
+from fp4dit_onnx.calibration.grid import passed, quantized_values, round_to_grid, row_chunks
 from fp4dit_onnx.calibration.ranges import as_stored
 from fp4dit_onnx.calibration.rounding import rounded_to_nearest
 from fp4dit_onnx.calibration.transforming import transformed
@@ -39,8 +40,7 @@ def bounded(x: torch.Tensor, bound: torch.Tensor, fmt: FloatFormat) -> torch.Ten
     """
     step = bound / torch.full_like(bound, fmt.max_integer)
     t = torch.maximum(torch.minimum(x, bound), -bound) / step
-    rounded = t + (round_to_grid(t.detach(), fmt) - t.detach())
-    return rounded * step
+    return passed(t, round_to_grid(t.detach(), fmt)) * step
 
 
 def best_bound(weight: torch.Tensor, fmt: FloatFormat, steps: int) -> float:
@@ -102,7 +102,7 @@ class BoundedLinear(torch.nn.Module):
             assert fmt is not None
             values = bounded(values, self.ratios[1] * given.largest, fmt)
         elif given is not None:
-            values = values + (quantized_values(values.detach(), given) - values.detach())
+            values = passed(values, quantized_values(values.detach(), given))
         weight = bounded(self._weight, self.ratios[0] * self._weight_start, spec.weight_format)
         bias = None if self.bias is None else self.bias.float()
         return torch.nn.functional.linear(values, weight, bias).to(x.dtype)
@@ -142,38 +142,29 @@ def distilled(
     part, where = unit.part, unit.part.parts.execution
     linears = {n: BoundedLinear(d, part.linear(n).bias, where) for n, d in drafts.items()}
     with part.replaced(linears):
-        layers = [*linears.values()]
-        error = _train(part.module, layers, unit.objective, method, seed, on_step)
+        descent = Descent(part.module, unit.objective, method.batch)
+        error = _train(descent, [*linears.values()], method, seed, on_step)
     return {n: replace(linear.finished(), error=error) for n, linear in linears.items()}
 
 
-@torch.enable_grad()
 def _train(
-    module: Callable[..., Any],
+    descent: Descent,
     layers: Sequence[BoundedLinear],
-    objective: Objective,
     method: Dqc,
     seed: int,
     on_step: Callable[[float], None],
 ) -> float:
     """Train the bounds of `layers`; where that does not help they stay where they began."""
-    random = np.random.default_rng(seed)
-    pairs = max(1, method.batch // (2 if objective.inputs.paired else 1))
-    count = min(pairs, objective.inputs.pairs)
-    unit = objective.total(module, pairs * 4).clamp(min=1e-30)
+    unit = descent.unit()
     ratios = [layer.ratios for layer in layers]
     optimizer = torch.optim.Adam(ratios, lr=method.learning_rate, betas=(0.9, 0.99))
-    for _ in range(method.iterations):
-        chosen = torch.from_numpy(random.choice(objective.inputs.pairs, count, replace=False))
-        error = objective.loss(objective.errors(module, chosen), unit)
-        optimizer.zero_grad()
-        error.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        with torch.no_grad():
-            for ratio in ratios:
-                ratio.clamp_(LEAST_RATIO, MOST_RATIO)
-        on_step(float(error.detach()))
-    found = float(objective.loss(objective.total(module, pairs * 4), unit))
+
+    def limit() -> None:
+        for ratio in ratios:
+            ratio.clamp_(LEAST_RATIO, MOST_RATIO)
+
+    descent.run(optimizer, unit, method.iterations, seed, on_step, after=limit)
+    found = float(descent.error(unit))
     if not found < 1:
         for layer in layers:
             layer.reset()

@@ -14,6 +14,7 @@ from fp4dit_onnx.spec.spec import TensorSpec
 __all__ = [
     "binade_step",
     "expand_groups",
+    "passed",
     "quantize_activations",
     "quantize_rows",
     "quantize_static",
@@ -122,6 +123,11 @@ def quantized_values(x: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
     q, scale = quantize_activations(x, spec)
     size = spec.group_size
     return q * (scale if size is None else expand_groups(scale, q.shape[-1], size))
+
+
+def passed(value: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
+    """`rounded`, with the gradient of `value`: rounding counts as straight through."""
+    return value + (rounded - value).detach()
 
 
 def _steps(t: torch.Tensor, q: torch.Tensor, limit: float) -> torch.Tensor:

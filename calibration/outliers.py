@@ -13,6 +13,7 @@ import torch
 
 from fp4dit_onnx.bundle.manifest import Outliers
 from fp4dit_onnx.calibration.applying import quantize_layer
+from fp4dit_onnx.calibration.balancing import smooth_scale
 from fp4dit_onnx.calibration.simulate import SimulatedLinear
 from fp4dit_onnx.network.execution import host
 from fp4dit_onnx.numbers import compare
@@ -39,9 +40,8 @@ def _rotated(x: torch.Tensor, weight: torch.Tensor) -> Pair:
 
 def _balanced(x: torch.Tensor, weight: torch.Tensor) -> Pair:
     """Inputs over, weights times sqrt(largest input / largest weight) of each channel (SmoothQuant)."""
-    sizes = [t.abs().amax(dim=0) for t in (x, weight)]
-    live = (sizes[0] > 0) & (sizes[1] > 0)
-    factor = torch.where(live, sizes[0] / torch.where(live, sizes[1], 1.0), 1.0).sqrt()
+    largest = (tensor.abs().amax(dim=0) for tensor in (x, weight))
+    factor = smooth_scale(*largest, alpha=0.5).float()
     return x / factor, weight * factor
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from fp4dit_onnx.calibration.adaround import (
@@ -15,6 +14,7 @@ from fp4dit_onnx.calibration.adaround import (
     rectified_sigmoid,
     regularizer,
 )
+from fp4dit_onnx.calibration.descent import Descent
 from fp4dit_onnx.calibration.draft import Draft, Drafts
 from fp4dit_onnx.calibration.evidence import FloatUnit, Objective
 from fp4dit_onnx.calibration.rounding import packed
@@ -126,7 +126,6 @@ def _hardened(layers: Sequence[AdaptiveLinear], *, hard: bool) -> None:
         layer.hard = hard
 
 
-@torch.enable_grad()
 def train_rounding(
     module: Callable[..., Any],
     layers: Sequence[AdaptiveLinear],
@@ -153,29 +152,24 @@ def train_rounding(
     Returns:
         The error of the trained rounding, 1 being that of rounding to nearest.
     """
-    random = np.random.default_rng(seed)
-    pairs = max(1, method.batch // (2 if objective.inputs.paired else 1))
+    descent = Descent(module, objective, method.batch)
     _hardened(layers, hard=True)
-    unit = objective.total(module, pairs * 4).clamp(min=1e-30)
+    unit = descent.unit()
     _hardened(layers, hard=False)
     optimizer = torch.optim.Adam([layer.parameter for layer in layers], lr=method.learning_rate)
     weights = sum(layer.parameter.numel() for layer in layers)
-    for step in range(method.iterations):
-        count = min(pairs, objective.inputs.pairs)
-        chosen = torch.from_numpy(random.choice(objective.inputs.pairs, count, replace=False))
-        error = objective.loss(objective.errors(module, chosen), unit)
-        loss = error
+
+    def penalty(step: int) -> torch.Tensor | None:
         done = step / method.iterations
-        if done >= method.warm_up:
-            beta = _beta(method, done)
-            opened = torch.stack([regularizer(layer.h, beta) for layer in layers]).sum()
-            loss = loss + method.penalty * opened / weights
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        on_step(float(error.detach()))
+        if done < method.warm_up:
+            return None
+        beta = _beta(method, done)
+        opened = torch.stack([regularizer(layer.h, beta) for layer in layers]).sum()
+        return method.penalty * opened / weights
+
+    descent.run(optimizer, unit, method.iterations, seed, on_step, added=penalty)
     _hardened(layers, hard=True)
-    found = float(objective.loss(objective.total(module, pairs * 4), unit))
+    found = float(descent.error(unit))
     if not found < 1:
         for layer in layers:
             layer.reset()

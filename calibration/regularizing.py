@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
+from fp4dit_onnx.calibration.descent import Descent
 from fp4dit_onnx.calibration.draft import Draft, Drafts
 from fp4dit_onnx.calibration.evidence import FloatUnit
-from fp4dit_onnx.calibration.grid import quantized_values
+from fp4dit_onnx.calibration.grid import passed, quantized_values
 from fp4dit_onnx.calibration.simulate import SimulatedLinear
 from fp4dit_onnx.calibration.transforming import transformed
 from fp4dit_onnx.network.execution import host
@@ -62,14 +62,13 @@ class RegularizedLinear(torch.nn.Module):
         moved = transformed(x.float(), self.draft.spec.input_ops)
         given = self.draft.spec.input
         if given is not None:
-            moved = moved + (quantized_values(moved.detach(), given) - moved.detach())
+            moved = passed(moved, quantized_values(moved.detach(), given))
         bias = None if self.bias is None else self.bias.float()
         y = torch.nn.functional.linear(moved, self.weight, bias)
         self.kurtosis = kurtosis(y)
         return y.to(x.dtype)
 
 
-@torch.enable_grad()
 def regularized(
     drafts: Drafts,
     method: Regularize,
@@ -91,37 +90,30 @@ def regularized(
         seed: of the mini-batches.
         on_step: called with the error after each step.
     """
-    part, objective = unit.part, unit.objective
-    there = part.parts.execution.there
+    part, there = unit.part, unit.part.parts.execution.there
     linears = {
         name: RegularizedLinear(draft, there(draft.weight), part.linear(name).bias)
         for name, draft in drafts.items()
     }
-    pairs = max(1, method.batch // (2 if objective.inputs.paired else 1))
     nearest = {
         name: SimulatedLinear.of(rounded(draft).layer(), part.linear(name))
         for name, draft in drafts.items()
     }
-    with part.replaced(nearest):
-        units = objective.total(part.module, pairs * 4).clamp(min=1e-30)
+    with part.replaced(nearest):  # a unit that is a linear itself is another module there
+        units = Descent(part.module, unit.objective, method.batch).unit()
     with part.replaced(linears):
-        first = objective.loss(objective.total(part.module, pairs * 4), units) + method.weight
+        descent = Descent(part.module, unit.objective, method.batch)
+        first = descent.error(units) + method.weight
         start = {name: linear.kurtosis for name, linear in linears.items()}
         optimizer = torch.optim.Adam(
             [linear.weight for linear in linears.values()], lr=method.learning_rate
         )
-        random = np.random.default_rng(seed)
-        for _ in range(method.iterations):
-            count = min(pairs, objective.inputs.pairs)
-            chosen = torch.from_numpy(random.choice(objective.inputs.pairs, count, replace=False))
-            error = objective.loss(objective.errors(part.module, chosen), units)
-            loss = error + method.weight * _share(linears, start)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            on_step(float(error.detach()))
-        error = objective.loss(objective.total(part.module, pairs * 4), units)
-        last = error + method.weight * _share(linears, start).detach()
+
+        def tails(_: int) -> torch.Tensor:
+            return method.weight * _share(linears, start)
+
+        descent.run(optimizer, units, method.iterations, seed, on_step, added=tails)
+        last = descent.error(units) + tails(method.iterations).detach()
     if not float(last) < float(first):
         return drafts
     return {
