@@ -27,6 +27,8 @@ __all__ = [
     "weighted_scale",
 ]
 
+SQUARES = (2, False)
+"""A kind of error, see `_least_error`."""
 SHARES = (1.5, 1.25, 1.1, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65)
 """Of the absmax scale, that `weighted_scale` tries."""
 CHANNEL_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)
@@ -145,12 +147,23 @@ def mse_scale(
     full = _full_scale(weight, spec)
     rounder = _rounder(full, spec)
     full = torch.from_numpy(rounder(full.numpy(), slice(None)))
-    shares = torch.linspace(lowest, 1, candidates).tolist()
+    return _best_share(weight, full, rounder, torch.linspace(lowest, 1, candidates).tolist(), spec)
+
+
+def _best_share(
+    weight: torch.Tensor,
+    full: torch.Tensor,
+    rounder: Rounder,
+    shares: Sequence[float],
+    spec: LayerSpec,
+    kind: tuple[int, bool] = SQUARES,
+) -> torch.Tensor:
+    """Of scales that are `shares` of `full` [N, G] each group's of the least error, as stored."""
     best, start = [], 0
     for rows, most in zip(row_chunks(weight), row_chunks(full, weight.shape[1]), strict=True):
         at = slice(start, start + len(rows))
         tried = (torch.from_numpy(rounder((most * s).numpy(), at)) for s in shares)
-        best.append(_least_error(rows, most, tried, spec)[0])
+        best.append(_least_error(rows, most, tried, spec, kind=kind)[0])
         start = at.stop
     return as_stored(torch.cat(best), spec)
 
@@ -161,7 +174,7 @@ def _least_error(
     scales: Iterable[torch.Tensor],
     spec: LayerSpec,
     counts: torch.Tensor | None = None,
-    kind: tuple[int, bool] = (2, False),
+    kind: tuple[int, bool] = SQUARES,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The scale of each group, among `scales` [N, G] each, with the least error, and that.
 
@@ -209,13 +222,7 @@ def limit_scale(weight: torch.Tensor, spec: LayerSpec, kind: tuple[int, bool]) -
     full = _full_scale(weight, spec)
     shares = (1.0, *(fmt.max_integer / limit for limit in fmt.lesser_limits))
     rounder = spec.scale_format.fit_larger(full.numpy(), fmt, max(shares))
-    best, start = [], 0
-    for rows, most in zip(row_chunks(weight), row_chunks(full, weight.shape[1]), strict=True):
-        at = slice(start, start + len(rows))
-        tried = (torch.from_numpy(rounder((most * s).numpy(), at)) for s in shares)
-        best.append(_least_error(rows, most, tried, spec, kind=kind)[0])
-        start = at.stop
-    return as_stored(torch.cat(best), spec)
+    return _best_share(weight, full, rounder, shares, spec, kind)
 
 
 def weighted_scale(weight: torch.Tensor, spec: LayerSpec, counts: torch.Tensor) -> torch.Tensor:
