@@ -19,7 +19,7 @@ from fp4dit_onnx.calibration.recipe_tables import (
     read_recipe,
     recipe_table,
 )
-from fp4dit_onnx.calibration.stages import INPUTS, KINDS, MOMENTS, STAGES, WEIGHTS, Stage
+from fp4dit_onnx.calibration.stages import INPUTS, KINDS, MAXIMA, MOMENTS, STAGES, WEIGHTS, Stage
 from fp4dit_onnx.calibration.stages.branch import Branch
 from fp4dit_onnx.calibration.stages.budget import Budget
 from fp4dit_onnx.calibration.stages.evolve import Evolve
@@ -157,8 +157,9 @@ class Method:
         return next((s for s in self.stages if isinstance(s, Evolve)), None)
 
     def needs(self, what: str) -> bool:
-        """Whether a stage looks at `what`: ``moments`` or ``inputs``."""
-        return any(stage.needs == what for stage in self.stages)
+        """Whether a stage looks at ``moments``, ``maxima`` (which come with them) or ``inputs``."""
+        found = {stage.needs for stage in self.stages}
+        return what in found or (what == MOMENTS and MAXIMA in found)
 
     @property
     def needs_data(self) -> bool:

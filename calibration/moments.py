@@ -1,4 +1,4 @@
-"""Second moments of linears' inputs, some rows and each sample's maxima, while the float model samples.
+"""Second moments of linears' inputs, some rows, and maxima if need be, while the float model samples.
 
 One pass of the sampler serves every layer. Sums are files in the work folder, mapped and not loaded:
 memory is bounded by the page cache, whatever the model. Linears that read one tensor share them.
@@ -168,6 +168,7 @@ class MomentRecorder:
         guided: weight of the guided combination.
         folder: for the sums; made if need be.
         seed: of the choice of rows.
+        maxima: whether each sample's are recorded.
     """
 
     def __init__(
@@ -179,7 +180,10 @@ class MomentRecorder:
         guided: float,
         folder: Path,
         seed: int,
+        *,
+        maxima: bool = False,
     ) -> None:
+        self._maxima = maxima
         folder.mkdir(parents=True, exist_ok=True)
         self._layers, self._folder = tuple(layers), folder
         self._sampling = sampler.guidance
@@ -236,9 +240,10 @@ class MomentRecorder:
         if kept.call == self._call:
             return  # DiT's first block embeds the time twice: there is room for one of them
         kept.call = self._call
-        peaks = x.abs().reshape(x.shape[0] if own else 1, -1, x.shape[-1]).amax(dim=1)  # [S, K]
-        kept.peaks.write(kept.samples, peaks.float())
-        kept.samples += len(peaks)
+        if self._maxima:
+            peaks = x.abs().reshape(x.shape[0] if own else 1, -1, x.shape[-1]).amax(dim=1)
+            kept.peaks.write(kept.samples, peaks.float())  # [S, K]
+            kept.samples += len(peaks)
         count = min(self._each, len(rows))
         pick = np.sort(self._random.choice(len(rows), count, replace=False))
         kept.rows.write(len(kept.weights), rows[torch.from_numpy(pick)].float())
@@ -260,7 +265,8 @@ class MomentRecorder:
             sums = np.lib.format.open_memmap(self._sums(name), "w+", np.float32, (k, k))
             kept, peaks = (Array(self._file(name, what)) for what in ("rows", "peaks"))
             kept.create(self._calls * self._each, rows.float())
-            peaks.create(self._calls * samples, rows[0].float())
+            if self._maxima:
+                peaks.create(self._calls * samples, rows[0].float())
             self._inputs[name] = _Input(sums, kept, peaks)
         return self._inputs[name]
 

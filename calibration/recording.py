@@ -20,7 +20,7 @@ from fp4dit_onnx.calibration.moments import MomentRecorder, Moments
 from fp4dit_onnx.calibration.overflow import overflow_refused
 from fp4dit_onnx.calibration.record import Sampler, SampleRecorder, choose
 from fp4dit_onnx.calibration.samples import Call, Samples
-from fp4dit_onnx.calibration.stages import MOMENTS
+from fp4dit_onnx.calibration.stages import MAXIMA, MOMENTS
 from fp4dit_onnx.calibration.stages.nearest import Nearest
 from fp4dit_onnx.calibration.work import RECORDED, Work
 from fp4dit_onnx.network.execution import Execution
@@ -117,7 +117,16 @@ def record(
         )
         if method.needs(MOMENTS):
             guided, folder = method.data.guided, place("moments")
-            moments = MomentRecorder(module, layers, sampler, importance, guided, folder, seed)
+            moments = MomentRecorder(
+                module,
+                layers,
+                sampler,
+                importance,
+                guided,
+                folder,
+                seed,
+                maxima=method.needs(MAXIMA),
+            )
     every: dict[str, Recorder | None] = {"rows": rows, "calls": calls}
     every |= {"samples": chosen, "moments": moments}
     recorders = {name: one for name, one in every.items() if one is not None}

@@ -21,7 +21,7 @@ from fp4dit_onnx.calibration.recording import BEGUN, record
 from fp4dit_onnx.calibration.samples import Call, nbytes
 from fp4dit_onnx.calibration.simulate import SimulatedLinear, simulated
 from fp4dit_onnx.calibration.solving import UnitRecipe
-from fp4dit_onnx.calibration.stages import INPUTS, MOMENTS
+from fp4dit_onnx.calibration.stages import INPUTS, MAXIMA, MOMENTS
 from fp4dit_onnx.calibration.timing import Pace, PacedRecipes, paced_recipes
 from fp4dit_onnx.calibration.transforming import target_weight, transformed_weight
 from fp4dit_onnx.calibration.units import Unit, sample_bytes, units_of
@@ -245,7 +245,8 @@ def _prepared(
     if not (work.keeps(RECORDED) or work.keeps(BEGUN)):
         widths = [network.module.get_parameter(f"{name}.weight").shape[1] for name in specs]
         sums = 2 * sum(4 * width * width for width in widths)  # now, and after the last batch
-        sums += 4 * sum(widths) * sampler.calls * sampler.batch * (2 if sampler.paired else 1)
+        if method.needs(MAXIMA):
+            sums += 4 * sum(widths) * sampler.calls * sampler.batch * (2 if sampler.paired else 1)
         needed = samples * (nbytes(call) + disk) + (sums if method.needs(MOMENTS) else 0)
         check_disk(work.folder, needed, samples)
     return topology, units, chunk_size(int(min(max_ram, network.execution.limit / 2)), memory)

@@ -148,15 +148,23 @@ def test_inputs_that_are_never_anything_keep_their_weights() -> None:
 
 
 @torch.no_grad()
-def test_maxima_of_each_sample_and_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("maxima", [True, False])
+def test_maxima_of_each_sample_and_step(maxima: bool, tmp_path: Path) -> None:
+    """Where a stage looks at them: of a large model they take more room than its weights."""
     network, found = toy_network(), []
     handle = network.blocks[1].mix.register_forward_pre_hook(lambda _, args: found.append(args[0]))
+    layers, sampler, place = ("blocks.1.mix",), sampler_of(network), tmp_path / "m"
     recorder = MomentRecorder(
-        network, ("blocks.1.mix",), sampler_of(network), [1.0] * STEPS, 1.0, tmp_path / "m", 0
+        network, layers, sampler, [1.0] * STEPS, 1.0, place, 0, maxima=maxima
     )
     draw(network, 0, PICTURES)
     recorder.close()
     handle.remove()
+    if not maxima:
+        assert not list(place.glob("*peaks*"))
+        assert method_by_name("smoothquant").needs("maxima")
+        assert not method_by_name("tuned").needs("maxima")
+        return
     wanted = torch.cat([x.abs().amax(dim=1) for x in found])
     assert wanted.shape == (2 * PICTURES * STEPS, 16)
     assert torch.equal(recorder.moments().peaks("blocks.1.mix"), wanted)

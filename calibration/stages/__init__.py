@@ -25,6 +25,7 @@ from fp4dit_onnx.calibration.stages.smooth import Smooth
 from fp4dit_onnx.calibration.stages.stage import (
     INPUTS,
     KINDS,
+    MAXIMA,
     MOMENTS,
     WEIGHTS,
     Evidence,
@@ -36,7 +37,17 @@ from fp4dit_onnx.calibration.stages.transform import stage_of
 from fp4dit_onnx.calibration.stages.weighted import Weighted
 from fp4dit_onnx.spec.transforms import TRANSFORMS
 
-__all__ = ["INPUTS", "KINDS", "MOMENTS", "STAGES", "WEIGHTS", "Evidence", "LayerStage", "Stage"]
+__all__ = [
+    "INPUTS",
+    "KINDS",
+    "MAXIMA",
+    "MOMENTS",
+    "STAGES",
+    "WEIGHTS",
+    "Evidence",
+    "LayerStage",
+    "Stage",
+]
 
 STAGES: dict[str, type[Stage]] = {
     "smoothquant": SmoothQuant,

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from fp4dit_onnx.calibration.stages.balance import Together
-from fp4dit_onnx.calibration.stages.stage import Evidence
+from fp4dit_onnx.calibration.stages.stage import MAXIMA, Evidence, Together
 from fp4dit_onnx.spec.affine import Affine
 from fp4dit_onnx.spec.transform import Transform
 from fp4dit_onnx.values import real, whole
@@ -35,6 +34,7 @@ class AffineQuant(Together):
         most: inputs of the largest layer that may have a matrix; larger ones are left alone.
     """
 
+    needs: ClassVar[str] = MAXIMA
     transform: ClassVar[type[Transform]] = Affine
     alpha: float = 0.5
     share: float = 0.1

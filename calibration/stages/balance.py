@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from fp4dit_onnx.calibration.stages.stage import MOMENTS, Evidence, by_reader
+from fp4dit_onnx.calibration.stages.stage import MAXIMA, MOMENTS, Evidence, Together
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.spec.diagonal import Diagonal
 from fp4dit_onnx.spec.transform import Transform
@@ -15,32 +15,15 @@ from fp4dit_onnx.values import real, whole
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.draft import Draft, Drafts
 
-__all__ = ["Awq", "Balance", "Salience", "SmoothQuant", "Together"]
+__all__ = ["Awq", "Balance", "Salience", "SmoothQuant"]
 
 STATISTICS = ("max", "mean")
-
-
-class Together:
-    """Linears of a unit that read one tensor get one transform, by the rule of the stage."""
-
-    kind: ClassVar[str] = "transform"
-    needs: ClassVar[str] = MOMENTS
-
-    def apply(self, drafts: Drafts, evidence: Evidence) -> Drafts:
-        """The drafts with what is done to their inputs, and the weights that make up for it."""
-        found = dict(drafts)
-        for members in by_reader(drafts.values(), evidence):
-            found |= self.group(members, evidence)
-        return found
-
-    def group(self, members: Sequence[Draft], evidence: Evidence) -> Drafts:
-        """Those that read one tensor."""
-        raise NotImplementedError
 
 
 class Balance(Together):
     """A rule for one vector."""
 
+    needs: ClassVar[str] = MAXIMA
     iterations: ClassVar[int] = 0
     transform: ClassVar[type[Transform]] = Diagonal
 
@@ -101,6 +84,7 @@ class Awq(Balance):
         steps: exponents 0, 1 / steps, 2 / steps and so on, below 1.
     """
 
+    needs: ClassVar[str] = MOMENTS
     steps: int = 20
 
     def __post_init__(self) -> None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar
 
-from fp4dit_onnx.calibration.stages.stage import MOMENTS, Evidence, by_reader
+from fp4dit_onnx.calibration.stages.balance import Balance
+from fp4dit_onnx.calibration.stages.stage import MOMENTS, Evidence
 from fp4dit_onnx.calibration.stages.static import DEFAULT_SHARES, shares_of
 from fp4dit_onnx.spec.diagonal import Diagonal
-from fp4dit_onnx.spec.transform import Transform
 from fp4dit_onnx.spec.vector import Vector
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ __all__ = ["Reparametrize"]
 
 
 @dataclass(frozen=True)
-class Reparametrize:
+class Reparametrize(Balance):
     """Input j, of range c_j, is divided by r_j = c_j / mean(c), and column j of the weight multiplied.
 
     All inputs have the range mean(c) then, which is their one constant scale. Linears that read one
@@ -32,10 +32,7 @@ class Reparametrize:
         layers: patterns of names, with shell wildcards and spaces between.
     """
 
-    kind: ClassVar[str] = "transform"
     needs: ClassVar[str] = MOMENTS
-    iterations: ClassVar[int] = 0
-    transform: ClassVar[type[Transform]] = Diagonal
     shares: str = DEFAULT_SHARES
     layers: str = "*"
 
@@ -43,21 +40,13 @@ class Reparametrize:
         """Check the shares."""
         shares_of("reparametrize.shares", self.shares)
 
-    def apply(self, drafts: Drafts, evidence: Evidence) -> Drafts:
-        """The drafts with `input_ops`, constant scales of their inputs and other weights."""
-        named = [
-            draft
-            for draft in drafts.values()
-            if draft.spec.input is not None
-            and any(fnmatchcase(draft.name, pattern) for pattern in self.layers.split())
-        ]
-        found = dict(drafts)
-        for members in by_reader(named, evidence):
-            found |= self._together(members, evidence)
-        return found
+    def takes(self, draft: Draft) -> bool:
+        """See `Together`."""
+        named = any(fnmatchcase(draft.name, pattern) for pattern in self.layers.split())
+        return named and draft.spec.input is not None
 
-    def _together(self, members: Sequence[Draft], evidence: Evidence) -> Drafts:
-        """Linears that read one tensor, by the format of the first."""
+    def group(self, members: Sequence[Draft], evidence: Evidence) -> Drafts:
+        """See `Together`; by the format of the first."""
         from fp4dit_onnx.calibration.constant_scale import ranges_of_inputs
         from fp4dit_onnx.calibration.transforming import transformed_draft
 

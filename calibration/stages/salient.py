@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from fp4dit_onnx.calibration.stages.stage import MOMENTS, Evidence, LayerStage
+from fp4dit_onnx.calibration.stages.stage import MAXIMA, Evidence, LayerStage
 from fp4dit_onnx.values import real
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class SalientInputs(LayerStage):
     """
 
     kind: ClassVar[str] = "choice"
-    needs: ClassVar[str] = MOMENTS
+    needs: ClassVar[str] = MAXIMA
     share: float = 0.2
 
     def __post_init__(self) -> None:

@@ -11,14 +11,26 @@ if TYPE_CHECKING:
     from fp4dit_onnx.calibration.evidence import FloatUnit
     from fp4dit_onnx.calibration.layer_inputs import LayerInputs
 
-__all__ = ["INPUTS", "KINDS", "MOMENTS", "WEIGHTS", "Evidence", "LayerStage", "Stage", "by_reader"]
+__all__ = [
+    "INPUTS",
+    "KINDS",
+    "MAXIMA",
+    "MOMENTS",
+    "WEIGHTS",
+    "Evidence",
+    "LayerStage",
+    "Stage",
+    "Together",
+    "by_reader",
+]
 
 KINDS = ("transform", "branch", "choice", "budget", "tuning", "range", "rounding", "correction")
 """Kinds of stages, in the order of a method; it has one range and one rounding."""
 
-WEIGHTS, MOMENTS, INPUTS = "weights", "moments", "inputs"
+WEIGHTS, MOMENTS, MAXIMA, INPUTS = "weights", "moments", "maxima", "inputs"
 """What a stage may look at: weights alone; second moments and some rows of what layers receive, from
-one pass of the float sampler; all that a unit receives and gives, on recorded samples."""
+one pass of the float sampler; these and the largest magnitudes of every sample; all that a unit receives
+and gives, on recorded samples."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,7 @@ class Stage(Protocol):
 
     Attributes:
         kind: one of `KINDS`.
-        needs: `WEIGHTS`, `MOMENTS` or `INPUTS`: the latter two need prompts.
+        needs: `WEIGHTS`, `MOMENTS`, `MAXIMA` or `INPUTS`: all but the first need prompts.
     """
 
     kind: ClassVar[str]
@@ -94,4 +106,26 @@ class LayerStage:
 
     def layer(self, draft: Draft, evidence: Evidence) -> Draft:
         """One layer, one step further."""
+        raise NotImplementedError
+
+
+class Together:
+    """Linears of a unit that read one tensor get one transform, by the rule of the stage."""
+
+    kind: ClassVar[str] = "transform"
+    needs: ClassVar[str] = MOMENTS
+
+    def apply(self, drafts: Drafts, evidence: Evidence) -> Drafts:
+        """The drafts with what is done to their inputs, and the weights that make up for it."""
+        found = dict(drafts)
+        for members in by_reader(filter(self.takes, drafts.values()), evidence):
+            found |= self.group(members, evidence)
+        return found
+
+    def takes(self, draft: Draft) -> bool:
+        """Whether a layer takes part; others are left alone."""
+        return True
+
+    def group(self, members: Sequence[Draft], evidence: Evidence) -> Drafts:
+        """Those that read one tensor."""
         raise NotImplementedError

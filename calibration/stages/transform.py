@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import fields, make_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fp4dit_onnx.calibration.stages.stage import MOMENTS, Evidence, by_reader
+from fp4dit_onnx.calibration.stages.stage import Evidence, Together
 from fp4dit_onnx.spec.transform import Transform
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["TransformStage", "stage_of"]
 
 
-class TransformStage:
+class TransformStage(Together):
     """x becomes x R and the weight makes up for it, where that lowers the error; R is `transform`.
 
     Its settings are the transform's, and ``always``: whether it is done without asking for the error.
@@ -24,8 +25,6 @@ class TransformStage:
     decides. Layers whose activations stay in float are left alone.
     """
 
-    kind: ClassVar[str] = "transform"
-    needs: ClassVar[str] = MOMENTS
     iterations: ClassVar[int] = 0
     transform: ClassVar[type[Transform]]
     always: bool
@@ -34,16 +33,17 @@ class TransformStage:
         """Pickled by what it tries: its class is made by `stage_of`, and has no place of its own."""
         return _remade, (self.transform, vars(self))
 
-    def apply(self, drafts: Drafts, evidence: Evidence) -> Drafts:
-        """The drafts with `input_ops` and other weights where they are worth it."""
-        quantized = [draft for draft in drafts.values() if draft.spec.input is not None]
-        found = dict(drafts)
-        for members in by_reader(quantized, evidence):
-            turned = [self._turned(draft) for draft in members]
-            pairs = zip(members, turned, strict=True)
-            if self.always or sum(_gain(p, t, evidence) for p, t in pairs) > 0:
-                found |= {draft.name: draft for draft in turned}
-        return found
+    def takes(self, draft: Draft) -> bool:
+        """See `Together`."""
+        return draft.spec.input is not None
+
+    def group(self, members: Sequence[Draft], evidence: Evidence) -> Drafts:
+        """See `Together`: transformed, where they are worth it."""
+        turned = [self._turned(draft) for draft in members]
+        pairs = zip(members, turned, strict=True)
+        if self.always or sum(_gain(p, t, evidence) for p, t in pairs) > 0:
+            return {draft.name: draft for draft in turned}
+        return {}
 
     def _turned(self, draft: Draft) -> Draft:
         from fp4dit_onnx.calibration.transforming import transformed_draft
