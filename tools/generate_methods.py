@@ -14,15 +14,7 @@ from fp4dit_onnx.calibration.stages import INPUTS, MOMENTS
 __all__ = ["render"]
 
 TABLE = Section("methods.md", "recipes")
-HEADS = (
-    "recipe",
-    "source",
-    "stages",
-    "looks at",
-    "weights share a scale",
-    "scales",
-    "activations",
-)
+HEADS = ("recipe", "idea", "source", "stages", "looks at", "weights share a scale", "scales")
 WIDEST = 65536
 """A group as large as any row."""
 NEEDS = {INPUTS: "blocks, with gradients", MOMENTS: "layers' inputs", "": "weights alone"}
@@ -32,13 +24,13 @@ def _looked_at(method: Method) -> str:
     return NEEDS[next((what for what in (INPUTS, MOMENTS) if method.needs(what)), "")]
 
 
-def _row(name: str) -> str:
+def _row(name: str) -> tuple[str, ...]:
     table, method = recipe_table(name), method_by_name(name)
     export = table.get("export", {})
     page = DOCS / "methods" / f"{name}.md"
     group = export.get("group_size", "by target")
     grouped = "an output channel" if group == WIDEST else f"{group} inputs"
-    cells = (
+    return (
         f"[{name}](methods/{name}.md)" if page.exists() else name,
         table["summary"],
         table.get("source", ""),
@@ -47,13 +39,13 @@ def _row(name: str) -> str:
         grouped if group != "by target" else group,
         export.get("scale", "by target"),
     )
-    return f"| {' | '.join(cells)} |"
 
 
 def render() -> str:
     """The text of the page."""
-    rows = [f"| {' | '.join(HEADS)} |", "|" + " --- |" * len(HEADS)]
-    return TABLE.replaced("\n".join([*rows, *map(_row, method_names())]))
+    rows = [HEADS, ("---",) * len(HEADS), *map(_row, method_names())]
+    lines = (" | ".join(cells) for cells in rows)
+    return TABLE.replaced("\n".join(f"| {line} |" for line in lines))
 
 
 if __name__ == "__main__":
