@@ -111,6 +111,7 @@ def test_units_see_what_the_whole_network_gives_them(
     def compared(unit: Unit, inputs: Samples, targets: Any, *rest: Any, **options: Any) -> Solved:
         seen.append(unit.name)
         args, kwargs = inputs.take(slice(0, BATCH))
+        assert all(len(x) == BATCH for x in args), unit.name
         so_far = {n: weights_only(layer, linears[n]) for n, layer in done.items()}
         with replaced(whole, so_far):
             wanted = received(whole, unit.name, made.call)
