@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fp4dit_onnx.calibration.recipe_tables import recipe_table
+
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
 
@@ -39,3 +41,15 @@ def test_the_check_can_fail(tmp_path: Path, spoiled: str) -> None:
     result = check(tool)
     assert result.returncode == 1
     assert "run  python tools/generate_formats.py" in result.stderr
+
+
+def test_columns_of_the_table_of_methods_are_what_their_headings_say() -> None:
+    import generate_methods
+
+    head, _, *rows = generate_methods.TABLE.read().splitlines()
+    names = [cell.strip() for cell in head.strip("|").split(" | ")]
+    for line in rows:
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        row = dict(zip(names, cells, strict=True))
+        table = recipe_table(row["recipe"].partition("]")[0].removeprefix("["))
+        assert (row["idea"], row["source"]) == (table["summary"], table.get("source", ""))

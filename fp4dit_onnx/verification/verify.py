@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from onnx.reference import ReferenceEvaluator
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.bundle.bundle import Bundle
-from fp4dit_onnx.bundle.manifest import DEFAULT_TARGET
+from fp4dit_onnx.bundle.manifest import DEFAULT_TARGET, Manifest
 from fp4dit_onnx.bundle.names import WEIGHT, codes_of, part_of
 from fp4dit_onnx.bundle.probe import (
     attention_formats,
@@ -46,6 +46,7 @@ from fp4dit_onnx.files.settings import transformer_settings
 from fp4dit_onnx.numbers.compare import Comparison, sqnr_db
 from fp4dit_onnx.runtime.library import Library
 from fp4dit_onnx.runtime.session import session
+from fp4dit_onnx.spec.low_rank import LowRank, branch_name
 from fp4dit_onnx.spec.transforms import tensor_name
 from fp4dit_onnx.system.progress import Reporter, SilentReporter
 from fp4dit_onnx.verification.cases import CASES, case_inputs
@@ -54,7 +55,7 @@ from fp4dit_onnx.verification.node_checks import LIBRARY, TORCH, NodeChecks
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.parity import Simulation
 
-__all__ = ["Check", "Verification", "verify"]
+__all__ = ["Check", "Verification", "float_copies", "verify"]
 
 Array = npt.NDArray[Any]
 Run = Callable[[Mapping[str, Array]], list[Array]]
@@ -164,26 +165,30 @@ class _Subject:
         return any(ops.has_role(node, "linear") for node in self.model.graph.node)
 
 
+def float_copies(manifest: Manifest, tensors: Iterable[onnx.TensorProto]) -> list[str]:
+    """Names of a graph's float tensors that have the shape of a quantized weight, and are none of ours.
+
+    Under whatever name: a folded transpose is a copy too.
+    """
+    rows = manifest.layers
+    shapes = [shape for row in rows for shape in (row.shape, row.shape[::-1])]
+    kept = {row.name + WEIGHT for row in manifest.skipped}
+    kept |= {part_of(row.name, "scale") for row in rows}
+    kept |= {branch_name(row.name, role) for row in rows if row.branch for role in LowRank.roles}
+    kept |= {tensor_name(o.owner, role) for row in rows for o in row.input_ops for role in o.roles}
+    return [
+        t.name
+        for t in tensors
+        if t.data_type in FLOAT_TYPES and tuple(t.dims) in shapes and t.name not in kept
+    ]
+
+
 def _structure(subject: _Subject) -> Iterator[Check]:
     """The file holds packed weights and no float copy, its attentions' pairs, its operators' meaning."""
     manifest = subject.bundle.manifest
     rows = {row.name: row for row in manifest.layers}
-    shapes = [shape for row in rows.values() for shape in (row.shape, row.shape[::-1])]
-    kept = {row.name + WEIGHT for row in manifest.skipped} | {
-        part_of(name, "scale") for name in rows
-    }
-    kept |= {
-        tensor_name(one.owner, role)
-        for row in manifest.layers
-        for one in row.input_ops
-        for role in one.roles
-    }
+    copies = float_copies(manifest, subject.model.graph.initializer)
     names = {t.name for t in subject.model.graph.initializer}
-    copies = [  # under whatever name: a folded transpose is a copy too
-        t.name
-        for t in subject.model.graph.initializer
-        if t.data_type in FLOAT_TYPES and tuple(t.dims) in shapes and t.name not in kept
-    ]
     absent = [name for name in rows if codes_of(name) not in names]
     at_fault = [*copies, *absent]
     yield Check(

@@ -1,0 +1,94 @@
+"""Training on mini-batches: what is added to the error counts, and parameters stay in their limits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+import torch
+
+from fp4dit_onnx.calibration import bounds
+from fp4dit_onnx.calibration.descent import Descent
+from fp4dit_onnx.calibration.draft import Draft
+from fp4dit_onnx.calibration.evidence import Objective
+from fp4dit_onnx.calibration.ranges import absmax_scale
+from fp4dit_onnx.calibration.reconstruct import AdaptiveLinear, train_rounding
+from fp4dit_onnx.calibration.samples import Array, Tape
+from fp4dit_onnx.calibration.stages.adaround import AdaRound
+from fp4dit_onnx.calibration.stages.dqc import Dqc
+from fp4dit_onnx.families.guidance import Guided
+from fp4dit_onnx.spec.spec import LayerSpec
+
+N, K, SAMPLES = 6, 16, 32
+SPEC = LayerSpec.of("int4", None, 8)
+
+
+def objective(weight: Any, folder: Path) -> Objective:
+    """A linear's outputs of normal inputs."""
+    x = torch.randn(SAMPLES, K, generator=torch.Generator().manual_seed(2))
+    tape = Tape(folder / "x", SAMPLES)
+    tape.write(0, ((x,), {}), SAMPLES)
+    target = Array(folder / "y.npy")
+    target.create(SAMPLES, x @ weight.T)
+    target.write(0, x @ weight.T)
+    return Objective(tape.finish(torch.ones(SAMPLES), paired=False), {0: target}, Guided(), 1.0)
+
+
+def draft() -> Draft:
+    weight = torch.randn(N, K, generator=torch.Generator().manual_seed(1)) * 0.1
+    return Draft("fc", weight, SPEC, scale=absmax_scale(weight, SPEC))
+
+
+def openness(penalty: float, folder: Path) -> float:
+    """How far from both neighbours weights lie on average after training; 0.5 at most."""
+    given, method = draft(), AdaRound(iterations=200, batch=8, penalty=penalty)
+    layer = AdaptiveLinear(given, None, method)
+    train_rounding(layer, [layer], objective(given.weight, folder), method, seed=0)
+    layer.hard = False
+    h = layer.openness().detach()
+    return float(torch.minimum(h, 1 - h).mean())
+
+
+def test_the_penalty_brings_weights_to_a_neighbour(tmp_path: Path) -> None:
+    without, usual = openness(0.0, tmp_path / "a"), openness(5.0, tmp_path / "b")
+    assert without > 0.1
+    assert usual < without / 2
+
+
+def test_bounds_stay_within_their_limits(tmp_path: Path) -> None:
+    given = draft()
+    layer = bounds.BoundedLinear(given, None)
+    method = Dqc(iterations=5, batch=8, learning_rate=50.0)
+    descent = Descent(layer, objective(10 * given.weight, tmp_path), method.batch)
+    bounds._train(descent, [layer], method, 0, lambda error: None)
+    assert float(layer.ratios.detach()[0]) == bounds.MOST_RATIO
+
+
+def test_each_step_is_told_with_its_error(tmp_path: Path) -> None:
+    given, told, after = draft(), [], []
+    linear = torch.nn.Linear(K, N, bias=False)
+    descent = Descent(linear, objective(given.weight, tmp_path), SAMPLES)
+    unit = descent.unit()
+    assert float(descent.error(unit)) == pytest.approx(1)
+    optimizer = torch.optim.Adam(linear.parameters(), lr=1e-2)
+    with torch.no_grad():  # as solving is
+        descent.run(
+            optimizer,
+            unit,
+            60,
+            0,
+            told.append,
+            after=lambda: after.append(torch.is_grad_enabled()),
+        )
+    assert len(told) == 60
+    assert after == [False] * 60
+    assert told[0] == pytest.approx(1)
+    assert told[-1] < 0.3
+    assert float(descent.error(unit)) < told[-1] * 1.01
+    assert replace(descent, batch=4)._pairs == 4
