@@ -40,8 +40,8 @@ def _rotated(x: torch.Tensor, weight: torch.Tensor) -> Pair:
 
 def _balanced(x: torch.Tensor, weight: torch.Tensor) -> Pair:
     """Inputs over, weights times sqrt(largest input / largest weight) of each channel (SmoothQuant)."""
-    largest = (tensor.abs().amax(dim=0) for tensor in (x, weight))
-    factor = smooth_scale(*largest, alpha=0.5).float()
+    largest, largest_weight = (tensor.abs().amax(dim=0) for tensor in (x, weight))
+    factor = smooth_scale(largest, largest_weight, alpha=0.5).float()
     return x / factor, weight * factor
 
 
