@@ -14,7 +14,7 @@ from math import prod
 
 import torch
 
-from fp4dit_onnx.bundle.manifest import Compared, Spent
+from fp4dit_onnx.bundle.calibration_notes import Compared, Spent
 from fp4dit_onnx.calibration.evidence import Parts
 from fp4dit_onnx.calibration.evolution import Evolution
 from fp4dit_onnx.calibration.making import ChoiceRecipe, Ways, ways

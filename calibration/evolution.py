@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fp4dit_onnx.bundle.manifest import Compared
+from fp4dit_onnx.bundle.calibration_notes import Compared
 from fp4dit_onnx.calibration.simulate import simulated
 from fp4dit_onnx.calibration.spending import Made, Set, comparison, first, load
 from fp4dit_onnx.calibration.stages.evolve import Evolve

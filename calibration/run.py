@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from fp4dit_onnx.bundle.manifest import Compared, Outliers, Spent
+from fp4dit_onnx.bundle.calibration_notes import Compared, Spent
+from fp4dit_onnx.bundle.manifest import Outliers
 from fp4dit_onnx.calibration.applying import check_weight, quantize_layers
 from fp4dit_onnx.calibration.blockwise import Blockwise, Recipes, Same
 from fp4dit_onnx.calibration.choosing import Choosing, Chosen

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fp4dit_onnx.bundle.manifest import Compared, Spent
+from fp4dit_onnx.bundle.calibration_notes import Compared, Spent
 from fp4dit_onnx.calibration.allocation import Allocation, Option
 from fp4dit_onnx.calibration.stages.budget import Budget
 from fp4dit_onnx.calibration.trajectory import Trajectory

@@ -19,7 +19,7 @@ from command_line import Run
 from manifests import layer
 from toy_network import LAYERS, PICTURES, sampler_of, toy_network
 
-from fp4dit_onnx.bundle.manifest import Spent
+from fp4dit_onnx.bundle.calibration_notes import Spent
 from fp4dit_onnx.calibration.allocation import Allocation, Option, frontier
 from fp4dit_onnx.calibration.methods import Method, method_by_name
 from fp4dit_onnx.calibration.run import Calibration, calibrate

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from toy_network import LAYERS, PICTURES, sampler_of, toy_network
 from twins import Planned, planned_twins
 
-from fp4dit_onnx.bundle.manifest import Calibrated
+from fp4dit_onnx.bundle.calibration_notes import Calibrated
 from fp4dit_onnx.calibration.evidence import outputs_of
 from fp4dit_onnx.calibration.methods import method_by_name
 from fp4dit_onnx.calibration.recipe_tables import method_names, recipe_table

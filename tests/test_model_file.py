@@ -16,6 +16,8 @@ import pytest
 from fp4dit_onnx.bundle.model_file import ModelFile, save_model
 from fp4dit_onnx.bundle.skeleton import is_placeholder, placeholder
 from fp4dit_onnx.errors import Fp4DitError
+from fp4dit_onnx.numbers.compare import same_bits
+from fp4dit_onnx.ops import IR_VERSION, OPSET
 
 Array = npt.NDArray[Any]
 RANDOM = np.random.default_rng(0)
@@ -250,3 +252,92 @@ def test_a_journal_without_its_data_file(
     journal = cut_off(tmp_path / "cut", "last")
     (tmp_path / "cut" / "m.onnx.data").unlink()
     goes_on(tmp_path / "cut", journal, [], uninterrupted)
+
+
+# --- where tensors lie
+
+MIB = 1 << 20
+
+
+def model_of(initializers: dict[str, Array]) -> onnx.ModelProto:
+    """A model that returns its initializers."""
+    outputs = ", ".join(f"float[?] out_{name}" for name in initializers)
+    body = "\n".join(f"out_{name} = Identity ({name})" for name in initializers)
+    header = f'<ir_version: {IR_VERSION}, opset_import: ["": {OPSET}]>'
+    model = onnx.parser.parse_model(f"{header} test (float[?] x) => ({outputs}) {{ {body} }}")
+    for name, value in initializers.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    return model
+
+
+def initializers_by_size() -> dict[str, Array]:
+    random = np.random.default_rng(0)
+    counts = {
+        "below": 255,
+        "edge": 256,
+        "odd": 301,
+        "almost_large": MIB // 4 - 1,
+        "large": MIB // 4,
+        "after": 257,
+        "larger": MIB // 4 + 1,
+    }
+    return {n: random.standard_normal(c).astype(np.float32) for n, c in counts.items()}
+
+
+def test_save_model_aligns_what_it_moves_out(tmp_path: Path) -> None:
+    values = initializers_by_size()
+    model = model_of(values)
+    path = tmp_path / "model.onnx"
+    save_model(model, path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+
+    data = (tmp_path / "model.onnx.data").read_bytes()
+    end = 0
+    for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+        value = values[tensor.name]
+        if value.nbytes < 1024:
+            assert tensor.raw_data == value.tobytes()
+            assert not tensor.external_data
+            continue
+        assert tensor.data_location == onnx.TensorProto.EXTERNAL
+        assert not tensor.raw_data
+        entry = {e.key: e.value for e in tensor.external_data}
+        offset, length = int(entry["offset"]), int(entry["length"])
+        assert entry["location"] == "model.onnx.data"
+        assert offset % (65536 if value.nbytes >= MIB else 64) == 0
+        assert offset >= end
+        assert data[offset : offset + length] == value.tobytes()
+        end = offset + length
+    assert end == len(data)
+    assert path.stat().st_size < 4096
+
+
+def test_saved_model_loads_and_is_the_one_before(tmp_path: Path) -> None:
+    values = initializers_by_size()
+    before, given = model_of(values), model_of(values)
+    path = tmp_path / "model.onnx"
+    save_model(given, path)
+    onnx.checker.check_model(str(path), full_check=True)
+    after = onnx.load(path)
+    for tensor in after.graph.initializer:  # onnx.load leaves the place noted
+        tensor.ClearField("data_location")
+        del tensor.external_data[:]
+    assert after == before
+
+
+def test_saved_model_runs(tmp_path: Path) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    values = initializers_by_size()
+    save_model(model_of(values), tmp_path / "model.onnx")
+    session = ort.InferenceSession(
+        str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
+    found = session.run(None, {"x": np.zeros(1, np.float32)})
+    assert all(same_bits(a, b).ok for a, b in zip(values.values(), found, strict=True))
+
+
+def test_save_model_overwrites_old_data(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    save_model(model_of(initializers_by_size()), path)
+    save_model(model_of({"small": np.zeros(3, np.float32)}), path)
+    assert (tmp_path / "model.onnx.data").read_bytes() == b""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fp4dit_onnx.bundle.manifest import Layer, Spent
+from fp4dit_onnx.bundle.calibration_notes import Spent
+from fp4dit_onnx.bundle.manifest import Layer
 from fp4dit_onnx.commands.output import print_line, print_table
 from fp4dit_onnx.exporting.budget import PlannedBudget, precision
 

@@ -9,7 +9,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from fp4dit_onnx.bundle.manifest import Calibrated, Kept, Layer, Sampling, Totals
+from fp4dit_onnx.bundle.calibration_notes import Calibrated
+from fp4dit_onnx.bundle.manifest import Kept, Layer, Sampling, Totals
 from fp4dit_onnx.calibration.methods import Method
 from fp4dit_onnx.checkpoint.checkpoint import Checkpoint, open_checkpoint, scheduler_settings
 from fp4dit_onnx.errors import UsageError
