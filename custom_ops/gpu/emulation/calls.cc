@@ -1,0 +1,40 @@
+// What the tests call: an operator's host side, then its kernels, emulated.
+
+#include "gpu/emulation/emulate.h"
+#include "gpu/quantize.h"
+
+namespace {
+
+using namespace fp4dit;
+using namespace fp4dit::gpu;
+
+const char* Emulate(const Launch& launch, uint32_t seed) {
+  if (launch.blocks == 0) return nullptr;
+  Launch copy = launch;
+  void* parameters[] = {copy.argument};
+  return fp4dit_emulate(copy.kernel, copy.blocks, copy.threads, copy.shared_bytes, parameters,
+                        seed);
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* fp4dit_test_quantize(const char* format, size_t rows, size_t k, size_t group_size,
+                                 float largest, const float* candidates, size_t candidate_count,
+                                 const float* x, void* q, float* scale, uint32_t seed) {
+  QuantizeCall call = {};
+  call.format = FindFormat(format);
+  call.rows = rows;
+  call.k = k;
+  call.group_size = group_size;
+  call.largest = largest;
+  call.candidates = candidates;
+  call.candidate_count = candidate_count;
+  call.x = x;
+  call.q = q;
+  call.scale = scale;
+  return Emulate(PlanQuantize(call), seed);
+}
+
+}  // extern "C"

@@ -1,0 +1,38 @@
+#include "gpu/emulation/emulate.h"
+
+#include <cstring>
+
+// Kernels call fma, and are called by name.
+#include "gpu/kernels/quantize.cu"
+
+namespace {
+
+using namespace fp4dit::gpu;
+
+struct Kernel {
+  const char* name;
+  void (*body)(const void* argument);
+};
+
+#define FP4DIT_GPU_KERNEL(name, Arguments) \
+  {#name, [](const void* argument) { name(*static_cast<const Arguments*>(argument)); }},
+constexpr Kernel kKernels[] = {
+#include "gpu/kernels.inc"
+};
+#undef FP4DIT_GPU_KERNEL
+
+}  // namespace
+
+const char* fp4dit_emulate(const char* kernel, uint32_t blocks, uint32_t threads,
+                           uint32_t shared_bytes, void** parameters, uint32_t seed) {
+  for (const Kernel& k : kKernels) {
+    if (std::strcmp(k.name, kernel) != 0) continue;
+    if (threads == 0 || threads % fp4dit::emulation::kLanes != 0) return "no whole warps";
+    fp4dit::emulation::BlockState state(static_cast<int>(threads), shared_bytes, seed);
+    for (uint32_t b = 0; b < blocks; ++b) {
+      if (const char* error = state.Run(b, k.body, parameters[0])) return error;
+    }
+    return nullptr;
+  }
+  return "there is no such kernel";
+}

@@ -1,0 +1,102 @@
+"""The CUDA kernels of custom_ops/gpu, compiled by the host's compiler and run on an emulated GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fp4dit_onnx.numbers.formats import FloatArray, FloatFormat
+
+SOURCE = Path(__file__).resolve().parents[2] / "custom_ops"
+FLAGS = ("-std=c++17", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-ffp-contract=off")
+
+
+def compile_kernels(library: Path, source: Path = SOURCE) -> Path:
+    """Builds `library` from the sources of custom_ops in `source`."""
+    files = [*source.glob("gpu/*.cc"), *source.glob("gpu/emulation/*.cc")]
+    command = ["c++", *FLAGS, "-fno-exceptions", "-fPIC", "-shared", f"-I{source}", "-o"]
+    command += [str(library), *map(str, sorted(files)), str(source / "core/formats.cc")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return library
+
+
+class Guarded:
+    """Memory of an array, with a page after it that nobody may read or write.
+
+    The array ends at that page, or less than `alignment` bytes before it: it starts at a multiple of
+    `alignment`.
+    """
+
+    def __init__(self, values: npt.NDArray[np.generic], alignment: int = 16) -> None:
+        page = mmap.PAGESIZE
+        pages = -(-values.nbytes // page) + 1
+        self.memory = mmap.mmap(-1, pages * page)
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        last = ctypes.c_void_p(base + (pages - 1) * page)
+        assert ctypes.CDLL(None).mprotect(last, ctypes.c_size_t(page), 0) == 0
+        start = ((pages - 1) * page - values.nbytes) // alignment * alignment
+        self.address = base + start
+        room = np.frombuffer(self.memory, values.dtype, values.size, start)
+        self.array = room.reshape(values.shape)
+        self.array[...] = values
+
+
+class EmulatedGpu:
+    """The operators, as `library` has them; arrays lie in guarded memory.
+
+    Args:
+        library: what `compile_kernels` made.
+        seed: what the order of threads follows from.
+        alignment: of all arrays, in bytes; a GPU's are aligned to 16 at least, if no caller's.
+    """
+
+    def __init__(self, library: Path, seed: int = 1, alignment: int = 16) -> None:
+        self.library = ctypes.CDLL(str(library))
+        self.seed = seed
+        self.alignment = alignment
+
+    def _place(self, values: npt.NDArray[np.generic]) -> Guarded:
+        return Guarded(values, max(self.alignment, values.itemsize))
+
+    def _call(self, name: str, *arguments: object) -> None:
+        function = getattr(self.library, name)
+        function.restype = ctypes.c_char_p
+        taken = [ctypes.c_void_p(a.address) if isinstance(a, Guarded) else a for a in arguments]
+        error = function(*taken, ctypes.c_uint32(self.seed))
+        if error is not None:
+            raise AssertionError(error.decode())
+
+    def quantize(
+        self,
+        x: FloatArray,
+        fmt: FloatFormat,
+        group_size: int | None = None,
+        *,
+        largest: float = 0.0,
+        candidates: Sequence[float] = (),
+    ) -> tuple[npt.NDArray[np.generic], FloatArray]:
+        """`numerics.quantize` or, where `largest` is given, `quantize_static` of x [rows, k]."""
+        rows, k = x.shape
+        size = min(group_size or k, k)
+        q = self._place(np.full(x.shape, 77, fmt.integer_type))
+        scale = self._place(np.full((rows, -(-k // size)), 77, np.float32))
+        all_candidates = [float(fmt.max_integer), *candidates]
+        self._call(
+            "fp4dit_test_quantize",
+            fmt.name.encode(),
+            *map(ctypes.c_size_t, (rows, k, size)),
+            ctypes.c_float(largest),
+            (ctypes.c_float * len(all_candidates))(*all_candidates),
+            ctypes.c_size_t(len(all_candidates)),
+            self._place(x),
+            q,
+            scale,
+        )
+        return q.array.copy(), scale.array.copy()
