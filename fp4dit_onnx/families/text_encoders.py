@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fp4dit_onnx.families.interface import InputSpec, Interface
@@ -26,6 +26,7 @@ class TextEncoder:
         unused: patterns of linears that no output depends on.
         results: see `Interface`.
         caches: whether it would keep what later tokens need, unless told not to.
+        blocks: see `Interface`.
     """
 
     outputs: tuple[str, ...] = ("last_hidden_state",)
@@ -33,6 +34,7 @@ class TextEncoder:
     unused: tuple[str, ...] = ()
     results: Callable[[Any], tuple[Any, ...]] | None = None
     caches: bool = False
+    blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def interface(self) -> Interface:
@@ -47,6 +49,7 @@ class TextEncoder:
             outputs=self.outputs,
             constants={"return_dict": True, **states},
             results=self.results,
+            blocks=self.blocks,
         )
 
 
@@ -55,15 +58,22 @@ def _projected(result: Any) -> tuple[Any, ...]:
     return result.text_embeds, result.hidden_states[-2]
 
 
+def _layers(name: str) -> dict[str, tuple[str, ...]]:
+    """Of a decoder, as transformers writes them: each gives the next one's hidden states alone."""
+    return {name: ("hidden_states",)}
+
+
 TEXT_ENCODERS: Mapping[str, TextEncoder] = {
     "BertModel": TextEncoder(unused=("pooler.*",)),
     "CLIPTextModel": TextEncoder(("last_hidden_state", "pooler_output"), "text_model."),
     "CLIPTextModelWithProjection": TextEncoder(
         ("text_embeds", "penultimate_hidden_state"), results=_projected
     ),
-    "Gemma2Model": TextEncoder(caches=True),
-    "Qwen3ForCausalLM": TextEncoder(unused=("lm_head",), caches=True),
-    "Qwen3Model": TextEncoder(caches=True),
+    "Gemma2Model": TextEncoder(caches=True, blocks=_layers("layers")),
+    "Qwen3ForCausalLM": TextEncoder(
+        unused=("lm_head",), caches=True, blocks=_layers("model.layers")
+    ),
+    "Qwen3Model": TextEncoder(caches=True, blocks=_layers("layers")),
     "T5EncoderModel": TextEncoder(),
     "UMT5EncoderModel": TextEncoder(),
 }
