@@ -29,7 +29,7 @@ from fp4dit_onnx.calibration.samples import Array
 from fp4dit_onnx.calibration.sampling import load_pipeline, pipeline_sampler
 from fp4dit_onnx.calibration.work import Work, model_digest
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.evaluation.quality import float_images
+from fp4dit_onnx.evaluation.picturing import float_images
 from fp4dit_onnx.exporting.export import export
 from fp4dit_onnx.exporting.plan import Plan
 from fp4dit_onnx.exporting.request import ExportRequest

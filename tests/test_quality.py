@@ -18,7 +18,7 @@ from PIL import Image
 from fp4dit_onnx.bundle.bundle import REQUIRED_FILES, write_manifest
 from fp4dit_onnx.commands import evaluate as command
 from fp4dit_onnx.errors import CheckpointError, UsageError
-from fp4dit_onnx.evaluation import quality
+from fp4dit_onnx.evaluation import picturing, quality
 from fp4dit_onnx.evaluation.metrics import METRICS, Metric
 from fp4dit_onnx.evaluation.prompts import evaluation_prompts
 from fp4dit_onnx.evaluation.quality import FLOAT, evaluate, latent_sqnr
@@ -46,7 +46,7 @@ def trail(seeds: Sequence[int], steps: int, on_step: Any, relative_error: float 
 class FakePipeline:
     """Generates grey images: float's colour, plus what the bundle's folder is called."""
 
-    def __init__(self, folder: Path, *, library: bool) -> None:
+    def __init__(self, folder: Path, *, library: bool, threads: int | None) -> None:
         self.offset = int(folder.name)
         self.defaults = SAMPLING if self.offset < 100 else Sampling(3, 3.0, 64, 64, 16)
 
@@ -72,14 +72,14 @@ def grey(prompt: str, seed: int) -> int:
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     def float_images(
-        _: Path, prompts: Any, seeds: Any, sampling: Sampling, on_step: Any, **options: Any
+        _: Any, prompts: Any, seeds: Any, sampling: Sampling, on_step: Any
     ) -> list[Image.Image]:
         assert sampling == SAMPLING
         trail(seeds, 2, on_step)
         return [plain(grey(p, s)) for p, s in zip(prompts, seeds, strict=True)]
 
-    monkeypatch.setattr(quality, "Pipeline", FakePipeline)
-    monkeypatch.setattr(quality, "float_images", float_images)
+    monkeypatch.setattr(picturing, "Pipeline", FakePipeline)
+    monkeypatch.setattr(picturing.FloatModel, "images", float_images)
     near = {name: METRICS[name] for name in ("psnr", "ssim")}
     monkeypatch.setattr(quality, "METRICS", near)
 
@@ -160,6 +160,33 @@ def test_evaluate_reports_models_and_batches() -> None:
         assert [detail for name, _, detail in reporter.told if name == stage] == batches
     for name, total in reporter.totals.items():
         assert sum(steps for told, steps, _ in reporter.told if told == name) == total
+
+
+class Late:
+    """Makes all calls before it gives a result, the last one's first, and shows no steps."""
+
+    ahead = 4
+
+    def results(self, tasks: Any) -> Any:
+        """As `Executor`."""
+        made = [(task, task.function(*task.arguments)) for task in tasks]
+        return reversed(made)
+
+
+@pytest.mark.usefixtures("fakes")
+def test_images_stand_in_order_whichever_is_made_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def late(_: Any, source: Any, bundles: Any, __: Any) -> Iterator[Any]:
+        yield Late(), (source, *bundles)
+
+    monkeypatch.setattr(quality, "executor_of", late)
+    reporter = Recorder()
+    found = evaluate({"x": Path("1")}, Path("model"), ["a", "b"], range(9), reporter=reporter)
+    colours = [np.asarray(picture)[0, 0, 0] for picture in found.pictures[FLOAT]]
+    assert colours == [10 + i for i in range(9)] * 2
+    assert found.bundles[0].latent_sqnr[1].mean == pytest.approx(20 * math.log10(256), abs=1e-4)
+    told = [steps for name, steps, _ in reporter.told if name == "generating with x"]
+    assert told == [2, 2, 2]  # a batch of two denoising steps at a time
 
 
 def boom(*_: Any) -> float:
@@ -292,7 +319,7 @@ def test_bundle_against_float_from_end_to_end(bundle: Path, demo_folder: Path) -
     prompts, seeds = ["bat", "chipmunk"], [0, 0]
     found = evaluate({"x": bundle}, demo_folder, prompts, [0], sampling=SAMPLING)
     seen: dict[int, Any] = {}
-    pictures = quality.float_images(demo_folder, prompts, seeds, SAMPLING, seen.__setitem__)
+    pictures = picturing.float_images(demo_folder, prompts, seeds, SAMPLING, seen.__setitem__)
     drawn = Pipeline(bundle).sample(prompts, seeds, SAMPLING)
     wanted = [sqnr_db(a, b) for a, b in zip(seen[1], drawn, strict=True)]
     assert sorted(seen) == [0, 1]
@@ -360,8 +387,8 @@ def test_prompts_are_those_that_the_models_family_knows(tmp_path: Path) -> None:
 
 def test_float_images_are_those_of_the_seed(demo_folder: Path) -> None:
     pytest.importorskip("diffusers")
-    first, second = quality.float_images(demo_folder, ["chipmunk", "bat"], [3, 4], SAMPLING)
-    (alone,) = quality.float_images(demo_folder, ["bat"], [4], SAMPLING)
+    first, second = picturing.float_images(demo_folder, ["chipmunk", "bat"], [3, 4], SAMPLING)
+    (alone,) = picturing.float_images(demo_folder, ["bat"], [4], SAMPLING)
     assert first.size == (64, 64)
     a, b = np.asarray(second, np.int16), np.asarray(alone, np.int16)
     assert np.abs(a - b).max() <= 1  # a value next to a half may be rounded to either side
@@ -379,4 +406,4 @@ def test_float_images_refuse_a_broken_model(
     broken = torch.full((1, 4, 8, 8), torch.nan)
     monkeypatch.setattr(sampling, "sample_latents", lambda *_, **__: broken)
     with pytest.raises(CheckpointError, match="not finite in float32"):
-        quality.float_images(demo_folder, ["bat"], [0], SAMPLING)
+        picturing.float_images(demo_folder, ["bat"], [0], SAMPLING)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from command_line import Run
 from fp4dit_onnx.calibration.methods import method_by_name
 from fp4dit_onnx.errors import MissingExtraError, UsageError
 from fp4dit_onnx.exporting.executing import check_executor
+from fp4dit_onnx.runtime import Sampling
 from fp4dit_onnx.system import ray_cluster
 from fp4dit_onnx.system.executors import Need, Task
+from fp4dit_onnx.system.progress import SilentReporter
 from fp4dit_onnx.values import whole
 
 pytest.importorskip("torch")
@@ -55,6 +58,25 @@ def connected(address: str, *files: Path, need: Need = NEED) -> Iterator[Any]:
             yield found
 
 
+class Recorder(SilentReporter):
+    """Steps of each stage, and notes."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, int] = {}
+        self.steps: Counter[str] = Counter()
+        self.notes: list[str] = []
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int, unit: str = "") -> Iterator[Any]:
+        """Counts its steps."""
+        self.totals[name] = total
+        yield lambda steps, *_, **__: self.steps.update({name: steps})
+
+    def note(self, text: str) -> None:
+        """Keeps it."""
+        self.notes.append(text)
+
+
 def task(function: Any, *arguments: Any) -> Task[Any]:
     return Task("a call", function, arguments, lambda *_: None)
 
@@ -87,6 +109,35 @@ def test_a_machine_dies_and_the_bytes_are_the_same(cluster: Any, tmp_path: Path)
     states = [(tmp_path / f"{name}.state").read_bytes() for name in ("here", "spread")]
     assert states[0] == states[1]
     assert not list(tmp_path.glob("*.calibration"))
+
+
+def test_images_made_there_are_the_same(cluster: Any, bundle: Path, demo_folder: Path) -> None:
+    from fp4dit_onnx.evaluation import quality
+
+    sampling = Sampling(2, 3.0, 64, 64, 16)
+    reporters = {place: Recorder() for place in ("local", f"ray={cluster.address}")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        here, there = (
+            quality.evaluate(
+                {"x": bundle},
+                demo_folder,
+                ["bat", "fox"],
+                [1],
+                sampling=sampling,
+                executor=place,
+                reporter=reporter,
+            )
+            for place, reporter in reporters.items()
+        )
+    assert there.to_json() == here.to_json()
+    for name, pictures in here.pictures.items():
+        assert [p.tobytes() for p in pictures] == [p.tobytes() for p in there.pictures[name]]
+    local, ray = reporters.values()
+    assert any("at a time with 1 CPU" in text for text in ray.notes)
+    assert not local.notes
+    for reporter in reporters.values():
+        assert reporter.steps["generating with x"] == reporter.totals["generating with x"] == 2
 
 
 def test_what_a_cluster_must_have(

@@ -13,8 +13,9 @@ from fp4dit_onnx.commands.output import print_json, print_line, print_table, rep
 from fp4dit_onnx.commands.parameters import FloatDevice, Json, LoraFiles, PromptFile
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.evaluation.prompts import evaluation_prompts
-from fp4dit_onnx.exporting.options import INPUT, OUTPUT, SAMPLING, Option
+from fp4dit_onnx.exporting.options import INPUT, MACHINE, OUTPUT, SAMPLING, Option
 from fp4dit_onnx.system.devices import AUTO
+from fp4dit_onnx.system.executors import HERE, place_of
 from fp4dit_onnx.system.outputs import check_file, written_whole
 
 if TYPE_CHECKING:
@@ -50,6 +51,15 @@ def run(
         Option("Also write the images side by side to this file.", OUTPUT, unit="FILE"),
     ] = None,
     device: FloatDevice = AUTO,
+    executor: Annotated[
+        str,
+        Option(
+            "Where batches of images are generated: local, one after the other in this process; ray or "
+            "ray=HOST:PORT, on the machines of a Ray cluster. The result is the same.",
+            MACHINE,
+            unit="WHERE",
+        ),
+    ] = HERE,
     json: Json = False,
 ) -> None:
     """Compare a bundle's images with those of the float model."""
@@ -57,6 +67,7 @@ def run(
         if grid.suffix.lower() not in SUFFIXES:
             raise UsageError(f"grid {grid}: expected a name ending in {', '.join(SUFFIXES)}")
         check_file(grid)
+    place_of(executor)
     folders = _by_name(bundles, model)
     texts = evaluation_prompts(prompts, model, count)
     from fp4dit_onnx.evaluation.quality import evaluate
@@ -69,6 +80,7 @@ def run(
         reporter=reporter(),
         lora=lora or (),
         device=device,
+        executor=executor,
     )
     if grid is not None:
         _write_grid(found, grid)

@@ -7,29 +7,34 @@ compared with the float model's after every denoising step, images are measured 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
-from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint, scheduler_settings
-from fp4dit_onnx.errors import CheckpointError, MissingExtraError, UsageError
+from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.evaluation.learned_metrics import offline
 from fp4dit_onnx.evaluation.metrics import METRICS, Metric, Score, psnr, sqnr
-from fp4dit_onnx.families import Family, family_of
+from fp4dit_onnx.evaluation.picturing import (
+    BATCH,
+    Exported,
+    FloatArray,
+    FloatModel,
+    Images,
+    Model,
+    Pictures,
+    close_all,
+    executor_of,
+    generate,
+    joined,
+)
 from fp4dit_onnx.runtime import Pipeline, Sampling
-from fp4dit_onnx.runtime.schedulers import scheduler_from_config
+from fp4dit_onnx.system.executors import HERE, Executor, Task, place_of
 from fp4dit_onnx.system.progress import Advance, Reporter, SilentReporter
 from fp4dit_onnx.system.silence import quiet
 from fp4dit_onnx.values import checked_seed
-
-if TYPE_CHECKING:
-    from fp4dit_onnx.network.execution import Execution
 
 __all__ = [
     "FLOAT",
@@ -38,19 +43,12 @@ __all__ = [
     "Score",
     "VariantQuality",
     "evaluate",
-    "float_images",
     "latent_sqnr",
     "psnr",
 ]
 
-FloatArray = npt.NDArray[np.float32]
-Pictures = list[Image.Image]
-OnLatents = Callable[[int, FloatArray], None]
-
 FLOAT = "float"
 """Name of the reference in tables and images."""
-BATCH = 8
-"""Images in a batch."""
 
 
 @dataclass(frozen=True)
@@ -120,69 +118,6 @@ class Evaluation:
         }
 
 
-def float_images(
-    pipeline_folder: Path,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    sampling: Sampling,
-    on_step: OnLatents = lambda *_: None,
-    *,
-    lora: Sequence[str] = (),
-    device: str = "cpu",
-) -> Pictures:
-    """Images of the diffusers pipeline in float32, one per prompt.
-
-    Args:
-        pipeline_folder: a pipeline in diffusers' format.
-        prompts: one per image.
-        seeds: one per prompt, of `runtime.initial_latents`.
-        sampling: how.
-        on_step: called after each step of a batch with its index and the latents it made, float32
-            [B, C, H, W].
-        lora: see `open_checkpoint`.
-        device: where torch runs it, see `execution_of`.
-
-    Raises:
-        CheckpointError: the folder holds no readable pipeline, or one whose images are not finite.
-        MissingExtraError: torch, diffusers or transformers is not installed.
-        UsageError: the scheduler is not known, DiT is asked for another size than its own, or the
-            device is not there or too small.
-    """
-    for package in ("torch", "diffusers", "transformers"):
-        _require(package)
-    import torch
-
-    from fp4dit_onnx.calibration.sampling import decode, sample_latents
-    from fp4dit_onnx.network.execution import execution_of
-
-    def watch(index: int, latents: torch.Tensor) -> None:
-        on_step(index, latents.numpy())
-
-    where = execution_of(device)
-    with where.within_memory():
-        pipeline, family = _float_pipeline(pipeline_folder, lora, where)
-        latents = sample_latents(
-            pipeline, family, prompts, seeds, sampling, on_step=watch, execution=where
-        )
-        if not torch.isfinite(latents).all():
-            raise CheckpointError(
-                f"{pipeline_folder} computes numbers that are not finite in float32: expected a "
-                "working model to compare with; check its weights"
-            )
-        return decode(pipeline, family, latents)
-
-
-def _float_pipeline(folder: Path, lora: Sequence[str], where: Execution) -> tuple[Any, Family]:
-    """The pipeline in float32 and its family; errors as `float_images` says."""
-    from fp4dit_onnx.calibration.sampling import load_pipeline
-
-    checkpoint = open_checkpoint(folder, lora=lora)
-    family = family_of(checkpoint.pipeline_class, checkpoint.transformer_class)
-    pipeline = load_pipeline(checkpoint, execution=where)
-    scheduler_from_config(scheduler_settings(checkpoint.components["scheduler"]))
-    return pipeline, family
-
-
 def evaluate(
     bundles: Mapping[str, Path],
     model_folder: Path,
@@ -194,6 +129,7 @@ def evaluate(
     reporter: Reporter | None = None,
     lora: Sequence[str] = (),
     device: str = "cpu",
+    executor: str = HERE,
 ) -> Evaluation:
     """Compare the latents and images of bundles with those of the float model.
 
@@ -207,36 +143,36 @@ def evaluate(
         reporter: told of every model and every batch of images.
         lora: that the bundles were made with; see `open_checkpoint`.
         device: where torch runs the float model, see `execution_of`.
+        executor: where batches of images are generated, see `executors.place_of`.
 
     Raises:
         UsageError: nothing to compare, or bundles of different settings.
-        Fp4DitError: a folder that cannot be read, as `Pipeline` and `float_images` say.
+        Fp4DitError: a folder that cannot be read, as `Pipeline` and `float_images` say; or a cluster
+            that cannot be used, see `ray_cluster.connected`.
     """
     if not (bundles and prompts and seeds):
         raise UsageError("nothing to compare: expected a bundle, a prompt and a seed at least")
     if FLOAT in bundles:
         raise UsageError(f"a bundle is called {FLOAT!r}, as is the reference: choose another name")
     reporter = reporter or SilentReporter()
-    pipelines = {name: Pipeline(path, library=library) for name, path in bundles.items()}
-    chosen = sampling or _common_sampling(pipelines)
-    drawn = [prompt for prompt in prompts for _ in seeds]
-    drawn_seeds = [checked_seed(seed) for _ in prompts for seed in seeds]
-    for pipeline in pipelines.values():
-        pipeline.check(chosen, prompts)
-    pictures: dict[str, Pictures] = {}
-    latents: dict[str, tuple[Score, ...]] = {}
-    with reporter.stage("generating and comparing", 1 + len(pipelines), "models") as next_model:
-        with _watching(reporter, FLOAT, len(drawn), chosen) as watch:
-            pictures[FLOAT] = float_images(
-                model_folder, drawn, drawn_seeds, chosen, watch, lora=lora, device=device
-            )
-        reference = watch.latents()
-        next_model(1)
-        for name, pipeline in pipelines.items():
-            with _watching(reporter, name, len(drawn), chosen) as watch:
-                pictures[name] = _draw(pipeline, drawn, drawn_seeds, chosen, watch)
-            latents[name] = latent_sqnr(reference, watch.latents())
-            next_model(1)
+    place = place_of(executor)
+    exported = [Exported(path.absolute(), library) for path in bundles.values()]
+    source = FloatModel(model_folder.absolute(), tuple(lora), device)
+    try:
+        pipelines = {n: one.pipeline for n, one in zip(bundles, exported, strict=True)}
+        chosen = sampling or _common_sampling(pipelines)
+        for pipeline in pipelines.values():
+            pipeline.check(chosen, prompts)
+        asked = [(prompt, checked_seed(seed)) for prompt in prompts for seed in seeds]
+        with executor_of(place, source, exported, reporter) as (where, models):
+            named = dict(zip((FLOAT, *bundles), models, strict=True))
+            made = _made(named, asked, chosen, where, reporter)
+    finally:
+        close_all()
+    pictures = {name: images.pictures for name, images in made.items()}
+    reference = made[FLOAT].latents
+    latents = {name: latent_sqnr(reference, made[name].latents) for name in bundles}
+    drawn = [prompt for prompt, _ in asked]
     scores, absent = _measure(pictures, drawn, reporter)
     own = VariantQuality(FLOAT, scores[FLOAT])
     found = tuple(VariantQuality(name, scores[name], latents[name]) for name in bundles)
@@ -258,57 +194,59 @@ def latent_sqnr(
     )
 
 
-class _Watch:
-    """Follows one model: keeps the latents after every step, and reports the current batch.
+@dataclass
+class _Steps:
+    """Advances a stage by one batch of images, step by step."""
 
-    Args:
-        count: images in all.
-        advance: of a stage that counts steps of batches.
-    """
+    batch: int
+    images: int
+    left: int
+    advance: Advance
 
-    def __init__(self, count: int, advance: Advance) -> None:
-        self._count, self._advance = count, advance
-        self._first = self._end = 0
-        self._steps: list[list[FloatArray]] = []
+    def __str__(self) -> str:
+        first = self.batch * BATCH
+        return f"images {first + 1} to {min(first + BATCH, self.images)} of {self.images}"
 
-    def __call__(self, index: int, latents: FloatArray) -> None:
-        """After step `index` of a batch [B, C, H, W]."""
-        if index == 0:
-            self._first, self._end = self._end, self._end + len(latents)
-        if index == len(self._steps):
-            self._steps.append([])
-        self._steps[index].append(latents.copy())
-        self._advance(1, f"images {self._first + 1} to {self._end} of {self._count}")
+    def __call__(self, steps: int = 1) -> None:
+        """Denoising steps are done."""
+        self.left -= steps
+        self.advance(steps, str(self))
 
-    def latents(self) -> list[FloatArray]:
-        """One [P, C, H, W] per step."""
-        return [np.concatenate(batches) for batches in self._steps]
+    def end(self) -> None:
+        """All are, whether they were told or not."""
+        if self.left:
+            self(self.left)
 
 
-@contextmanager
-def _watching(reporter: Reporter, name: str, count: int, sampling: Sampling) -> Iterator[_Watch]:
-    steps = math.ceil(count / BATCH) * sampling.steps
-    with reporter.stage(f"generating with {name}", steps, "denoising steps") as advance:
-        yield _Watch(count, advance)
-
-
-def _draw(
-    pipeline: Pipeline,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
+def _made(
+    models: Mapping[str, Model],
+    asked: Sequence[tuple[str, int]],
     sampling: Sampling,
-    on_step: OnLatents,
-) -> Pictures:
-    return pipeline.generate(
-        prompts,
-        seeds=seeds,
-        steps=sampling.steps,
-        guidance=sampling.guidance,
-        height=sampling.height,
-        width=sampling.width,
-        batch_size=BATCH,
-        on_step=on_step,
-    )
+    executor: Executor,
+    reporter: Reporter,
+) -> dict[str, Images]:
+    """Images of every model, one per prompt and seed of `asked`, with a stage of progress each."""
+    found = {}
+    batches = [asked[i : i + BATCH] for i in range(0, len(asked), BATCH)]
+    with reporter.stage("generating and comparing", len(models), "models") as next_model:
+        for name, model in models.items():
+            total = len(batches) * sampling.steps
+            with reporter.stage(f"generating with {name}", total, "denoising steps") as advance:
+                told = [
+                    _Steps(i, len(asked), sampling.steps, advance) for i in range(len(batches))
+                ]
+                tasks = {
+                    str(steps): (steps, generate, (model, *zip(*batch, strict=True), sampling))
+                    for batch, steps in zip(batches, told, strict=True)
+                }
+                calls = (Task(n, call, given, steps) for n, (steps, call, given) in tasks.items())
+                made: dict[str, Images] = {}
+                for task, images in executor.results(calls):
+                    made[task.name] = images
+                    tasks[task.name][0].end()
+                found[name] = joined([made[batch] for batch in tasks])
+            next_model(1)
+    return found
 
 
 def _measure(
@@ -368,10 +306,3 @@ def _common_sampling(pipelines: Mapping[str, Pipeline]) -> Sampling:
                 "expected the same settings; give the sampling explicitly"
             )
     return expected
-
-
-def _require(package: str) -> None:
-    import importlib.util
-
-    if importlib.util.find_spec(package) is None:
-        raise MissingExtraError(package, "export")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fp4dit_onnx.calibration.methods import PARALLEL, SEQUENTIAL, Method
 from fp4dit_onnx.calibration.stages import INPUTS
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.system.executors import LOCAL, Executor, Need
+from fp4dit_onnx.system.executors import HERE, LOCAL, Executor, place_of
 
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.evidence import Parts
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["check_executor", "executor_of"]
 
-HERE, RAY = "local", "ray"
 WEIGHT_BYTES = 64
 """Memory that a weight takes while its rounding is trained: itself, its neighbours on the grid, the
 parameter, its gradient and the optimizer's two moments, and what one step makes of them."""
@@ -29,12 +28,7 @@ parameter, its gradient and the optimizer's two moments, and what one step makes
 
 def check_executor(text: str, method: Method) -> None:
     """Raise UsageError where an executor is unknown, or has nothing to do under a method."""
-    kind, equals, address = text.partition("=")
-    if (kind != RAY or (equals and not address)) and text != HERE:
-        raise UsageError(
-            f"executor {text!r}: expected {HERE}, {RAY} or {RAY}=HOST:PORT, the head of a cluster"
-        )
-    if text == HERE:
+    if not place_of(text).elsewhere:
         return
     if not method.needs_data:
         raise UsageError(
@@ -68,27 +62,20 @@ def executor_of(
     Raises:
         UsageError: a device by its number; see `ray_cluster.connected` too.
     """
-    if request.executor == HERE or work is None:
+    place = place_of(request.executor)
+    if not place.elsewhere or work is None:
         yield LOCAL, network
         return
-    import torch
-
     from fp4dit_onnx.network.stored import StoredParts
     from fp4dit_onnx.system.ray_cluster import connected
 
     where = network.execution
-    if where.device.index is not None:
-        raise UsageError(
-            f"device {where.device} with executor {request.executor}: each machine has a number of its "
-            f"own for what Ray gives a call: expected --device {where.device.type}"
-        )
     parts = StoredParts.of(part, where)
     largest = max(
         sum(p.numel() for p in network.module.get_submodule(name).parameters())
         for name in network.blocks
     )
-    need = Need(cpus=torch.get_num_threads(), memory=int(request.max_ram) + WEIGHT_BYTES * largest)
-    address = request.executor.partition("=")[2] or None
+    need = where.need(int(request.max_ram) + WEIGHT_BYTES * largest)
     files = {work.manifest, *(info.file for info in parts.part.tensors.values())}
-    with connected(address, need, sorted(files), reporter.note) as cluster:
+    with connected(place.address, need, sorted(files), reporter.note) as cluster:
         yield cluster, parts

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from fp4dit_onnx.errors import OutOfMemoryError, UsageError
 from fp4dit_onnx.system.devices import AUTO, DEVICES, PRECISIONS, checked_device, checked_precision
+from fp4dit_onnx.system.executors import Need
 
 __all__ = ["HOST", "Execution", "execution_of", "host", "sum64"]
 
@@ -86,6 +87,19 @@ class Execution:
         """
         free = _free_memory(self.device)
         return min(host_bytes if free is None else free / 2, self.limit / 2)
+
+    def need(self, memory: int) -> Need:
+        """What a call that computes here takes of another machine, with so many bytes of memory.
+
+        Raises:
+            UsageError: a device by its number.
+        """
+        if self.device.index is not None:
+            raise UsageError(
+                f"device {self.device} with executor ray: each machine has a number of its own for "
+                f"what Ray gives a call: expected --device {self.device.type}"
+            )
+        return Need(torch.get_num_threads(), gpus=int(not self.on_host), memory=memory)
 
     @property
     def once(self) -> Execution:

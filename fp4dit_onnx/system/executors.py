@@ -4,11 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-__all__ = ["LOCAL", "Executor", "Need", "Task"]
+from fp4dit_onnx.errors import UsageError
+
+__all__ = ["HERE", "LOCAL", "Executor", "Need", "Place", "Task", "place_of"]
 
 Result = TypeVar("Result")
+
+HERE, RAY = "local", "ray"
+
+
+class Place(NamedTuple):
+    """Where calls are made.
+
+    Attributes:
+        elsewhere: on a Ray cluster, not in this process.
+        address: of its head, see `ray_cluster.connected`.
+    """
+
+    elsewhere: bool
+    address: str | None = None
+
+
+def place_of(text: str) -> Place:
+    """What ``local``, ``ray`` or ``ray=HOST:PORT`` names.
+
+    Raises:
+        UsageError: another text.
+    """
+    kind, equals, address = text.partition("=")
+    if text == HERE:
+        return Place(elsewhere=False)
+    if kind == RAY and (address or not equals):
+        return Place(elsewhere=True, address=address or None)
+    raise UsageError(
+        f"executor {text!r}: expected {HERE}, {RAY} or {RAY}=HOST:PORT, the head of a cluster"
+    )
 
 
 @dataclass(frozen=True)
