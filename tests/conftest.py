@@ -31,6 +31,7 @@ from fp4dit_onnx.bundle.bundle import write_manifest
 from fp4dit_onnx.bundle.skeleton import Traced
 from fp4dit_onnx.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fp4dit_onnx.checkpoint.checkpoint import demo_folder as embedded_folder
+from fp4dit_onnx.commands.output import Messages, configure
 from fp4dit_onnx.families import Family, family_of
 from fp4dit_onnx.numbers.compare import within
 from fp4dit_onnx.ops import IR_VERSION, OPSET
@@ -84,6 +85,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
         return Outcome(int(left.value.code or 0), *capsys.readouterr())
 
     yield call
+    configure(Messages())  # a command's --quiet is for the rest of its process
     signal.signal(signal.SIGTERM, before)
 
 
