@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import platform
 import re
@@ -14,12 +13,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from fp4dit_onnx.errors import Fp4DitError
+from fp4dit_onnx.runtime.providers import DEVICES, FLAVOURS, survey
 from fp4dit_onnx.runtime.session import MIN_ORT
+from fp4dit_onnx.system.nvidia import Driver, nvidia_driver
+from fp4dit_onnx.system.versions import version as _version
 
 __all__ = ["CHECKS", "Diagnosis", "Finding", "diagnose"]
-
-ORT_FLAVOURS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
-"""Distributions that install the same module, so that two of them overwrite each other."""
 
 BASE = ("numpy", "onnx", "pillow", "rich", "safetensors", "tokenizers", "typer")
 EXPORT = ("torch", "diffusers", "transformers", "onnx-graphsurgeon", "onnxscript")
@@ -77,13 +76,6 @@ def _run(name: str, check: Callable[[str], Finding]) -> Finding:
         return Finding(name, False, True, "failed", f"{type(error).__name__}: {reason}", REINSTALL)
 
 
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _release(version: str) -> tuple[int, ...]:
     match = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(part) for part in match[0].split(".")) if match else ()
@@ -105,15 +97,15 @@ def _packages(name: str) -> Finding:
 
 
 def _onnxruntime(name: str) -> Finding:
-    installed = {p: v for p in ORT_FLAVOURS if (v := _version(p))}
+    installed = {p: v for p in FLAVOURS if (v := _version(p))}
     found = ", ".join(f"{package} {version}" for package, version in installed.items())
     cure = "run  pip install 'fp4dit-onnx[cpu]'"
     if len(installed) > 1:
         both = " ".join(installed)
         cause = "several flavours are installed, and they overwrite each other's files"
-        return Finding(
-            name, False, True, found, cause, f"run  pip uninstall {both}  and then {cure}"
-        )
+        gpu = f"pip install {DEVICES['cuda'].requirement}"
+        remedy = f"run  pip uninstall {both}  and then {cure}, or for NVIDIA GPUs  {gpu}"
+        return Finding(name, False, True, found, cause, remedy)
     if importlib.util.find_spec("onnxruntime") is None:
         return Finding(
             name, False, True, found or "nothing", "ONNX Runtime is not installed", cure
@@ -125,6 +117,19 @@ def _onnxruntime(name: str) -> Finding:
         cause = f"bundles use opset 21, which needs ONNX Runtime {MIN_ORT[0]}.{MIN_ORT[1]}"
         return Finding(name, False, True, found or version, cause, f"{cure} --upgrade")
     return Finding(name, True, True, found or version)
+
+
+def _devices(name: str) -> Finding:
+    """What sessions can run on besides the CPU, and what keeps them from it."""
+    usable, troubles = survey()
+    driver = nvidia_driver()
+    gpus = f"; {driver}" if isinstance(driver, Driver) else ""
+    found = ", ".join(usable) + gpus
+    if not troubles:
+        return Finding(name, True, False, found)
+    cause = "; ".join(f"{kind}: {trouble.cause}" for kind, trouble in troubles.items())
+    cure = "; ".join(trouble.cure for trouble in troubles.values())
+    return Finding(name, False, False, found, cause, cure)
 
 
 def _library_file(name: str) -> Finding:
@@ -220,6 +225,7 @@ CHECKS: dict[str, Callable[[str], Finding]] = {
     "python": _python,
     "packages": _packages,
     "onnxruntime": _onnxruntime,
+    "devices": _devices,
     "library file": _library_file,
     "library loads": _library_loads,
     "kernels": _kernels,

@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import emulation
 from emulation import CheckError, Machine, missing_tools
 
 from fp4dit_onnx.runtime.library import ENVIRONMENT, library_path
+from fp4dit_onnx.system.nvidia import Trouble, nvidia_driver
 
 __all__ = ["ROWS", "Command", "NotRunError", "Row", "Stage"]
 
@@ -106,13 +106,14 @@ def installed(package: str) -> str:
         raise NotRunError(f"{package} is not installed") from None
 
 
-def generate(row: Row, stage: Stage, python: Path, version: str) -> Command:
+def generate(row: Row, stage: Stage, python: Path, version: str, device: str = "cpu") -> Command:
     """``fp4dit-onnx generate`` of this checkout under an interpreter."""
     picture = stage.picture(row.key)
     words = (python, "-P", "-m", "fp4dit_onnx", "generate", stage.bundle, "--prompt", stage.prompt)
-    options = ("--output", picture, "--overwrite", "--library" if row.library else "--no-library")
+    options = ("--output", picture, "--overwrite", "--device", device)
+    kernels = "--library" if row.library else "--no-library"
     env = {"PYTHONPATH": str(ROOT), ENVIRONMENT: str(library_path())}
-    return Command((*words, *options), picture, version, env)
+    return Command((*words, *options, kernels), picture, version, env)
 
 
 def here(row: Row, stage: Stage) -> Command:
@@ -238,12 +239,10 @@ def openvino(row: Row, stage: Stage) -> Command:
 
 def cuda(row: Row, stage: Stage) -> Command:
     """onnxruntime-gpu's CUDA provider."""
-    if shutil.which("nvidia-smi") is None or subprocess.run(
-        ["nvidia-smi", "-L"], capture_output=True, check=False
-    ).stdout.strip() in (b"", b"No devices found."):
+    if isinstance(nvidia_driver(), Trouble):
         raise NotRunError("no GPU")
     version = installed("onnxruntime-gpu")
-    return drawn_with(row.key, "cuda", stage.bundle, stage, version)
+    return generate(row, stage, Path(sys.executable), version, "cuda")
 
 
 def drawn_with(key: str, runtime: str, bundle: Path, stage: Stage, version: str) -> Command:

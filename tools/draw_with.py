@@ -1,11 +1,9 @@
 """Generate an image with another runtime below the Python pipeline, in its own process.
 
     python tools/draw_with.py openvino INLINED_BUNDLE PROMPT PICTURE.png
-    python tools/draw_with.py cuda BUNDLE PROMPT PICTURE.png
 
 Tokenizer, scheduler and noise are `fp4dit_onnx.Pipeline`'s; what runs models is replaced. OpenVINO
-converts no local functions, so its bundle is one of ``fp4dit-onnx convert --target inline``. The
-CUDA provider runs the models' function bodies: the custom-op library has kernels for CPUs only.
+converts no local functions, so its bundle is one of ``fp4dit-onnx convert --target inline``.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from unittest import mock
 import numpy as np
 import numpy.typing as npt
 
-from fp4dit_onnx.errors import Fp4DitError, UsageError
+from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.runtime import pipeline
 
 __all__ = ["SESSIONS", "pipeline_with"]
@@ -63,19 +61,7 @@ def _described(port: Any) -> list[Any]:
     return [SimpleNamespace(name=name, shape=shape) for name in sorted(port.get_names())]
 
 
-def cuda_session(path: Path, **_: object) -> Any:
-    """A session of onnxruntime-gpu on the first GPU."""
-    import onnxruntime
-
-    onnxruntime.preload_dlls()  # CUDA's libraries from NVIDIA's Python packages, if there are any
-    provider = "CUDAExecutionProvider"
-    session = onnxruntime.InferenceSession(path, providers=[provider])
-    if provider not in session.get_providers():
-        raise UsageError(f"ONNX Runtime took {session.get_providers()[0]}: expected {provider}")
-    return session
-
-
-SESSIONS: dict[str, Callable[..., Any]] = {"openvino": OpenVinoModel, "cuda": cuda_session}
+SESSIONS: dict[str, Callable[..., Any]] = {"openvino": OpenVinoModel}
 """Runtime -> what takes the place of `fp4dit_onnx.runtime.session.session`."""
 
 

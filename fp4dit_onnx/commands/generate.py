@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.commands.output import print_json, print_line, reporter
-from fp4dit_onnx.commands.parameters import BundleFolder, Json
+from fp4dit_onnx.commands.parameters import BundleFolder, Device, Json
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.options import INPUT, MACHINE, OUTPUT, SAMPLING, Option
 from fp4dit_onnx.prompts import read_prompts
 from fp4dit_onnx.runtime.sampling import LARGEST_COUNT
+from fp4dit_onnx.system.devices import CPU
 from fp4dit_onnx.system.outputs import check_file, check_place, written_whole
 from fp4dit_onnx.system.texts import utf8_text
 from fp4dit_onnx.values import checked_seed, whole
@@ -96,14 +97,24 @@ def run(
     width: Annotated[
         int | None, Option("Width; by default the bundle's.", SAMPLING, unit="PIXELS")
     ] = None,
+    device: Device = CPU,
     threads: Annotated[
         int | None,
-        Option("Threads per operator; by default all cores.", MACHINE, unit="THREADS", min=1),
+        Option(
+            "Threads per operator on the CPU; by default all cores.",
+            MACHINE,
+            unit="THREADS",
+            min=1,
+        ),
     ] = None,
     library: Annotated[
-        bool,
-        Option("Use the kernels of the custom-op library, or the function bodies.", MACHINE),
-    ] = True,
+        bool | None,
+        Option(
+            "Use the kernels of the custom-op library, or the function bodies; by default the "
+            "kernels where there are some for the device.",
+            MACHINE,
+        ),
+    ] = None,
     overwrite: Annotated[bool, Option("Replace existing image files.", OUTPUT)] = False,
     json: Json = False,
 ) -> None:
@@ -118,9 +129,13 @@ def run(
     paths = picture_paths(output, images, overwrite=overwrite)
     opened = Bundle.open(bundle)
     from fp4dit_onnx.runtime.pipeline import Pipeline
+    from fp4dit_onnx.runtime.providers import place
+    from fp4dit_onnx.runtime.session import with_library
 
     start = time.monotonic()
-    pipeline = Pipeline(opened.folder, library=library, threads=threads)
+    placed = place(device, reporter().note)
+    kernels = with_library(placed, library)
+    pipeline = Pipeline(opened.folder, device=placed, library=kernels, threads=threads)
     loaded = time.monotonic()
     settings = pipeline.settings(steps=steps, guidance=guidance, height=height, width=width)
     check_place(paths[0], len(images) * settings.height * settings.width * CHANNELS)
@@ -145,11 +160,17 @@ def run(
         for (text, one), path in zip(images, paths, strict=True)
     ]
     if json:
-        print_json({"pictures": rows, "seconds": seconds, "library": library})
+        print_json(
+            {"pictures": rows, "seconds": seconds, "library": kernels, "device": placed.name}
+        )
         return
     for row in rows:
         print_line(f"{row['file']}: {row['prompt']}")
-    print_line(f"loaded in {seconds['load']:.1f} s, generated in {seconds['draw']:.1f} s")
+    by = "kernels" if kernels else "function bodies"
+    print_line(
+        f"loaded in {seconds['load']:.1f} s, generated in {seconds['draw']:.1f} s on {placed.name} by "
+        f"{by}"
+    )
 
 
 def chosen_seeds(seed: int | None, seeds: str | None, count: int | None) -> list[int]:

@@ -15,6 +15,7 @@ from fp4dit_onnx.exporting.options import INPUT, MACHINE, OUTPUT, PANELS, Option
 
 __all__ = [
     "BundleFolder",
+    "Device",
     "FloatDevice",
     "Host",
     "Json",
@@ -47,6 +48,15 @@ LoraFiles = Annotated[
         "LoRA that the bundle was exported with, FILE or FILE:SCALE. Repeatable.",
         INPUT,
         unit="LORA",
+    ),
+]
+Device = Annotated[
+    str,
+    Option(
+        "Where ONNX Runtime runs the bundle: cpu, cuda or another device that  doctor  lists, or one "
+        "of several, such as cuda:1; auto is the first that can be used, else the CPU.",
+        MACHINE,
+        unit="DEVICE",
     ),
 ]
 FloatDevice = Annotated[

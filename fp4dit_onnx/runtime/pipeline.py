@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fp4dit_onnx.families import Family, family_of_pipeline
 from fp4dit_onnx.families.request import Encoded, Request, Text, tokenizer_of
 from fp4dit_onnx.files import BUNDLE, read_json
 from fp4dit_onnx.files.settings import transformer_settings, vae_settings
+from fp4dit_onnx.runtime.providers import Placement, placed_on
 from fp4dit_onnx.runtime.runs import start_run
 from fp4dit_onnx.runtime.sampling import (
     Sampling,
@@ -40,6 +42,7 @@ from fp4dit_onnx.runtime.sizes import (
     pixels_a_latent,
 )
 from fp4dit_onnx.runtime.tokenizer import Tokenizer
+from fp4dit_onnx.system.devices import CPU
 from fp4dit_onnx.system.texts import utf8_text
 from fp4dit_onnx.values import whole
 
@@ -63,14 +66,18 @@ class Pipeline:
 
     Args:
         bundle_folder: as ``fp4dit-onnx export`` writes it.
-        library: run quantized layers in the custom-op library.
-        threads: how many threads run one operator; None leaves the choice to ONNX Runtime.
+        device: where all sessions run, see `session`.
+        library: run quantized layers in the custom-op library; None where it has kernels for the
+            device.
+        threads: how many threads run one operator on the CPU; None leaves the choice to ONNX
+            Runtime.
 
     Raises:
         BundleError: a file is missing or damaged.
         MissingExtraError: onnxruntime is not installed.
-        UsageError: the pipeline's family or its scheduler is not supported, or the bundle holds
-            the transformer only.
+        OutOfMemoryError: the device has too little memory for the models.
+        UsageError: the pipeline's family or its scheduler is not supported, the bundle holds
+            the transformer only, or the device cannot be used.
     """
 
     text_encoder: Session
@@ -81,7 +88,12 @@ class Pipeline:
     tokenizer_3: Tokenizer
 
     def __init__(
-        self, bundle_folder: Path | str, *, library: bool = True, threads: int | None = None
+        self,
+        bundle_folder: Path | str,
+        *,
+        device: str | Placement = CPU,
+        library: bool | None = None,
+        threads: int | None = None,
     ) -> None:
         folder = Path(bundle_folder)
         self._model_index = read_json(
@@ -97,17 +109,14 @@ class Pipeline:
             folder / "transformer" / "config.json", BUNDLE
         )
         self._vae_config = vae_settings(folder / "vae_decoder" / "config.json", BUNDLE)
+        self.placed = placed_on(device)
+        opened = partial(session, device=self.placed, threads=threads)
         for name in self._family.encoders_of(self._model_index):
             tokenizer = tokenizer_of(name)
             setattr(self, tokenizer, Tokenizer(folder / tokenizer))
-            path = folder / name / "model.onnx"
-            setattr(self, name, session(path, library=library, threads=threads))
-        self.transformer: Session = session(
-            self._transformer_path, library=library, threads=threads
-        )
-        self.vae_decoder: Session = session(
-            folder / "vae_decoder" / "model.onnx", library=False, threads=threads
-        )
+            setattr(self, name, opened(folder / name / "model.onnx", library=library))
+        self.transformer: Session = opened(self._transformer_path, library=library)
+        self.vae_decoder: Session = opened(folder / "vae_decoder" / "model.onnx", library=False)
 
     def settings(
         self,

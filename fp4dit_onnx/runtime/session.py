@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fp4dit_onnx.errors import BundleError, MissingExtraError, UsageError
+from fp4dit_onnx.errors import BundleError, OutOfMemoryError, UsageError
+from fp4dit_onnx.runtime.providers import Placement, placed_on, runtime_package
+from fp4dit_onnx.system.devices import CPU
 from fp4dit_onnx.system.resources import checked_threads
 from fp4dit_onnx.system.texts import utf8_text
 
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["MIN_ORT", "Session", "session"]
+__all__ = ["MIN_ORT", "Session", "session", "with_library"]
 
 _EXACT_MATMUL = "session.qdq_matmulnbits_accuracy_level"
 """ONNX Runtime fuses DequantizeLinear + MatMul to MatMulNBits and, unless this is 0, quantizes the
@@ -23,6 +25,10 @@ activations once more on the way (relative error 4e-3 in place of 3e-7)."""
 
 _FATAL_ONLY = 4
 """Errors are exceptions too; the log would write names from the model to the terminal as they are."""
+_MEMORY_FULL = re.compile(
+    r"Failed to allocate memory|out of memory|ALLOC_FAILED|Available memory of \d+ is smaller"
+)
+"""In what CUDA, its libraries and ONNX Runtime's arena say of a device's memory that is full."""
 MIN_ORT = (1, 18)
 """The first release that reads opset 21 and IR version 10, which bundles use."""
 
@@ -41,32 +47,33 @@ class Session(Protocol):
 
 
 def session(
-    path: Path | str, *, library: bool = True, threads: int | None = None
+    path: Path | str,
+    *,
+    device: str | Placement = CPU,
+    library: bool | None = None,
+    threads: int | None = None,
 ) -> onnxruntime.InferenceSession:
-    """A CPU session of the model at `path`.
+    """A session of the model at `path`.
 
     Args:
         path: an ONNX file; external data lie beside it.
-        library: register the custom-op library, so that kernels run and not the function bodies.
-        threads: how many threads run one operator; None leaves the choice to ONNX Runtime.
+        device: where it runs, see `providers.place`; or what that gave. Nodes that the device has no
+            kernel for run on the CPU. Where ``auto`` finds the CPU alone, a warning says why.
+        library: register the custom-op library, so that kernels run and not the function bodies;
+            None where it has kernels for the device.
+        threads: how many threads run one operator on the CPU; None leaves the choice to ONNX
+            Runtime.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
         BundleError: no such file, or one that ONNX Runtime refuses; `run` raises it where the model
             cannot be computed.
-        UsageError: ONNX Runtime is too old, the library cannot be used, ``FP4DIT_ISA`` names
-            kernels that cannot run, the path is not UTF-8, or there are too many threads; see
-            `checked_threads`.
+        OutOfMemoryError: the device has too little memory, now or in `run`.
+        UsageError: ONNX Runtime is too old, the device or the library cannot be used,
+            ``FP4DIT_ISA`` names kernels that cannot run, the path is not UTF-8, or there are too many
+            threads; see `checked_threads`.
     """
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as cause:
-        raise MissingExtraError("onnxruntime", "cpu") from cause
-    except ImportError as cause:
-        raise UsageError(
-            f"onnxruntime is installed and cannot be imported ({cause}): before 1.19 it needs "
-            "numpy 1; run  pip install --upgrade onnxruntime, or  pip install 'numpy<2'"
-        ) from cause
+    onnxruntime = runtime_package()
     _check_age(onnxruntime.__version__)
     path = Path(path)
     if not os.path.isfile(path):
@@ -74,12 +81,14 @@ def session(
             f"{path} does not exist: expected an ONNX model; export the bundle again"
         )
     name = utf8_text("path", str(path))
+    placed = placed_on(device)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
     options.add_session_config_entry(_EXACT_MATMUL, "0")
+    options.enable_mem_pattern = placed.mem_pattern
     if threads is not None:
         options.intra_op_num_threads = checked_threads(threads)
-    if library:
+    if with_library(placed, library):
         from fp4dit_onnx.runtime.library import library_path
 
         path_of_library = str(library_path())
@@ -88,34 +97,79 @@ def session(
         except Exception as cause:  # as below
             raise UsageError(f"custom-op library: {_reason(cause)}") from cause
     try:
-        loaded = onnxruntime.InferenceSession(name, options, providers=["CPUExecutionProvider"])
+        loaded = onnxruntime.InferenceSession(
+            name, options, providers=list(placed.providers), enable_fallback=False
+        )
     except Exception as cause:  # its error classes share no base below Exception
-        raise BundleError(
+        raise _out_of_memory(cause, placed) or BundleError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {_explained(cause)}"
         ) from cause
-    return _explaining(loaded, path)
+    lacking = [one for one, _ in placed.providers if one not in loaded.get_providers()]
+    if lacking:
+        raise UsageError(
+            f"device {placed.name}: ONNX Runtime {onnxruntime.__version__} could not start "
+            f"{', '.join(lacking)}: see  fp4dit-onnx doctor, or use --device {CPU}"
+        )
+    return _explaining(loaded, path, placed)
 
 
-def _explaining(loaded: onnxruntime.InferenceSession, path: Path) -> onnxruntime.InferenceSession:
-    """`loaded`, whose `run` raises BundleError where the model cannot be computed."""
+def with_library(placed: Placement, wanted: bool | None) -> bool:
+    """Whether sessions there register the custom-op library.
+
+    Args:
+        placed: from `providers.place`.
+        wanted: None for whatever runs there.
+
+    Raises:
+        UsageError: it is wanted, and has no kernels for the device.
+    """
+    if placed.on_cpu:
+        return wanted is not False
+    if wanted:
+        raise UsageError(
+            f"device {placed.name}: the custom-op library has no kernels for it, and those for the "
+            "CPU would copy every tensor: leave the library out (--no-library), so that the "
+            "function bodies run there"
+        )
+    return False
+
+
+def _explaining(
+    loaded: onnxruntime.InferenceSession, path: Path, placed: Placement
+) -> onnxruntime.InferenceSession:
+    """`loaded`, which raises the errors of `session` where the model cannot be computed."""
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     refusals = (state.Fail, state.RuntimeException, state.NotImplemented, state.InvalidArgument)
-    run = loaded.run
 
-    def explained(*arguments: Any, **named: Any) -> Any:
-        try:
-            return run(*arguments, **named)
-        except refusals as cause:
-            raise BundleError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot run {path}: {_reason(cause)}; "
-                "the file is damaged, what it is given does not fit it, or more memory is needed "
-                f"than there is: {_COPY}"
-            ) from cause
+    def explaining(run: Callable[..., Any]) -> Callable[..., Any]:
+        def explained(*arguments: Any, **named: Any) -> Any:
+            try:
+                return run(*arguments, **named)
+            except refusals as cause:
+                raise _out_of_memory(cause, placed) or BundleError(
+                    f"ONNX Runtime {onnxruntime.__version__} cannot run {path}: {_reason(cause)}; "
+                    "the file is damaged, what it is given does not fit it, or more memory is "
+                    f"needed than there is: {_COPY}"
+                ) from cause
 
-    loaded.run = explained
+        return explained
+
+    loaded.run = explaining(loaded.run)
+    loaded.run_with_iobinding = explaining(loaded.run_with_iobinding)
     return loaded
+
+
+def _out_of_memory(cause: Exception, placed: Placement) -> OutOfMemoryError | None:
+    """An error that says what to set, if `cause` is that a device's memory is full."""
+    if placed.on_cpu or not _MEMORY_FULL.search(str(cause)):
+        return None
+    return OutOfMemoryError(
+        f"device {placed.name} ran out of memory ({_reason(cause)}): make fewer images at a time "
+        f"(batch_size) or smaller ones, end what else uses it, or take --device {CPU}, which uses "
+        "the machine's memory"
+    )
 
 
 def _check_age(version: str) -> None:

@@ -6,10 +6,11 @@ import re
 
 from fp4dit_onnx.errors import UsageError
 
-__all__ = ["AUTO", "DEVICES", "PRECISIONS", "checked_device", "checked_precision"]
+__all__ = ["AUTO", "CPU", "DEVICES", "PRECISIONS", "checked_device", "checked_precision"]
 
 AUTO = "auto"
-DEVICES = ("cpu", "cuda", "mps", "xpu")
+CPU = "cpu"
+DEVICES = (CPU, "cuda", "mps", "xpu")
 """Types of devices; accelerators may have a number behind, as in ``cuda:1``."""
 PRECISIONS = ("float32", "bfloat16")
 """Types in which the float network may be computed, torch's names, the default first."""
