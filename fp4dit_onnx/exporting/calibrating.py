@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fp4dit_onnx.errors import Fp4DitError
+from fp4dit_onnx.exporting.calibration_data import repeated
 from fp4dit_onnx.exporting.component_writing import TRACING
 from fp4dit_onnx.exporting.executing import executor_of
 from fp4dit_onnx.exporting.pacing import paced
@@ -72,7 +73,10 @@ def calibrated(
                 )
                 planned, sampling, pace = found.planned, found.sampling, found.pace
             seeds = [request.seed + i for i in range(len(planned.prompts))]
-            data = planned.data
+            known = None
+            if planned.data is not None:
+                where = planned.family, planned.checkpoint, network.execution, report
+                known = repeated(planned.data.encoded(sampling, *where), len(seeds))
             sampler = pipeline_sampler(
                 pipeline,
                 planned.family,
@@ -80,7 +84,7 @@ def calibrated(
                 seeds,
                 sampling,
                 network.execution,
-                known=None if data is None else data.repeated(len(seeds)),
+                known=known,
             )
             return calibrate(
                 network,

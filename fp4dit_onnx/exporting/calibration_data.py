@@ -1,4 +1,4 @@
-"""The user's own calibration data: a folder of latents, each with its caption."""
+"""The user's own calibration data: a folder of latents or of images, each with its caption."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from fp4dit_onnx.checkpoint.checkpoint import Checkpoint
 from fp4dit_onnx.checkpoint.tensor_files import read_header
 from fp4dit_onnx.checkpoint.tensor_reading import BF16, FLOATS, read_float32
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.exporting.calibration_images import SUFFIXES, ImageData, check_images
 from fp4dit_onnx.exporting.request import ExportRequest
 from fp4dit_onnx.exporting.sampling_plan import latent_pixels
 from fp4dit_onnx.families import Family
 from fp4dit_onnx.files import GIVEN, read_text
 from fp4dit_onnx.runtime.sizes import check_sides
 
-__all__ = ["CalibrationData", "asked_data", "read_data"]
+__all__ = ["CalibrationData", "OwnData", "asked_data", "read_data", "repeated"]
 
 FloatArray = npt.NDArray[np.float32]
 NUMPY, SAFETENSORS, CAPTION = ".npy", ".safetensors", ".txt"
 SAY = (
-    f"expected files NAME{NUMPY} or NAME{SAFETENSORS}, each latents [channels, height, width] as the "
-    f"transformer is given them, and beside each its caption NAME{CAPTION}"
+    f"expected images, NAME{'|'.join(SUFFIXES)}, or latents, NAME{NUMPY} or NAME{SAFETENSORS}, each "
+    "[channels, height, width] as the transformer is given them, and beside each its caption "
+    f"NAME{CAPTION}"
 )
 
 
@@ -49,9 +51,9 @@ class CalibrationData:
         """SHA-256 of the latents."""
         return hashlib.sha256(self.latents.tobytes()).hexdigest()
 
-    def repeated(self, count: int) -> FloatArray:
-        """As many latents as images, from the first again where there are fewer."""
-        return self.latents[np.arange(count) % len(self.latents)]
+    def encoded(self, *_: object) -> FloatArray:
+        """See `ImageData`."""
+        return self.latents
 
     def sampling(self, usual: Sampling, family: Family, checkpoint: Checkpoint) -> Sampling:
         """How data of this size are sampled.
@@ -77,7 +79,15 @@ class CalibrationData:
         return replace(usual, height=height, width=width)
 
 
-def asked_data(request: ExportRequest, method: Method) -> CalibrationData | None:
+OwnData = CalibrationData | ImageData
+
+
+def repeated(latents: FloatArray, count: int) -> FloatArray:
+    """As many latents as `count`, from the first again where there are fewer."""
+    return latents[np.arange(count) % len(latents)]
+
+
+def asked_data(request: ExportRequest, method: Method) -> OwnData | None:
     """The user's own data, None where none are given.
 
     Raises:
@@ -88,25 +98,39 @@ def asked_data(request: ExportRequest, method: Method) -> CalibrationData | None
     where = f"calibration data {request.calibration_data}"
     if not method.needs_data:
         raise UsageError(f"{where}: method {method.name} looks at none: leave them out")
-    for other in ("prompts", "calibration_size"):
-        if getattr(request, other) is not None:
-            option = other.replace("_", "-")
-            raise UsageError(f"{where} have captions and a size: leave out --{option}")
-    return read_data(request.calibration_data)
+    if request.prompts is not None:
+        raise UsageError(f"{where} have captions: leave out --prompts")
+    found = read_data(request.calibration_data)
+    size = request.calibration_size
+    if isinstance(found, ImageData):
+        return replace(found, size=size)
+    if size is not None:
+        raise UsageError(f"{where} are latents and have a size: leave out --calibration-size")
+    return found
 
 
-def read_data(folder: Path) -> CalibrationData:
-    """The latents and captions in a folder.
+def read_data(folder: Path) -> OwnData:
+    """The latents or images in a folder, and their captions.
 
     Raises:
-        UsageError: no folder, nothing in it, a file that is no latents, latents of unlike shapes or
-            that are not finite, or one without a caption.
+        UsageError: no folder, nothing in it, or both in it; a file that is no latents or no image,
+            latents of unlike shapes or that are not finite, or a file without a caption.
     """
     if not folder.is_dir():
         raise UsageError(f"calibration data {folder}: no such folder: {SAY}")
-    files = sorted(p for p in folder.iterdir() if p.suffix in (NUMPY, SAFETENSORS))
-    if not files:
-        raise UsageError(f"calibration data {folder}: no latents in it: {SAY}")
+    there = sorted(folder.iterdir())
+    files = [p for p in there if p.suffix in (NUMPY, SAFETENSORS)]
+    images = [p for p in there if p.suffix.lower() in SUFFIXES]
+    if not (files or images):
+        raise UsageError(f"calibration data {folder}: neither latents nor images in it: {SAY}")
+    if files and images:
+        raise UsageError(
+            f"calibration data {folder}: latents ({files[0].name}) and images ({images[0].name}) in "
+            f"it: expected one kind; {SAY}"
+        )
+    if images:
+        check_images(images)
+        return ImageData(tuple(images), tuple(map(_caption, images)))
     latents = [_latents(file) for file in files]
     for file, one in zip(files, latents, strict=True):
         if one.shape != latents[0].shape:

@@ -142,8 +142,9 @@ def export(
         lora: LoRA to add to the weights before anything else, FILE or FILE:SCALE: safetensors with
             the names of diffusers, peft or kohya. Repeatable.
         prompts: Text file of calibration prompts, one per line; by default built-in ones.
-        calibration_data: Folder of your own data in place of generated images: latents NAME.npy or
-            NAME.safetensors, and captions NAME.txt. They get the noise of each denoising step.
+        calibration_data: Folder of your own data in place of generated images: images, or latents
+            NAME.npy or NAME.safetensors, and captions NAME.txt. They get the noise of each denoising
+            step.
         calibration_prompts: Images to generate for calibration; prompts are repeated with new
             noise if there are fewer; by default the preset's.
         calibration_size: Side of the images that are generated for calibration; smaller ones take

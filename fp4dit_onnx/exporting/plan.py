@@ -15,7 +15,7 @@ from fp4dit_onnx.calibration.methods import Method
 from fp4dit_onnx.checkpoint.checkpoint import Checkpoint, open_checkpoint, scheduler_settings
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.budget import PlannedBudget, planned_budget, searched_groups
-from fp4dit_onnx.exporting.calibration_data import CalibrationData, asked_data
+from fp4dit_onnx.exporting.calibration_data import OwnData, asked_data
 from fp4dit_onnx.exporting.checks import (
     check_choices,
     check_packages,
@@ -90,7 +90,7 @@ class Plan:
     illustrated: bool
     budget: PlannedBudget | None = None
     searched: Mapping[str, tuple[TensorSpec, ...]] = field(default_factory=dict)
-    data: CalibrationData | None = None
+    data: OwnData | None = None
 
     @property
     def recorded(self) -> Sampling:

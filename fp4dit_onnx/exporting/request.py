@@ -255,7 +255,7 @@ class ExportRequest(MachineOptions):
     calibration_data: Annotated[
         Path | None,
         Option(
-            "Folder of your own data in place of generated images: latents NAME.npy or "
+            "Folder of your own data in place of generated images: images, or latents NAME.npy or "
             "NAME.safetensors, and captions NAME.txt. They get the noise of each denoising step.",
             INPUT,
             unit="FOLDER",

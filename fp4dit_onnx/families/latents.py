@@ -76,6 +76,15 @@ class Latents:
             vae_config: diffusers' config of the VAE; it may have no scaling_factor or shift_factor,
                 or null.
         """
+        scaling, shift = self._scaled(vae_config)
+        return latents / scaling + shift
+
+    def from_encoder(self, latents: Any, vae_config: Mapping[str, Any]) -> Any:
+        """Latents without noise, of what a VAE's encoder gives; arguments as `for_decoder` has them."""
+        scaling, shift = self._scaled(vae_config)
+        return (latents - shift) * scaling
+
+    def _scaled(self, vae_config: Mapping[str, Any]) -> tuple[float, float]:
         scaling = vae_config.get("scaling_factor") or self.scaling
         shift = vae_config.get("shift_factor") or self.shift
-        return latents / float(scaling) + float(shift)
+        return float(scaling), float(shift)

@@ -24,6 +24,7 @@ __all__ = [
     "EXAMPLE_SIZES",
     "FakeNetwork",
     "VaeDecoder",
+    "VaeEncoder",
     "diffusers_maker",
     "example_inputs",
     "fake_text_encoder",
@@ -206,13 +207,35 @@ class VaeDecoder(torch.nn.Module):
         x, conv = latent_sample, self.post_quant_conv
         if self.bn is not None:
             side = self.config.patch_size[0]
-            variance, mean = (
-                v.view(1, -1, 1, 1) for v in (self.bn.running_var, self.bn.running_mean)
-            )
+            deviation, mean = _of_squares(self.bn)
             squares = torch.nn.functional.pixel_unshuffle(x, side)
-            squares = squares * torch.sqrt(variance + self.bn.eps) + mean
-            x = torch.nn.functional.pixel_shuffle(squares, side)
+            x = torch.nn.functional.pixel_shuffle(squares * deviation + mean, side)
         return (self.decoder(x if conv is None else conv(x)),)
+
+
+def _of_squares(bn: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Standard deviation and mean of the squares of FLUX.2's latents, [1, channels, 1, 1] each."""
+    variance, mean = (v.view(1, -1, 1, 1) for v in (bn.running_var, bn.running_mean))
+    return torch.sqrt(variance + bn.eps), mean
+
+
+class VaeEncoder:
+    """The half of an autoencoder that makes latents, of whose distribution the mean is taken."""
+
+    def __init__(self, vae: Any) -> None:
+        self._vae = vae
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Latents [B, C, H, W], as `VaeDecoder` takes them, of images [B, 3, f H, f W], -1 .. 1."""
+        given = self._vae.encode(images)
+        found: torch.Tensor = given.latent if "latent" in given else given.latent_dist.mode()
+        bn = getattr(self._vae, "bn", None)
+        if bn is not None:
+            side = self._vae.config.patch_size[0]
+            deviation, mean = _of_squares(bn)
+            squares = torch.nn.functional.pixel_unshuffle(found, side)
+            found = torch.nn.functional.pixel_shuffle((squares - mean) / deviation, side)
+        return found
 
 
 def fake_text_encoder(class_name: str, config: Mapping[str, Any]) -> FakeNetwork:
