@@ -10,16 +10,26 @@ import shutil
 import sys
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from emulated_gpu import EmulatedGpu, compile_kernels
+from gpu_cases import (
+    WIDE_WEIGHTS,
+    assert_same_bits,
+    linear_case,
+    random_linear,
+    random_quantize,
+    rows_of_all_kinds,
+)
 
 from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.formats import FORMATS
 
-pytestmark = pytest.mark.skipif(
-    sys.platform == "win32" or shutil.which("c++") is None, reason="needs a C++ compiler"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        sys.platform == "win32" or shutil.which("c++") is None, reason="needs a C++ compiler"
+    ),
+    pytest.mark.filterwarnings("ignore:(invalid|overflow):RuntimeWarning"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,57 +37,46 @@ def gpu(tmp_path_factory: pytest.TempPathFactory) -> EmulatedGpu:
     return EmulatedGpu(compile_kernels(tmp_path_factory.mktemp("gpu") / "libkernels.so"))
 
 
-def assert_same_bits(found: npt.NDArray[np.generic], wanted: npt.NDArray[np.generic]) -> None:
-    """The same type, shape and bits; any NaN is like another."""
-    assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
-    if found.dtype == np.float32:
-        found, wanted = (np.where(np.isnan(a), np.float32(np.nan), a) for a in (found, wanted))
-        found, wanted = found.view(np.uint32), wanted.view(np.uint32)
-    different = np.argwhere(found != wanted)
-    assert not len(different), f"{len(different)} of {found.size} differ, first {different[0]}"
-
-
-def rows_of_all_kinds(rows: int, k: int, seed: int = 0) -> npt.NDArray[np.float32]:
-    """Rows of very different size, and rows that are zero, tiny, or have NaN or infinity."""
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal((rows, k)) * np.exp(3 * rng.standard_normal((rows, 1)))
-    x = x.astype(np.float32)
-    special = {1: 0.0, 2: 1e-30, 3: 2.0**-90}
-    for row, size in special.items():
-        x[row::9] = x[row::9] * np.float32(0) + np.float32(size)
-    x[4::9, k // 2] = np.nan
-    x[5::9, 0] = np.inf
-    x[6::9, -1] = -np.inf
-    return x
-
-
 @pytest.mark.parametrize("name", FORMATS)
 def test_quantize(gpu: EmulatedGpu, name: str) -> None:
-    fmt = FORMATS[name]
-    for rows, k, group in [
-        (19, 70, None),
-        (10, 1, None),
-        (9, 300, None),
-        (7, 65, 16),
-        (2, 1030, 520),
-    ]:
-        x = rows_of_all_kinds(rows, k)
+    fmt, rng = FORMATS[name], np.random.default_rng(0)
+    sizes = [(19, 70, None), (10, 1, None), (9, 300, None), (7, 65, 16), (2, 1030, 520)]
+    for rows, k, group in sizes:
+        x = rows_of_all_kinds(rows, k, rng)
         for found, wanted in zip(
             gpu.quantize(x, fmt, group), numerics.quantize(x, fmt, group), strict=True
         ):
             assert_same_bits(found, wanted)
 
 
-def test_quantize_under_a_given_scale_and_with_candidates(gpu: EmulatedGpu) -> None:
-    x = rows_of_all_kinds(19, 70)
-    for name, largest in [("int8", 3.0), ("e2m1", 1e-3), ("e4m3", 50.0), ("e3m2", 2.0**-90)]:
-        fmt = FORMATS[name]
-        found = gpu.quantize(x, fmt, largest=largest)
-        for a, b in zip(found, numerics.quantize_static(x, fmt, largest), strict=True):
-            assert_same_bits(a, b)
-    for candidates in ([8.0], [8.0, 6.0, 4.0]):
-        for group in (16, 70, 7):
-            found = gpu.quantize(x, FORMATS["e2m1"], group, candidates=candidates)
-            wanted = numerics.quantize(x, FORMATS["e2m1"], group, candidates)
-            for a, b in zip(found, wanted, strict=True):
-                assert_same_bits(a, b)
+def test_random_quantize(gpu: EmulatedGpu) -> None:
+    for seed in range(30):
+        gpu.seed = seed
+        random_quantize(gpu, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("act", ["int8", "e3m2"])
+@pytest.mark.parametrize("weight", WIDE_WEIGHTS)
+def test_linear_of_integers(gpu: EmulatedGpu, act: str, weight: str) -> None:
+    for sizes, group in [((17, 9, 160), 128), ((5, 130, 70), 32)]:
+        rng = np.random.default_rng(1)
+        linear_case(gpu, rng, FORMATS[act], FORMATS[weight], sizes, group)
+
+
+@pytest.mark.parametrize("sizes", [(129, 129, 290), (128, 128, 512), (33, 1, 1), (1, 257, 1152)])
+def test_tile_edges(gpu: EmulatedGpu, sizes: tuple[int, int, int]) -> None:
+    for group in (32, 128, 2048):
+        linear_case(gpu, np.random.default_rng(2), FORMATS["e2m3"], FORMATS["e2m1"], sizes, group)
+
+
+def test_empty_inputs(gpu: EmulatedGpu) -> None:
+    for sizes in [(0, 5, 32), (5, 0, 32)]:
+        for act in (FORMATS["int8"], None):
+            linear_case(gpu, np.random.default_rng(3), act, FORMATS["e2m1"], sizes, 32)
+
+
+def test_random_linear(gpu: EmulatedGpu) -> None:
+    for seed in range(60):
+        gpu.seed, gpu.alignment = seed, 16 if seed % 4 else 1
+        random_linear(gpu, np.random.default_rng(seed))
+    gpu.alignment = 16

@@ -24,6 +24,43 @@ struct QuantizeArguments {
   float candidates[kMostCandidates];  // largest integers to choose from; one: the format's
 };
 
+// Inputs of a step of linear's fragments: of one mma.
+constexpr int kStep = 32;
+// Channels of a tile, to a multiple of which packed weights are padded.
+constexpr int kTileN = 128;
+
+// numerics.linear and linear_integer: q [m, k] to y [m, n]. Inputs are cut into runs, which are
+// summed before any scale is applied: parts of groups of weights and of groups of activations.
+struct LinearArguments {
+  const void* q;
+  const float* scale;  // of row r, group j: scale[r * scale_stride + j]
+  float* y;
+  const uint8_t* codes;        // see LinearWeights
+  const uint8_t* multipliers;  // null: there are none
+  const void* weight_scale;    // [groups, n_padded]
+  const float* bias;
+  const float* grid;  // grid integers of all codes; of the plain kernel
+  int64_t m, n, n_padded;
+  int64_t scale_stride;
+  int32_t k;
+  int32_t run;         // inputs of a run, the last may be shorter
+  int32_t scale_runs;  // runs of a group of weights
+  int32_t act_runs;    // runs of a group of activations
+  // Of the kernels of fragments: inputs are padded to whole steps, run by run.
+  int32_t steps, run_steps;
+  int32_t multiplier_steps;  // of a group that has a multiplier
+  uint32_t low, high;        // magnitudes of the codes 0 to 3 and 4 to 7, a byte each
+  // Of the plain kernel: bytes of a row of codes and of multipliers, inputs of a multiplier, inputs
+  // that have codes rather than signs, bits of a code, the code of -1.
+  int32_t row_bytes, multiplier_bytes, multiplier_group, wide;
+  int32_t code_bits, minus_one;
+  uint8_t scale_is_half;
+  uint8_t several;     // scales a row
+  uint8_t plain;       // y = scale * sum + bias, rounded twice, in place of fma
+  uint8_t short_sums;  // are below 2^22
+  uint8_t aligned;     // rows and runs of q are whole pieces of 16 bytes
+};
+
 }  // namespace fp4dit::gpu
 
 #endif  // FP4DIT_GPU_ARGUMENTS_H_

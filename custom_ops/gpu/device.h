@@ -15,6 +15,7 @@
 #define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
 #define DEVICE __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")
 
 struct alignas(16) Word4 {
   uint32_t word[4];
@@ -43,16 +44,16 @@ DEVICE float Div(float a, float b) { return __fdiv_rn(a, b); }
 DEVICE float ToFloat(int32_t v) { return __int2float_rn(v); }
 DEVICE float AsFloat(uint32_t v) { return __uint_as_float(v); }
 DEVICE uint32_t AsBits(float v) { return __float_as_uint(v); }
-// Four bytes of the eight of a (0 to 3) and b (4 to 7), one chosen by each nibble of `select`; that
-// nibble's highest bit asks for the byte's sign, eight times.
-DEVICE uint32_t Permute(uint32_t a, uint32_t b, uint32_t select) {
-#if defined(__CUDA_ARCH__)
-  uint32_t r;
-  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(select));
+// The float of the bits of a float16.
+DEVICE float HalfToFloat(uint16_t bits) {
+  float r;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(bits));
   return r;
-#else
-  return 0;
-#endif
+}
+// Four bytes of the eight of a (0 to 3) and b (4 to 7), chosen by the lower four nibbles of
+// `select`, 0 to 7 each.
+DEVICE uint32_t Permute(uint32_t a, uint32_t b, uint32_t select) {
+  return __byte_perm(a, b, select);
 }
 
 // Copies 16 bytes to shared memory, or zeros if not `live`; both ends aligned to 16. They have

@@ -11,17 +11,23 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.formats import FloatArray, FloatFormat
 
 SOURCE = Path(__file__).resolve().parents[2] / "custom_ops"
 FLAGS = ("-std=c++17", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-ffp-contract=off")
+
+# What the host side of operators needs beside its own files.
+HOST = ("core/formats.cc", "cpu/packing/packed_weights.cc")
+LARGEST = ctypes.c_size_t(-1).value
+ACTS = (np.int8, np.int16, np.float32)
 
 
 def compile_kernels(library: Path, source: Path = SOURCE) -> Path:
     """Builds `library` from the sources of custom_ops in `source`."""
     files = [*source.glob("gpu/*.cc"), *source.glob("gpu/emulation/*.cc")]
     command = ["c++", *FLAGS, "-fno-exceptions", "-fPIC", "-shared", f"-I{source}", "-o"]
-    command += [str(library), *map(str, sorted(files)), str(source / "core/formats.cc")]
+    command += [str(library), *map(str, sorted(files)), *(str(source / name) for name in HOST)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return library
@@ -100,3 +106,45 @@ class EmulatedGpu:
             scale,
         )
         return q.array.copy(), scale.array.copy()
+
+    def linear(
+        self,
+        q: npt.NDArray[np.generic],
+        scale: FloatArray,
+        codes: npt.NDArray[np.uint8],
+        fmt: FloatFormat,
+        weight_scale: npt.NDArray[np.floating],
+        bias: FloatArray,
+        group_size: int,
+        *,
+        act_group_size: int | None = None,
+        multipliers: npt.NDArray[np.uint8] | None = None,
+        wide: int | None = None,
+    ) -> FloatArray:
+        """Products [M, N] of q [M, K], scale [M or 1, J] and codes [N, K] of `fmt`.
+
+        With multipliers [N, G] (0 to 15) it is `numerics.linear_integer`, and weight_scale is [N];
+        else `numerics.linear`, and weight_scale is [N, G]. `wide` is that of `numerics.pack`.
+        """
+        (m, k), n = q.shape, len(codes)
+        y = self._place(np.full((m, n), 77, np.float32))
+        packed = None if multipliers is None else self._place(numerics.pack(multipliers, 4))
+        self._call(
+            "fp4dit_test_linear",
+            fmt.name.encode(),
+            *map(ctypes.c_size_t, (n, k, min(group_size, k))),
+            self._place(numerics.pack(codes, fmt.storage_bits, wide)),
+            self._place(weight_scale),
+            ctypes.c_int(weight_scale.dtype == np.float16),
+            self._place(bias),
+            packed,
+            ctypes.c_size_t(act_group_size or LARGEST),
+            ctypes.c_size_t(LARGEST if wide is None else wide),
+            ctypes.c_int(ACTS.index(q.dtype.type)),
+            self._place(q),
+            self._place(scale),
+            ctypes.c_size_t(0 if len(scale) == 1 else scale.shape[1]),
+            ctypes.c_size_t(m),
+            y,
+        )
+        return y.array.copy()

@@ -23,17 +23,6 @@ uint16_t FloatToBfloat(float exact) {
   return static_cast<uint16_t>(bits >> 16);
 }
 
-uint8_t CodeAt(const WeightSource& source, size_t n, size_t k) {
-  const uint8_t* row = source.codes + n * source.row_bytes();
-  if (k >= source.wide) {
-    const size_t bit = k - source.wide;
-    const bool negative = (row[source.wide / 2 + bit / 8] >> bit % 8 & 1) != 0;
-    return static_cast<uint8_t>(negative ? source.format->code_count() / 2 + 1 : 1);
-  }
-  if (source.format->storage_bits == 8) return row[k];
-  return k % 2 == 0 ? row[k / 2] & 15 : static_cast<uint8_t>(row[k / 2] >> 4);
-}
-
 }  // namespace
 
 AlignedBuffer::~AlignedBuffer() { ::operator delete(data_, kAlignment); }
@@ -104,6 +93,17 @@ float HalfToFloat(uint16_t half) {
   return magnitude;
 }
 
+uint8_t WeightSource::Code(size_t row, size_t input) const {
+  const uint8_t* stored = codes + row * row_bytes();
+  if (input >= wide) {
+    const size_t bit = input - wide;
+    const bool negative = (stored[wide / 2 + bit / 8] >> bit % 8 & 1) != 0;
+    return static_cast<uint8_t>(negative ? format->code_count() / 2 + 1 : 1);
+  }
+  if (format->storage_bits == 8) return stored[input];
+  return input % 2 == 0 ? stored[input / 2] & 15 : static_cast<uint8_t>(stored[input / 2] >> 4);
+}
+
 int32_t WeightSource::LargestMultiplier() const {
   int32_t largest = 0;
   for (size_t row = 0; row < n; ++row) {
@@ -168,7 +168,7 @@ void PackedWeights::PackPanel(const WeightSource& source, size_t panel, uint8_t*
       uint8_t codes[kMaxBlock] = {};
       for (size_t n = 0; n < channels; ++n) {
         for (size_t i = 0; i < unit && k + i < end; ++i) {
-          codes[n * unit + i] = CodeAt(source, first + n, k + i);
+          codes[n * unit + i] = source.Code(first + n, k + i);
           if (!multiplied) continue;
           factors[n * unit + i] =
               static_cast<uint8_t>(source.Multiplier(first + n, (k + i) / source.group_size));

@@ -68,6 +68,8 @@ struct WeightSource {
   // Inputs that share a scale of a channel, and that are summed before any scale is applied.
   size_t scale_group() const { return multipliers != nullptr ? k : group_size; }
   size_t run() const { return scale_group() < act_group ? scale_group() : act_group; }
+  // Code of channel `row` and input `input`.
+  uint8_t Code(size_t row, size_t input) const;
   // Multiplier of channel `row` in group `group`.
   int32_t Multiplier(size_t row, size_t group) const {
     return multipliers[row * ((groups() + 1) / 2) + group / 2] >> (group % 2 * 4) & 15;

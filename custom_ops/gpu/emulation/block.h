@@ -18,6 +18,7 @@
 #define KERNEL(threads) extern "C" void
 #define DEVICE inline
 #define UNROLL
+#define ROLLED
 
 struct alignas(16) Word4 {
   uint32_t word[4];
@@ -270,14 +271,20 @@ inline uint32_t AsBits(float v) {
   std::memcpy(&bits, &v, sizeof(bits));
   return bits;
 }
+inline float HalfToFloat(uint16_t bits) {
+  const uint32_t magnitude = bits & 0x7fffu;
+  // Subnormal or not, a half's bits are a float's that is 2^112 times too small.
+  const float value = magnitude >= 0x7c00 ? AsFloat(0x7f800000u | magnitude << 13)
+                                          : AsFloat(magnitude << 13) * 0x1p112f;
+  return bits & 0x8000 ? -value : value;
+}
 inline uint32_t Permute(uint32_t a, uint32_t b, uint32_t select) {
   const uint64_t both = a | static_cast<uint64_t>(b) << 32;
+  if ((select & 0x8888) != 0)
+    fp4dit::emulation::current->Fail("a permutation of more than 8 bytes");
   uint32_t r = 0;
   for (int i = 0; i < 4; ++i) {
-    const uint32_t nibble = select >> (4 * i) & 15;
-    uint32_t byte = static_cast<uint32_t>(both >> (8 * (nibble & 7))) & 255;
-    if (nibble & 8) byte = byte & 128 ? 255 : 0;
-    r |= byte << (8 * i);
+    r |= (static_cast<uint32_t>(both >> (8 * (select >> (4 * i) & 7))) & 255) << (8 * i);
   }
   return r;
 }

@@ -1,6 +1,7 @@
 // What the tests call: an operator's host side, then its kernels, emulated.
 
 #include "gpu/emulation/emulate.h"
+#include "gpu/linear.h"
 #include "gpu/quantize.h"
 
 namespace {
@@ -35,6 +36,21 @@ const char* fp4dit_test_quantize(const char* format, size_t rows, size_t k, size
   call.q = q;
   call.scale = scale;
   return Emulate(PlanQuantize(call), seed);
+}
+
+// `act` is an IntegerType; `multipliers` may be null, and `act_group`, `wide` the largest size.
+const char* fp4dit_test_linear(const char* format, size_t n, size_t k, size_t group_size,
+                               const uint8_t* codes, const void* scales, int scales_are_half,
+                               const float* bias, const uint8_t* multipliers, size_t act_group,
+                               size_t wide, int act, const void* q, const float* scale,
+                               size_t scale_stride, size_t rows, float* y, uint32_t seed) {
+  const WeightSource source = {FindFormat(format),   n,    k,           group_size, codes, scales,
+                               scales_are_half != 0, bias, multipliers, act_group,  wide};
+  LinearWeights weights;
+  if (weights.Pack(source, static_cast<IntegerType>(act)) != PackResult::kDone) {
+    return "the weights cannot be packed";
+  }
+  return Emulate(weights.Plan({q, scale, scale_stride, rows, y, weights.bytes()}), seed);
 }
 
 }  // extern "C"

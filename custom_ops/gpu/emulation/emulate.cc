@@ -2,7 +2,8 @@
 
 #include <cstring>
 
-// Kernels call fma, and are called by name.
+#include "gpu/kernels/linear.cu"
+#include "gpu/kernels/linear_plain.cu"
 #include "gpu/kernels/quantize.cu"
 
 namespace {

@@ -1,0 +1,450 @@
+// FpLinear, FpLinearInteger and FpLinearSigns where weights are int8 and activations int8 or int16:
+// tensor cores. numerics.linear and linear_integer are the definitions.
+//
+// A block of 8 warps makes a tile of y. Four steps of 32 inputs are staged at a time, three stages
+// ahead; a run of inputs is summed exactly, then folded into float sums under its scales. Weights
+// come from global memory as fragments of the mma, eight codes a word, and are decoded in
+// registers.
+
+#include "gpu/arguments.h"
+#include "gpu/device.h"
+
+namespace linear {
+
+using fp4dit::gpu::kStep;
+using fp4dit::gpu::kTileN;
+using fp4dit::gpu::LinearArguments;
+
+constexpr int kThreads = 256;
+constexpr int kStages = 3;
+constexpr int kStageSteps = 4;
+// 1.5 * 2^23, whose float's last bits are an integer's: sums that start from these bits are floats.
+constexpr int32_t kMagicBits = 0x4B400000;
+constexpr float kMagic = 12582912.0f;
+
+enum Storage { kCodes, kMultiplied, kBytes };
+
+template <typename Act_, Storage kStorage_, bool kSeveral_, int kRows_>
+struct Config {
+  using Act = Act_;
+  static constexpr Storage kStorage = kStorage_;
+  static constexpr bool kSeveral = kSeveral_;  // scales a row
+  static constexpr int kRows = kRows_;         // of the block's tile
+  static constexpr int kPlanes = static_cast<int>(sizeof(Act));
+  static constexpr int kWarpsM = kRows == 16 ? 1 : 2;
+  static constexpr int kWarpsN = 8 / kWarpsM;
+  static constexpr int kTilesM = kRows / kWarpsM / 16;  // of a warp
+  static constexpr int kTilesN = kTileN / kWarpsN / 8;  // of a warp
+  static constexpr int kRowBytes = kStageSteps * kStep * kPlanes;
+  static constexpr int kRowPieces = kRowBytes / 16;
+  static constexpr int kStageBytes = kRows * kRowBytes;
+  static constexpr int kWords = kStorage == kBytes ? 2 : 1;  // Word4 of a lane, tile and stage
+};
+
+// 16-byte piece `piece` of a row of a stage: eight rows' like pieces are in different banks.
+template <typename C>
+DEVICE uint8_t* Piece(uint8_t* stage, int row, int piece) {
+  return stage + row * C::kRowBytes + ((piece ^ (row & 7)) << 4);
+}
+
+// Magnitudes of codes 0 to 7, a byte each.
+struct Table {
+  uint32_t low, high;
+};
+
+// Eight codes to the bytes of a lane's fragment: the lower four nibbles to b[0]. No code of zero
+// has a sign: minus a magnitude is its complement and 1, and no byte carries.
+DEVICE void Decode(uint32_t codes, const Table& table, uint32_t (&b)[2]) {
+  const uint32_t index = codes & 0x77777777u;
+  const uint32_t sign = codes >> 1 & 0x44444444u;
+  UNROLL for (int i = 0; i < 2; ++i) {
+    const uint32_t minus = Permute(0, ~0u, sign >> (16 * i) & 0xffffu);
+    const uint32_t magnitude = Permute(table.low, table.high, index >> (16 * i) & 0xffffu);
+    b[i] = (magnitude ^ minus) + (minus & 0x01010101u);
+  }
+}
+
+DEVICE float WeightScale(const LinearArguments& a, int64_t group, int64_t channel) {
+  const int64_t at = group * a.n_padded + channel;
+  if (a.scale_is_half != 0) return HalfToFloat(static_cast<const uint16_t*>(a.weight_scale)[at]);
+  return static_cast<const float*>(a.weight_scale)[at];
+}
+
+// Where a step of padded inputs comes from.
+struct Source {
+  int32_t first, end;  // inputs: those from `end` on are zeros
+};
+
+DEVICE Source SourceOf(const LinearArguments& a, int step) {
+  const int run = step / a.run_steps * a.run;
+  const int end = a.k - run < a.run ? a.k : run + a.run;
+  return {run + step % a.run_steps * kStep, step < a.steps ? end : 0};
+}
+
+// Sixteen bytes of a row of q, of which only `count` inputs may be read.
+template <typename Act>
+DEVICE Word4 ReadInputs(const Act* from, int count) {
+  Word4 r = {};
+  UNROLL for (int i = 0; i < 16 / static_cast<int>(sizeof(Act)); ++i) {
+    if (i >= count) continue;
+    const uint32_t bits = static_cast<uint32_t>(from[i]) & (sizeof(Act) == 1 ? 0xffu : 0xffffu);
+    r.word[i * static_cast<int>(sizeof(Act)) / 4] |= bits << (8 * (i * sizeof(Act) % 4));
+  }
+  return r;
+}
+
+// Starts to copy stage `index` of the block's rows; stages beyond the last are empty.
+template <typename C>
+DEVICE void Stage(const LinearArguments& a, int64_t first_row, int index) {
+  using Act = typename C::Act;
+  constexpr int kPieceInputs = 16 / C::kPlanes;
+  constexpr int kStepPieces = kStep / kPieceInputs;
+  if (index * kStageSteps < a.steps) {
+    uint8_t* const to = Shared() + index % kStages * C::kStageBytes;
+    const int piece = Thread() % C::kRowPieces;  // the same in all rounds
+    const Source source = SourceOf(a, index * kStageSteps + piece / kStepPieces);
+    const int column = source.first + piece % kStepPieces * kPieceInputs;
+    const int left = source.end - column;
+    const int count = left < 0 ? 0 : left < kPieceInputs ? left : kPieceInputs;
+    const Act* const q = static_cast<const Act*>(a.q) + column;
+    const auto live = [&](int row) { return count > 0 && first_row + row < a.m; };
+    const auto from = [&](int row) { return q + (live(row) ? first_row + row : 0) * a.k; };
+    constexpr int kRound = kThreads / C::kRowPieces;
+    const int first = Thread() / C::kRowPieces;
+    if (a.aligned != 0) {
+      UNROLL for (int row = first; row < C::kRows; row += kRound) {
+        CopyAsync16(Piece<C>(to, row, piece), live(row) ? from(row) : a.q, live(row));
+      }
+    } else {
+      ROLLED for (int row = first; row < C::kRows; row += kRound) {
+        *reinterpret_cast<Word4*>(Piece<C>(to, row, piece)) =
+            ReadInputs(from(row), live(row) ? count : 0);
+      }
+    }
+  }
+  CommitCopies();
+}
+
+// Fragments of activations of a step: of int16 first the low bytes, then the high ones. Those take
+// inputs in the order that 16-bit fragments have them, and so do their weights.
+template <typename C>
+DEVICE void LoadActivations(uint8_t* stage, int row, int step, uint32_t (&a)[C::kPlanes][4]) {
+  const int lane = Thread() % 32;
+  if constexpr (C::kPlanes == 1) {
+    LoadMatrices(Piece<C>(stage, row + lane % 16, step * 2 + lane / 16), a[0]);
+  } else {
+    UNROLL for (int half = 0; half < 2; ++half) {
+      uint32_t wide[4];
+      LoadMatrices(Piece<C>(stage, row + lane % 16, step * 4 + half * 2 + lane / 16), wide);
+      UNROLL for (int i = 0; i < 2; ++i) {
+        a[0][half * 2 + i] = Permute(wide[i], wide[i + 2], 0x6420);
+        a[1][half * 2 + i] = Permute(wide[i], wide[i + 2], 0x7531);
+      }
+    }
+  }
+}
+
+// What a warp sums: [planes] exact sums of a run, sums of a group of weights where a row has
+// several scales, and y before the row's scale.
+template <typename C>
+struct Sums {
+  int32_t run[C::kPlanes][C::kTilesM][C::kTilesN][4];
+  float group[C::kSeveral ? C::kTilesM : 1][C::kTilesN][4];
+  float y[C::kTilesM][C::kTilesN][4];
+};
+
+// Where a warp's sums are: element e of tile (i, j).
+template <typename C>
+struct Place {
+  int64_t first_row, first_column;
+  int lane;
+  DEVICE int64_t Row(int i, int e) const { return first_row + i * 16 + e / 2 * 8 + lane / 4; }
+  DEVICE int64_t Column(int j, int e) const { return first_column + j * 8 + lane % 4 * 2 + e % 2; }
+};
+
+// Counts runs, and the groups that they belong to.
+struct Runs {
+  int32_t step_left, scale_left, act_left;
+  int32_t scale_group = 0, act_group = 0;
+
+  DEVICE explicit Runs(const LinearArguments& a)
+      : step_left(a.run_steps), scale_left(a.scale_runs), act_left(a.act_runs) {}
+  DEVICE void Next(const LinearArguments& a) {
+    step_left = a.run_steps;
+    if (--scale_left == 0) {
+      scale_left = a.scale_runs;
+      ++scale_group;
+    }
+    if (--act_left == 0) {
+      act_left = a.act_runs;
+      ++act_group;
+    }
+  }
+};
+
+template <typename C>
+DEVICE void StartRun(const LinearArguments& a, Sums<C>& sums) {
+  const int32_t start = C::kPlanes == 1 && a.short_sums != 0 ? kMagicBits : 0;
+  UNROLL for (int p = 0; p < C::kPlanes; ++p) {
+    UNROLL for (int i = 0; i < C::kTilesM; ++i) {
+      UNROLL for (int j = 0; j < C::kTilesN; ++j) {
+        UNROLL for (int e = 0; e < 4; ++e) sums.run[p][i][j][e] = start;
+      }
+    }
+  }
+}
+
+// Makes the exact sums of a run floats, which stay in sums.run[0].
+template <bool kShort, typename C>
+DEVICE void ConvertRun(Sums<C>& sums) {
+  UNROLL for (int i = 0; i < C::kTilesM; ++i) {
+    UNROLL for (int j = 0; j < C::kTilesN; ++j) {
+      UNROLL for (int e = 0; e < 4; ++e) {
+        auto sum = static_cast<uint32_t>(sums.run[0][i][j][e]);
+        if constexpr (C::kPlanes == 2) sum += static_cast<uint32_t>(sums.run[1][i][j][e]) << 8;
+        const float converted =
+            kShort ? Sub(AsFloat(sum), kMagic) : ToFloat(static_cast<int32_t>(sum));
+        sums.run[0][i][j][e] = static_cast<int32_t>(AsBits(converted));
+      }
+    }
+  }
+}
+
+template <typename C>
+DEVICE float RunSum(const Sums<C>& sums, int i, int j, int e) {
+  return AsFloat(static_cast<uint32_t>(sums.run[0][i][j][e]));
+}
+
+// The last of `runs` steps is done; `last` of all.
+template <typename C>
+DEVICE void FoldRun(const LinearArguments& a, const Runs& runs, bool last, const Place<C>& place,
+                    Sums<C>& sums) {
+  if (C::kPlanes == 1 && a.short_sums != 0) {
+    ConvertRun<true>(sums);
+  } else {
+    ConvertRun<false>(sums);
+  }
+  if constexpr (C::kSeveral) {
+    UNROLL for (int i = 0; i < C::kTilesM; ++i) {
+      UNROLL for (int half = 0; half < 2; ++half) {
+        const int64_t row = place.Row(i, half * 2);
+        const float scale = row < a.m ? a.scale[row * a.scale_stride + runs.act_group] : 0.0f;
+        UNROLL for (int j = 0; j < C::kTilesN; ++j) {
+          UNROLL for (int e = half * 2; e < half * 2 + 2; ++e) {
+            float& group = sums.group[i][j][e];
+            group = Fma(scale, RunSum(sums, i, j, e), group);
+          }
+        }
+      }
+    }
+    if (runs.scale_left > 1 && !last) return;
+  }
+  UNROLL for (int j = 0; j < C::kTilesN; ++j) {
+    const float scale[2] = {WeightScale(a, runs.scale_group, place.Column(j, 0)),
+                            WeightScale(a, runs.scale_group, place.Column(j, 1))};
+    UNROLL for (int i = 0; i < C::kTilesM; ++i) {
+      UNROLL for (int e = 0; e < 4; ++e) {
+        float part;
+        if constexpr (C::kSeveral) {
+          part = sums.group[i][j][e];
+          sums.group[i][j][e] = 0.0f;
+        } else {
+          part = RunSum(sums, i, j, e);
+        }
+        sums.y[i][j][e] = Fma(scale[e % 2], part, sums.y[i][j][e]);
+      }
+    }
+  }
+}
+
+// Folds the run if it has ended.
+template <typename C>
+DEVICE void EndSteps(const LinearArguments& a, bool last, const Place<C>& place, Runs& runs,
+                     Sums<C>& sums) {
+  if (runs.step_left > 0 && !last) return;
+  FoldRun(a, runs, last, place, sums);
+  StartRun(a, sums);
+  runs.Next(a);
+}
+
+template <typename C>
+DEVICE void StartSums(const LinearArguments& a, const Place<C>& place, Sums<C>& sums) {
+  UNROLL for (int i = 0; i < C::kTilesM; ++i) {
+    UNROLL for (int j = 0; j < C::kTilesN; ++j) {
+      UNROLL for (int e = 0; e < 4; ++e) {
+        sums.y[i][j][e] = 0.0f;
+        if constexpr (C::kSeveral) {
+          const int64_t column = place.Column(j, e);
+          sums.group[i][j][e] = 0.0f;
+          sums.y[i][j][e] = column < a.n ? a.bias[column] : 0.0f;
+        }
+      }
+    }
+  }
+}
+
+template <typename C>
+DEVICE void StoreSums(const LinearArguments& a, const Place<C>& place, const Sums<C>& sums) {
+  UNROLL for (int i = 0; i < C::kTilesM; ++i) {
+    UNROLL for (int half = 0; half < 2; ++half) {
+      const int64_t row = place.Row(i, half * 2);
+      if (row >= a.m) continue;
+      const float scale = C::kSeveral ? 1.0f : a.scale[row * a.scale_stride];
+      UNROLL for (int j = 0; j < C::kTilesN; ++j) {
+        UNROLL for (int e = 0; e < 2; ++e) {
+          const int64_t column = place.Column(j, e);
+          if (column >= a.n) continue;
+          float y = sums.y[i][j][half * 2 + e];
+          if constexpr (!C::kSeveral) {
+            const float bias = a.bias[column];
+            y = a.plain != 0 ? Add(Mul(scale, y), bias) : Fma(scale, y, bias);
+          }
+          a.y[row * a.n + column] = y;
+        }
+      }
+    }
+  }
+}
+
+// The weights of a warp's columns: a stage's words, and the tables that decode them.
+template <typename C>
+struct Weights {
+  const Word4* at;
+  int64_t stage_words;
+  Word4 words[C::kTilesN][C::kWords], next[C::kTilesN][C::kWords];
+  Table table[C::kStorage == kMultiplied ? C::kTilesN : 1];
+  int multiplier_left = 0;
+  const uint8_t* multipliers;  // of the next group
+
+  DEVICE Weights(const LinearArguments& a, const Place<C>& place) {
+    const int64_t tile = place.first_column / 8;
+    at = reinterpret_cast<const Word4*>(a.codes) + tile * C::kWords * 32 + place.lane;
+    stage_words = a.n_padded / 8 * C::kWords * 32;
+    table[0] = {a.low, a.high};
+    multipliers = a.multipliers + (C::kStorage == kMultiplied ? place.first_column : 0);
+    Load();
+  }
+  // The next stage, which `Take` makes the present one.
+  DEVICE void Load() {
+    UNROLL for (int j = 0; j < C::kTilesN; ++j) {
+      UNROLL for (int w = 0; w < C::kWords; ++w) next[j][w] = at[(j * C::kWords + w) * 32];
+    }
+    at += stage_words;
+  }
+  DEVICE void Take() {
+    UNROLL for (int j = 0; j < C::kTilesN; ++j) {
+      UNROLL for (int w = 0; w < C::kWords; ++w) words[j][w] = next[j][w];
+    }
+  }
+  DEVICE void NextStep(const LinearArguments& a, int lane) {
+    if constexpr (C::kStorage == kMultiplied) {
+      if (--multiplier_left > 0) return;
+      multiplier_left = a.multiplier_steps;
+      UNROLL for (int j = 0; j < C::kTilesN; ++j) {
+        const uint32_t multiplier = multipliers[j * 8 + lane / 4];
+        table[j] = {a.low * multiplier, a.high * multiplier};  // each byte is at most 127
+      }
+      multipliers += a.n_padded;
+    }
+  }
+  DEVICE void Fragment(int j, int step, uint32_t (&b)[2]) const {
+    if constexpr (C::kStorage == kBytes) {
+      const Word4& two = step < 2 ? words[j][0] : words[j][1];
+      b[0] = step % 2 == 0 ? two.word[0] : two.word[2];
+      b[1] = step % 2 == 0 ? two.word[1] : two.word[3];
+    } else {
+      // Not indexed: registers have no addresses.
+      const uint32_t (&word)[4] = words[j][0].word;
+      const uint32_t codes =
+          step < 2 ? (step == 0 ? word[0] : word[1]) : (step == 2 ? word[2] : word[3]);
+      Decode(codes, table[C::kStorage == kMultiplied ? j : 0], b);
+    }
+  }
+};
+
+template <typename C>
+DEVICE void MultiplyStep(uint8_t* stage, int first_row, int step, const Weights<C>& weights,
+                         Sums<C>& sums) {
+  uint32_t b[C::kTilesN][2];
+  UNROLL for (int j = 0; j < C::kTilesN; ++j) weights.Fragment(j, step, b[j]);
+  UNROLL for (int i = 0; i < C::kTilesM; ++i) {
+    uint32_t a[C::kPlanes][4];
+    LoadActivations<C>(stage, first_row + i * 16, step, a);
+    UNROLL for (int j = 0; j < C::kTilesN; ++j) {
+      if constexpr (C::kPlanes == 1) {
+        Mma(sums.run[0][i][j], a[0], b[j]);
+      } else {
+        MmaUnsigned(sums.run[0][i][j], a[0], b[j]);
+        Mma(sums.run[1][i][j], a[1], b[j]);
+      }
+    }
+  }
+}
+
+template <typename C>
+DEVICE void Run(const LinearArguments& a) {
+  const int64_t tiles_n = a.n_padded / kTileN;
+  const int64_t first_row = Block() / tiles_n * C::kRows;
+  const int warp = Thread() / 32;
+  const int warp_row = warp / C::kWarpsN * C::kTilesM * 16;
+  Place<C> place;
+  place.lane = Thread() % 32;
+  place.first_row = first_row + warp_row;
+  place.first_column = Block() % tiles_n * kTileN + warp % C::kWarpsN * C::kTilesN * 8;
+  const int stages = (a.steps + kStageSteps - 1) / kStageSteps;
+  Weights<C> weights(a, place);
+  Sums<C> sums;
+  StartSums(a, place, sums);
+  StartRun(a, sums);
+  Runs runs(a);
+  // Runs whose steps are whole stages end with one; others may end with any step.
+  const bool whole = a.run_steps % kStageSteps == 0;
+  ROLLED for (int s = 1 - kStages; s < stages; ++s) {
+    if (s >= 0) {
+      WaitCopies<kStages - 2>();
+      Sync();
+    }
+    Stage<C>(a, first_row, s + kStages - 1);
+    if (s < 0) continue;
+    weights.Take();
+    if (s + 1 < stages) weights.Load();
+    uint8_t* const stage = Shared() + s % kStages * C::kStageBytes;
+    const int left = a.steps - s * kStageSteps;
+    if (whole && left >= kStageSteps) {
+      UNROLL for (int step = 0; step < kStageSteps; ++step) {
+        weights.NextStep(a, place.lane);
+        MultiplyStep(stage, warp_row, step, weights, sums);
+      }
+      runs.step_left -= kStageSteps;
+      EndSteps(a, left == kStageSteps, place, runs, sums);
+    } else {
+      ROLLED for (int step = 0; step < kStageSteps && step < left; ++step) {
+        weights.NextStep(a, place.lane);
+        MultiplyStep(stage, warp_row, step, weights, sums);
+        --runs.step_left;
+        EndSteps(a, left == step + 1, place, runs, sums);
+      }
+    }
+  }
+  StoreSums(a, place, sums);
+}
+
+}  // namespace linear
+
+#define FP4DIT_LINEAR(name, act, storage, several, rows)                 \
+  KERNEL(256) name(fp4dit::gpu::LinearArguments a) {                     \
+    linear::Run<linear::Config<act, linear::storage, several, rows>>(a); \
+  }
+FP4DIT_LINEAR(fp4dit_linear_int8_codes_128, int8_t, kCodes, false, 128)
+FP4DIT_LINEAR(fp4dit_linear_int8_codes_16, int8_t, kCodes, false, 16)
+FP4DIT_LINEAR(fp4dit_linear_int8_codes_several, int8_t, kCodes, true, 64)
+FP4DIT_LINEAR(fp4dit_linear_int8_multiplied_128, int8_t, kMultiplied, false, 128)
+FP4DIT_LINEAR(fp4dit_linear_int8_multiplied_16, int8_t, kMultiplied, false, 16)
+FP4DIT_LINEAR(fp4dit_linear_int8_multiplied_several, int8_t, kMultiplied, true, 64)
+FP4DIT_LINEAR(fp4dit_linear_int8_bytes_128, int8_t, kBytes, false, 128)
+FP4DIT_LINEAR(fp4dit_linear_int8_bytes_16, int8_t, kBytes, false, 16)
+FP4DIT_LINEAR(fp4dit_linear_int8_bytes_several, int8_t, kBytes, true, 64)
+FP4DIT_LINEAR(fp4dit_linear_int16_codes_64, int16_t, kCodes, false, 64)
+FP4DIT_LINEAR(fp4dit_linear_int16_codes_several, int16_t, kCodes, true, 64)
+FP4DIT_LINEAR(fp4dit_linear_int16_bytes_64, int16_t, kBytes, false, 64)
+FP4DIT_LINEAR(fp4dit_linear_int16_bytes_several, int16_t, kBytes, true, 64)

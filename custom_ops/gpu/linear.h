@@ -1,0 +1,64 @@
+// How FpLinear, FpLinearInteger and FpLinearSigns run on a GPU.
+
+#ifndef FP4DIT_GPU_LINEAR_H_
+#define FP4DIT_GPU_LINEAR_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/kernels/kernels.h"
+#include "cpu/packing/packed_weights.h"
+#include "gpu/arguments.h"
+#include "gpu/launch.h"
+
+namespace fp4dit::gpu {
+
+// Rows of activations and where their products go, on the device.
+struct LinearCall {
+  const void* q;  // [rows, k]
+  const float* scale;
+  size_t scale_stride;  // of rows: 0, or the scales of one
+  size_t rows;
+  float* y;                // [rows, n]
+  const uint8_t* weights;  // the copy of LinearWeights' bytes
+};
+
+// The weights of a linear as the kernels read them: one block of bytes, to be copied once to memory
+// of the device that is aligned to 256.
+//
+// Where the tensor cores take weights and activations, weights are fragments: of each stage of four
+// steps and each eight channels, 16 bytes a lane that hold its codes of the four steps (or twice 16
+// that hold bytes). Else codes are as the model has them.
+class LinearWeights {
+ public:
+  // `source` has passed the checks of the CPU's operator; `act` is the type of activations.
+  PackResult Pack(const WeightSource& source, IntegerType act);
+  const uint8_t* bytes() const { return bytes_.data(); }
+  size_t size() const { return size_; }
+  size_t n() const { return static_cast<size_t>(arguments_.n); }
+  // Once they are on the device the host needs them no more.
+  void Release() { bytes_.Allocate(0); }
+
+  Launch Plan(const LinearCall& call) const;
+
+ private:
+  // The parts of the block, by offset.
+  enum Part { kCodesPart, kMultipliersPart, kScalesPart, kBiasPart, kGridPart, kParts };
+
+  bool ChooseFragments(const WeightSource& source);
+  void PackFragments(const WeightSource& source);
+  void PackFragmentMultipliers(const WeightSource& source);
+  void PackScales(const WeightSource& source);
+  uint8_t* At(Part part) { return bytes_.data() + offsets_[part]; }
+
+  AlignedBuffer bytes_;
+  size_t size_ = 0;
+  size_t offsets_[kParts + 1] = {};
+  IntegerType act_ = kInt8Type;
+  const char* storage_ = nullptr;  // of fragments, as kernels' names have it; null: plain
+  LinearArguments arguments_ = {};
+};
+
+}  // namespace fp4dit::gpu
+
+#endif  // FP4DIT_GPU_LINEAR_H_
