@@ -8,14 +8,14 @@ PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip --disable-p
 
 # What the installed package is made of: when one of these changes, it is installed anew.
 SOURCES := $(shell find fp4dit_onnx passes calibration custom_ops -type f \
-	-not -path '*/__pycache__/*' -not -name '*.pyc' -not -path '*/web/vendor/*')
+	-not -path '*/__pycache__/*' -not -name '*.pyc' -not -path '*/web/vendor/*' -not -name images.inc)
 
 # What tools/vendor_web.py brings for the page of  fp4dit-onnx serve.
 WEB := fp4dit_onnx/web/vendor/stamp.json
 WHEEL := $(PIP) wheel --quiet --no-deps --no-build-isolation .
 ON_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help demo test lint docs wheel wheel-aarch64 install web clean
+.PHONY: help demo test lint docs wheel wheel-aarch64 install web gpu clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -34,12 +34,12 @@ docs: install  ## this documentation as a web site: build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "build/site/index.html"
 
-wheel: web  ## dist/: a wheel that installs on any Linux of this processor without a compiler
+wheel: web gpu  ## dist/: a wheel that installs on any Linux of this processor without a compiler
 	@rm -rf build/wheel
 	@$(ON_PATH) $(WHEEL) --wheel-dir build/wheel
 	@$(ON_PATH) auditwheel repair --wheel-dir dist build/wheel/*.whl
 
-wheel-aarch64: web  ## the same for aarch64, with Debian's g++-aarch64-linux-gnu
+wheel-aarch64: web gpu  ## the same for aarch64, with Debian's g++-aarch64-linux-gnu
 	@rm -rf build/wheel-aarch64
 	@$(ON_PATH) _PYTHON_HOST_PLATFORM=linux-aarch64 \
 	  CMAKE_ARGS="-DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/custom_ops/toolchains/aarch64-linux-gnu.cmake" \
@@ -70,5 +70,8 @@ web: install
 	@$(ON_PATH) $(BIN)/python tools/vendor_web.py
 	@test $(VENV)/.installed -nt $(WEB) || { rm $(VENV)/.installed && $(MAKE) install; }
 
+gpu: install  ## the CUDA kernels, compiled for the next installation or wheel: neither CUDA nor a GPU is needed
+	@$(BIN)/python -P tools/build_gpu.py
+
 clean:  ## remove what make made
-	rm -rf $(VENV) build dist $(DEMO) fp4dit_onnx/web/vendor .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf custom_ops/gpu/driver/images.inc $(VENV) build dist $(DEMO) fp4dit_onnx/web/vendor .mypy_cache .pytest_cache .ruff_cache .hypothesis

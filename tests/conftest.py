@@ -99,6 +99,14 @@ def small_model(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def emulated_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The GPU's kernels on an emulated GPU: alone in its folder, under the name of NVIDIA's driver."""
+    from emulated_gpu import compile_kernels
+
+    return compile_kernels(tmp_path_factory.mktemp("gpu") / "libcuda.so.1")
+
+
 @pytest.fixture
 def bench() -> PassBench:
     """Runs passes on small graphs; needs the packages of the extra ``export``."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from emulated_gpu import EmulatedGpu, compile_kernels
+from emulated_gpu import EmulatedGpu
 from gpu_cases import (
     WIDE_WEIGHTS,
     assert_same_bits,
@@ -33,8 +34,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def gpu(tmp_path_factory: pytest.TempPathFactory) -> EmulatedGpu:
-    return EmulatedGpu(compile_kernels(tmp_path_factory.mktemp("gpu") / "libkernels.so"))
+def gpu(emulated_kernels: Path) -> EmulatedGpu:
+    return EmulatedGpu(emulated_kernels)
 
 
 @pytest.mark.parametrize("name", FORMATS)

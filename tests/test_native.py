@@ -79,6 +79,40 @@ def test_threads(tmp_path: Path) -> None:
     assert re.search(r"\d+ checks, 0 failures", output) is not None, output
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the driver is emulated for Linux")
+def test_operators_of_a_gpu(build: Path, emulated_kernels: Path) -> None:
+    """What is registered for the CUDA provider gives the scalar kernels' bits, the GPU emulated."""
+    command = [str(build / "tests" / "fp4dit_tests"), "--gpu", "150"]
+    output = run(command, LD_LIBRARY_PATH=str(emulated_kernels.parent))
+    assert re.search(r"\d{4,} checks, 0 failures", output) is not None, output
+
+
+NO_GPU = {
+    "FAKE_CUDA_DEVICES=0": "the NVIDIA driver finds no GPU: see nvidia-smi",
+    "FAKE_CUDA_DEVICES=2": "2 GPUs, and the provider has made none of them current",
+    "FAKE_CUDA_ARCH=70": "has compute capability 7.0, and the kernels are for 7.5 and newer: use",
+    "FAKE_CUDA_LOAD=222": "CUDA 13.0, cannot load all's kernels for sm_80 on 'pretended', sm_80",
+    "FP4DIT_TEST_IMAGES=none": "built without GPU kernels: install a released wheel, or run",
+    "FP4DIT_TEST_IMAGES=damaged": "GPU kernels are damaged: install it again",
+    "LD_LIBRARY_PATH=": "there is no NVIDIA driver (libcuda.so.1): install one for CUDA 12 or newer",
+}
+"""What is pretended, and what the operator then says."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the driver is emulated for Linux")
+def test_a_gpu_that_cannot_be_used(build: Path, emulated_kernels: Path) -> None:
+    create = [str(build / "tests" / "fp4dit_tests"), "--create", "FpQuantize"]
+    there = {"LD_LIBRARY_PATH": str(emulated_kernels.parent)}
+    for arch in ("75", "87", "121"):
+        assert run(create, **there, FAKE_CUDA_ARCH=arch) == "created\n"
+    for pretended, said in NO_GPU.items():
+        name, value = pretended.split("=")
+        output = run(create, **{**there, name: value})
+        assert output.startswith("FpQuantize node 'fc1': "), output
+        assert said in output
+        assert output.count("\n") == 1
+
+
 @pytest.mark.parametrize("isa", Library().isas)
 def test_fuzz(build: Path, isa: str) -> None:
     output = run([str(build / "fuzz" / "fp4dit_fuzz"), "1", "4000"], FP4DIT_ISA=isa)

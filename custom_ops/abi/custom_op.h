@@ -3,6 +3,9 @@
 //   static void InferShapes(const ShapeInference&)
 //   OrtStatus* Create(const Node&)                 validates, reads attributes, packs weights
 //   OrtStatus* Compute(OrtKernelContext*) const    runs
+// A class for a GPU's provider has the same name, and the same numbers of inputs and outputs, as
+// the CPU's, and
+//   static constexpr unsigned kCpuInputs           a bit for each input that is to stay on the CPU
 
 #ifndef FP4DIT_ABI_CUSTOM_OP_H_
 #define FP4DIT_ABI_CUSTOM_OP_H_
@@ -22,6 +25,7 @@ constexpr int kOpVersion = 1;
 // The runtime hands the struct back to every call, shape inference included.
 struct RegisteredOp : ort::CustomOp {
   const ort::Api* api;
+  const char* provider;  // null: the CPU's
 };
 
 template <typename Op>
@@ -32,7 +36,9 @@ struct OpAdapter {
   }
 
   static const char* FP4DIT_ORT_CALL Name(const ort::CustomOp*) { return Op::kName; }
-  static const char* FP4DIT_ORT_CALL Provider(const ort::CustomOp*) { return nullptr; }  // the CPU
+  static const char* FP4DIT_ORT_CALL Provider(const ort::CustomOp* op) {
+    return static_cast<const RegisteredOp*>(op)->provider;
+  }
   static ort::ElementType FP4DIT_ORT_CALL InputType(const ort::CustomOp*, size_t i) {
     return i < CountOf(Op::kInputs) ? Op::kInputs[i] : ort::kUndefined;
   }
@@ -108,6 +114,24 @@ void FillOp(const ort::Api* api, RegisteredOp* op) {
 // In the file of an operator that ops/ops.inc lists.
 #define FP4DIT_DEFINE_OP(Op) \
   void Fill##Op(const ort::Api* api, RegisteredOp* op) { FillOp<Op>(api, op); }
+
+template <typename Op>
+ort::MemoryType FP4DIT_ORT_CALL GpuMemory(const ort::CustomOp*, size_t i) {
+  return (Op::kCpuInputs >> i & 1) != 0 ? ort::kCpuInput : ort::kDefaultMemory;
+}
+
+template <typename Op>
+void FillGpuOp(const ort::Api* api, const char* provider, RegisteredOp* op) {
+  FillOp<Op>(api, op);
+  op->provider = provider;
+  op->GetInputMemoryType = GpuMemory<Op>;
+}
+
+// In the file of an operator that gpu/ops/ops.inc lists: the class of that name in namespace gpu.
+#define FP4DIT_DEFINE_GPU_OP(Op)                                                  \
+  void FillGpu##Op(const ort::Api* api, const char* provider, RegisteredOp* op) { \
+    FillGpuOp<gpu::Op>(api, provider, op);                                        \
+  }
 
 }  // namespace fp4dit
 

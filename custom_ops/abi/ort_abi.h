@@ -49,7 +49,7 @@ enum AttributeType : int32_t { kIntAttribute = 1 };
 
 enum Characteristic : int32_t { kRequired = 0 };
 
-enum MemoryType : int32_t { kDefaultMemory = 0 };
+enum MemoryType : int32_t { kCpuInput = -2, kDefaultMemory = 0 };
 
 using ParallelBody = void (*)(void* user_data, size_t index);
 
@@ -84,6 +84,7 @@ using ParallelBody = void (*)(void* user_data, size_t index);
     (const OrtKernelInfo*, const char*, float*, size_t*))                                        \
   X(KernelInfoGetAttributeArray_int64, 163, OrtStatus*,                                          \
     (const OrtKernelInfo*, const char*, int64_t*, size_t*))                                      \
+  X(KernelContext_GetGPUComputeStream, 193, OrtStatus*, (const OrtKernelContext*, void**))       \
   X(KernelInfo_GetInputCount, 230, OrtStatus*, (const OrtKernelInfo*, size_t*))                  \
   X(KernelInfo_GetNodeName, 244, OrtStatus*, (const OrtKernelInfo*, char*, size_t*))             \
   X(KernelInfoGetConstantInput_tensor, 249, OrtStatus*,                                          \

@@ -55,6 +55,7 @@ static_assert(kFloat16 == static_cast<int>(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16
 static_assert(kIntAttribute == static_cast<int>(ORT_OP_ATTR_INT), "OrtOpAttrType");
 static_assert(kRequired == static_cast<int>(INPUT_OUTPUT_REQUIRED), "characteristic");
 static_assert(kDefaultMemory == static_cast<int>(OrtMemTypeDefault), "OrtMemType");
+static_assert(kCpuInput == static_cast<int>(OrtMemTypeCPUInput), "OrtMemType");
 static_assert(kInt32 == static_cast<int>(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32), "type");
 static_assert(kBool == static_cast<int>(ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL), "type");
 static_assert(kDouble == static_cast<int>(ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE), "type");

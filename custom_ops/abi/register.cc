@@ -23,6 +23,10 @@ namespace fp4dit {
 #define FP4DIT_OP(name) void Fill##name(const ort::Api* api, RegisteredOp* op);
 #include "ops/ops.inc"
 #undef FP4DIT_OP
+#define FP4DIT_GPU_OP(name) \
+  void FillGpu##name(const ort::Api* api, const char* provider, RegisteredOp* op);
+#include "gpu/ops/ops.inc"
+#undef FP4DIT_GPU_OP
 
 namespace {
 
@@ -35,12 +39,23 @@ constexpr void (*kFillOps[])(const ort::Api*, RegisteredOp*) = {
 };
 constexpr size_t kOpCount = sizeof(kFillOps) / sizeof(kFillOps[0]);
 
+constexpr void (*kFillGpuOps[])(const ort::Api*, const char*, RegisteredOp*) = {
+#define FP4DIT_GPU_OP(name) FillGpu##name,
+#include "gpu/ops/ops.inc"
+#undef FP4DIT_GPU_OP
+};
+constexpr size_t kGpuOpCount = sizeof(kFillGpuOps) / sizeof(kFillGpuOps[0]);
+// The CUDA provider, and what it calls itself as a plugin.
+constexpr const char* kGpuProviders[] = {"CUDAExecutionProvider", "CudaPluginExecutionProvider"};
+constexpr size_t kGpuProviderCount = sizeof(kGpuProviders) / sizeof(kGpuProviders[0]);
+
 // The ops as one runtime knows them. They must outlive its sessions, which no call tells the end
 // of, so they live as long as the process; a second registration finds the first one's.
 struct Registration {
   const ort::Api* api;
   OrtCustomOpDomain* domain;
   RegisteredOp ops[kOpCount];
+  RegisteredOp gpu_ops[kGpuProviderCount][kGpuOpCount];
   Registration* next;
 };
 
@@ -58,6 +73,12 @@ OrtStatus* FillDomain(Registration* r) {
   for (size_t i = 0; i < kOpCount; ++i) {
     kFillOps[i](api, &r->ops[i]);
     FP4DIT_RETURN_IF_ERROR(api->CustomOpDomain_Add()(r->domain, &r->ops[i]));
+  }
+  for (size_t p = 0; p < kGpuProviderCount; ++p) {
+    for (size_t i = 0; i < kGpuOpCount; ++i) {
+      kFillGpuOps[i](api, kGpuProviders[p], &r->gpu_ops[p][i]);
+      FP4DIT_RETURN_IF_ERROR(api->CustomOpDomain_Add()(r->domain, &r->gpu_ops[p][i]));
+    }
   }
   return nullptr;
 }

@@ -10,6 +10,7 @@ namespace fp4dit {
 namespace {
 
 constexpr size_t kMaxIsas = 16;
+constexpr size_t kGpu = kMaxIsas;  // its place among the counts
 constexpr const char* kOpNames[kCountedOps] = {
 #define FP4DIT_OP(name) #name,
 #include "ops/ops.inc"
@@ -17,7 +18,7 @@ constexpr const char* kOpNames[kCountedOps] = {
 };
 constexpr const char* kKindNames[kCountedKinds] = {"int8", "int16", "float"};
 
-std::atomic<uint64_t> counts[kCountedOps][kCountedKinds][kMaxIsas];
+std::atomic<uint64_t> counts[kCountedOps][kCountedKinds][kMaxIsas + 1];
 
 // Writes what fits into `size` bytes, and counts all.
 struct Writer {
@@ -38,7 +39,8 @@ struct Writer {
 }  // namespace
 
 void Count(CountedOp op, int kind, size_t isa) {
-  if (isa < kMaxIsas) counts[op][kind][isa].fetch_add(1, std::memory_order_relaxed);
+  if (isa == kCountGpu) isa = kGpu;
+  if (isa <= kGpu) counts[op][kind][isa].fetch_add(1, std::memory_order_relaxed);
 }
 
 void ResetCounters() {
@@ -56,12 +58,13 @@ size_t WriteCounters(char* text, size_t size) {
   writer.Put("{");
   for (int op = 0; op < kCountedOps; ++op) {
     for (int kind = 0; kind < kCountedKinds; ++kind) {
-      for (size_t isa = 0; isa < isa_count && isa < kMaxIsas; ++isa) {
+      for (size_t isa = 0; isa <= kGpu; ++isa) {
+        if (isa >= isa_count && isa != kGpu) continue;
         const unsigned long long count = counts[op][kind][isa].load(std::memory_order_relaxed);
         if (count == 0) continue;
         char entry[128];
         std::snprintf(entry, sizeof(entry), "%s\"%s/%s/%s\": %llu", writer.length == 1 ? "" : ", ",
-                      kOpNames[op], kKindNames[kind], isas[isa].name, count);
+                      kOpNames[op], kKindNames[kind], isa == kGpu ? "cuda" : isas[isa].name, count);
         writer.Put(entry);
       }
     }

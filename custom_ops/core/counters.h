@@ -4,6 +4,7 @@
 #define FP4DIT_CORE_COUNTERS_H_
 
 #include <cstddef>
+#include <cstdint>
 
 namespace fp4dit {
 
@@ -14,6 +15,9 @@ enum CountedOp : int {
   kCountedOps
 };
 constexpr int kCountedKinds = 3;  // int8, int16, float: of DotKind and IntegerType
+
+// In the place of an instruction set: the kernel ran on a GPU.
+constexpr size_t kCountGpu = SIZE_MAX;
 
 // One more call of `op`'s kernel of `kind` (0 to 2), from instruction set `isa`. What the kind says
 // apart, the three that quantize, is counted under one name.

@@ -40,13 +40,12 @@ OrtStatus* ReadRows(const Node& node, OrtKernelContext* context, Tensor* x) {
                    ShapeText(*x).text);
 }
 
-OrtStatus* FpQuantizeBase::Create(const Node& node, IntegerType type, Kind kind) {
-  node_ = node;
-  type_ = type;
-  kind_ = kind;
+OrtStatus* Quantizer::Read(const Node& the_node, IntegerType the_type, Kind the_kind) {
+  node = the_node;
+  type = the_type;
+  kind = the_kind;
   FP4DIT_RETURN_IF_ERROR(node.CheckInputCount(1));
-  if (kind == kRotated) FP4DIT_RETURN_IF_ERROR(ReadBlock(node, &block_));
-  const Format* format = nullptr;
+  if (kind == kRotated) FP4DIT_RETURN_IF_ERROR(ReadBlock(node, &block));
   FP4DIT_RETURN_IF_ERROR(node.ReadFormat("format", false, &format));
   if (IntegerTypeOf(*format) != type) {
     return node.Fail("attribute 'format' is '%s', whose integers are %s: wanted op %s%s for it",
@@ -66,67 +65,93 @@ OrtStatus* FpQuantizeBase::Create(const Node& node, IntegerType type, Kind kind)
     return node.Fail("attribute 'max' is %g, wanted %g for format %s", static_cast<double>(max),
                      static_cast<double>(format->max_integer()), format->name);
   }
-  grid_ = {format->max_integer(), format->mantissa_bits};
-  group_size_ = SIZE_MAX;
+  grid = {format->max_integer(), format->mantissa_bits};
+  group_size = SIZE_MAX;
   if (kind == kStatic) {
     FP4DIT_RETURN_IF_ERROR(ReadLargest());
   } else {
-    FP4DIT_RETURN_IF_ERROR(node.ReadSizeOr("group_size", SIZE_MAX, &group_size_));
-    FP4DIT_RETURN_IF_ERROR(ReadCandidates(*format));
+    FP4DIT_RETURN_IF_ERROR(node.ReadSizeOr("group_size", SIZE_MAX, &group_size));
+    FP4DIT_RETURN_IF_ERROR(ReadCandidates());
   }
-  kernel_ = ChooseQuantize(Selected().isa, type);
-  error_ = ChooseError(Selected().isa).run;
-  hadamard_ = ChooseHadamard(Selected().isa).run;
-  node_.info = nullptr;
+  node.info = nullptr;
   return nullptr;
 }
 
-OrtStatus* FpQuantizeBase::ReadLargest() {
-  FP4DIT_RETURN_IF_ERROR(node_.ReadFloat("largest", &grid_.largest));
-  if (grid_.largest >= kSmallestAmax && std::isfinite(grid_.largest)) return nullptr;
-  return node_.Fail("attribute 'largest' is %g, wanted a finite number from %g",
-                    static_cast<double>(grid_.largest), static_cast<double>(kSmallestAmax));
+OrtStatus* Quantizer::ReadLargest() {
+  FP4DIT_RETURN_IF_ERROR(node.ReadFloat("largest", &grid.largest));
+  if (grid.largest >= kSmallestAmax && std::isfinite(grid.largest)) return nullptr;
+  return node.Fail("attribute 'largest' is %g, wanted a finite number from %g",
+                   static_cast<double>(grid.largest), static_cast<double>(kSmallestAmax));
 }
 
 // The largest integers that a group's scale may be chosen for: the format's, then smaller ones.
-OrtStatus* FpQuantizeBase::ReadCandidates(const Format& format) {
-  candidates_[0] = format.max_integer();
-  if (!node_.Has("candidates")) return nullptr;
-  const auto read = node_.api->KernelInfoGetAttributeArray_float();
+OrtStatus* Quantizer::ReadCandidates() {
+  candidates[0] = format->max_integer();
+  if (!node.Has("candidates")) return nullptr;
+  const auto read = node.api->KernelInfoGetAttributeArray_float();
   size_t count = 0;
-  if (OrtStatus* const status = read(node_.info, "candidates", nullptr, &count)) {
-    node_.api->ReleaseStatus()(status);
-    return node_.Fail("attribute 'candidates' is no list of floats");
+  if (OrtStatus* const status = read(node.info, "candidates", nullptr, &count)) {
+    node.api->ReleaseStatus()(status);
+    return node.Fail("attribute 'candidates' is no list of floats");
   }
-  const size_t most = type_ == kInt8Type ? kMostCandidates : 1;
+  const size_t most = type == kInt8Type ? kMostCandidates : 1;
   if (count < 1 || count > most) {
-    return node_.Fail("attribute 'candidates' has %zu entries, wanted 1 to %zu", count, most);
+    return node.Fail("attribute 'candidates' has %zu entries, wanted 1 to %zu", count, most);
   }
-  FP4DIT_RETURN_IF_ERROR(read(node_.info, "candidates", candidates_, &count));
-  candidate_count_ = count;
+  FP4DIT_RETURN_IF_ERROR(read(node.info, "candidates", candidates, &count));
+  candidate_count = count;
   for (size_t i = 0; i < count; ++i) {
     bool found = false;
-    for (int m = 1; m < format.magnitude_count; ++m) {
-      found = found || (candidates_[i] == format.magnitudes[m] &&
-                        (m + 1 == format.magnitude_count) == (i == 0));
+    for (int m = 1; m < format->magnitude_count; ++m) {
+      found = found || (candidates[i] == format->magnitudes[m] &&
+                        (m + 1 == format->magnitude_count) == (i == 0));
     }
     if (found) continue;
-    return node_.Fail(
+    return node.Fail(
         "attribute 'candidates' has %g at entry %zu, wanted %g first, then smaller integers of "
         "format %s, at least 1",
-        static_cast<double>(candidates_[i]), i, static_cast<double>(format.max_integer()),
-        format.name);
+        static_cast<double>(candidates[i]), i, static_cast<double>(format->max_integer()),
+        format->name);
   }
+  return nullptr;
+}
+
+OrtStatus* Quantizer::Begin(OrtKernelContext* context, Call* call) const {
+  Tensor x;
+  FP4DIT_RETURN_IF_ERROR(ReadRows(node, context, &x));
+  const size_t k = x.Last();
+  const size_t size = std::min(k, group_size);
+  if (candidate_count > 1 && size > kMostErrors) {
+    return node.Fail("groups of %zu have several candidates, wanted groups of at most %zu", size,
+                     kMostErrors);
+  }
+  *call = {x.As<float>(), x.Rows(), k, size, k / size + (k % size != 0 ? 1 : 0)};
+  void* data = nullptr;
+  FP4DIT_RETURN_IF_ERROR(MakeOutput(node, context, 0, x.dims, x.rank, &data));
+  call->q = static_cast<uint8_t*>(data);
+  x.dims[x.rank - 1] = static_cast<int64_t>(call->groups);
+  FP4DIT_RETURN_IF_ERROR(MakeOutput(node, context, 1, x.dims, x.rank, &data));
+  call->scale = static_cast<float*>(data);
+  return nullptr;
+}
+
+void Quantizer::CountCall(size_t isa) const { Count(kCounts[kind], type, isa); }
+
+OrtStatus* FpQuantizeBase::Create(const Node& node, IntegerType type, Kind kind) {
+  FP4DIT_RETURN_IF_ERROR(settings_.Read(node, type, kind));
+  kernel_ = ChooseQuantize(Selected().isa, type);
+  error_ = ChooseError(Selected().isa).run;
+  hadamard_ = ChooseHadamard(Selected().isa).run;
   return nullptr;
 }
 
 // The grid whose largest integer costs the least rounding; the earlier of two.
 QuantizeGrid FpQuantizeBase::BestGrid(const float* x, size_t k) const {
-  QuantizeGrid best = grid_;
-  if (candidate_count_ == 1) return best;
+  QuantizeGrid best = settings_.grid;
+  if (settings_.candidate_count == 1) return best;
   int64_t least = error_(x, k, best);
-  for (size_t i = 1; i < candidate_count_; ++i) {
-    const QuantizeGrid grid = {candidates_[i], grid_.mantissa_bits};
+  for (size_t i = 1; i < settings_.candidate_count; ++i) {
+    const QuantizeGrid grid = {settings_.candidates[i], settings_.grid.mantissa_bits};
     const int64_t error = error_(x, k, grid);
     const auto largest = static_cast<int64_t>(grid.max_integer);
     const auto best_largest = static_cast<int64_t>(best.max_integer);
@@ -139,15 +164,15 @@ QuantizeGrid FpQuantizeBase::BestGrid(const float* x, size_t k) const {
 
 // Rows [begin, end); `rotated` has room for one, if they are to be rotated.
 void FpQuantizeBase::RunRows(const Call& call, size_t begin, size_t end, float* rotated) const {
-  const size_t element = TypeSize(ElementTypeOf(type_));
+  const size_t element = TypeSize(ElementTypeOf(settings_.type));
   for (size_t r = begin; r < end; ++r) {
     const float* x = call.x + r * call.k;
-    if (kind_ == kStatic) {
+    if (settings_.kind == Kind::kStatic) {
       RunStaticRow(x, call.k, call.q + r * call.k * element, call.scale + r, rotated);
       continue;
     }
-    if (block_ != 0) {
-      hadamard_(x, call.k, block_, rotated);
+    if (settings_.block != 0) {
+      hadamard_(x, call.k, settings_.block, rotated);
       x = rotated;
     }
     for (size_t g = 0; g < call.groups; ++g) {
@@ -163,8 +188,8 @@ void FpQuantizeBase::RunRows(const Call& call, size_t begin, size_t end, float* 
 // element makes the whole row's scale NaN.
 void FpQuantizeBase::RunStaticRow(const float* x, size_t k, uint8_t* q, float* scale,
                                   float* cut) const {
-  const size_t element = TypeSize(ElementTypeOf(type_));
-  const float most = grid_.largest;
+  const size_t element = TypeSize(ElementTypeOf(settings_.type));
+  const float most = settings_.grid.largest;
   bool finite = true;
   for (size_t first = 0; first < k && finite; first += kStackElements) {
     const size_t size = std::min(kStackElements, k - first);
@@ -174,44 +199,31 @@ void FpQuantizeBase::RunStaticRow(const float* x, size_t k, uint8_t* q, float* s
       const bool beyond = magnitude > most && std::isfinite(magnitude);
       cut[i] = beyond ? std::copysign(most, value) : value;
     }
-    kernel_.run(cut, size, grid_, q + first * element, scale);
+    kernel_.run(cut, size, settings_.grid, q + first * element, scale);
     finite = !std::isnan(*scale);
   }
   if (!finite) std::memset(q, 0, k * element);
 }
 
 OrtStatus* FpQuantizeBase::Compute(OrtKernelContext* context) const {
-  Tensor x;
-  FP4DIT_RETURN_IF_ERROR(ReadRows(node_, context, &x));
-  const size_t k = x.Last();
-  const size_t group_size = std::min(k, group_size_);
-  if (candidate_count_ > 1 && group_size > kMostErrors) {
-    return node_.Fail("groups of %zu have several candidates, wanted groups of at most %zu",
-                      group_size, kMostErrors);
-  }
-  Call call = {x.As<float>(), k, group_size, k / group_size + (k % group_size != 0 ? 1 : 0)};
-  void* data = nullptr;
-  FP4DIT_RETURN_IF_ERROR(MakeOutput(node_, context, 0, x.dims, x.rank, &data));
-  call.q = static_cast<uint8_t*>(data);
-  x.dims[x.rank - 1] = static_cast<int64_t>(call.groups);
-  FP4DIT_RETURN_IF_ERROR(MakeOutput(node_, context, 1, x.dims, x.rank, &data));
-  call.scale = static_cast<float*>(data);
-  if (x.count == 0) return nullptr;
-  Count(kCounts[kind_], type_, kernel_.isa);
-  const size_t count = x.count / k;
-  if (block_ != 0 && k > kStackElements) {  // longer than any layer's
+  Call call;
+  FP4DIT_RETURN_IF_ERROR(settings_.Begin(context, &call));
+  if (call.rows == 0) return nullptr;
+  settings_.CountCall(kernel_.isa);
+  const size_t k = call.k;
+  if (settings_.block != 0 && k > kStackElements) {  // longer than any layer's
     AlignedBuffer rotated;
     if (k > SIZE_MAX / sizeof(float) || !rotated.Allocate(k * sizeof(float))) {
-      return node_.Fail("there is no memory for a row of K = %zu", k);
+      return settings_.node.Fail("there is no memory for a row of K = %zu", k);
     }
-    RunRows(call, 0, count, reinterpret_cast<float*>(rotated.data()));
+    RunRows(call, 0, call.rows, reinterpret_cast<float*>(rotated.data()));
     return nullptr;
   }
   const auto rows = [&](size_t begin, size_t end) {
     alignas(64) float rotated[kStackElements];
     RunRows(call, begin, end, rotated);
   };
-  return ParallelFor(node_.api, context, count, kPieceElements / k + 1, rows);
+  return ParallelFor(settings_.node.api, context, call.rows, kPieceElements / k + 1, rows);
 }
 
 void InferQuantizeShapes(const ShapeInference& inference, ort::ElementType type) {

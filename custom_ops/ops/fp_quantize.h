@@ -23,37 +23,55 @@ constexpr size_t kPieceElements = 1 << 15;
 // Input 0, "x": float, with a last dimension of at least 1.
 OrtStatus* ReadRows(const Node& node, OrtKernelContext* context, Tensor* x);
 
+// What the attributes of an operator that quantizes say, and how it is called: for every device.
+struct Quantizer {
+  enum Kind { kDynamic, kRotated, kStatic };
+  static constexpr size_t kMostCandidates = 4;
+  struct Call {
+    const float* x;
+    size_t rows, k, group_size, groups;
+    uint8_t* q = nullptr;
+    float* scale = nullptr;
+  };
+
+  Node node;
+  Kind kind = kDynamic;
+  IntegerType type = kInt8Type;
+  const Format* format = nullptr;
+  QuantizeGrid grid = {};
+  size_t group_size = 0;
+  size_t block = 0;  // 0: rows are not rotated
+  float candidates[kMostCandidates] = {};
+  size_t candidate_count = 1;
+
+  // Reads and checks the attributes of `the_node`.
+  OrtStatus* Read(const Node& the_node, IntegerType the_type, Kind the_kind);
+  // Reads the call's input, and makes its outputs.
+  OrtStatus* Begin(OrtKernelContext* context, Call* call) const;
+  // One more call, by what `isa` says in Count.
+  void CountCall(size_t isa) const;
+
+ private:
+  OrtStatus* ReadCandidates();
+  OrtStatus* ReadLargest();
+};
+
 class FpQuantizeBase {
  public:
   OrtStatus* Compute(OrtKernelContext* context) const;
 
  protected:
-  enum Kind { kDynamic, kRotated, kStatic };
-  OrtStatus* Create(const Node& node, IntegerType type, Kind kind = kDynamic);
+  using Kind = Quantizer::Kind;
+  OrtStatus* Create(const Node& node, IntegerType type, Kind kind = Kind::kDynamic);
 
  private:
-  static constexpr size_t kMostCandidates = 4;
-  struct Call {
-    const float* x;
-    size_t k, group_size, groups;
-    uint8_t* q = nullptr;
-    float* scale = nullptr;
-  };
+  using Call = Quantizer::Call;
 
-  OrtStatus* ReadCandidates(const Format& format);
-  OrtStatus* ReadLargest();
   QuantizeGrid BestGrid(const float* x, size_t k) const;
   void RunRows(const Call& call, size_t begin, size_t end, float* rotated) const;
   void RunStaticRow(const float* x, size_t k, uint8_t* q, float* scale, float* cut) const;
 
-  Node node_;
-  Kind kind_ = kDynamic;
-  IntegerType type_ = kInt8Type;
-  QuantizeGrid grid_ = {};
-  size_t group_size_ = 0;
-  size_t block_ = 0;  // 0: rows are not rotated
-  float candidates_[kMostCandidates] = {};
-  size_t candidate_count_ = 1;
+  Quantizer settings_;
   Chosen<QuantizeRow> kernel_ = {};
   QuantizeError error_ = nullptr;
   HadamardRow hadamard_ = nullptr;
@@ -94,25 +112,33 @@ class FpHadamardQuantize : public FpQuantizeBase {
   static constexpr ort::ElementType kInputs[] = {ort::kFloat};
   static constexpr ort::ElementType kOutputs[] = {ort::kInt8, ort::kFloat};
   static void InferShapes(const ShapeInference& s) { InferQuantizeShapes(s, kOutputs[0]); }
-  OrtStatus* Create(const Node& node) { return FpQuantizeBase::Create(node, kInt8Type, kRotated); }
+  OrtStatus* Create(const Node& node) {
+    return FpQuantizeBase::Create(node, kInt8Type, Kind::kRotated);
+  }
 };
 
 class FpQuantizeStatic : public FpQuantize {
  public:
   static constexpr const char* kName = "FpQuantizeStatic";
-  OrtStatus* Create(const Node& node) { return FpQuantizeBase::Create(node, kInt8Type, kStatic); }
+  OrtStatus* Create(const Node& node) {
+    return FpQuantizeBase::Create(node, kInt8Type, Kind::kStatic);
+  }
 };
 
 class FpQuantizeStaticInt16 : public FpQuantizeInt16 {
  public:
   static constexpr const char* kName = "FpQuantizeStaticInt16";
-  OrtStatus* Create(const Node& node) { return FpQuantizeBase::Create(node, kInt16Type, kStatic); }
+  OrtStatus* Create(const Node& node) {
+    return FpQuantizeBase::Create(node, kInt16Type, Kind::kStatic);
+  }
 };
 
 class FpQuantizeStaticFloat : public FpQuantizeFloat {
  public:
   static constexpr const char* kName = "FpQuantizeStaticFloat";
-  OrtStatus* Create(const Node& node) { return FpQuantizeBase::Create(node, kFloatType, kStatic); }
+  OrtStatus* Create(const Node& node) {
+    return FpQuantizeBase::Create(node, kFloatType, Kind::kStatic);
+  }
 };
 
 }  // namespace fp4dit

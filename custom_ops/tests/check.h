@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <cstring>
+#include <string>
 
 namespace fp4dit::test {
 
@@ -40,7 +41,9 @@ void TestIntegers();
 void TestGuards();
 void TestAmxEmulation();
 // Random cases through the ops on every instruction set; see random_test.cc.
-void TestRandom(unsigned seed, unsigned count);
+void TestRandom(unsigned seed, unsigned count, bool on_gpu = false);
+// Why the GPU's kernel of an operator cannot be created; empty: it can.
+std::string CreateOnGpu(const char* op);
 void TestOddRows();
 void TestLongestGroups();
 

@@ -152,6 +152,12 @@ OrtStatus* GetOutput(OrtKernelContext* context, size_t index, const int64_t* dim
   return nullptr;
 }
 
+OrtStatus* GetStream(const OrtKernelContext*, void** stream) {
+  static char the_stream;
+  *stream = &the_stream;
+  return nullptr;
+}
+
 // Two threads, interleaved pieces.
 OrtStatus* ParallelFor(const OrtKernelContext*, ort::ParallelBody body, size_t total, size_t,
                        void* data) {
@@ -191,6 +197,7 @@ ort::Api MakeApi() {
   set(Index::KernelInfoGetConstantInput_tensor, GetConstant);
   set(Index::KernelContext_GetInput, GetInput);
   set(Index::KernelContext_GetOutput, GetOutput);
+  set(Index::KernelContext_GetGPUComputeStream, GetStream);
   set(Index::KernelContext_ParallelFor, ParallelFor);
   return api;
 }
@@ -234,12 +241,16 @@ void PretendToBeOld(bool old) { is_old = old; }
 
 int LiveObjects() { return live; }
 
-std::map<std::string, const ort::CustomOp*> RegisterAll(std::string* error) {
+std::map<std::string, const ort::CustomOp*> RegisterAll(std::string* error, const char* provider) {
   Domain* domain = nullptr;
   *error = Take(RegisterCustomOps(Cast<OrtSessionOptions>(&domain), Base()));
   std::map<std::string, const ort::CustomOp*> ops;
   if (domain == nullptr) return ops;
-  for (const ort::CustomOp* op : *domain) ops[op->GetName(op)] = op;
+  const std::string wanted = provider == nullptr ? "" : provider;
+  for (const ort::CustomOp* op : *domain) {
+    const char* const found = op->GetExecutionProviderType(op);
+    if ((found == nullptr ? "" : found) == wanted) ops[op->GetName(op)] = op;
+  }
   return ops;
 }
 

@@ -63,8 +63,10 @@ void PretendToBeOld(bool old);
 // Statuses and shape objects that were made and not yet released.
 int LiveObjects();
 
-// The ops that RegisterCustomOps added, by name. Empty `error` if it succeeded.
-std::map<std::string, const ort::CustomOp*> RegisterAll(std::string* error);
+// The ops that RegisterCustomOps added for `provider` (null: the CPU's), by name. Empty `error` if
+// it succeeded.
+std::map<std::string, const ort::CustomOp*> RegisterAll(std::string* error,
+                                                        const char* provider = nullptr);
 
 // Creates a kernel of `op` for `node`, and runs it `runs` times.
 Outcome Run(const ort::CustomOp* op, Node* node, int runs = 1);

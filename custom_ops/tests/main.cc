@@ -1,5 +1,7 @@
 // fp4dit_tests [ISA]: runs all tests, and prints which instruction sets ran; fails if the one asked
-// for cannot run. fp4dit_tests --random COUNT [SEED]: that many random cases only.
+// for cannot run. fp4dit_tests --random COUNT [SEED]: that many random cases only; --gpu COUNT
+// [SEED]: those on a GPU; --create OP: says why the GPU's kernel of that operator cannot be
+// created.
 
 #include <cstdlib>
 #include <cstring>
@@ -60,6 +62,12 @@ int main(int count, char** arguments) {
     const unsigned cases = Number(arguments[2]);
     TestRandom(count > 3 ? Number(arguments[3]) : 1, cases);
     std::printf("%u random cases\n", cases);
+  } else if (count > 2 && std::strcmp(arguments[1], "--gpu") == 0) {
+    TestRandom(count > 3 ? Number(arguments[3]) : 1, Number(arguments[2]), true);
+  } else if (count > 2 && std::strcmp(arguments[1], "--create") == 0) {
+    const std::string error = CreateOnGpu(arguments[2]);
+    std::printf("%s\n", error.empty() ? "created" : error.c_str());
+    return 0;
   } else if (count > 1 && !Runs(arguments[1])) {
     std::printf("%s: asked for, and did not run\n", arguments[1]);
     return 1;

@@ -30,6 +30,18 @@ std::vector<const char*> RunnableIsas() {
   return names;
 }
 
+// In the place of an instruction set: the operators of the CUDA provider.
+constexpr const char kGpu[] = "cuda";
+
+// The operator called `name`: the GPU's, if it is tested and has one.
+const ort::CustomOp* FindOp(const char* isa, const char* name) {
+  std::string error;
+  static const auto cpu = fake::RegisterAll(&error);
+  static const auto gpu = fake::RegisterAll(&error, "CUDAExecutionProvider");
+  const auto found = gpu.find(name);
+  return std::strcmp(isa, kGpu) != 0 || found == gpu.end() ? cpu.at(name) : found->second;
+}
+
 struct Case {
   const Format* act = nullptr;  // null: weight-only
   const Format* weight = nullptr;
@@ -63,16 +75,12 @@ struct Rows {
   Value scale;
 };
 
-// The op that quantizes to `format`, on the instruction set that is selected.
-Rows Quantize(const Case& c, const std::vector<float>& x) {
+// The op that quantizes to `format`, on the instruction set that is selected, or the GPU.
+Rows Quantize(const Case& c, const std::vector<float>& x, const char* isa = "") {
   if (c.act == nullptr) {
     const std::vector<float> ones(c.rows, 1.0f);
     return {Copy(ort::kFloat, {c.rows, c.k}, x), Copy(ort::kFloat, {c.rows, 1}, ones)};
   }
-  static const auto ops = [] {
-    std::string error;
-    return fake::RegisterAll(&error);
-  }();
   const ort::ElementType type = ActivationType(c.act);
   Sample sample = MakeSample("FpQuantize", c.act->name, "e2m1", static_cast<int64_t>(c.rows),
                              static_cast<int64_t>(c.k), 1, 1);
@@ -84,17 +92,13 @@ Rows Quantize(const Case& c, const std::vector<float>& x) {
   if (c.act_group < c.k) sample.node.ints["group_size"] = static_cast<int64_t>(c.act_group);
   if (c.block != 0) sample.node.ints["block"] = static_cast<int64_t>(c.block);
   if (!c.candidates.empty()) sample.node.lists["candidates"] = c.candidates;
-  Outcome outcome = fake::Run(ops.at(op), &sample.node);
+  Outcome outcome = fake::Run(FindOp(isa, op), &sample.node);
   CHECK(outcome.error.empty(), "%s: %s", Text(c).c_str(), outcome.error.c_str());
   return {std::move(outcome.outputs[0]), std::move(outcome.outputs[1])};
 }
 
-// FpLinear, on the instruction set that is selected.
-Value RunLinear(const Case& c, Rows* rows, const Weights& w) {
-  static const auto ops = [] {
-    std::string error;
-    return fake::RegisterAll(&error);
-  }();
+// FpLinear, on the instruction set that is selected, or the GPU.
+Value RunLinear(const Case& c, Rows* rows, const Weights& w, const char* isa = "") {
   Value codes = Copy(ort::kUint8, {c.n, w.source.row_bytes()}, w.codes);
   Value scales = Copy(ort::kFloat, {c.n, w.source.groups()}, w.scales);
   Value multipliers = Copy(ort::kUint8, {c.n, (w.source.groups() + 1) / 2}, w.multipliers);
@@ -112,7 +116,7 @@ Value RunLinear(const Case& c, Rows* rows, const Weights& w) {
     node.inputs.insert(node.inputs.begin() + 3, &multipliers);
     node.constant.push_back(c.constant);
   }
-  Outcome outcome = fake::Run(ops.at(c.multiplied ? "FpLinearInteger" : "FpLinear"), &node);
+  Outcome outcome = fake::Run(FindOp(isa, c.multiplied ? "FpLinearInteger" : "FpLinear"), &node);
   CHECK(outcome.error.empty(), "%s: %s", Text(c).c_str(), outcome.error.c_str());
   return std::move(outcome.outputs[0]);
 }
@@ -145,8 +149,8 @@ void CheckDefinition(const Case& c, const Rows& rows, const Weights& w, const Va
   }
 }
 
-void CheckCase(const Case& c, const std::vector<float>& x, const Weights& w, bool by_definition) {
-  static const std::vector<const char*> isas = RunnableIsas();
+void CheckCase(const Case& c, const std::vector<float>& x, const Weights& w, bool by_definition,
+               const std::vector<const char*>& isas = RunnableIsas()) {
   CHECK(SelectIsa("scalar"), "scalar runs everywhere");
   Rows rows = Quantize(c, x);
   const Value y = RunLinear(c, &rows, w);
@@ -156,12 +160,12 @@ void CheckCase(const Case& c, const std::vector<float>& x, const Weights& w, boo
     if (rows.q.type == ort::kFloat) CheckDefinition<float>(c, rows, w, y);
   }
   for (const char* isa : isas) {
-    CHECK(SelectIsa(isa), "%s", isa);
-    Rows other = Quantize(c, x);
+    CHECK(SelectIsa(std::strcmp(isa, kGpu) == 0 ? "scalar" : isa), "%s", isa);
+    Rows other = Quantize(c, x, isa);
     CHECK(std::memcmp(other.q.data.get(), rows.q.data.get(), rows.q.Bytes()) == 0,
           "%s %s: integers differ from the scalar kernels'", isa, Text(c).c_str());
     CheckSame(isa, c, other.scale, rows.scale);
-    CheckSame(isa, c, RunLinear(c, &other, w), y);
+    CheckSame(isa, c, RunLinear(c, &other, w, isa), y);
   }
   SelectIsa(nullptr);
 }
@@ -355,17 +359,28 @@ void TestLongestGroups() {
   CheckLongestGroup("e3m4", "e3m4");
 }
 
-void TestRandom(unsigned seed, unsigned count) {
+void TestRandom(unsigned seed, unsigned count, bool on_gpu) {
+  const std::vector<const char*> isas = on_gpu ? std::vector<const char*>{kGpu} : RunnableIsas();
   for (unsigned i = 0; i < count; ++i) {
     const long failures = tally.failures;
     Chance chance(seed + i);
-    const Case c = RandomCase(&chance);
+    Case c = RandomCase(&chance);
+    if (on_gpu) {  // which is emulated, a thread at a time
+      c.rows = std::min(c.rows, size_t{20});
+      c.n = std::min(c.n, size_t{40});
+    }
     const Weights w = WeightsOf(c, &chance);
-    CheckCase(c, RandomRows(c, &chance), w, i % 4 == 0);
+    CheckCase(c, RandomRows(c, &chance), w, i % 4 == 0, isas);
     if (tally.failures == failures) continue;
-    std::printf("again: fp4dit_tests --random 1 %u  (%s)\n", seed + i, Text(c).c_str());
+    std::printf("again: fp4dit_tests %s 1 %u  (%s)\n", on_gpu ? "--gpu" : "--random", seed + i,
+                Text(c).c_str());
     return;
   }
+}
+
+std::string CreateOnGpu(const char* op) {
+  Sample sample = MakeSample(op, "e2m3", "e2m1", 3, 10, 5, 4);
+  return fake::Run(FindOp(kGpu, op), &sample.node, 0).error;
 }
 
 }  // namespace fp4dit::test

@@ -37,3 +37,10 @@ const char* fp4dit_emulate(const char* kernel, uint32_t blocks, uint32_t threads
   }
   return "there is no such kernel";
 }
+
+const char* fp4dit_emulated_kernel(const char* name) {
+  for (const Kernel& k : kKernels) {
+    if (std::strcmp(k.name, name) == 0) return k.name;
+  }
+  return nullptr;
+}

@@ -12,6 +12,9 @@ extern "C" {
 const char* fp4dit_emulate(const char* kernel, uint32_t blocks, uint32_t threads,
                            uint32_t shared_bytes, void** parameters, uint32_t seed);
 
+// The name of a kernel of kernels.inc, as long as the process lives; null: there is none.
+const char* fp4dit_emulated_kernel(const char* name);
+
 }  // extern "C"
 
 #endif  // FP4DIT_GPU_EMULATION_EMULATE_H_

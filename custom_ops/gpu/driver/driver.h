@@ -1,0 +1,53 @@
+// NVIDIA's driver, found when the first kernel for a GPU is created: nothing of CUDA is needed to
+// build or load the library, or to run it on the CPU.
+
+#ifndef FP4DIT_GPU_DRIVER_DRIVER_H_
+#define FP4DIT_GPU_DRIVER_DRIVER_H_
+
+#include <cstddef>
+
+#include "core/node.h"
+#include "gpu/launch.h"
+
+namespace fp4dit::gpu {
+
+// The kernels, loaded into the context of one device. It lives as long as the process.
+struct Device;
+
+// The device of this thread's context, which the runtime's provider has made current. Called when
+// a node's kernel is created: kernels are loaded then, and not while it runs.
+OrtStatus* FindDevice(const Node& node, const Device** device);
+
+// The stream that the call's work belongs to.
+OrtStatus* StreamOf(const Node& node, OrtKernelContext* context, void** stream);
+
+// Queues the kernel on `stream`, if there is anything to do.
+OrtStatus* Run(const Node& node, const Device& device, const Launch& launch, void* stream);
+
+// Bytes on a device, which are freed with it.
+class DeviceMemory {
+ public:
+  DeviceMemory() = default;
+  DeviceMemory(const DeviceMemory&) = delete;
+  DeviceMemory& operator=(const DeviceMemory&) = delete;
+  ~DeviceMemory();
+
+  // Copies `size` bytes there, at least one, and waits until all has arrived; what it held is
+  // freed.
+  OrtStatus* Fill(const Node& node, const Device& device, const void* from, size_t size);
+  // Copies as many bytes as it was filled with, in the order of `stream`.
+  OrtStatus* Refill(const Node& node, const void* from, void* stream);
+  template <typename T>
+  const T* As() const {
+    return static_cast<const T*>(data_);
+  }
+
+ private:
+  const Device* device_ = nullptr;
+  void* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+}  // namespace fp4dit::gpu
+
+#endif  // FP4DIT_GPU_DRIVER_DRIVER_H_

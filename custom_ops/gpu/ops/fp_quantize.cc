@@ -1,0 +1,75 @@
+// FpQuantize and its like on a GPU.
+
+#include "ops/fp_quantize.h"
+
+#include "core/counters.h"
+#include "gpu/driver/driver.h"
+#include "gpu/quantize.h"
+
+namespace fp4dit::gpu {
+namespace {
+
+// Cpu: the operator's class for the CPU, which knows its name, inputs, outputs and shapes.
+template <typename Cpu, IntegerType kType, Quantizer::Kind kKind>
+class Quantize {
+ public:
+  static constexpr const char* kName = Cpu::kName;
+  static constexpr auto& kInputs = Cpu::kInputs;
+  static constexpr auto& kOutputs = Cpu::kOutputs;
+  static constexpr unsigned kCpuInputs = 0;
+  static void InferShapes(const ShapeInference& s) { Cpu::InferShapes(s); }
+
+  OrtStatus* Create(const Node& node) {
+    FP4DIT_RETURN_IF_ERROR(settings_.Read(node, kType, kKind));
+    return FindDevice(node, &device_);
+  }
+
+  OrtStatus* Compute(OrtKernelContext* context) const {
+    Quantizer::Call call;
+    FP4DIT_RETURN_IF_ERROR(settings_.Begin(context, &call));
+    if (call.rows == 0) return nullptr;
+    settings_.CountCall(kCountGpu);
+    void* stream = nullptr;
+    FP4DIT_RETURN_IF_ERROR(StreamOf(settings_.node, context, &stream));
+    QuantizeCall plan = {};
+    plan.format = settings_.format;
+    plan.rows = call.rows;
+    plan.k = call.k;
+    plan.group_size = call.group_size;
+    plan.largest = settings_.grid.largest;
+    plan.candidates = settings_.candidate_count > 1 ? settings_.candidates : nullptr;
+    plan.candidate_count = settings_.candidate_count;
+    plan.x = call.x;
+    plan.q = call.q;
+    plan.scale = call.scale;
+    return Run(settings_.node, *device_, PlanQuantize(plan), stream);
+  }
+
+ private:
+  Quantizer settings_;
+  const Device* device_ = nullptr;
+};
+
+}  // namespace
+
+using FpQuantize = Quantize<fp4dit::FpQuantize, kInt8Type, Quantizer::kDynamic>;
+using FpQuantizeInt16 = Quantize<fp4dit::FpQuantizeInt16, kInt16Type, Quantizer::kDynamic>;
+using FpQuantizeFloat = Quantize<fp4dit::FpQuantizeFloat, kFloatType, Quantizer::kDynamic>;
+using FpQuantizeStatic = Quantize<fp4dit::FpQuantizeStatic, kInt8Type, Quantizer::kStatic>;
+using FpQuantizeStaticInt16 =
+    Quantize<fp4dit::FpQuantizeStaticInt16, kInt16Type, Quantizer::kStatic>;
+using FpQuantizeStaticFloat =
+    Quantize<fp4dit::FpQuantizeStaticFloat, kFloatType, Quantizer::kStatic>;
+
+}  // namespace fp4dit::gpu
+
+namespace fp4dit {
+
+FP4DIT_DEFINE_GPU_OP(FpQuantize)
+FP4DIT_DEFINE_GPU_OP(FpQuantizeInt16)
+FP4DIT_DEFINE_GPU_OP(FpQuantizeFloat)
+FP4DIT_DEFINE_GPU_OP(FpQuantizeStatic)
+FP4DIT_DEFINE_GPU_OP(FpQuantizeStaticInt16)
+FP4DIT_DEFINE_GPU_OP(FpQuantizeStaticFloat)
+
+}  // namespace fp4dit

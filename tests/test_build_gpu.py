@@ -1,0 +1,125 @@
+"""Kernels compiled without CUDA: the same bytes twice, compressed as the library reads them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import build_gpu
+import numpy as np
+import pytest
+from build_gpu import Image, Nvrtc
+
+KERNEL = """
+#include "gpu/device.h"
+KERNEL(32) first(float* x) { x[Thread()] = Add(Mul(x[Thread()], x[0]), 1.0f); }
+KERNEL(32) second(float* x) { x[Thread()] = x[Thread()] * x[0] + 1.0f; }
+"""
+
+
+@pytest.fixture(scope="module")
+def nvrtc() -> Nvrtc:
+    if sys.platform != "linux":
+        pytest.skip("NVRTC's package is for Linux")
+    return Nvrtc()
+
+
+def test_the_same_bytes_twice_for_every_gpu(nvrtc: Nvrtc, tmp_path: Path) -> None:
+    source = tmp_path / "add.cu"
+    source.write_text(KERNEL)
+    images = build_gpu.compiled(nvrtc, [source], tmp_path / "cache")
+    assert [(i.arch, i.is_ptx) for i in images] == [
+        *((arch, False) for arch in (75, 80, 86, 89, 90, 100, 120)),
+        (80, True),
+    ]
+    assert all(i.code.startswith(b"\x7fELF") for i in images[:-1])
+    again = build_gpu.compiled(Nvrtc(), [source], None)
+    assert again == images
+    assert build_gpu.text_of(again) == build_gpu.text_of(images)
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    assert build_gpu.compiled(nvrtc, [source], tmp_path / "cache") == images
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == kept
+
+
+def test_nothing_is_contracted(nvrtc: Nvrtc) -> None:
+    """A product and a sum that the source does not fuse stay two instructions, however written."""
+    ptx = nvrtc.compile("add.cu", KERNEL, build_gpu.headers(), "compute_80").decode()
+    assert len(re.findall(r"\bmul\.rn\.f32", ptx)) == 2
+    assert "fma" not in ptx
+
+
+def test_what_the_compiler_says(nvrtc: Nvrtc) -> None:
+    with pytest.raises(
+        build_gpu.BuildError, match=r"add\.cu does not compile for sm_80:\nadd.cu\(1\): error"
+    ):
+        nvrtc.compile("add.cu", "nope", {}, "sm_80")
+
+
+def test_every_kernel_of_the_list_is_compiled(nvrtc: Nvrtc) -> None:
+    listed = re.findall(
+        r"^FP4DIT_GPU_KERNEL\((\w+),", (build_gpu.SOURCES / "gpu/kernels.inc").read_text(), re.M
+    )
+    found = []
+    for path in sorted(build_gpu.KERNELS.glob("*.cu")):
+        ptx = nvrtc.compile(
+            path.name, path.read_text(), build_gpu.headers(), "compute_80"
+        ).decode()
+        found += re.findall(r"\.entry (\w+)\(", ptx)
+    assert sorted(found) == sorted(listed)
+
+
+def expand(block: bytes) -> bytes:
+    """A block of LZ4, by the format's description."""
+    made, at = bytearray(), 0
+
+    def length(nibble: int) -> int:
+        nonlocal at
+        total = nibble
+        while nibble == 15:
+            total += block[at]
+            at += 1
+            if block[at - 1] != 255:
+                break
+        return total
+
+    while True:
+        token = block[at]
+        at += 1
+        literals = length(token >> 4)
+        made += block[at : at + literals]
+        at += literals
+        if at == len(block):
+            return bytes(made)
+        distance = int.from_bytes(block[at : at + 2], "little")
+        at += 2
+        for _ in range(length(token & 15) + 4):
+            made.append(made[-distance])
+
+
+def test_compression() -> None:
+    random = np.random.default_rng(0)
+    texts = [b"", b"a", bytes(1000), random.bytes(70_000), random.bytes(300) * 300]
+    texts += [random.integers(0, 4, n, np.uint8).tobytes() for n in (12, 13, 17, 5000)]
+    for text in texts:
+        assert expand(build_gpu.compress(text)) == text
+    assert len(build_gpu.compress(bytes(1000))) < 20
+
+
+def test_what_the_library_embeds() -> None:
+    images = [Image("a", 80, False, b"code" * 50), Image("b", 80, True, b"text" * 50)]
+    rows, data = build_gpu.packed(images)
+    table = re.findall(r'\{"(\w)", 80, (\w+), (\d+), (\d+), 200\}', rows)
+    assert [(name, ptx) for name, ptx, *_ in table] == [("a", "false"), ("b", "true")]
+    for image, (_, _, offset, stored) in zip(images, table, strict=True):
+        assert expand(data[int(offset) : int(offset) + int(stored)]) == image.code
+    assert build_gpu.holds(b"library" + data + b"end", images)
+    assert not build_gpu.holds(b"library" + data[:-8], images)
+
+
+def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    large = [Image("a", 80, False, np.random.default_rng(0).bytes(2_000_000))]
+    with pytest.raises(build_gpu.BuildError, match="bytes of images: expected at most 1900000"):
+        build_gpu.packed(large)
+    assert build_gpu.main(["--nvrtc", str(tmp_path / "none.so")]) == 2
+    assert "pip install 'nvidia-cuda-nvrtc-cu12==12.9.*'" in capsys.readouterr().err
