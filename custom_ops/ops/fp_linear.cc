@@ -12,122 +12,251 @@ namespace fp4dit {
 namespace {
 
 enum Input : size_t { kQ, kScale, kCodes };
+
 }  // namespace
 
-struct FpLinearBase::Weights {
-  Tensor codes, multipliers, scale, bias;
-};
-
-OrtStatus* FpLinearBase::Create(const Node& node, bool multiplied, bool signs) {
-  node_ = node;
-  multiplied_ = multiplied;
-  signs_ = signs;
-  FP4DIT_RETURN_IF_ERROR(node_.CheckInputCount(InputCount()));
+OrtStatus* LinearNode::Read(const Node& the_node, bool with_multipliers, bool with_signs) {
+  node = the_node;
+  multiplied = with_multipliers;
+  signs = with_signs;
+  FP4DIT_RETURN_IF_ERROR(node.CheckInputCount(InputCount()));
   FP4DIT_RETURN_IF_ERROR(ReadAttributes());
-  FP4DIT_RETURN_IF_ERROR(CheckAccumulator());
-  // Where multipliers do not suit a kernel's blocks the weights become bytes.
-  chosen_ = ChooseLinear(Selected().isa, kind_, multiplied_ ? kBytes : StorageOf(*weight_format_));
-  FP4DIT_RETURN_IF_ERROR(PackConstants());
-  node_.info = nullptr;
-  return nullptr;
+  return CheckAccumulator();
 }
 
-size_t FpLinearBase::InputCount() const { return multiplied_ ? 6 : 5; }
+size_t LinearNode::InputCount() const { return multiplied ? 6 : 5; }
 
-// Input `index`, from kCodes on, and its name.
-Tensor* FpLinearBase::WeightInput(size_t index, Weights* weights, const char** name) const {
+Tensor* LinearNode::WeightInput(size_t index, LinearWeightInputs* weights,
+                                const char** name) const {
   static constexpr const char* kPlain[] = {"codes", "weight_scale", "bias"};
   static constexpr const char* kMultiplied[] = {"codes", "multipliers", "channel_scale", "bias"};
-  *name = multiplied_ ? kMultiplied[index - kCodes] : kPlain[index - kCodes];
+  *name = multiplied ? kMultiplied[index - kCodes] : kPlain[index - kCodes];
   Tensor* const all[] = {&weights->codes, &weights->multipliers, &weights->scale, &weights->bias};
-  return all[index == kCodes || multiplied_ ? index - kCodes : index - kCodes + 1];
+  return all[index == kCodes || multiplied ? index - kCodes : index - kCodes + 1];
 }
 
-OrtStatus* FpLinearBase::ReadAttributes() {
-  FP4DIT_RETURN_IF_ERROR(node_.ReadFormat("act_format", true, &act_format_));
-  FP4DIT_RETURN_IF_ERROR(node_.ReadFormat("weight_format", false, &weight_format_));
-  FP4DIT_RETURN_IF_ERROR(node_.CheckGrid(*weight_format_));
-  FP4DIT_RETURN_IF_ERROR(node_.ReadSize("K", &k_));
-  FP4DIT_RETURN_IF_ERROR(node_.ReadSize("group_size", &group_size_));
+OrtStatus* LinearNode::ReadAttributes() {
+  FP4DIT_RETURN_IF_ERROR(node.ReadFormat("act_format", true, &act_format));
+  FP4DIT_RETURN_IF_ERROR(node.ReadFormat("weight_format", false, &weight_format));
+  FP4DIT_RETURN_IF_ERROR(node.CheckGrid(*weight_format));
+  FP4DIT_RETURN_IF_ERROR(node.ReadSize("K", &k));
+  FP4DIT_RETURN_IF_ERROR(node.ReadSize("group_size", &group_size));
   FP4DIT_RETURN_IF_ERROR(ReadActGroup());
-  wide_ = k_;
-  if (signs_) FP4DIT_RETURN_IF_ERROR(ReadWide(node_, *weight_format_, k_, &wide_));
-  group_size_ = std::min(group_size_, k_);
-  act_group_ = std::min(act_group_, k_);
-  const char* const name = act_format_ == nullptr ? "" : act_format_->name;
-  if (multiplied_ && (act_format_ == nullptr || IntegerTypeOf(*act_format_) != kInt8Type ||
-                      IntegerTypeOf(*weight_format_) != kInt8Type)) {
-    return node_.Fail(
+  wide = k;
+  if (signs) FP4DIT_RETURN_IF_ERROR(ReadWide(node, *weight_format, k, &wide));
+  group_size = std::min(group_size, k);
+  act_group = std::min(act_group, k);
+  const char* const name = act_format == nullptr ? "" : act_format->name;
+  if (multiplied && (act_format == nullptr || IntegerTypeOf(*act_format) != kInt8Type ||
+                     IntegerTypeOf(*weight_format) != kInt8Type)) {
+    return node.Fail(
         "attributes 'act_format' and 'weight_format' are '%s' and '%s', wanted formats whose "
         "integers are int8",
-        name, weight_format_->name);
+        name, weight_format->name);
   }
-  if (multiplied_) FP4DIT_RETURN_IF_ERROR(CheckGroups());
-  kind_ = kDotFloat;
-  if (act_format_ == nullptr || IntegerTypeOf(*act_format_) == kFloatType) return nullptr;
-  const IntegerType weight = IntegerTypeOf(*weight_format_);
+  if (multiplied) FP4DIT_RETURN_IF_ERROR(CheckGroups());
+  kind = kDotFloat;
+  if (act_format == nullptr || IntegerTypeOf(*act_format) == kFloatType) return nullptr;
+  const IntegerType weight = IntegerTypeOf(*weight_format);
   if (weight == kFloatType) {
-    return node_.Fail(
+    return node.Fail(
         "attribute 'weight_format' is '%s', whose integers need float activations: "
         "wanted act_format '' or a format as wide, found '%s'",
-        weight_format_->name, name);
+        weight_format->name, name);
   }
-  const bool narrow = IntegerTypeOf(*act_format_) == kInt8Type && weight == kInt8Type;
-  kind_ = narrow ? kDotInt8 : kDotInt16;
+  const bool narrow = IntegerTypeOf(*act_format) == kInt8Type && weight == kInt8Type;
+  kind = narrow ? kDotInt8 : kDotInt16;
   return nullptr;
 }
 
-// What the body takes from an attribute of its own.
-OrtStatus* FpLinearBase::CheckGroups() const {
-  const size_t wanted = k_ / group_size_ + (k_ % group_size_ != 0 ? 1 : 0);
+OrtStatus* LinearNode::CheckGroups() const {
+  const size_t wanted = k / group_size + (k % group_size != 0 ? 1 : 0);
   size_t found = 0;
-  FP4DIT_RETURN_IF_ERROR(node_.ReadSizeOr("groups", wanted, &found));
+  FP4DIT_RETURN_IF_ERROR(node.ReadSizeOr("groups", wanted, &found));
   if (found == wanted) return nullptr;
-  return node_.Fail("attribute 'groups' is %zu, wanted %zu: groups of %zu in K = %zu", found,
-                    wanted, group_size_, k_);
+  return node.Fail("attribute 'groups' is %zu, wanted %zu: groups of %zu in K = %zu", found, wanted,
+                   group_size, k);
 }
 
-// Groups of activations must be cut where those of weights are, or these where those are.
-OrtStatus* FpLinearBase::ReadActGroup() {
-  FP4DIT_RETURN_IF_ERROR(node_.ReadSizeOr("act_group_size", k_, &act_group_));
-  const bool nested = group_size_ % act_group_ == 0 || act_group_ % group_size_ == 0;
-  if (multiplied_ || nested || std::max(group_size_, act_group_) >= k_) return nullptr;
-  return node_.Fail(
+OrtStatus* LinearNode::ReadActGroup() {
+  FP4DIT_RETURN_IF_ERROR(node.ReadSizeOr("act_group_size", k, &act_group));
+  const bool nested = group_size % act_group == 0 || act_group % group_size == 0;
+  if (multiplied || nested || std::max(group_size, act_group) >= k) return nullptr;
+  return node.Fail(
       "attributes 'group_size' and 'act_group_size' are %zu and %zu, wanted one that is a multiple "
       "of the other, or at least K = %zu",
-      group_size_, act_group_, k_);
+      group_size, act_group, k);
 }
 
-OrtStatus* FpLinearBase::CheckAccumulator() const {
-  if (kind_ == kDotFloat) return nullptr;
+OrtStatus* LinearNode::CheckAccumulator() const {
+  if (kind == kDotFloat) return nullptr;
   // With multipliers weights may be any int8, and all of a row has one scale.
-  const Format* weight = multiplied_ ? FindFormat("int8") : weight_format_;
-  const size_t size = std::min(multiplied_ ? k_ : group_size_, act_group_);
-  const double most_act = static_cast<double>(act_format_->max_integer());
+  const Format* weight = multiplied ? FindFormat("int8") : weight_format;
+  const size_t size = std::min(multiplied ? k : group_size, act_group);
+  const double most_act = static_cast<double>(act_format->max_integer());
   const double most_weight = static_cast<double>(weight->max_integer());
-  const double largest = LargestSum(kind_, most_act, most_weight, size);
+  const double largest = LargestSum(kind, most_act, most_weight, size);
   if (largest < kSumLimit) return nullptr;
-  return node_.Fail(
+  return node.Fail(
       "a group of %zu products of %s and %s can reach %.0f, wanted less than 2^31: "
       "use %s of at most %.0f",
-      size, act_format_->name, weight->name, largest,
-      multiplied_ ? "an act_group_size" : "a group_size",
-      std::floor((kSumLimit - 1) / LargestSum(kind_, most_act, most_weight, 1)));
+      size, act_format->name, weight->name, largest,
+      multiplied ? "an act_group_size" : "a group_size",
+      std::floor((kSumLimit - 1) / LargestSum(kind, most_act, most_weight, 1)));
 }
 
-OrtStatus* FpLinearBase::PackConstants() {
-  Weights weights;
+OrtStatus* LinearNode::ReadConstants(LinearWeightInputs* weights, bool* all) const {
+  *all = false;
   for (size_t i = kCodes; i < InputCount(); ++i) {
     const char* name = nullptr;
-    Tensor* const tensor = WeightInput(i, &weights, &name);
+    Tensor* const tensor = WeightInput(i, weights, &name);
     int is_constant = 0;
     const OrtValue* value = nullptr;
     FP4DIT_RETURN_IF_ERROR(
-        node_.api->KernelInfoGetConstantInput_tensor()(node_.info, i, &is_constant, &value));
+        node.api->KernelInfoGetConstantInput_tensor()(node.info, i, &is_constant, &value));
     if (is_constant == 0 || value == nullptr) return nullptr;
-    FP4DIT_RETURN_IF_ERROR(ReadTensor(node_, value, name, tensor));
+    FP4DIT_RETURN_IF_ERROR(ReadTensor(node, value, name, tensor));
   }
-  is_constant_ = true;
+  *all = true;
+  return nullptr;
+}
+
+OrtStatus* LinearNode::ReadWeights(OrtKernelContext* context, LinearWeightInputs* weights) const {
+  for (size_t i = kCodes; i < InputCount(); ++i) {
+    const char* name = nullptr;
+    Tensor* const tensor = WeightInput(i, weights, &name);
+    FP4DIT_RETURN_IF_ERROR(ReadInput(node, context, i, name, tensor));
+  }
+  return nullptr;
+}
+
+OrtStatus* LinearNode::CheckWeights(const LinearWeightInputs& weights,
+                                    const WeightSource& source) const {
+  const Tensor& scale = weights.scale;
+  const char* const name = multiplied ? "channel_scale" : "weight_scale";
+  if (scale.type != ort::kFloat && scale.type != ort::kFloat16) {
+    return node.Fail("input '%s' is %s, wanted float or float16", name, TypeName(scale.type));
+  }
+  if (multiplied && (scale.rank != 1 || scale.Dim(0) != source.n)) {
+    return node.Fail("input 'channel_scale' has shape %s, wanted [%zu]: N of 'codes'",
+                     ShapeText(scale).text, source.n);
+  }
+  if (!multiplied &&
+      (scale.rank != 2 || scale.Dim(0) != source.n || scale.Last() != source.groups())) {
+    return node.Fail(
+        "input 'weight_scale' has shape %s, wanted [%zu, %zu]: N of 'codes', and "
+        "groups of %zu in K = %zu",
+        ShapeText(scale).text, source.n, source.groups(), group_size, k);
+  }
+  if (weights.bias.type != ort::kFloat) {
+    return node.Fail("input 'bias' is %s, wanted float", TypeName(weights.bias.type));
+  }
+  if (weights.bias.rank != 1 || weights.bias.Dim(0) != source.n) {
+    return node.Fail("input 'bias' has shape %s, wanted [%zu]: N of 'codes'",
+                     ShapeText(weights.bias).text, source.n);
+  }
+  return multiplied ? CheckMultipliers(weights.multipliers, source) : nullptr;
+}
+
+OrtStatus* LinearNode::CheckMultipliers(const Tensor& multipliers,
+                                        const WeightSource& source) const {
+  const size_t bytes = (source.groups() + 1) / 2;
+  if (multipliers.type != ort::kUint8) {
+    return node.Fail("input 'multipliers' is %s, wanted uint8", TypeName(multipliers.type));
+  }
+  if (multipliers.rank != 2 || multipliers.Dim(0) != source.n || multipliers.Last() != bytes) {
+    return node.Fail(
+        "input 'multipliers' has shape %s, wanted [%zu, %zu]: N of 'codes', and two a byte of "
+        "groups of %zu in K = %zu",
+        ShapeText(multipliers).text, source.n, bytes, group_size, k);
+  }
+  const double integer = static_cast<double>(weight_format->max_integer());
+  const int32_t largest = source.LargestMultiplier();
+  if (integer * largest <= 127.0) return nullptr;
+  return node.Fail(
+      "input 'multipliers' has a %d, and %d times %g, the largest integer of %s, is no int8: "
+      "wanted at most %.0f",
+      largest, largest, integer, weight_format->name, std::floor(127.0 / integer));
+}
+
+OrtStatus* LinearNode::SourceOf(const LinearWeightInputs& weights, WeightSource* source) const {
+  FP4DIT_RETURN_IF_ERROR(CheckCodes(node, weights.codes, *weight_format, k, wide));
+  *source = {weight_format,
+             weights.codes.Dim(0),
+             k,
+             group_size,
+             weights.codes.As<uint8_t>(),
+             weights.scale.data,
+             weights.scale.type == ort::kFloat16,
+             weights.bias.As<float>(),
+             weights.multipliers.As<uint8_t>(),
+             act_group,
+             wide};
+  return CheckWeights(weights, *source);
+}
+
+OrtStatus* LinearNode::PackFailed(PackResult result) const {
+  switch (result) {
+    case PackResult::kDone:
+      return nullptr;
+    case PackResult::kNoMemory:
+      return node.Fail("there is no memory to pack its weights");
+    default:
+      return node.Fail("its weights are too large for this machine's addresses");
+  }
+}
+
+OrtStatus* LinearNode::CheckActivations(const Tensor& q, const Tensor& scale,
+                                        size_t* scale_stride) const {
+  const IntegerType type = act_format == nullptr ? kFloatType : IntegerTypeOf(*act_format);
+  if (q.type != ElementTypeOf(type)) {
+    return node.Fail("input 'q' is %s, wanted %s for act_format '%s'", TypeName(q.type),
+                     TypeName(ElementTypeOf(type)), act_format == nullptr ? "" : act_format->name);
+  }
+  FP4DIT_RETURN_IF_ERROR(CheckLast(node, q, k, "K"));
+  if (scale.type != ort::kFloat) {
+    return node.Fail("input 'scale' is %s, wanted float", TypeName(scale.type));
+  }
+  const size_t scales = k / act_group + (k % act_group != 0 ? 1 : 0);
+  FP4DIT_RETURN_IF_ERROR(
+      CheckLast(node, scale, scales, scales == 1 ? "one scale per row" : "groups in K"));
+  return CheckScaleRows(node, q, scale, scale_stride);
+}
+
+OrtStatus* LinearNode::ReadActivations(OrtKernelContext* context, Tensor* q, Tensor* scale,
+                                       size_t* scale_stride) const {
+  FP4DIT_RETURN_IF_ERROR(ReadInput(node, context, kQ, "q", q));
+  FP4DIT_RETURN_IF_ERROR(ReadInput(node, context, kScale, "scale", scale));
+  return CheckActivations(*q, *scale, scale_stride);
+}
+
+OrtStatus* LinearNode::MakeResult(OrtKernelContext* context, const Tensor& q, size_t n,
+                                  float** y) const {
+  int64_t dims[kMaxRank];
+  for (size_t i = 0; i < q.rank; ++i) dims[i] = q.dims[i];
+  dims[q.rank - 1] = static_cast<int64_t>(n);
+  void* data = nullptr;
+  FP4DIT_RETURN_IF_ERROR(MakeOutput(node, context, 0, dims, q.rank, &data));
+  *y = static_cast<float*>(data);
+  return nullptr;
+}
+
+void LinearNode::CountCall(size_t isa) const {
+  Count(signs        ? kCountFpLinearSigns
+        : multiplied ? kCountFpLinearInteger
+                     : kCountFpLinear,
+        kind, isa);
+}
+
+OrtStatus* FpLinearBase::Create(const Node& node, bool multiplied, bool signs) {
+  FP4DIT_RETURN_IF_ERROR(linear_.Read(node, multiplied, signs));
+  // Where multipliers do not suit a kernel's blocks the weights become bytes.
+  chosen_ = ChooseLinear(Selected().isa, linear_.kind,
+                         multiplied ? kBytes : StorageOf(*linear_.weight_format));
+  LinearWeightInputs weights;
+  FP4DIT_RETURN_IF_ERROR(linear_.ReadConstants(&weights, &is_constant_));
+  linear_.node.info = nullptr;
+  if (!is_constant_) return nullptr;
   constant_n_ = weights.codes.rank == 2 ? weights.codes.Dim(0) : 0;
   FP4DIT_RETURN_IF_ERROR(Pack(weights, &packed_));
   // The runtime keeps them, and nobody reads them any more.
@@ -135,126 +264,29 @@ OrtStatus* FpLinearBase::PackConstants() {
   return nullptr;
 }
 
-OrtStatus* FpLinearBase::CheckWeights(const Weights& weights, const WeightSource& source) const {
-  const Tensor& scale = weights.scale;
-  const char* const name = multiplied_ ? "channel_scale" : "weight_scale";
-  if (scale.type != ort::kFloat && scale.type != ort::kFloat16) {
-    return node_.Fail("input '%s' is %s, wanted float or float16", name, TypeName(scale.type));
-  }
-  if (multiplied_ && (scale.rank != 1 || scale.Dim(0) != source.n)) {
-    return node_.Fail("input 'channel_scale' has shape %s, wanted [%zu]: N of 'codes'",
-                      ShapeText(scale).text, source.n);
-  }
-  if (!multiplied_ &&
-      (scale.rank != 2 || scale.Dim(0) != source.n || scale.Last() != source.groups())) {
-    return node_.Fail(
-        "input 'weight_scale' has shape %s, wanted [%zu, %zu]: N of 'codes', and "
-        "groups of %zu in K = %zu",
-        ShapeText(scale).text, source.n, source.groups(), group_size_, k_);
-  }
-  if (weights.bias.type != ort::kFloat) {
-    return node_.Fail("input 'bias' is %s, wanted float", TypeName(weights.bias.type));
-  }
-  if (weights.bias.rank != 1 || weights.bias.Dim(0) != source.n) {
-    return node_.Fail("input 'bias' has shape %s, wanted [%zu]: N of 'codes'",
-                      ShapeText(weights.bias).text, source.n);
-  }
-  return multiplied_ ? CheckMultipliers(weights.multipliers, source) : nullptr;
-}
-
-OrtStatus* FpLinearBase::CheckMultipliers(const Tensor& multipliers,
-                                          const WeightSource& source) const {
-  const size_t bytes = (source.groups() + 1) / 2;
-  if (multipliers.type != ort::kUint8) {
-    return node_.Fail("input 'multipliers' is %s, wanted uint8", TypeName(multipliers.type));
-  }
-  if (multipliers.rank != 2 || multipliers.Dim(0) != source.n || multipliers.Last() != bytes) {
-    return node_.Fail(
-        "input 'multipliers' has shape %s, wanted [%zu, %zu]: N of 'codes', and two a byte of "
-        "groups of %zu in K = %zu",
-        ShapeText(multipliers).text, source.n, bytes, group_size_, k_);
-  }
-  const double integer = static_cast<double>(weight_format_->max_integer());
-  const int32_t largest = source.LargestMultiplier();
-  if (integer * largest <= 127.0) return nullptr;
-  return node_.Fail(
-      "input 'multipliers' has a %d, and %d times %g, the largest integer of %s, is no int8: "
-      "wanted at most %.0f",
-      largest, largest, integer, weight_format_->name, std::floor(127.0 / integer));
-}
-
-OrtStatus* FpLinearBase::Pack(const Weights& weights, PackedWeights* packed) const {
-  FP4DIT_RETURN_IF_ERROR(CheckCodes(node_, weights.codes, *weight_format_, k_, wide_));
-  const WeightSource source = {weight_format_,
-                               weights.codes.Dim(0),
-                               k_,
-                               group_size_,
-                               weights.codes.As<uint8_t>(),
-                               weights.scale.data,
-                               weights.scale.type == ort::kFloat16,
-                               weights.bias.As<float>(),
-                               weights.multipliers.As<uint8_t>(),
-                               act_group_,
-                               wide_};
-  FP4DIT_RETURN_IF_ERROR(CheckWeights(weights, source));
-  switch (packed->Pack(source, chosen_.kernel->layout)) {
-    case PackResult::kDone:
-      return nullptr;
-    case PackResult::kNoMemory:
-      return node_.Fail("there is no memory to pack its weights");
-    default:
-      return node_.Fail("its weights are too large for this machine's addresses");
-  }
-}
-
-OrtStatus* FpLinearBase::CheckActivations(const Tensor& q, const Tensor& scale,
-                                          size_t* scale_stride) const {
-  const IntegerType type = act_format_ == nullptr ? kFloatType : IntegerTypeOf(*act_format_);
-  if (q.type != ElementTypeOf(type)) {
-    return node_.Fail("input 'q' is %s, wanted %s for act_format '%s'", TypeName(q.type),
-                      TypeName(ElementTypeOf(type)),
-                      act_format_ == nullptr ? "" : act_format_->name);
-  }
-  FP4DIT_RETURN_IF_ERROR(CheckLast(node_, q, k_, "K"));
-  if (scale.type != ort::kFloat) {
-    return node_.Fail("input 'scale' is %s, wanted float", TypeName(scale.type));
-  }
-  const size_t scales = k_ / act_group_ + (k_ % act_group_ != 0 ? 1 : 0);
-  FP4DIT_RETURN_IF_ERROR(
-      CheckLast(node_, scale, scales, scales == 1 ? "one scale per row" : "groups in K"));
-  return CheckScaleRows(node_, q, scale, scale_stride);
+OrtStatus* FpLinearBase::Pack(const LinearWeightInputs& weights, PackedWeights* packed) const {
+  WeightSource source;
+  FP4DIT_RETURN_IF_ERROR(linear_.SourceOf(weights, &source));
+  return linear_.PackFailed(packed->Pack(source, chosen_.kernel->layout));
 }
 
 OrtStatus* FpLinearBase::Compute(OrtKernelContext* context) const {
   Call call = {};
   PackedWeights packed_now;
-  FP4DIT_RETURN_IF_ERROR(ReadInput(node_, context, kQ, "q", &call.q));
-  FP4DIT_RETURN_IF_ERROR(ReadInput(node_, context, kScale, "scale", &call.scale));
-  FP4DIT_RETURN_IF_ERROR(CheckActivations(call.q, call.scale, &call.scale_stride));
+  FP4DIT_RETURN_IF_ERROR(
+      linear_.ReadActivations(context, &call.q, &call.scale, &call.scale_stride));
   call.weights = &packed_;
   call.n = constant_n_;
   if (!is_constant_) {
-    Weights weights;
-    for (size_t i = kCodes; i < InputCount(); ++i) {
-      const char* name = nullptr;
-      Tensor* const tensor = WeightInput(i, &weights, &name);
-      FP4DIT_RETURN_IF_ERROR(ReadInput(node_, context, i, name, tensor));
-    }
+    LinearWeightInputs weights;
+    FP4DIT_RETURN_IF_ERROR(linear_.ReadWeights(context, &weights));
     FP4DIT_RETURN_IF_ERROR(Pack(weights, &packed_now));
     call.weights = &packed_now;
     call.n = weights.codes.Dim(0);
   }
-  int64_t dims[kMaxRank];
-  for (size_t i = 0; i < call.q.rank; ++i) dims[i] = call.q.dims[i];
-  dims[call.q.rank - 1] = static_cast<int64_t>(call.n);
-  void* y = nullptr;
-  FP4DIT_RETURN_IF_ERROR(MakeOutput(node_, context, 0, dims, call.q.rank, &y));
-  call.y = static_cast<float*>(y);
+  FP4DIT_RETURN_IF_ERROR(linear_.MakeResult(context, call.q, call.n, &call.y));
   if (call.q.Rows() == 0 || call.n == 0) return nullptr;
-  Count(signs_        ? kCountFpLinearSigns
-        : multiplied_ ? kCountFpLinearInteger
-                      : kCountFpLinear,
-        kind_, chosen_.isa);
+  linear_.CountCall(chosen_.isa);
   return Run(context, call);
 }
 

@@ -12,8 +12,52 @@
 
 namespace fp4dit {
 
-// What those that multiply have in common: where weights have multipliers, they are an input more;
-// where they have signs, most inputs have a bit in place of a code.
+// The inputs that are weights.
+struct LinearWeightInputs {
+  Tensor codes, multipliers, scale, bias;
+};
+
+// What those that multiply have in common on every device: attributes and inputs, read and checked.
+// Where weights have multipliers, they are an input more; where they have signs, most inputs have a
+// bit in place of a code.
+struct LinearNode {
+  Node node;
+  bool multiplied = false;
+  bool signs = false;
+  const Format* act_format = nullptr;  // null: weight-only
+  const Format* weight_format = nullptr;
+  size_t group_size = 0;  // 1 to k, as is
+  size_t act_group = 0;
+  size_t k = 0;
+  size_t wide = 0;  // inputs that have codes: k, or fewer where there are signs
+  DotKind kind = kDotFloat;
+
+  OrtStatus* Read(const Node& the_node, bool with_multipliers, bool with_signs);
+  // The weights if `all` of them are constants; while the kernel is created.
+  OrtStatus* ReadConstants(LinearWeightInputs* weights, bool* all) const;
+  // The weights of a call.
+  OrtStatus* ReadWeights(OrtKernelContext* context, LinearWeightInputs* weights) const;
+  // Checks weights, and says how they are to be packed.
+  OrtStatus* SourceOf(const LinearWeightInputs& weights, WeightSource* source) const;
+  OrtStatus* PackFailed(PackResult result) const;
+  OrtStatus* ReadActivations(OrtKernelContext* context, Tensor* q, Tensor* scale,
+                             size_t* scale_stride) const;
+  OrtStatus* MakeResult(OrtKernelContext* context, const Tensor& q, size_t n, float** y) const;
+  // One more call, by what `isa` says in Count.
+  void CountCall(size_t isa) const;
+
+ private:
+  size_t InputCount() const;
+  Tensor* WeightInput(size_t index, LinearWeightInputs* weights, const char** name) const;
+  OrtStatus* ReadAttributes();
+  OrtStatus* ReadActGroup();
+  OrtStatus* CheckGroups() const;
+  OrtStatus* CheckAccumulator() const;
+  OrtStatus* CheckWeights(const LinearWeightInputs& weights, const WeightSource& source) const;
+  OrtStatus* CheckMultipliers(const Tensor& multipliers, const WeightSource& source) const;
+  OrtStatus* CheckActivations(const Tensor& q, const Tensor& scale, size_t* scale_stride) const;
+};
+
 class FpLinearBase {
  public:
   static void InferShapes(const ShapeInference& inference);
@@ -23,7 +67,6 @@ class FpLinearBase {
   OrtStatus* Create(const Node& node, bool multiplied, bool signs = false);
 
  private:
-  struct Weights;
   struct Call {
     Tensor q;
     Tensor scale;
@@ -46,17 +89,7 @@ class FpLinearBase {
     int32_t max_act;
   };
 
-  size_t InputCount() const;
-  Tensor* WeightInput(size_t index, Weights* weights, const char** name) const;
-  OrtStatus* ReadAttributes();
-  OrtStatus* ReadActGroup();
-  OrtStatus* CheckGroups() const;
-  OrtStatus* CheckAccumulator() const;
-  OrtStatus* PackConstants();
-  OrtStatus* CheckWeights(const Weights& weights, const WeightSource& source) const;
-  OrtStatus* CheckMultipliers(const Tensor& multipliers, const WeightSource& source) const;
-  OrtStatus* Pack(const Weights& weights, PackedWeights* packed) const;
-  OrtStatus* CheckActivations(const Tensor& q, const Tensor& scale, size_t* scale_stride) const;
+  OrtStatus* Pack(const LinearWeightInputs& weights, PackedWeights* packed) const;
   // How a call is run: fp_linear_run.cc.
   Activations RowsOf(const Call& call, size_t first, size_t count) const;
   Cut CutCall(const Call& call) const;
@@ -71,16 +104,7 @@ class FpLinearBase {
                         uint8_t* memory) const;
   OrtStatus* Run(OrtKernelContext* context, const Call& call) const;
 
-  Node node_;
-  bool multiplied_ = false;
-  bool signs_ = false;
-  const Format* act_format_ = nullptr;  // null: weight-only
-  const Format* weight_format_ = nullptr;
-  size_t group_size_ = 0;  // 1 to k_, as is
-  size_t act_group_ = 0;
-  size_t k_ = 0;
-  size_t wide_ = 0;  // inputs that have codes: k_, or fewer where there are signs
-  DotKind kind_ = kDotFloat;
+  LinearNode linear_;
   ChosenLinear chosen_ = {};
   bool is_constant_ = false;
   size_t constant_n_ = 0;

@@ -48,10 +48,10 @@ IntegerType TypeOfActivations(const Tensor& q) {
 }  // namespace
 
 Activations FpLinearBase::RowsOf(const Call& call, size_t first, size_t count) const {
-  const uint8_t* data = call.q.As<uint8_t>() + first * k_ * TypeSize(call.q.type);
+  const uint8_t* data = call.q.As<uint8_t>() + first * linear_.k * TypeSize(call.q.type);
   const PackedWeights& weights = *call.weights;
-  return {data, TypeOfActivations(call.q), count,
-          k_,   weights.group_size(),      weights.multiplier_group()};
+  return {data,      TypeOfActivations(call.q), count,
+          linear_.k, weights.group_size(),      weights.multiplier_group()};
 }
 
 FpLinearBase::Cut FpLinearBase::CutCall(const Call& call) const {
@@ -70,7 +70,7 @@ FpLinearBase::Cut FpLinearBase::CutCall(const Call& call) const {
     cut.tile_rows = std::min(most, steps * kernel.row_step);
     cut.row_tiles = (rows + cut.tile_rows - 1) / cut.tile_rows;
   }
-  const size_t products = cut.tile_rows * kernel.layout.panel_width * k_;
+  const size_t products = cut.tile_rows * kernel.layout.panel_width * linear_.k;
   cut.task_panels = kTaskProducts / products + 1;
   if (cut.row_tiles * panels / cut.task_panels < kEnoughTasks) {
     cut.task_panels =
@@ -94,8 +94,8 @@ void FpLinearBase::RunTile(const Call& call, const StagedRows& rows, size_t pane
   tile.decoded = decoded;
   tile.scale = call.scale.As<float>() + rows.first * call.scale_stride;
   tile.scale_stride = call.scale_stride;
-  tile.plain = multiplied_;
-  if (act_group_ < k_) {
+  tile.plain = linear_.multiplied;
+  if (linear_.act_group < linear_.k) {
     tile.act_scale = tile.scale;
     tile.act_stride = call.scale_stride;
   }
@@ -137,7 +137,7 @@ OrtStatus* FpLinearBase::RunDecoded(OrtKernelContext* context, const Call& call,
       staged[t] = Stage(call, first + row, std::min(rows, count - row), data + t * bytes);
     }
   };
-  FP4DIT_RETURN_IF_ERROR(ParallelFor(node_.api, context, tiles, 1, stage));
+  FP4DIT_RETURN_IF_ERROR(ParallelFor(linear_.node.api, context, tiles, 1, stage));
   const size_t panels = call.weights->panel_count();
   const size_t ranges = std::min(tiles, (kEnoughTasks + panels - 1) / panels);
   std::atomic<bool> failed{false};
@@ -156,12 +156,12 @@ OrtStatus* FpLinearBase::RunDecoded(OrtKernelContext* context, const Call& call,
       }
     }
   };
-  FP4DIT_RETURN_IF_ERROR(ParallelFor(node_.api, context, panels * ranges, 1, run));
+  FP4DIT_RETURN_IF_ERROR(ParallelFor(linear_.node.api, context, panels * ranges, 1, run));
   return failed ? NoMemory() : nullptr;
 }
 
 OrtStatus* FpLinearBase::NoMemory() const {
-  return node_.Fail("there is no memory to lay out a panel of its weights");
+  return linear_.node.Fail("there is no memory to lay out a panel of its weights");
 }
 
 OrtStatus* FpLinearBase::Run(OrtKernelContext* context, const Call& call) const {
@@ -184,7 +184,8 @@ OrtStatus* FpLinearBase::Run(OrtKernelContext* context, const Call& call) const 
   std::atomic<bool> failed{false};
   if (bytes > kStackBytes) {  // one row that is longer than any layer's
     AlignedBuffer staged;
-    if (!staged.Allocate(bytes)) return node_.Fail("there is no memory for a row of K = %zu", k_);
+    if (!staged.Allocate(bytes))
+      return linear_.node.Fail("there is no memory for a row of K = %zu", linear_.k);
     const Scratch scratch(*call.weights, &failed);
     for (size_t task = 0; task < tasks && !failed; ++task) {
       RunTask(call, cut, task, staged.data(), scratch.data());
@@ -198,7 +199,7 @@ OrtStatus* FpLinearBase::Run(OrtKernelContext* context, const Call& call) const 
       RunTask(call, cut, task, staged, scratch.data());
     }
   };
-  FP4DIT_RETURN_IF_ERROR(ParallelFor(node_.api, context, tasks, 1, run));
+  FP4DIT_RETURN_IF_ERROR(ParallelFor(linear_.node.api, context, tasks, 1, run));
   return failed ? NoMemory() : nullptr;
 }
 

@@ -42,7 +42,6 @@ constexpr int kFunctionSharedBytes = 8;  // a function's limit of dynamic shared
   X(Allocate, "cuMemAlloc_v2", (void**, size_t))                                                 \
   X(Free, "cuMemFree_v2", (void*))                                                               \
   X(CopyToDevice, "cuMemcpyHtoD_v2", (void*, const void*, size_t))                               \
-  X(CopyToDeviceAsync, "cuMemcpyHtoDAsync_v2", (void*, const void*, size_t, void*))              \
   X(Launch, "cuLaunchKernel",                                                                    \
     (void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, \
      void**))
@@ -247,7 +246,7 @@ OrtStatus* OutOfMemory(const Node& node, size_t size) {
   TheDriver().GetMemory(&free, &total);
   constexpr double kMega = 1e6;
   return node.Fail(
-      "%.1f MB of GPU memory are not to be had, %.0f of %.0f MB are free: close what else uses the "
+      "%.1f MB of GPU memory are not to be had, %.1f of %.1f MB are free: close what else uses the "
       "GPU, or use the CPU provider",
       static_cast<double>(size) / kMega, static_cast<double>(free) / kMega,
       static_cast<double>(total) / kMega);
@@ -286,6 +285,11 @@ OrtStatus* StreamOf(const Node& node, OrtKernelContext* context, void** stream) 
   return node.api->KernelContext_GetGPUComputeStream()(context, stream);
 }
 
+OrtStatus* Finish(const Node& node) {
+  const int result = TheDriver().Synchronize();
+  return result == kSuccess ? nullptr : Failed(node, "cuCtxSynchronize", result);
+}
+
 OrtStatus* Run(const Node& node, const Device& device, const Launch& launch, void* stream) {
   if (launch.blocks == 0) return nullptr;
   for (size_t i = 0; i < kKernelCount; ++i) {
@@ -314,7 +318,6 @@ OrtStatus* DeviceMemory::Fill(const Node& node, const Device& device, const void
   if (data_ != nullptr) driver.Free(data_);
   data_ = nullptr;
   device_ = &device;
-  size_ = size;
   int result = driver.Allocate(&data_, size);
   if (result == kOutOfMemory) return OutOfMemory(node, size);
   if (result != kSuccess) return Failed(node, "cuMemAlloc", result);
@@ -322,11 +325,6 @@ OrtStatus* DeviceMemory::Fill(const Node& node, const Device& device, const void
   // The copy may still be under way, and the provider's stream does not wait for it.
   if (result == kSuccess) result = driver.Synchronize();
   return result == kSuccess ? nullptr : Failed(node, "cuMemcpyHtoD", result);
-}
-
-OrtStatus* DeviceMemory::Refill(const Node& node, const void* from, void* stream) {
-  const int result = TheDriver().CopyToDeviceAsync(data_, from, size_, stream);
-  return result == kSuccess ? nullptr : Failed(node, "cuMemcpyHtoDAsync", result);
 }
 
 }  // namespace fp4dit::gpu

@@ -24,6 +24,9 @@ OrtStatus* StreamOf(const Node& node, OrtKernelContext* context, void** stream);
 // Queues the kernel on `stream`, if there is anything to do.
 OrtStatus* Run(const Node& node, const Device& device, const Launch& launch, void* stream);
 
+// Waits for all that was queued on the device.
+OrtStatus* Finish(const Node& node);
+
 // Bytes on a device, which are freed with it.
 class DeviceMemory {
  public:
@@ -35,8 +38,6 @@ class DeviceMemory {
   // Copies `size` bytes there, at least one, and waits until all has arrived; what it held is
   // freed.
   OrtStatus* Fill(const Node& node, const Device& device, const void* from, size_t size);
-  // Copies as many bytes as it was filled with, in the order of `stream`.
-  OrtStatus* Refill(const Node& node, const void* from, void* stream);
   template <typename T>
   const T* As() const {
     return static_cast<const T*>(data_);
@@ -45,7 +46,6 @@ class DeviceMemory {
  private:
   const Device* device_ = nullptr;
   void* data_ = nullptr;
-  size_t size_ = 0;
 };
 
 }  // namespace fp4dit::gpu

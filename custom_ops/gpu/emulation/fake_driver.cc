@@ -182,10 +182,6 @@ int cuMemcpyHtoD_v2(void* to, const void* from, size_t size) {
   fake_cuda_copy(to, from, size);
   return kSuccess;
 }
-int cuMemcpyHtoDAsync_v2(void* to, const void* from, size_t size, void*) {
-  return cuMemcpyHtoD_v2(to, from, size);
-}
-
 int cuLaunchKernel(void* function, unsigned blocks, unsigned, unsigned, unsigned threads, unsigned,
                    unsigned, unsigned shared_bytes, void*, void** parameters, void**) {
   const auto* const name = static_cast<const char*>(function);
