@@ -141,5 +141,7 @@ def _steps(t: torch.Tensor, q: torch.Tensor, limit: float) -> torch.Tensor:
 
 
 def expand_groups(scale: torch.Tensor, size: int, group_size: int) -> torch.Tensor:
-    """Repeat group scales [N, G] to one per element [N, size]."""
+    """Repeat group scales [N, G] to one per element [N, size]; of a row's one scale it is a view."""
+    if scale.shape[-1] == 1:
+        return scale.expand(*scale.shape[:-1], size)
     return scale.repeat_interleave(min(group_size, size), dim=-1)[..., :size]

@@ -8,6 +8,8 @@ makes the range narrower or wider then depends on the sign of the bias.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,7 +18,7 @@ import torch
 from fp4dit_onnx.calibration.draft import Draft
 from fp4dit_onnx.calibration.grid import expand_groups, quantized_values
 from fp4dit_onnx.calibration.layer_inputs import LayerInputs
-from fp4dit_onnx.calibration.moments import Rows
+from fp4dit_onnx.calibration.moments import HalfWeights, Rows
 from fp4dit_onnx.calibration.ranges import shared_scales
 from fp4dit_onnx.calibration.rounding import round_to_nearest
 from fp4dit_onnx.network.execution import Execution, host, sum64
@@ -27,6 +29,10 @@ __all__ = ["SMALLEST_SHARE", "OutputSearch", "Settings", "exponent_shifts"]
 
 SMALLEST_SHARE, LARGEST_SHARE = 0.1, 1.2
 """Of the largest magnitude: what becomes the format's largest lies between."""
+USUAL_SHARE = 0.8
+"""Where the best often is: candidates are tried from here outwards, so that most are left early."""
+PARTS = (1 / 8, 1 / 4, 1 / 2, 1.0)
+"""Ends of the parts of the rows after which candidates that err more than the best are left."""
 
 
 @dataclass(frozen=True)
@@ -66,28 +72,53 @@ class OutputSearch:
         there: Execution = given.execution
         self._rows = Rows(there.there(rows.halves[pick]), rows.weight[pick], rows.guidance)
         self._host, self._there, self._shares = draft.weight, there, settings.shares
+        self._factor = _factor(rows.guidance)
         weight = there.there(draft.weight)
-        self._wanted = self._combined(self._rows.halves) @ weight.T  # [C, N]
+        received = self._combined(self._rows.halves)
+        size = received.square().sum(dim=1)
+        self._order = size.argsort(descending=True, stable=True)
+        ends = [math.ceil(len(size) * part) for part in PARTS]
+        self._parts = [slice(*pair) for pair in itertools.pairwise((0, *ends))]
+        self._wanted = received[self._order] @ weight.T  # [C, N]
+        nearest = sorted(
+            range(len(self._shares)), key=lambda i: abs(self._shares[i] - USUAL_SHARE)
+        )
+        self._tried = tuple(nearest)
 
     def _combined(self, halves: torch.Tensor) -> torch.Tensor:
         """Rows whose squared errors, added up, are the weighted error of `Rows.error`: [C, K]."""
-        guidance, weight = self._rows.guidance, self._rows.weight / self._rows.weight.sum()
-        root = weight.sqrt().to(halves)[:, None]
-        if not guidance.paired:
-            return root * halves[:, 0]
-        guided = guidance.combined(halves[:, 0], halves[:, 1]) * guidance.weight**0.5
-        parts = [root * part for part in (*(halves.unbind(1)), guided)]
-        parts[:2] = [part * 0.5**0.5 for part in parts[:2]]
-        return torch.cat(parts)
+        root = (self._rows.weight / self._rows.weight.sum()).sqrt().to(halves)[:, None]
+        parts = [
+            sum(f * h for f, h in zip(row, halves.unbind(1), strict=True)) for row in self._factor
+        ]
+        return torch.cat([root * part for part in parts])
 
     def activations(self, spec: TensorSpec | None) -> torch.Tensor:
-        """What the layer multiplies, quantized as `spec` says: [C, K]."""
+        """What the layer multiplies, quantized as `spec` says: [C, K], the largest rows first."""
         halves = self._rows.halves
-        return self._combined(halves if spec is None else quantized_values(halves, spec))
+        quantized = halves if spec is None else quantized_values(halves, spec)
+        return self._combined(quantized)[self._order]
 
-    def error(self, activations: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Squared error of each output channel, float32 [N], on the host."""
-        return host((activations @ weight.T - self._wanted).square().sum(dim=0))
+    def error(
+        self, activations: torch.Tensor, weight: torch.Tensor, most: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Squared error of each output channel, float32 [N], there.
+
+        Args:
+            activations: [C, K].
+            weight: [N, K].
+            most: [N]; of a channel that errs more, part of the error may be given, which is more too.
+        """
+        total = torch.zeros(len(weight), device=weight.device)
+        left: torch.Tensor | slice = slice(None)
+        for part in self._parts:
+            wanted = self._wanted[part][:, left]
+            total[left] += (activations[part] @ weight[left].T - wanted).square().sum(dim=0)
+            if most is not None:
+                left = (total <= most).nonzero()[:, 0]
+                if not len(left):
+                    break
+        return total
 
     def best_scale(
         self, activations: torch.Tensor, spec: LayerSpec
@@ -97,26 +128,47 @@ class OutputSearch:
         Returns:
             Scales as stored, float32 [N, G]; the weight under them, there; the error of all channels.
         """
-        least = torch.full((len(self._host),), torch.inf)
-        best: torch.Tensor | None = None
-        for scale in shared_scales(self._host, spec, self._shares):
-            found = self.error(activations, self._there.there(_nearest(self._host, scale, spec)))
-            better = (found < least)[:, None]
-            best = scale if best is None else torch.where(better, scale, best)
+        scales = torch.stack([*shared_scales(self._host, spec, self._shares)])  # [S, N, G]
+        least = self._there.there(torch.full((len(self._host),), torch.inf))
+        best = torch.full_like(least, len(scales), dtype=torch.int64)
+        for number in self._tried:
+            weight = self._there.there(_nearest(self._host, scales[number], spec))
+            found = self.error(activations, weight, least)
+            better = (found < least) | ((found == least) & (best > number))
+            best = torch.where(better, number, best)
             least = torch.minimum(found, least)
-        assert best is not None
-        return best, self._there.there(_nearest(self._host, best, spec)), sum64(least)
+        scale = scales[host(best), torch.arange(len(best))]
+        return scale, self._there.there(_nearest(self._host, scale, spec)), sum64(least)
 
     def _under(self, fmt: str, share: float) -> TensorSpec:
         """Activations under a share of the largest magnitude of the rows."""
         most = share * float(host(self._rows.halves.abs().max()))
         return TensorSpec.of_activations(fmt, largest=max(most, float(SMALLEST_AMAX)))
 
-    def best_largest(self, fmt: str, weight: torch.Tensor) -> tuple[TensorSpec, float]:
-        """Activations in a format under the one scale that errs least, and the error."""
-        specs = [self._under(fmt, share) for share in self._shares]
-        errors = [sum64(self.error(self.activations(spec), weight)) for spec in specs]
-        return specs[errors.index(min(errors))], min(errors)
+    def best_largest(
+        self, formats: Sequence[str], weight: torch.Tensor
+    ) -> tuple[TensorSpec, float]:
+        """Activations in the format and under the one scale that err least, and the error.
+
+        Of equals the first format is taken, and the least scale.
+        """
+        least, best = (math.inf, len(formats), 0), self._under(formats[0], 1.0)
+        for (number, name), share in itertools.product(enumerate(formats), self._tried):
+            spec = self._under(name, self._shares[share])
+            found = self._sum(self.activations(spec), weight, least[0]), number, share
+            if found < least:
+                least, best = found, spec
+        return best, least[0]
+
+    def _sum(self, activations: torch.Tensor, weight: torch.Tensor, most: float) -> float:
+        """The error of all channels; part of it, but more than `most`, where it is more."""
+        total = 0.0
+        for part in self._parts:
+            difference = activations[part] @ weight.T - self._wanted[part]
+            total += sum64(difference.square_().sum(dim=0))
+            if total > most:
+                break
+        return total
 
     def joint(
         self, spec: LayerSpec, weights: Sequence[str], activations: Sequence[str], rounds: int
@@ -138,9 +190,23 @@ class OutputSearch:
             errors = [error for _, _, error in found]
             best = errors.index(min(errors))
             spec, weight = specs[best], found[best][1]
-            inputs = [self.best_largest(name, weight) for name in activations]
-            given = min(inputs, key=lambda pair: pair[1])[0]
+            given, _ = self.best_largest(activations, weight)
         return replace(spec, input=given)
+
+
+def _factor(guidance: HalfWeights) -> Sequence[Sequence[float]]:
+    """Combinations of the halves whose squares, added up, are an error as `HalfWeights` counts it.
+
+    The mean of both halves' squares and the weighted square of the guided combination are one quadratic
+    form of two numbers: two products a pair of rows, not three.
+    """
+    if not guidance.paired:
+        return ((1.0,),)
+    unit = torch.eye(2, dtype=torch.float64)
+    guided = guidance.combined(unit[0], unit[1])
+    form = unit / 2 + guidance.weight * torch.outer(guided, guided)
+    rows: list[list[float]] = torch.linalg.cholesky(form, upper=True).tolist()
+    return rows
 
 
 def _nearest(weight: torch.Tensor, scale: torch.Tensor, spec: LayerSpec) -> torch.Tensor:

@@ -19,9 +19,12 @@ __all__ = ["on_grid", "packed", "round_to_nearest", "rounded_to_nearest", "scale
 
 def scaled_weight(weight: torch.Tensor, scale: torch.Tensor, group_size: int) -> torch.Tensor:
     """Weight [N, K] in grid-integer units under group scales [N, G]; a group of scale 0 gives 0."""
-    step = expand_groups(scale.float(), weight.shape[1], group_size)
-    live = step > 0
-    return torch.where(live, weight, 0.0) / torch.where(live, step, 1.0)
+    unit = scale.float()
+    live = unit > 0
+    if not bool(live.all()):
+        unit = torch.where(live, unit, 1.0)
+        weight = torch.where(expand_groups(live, weight.shape[1], group_size), weight, 0.0)
+    return weight / expand_groups(unit, weight.shape[1], group_size)
 
 
 def on_grid(exact: torch.Tensor, fmt: FloatFormat, wide: int | None = None) -> torch.Tensor:

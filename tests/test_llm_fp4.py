@@ -189,7 +189,7 @@ def test_every_channel_has_its_best_scale(case: tuple[Draft, Any]) -> None:
 def test_the_activations_have_their_best_largest(case: tuple[Draft, Any]) -> None:
     draft, given = case
     search = OutputSearch(draft, given, SETTINGS)
-    spec, error = search.best_largest("e2m1", draft.weight)
+    spec, error = search.best_largest(["e2m1"], draft.weight)
     most = np.abs(given.rows().halves.numpy()).max()
     tried = {}
     for share in SHARES:

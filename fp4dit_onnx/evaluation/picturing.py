@@ -307,7 +307,8 @@ def executor_of(
     sizes = sum(path.stat().st_size for bundle in bundles for path in bundle.files)
     need = source.execution.need(ACTIVATIONS + weights + sizes)
     alike = [replace(bundle, threads=need.cpus) for bundle in bundles]
-    files = {path for model in (source, *bundles) for path in model.files}
+    models: tuple[Model, ...] = source, *bundles
+    files = {path for model in models for path in model.files}
     with connected(place.address, need, sorted(files), reporter.note) as cluster:
         yield cluster, (source, *alike)
 

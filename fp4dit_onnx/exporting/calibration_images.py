@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -82,7 +82,7 @@ class ImageData:
         from fp4dit_onnx.network.networks import VaeEncoder
         from fp4dit_onnx.network.stored import loaded
 
-        vae = loaded(checkpoint.components["vae"], execution.exact)
+        vae: Any = loaded(checkpoint.components["vae"], execution.exact)
         encoder = VaeEncoder(vae)
         found = []
         with (
