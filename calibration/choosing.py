@@ -8,6 +8,7 @@ bits and group sizes (`spending`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -79,6 +80,7 @@ class Choosing:
         parts: gives the parts of the network there.
         sample: final latents of some images in so many steps, always the same; None for none.
         seed: of every random choice.
+        left: seconds that a search of sets may still take.
     """
 
     network: Network
@@ -97,6 +99,7 @@ class Choosing:
     parts: Parts
     sample: Callable[[int], torch.Tensor] | None = None
     seed: int = 0
+    left: Callable[[], float] = lambda: math.inf
 
     def run(self, units: Sequence[Unit]) -> Chosen:
         """The layers of the best set, and what was compared; finished units are read from disk.
@@ -142,6 +145,7 @@ class Choosing:
             work=self.work,
             seed=self.seed,
             reporter=self.reporter,
+            left=self.left,
         )
 
     def _spending(self, budget: Budget) -> Spending:

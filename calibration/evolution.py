@@ -7,6 +7,8 @@ the float network's over as many steps.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -98,6 +100,10 @@ def evolve(
     return errors | {genome: fitness(genome) for genome in population}
 
 
+class _TimeIsOver(Exception):  # noqa: N818 - no error: it leaves the search
+    """Raised where no further set can be measured in time."""
+
+
 @dataclass(frozen=True)
 class Evolution:
     """Searches the group sizes of a network's layers.
@@ -110,6 +116,7 @@ class Evolution:
         work: where layers are, and what was measured.
         seed: of every random choice.
         reporter: progress.
+        left: seconds that the search may still take: the best so far is kept when no set fits.
     """
 
     settings: Evolve
@@ -119,6 +126,7 @@ class Evolution:
     work: Work
     seed: int
     reporter: Reporter
+    left: Callable[[], float] = lambda: math.inf
 
     def run(self, made: Mapping[str, Sequence[Made]]) -> tuple[Set, tuple[Compared, ...]]:
         """The best set, and how it compares with the usual one.
@@ -133,6 +141,8 @@ class Evolution:
         known: dict[str, float] = self.work.load(_MEASURED) or {}
         settings = self.settings
         count = settings.population * (1 + settings.generations)
+        errors: dict[Genome, float] = {}
+        times: list[float] = []
         with self.reporter.stage("searching group sizes", count, "sets") as advance:
             exact = self._latents()
 
@@ -140,16 +150,27 @@ class Evolution:
                 key = " ".join(map(str, genome))
                 timed = key not in known
                 if timed:
+                    if errors and self.left() < max(times, default=0.0):
+                        raise _TimeIsOver
+                    start = time.monotonic()
                     chosen = (own[size] for own, size in zip(of_size, genome, strict=True))
                     state = load(self.work, dict(zip(made, chosen, strict=True)))
                     quantized = QuantizedState(state, attention=self.attention)
                     with simulated(self.network.module, quantized):
                         known[key] = float((self._latents() - exact).square().mean())
                     self.work.save(_MEASURED, known)
+                    times.append(time.monotonic() - start)
+                errors[genome] = known[key]
                 advance(1, timed=timed)
                 return known[key]
 
-            errors = evolve([list(own) for own in of_size], usual, settings, self.seed, fitness)
+            try:
+                evolve([list(own) for own in of_size], usual, settings, self.seed, fitness)
+            except _TimeIsOver:
+                self.reporter.note(
+                    f"group sizes: the time was over after {len(errors)} of up to {count} sets; the "
+                    "best of them is kept"
+                )
         best = min(errors, key=errors.__getitem__)
         if best == usual:
             self.reporter.note(

@@ -160,7 +160,8 @@ def affordable(
     Raises:
         UsageError: not even the least data fit.
     """
-    limit = (seconds - speed.after) * SHARE[method.needs(INPUTS)]
+    share = SHARE[method.needs(INPUTS) or method.evolution is not None]
+    limit = (seconds - speed.after) * share
     found: list[tuple[int, Effort]] = []
     for part in (1, 2, 4) if resizes else (1,):
         if part > 1 and side // part < SMALLEST_SIDE:
@@ -174,7 +175,7 @@ def affordable(
         if found and found[-1][0] >= ENOUGH:
             break
     if not found:
-        shortest = needed[0] / SHARE[method.needs(INPUTS)] + speed.after
+        shortest = needed[0] / share + speed.after
         raise UsageError(
             f"time: {seconds / 60:.1f} minutes are left, and the smallest calibration of this model "
             f"takes about {shortest / 60:.1f} here: give more with --time, or choose --method fp-rtn"

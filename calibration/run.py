@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -79,6 +80,10 @@ class Calibration:
     method: Method
     compared: tuple[Compared, ...] = ()
     spent: Spent | None = None
+
+
+def _unlimited() -> float:
+    return math.inf
 
 
 def sqnr_db(signal: torch.Tensor, approximation: torch.Tensor) -> float:
@@ -186,6 +191,7 @@ def calibrate(
                 parts=parts or network,
                 sample=sampler.probe,
                 seed=seed,
+                left=_unlimited if pace is None else pace.search,
             ).run(units)
             sampler.close()
             layers = chosen.layers

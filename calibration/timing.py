@@ -45,6 +45,10 @@ class Pace:
     walk: float
     method: Callable[[int], Method]
 
+    def search(self) -> float:
+        """Seconds that are left before the units, as predicted."""
+        return self.left() - self.after - self.walk
+
 
 @dataclass
 class PacedRecipes:

@@ -19,6 +19,7 @@ from fp4dit_onnx.calibration.evolution import EVOLVED, USUAL, Genome, evolve
 from fp4dit_onnx.calibration.methods import method_by_name
 from fp4dit_onnx.calibration.run import Calibration, calibrate
 from fp4dit_onnx.calibration.stages.evolve import Evolve
+from fp4dit_onnx.calibration.timing import Pace
 from fp4dit_onnx.calibration.work import Work
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.plan import plan
@@ -104,7 +105,10 @@ def usual_probe(network: Any) -> Any:
 
 
 def calibrated(
-    folder: Path, reporter: Notes, probe: Callable[[Any], Any] = usual_probe
+    folder: Path,
+    reporter: Notes,
+    probe: Callable[[Any], Any] = usual_probe,
+    pace: Pace | None = None,
 ) -> Calibration:
     """The blocks of the toy network, in groups of 4 to 16 of weights and activations."""
     network = toy_network()
@@ -124,6 +128,7 @@ def calibrated(
         reporter=reporter,
         precisions=dict.fromkeys(layers, weights),
         work=Work(folder, {}),
+        pace=pace,
     )
 
 
@@ -153,6 +158,23 @@ def test_a_calibration_searches_and_resumes(tmp_path: Path) -> None:
     save_state(resumed.state, tmp_path / "2")
     assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
     assert resumed.compared == found.compared
+
+
+@pytest.mark.parametrize("more", [0, 2])
+def test_a_search_ends_with_its_time(more: int, tmp_path: Path) -> None:
+    """The request's own sizes are measured at least; later sets as long as there is time for one."""
+    notes, left = Notes(), iter([1e9] * more)
+    pace = Pace(
+        lambda: next(left, 0.0) + 10, after=4, walk=6, method=lambda _: method_by_name("q-dit")
+    )
+    found = calibrated(tmp_path / "a", notes, pace=pace)
+    assert [line for line in notes.lines if "time" in line] == [
+        f"group sizes: the time was over after {1 + more} of up to 8 sets; the best of them is kept"
+    ]
+    usual, evolved = found.compared
+    assert evolved.error <= usual.error == 1
+    if not more:
+        assert {layer.spec.group_size for layer in found.state.layers.values()} == {8}
 
 
 def test_a_search_that_finds_nothing_says_so(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import pickle
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,7 @@ from fp4dit_onnx.network.streaming import cast_rest
 from fp4dit_onnx.runtime.sampling import Sampling
 from fp4dit_onnx.spec.spec import LayerSpec, TensorSpec
 from fp4dit_onnx.spec.state import save_state
+from fp4dit_onnx.system.executors import LOCAL, Executor
 from fp4dit_onnx.system.progress import SilentReporter
 
 DEVICE = Execution(PRETEND)
@@ -58,8 +60,42 @@ def placed(where: Execution) -> Network:
     return replace(whole(module), read=stored.__getitem__, execution=where)
 
 
+class OfToy:
+    """Gives the parts of the toy network anywhere, as `StoredParts` those of a checkpoint."""
+
+    execution = HOST
+
+    def materialize(self, name: str, execution: Execution | None = None) -> Any:
+        """As `Network` does."""
+        return placed(HOST).materialize(name, execution)
+
+    def tensor(self, name: str) -> Any:
+        """As `Network` does."""
+        return placed(HOST).tensor(name)
+
+
+class Sent:
+    """Makes calls as another machine gets them: function, arguments and result are pickled."""
+
+    ahead = 1
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def results(self, tasks: Any) -> Any:
+        """As `Executor`; what a call changes of its arguments is lost."""
+        for task in tasks:
+            function, arguments = pickle.loads(pickle.dumps((task.function, task.arguments)))
+            self.calls += 1
+            yield task, pickle.loads(pickle.dumps(function(*arguments)))
+
+
 def calibrated(
-    name: str, folder: Path, where: Execution, network: Network | None = None
+    name: str,
+    folder: Path,
+    where: Execution,
+    network: Network | None = None,
+    executor: Executor = LOCAL,
 ) -> Calibration:
     quick = {"iterations": 3} if method_by_name(name).iterations else {}
     method = method_by_name(name, "fast", samples=16, prompts=PICTURES, **quick)
@@ -74,6 +110,8 @@ def calibrated(
         provenance={},
         reporter=SilentReporter(),
         work=Work(folder, {}),
+        executor=executor,
+        parts=None if executor is LOCAL else OfToy(),
         candidates=dict.fromkeys(LAYERS, ("e2m1", "e1m2", "e3m0")),
     )
 
@@ -85,10 +123,15 @@ def saved(found: Calibration, path: Path) -> bytes:
 
 @pytest.mark.parametrize("name", method_names())
 def test_every_method_runs_on_a_device(name: str, tmp_path: Path) -> None:
-    """Operands are never on two devices, none is read there, none is float64; the bits are the CPU's."""
+    """Operands are never on two devices, none is read there, none is float64; the bits are the CPU's.
+
+    So they are where units are solved by calls whose arguments come from elsewhere.
+    """
+    sent = Sent()
     with PretendDevice() as device:
         there = calibrated(name, tmp_path / "there", DEVICE)
-    here = calibrated(name, tmp_path / "here", HOST)
+    here = calibrated(name, tmp_path / "here", HOST, executor=sent)
+    assert bool(sent.calls) == method_by_name(name).needs_data
     assert device.ran > 100
     assert saved(there, tmp_path / "a") == saved(here, tmp_path / "b")
     assert there.errors == here.errors
