@@ -151,6 +151,14 @@ class Method:
         rank = next(ranks, 0)
         return replace(spec, branch=LowRank(rank)) if rank else spec
 
+    def label(self, bits: str) -> str:
+        """Bits as bundles say them: with signs for four fifths of the inputs w4a8 is w1.6a8."""
+        salient = next((s for s in self.stages if isinstance(s, SalientInputs)), None)
+        if salient is None:
+            return bits
+        weight, _, activations = bits.lower().removeprefix("w").partition("a")
+        return f"w{salient.mean_bits(int(weight)):.3g}a{activations}"
+
     @property
     def evolution(self) -> Evolve | None:
         """The search over group sizes, None for none."""

@@ -22,6 +22,8 @@ from fp4dit_onnx.calibration.rounding import rounded_to_nearest
 from fp4dit_onnx.calibration.stages import Evidence
 from fp4dit_onnx.calibration.transforming import transformed_moments
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.exporting.manifest_of import manifest_of
+from fp4dit_onnx.exporting.plan import ExportRequest, plan
 from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.compare import same_bits
 from fp4dit_onnx.numbers.formats import FORMATS
@@ -208,6 +210,13 @@ def test_the_stages_of_the_recipe() -> None:
     # The best scale of signs is the mean magnitude; weighted, it is searched for around that.
     means = np.abs(arranged[:, 8:].reshape(6, 4, 8)).mean(axis=2)
     assert (np.abs(signs.scale[:, 1:] / means - 1) < 0.6).all()
+
+
+def test_bundles_say_the_mean_bits(tmp_path: Path) -> None:
+    made = plan(ExportRequest(tmp_path / "b", method="ptq1.61", bits="W4A8"))
+    assert (made.bits, made.summary["bits"]) == ("w1.6a8", "w1.6a8")
+    assert manifest_of(made, made.layers, ()).recipe.bits == "w1.6a8"
+    assert method_by_name("gptq").label("w4a8") == "w4a8"
 
 
 def test_trained_rounding_of_signs_is_refused() -> None:

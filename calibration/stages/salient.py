@@ -33,6 +33,10 @@ class SalientInputs(LayerStage):
         """Check the share."""
         real("salient.share", self.share, 0, 1)
 
+    def mean_bits(self, bits: int) -> float:
+        """Of a weight, without scales, where the salient ones have `bits`."""
+        return self.share * bits + (1 - self.share)
+
     def layer(self, draft: Draft, evidence: Evidence) -> Draft:
         """The draft with its inputs arranged, and with signs."""
         import numpy as np

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ def manifest_of(planned: Plan, rows: Sequence[Layer], reports: Sequence[PassRepo
     versions = {p: importlib.metadata.version(p) for p in (*packages, "diffusers", "transformers")}
     checkpoint = planned.checkpoint
     return Manifest(
-        recipe=planned.recipe,
+        recipe=replace(planned.recipe, bits=planned.bits),
         method=planned.method.to_json(),
         sampling=planned.sampling,
         largest_size=planned.largest_size,

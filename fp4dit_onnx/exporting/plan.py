@@ -157,10 +157,15 @@ class Plan:
         return self.method.needs_data
 
     @property
+    def bits(self) -> str:
+        """See `Method.label`."""
+        return self.method.label(self.recipe.bits)
+
+    @property
     def summary(self) -> dict[str, str]:
         """What the graph itself says of how it was made."""
         return {
-            "bits": self.recipe.bits,
+            "bits": self.bits,
             "method": self.recipe.method,
             "source": f"{clean(self.checkpoint.folder.name)} ({self.checkpoint.pipeline_class})",
             "paper": "FP4DiT, arXiv 2503.15465",
