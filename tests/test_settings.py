@@ -30,7 +30,7 @@ with warnings.catch_warnings():
     transformers = pytest.importorskip("transformers")
     from fp4dit_onnx.network.configs import check_networks, check_settings
 
-import official_models
+from fp4dit_onnx.official import models as official_models
 
 NETWORKS = {
     f"{model}/{name}": part

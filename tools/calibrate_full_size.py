@@ -205,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, required=True, help="for checkpoint and bundle")
-    parser.add_argument("--model", default=MODEL, help="of tools/official_models.py")
+    parser.add_argument("--model", default=MODEL, help="of fp4dit_onnx/official/models.py")
     parser.add_argument("--twin", action="store_true", help="a small one of the same structure")
     parser.add_argument("--keep", action="store_true", help="leave checkpoint and bundle there")
     parser.add_argument("--device", default=AUTO)

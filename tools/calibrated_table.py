@@ -2,7 +2,7 @@
 
     python tools/calibrated_table.py sd3-medium flux-dev --write
 
-For each official model of tools/official_models.py whose family the tool knows: its twin is made,
+For each official model of fp4dit_onnx/official/models.py whose family the tool knows: its twin is made,
 exported with ``--method fp4dit --preset fast`` on few prompts, steps and pixels, and verified;
 each block's error on the recorded samples is in units of what rounding to nearest gives there. The
 same is exported with ``fp-rtn``, for the error of the whole network's prediction.
@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from model_table import run
-from official_models import MODELS
 from pages import Section
 from random_pipeline import make
 
 from fp4dit_onnx.bundle.manifest import Manifest
 from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.exporting.export import ExportRequest, export, plan
+from fp4dit_onnx.official.models import MODELS
 from fp4dit_onnx.system.progress import SilentReporter
 from fp4dit_onnx.verification.verify import verify
 

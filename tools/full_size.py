@@ -37,7 +37,7 @@ class Case:
     """A model to export, and what is wanted of it.
 
     Attributes:
-        model: of tools/official_models.py.
+        model: of fp4dit_onnx/official/models.py.
         components: that are made.
         options: of the export.
         ram: GB of peak memory that it must stay below.

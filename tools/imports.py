@@ -26,7 +26,7 @@ LAYERS = (
     ("files", "values"),
     ("system", "numbers"),
     ("spec",),
-    ("ops", "prompts"),
+    ("ops", "prompts", "official"),
     ("bundle",),
     ("families", "tokenizer_files"),
     ("checkpoint",),

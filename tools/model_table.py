@@ -2,10 +2,10 @@
 
     python tools/model_table.py --write
 
-For each official model of tools/official_models.py whose family the tool knows: its twin is made; its
-float graph, traced without weights, is compared with diffusers' own network at up to four sizes and
-two batches; it is exported to W4A6; the bundle is verified, with the custom-op library and without;
-and where the tool knows the family's pipeline the bundle generates an image.
+For each official model of fp4dit_onnx/official/models.py whose family the tool knows: its twin is
+made; its float graph, traced without weights, is compared with diffusers' own network at up to four
+sizes and two batches; it is exported to W4A6; the bundle is verified, with the custom-op library and
+without; and where the tool knows the family's pipeline the bundle generates an image.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from official_models import MODELS
 from pages import Section, commit
 from random_pipeline import make
 
@@ -30,6 +29,7 @@ from fp4dit_onnx.errors import Fp4DitError, UsageError
 from fp4dit_onnx.exporting.export import ExportRequest, export
 from fp4dit_onnx.exporting.streaming import GraphValues, write_model
 from fp4dit_onnx.families import FAMILIES, Family, family_of
+from fp4dit_onnx.official.models import MODELS
 from fp4dit_onnx.runtime import Pipeline
 from fp4dit_onnx.runtime.session import session
 from fp4dit_onnx.spec.state import Layout

@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import small_tokenizers
-from official_models import MODELS, Part, Pipeline
 from random_weights import DTYPES, Drawer, Tensor, bytes_of_shards, tensors_of, write_shards
 
-from fp4dit_onnx.errors import Fp4DitError, MissingExtraError, UsageError
-from fp4dit_onnx.system.silence import quiet
+from fp4dit_onnx.errors import Fp4DitError, UsageError
+from fp4dit_onnx.official.models import MODELS, Part, Pipeline
+from fp4dit_onnx.official.modules import meta_model
 
-__all__ = ["describe", "make", "meta_model"]
+__all__ = ["describe", "make"]
 
 STORED_PREFIX = {"CLIPTextModel": "text_model."}
 """What transformers 5 takes off the names of stored tensors."""
@@ -51,36 +51,11 @@ class Described:
     tensors: list[Tensor]
 
 
-def meta_model(part: Part, *, twin: bool) -> Any:
-    """The torch module of a component, on the meta device: shapes without values.
-
-    Raises:
-        MissingExtraError: torch, diffusers or transformers is not installed.
-    """
-    values = {**part.config, **(part.twin if twin else {})}
-    try:
-        with quiet():
-            import torch
-
-            if part.library == "diffusers":
-                import diffusers
-
-                with torch.device("meta"):
-                    return getattr(diffusers, part.class_name)(**values)
-            import transformers
-
-            cls = getattr(transformers, part.class_name)
-            with torch.device("meta"):
-                return cls(cls.config_class(**values))
-    except ImportError as cause:
-        raise MissingExtraError(cause.name or "diffusers", "export") from cause
-
-
 def describe(part: Part, *, twin: bool, dtype: str = "float32", legacy: bool = False) -> Described:
     """Configuration and tensors of a component with weights.
 
     Args:
-        part: of a pipeline of `official_models.MODELS`.
+        part: of a pipeline of `official.models.MODELS`.
         twin: the small one.
         dtype: of the weights.
         legacy: the class name and values of the published file, where that is older.
@@ -118,7 +93,7 @@ def make(
     """Write a pipeline with random weights to the new folder `folder`, whole or not at all.
 
     Args:
-        name: of the model, a key of `official_models.MODELS`.
+        name: of the model, a key of `official.models.MODELS`.
         folder: absent or empty.
         twin: a small pipeline of the same classes and switches.
         dtype: of the weights: float32, float16 or bfloat16.

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from official_models import Part
 from random_pipeline import describe
 from random_weights import Drawer, write_shards
 
@@ -29,6 +28,7 @@ from fp4dit_onnx.errors import Fp4DitError, UsageError
 from fp4dit_onnx.exporting.component_writing import Component, ComponentWriter
 from fp4dit_onnx.exporting.export import ExportRequest, export
 from fp4dit_onnx.families.pixart import PIXART_ALPHA
+from fp4dit_onnx.official.models import Part
 from fp4dit_onnx.system.progress import Reporter, RichReporter
 from fp4dit_onnx.system.resources import Resources
 

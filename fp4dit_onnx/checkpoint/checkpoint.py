@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from fp4dit_onnx.bundle.names import MANIFEST, MODEL_INDEX
+from fp4dit_onnx.checkpoint.assembling import SOURCES
 from fp4dit_onnx.checkpoint.low_rank import fused
+from fp4dit_onnx.checkpoint.single_file import read_single_file
 from fp4dit_onnx.checkpoint.tensor_files import TensorInfo
 from fp4dit_onnx.checkpoint.tensor_names import check_adapters, unwrapped
-from fp4dit_onnx.checkpoint.weight_files import pipeline_variant, read_weights
+from fp4dit_onnx.checkpoint.weight_files import WeightFiles, pipeline_variant, read_weights
 from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.families.request import has_component
 from fp4dit_onnx.families.table import current_class, renamed_classes
@@ -153,14 +155,16 @@ def open_checkpoint(
                 f"{root} has no folder {name!r}: {MODEL_INDEX} names it ({class_name}); "
                 "download the pipeline again, all folders included"
             )
-    weighty = {root / n: library for n, (library, _) in wanted.items() if _has_weights(n)}
+    sources = _weight_sources(root)
+    places = {name: sources.get(name, root / name) for name in wanted if _has_weights(name)}
+    weighty = {place: wanted[name][0] for name, place in places.items() if place.is_dir()}
     variant = pipeline_variant(weighty)
     opened = Checkpoint(
         folder=root,
         pipeline_class=pipeline_class,
         transformer_config=_transformer_config(root / "transformer", classes["transformer"][1]),
         components={
-            name: _component(root / name, library, class_name, variant)
+            name: _component(root / name, library, class_name, variant, places.get(name))
             for name, (library, class_name) in wanted.items()
         },
         variant=variant,
@@ -224,7 +228,17 @@ def _has_weights(name: str) -> bool:
     return name.startswith(("transformer", "text_encoder", "vae"))
 
 
-def _component(folder: Path, library: str, class_name: str, variant: str | None) -> Component:
+def _weight_sources(root: Path) -> dict[str, Path]:
+    """Where weights lie that are not in the pipeline's own folders; see `assembling`."""
+    if not (root / SOURCES).is_file():
+        return {}
+    found = read_json(root / SOURCES, "where weights lie", CHECKPOINT)
+    return {name: Path(path) for name, path in found.items()}
+
+
+def _component(
+    folder: Path, library: str, class_name: str, variant: str | None, weights: Path | None
+) -> Component:
     name = folder.name
     if name.startswith("tokenizer"):
         check_tokenizer(folder, class_name)
@@ -243,11 +257,15 @@ def _component(folder: Path, library: str, class_name: str, variant: str | None)
     else:
         config = read_settings(path, f"the settings of {class_name}", CHECKPOINT)
     _check_no_other_source(folder, library, config)
-    files = read_weights(folder, library, variant)
+    current = current_class(class_name, config)
+    if weights is not None and weights.is_file():
+        files = WeightFiles(read_single_file(weights, current), None)
+    else:
+        files = read_weights(weights or folder, library, variant)
     check_adapters(files.tensors)
     tensors, notes = unwrapped(name, files.tensors)
     said = tuple(f"{name}: {note}" for note in files.notes)
-    return Component(name, folder, current_class(class_name, config), tensors, (*said, *notes))
+    return Component(name, folder, current, tensors, (*said, *notes))
 
 
 def scheduler_settings(part: Component) -> dict[str, Any]:

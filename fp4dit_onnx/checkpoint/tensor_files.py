@@ -49,10 +49,12 @@ class TensorInfo:
     Attributes:
         shape: sizes, outermost first.
         dtype: the header's name of the element type, such as ``F16``.
-        file: the safetensors file.
+        file: the safetensors or GGUF file.
         nbytes: bytes of the data.
         offset: first byte of the data, counted from the start of the file.
         low_rank: what is added to it when it is read.
+        parts: where it is made of rows that lie in several places: these, in order.
+        block: values that are packed together, as GGUF does; `dtype` is its name of the type.
     """
 
     shape: tuple[int, ...]
@@ -61,6 +63,8 @@ class TensorInfo:
     nbytes: int
     offset: int
     low_rank: tuple[LowRank, ...] = ()
+    parts: tuple[TensorInfo, ...] = ()
+    block: int = 1
 
 
 @dataclass(frozen=True)

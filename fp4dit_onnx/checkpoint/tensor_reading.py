@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fp4dit_onnx.checkpoint.gguf_files import unpacked
 from fp4dit_onnx.checkpoint.tensor_files import LowRank, TensorInfo
 from fp4dit_onnx.errors import CheckpointError
 from fp4dit_onnx.numbers.formats import FloatArray
 
-__all__ = ["check_tensors", "read_chunks", "read_float32", "same_data"]
+__all__ = ["check_tensors", "read_chunks", "read_float32", "readable", "same_data"]
 
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 BF16 = "BF16"
@@ -27,8 +29,10 @@ def read_float32(info: TensorInfo) -> FloatArray:
     Raises:
         CheckpointError: the file has changed or cannot be read.
     """
-    parts = list(read_chunks(info, max(1, math.prod(info.shape))))
-    return parts[0].reshape(info.shape) if parts else np.zeros(info.shape, np.float32)
+    read = list(read_chunks(info, max(1, math.prod(info.shape))))
+    if not read:
+        return np.zeros(info.shape, np.float32)
+    return (read[0] if len(read) == 1 else np.concatenate(read)).reshape(info.shape)
 
 
 def read_chunks(info: TensorInfo, elements: int = CHUNK) -> Iterator[FloatArray]:
@@ -51,13 +55,17 @@ def _factors(added: LowRank) -> tuple[FloatArray, FloatArray]:
 
 
 def _stored_chunks(info: TensorInfo, elements: int) -> Iterator[FloatArray]:
-    dtype = np.dtype(np.uint16 if info.dtype == BF16 else FLOATS[info.dtype]).newbyteorder("<")
-    left = math.prod(info.shape)
+    if info.parts:
+        for part in info.parts:
+            yield from _stored_chunks(part, elements)
+        return
+    dtype, of_item, widened = _items(info)
+    left = math.prod(info.shape) // of_item
     try:
         with info.file.open("rb") as file:
             file.seek(info.offset)
             while left:
-                count = min(left, elements)
+                count = min(left, max(1, elements // of_item))
                 values: npt.NDArray[Any] = np.fromfile(file, dtype, count)
                 if values.size != count:
                     raise CheckpointError(
@@ -65,13 +73,27 @@ def _stored_chunks(info: TensorInfo, elements: int) -> Iterator[FloatArray]:
                         "it has changed since the export began: start again"
                     )
                 left -= count
-                yield (
-                    _widened(values)
-                    if info.dtype == BF16
-                    else values.astype(np.float32, copy=False)
-                )
+                yield widened(values)
     except OSError as error:
         raise CheckpointError(f"{info.file} cannot be read ({error.strerror})") from error
+
+
+def _items(
+    info: TensorInfo,
+) -> tuple[npt.DTypeLike, int, Callable[[npt.NDArray[Any]], FloatArray]]:
+    """What a tensor is stored as: the type of an item, values in one, and what makes float32 of some."""
+    if info.dtype == BF16:
+        return np.dtype("<u2"), 1, _widened
+    if info.dtype in FLOATS:
+        stored = np.dtype(FLOATS[info.dtype]).newbyteorder("<")
+        return stored, 1, lambda values: values.astype(np.float32, copy=False)
+    blocks = math.prod(info.shape) // info.block
+    return np.dtype((np.void, info.nbytes // blocks)), info.block, partial(unpacked, info.dtype)
+
+
+def readable(info: TensorInfo) -> bool:
+    """Whether a tensor is of a type that can be read as numbers: floats, and what GGUF packs."""
+    return all(i.dtype in (*FLOATS, BF16) or i.block > 1 for i in info.parts or (info,))
 
 
 def _widened(values: npt.NDArray[Any]) -> FloatArray:
@@ -87,14 +109,10 @@ def same_data(first: TensorInfo, second: TensorInfo) -> bool:
         return False
     if first.low_rank != second.low_rank:
         return False
-    with first.file.open("rb") as one, second.file.open("rb") as other:
-        one.seek(first.offset)
-        other.seek(second.offset)
-        for start in range(0, first.nbytes, CHUNK):
-            count = min(CHUNK, first.nbytes - start)
-            if one.read(count) != other.read(count):
-                return False
-    return True
+    if first.parts or second.parts:
+        return read_float32(first).tobytes() == read_float32(second).tobytes()
+    pairs = zip(read_chunks(first), read_chunks(second), strict=True)
+    return all(one.tobytes() == other.tobytes() for one, other in pairs)
 
 
 def check_tensors(
@@ -124,7 +142,7 @@ def check_tensors(
                 f"{info.file}: tensor {name!r} has shape {list(info.shape)}, {what} of this "
                 f"config.json needs {list(shape)}; config and weights are of different models"
             )
-        if info.dtype not in (*FLOATS, BF16):
+        if not readable(info):
             raise CheckpointError(
                 f"{info.file}: tensor {name!r} is of type {info.dtype}, expected F32, F16 or BF16; "
                 "the checkpoint was quantized before: take the original one"

@@ -22,6 +22,9 @@ def export(
     model: Path | str | None = None,
     output: Path | str | None = None,
     *,
+    config: str | None = None,
+    text_encoder: Path | str | None = None,
+    vae: Path | str | None = None,
     work: Path | str | None = None,
     restart: bool = False,
     max_ram: float = 2147483648,
@@ -70,8 +73,15 @@ def export(
     """Quantize a diffusers pipeline and write it as a bundle, as ``fp4dit-onnx export`` does.
 
     Args:
-        model: Diffusers pipeline folder; without it, the embedded demo pipeline.
+        model: Diffusers pipeline folder, or a transformer in one safetensors or GGUF file, in the
+            layout of its authors, ComfyUI or diffusers; without it, the embedded demo pipeline.
         output: Folder of the bundle to write.
+        config: Configuration of a transformer in one file: a pipeline folder, whose other parts
+            are used too, or the name of an official model, such as flux-dev; by default the official
+            model that the file's tensors fit.
+        text_encoder: Folder with text encoders and tokenizers for a transformer in one file: a
+            pipeline's, or one of text_encoder.
+        vae: Folder with the VAE for a transformer in one file: a pipeline's, or one of vae.
         work: Folder for recorded activations and finished blocks, from which a killed run resumes;
             by default OUTPUT.calibration. Removed when the bundle is complete.
         restart: Discard what a killed run left in the work folder.
@@ -186,6 +196,9 @@ def export(
     request = ExportRequest(
         model=None if model is None else Path(model),
         output=Path(output),
+        config=config,
+        text_encoder=None if text_encoder is None else Path(text_encoder),
+        vae=None if vae is None else Path(vae),
         work=None if work is None else Path(work),
         restart=restart,
         max_ram=max_ram,

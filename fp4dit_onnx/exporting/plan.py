@@ -33,6 +33,7 @@ from fp4dit_onnx.exporting.sampling_plan import (
     latent_pixels,
     usual_sampling,
 )
+from fp4dit_onnx.exporting.sources import with_folder
 from fp4dit_onnx.exporting.text_encoders import check_encoders, encoder_bytes, encoder_recipe
 from fp4dit_onnx.families import Family, family_of, family_of_pipeline
 from fp4dit_onnx.families.table import largest_side
@@ -202,6 +203,7 @@ def plan(request: ExportRequest) -> Plan:
     request = with_recipe(request)
     check_choices(request)
     check_packages(report=request.report)
+    request = with_folder(request)
     from fp4dit_onnx.network.configs import check_networks
     from fp4dit_onnx.network.execution import execution_of
     from fp4dit_onnx.network.stored import fitted

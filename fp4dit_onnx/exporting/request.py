@@ -18,6 +18,7 @@ from fp4dit_onnx.calibration.recipe_tables import method_names
 from fp4dit_onnx.exporting.budgeted import budgeted
 from fp4dit_onnx.exporting.machine_options import MachineOptions
 from fp4dit_onnx.exporting.options import CALIBRATION, FORMATS, INPUT, OUTPUT, Option
+from fp4dit_onnx.exporting.source_options import SourceOptions
 from fp4dit_onnx.numbers.formats import FORMATS as ELEMENT_FORMATS
 from fp4dit_onnx.numbers.scale_formats import SCALE_FORMATS
 from fp4dit_onnx.spec.recipe import ACTIVATION_FORMATS, AUTO, FLOAT, FORMS, PAPER, WEIGHT_FORMATS
@@ -33,7 +34,7 @@ BITS = "w<{}>a<{}>".format(
 
 
 @dataclass(frozen=True)
-class ExportRequest(MachineOptions):
+class ExportRequest(MachineOptions, SourceOptions):
     """What to export and how; each field's option says what it is."""
 
     output: Annotated[
@@ -43,9 +44,10 @@ class ExportRequest(MachineOptions):
     model: Annotated[
         Path | None,
         Option(
-            "Diffusers pipeline folder; without it, the embedded demo pipeline.",
+            "Diffusers pipeline folder, or a transformer in one safetensors or GGUF file, in the "
+            "layout of its authors, ComfyUI or diffusers; without it, the embedded demo pipeline.",
             INPUT,
-            unit="PIPELINE",
+            unit="MODEL",
             positional=True,
         ),
     ] = None

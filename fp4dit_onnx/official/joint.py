@@ -5,7 +5,7 @@ Facts only, as in official_models.py.
 
 from __future__ import annotations
 
-from official_parts import (
+from fp4dit_onnx.official.parts import (
     ABSENT,
     CLIP_G,
     CLIP_G_TOKENIZER,

@@ -1,6 +1,6 @@
 """Official configurations of diffusers pipelines, by short name, and what differs in a small twin.
 
-Facts only: see official_parts.py, which has the parts that several pipelines share.
+Facts only: see `official.parts`, which has the parts that several pipelines share.
 
 A twin has the same classes and the same switches, a width below 100, a few blocks, and images of
 64 or 128 pixels.
@@ -10,8 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from official_joint import FLUX_DEV_SCHEDULER, aura_flow, flux, flux2_klein, sd3, z_image
-from official_parts import (
+from fp4dit_onnx.official.joint import (
+    FLUX_DEV_SCHEDULER,
+    aura_flow,
+    flux,
+    flux2_klein,
+    sd3,
+    z_image,
+)
+from fp4dit_onnx.official.parts import (
     ABSENT,
     BERT,
     BERT_TOKENIZER,
