@@ -3,7 +3,7 @@
     pipe = diffusers.PixArtAlphaPipeline.from_pretrained(folder, transformer=None)
     pipe.transformer = fp4dit_onnx.load_transformer("bundle")
 
-Everything around the transformer stays in torch; the transformer runs in ONNX Runtime on the CPU.
+Everything around the transformer stays in torch; the transformer runs in ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from fp4dit_onnx.errors import BundleError, MissingExtraError, UsageError
 from fp4dit_onnx.families.config import size_of
 from fp4dit_onnx.files import BUNDLE
 from fp4dit_onnx.files.settings import transformer_settings, vae_settings
+from fp4dit_onnx.runtime.providers import Placement
 from fp4dit_onnx.runtime.session import session
 from fp4dit_onnx.runtime.sizes import check_latents, pixels_a_latent
+from fp4dit_onnx.system.devices import CPU
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -42,31 +44,36 @@ _SWITCHED = ("aspect_ratio", "image_meta_size", "resolution", "style")
 
 
 def load_transformer(
-    bundle: Path | str, *, library: bool = True, threads: int | None = None
+    bundle: Path | str,
+    *,
+    device: str | Placement = CPU,
+    library: bool | None = None,
+    threads: int | None = None,
 ) -> nn.Module:
     """The transformer of `bundle` as a torch module that can be assigned to ``pipe.transformer``.
 
     It takes the arguments of the diffusers class that was exported and returns its output class,
-    on the device and in the type of ``hidden_states``; inside it computes on the CPU in float32.
-    ``config`` is that of the class, ``dtype`` is float32 and ``device`` the CPU. It has no
-    parameters and cannot be trained.
+    on the device and in the type of ``hidden_states``; inside it computes in float32, in ONNX
+    Runtime. ``config`` is that of the class, ``dtype`` is float32 and ``device`` the CPU, where
+    arguments pass through. It has no parameters and cannot be trained.
 
     Args:
         bundle: as ``fp4dit-onnx export`` writes it; only its transformer is read.
-        library: run the quantized layers in the custom-op library.
-        threads: how many threads run one operator; None leaves the choice to ONNX Runtime.
+        device: where ONNX Runtime runs it, see `session`.
+        library: see `session`.
+        threads: see `session`.
 
     Raises:
         BundleError: a file is missing or damaged.
         CheckpointError: see `families.config.size_of`.
         MissingExtraError: onnxruntime, torch or diffusers is not installed.
-        UsageError: when the module is called: an argument that the graph cannot take, or latents of
-            another size than it takes.
+        UsageError: the device cannot be used; when the module is called: an argument that the graph
+            cannot take, or latents of another size than it takes.
     """
     folder = Path(bundle) / "transformer"
     config = transformer_settings(folder / "config.json", BUNDLE)
     original = _original_class(folder / "config.json", config)
-    graph = _Graph(session(folder / "model.onnx", library=library, threads=threads))
+    graph = _Graph(session(folder / "model.onnx", device=device, library=library, threads=threads))
     vae = Path(bundle) / "vae_decoder" / "config.json"
     factor = pixels_a_latent(vae_settings(vae, BUNDLE) if vae.is_file() else None)
     module: nn.Module = _module_class()(graph, original, config, factor)

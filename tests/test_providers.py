@@ -20,13 +20,18 @@ import onnxruntime
 from onnxruntime.capi import build_and_package_info, onnxruntime_inference_collection
 
 from fp4dit_onnx import doctor
+from fp4dit_onnx.benchmark import LinearCase, Settings, backends, run_case
+from fp4dit_onnx.benchmark.requests import Formats
 from fp4dit_onnx.errors import BundleError, OutOfMemoryError, UsageError
 from fp4dit_onnx.runtime import providers
 from fp4dit_onnx.runtime.providers import Placement, place
 from fp4dit_onnx.runtime.session import session
 from fp4dit_onnx.system.nvidia import Driver, Gpu, nvidia_driver
+from fp4dit_onnx.system.progress import SilentReporter
 from fp4dit_onnx.system.shared_objects import missing, needed
 from fp4dit_onnx.targets.tiny_model import tiny_linear
+
+verifying: Any = importlib.import_module("fp4dit_onnx.verification.verify")
 
 CUDA = "CUDAExecutionProvider"
 ON_GPU = Placement("cuda:0", ((CUDA, {}), (providers.CPU_PROVIDER, {})), ("cuda", 0))
@@ -206,6 +211,63 @@ def test_memory_that_is_full(
 def test_kernels_are_for_the_cpu(model: Path) -> None:
     with pytest.raises(UsageError, match=r"no kernels for it.*--no-library"):
         session(model, device=ON_GPU, library=True)
+
+
+COMMANDS = {
+    "verify": ("nowhere",),
+    "evaluate": ("nowhere",),
+    "bench": ("--shape", "2x32x8"),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_other_commands_refuse_a_device_before_any_work(command: str, run: Run) -> None:
+    run(command, *COMMANDS[command], "--device", "cuda").refuses("device cuda:0", "driver")
+    run(command, *COMMANDS[command], "--device", "gpu").refuses("unknown device 'gpu'")
+
+
+def test_evaluate_has_a_device_for_each_runtime(run: Run, demo_bundle: Path) -> None:
+    words = ("evaluate", str(demo_bundle), "--float-device", "xpu")
+    run(*words).refuses("device xpu: torch", "use --float-device cpu")
+    run(*words[:2], "--device", "cuda:1", "--executor", "ray").refuses("expected --device cuda")
+
+
+PRETEND = Placement("pretend:0", ((providers.CPU_PROVIDER, {}),), ("cpu", 0))
+"""A device with a memory of its own, which is the machine's."""
+
+
+def test_a_benchmark_on_a_device() -> None:
+    layer = Formats(group_size=32).layer(8, 32)
+    everyone = backends("linear", [PRETEND.name], ["ort-float32", "torch-bf16"], PRETEND)
+    settings = Settings(1, 0.0, rounds=1, placed=PRETEND)
+    case = LinearCase(3, 32, 8, layer)
+    found = run_case(case, everyone, "ort-float32", settings, SilentReporter())
+    assert [one.name for one in found.outcomes] == ["fp4dit pretend:0", "ort-float32"]
+    assert found.absent == {"torch-bf16": "runs on the CPU, not on pretend:0"}
+    assert all(one.sqnr_db is None or one.sqnr_db > 10 for one in found.outcomes)
+
+
+def test_verify_runs_the_bodies_on_the_device(
+    demo_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    class Enough(Exception):  # noqa: N818 - the sessions are all that is looked at
+        pass
+
+    def session(path: Path, *, device: Any = "cpu", library: bool = True) -> Any:
+        made.append((device, library))
+        return SimpleNamespace(run=None)
+
+    def stop(evaluators: object) -> None:
+        raise Enough
+
+    monkeypatch.setattr(verifying, "session", session)
+    monkeypatch.setattr(verifying._Evaluators, "_simulated", stop)
+    with pytest.raises(Enough):
+        verifying.verify(demo_bundle, quick=True, device=PRETEND)
+    kernels, bodies = ("cpu", True), (PRETEND, False)
+    assert made == [kernels, kernels, bodies, kernels, bodies]
 
 
 def test_generate_names_its_device(demo_bundle: Path, tmp_path: Path, run: Run) -> None:

@@ -18,6 +18,8 @@ from fp4dit_onnx.benchmark.rounds import (
     ratios,
     settle,
 )
+from fp4dit_onnx.benchmark.sessions import running_on
+from fp4dit_onnx.runtime.providers import ON_CPU, Placement
 from fp4dit_onnx.system.progress import Reporter
 from fp4dit_onnx.system.resources import checked_threads
 from fp4dit_onnx.values import real, whole
@@ -34,12 +36,14 @@ class Settings:
         seconds: for all rounds of a case together.
         rounds: in place of as many as fit; None for these.
         limits: as `Machine.limits`.
+        placed: where sessions of ONNX Runtime run.
     """
 
     threads: int
     seconds: float
     rounds: int | None = None
     limits: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    placed: Placement = ON_CPU
 
     def __post_init__(self) -> None:
         """Refuse settings that nothing can be timed with."""
@@ -129,7 +133,7 @@ def run_case(
     ) as advance:
         for backend in backends:
             try:
-                ready[backend.name] = _prepare(case, backend, settings.threads)
+                ready[backend.name] = _prepare(case, backend, settings)
             except Exception as cause:  # a peer may fail in any way: it is named, the others run
                 absent[backend.name] = _reason(cause)
             advance(1, backend.name)
@@ -148,11 +152,12 @@ def run_case(
     return Report(case.kind, case.name, case.operations, baseline, tuple(outcomes), absent)
 
 
-def _prepare(case: Case, backend: Backend[Any], threads: int) -> _Ready:
+def _prepare(case: Case, backend: Backend[Any], settings: Settings) -> _Ready:
     """Load it, warm it up, and hold its result against the reference."""
     if reason := backend.why_absent():
         raise Absent(reason)
-    loaded: Loaded = backend.load(case, threads)
+    with running_on(settings.placed):
+        loaded: Loaded = backend.load(case, settings.threads)
     loaded.run()
     settle()
     seconds = estimate(loaded.run)

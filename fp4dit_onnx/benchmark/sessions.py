@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,12 @@ from fp4dit_onnx import ops
 from fp4dit_onnx.benchmark.backend import Loaded, package
 from fp4dit_onnx.benchmark.case import Array
 from fp4dit_onnx.runtime.library import library_path, select_isa
+from fp4dit_onnx.runtime.providers import ON_CPU, Placement
+from fp4dit_onnx.runtime.session import started, with_library
+from fp4dit_onnx.system.devices import CPU
 from fp4dit_onnx.system.resources import checked_threads
 
-__all__ = ["MICROSOFT", "bound", "graph_model", "make_session"]
+__all__ = ["MICROSOFT", "bound", "graph_model", "make_session", "running_on"]
 
 MICROSOFT = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
@@ -61,12 +66,13 @@ def make_session(
     isa: str | None = None,
     configure: Callable[[Any], None] | None = None,
 ) -> Any:
-    """A session on `threads` threads.
+    """A session on `threads` threads, on the device of `running_on`.
 
     Args:
         model: serialized, or a file with external data beside it.
         threads: of one operator.
-        isa: register the custom-op library with these kernels; None leaves it out.
+        isa: register the custom-op library with these kernels, on another device than the CPU if it
+            has some for it; None leaves it out.
         configure: changes the session options further.
     """
     ort = package("onnxruntime")
@@ -77,27 +83,41 @@ def make_session(
     if configure is not None:
         configure(options)
     source = model if isinstance(model, bytes) else str(model)
-    providers = ["CPUExecutionProvider"]
-    if isa is None:
-        return ort.InferenceSession(source, options, providers=providers)
-    options.register_custom_ops_library(str(library_path()))
+    placed = _PLACED.get()
+    options.enable_mem_pattern = placed.mem_pattern
+    if isa is not None and with_library(placed, None):
+        options.register_custom_ops_library(str(library_path()))
+    if isa is None or not placed.on_cpu:
+        return started(source, options, placed)
     select_isa(isa)
     try:  # nodes choose their kernels when they are created
-        return ort.InferenceSession(source, options, providers=providers)
+        return started(source, options, placed)
     finally:
         select_isa(None)
+
+
+_PLACED: ContextVar[Placement] = ContextVar("placed", default=ON_CPU)
+
+
+@contextmanager
+def running_on(placed: Placement) -> Iterator[None]:
+    """While open, `make_session` makes sessions for that device, and `bound` binds to its memory."""
+    token = _PLACED.set(placed)
+    try:
+        yield
+    finally:
+        _PLACED.reset(token)
 
 
 def bound(session: Any, feed: Mapping[str, Array]) -> Loaded:
     """`session` on the inputs `feed`, without copies into or out of numpy at every run."""
     ort = package("onnxruntime")
-    binding = session.io_binding()
+    binding, memory = session.io_binding(), _PLACED.get().memory or (CPU, 0)
     for declared in session.get_inputs():
-        binding.bind_ortvalue_input(
-            declared.name, ort.OrtValue.ortvalue_from_numpy(feed[declared.name])
-        )
+        value = ort.OrtValue.ortvalue_from_numpy(feed[declared.name], *memory)
+        binding.bind_ortvalue_input(declared.name, value)
     for output in session.get_outputs():
-        binding.bind_output(output.name)
+        binding.bind_output(output.name, *memory)
     return Loaded(
         run=lambda: session.run_with_iobinding(binding),
         result=lambda: binding.copy_outputs_to_cpu()[0],

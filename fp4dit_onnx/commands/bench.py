@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fp4dit_onnx.commands.output import decibels, print_json, print_line, print_table, reporter
-from fp4dit_onnx.commands.parameters import Json
+from fp4dit_onnx.commands.parameters import Device, Json
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.options import FORMATS as FORMATS_PANEL
 from fp4dit_onnx.exporting.options import INPUT, MACHINE, OUTPUT, Option
@@ -18,9 +18,11 @@ from fp4dit_onnx.numbers.formats import FORMATS
 from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE, SCALE_FORMATS
 from fp4dit_onnx.runtime.library import LibraryError, supported_isas
 from fp4dit_onnx.spec.spec import DEFAULT_GROUP_SIZE
+from fp4dit_onnx.system.devices import CPU
 
 if TYPE_CHECKING:
     from fp4dit_onnx.benchmark import Case, Machine, Outcome, Report, Settings
+    from fp4dit_onnx.runtime.providers import Placement
 
 __all__ = ["run"]
 
@@ -125,6 +127,7 @@ def run(
             unit="CHANNELS",
         ),
     ] = None,
+    device: Device = CPU,
     threads: Annotated[
         int | None,
         Option("Threads of every backend; by default all cores.", MACHINE, unit="THREADS", min=1),
@@ -162,11 +165,16 @@ def run(
     """Measure speed against other libraries, interleaved in one run."""
     from fp4dit_onnx.benchmark import Settings, choose
     from fp4dit_onnx.benchmark.requests import Formats, operator_cases, step_case
+    from fp4dit_onnx.runtime.providers import place
     from fp4dit_onnx.system.resources import usable_cores
 
+    placed = place(device, reporter().note)
+    if isa and not placed.on_cpu:
+        raise UsageError(f"--isa is one of the CPU, and --device is {placed.name}: leave one out")
     if bundle is None and float_model is not None:
         raise UsageError("--float is the float model of a bundle: give the bundle too")
-    settings = Settings(usable_cores() if threads is None else threads, seconds, rounds)
+    count = usable_cores() if threads is None else threads
+    settings = Settings(count, seconds, rounds, placed=placed)
     formats = Formats(
         bits,
         weight_format,
@@ -181,23 +189,28 @@ def run(
         cases.append(step_case(bundle, float_model, batch, tokens))
     cases += operator_cases(shape or (), attention or (), formats, default=bundle is None)
     peers = None if peer is None else choose("peer", peer, _peers())
-    supported = supported_isas()
+    supported = supported_isas() if placed.on_cpu else (placed.name,)
     isas = choose("instruction set", isa or supported, supported)
     if dry_run:
-        _print_plan(cases, isas, peers, json=json)
+        _print_plan(cases, isas, peers, placed, json=json)
         return
     _measure(cases, isas, peers, settings, json=json)
 
 
 def _print_plan(
-    cases: Sequence[Case], isas: Sequence[str], peers: Sequence[str] | None, *, json: bool
+    cases: Sequence[Case],
+    isas: Sequence[str],
+    peers: Sequence[str] | None,
+    placed: Placement,
+    *,
+    json: bool,
 ) -> None:
     """The backends that would run and those that cannot, as far as known without loading them."""
     from fp4dit_onnx.benchmark import backends
 
     plans: list[dict[str, Any]] = []
     for case in cases:
-        everyone = backends(case.kind, isas, peers)
+        everyone = backends(case.kind, isas, peers, placed)
         absent = {one.name: reason for one in everyone if (reason := one.why_absent())}
         present = {one.name: one.about for one in everyone if one.name not in absent}
         plans.append({"kind": case.kind, "name": case.name, "runs": present, "absent": absent})
@@ -220,17 +233,17 @@ def _measure(
 ) -> None:
     from fp4dit_onnx.benchmark import BASELINES, Machine, backends, run_case
 
-    progress = reporter()
+    progress, own = reporter(), isas if settings.placed.on_cpu else ()
     with progress.stage(
-        "measuring the limits of the machine", len(isas), "instruction sets"
+        "measuring the limits of the machine", len(own), "instruction sets"
     ) as advance:
-        machine = Machine.measure(isas, settings.threads)
-        advance(len(isas))
+        machine = Machine.measure(own, settings.threads)
+        advance(len(own))
     if not json:
         _print_machine(machine)
     settings, reports = replace(settings, limits=machine.limits), []
     for case in cases:
-        everyone = backends(case.kind, isas, peers)
+        everyone = backends(case.kind, isas, peers, settings.placed)
         reports.append(run_case(case, everyone, BASELINES[case.kind], settings, progress))
         if not json:
             _print_report(reports[-1])
@@ -249,6 +262,8 @@ def _print_machine(machine: Machine) -> None:
         print_line(
             f"load average {machine.load:.1f}: other processes use the cores, so times will scatter"
         )
+    if not machine.limits:
+        return
     kinds = list(dict.fromkeys(kind for row in machine.limits.values() for kind in row))
     rows = [
         (isa, *(_number(limits[kind]) for kind in kinds)) for isa, limits in machine.limits.items()

@@ -10,11 +10,12 @@ from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.checkpoint.checkpoint import demo_folder
 from fp4dit_onnx.commands.generate import SUFFIXES
 from fp4dit_onnx.commands.output import print_json, print_line, print_table, reporter
-from fp4dit_onnx.commands.parameters import FloatDevice, Json, LoraFiles, PromptFile
+from fp4dit_onnx.commands.parameters import Device, FloatDevice, Json, LoraFiles, PromptFile
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.evaluation.prompts import evaluation_prompts
 from fp4dit_onnx.exporting.options import INPUT, MACHINE, OUTPUT, SAMPLING, Option
-from fp4dit_onnx.system.devices import AUTO
+from fp4dit_onnx.runtime.providers import place
+from fp4dit_onnx.system.devices import AUTO, CPU
 from fp4dit_onnx.system.executors import HERE, place_of
 from fp4dit_onnx.system.outputs import check_file, written_whole
 
@@ -50,7 +51,8 @@ def run(
         Path | None,
         Option("Also write the images side by side to this file.", OUTPUT, unit="FILE"),
     ] = None,
-    device: FloatDevice = AUTO,
+    device: Device = CPU,
+    float_device: FloatDevice = AUTO,
     executor: Annotated[
         str,
         Option(
@@ -67,7 +69,12 @@ def run(
         if grid.suffix.lower() not in SUFFIXES:
             raise UsageError(f"grid {grid}: expected a name ending in {', '.join(SUFFIXES)}")
         check_file(grid)
-    place_of(executor)
+    if place_of(executor).elsewhere and ":" in device:
+        raise UsageError(
+            f"device {device} with executor ray: each machine has a number of its own for what Ray "
+            f"gives a call: expected --device {device.partition(':')[0]}"
+        )
+    placed = place(device, reporter().note)
     folders = _by_name(bundles, model)
     texts = evaluation_prompts(prompts, model, count)
     from fp4dit_onnx.evaluation.quality import evaluate
@@ -79,7 +86,8 @@ def run(
         range(seeds),
         reporter=reporter(),
         lora=lora or (),
-        device=device,
+        device=placed.name,
+        float_device=float_device,
         executor=executor,
     )
     if grid is not None:

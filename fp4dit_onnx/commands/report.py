@@ -78,7 +78,7 @@ def run(
             min=1,
         ),
     ] = None,
-    device: FloatDevice = AUTO,
+    float_device: FloatDevice = AUTO,
     json: Annotated[bool, Option("Print the measurements as JSON.", OUTPUT)] = False,
 ) -> None:
     """Write report.html: quantization error per layer and image, size, time, memory."""
@@ -101,7 +101,9 @@ def run(
         (bundle,) = opened
         texts = evaluation_prompts(prompts, model, count or COUNT)
         evidence = (
-            _measured(bundle, model, lora, texts, range(seeds or 1), device) if given else None
+            _measured(bundle, model, lora, texts, range(seeds or 1), float_device)
+            if given
+            else None
         )
         _report(bundle, evidence, output, json=json)
         return

@@ -90,13 +90,15 @@ class Exported:
 
     Attributes:
         folder: absolute.
-        library: run the quantized layers in the custom-op library.
+        library: see `Pipeline`.
         threads: see `Pipeline`.
+        device: see `Pipeline`.
     """
 
     folder: Path
-    library: bool
+    library: bool | None
     threads: int | None = None
+    device: str = "cpu"
 
     @property
     def pipeline(self) -> Pipeline:
@@ -147,7 +149,7 @@ class FloatModel:
         """Device and type here; raises as `float_images`."""
         from fp4dit_onnx.network.execution import execution_of
 
-        return execution_of(self.device)
+        return execution_of(self.device, option="--float-device")
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -228,7 +230,9 @@ def float_images(
 
 @cache
 def _exported(model: Exported) -> Pipeline:
-    return Pipeline(model.folder, library=model.library, threads=model.threads)
+    return Pipeline(
+        model.folder, device=model.device, library=model.library, threads=model.threads
+    )
 
 
 @lru_cache(maxsize=1)
@@ -306,6 +310,8 @@ def executor_of(
     weights = sum(4 * math.prod(info.shape) for part in parts for info in part.tensors.values())
     sizes = sum(path.stat().st_size for bundle in bundles for path in bundle.files)
     need = source.execution.need(ACTIVATIONS + weights + sizes)
+    if any(bundle.device != "cpu" for bundle in bundles):
+        need = replace(need, gpus=1)
     alike = [replace(bundle, threads=need.cpus) for bundle in bundles]
     models: tuple[Model, ...] = source, *bundles
     files = {path for model in models for path in model.files}

@@ -125,10 +125,11 @@ def evaluate(
     seeds: Sequence[int],
     *,
     sampling: Sampling | None = None,
-    library: bool = True,
+    library: bool | None = None,
     reporter: Reporter | None = None,
     lora: Sequence[str] = (),
     device: str = "cpu",
+    float_device: str = "cpu",
     executor: str = HERE,
 ) -> Evaluation:
     """Compare the latents and images of bundles with those of the float model.
@@ -139,10 +140,11 @@ def evaluate(
         prompts: at least one.
         seeds: at least one; one image per prompt and seed.
         sampling: how; None takes the settings that all bundles carry.
-        library: run the quantized layers in the custom-op library.
+        library: see `Pipeline`.
         reporter: told of every model and every batch of images.
         lora: that the bundles were made with; see `open_checkpoint`.
-        device: where torch runs the float model, see `execution_of`.
+        device: where ONNX Runtime runs the bundles, see `Pipeline`.
+        float_device: where torch runs the float model, see `execution_of`.
         executor: where batches of images are generated, see `executors.place_of`.
 
     Raises:
@@ -156,8 +158,8 @@ def evaluate(
         raise UsageError(f"a bundle is called {FLOAT!r}, as is the reference: choose another name")
     reporter = reporter or SilentReporter()
     place = place_of(executor)
-    exported = [Exported(path.absolute(), library) for path in bundles.values()]
-    source = FloatModel(model_folder.absolute(), tuple(lora), device)
+    exported = [Exported(path.absolute(), library, device=device) for path in bundles.values()]
+    source = FloatModel(model_folder.absolute(), tuple(lora), float_device)
     try:
         pipelines = {n: one.pipeline for n, one in zip(bundles, exported, strict=True)}
         chosen = sampling or _common_sampling(pipelines)

@@ -156,7 +156,7 @@ def _quality(subject: _Subject) -> Quality:
         subject.seeds,
         reporter=subject.reporter,
         lora=subject.checkpoint.lora,
-        device=subject.device,
+        float_device=subject.device,
     )
     (own,) = found.bundles
     drawn = [(prompt, seed) for prompt in subject.prompts for seed in subject.seeds]

@@ -26,6 +26,7 @@ __all__ = [
     "CPU_PROVIDER",
     "DEVICES",
     "FLAVOURS",
+    "ON_CPU",
     "Device",
     "Placement",
     "place",
@@ -210,6 +211,10 @@ class Placement:
     def on_cpu(self) -> bool:
         """Whether the CPU is the only device."""
         return self.name == CPU
+
+
+ON_CPU = Placement(CPU, ((CPU_PROVIDER, {}),))
+"""What `place` gives for the CPU."""
 
 
 def runtime_package() -> Any:

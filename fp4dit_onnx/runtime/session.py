@@ -17,7 +17,7 @@ from fp4dit_onnx.system.texts import utf8_text
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["MIN_ORT", "Session", "session", "with_library"]
+__all__ = ["MIN_ORT", "Session", "session", "started", "with_library"]
 
 _EXACT_MATMUL = "session.qdq_matmulnbits_accuracy_level"
 """ONNX Runtime fuses DequantizeLinear + MatMul to MatMulNBits and, unless this is 0, quantizes the
@@ -97,20 +97,39 @@ def session(
         except Exception as cause:  # as below
             raise UsageError(f"custom-op library: {_reason(cause)}") from cause
     try:
-        loaded = onnxruntime.InferenceSession(
-            name, options, providers=list(placed.providers), enable_fallback=False
-        )
+        loaded = started(name, options, placed)
+    except UsageError:
+        raise
     except Exception as cause:  # its error classes share no base below Exception
         raise _out_of_memory(cause, placed) or BundleError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {_explained(cause)}"
         ) from cause
+    return _explaining(loaded, path, placed)
+
+
+def started(model: str | bytes, options: Any, placed: Placement) -> onnxruntime.InferenceSession:
+    """A session with all providers of a placement: ONNX Runtime goes on without those that fail.
+
+    Args:
+        model: its path, or serialized.
+        options: onnxruntime.SessionOptions.
+        placed: where.
+
+    Raises:
+        Exception: what ONNX Runtime raises.
+        UsageError: a provider did not start.
+    """
+    onnxruntime = runtime_package()
+    loaded = onnxruntime.InferenceSession(
+        model, options, providers=list(placed.providers), enable_fallback=False
+    )
     lacking = [one for one, _ in placed.providers if one not in loaded.get_providers()]
     if lacking:
         raise UsageError(
             f"device {placed.name}: ONNX Runtime {onnxruntime.__version__} could not start "
             f"{', '.join(lacking)}: see  fp4dit-onnx doctor, or use --device {CPU}"
         )
-    return _explaining(loaded, path, placed)
+    return loaded
 
 
 def with_library(placed: Placement, wanted: bool | None) -> bool:

@@ -17,6 +17,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +46,11 @@ from fp4dit_onnx.files import BUNDLE
 from fp4dit_onnx.files.settings import transformer_settings
 from fp4dit_onnx.numbers.compare import Comparison, sqnr_db
 from fp4dit_onnx.runtime.library import Library
+from fp4dit_onnx.runtime.providers import Placement, placed_on
 from fp4dit_onnx.runtime.session import session
 from fp4dit_onnx.spec.low_rank import LowRank, branch_name
 from fp4dit_onnx.spec.transforms import tensor_name
+from fp4dit_onnx.system.devices import CPU
 from fp4dit_onnx.system.progress import Reporter, SilentReporter
 from fp4dit_onnx.verification.cases import CASES, case_inputs
 from fp4dit_onnx.verification.node_checks import LIBRARY, TORCH, NodeChecks
@@ -106,19 +109,28 @@ class Verification:
 
 
 def verify(
-    bundle: Path | str, *, quick: bool = False, reporter: Reporter | None = None
+    bundle: Path | str,
+    *,
+    quick: bool = False,
+    device: str | Placement = CPU,
+    reporter: Reporter | None = None,
 ) -> Verification:
     """Check a bundle.
 
     Args:
         bundle: its folder.
         quick: one case instead of several, and no ONNX reference evaluation of the whole model.
+        device: where ONNX Runtime runs the models without the library, see `session`; the kernels of
+            the CPU are compared with it.
         reporter: progress.
 
     Raises:
         BundleError: no bundle, or files that do not fit its manifest.
+        OutOfMemoryError: the device has too little memory.
+        UsageError: it cannot be used.
     """
     report = reporter or SilentReporter()
+    placed = placed_on(device)
     opened = Bundle.open(bundle)
     target = opened.manifest.target
     if target != DEFAULT_TARGET:
@@ -135,7 +147,7 @@ def verify(
         tempfile.TemporaryDirectory() as folder,
         report.stage("verifying", len(cases), "cases") as advance,
     ):
-        evaluators = _Evaluators(subject, Path(folder), whole_reference=not quick)
+        evaluators = _Evaluators(subject, Path(folder), placed, whole_reference=not quick)
         for index in range(len(cases)):
             checks += evaluators.checks(index)
             advance(1)
@@ -221,7 +233,9 @@ def _structure(subject: _Subject) -> Iterator[Check]:
 class _Evaluators:
     """Every way to run the model, each built once."""
 
-    def __init__(self, subject: _Subject, folder: Path, *, whole_reference: bool) -> None:
+    def __init__(
+        self, subject: _Subject, folder: Path, placed: Placement, *, whole_reference: bool
+    ) -> None:
         self._subject = subject
         everything, nodes = exposed(subject.model), node_model(subject.model)
         onnx.save(everything, folder / "exposed.onnx")
@@ -229,14 +243,15 @@ class _Evaluators:
         self._names = [o.name for o in everything.graph.output]
         self._exposed = session(folder / "exposed.onnx")
         self._nodes = nodes
+        stock = "stock ONNX Runtime" + ("" if placed.on_cpu else f" on {placed.name}")
+        bodies = partial(session, device=placed, library=False)
         self._node_runs: dict[str, Run] = {
             LIBRARY: _runner(session(folder / "nodes.onnx")),
-            "stock ONNX Runtime": _runner(session(folder / "nodes.onnx", library=False)),
+            stock: _runner(bodies(folder / "nodes.onnx")),
             "ONNX reference": _runner(ReferenceEvaluator(nodes)),
         }
         self._ours = _runner(session(subject.bundle.transformer))
-        stock = session(subject.bundle.transformer, library=False)
-        self._whole: dict[str, Run] = {"stock ONNX Runtime": _runner(stock)}
+        self._whole: dict[str, Run] = {stock: _runner(bodies(subject.bundle.transformer))}
         if whole_reference:
             self._whole["ONNX reference"] = _runner(ReferenceEvaluator(subject.model))
         self._simulation = self._simulated()
