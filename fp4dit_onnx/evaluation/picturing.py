@@ -19,7 +19,7 @@ from PIL import Image
 
 from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.checkpoint.checkpoint import Checkpoint, open_checkpoint, scheduler_settings
-from fp4dit_onnx.errors import CheckpointError, MissingExtraError
+from fp4dit_onnx.errors import CheckpointError, MissingExtraError, UsageError
 from fp4dit_onnx.families import Family, family_of
 from fp4dit_onnx.runtime import Pipeline, Sampling
 from fp4dit_onnx.runtime.schedulers import scheduler_from_config
@@ -149,7 +149,10 @@ class FloatModel:
         """Device and type here; raises as `float_images`."""
         from fp4dit_onnx.network.execution import execution_of
 
-        return execution_of(self.device, option="--float-device")
+        try:
+            return execution_of(self.device)
+        except UsageError as error:  # it knows the option of `export`
+            raise UsageError(str(error).replace("--device", "--float-device")) from error
 
     @property
     def checkpoint(self) -> Checkpoint:

@@ -24,6 +24,7 @@ __all__ = ["HOST", "Execution", "execution_of", "host", "sum64"]
 _CPU = torch.device("cpu")
 _FLOAT64 = ("cpu", "cuda")
 """Types of devices that all have float64: MPS has none, and not all of xpu."""
+_USE = "use --device cpu, or --device auto for the best one that is there"
 
 
 @dataclass(frozen=True)
@@ -145,10 +146,7 @@ def sum64(tensor: torch.Tensor) -> float:
 
 
 def execution_of(
-    device: str,
-    precision: str = PRECISIONS[0],
-    limit: float = math.inf,
-    option: str = "--device",
+    device: str, precision: str = PRECISIONS[0], limit: float = math.inf
 ) -> Execution:
     """What a request names.
 
@@ -157,7 +155,6 @@ def execution_of(
             one, see `system.devices`.
         precision: one of `system.devices.PRECISIONS`.
         limit: see `Execution`.
-        option: that the device was given with.
 
     Raises:
         UsageError: unknown names, a device that is not there, or one without that precision.
@@ -171,8 +168,7 @@ def execution_of(
     if int(number or 0) >= count:
         there = ["cpu", *(f"{k}:{i}" for k in DEVICES if k != "cpu" for i in range(_count(k)))]
         raise UsageError(
-            f"device {name}: torch {torch.__version__} finds {', '.join(there)} here; use "
-            f"{option} cpu, or {option} auto for the best one that is there"
+            f"device {name}: torch {torch.__version__} finds {', '.join(there)} here; {_USE}"
             + ("" if count else f", or install a build of torch for {kind}")
         )
     limit = math.inf if kind == "cpu" else limit

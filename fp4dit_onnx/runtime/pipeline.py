@@ -23,6 +23,7 @@ from fp4dit_onnx.families import Family, family_of_pipeline
 from fp4dit_onnx.families.request import Encoded, Request, Text, tokenizer_of
 from fp4dit_onnx.files import BUNDLE, read_json
 from fp4dit_onnx.files.settings import transformer_settings, vae_settings
+from fp4dit_onnx.runtime.denoising import Denoising, declared
 from fp4dit_onnx.runtime.providers import Placement, placed_on
 from fp4dit_onnx.runtime.runs import start_run
 from fp4dit_onnx.runtime.sampling import (
@@ -201,7 +202,7 @@ class Pipeline:
         width: int | None = None,
         batch_size: int = 8,
         progress: Callable[[int, int], None] | None = None,
-        on_step: OnLatents = lambda *_: None,
+        on_step: OnLatents | None = None,
     ) -> list[Image.Image]:
         """Images of prompts, those of one prompt side by side.
 
@@ -233,8 +234,7 @@ class Pipeline:
         starts = range(0, len(prompts), batch_size)
         total, counter = len(starts) * sampling.steps, itertools.count(1)
 
-        def after_step(index: int, latents: FloatArray) -> None:
-            on_step(index, latents)
+        def advance() -> None:
             if progress is not None:
                 progress(next(counter), total)
 
@@ -246,7 +246,8 @@ class Pipeline:
                 chosen_seeds[batch],
                 sampling,
                 negative_prompt=negative_prompt,
-                after_step=after_step,
+                after_step=on_step,
+                progress=advance,
             )
             pictures.extend(self.decode(latents))
         return pictures
@@ -259,7 +260,8 @@ class Pipeline:
         *,
         negative_prompt: str = "",
         on_step: OnStep | None = None,
-        after_step: OnLatents = lambda *_: None,
+        after_step: OnLatents | None = None,
+        progress: Callable[[], None] = lambda: None,
     ) -> FloatArray:
         """Denoised latents of one batch, float32 [B, C, H, W].
 
@@ -270,6 +272,7 @@ class Pipeline:
             negative_prompt: what the images should not show.
             on_step: called after every call of the transformer.
             after_step: called after every step with its index and the latents it made.
+            progress: called after every step; latents on a device stay there.
 
         Raises:
             UsageError: see `check` and `values.checked_seed`.
@@ -279,17 +282,21 @@ class Pipeline:
         shape = self.latent_shape(sampling)
         latents = np.stack([initial_latents(seed, shape) for seed in seeds])  # [B, C, H, W]
         request = self._request(prompts, negative_prompt, sampling)
-        fixed = self._family.feed(request, self._encode)
-        run = self._start(sampling)
-        latents *= np.float32(run.initial_scale)
-        for index, timestep in enumerate(run.timesteps):
-            given = run.model_input(index, latents)
-            output = self._predict(given, timestep.item(), fixed, request)
+        denoising = Denoising(
+            self.transformer,
+            self._family,
+            request,
+            self._family.feed(request, self._encode),
+            partial(self._start, sampling),
+            partial(step_noise, seeds, shape=shape) if self.scheduler.stochastic else None,
+        )
+        for made in denoising.steps(latents, self.placed):
             if on_step is not None:
-                on_step(Step(index, timestep.item(), given, output))
-            noise = step_noise(seeds, index, shape) if self.scheduler.stochastic else None
-            latents = run.step(output, latents, noise)
-            after_step(index, latents)
+                on_step(Step(made.index, made.timestep, made.given(), made.output()))
+            if after_step is not None:
+                after_step(made.index, made.latents())
+            progress()
+        latents = made.latents()
         for prompt, row in zip(prompts, latents, strict=True):
             if not np.isfinite(row).all():
                 raise VerificationError(
@@ -303,8 +310,8 @@ class Pipeline:
         pictures = []
         for row in latents:
             given = self._family.latents.for_decoder(row[None], self._vae_config)  # [1, C, H, W]
-            feed = {"latent_sample": given}
-            pictures.append(image_of(_run(self.vae_decoder, feed, "vae_decoder")[0][0]))
+            feed = declared(self.vae_decoder, {"latent_sample": given}, "vae_decoder")
+            pictures.append(image_of(self.vae_decoder.run(None, feed)[0][0]))
         return pictures
 
     @property
@@ -339,42 +346,12 @@ class Pipeline:
         more = tokenizer.length(before) - 2 if before else 0
         ids, mask = tokenizer([before + one for one in texts], length + more)
         feed = {"input_ids": ids, "attention_mask": mask if text.masked else np.ones_like(mask)}
-        found = dict(zip(names, _run(encoder, feed, text.encoder), strict=True))
+        found = dict(
+            zip(names, encoder.run(None, declared(encoder, feed, text.encoder)), strict=True)
+        )
         pooled = [found[name] for name in _POOLED if name in found]
         encoded = Encoded(found[text.output], mask, pooled[0] if pooled else None)
         return encoded.ends(length) if before else encoded
-
-    def _predict(
-        self,
-        latents: FloatArray,
-        timestep: float,
-        fixed: Mapping[str, npt.NDArray[Any]],
-        request: Request,
-    ) -> FloatArray:
-        """The model's output after guidance and without the variance half, as `latents`."""
-        family = self._family
-        rows = np.concatenate([latents, latents]) if request.guided else latents  # [rows, ...]
-        feed = {
-            "hidden_states": family.latents.pack(rows),
-            "timestep": np.full(len(rows), family.told(timestep), family.timestep.dtype),
-            **fixed,
-        }
-        output = _run(self.transformer, feed, "transformer")[0]
-        prediction = family.latents.prediction(output, rows.shape)
-        combined: FloatArray = family.guidance.combined(prediction, request.sampling.guidance)
-        return -combined if family.reversed else combined
-
-
-def _run(part: Session, feed: Mapping[str, npt.NDArray[Any]], name: str) -> list[FloatArray]:
-    """The outputs of `part` given those of `feed` that it declares."""
-    declared = [item.name for item in part.get_inputs()]
-    unknown = [item for item in declared if item not in feed]
-    if unknown:
-        raise BundleError(
-            f"{name} needs the input {unknown[0]}, which this version does not feed: expected "
-            f"inputs among {', '.join(feed)}; export the bundle again"
-        )
-    return part.run(None, {item: feed[item] for item in declared})
 
 
 def _family(folder: Path, model_index: Mapping[str, Any]) -> Family:

@@ -17,7 +17,15 @@ from fp4dit_onnx.system.texts import utf8_text
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["MIN_ORT", "Session", "session", "started", "with_library"]
+__all__ = [
+    "MIN_ORT",
+    "Session",
+    "explaining",
+    "session",
+    "session_options",
+    "started",
+    "with_library",
+]
 
 _EXACT_MATMUL = "session.qdq_matmulnbits_accuracy_level"
 """ONNX Runtime fuses DequantizeLinear + MatMul to MatMulNBits and, unless this is 0, quantizes the
@@ -82,12 +90,7 @@ def session(
         )
     name = utf8_text("path", str(path))
     placed = placed_on(device)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _FATAL_ONLY
-    options.add_session_config_entry(_EXACT_MATMUL, "0")
-    options.enable_mem_pattern = placed.mem_pattern
-    if threads is not None:
-        options.intra_op_num_threads = checked_threads(threads)
+    options = session_options(placed, threads)
     if with_library(placed, library):
         from fp4dit_onnx.runtime.library import library_path
 
@@ -104,7 +107,18 @@ def session(
         raise _out_of_memory(cause, placed) or BundleError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {_explained(cause)}"
         ) from cause
-    return _explaining(loaded, path, placed)
+    return explaining(loaded, path, placed)
+
+
+def session_options(placed: Placement, threads: int | None = None) -> Any:
+    """onnxruntime.SessionOptions as every session has them; arguments as `session` has them."""
+    options = runtime_package().SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    options.add_session_config_entry(_EXACT_MATMUL, "0")
+    options.enable_mem_pattern = placed.mem_pattern
+    if threads is not None:
+        options.intra_op_num_threads = checked_threads(threads)
+    return options
 
 
 def started(model: str | bytes, options: Any, placed: Placement) -> onnxruntime.InferenceSession:
@@ -153,16 +167,16 @@ def with_library(placed: Placement, wanted: bool | None) -> bool:
     return False
 
 
-def _explaining(
-    loaded: onnxruntime.InferenceSession, path: Path, placed: Placement
+def explaining(
+    loaded: onnxruntime.InferenceSession, path: Path | str, placed: Placement
 ) -> onnxruntime.InferenceSession:
-    """`loaded`, which raises the errors of `session` where the model cannot be computed."""
+    """`loaded`, which raises the errors of `session` where the model at `path` cannot be computed."""
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     refusals = (state.Fail, state.RuntimeException, state.NotImplemented, state.InvalidArgument)
 
-    def explaining(run: Callable[..., Any]) -> Callable[..., Any]:
+    def explained_by(run: Callable[..., Any]) -> Callable[..., Any]:
         def explained(*arguments: Any, **named: Any) -> Any:
             try:
                 return run(*arguments, **named)
@@ -175,8 +189,8 @@ def _explaining(
 
         return explained
 
-    loaded.run = explaining(loaded.run)
-    loaded.run_with_iobinding = explaining(loaded.run_with_iobinding)
+    loaded.run = explained_by(loaded.run)
+    loaded.run_with_iobinding = explained_by(loaded.run_with_iobinding)
     return loaded
 
 

@@ -1,0 +1,211 @@
+"""The denoising loop: with latents in the machine's memory, or in that of a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fp4dit_onnx.errors import BundleError, UsageError
+from fp4dit_onnx.families import Family
+from fp4dit_onnx.families.request import Request
+from fp4dit_onnx.runtime.providers import Placement, runtime_package
+from fp4dit_onnx.runtime.schedulers import Run
+from fp4dit_onnx.runtime.session import Session, explaining, session_options, started
+from fp4dit_onnx.runtime.step_table import StepTable, step_table
+
+__all__ = ["Denoising", "Made", "declared"]
+
+Array = npt.NDArray[Any]
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a denoising step was given and made; arrays come from a device when they are asked for.
+
+    Attributes:
+        index: 0, 1, ...
+        timestep: that the model was told.
+        given: the sample as the model took it, float32 [B, C, H, W].
+        output: the prediction after guidance, the same shape.
+        latents: the next sample, the same shape.
+    """
+
+    index: int
+    timestep: float
+    given: Callable[[], FloatArray]
+    output: Callable[[], FloatArray]
+    latents: Callable[[], FloatArray]
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """A batch of images to denoise.
+
+    Attributes:
+        transformer: runs.
+        family: its.
+        request: of the batch.
+        fixed: what every call of the transformer is given besides latents and timestep.
+        start: begins a run of the scheduler; called more than once.
+        noise: of the step of an index, float32 [B, C, H, W]; None where the scheduler takes none.
+    """
+
+    transformer: Session
+    family: Family
+    request: Request
+    fixed: Mapping[str, Array]
+    start: Callable[[], Run]
+    noise: Callable[[int], FloatArray] | None
+
+    def steps(self, latents: FloatArray, placed: Placement) -> Iterator[Made]:
+        """One after the other, from noise.
+
+        Latents stay in the device's memory if it has one and the scheduler's steps are linear; else
+        they are copied there and back at every step.
+
+        Args:
+            latents: standard normal, [B, C, H, W].
+            placed: of the transformer.
+        """
+        run = self.start()
+        latents = latents * np.float32(run.initial_scale)
+        table = None
+        if placed.memory is not None and hasattr(self.transformer, "io_binding"):
+            try:
+                table = step_table(self.start)
+            except UsageError:  # steps that are not linear
+                table = None
+        if table is None:
+            return self._here(latents, run)
+        return self._there(latents, table, placed)
+
+    def _feed(self, rows: Any, timestep: float) -> dict[str, Any]:
+        """What the transformer declares of all that it may be given."""
+        family = self.family
+        told = np.full(self.request.rows, family.told(timestep), family.timestep.dtype)
+        given = {"hidden_states": rows, "timestep": told, **self.fixed}
+        return declared(self.transformer, given, "transformer")
+
+    def _here(self, latents: FloatArray, run: Run) -> Iterator[Made]:
+        family, request = self.family, self.request
+        for index, timestep in enumerate(run.timesteps.tolist()):
+            given = run.model_input(index, latents)
+            rows = np.concatenate([given, given]) if request.guided else given
+            feed = self._feed(family.latents.pack(rows), timestep)
+            prediction = family.latents.prediction(self.transformer.run(None, feed)[0], rows.shape)
+            output = family.guidance.combined(prediction, request.sampling.guidance)
+            output = -output if family.reversed else output
+            noise = None if self.noise is None else self.noise(index)
+            latents = run.step(output, latents, noise)
+            yield Made(index, timestep, *map(_constant, (given, output, latents)))
+
+    def _there(self, latents: FloatArray, table: StepTable, placed: Placement) -> Iterator[Made]:
+        """As `_here`; tokens stay as the transformer takes them."""
+        from fp4dit_onnx.bundle.step_model import StepModel, step_model
+
+        request, layout = self.request, self.family.latents
+        guidance = request.guidance
+        step = StepModel(
+            taps=table.sample.shape[1],
+            channels=latents.shape[1] if layout.packing == 1 else None,
+            guided=request.guided,
+            negative_first=guidance.negative_first,
+            stochastic=self.noise is not None,
+        )
+        loaded = started(step_model(step), session_options(placed), placed)
+        stepper = _Bound(explaining(loaded, "a step of the sampler", placed), placed)
+        transformer = _Bound(self.transformer, placed)
+        put, back = stepper.put, lambda value: layout.unpack(value.numpy(), latents.shape)
+        weight = np.asarray([request.sampling.guidance + guidance.added], np.float32)
+        sign = np.float32(-1 if self.family.reversed else 1)
+        following = np.append(table.input[1:], np.float32(1))
+        packed = layout.pack(latents)
+        samples, predictions = [put(packed)], []
+        first = packed * table.input[0]
+        rows = put(np.concatenate([first, first]) if request.guided else first)
+        fixed: dict[str, Any] = {}
+        for index, timestep in enumerate(table.timesteps.tolist()):
+            feed = self._feed(rows, timestep)
+            fixed = fixed or {name: put(feed[name]) for name in feed if name in self.fixed}
+            (output, *_) = transformer({**feed, **fixed})
+            weights = [*table.sample[index], *(sign * table.output[index])]
+            noise = [table.noise[index]] if self.noise is not None else []
+            numbers = np.asarray([*weights, *noise, following[index]], np.float32)
+            taken = {"output": output, "guidance": weight, "weights": numbers}
+            # A tap before the first step has the weight 0, of whatever sample.
+            taken |= {name: _tap(samples, tap) for tap, name in enumerate(step.samples)}
+            for tap, name in enumerate(step.predictions[1:]):
+                taken[name] = _tap(predictions or samples, tap)
+            if self.noise is not None:
+                taken["z"] = put(layout.pack(self.noise(index)))
+            given = rows
+            following_sample, prediction, rows = stepper(taken)
+            samples = [following_sample, *samples][: step.taps]
+            predictions = [prediction, *predictions][: step.taps]
+            yield Made(
+                index,
+                timestep,
+                lambda value=given: layout.unpack(value.numpy()[: len(latents)], latents.shape),
+                lambda value=prediction: sign * back(value),
+                lambda value=following_sample: back(value),
+            )
+
+
+def declared(part: Session, given: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Those values of `given` that `part`, which is called `name`, declares.
+
+    Raises:
+        BundleError: it declares another.
+    """
+    names = [item.name for item in part.get_inputs()]
+    unknown = [item for item in names if item not in given]
+    if unknown:
+        raise BundleError(
+            f"{name} needs the input {unknown[0]}, which this version does not feed: expected "
+            f"inputs among {', '.join(given)}; export the bundle again"
+        )
+    return {item: given[item] for item in names}
+
+
+def _constant(value: FloatArray) -> Callable[[], FloatArray]:
+    return lambda: value
+
+
+def _tap(values: list[Any], tap: int) -> Any:
+    return values[min(tap, len(values) - 1)]
+
+
+class _Bound:
+    """A session whose inputs and outputs stay in the memory of its device.
+
+    Args:
+        session: an onnxruntime.InferenceSession.
+        placed: its, with a memory.
+    """
+
+    def __init__(self, session: Any, placed: Placement) -> None:
+        self._session, self._memory = session, placed.memory or ()
+        self._outputs = [item.name for item in session.get_outputs()]
+        self._value = runtime_package().OrtValue
+
+    def put(self, array: Array) -> Any:
+        """A copy of an array there."""
+        return self._value.ortvalue_from_numpy(np.ascontiguousarray(array), *self._memory)
+
+    def __call__(self, feed: Mapping[str, Any]) -> list[Any]:
+        """All outputs, there, of inputs there or in numpy."""
+        binding = self._session.io_binding()
+        for name, value in feed.items():
+            if isinstance(value, np.ndarray):
+                binding.bind_cpu_input(name, value)
+            else:
+                binding.bind_ortvalue_input(name, value)
+        for name in self._outputs:
+            binding.bind_output(name, *self._memory)
+        self._session.run_with_iobinding(binding)
+        return list(binding.get_outputs())

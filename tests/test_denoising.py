@@ -1,0 +1,119 @@
+"""Latents that stay in a device's memory become what those of the machine's memory become."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from scheduler_configs import ddim, ddpm, dpm, flow, unipc
+
+pytest.importorskip("onnxruntime")
+
+from fp4dit_onnx.families import Family
+from fp4dit_onnx.families.dit import DIT
+from fp4dit_onnx.families.flux import FLUX
+from fp4dit_onnx.families.pixart import PIXART_ALPHA
+from fp4dit_onnx.families.request import Request
+from fp4dit_onnx.families.z_image import Z_IMAGE
+from fp4dit_onnx.numbers.compare import sqnr_db
+from fp4dit_onnx.runtime.denoising import Denoising, Made
+from fp4dit_onnx.runtime.providers import CPU_PROVIDER, ON_CPU, Placement
+from fp4dit_onnx.runtime.runs import start_run
+from fp4dit_onnx.runtime.sampling import Sampling, step_noise
+from fp4dit_onnx.runtime.schedulers import scheduler_from_config
+from fp4dit_onnx.runtime.session import session
+
+PRETEND = Placement("pretend:0", ((CPU_PROVIDER, {}),), ("cpu", 0))
+"""A device with a memory of its own, which is the machine's."""
+SHAPE, SEEDS = (4, 6, 8), (3, 5)
+TURNED_DB = 100.0
+"""float32 sums in another order; a wrong tap or half leaves less than 40 dB."""
+
+
+def transformer(folder: Path, family: Family) -> Any:
+    """Nonlinear, with the variance half where latents are not packed, and other rows for the text."""
+    packed = family.latents.packing > 1
+    rank = "n, c" if packed else "c, h, w"
+    told = {"int64": "int64", "float32": "float"}[np.dtype(family.timestep.dtype).name]
+    ones = "{1, 2}" if packed else "{1, 2, 3}"
+    text = f"""<ir_version: 10, opset_import: ["": 21]>
+    g (float[b, {rank}] hidden_states, {told}[b] timestep, float[b] text) => (float[b, {rank}] y)
+    <int64[{2 if packed else 3}] axes = {ones}, float scale = {{0.001}}> {{
+        t = Cast <to = 1> (timestep)
+        scaled = Mul (t, scale)
+        moved = Add (scaled, text)
+        rows = Unsqueeze (moved, axes)
+        sum = Add (hidden_states, rows)
+        o = Tanh (sum)
+        {"y = Identity (o)" if packed else "y = Concat <axis = 1> (o, hidden_states)"}
+    }}"""
+    model = onnx.parser.parse_model(text.replace("c, h, w] y", "d, h, w] y"))
+    onnx.save(model, folder / "model.onnx")
+    return session(folder / "model.onnx", library=False)
+
+
+def denoising(folder: Path, family: Family, config: dict[str, Any], steps: int = 5) -> Denoising:
+    sampling = Sampling(steps, 4.5, 64, 64, 16)
+    request = Request(["a", "b"], "", sampling, family.guidance, {}, {})
+    scheduler = scheduler_from_config(config)
+    text = np.linspace(-0.4, 0.6, request.rows, dtype=np.float32)
+    return Denoising(
+        transformer(folder, family),
+        family,
+        request,
+        {"text": text},
+        partial(start_run, family, scheduler, steps, 12),
+        partial(step_noise, SEEDS, shape=SHAPE) if scheduler.stochastic else None,
+    )
+
+
+CASES: dict[str, tuple[Family, dict[str, Any]]] = {
+    "pixart-dpm": (PIXART_ALPHA, dpm()),
+    "pixart-unipc": (PIXART_ALPHA, unipc(solver_order=3)),
+    "dit-ddpm": (DIT, ddpm()),
+    "dit-ddim": (DIT, ddim()),
+    "flux": (FLUX, flow(shift=3.0)),
+    "z-image": (Z_IMAGE, flow(shift=3.0)),
+}
+
+
+def arrays(made: Made) -> list[np.ndarray]:
+    return [made.given(), made.output(), made.latents()]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_latents_on_a_device_take_the_same_way(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, config = CASES[case]
+    one = denoising(tmp_path, family, config)
+    latents = np.random.default_rng(0).standard_normal((2, *SHAPE), np.float32)
+    here = [(m.timestep, *arrays(m)) for m in one.steps(latents, ON_CPU)]
+    monkeypatch.setattr(one.transformer, "run", None)  # which takes and gives numpy
+    there = list(one.steps(latents, PRETEND))
+    assert [m.index for m in there] == list(range(5))
+    for (timestep, *wanted), made in zip(here, there, strict=True):
+        assert timestep == made.timestep
+        for a, b in zip(wanted, arrays(made), strict=True):
+            assert a.shape == b.shape
+            assert sqnr_db(a, b) > TURNED_DB
+
+
+def test_steps_that_are_not_linear_run_in_the_machines_memory(tmp_path: Path) -> None:
+    one = denoising(tmp_path, PIXART_ALPHA, {**ddim(), "clip_sample": True})
+    latents = np.random.default_rng(0).standard_normal((2, *SHAPE), np.float32)
+    here, there = (list(one.steps(latents, placed)) for placed in (ON_CPU, PRETEND))
+    assert np.array_equal(here[-1].latents(), there[-1].latents())
+
+
+def test_a_device_without_bound_memory_is_given_numpy(tmp_path: Path) -> None:
+    one = denoising(tmp_path, PIXART_ALPHA, dpm())
+    latents = np.random.default_rng(0).standard_normal((2, *SHAPE), np.float32)
+    plain = Placement("pretend", ((CPU_PROVIDER, {}),))
+    here, there = (list(one.steps(latents, placed)) for placed in (ON_CPU, plain))
+    assert np.array_equal(here[-1].latents(), there[-1].latents())
