@@ -16,7 +16,9 @@ from emulated_gpu import EmulatedGpu
 from gpu_cases import (
     WIDE_WEIGHTS,
     assert_same_bits,
+    attention_case,
     linear_case,
+    random_attention,
     random_linear,
     random_quantize,
     rows_of_all_kinds,
@@ -80,4 +82,28 @@ def test_random_linear(gpu: EmulatedGpu) -> None:
     for seed in range(60):
         gpu.seed, gpu.alignment = seed, 16 if seed % 4 else 1
         random_linear(gpu, np.random.default_rng(seed))
+    gpu.alignment = 16
+
+
+@pytest.mark.parametrize("name", ["e2m1", "int8", "e3m2", "e3m4"])
+@pytest.mark.parametrize("sizes", [(2, 17, 40, 2, 72), (1, 65, 257, 1, 64), (1, 3, 600, 1, 129)])
+def test_attention(gpu: EmulatedGpu, name: str, sizes: tuple[int, int, int, int, int]) -> None:
+    for mask in ("", "infinite"):
+        attention_case(gpu, np.random.default_rng(4), FORMATS[name], sizes, mask)
+
+
+@pytest.mark.parametrize("mask", ["all", "first tiles", "nan", "finite"])
+def test_masks(gpu: EmulatedGpu, mask: str) -> None:
+    attention_case(gpu, np.random.default_rng(5), FORMATS["e2m3"], (2, 9, 530, 2, 24), mask)
+
+
+def test_attention_of_no_queries(gpu: EmulatedGpu) -> None:
+    attention_case(gpu, np.random.default_rng(6), FORMATS["int8"], (1, 0, 3, 2, 64))
+    attention_case(gpu, np.random.default_rng(6), FORMATS["int8"], (0, 3, 3, 2, 64))
+
+
+def test_random_attention(gpu: EmulatedGpu) -> None:
+    for seed in range(20):
+        gpu.seed, gpu.alignment = seed, 16 if seed % 4 else 1
+        random_attention(gpu, np.random.default_rng(seed))
     gpu.alignment = 16

@@ -61,6 +61,27 @@ struct LinearArguments {
   uint8_t aligned;     // rows and runs of q are whole pieces of 16 bytes
 };
 
+// Keys that are scored at a time, see attention.attention, and that are staged at a time.
+constexpr int kKeyTile = 256;
+constexpr int kKeyChunk = 32;
+
+// attention.attention: q [batch, queries, heads, size], k and v [batch, keys, heads, size], bias [1
+// or batch, 1, 1, 1 or keys] to y as q.
+struct AttentionArguments {
+  const void *q, *k, *v;
+  const float *q_scale, *k_scale, *v_scale, *bias;
+  float* y;
+  int64_t bias_batch;  // between batches: 0 or keys
+  int32_t bias_key;    // between keys: 0 or 1
+  int32_t queries, keys, heads, size;
+  int32_t row_blocks, parts;  // of queries; of the channels of a head
+  float attention_scale;
+  // Shared memory: 16-byte pieces from one row to the next, of q and k, and of v; how many chunks
+  // of keys have room; the largest unit of 1, 8 or 16 bytes in which rows can be copied.
+  int32_t key_stride, value_stride, stages, unit;
+  int32_t value_group;  // keys whose products with v fit a sum: whole chunks
+};
+
 }  // namespace fp4dit::gpu
 
 #endif  // FP4DIT_GPU_ARGUMENTS_H_

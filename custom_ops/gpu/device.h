@@ -56,15 +56,25 @@ DEVICE uint32_t Permute(uint32_t a, uint32_t b, uint32_t select) {
   return __byte_perm(a, b, select);
 }
 
-// Copies 16 bytes to shared memory, or zeros if not `live`; both ends aligned to 16. They have
-// landed when a wait of this thread says so, and other threads see them after a Sync.
-DEVICE void CopyAsync16(void* to, const void* from, bool live) {
+// Copies kBytes, 8 or 16, to shared memory, or zeros if not `live`; both ends aligned to as many.
+// They have landed when a wait of this thread says so, and other threads see them after a Sync.
+template <int kBytes>
+DEVICE void CopyAsync(void* to, const void* from, bool live) {
 #if __CUDA_ARCH__ >= 800
   const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from),
-               "r"(live ? 16 : 0));
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from),
+                 "r"(live ? 16 : 0)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(at), "l"(from),
+                 "r"(live ? 8 : 0)
+                 : "memory");
+  }
 #else
-  *static_cast<uint4*>(to) = live ? *static_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
+  UNROLL for (int i = 0; i < kBytes / 8; ++i) {
+    static_cast<uint64_t*>(to)[i] = live ? static_cast<const uint64_t*>(from)[i] : 0;
+  }
 #endif
 }
 // Closes a group of the copies of this thread since the last one.
@@ -90,35 +100,50 @@ DEVICE void LoadMatrices(const void* row, uint32_t (&r)[4]) {
                : "r"(at)
                : "memory");
 }
+// The same of matrices of 16-bit elements, transposed: lane l gets the elements 2 * (l % 4) and the
+// next one of column l / 4 of each.
+DEVICE void LoadMatricesTransposed(const void* row, uint32_t (&r)[4]) {
+  const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(at)
+               : "memory");
+}
 
 // c[16][8] += a[16][32] * b[32][8], bytes to exact int32: mma.m16n8k32, whose fragments PTX
 // defines. Lane l = 4 * g + t has, four inputs a register from 4 * t on, a[0]: row g, a[1]: row
 // g + 8, a[2] and a[3]: the same 16 inputs on; b[0], b[1]: column g, 16 inputs apart; c[0], c[1]:
 // row g, columns 2 * t and 2 * t + 1; c[2], c[3]: row g + 8.
 #if __CUDA_ARCH__ >= 800
-#define FP4DIT_MMA(type)                                                       \
-  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32." type                   \
-               ".s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" \
-               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])                \
+#define FP4DIT_MMA(a_type, b_type)                                          \
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32." a_type "." b_type   \
+               ".s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" \
+               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])             \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
 #else  // sm_75 has m8n8k16
-#define FP4DIT_MMA_8(type, first, a_part, b_part)           \
-  asm volatile("mma.sync.aligned.m8n8k16.row.col.s32." type \
-               ".s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"      \
-               : "+r"(c[first]), "+r"(c[first + 1])         \
+#define FP4DIT_MMA_8(a_type, b_type, first, a_part, b_part)              \
+  asm volatile("mma.sync.aligned.m8n8k16.row.col.s32." a_type "." b_type \
+               ".s32 {%0,%1}, {%2}, {%3}, {%0,%1};"                      \
+               : "+r"(c[first]), "+r"(c[first + 1])                      \
                : "r"(a[a_part]), "r"(b[b_part]))
-#define FP4DIT_MMA(type)       \
-  FP4DIT_MMA_8(type, 0, 0, 0); \
-  FP4DIT_MMA_8(type, 0, 2, 1); \
-  FP4DIT_MMA_8(type, 2, 1, 0); \
-  FP4DIT_MMA_8(type, 2, 3, 1)
+#define FP4DIT_MMA(a_type, b_type)       \
+  FP4DIT_MMA_8(a_type, b_type, 0, 0, 0); \
+  FP4DIT_MMA_8(a_type, b_type, 0, 2, 1); \
+  FP4DIT_MMA_8(a_type, b_type, 2, 1, 0); \
+  FP4DIT_MMA_8(a_type, b_type, 2, 3, 1)
 #endif
+// Bytes are signed, or where kUnsignedA and kUnsignedB say so unsigned. Sums are modulo 2^32.
+template <bool kUnsignedA = false, bool kUnsignedB = false>
 DEVICE void Mma(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  FP4DIT_MMA("s8");
-}
-// The same of unsigned bytes in a.
-DEVICE void MmaUnsigned(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  FP4DIT_MMA("u8");
+  if constexpr (kUnsignedA && kUnsignedB) {
+    FP4DIT_MMA("u8", "u8");
+  } else if constexpr (kUnsignedA) {
+    FP4DIT_MMA("u8", "s8");
+  } else if constexpr (kUnsignedB) {
+    FP4DIT_MMA("s8", "u8");
+  } else {
+    FP4DIT_MMA("s8", "s8");
+  }
 }
 
 #else

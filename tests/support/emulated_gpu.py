@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.numbers.attention import KEY_TILE, PROBABILITY_FORMAT
 from fp4dit_onnx.numbers.formats import FloatArray, FloatFormat
 
 SOURCE = Path(__file__).resolve().parents[2] / "custom_ops"
@@ -31,6 +32,14 @@ def compile_kernels(library: Path, source: Path = SOURCE) -> Path:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return library
+
+
+def value_group(fmt: FloatFormat) -> int:
+    """Keys whose products with values of `fmt` fit a sum, see `attention.attention`."""
+    group = KEY_TILE
+    while numerics.largest_sum(PROBABILITY_FORMAT, fmt, group) >= numerics.SUM_LIMIT:
+        group //= 2
+    return group
 
 
 class Guarded:
@@ -145,6 +154,34 @@ class EmulatedGpu:
             self._place(scale),
             ctypes.c_size_t(0 if len(scale) == 1 else scale.shape[1]),
             ctypes.c_size_t(m),
+            y,
+        )
+        return y.array.copy()
+
+    def attention(
+        self,
+        q: npt.NDArray[np.generic],
+        q_scale: FloatArray,
+        k: npt.NDArray[np.generic],
+        k_scale: FloatArray,
+        v: npt.NDArray[np.generic],
+        v_scale: FloatArray,
+        bias: FloatArray,
+        attention_scale: float,
+        fmt: FloatFormat,
+    ) -> FloatArray:
+        """`attention.attention`."""
+        batch, queries, heads, size = q.shape
+        y = self._place(np.full(q.shape, 77, np.float32))
+        self._call(
+            "fp4dit_test_attention",
+            ctypes.c_int(ACTS.index(q.dtype.type)),
+            ctypes.c_size_t(value_group(fmt)),
+            *map(ctypes.c_size_t, (batch, queries, k.shape[1], heads, size)),
+            *map(self._place, (q, q_scale, k, k_scale, v, v_scale, bias)),
+            ctypes.c_int(bias.shape[0] == batch),
+            ctypes.c_int(bias.shape[3] == k.shape[1]),
+            ctypes.c_float(attention_scale),
             y,
         )
         return y.array.copy()

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from emulated_gpu import EmulatedGpu
 
 from fp4dit_onnx.numbers import numerics
+from fp4dit_onnx.numbers.attention import attention
 from fp4dit_onnx.numbers.formats import FORMATS, FloatArray, FloatFormat
 
 WEIGHTS = ("e2m1", "e1m2", "e3m0", "int4", "e2m3", "int6", "int8")
@@ -140,3 +141,50 @@ def random_linear(gpu: EmulatedGpu, rng: np.random.Generator) -> None:
         act_group = None if act_group is None else group
     sizes = (size_near(rng, 150), size_near(rng, 140), k)
     linear_case(gpu, rng, FORMATS.get(act), FORMATS[weight], sizes, group, act_group, kind)
+
+
+def attention_case(
+    gpu: EmulatedGpu,
+    rng: np.random.Generator,
+    fmt: FloatFormat,
+    sizes: tuple[int, int, int, int, int],
+    mask: str = "",
+) -> None:
+    """FpAttention of random numbers: batch, queries, keys, heads and size of a head."""
+    batch, queries, keys, heads, size = sizes
+    tensors = []
+    for tokens in (queries, keys, keys):
+        x = rng.standard_normal((batch, tokens, heads, size)) * np.exp(rng.standard_normal())
+        tensors += list(numerics.quantize(x.astype(np.float32), fmt))
+    bias = np.zeros((1, 1, 1, 1), np.float32)
+    if mask:
+        rows = batch if rng.random() < 0.5 else 1
+        value = -np.inf if mask == "infinite" else -1e4
+        drop = rng.random((rows, 1, 1, keys)) < rng.choice([0.3, 0.9])
+        bias = np.where(drop, np.float32(value), rng.standard_normal(drop.shape)).astype(
+            np.float32
+        )
+    if mask == "all":
+        bias[...] = -np.inf
+    if mask == "first tiles":
+        bias[..., : keys // 2] = -np.inf
+    if mask == "nan" and queries:
+        tensors[1][0, 0, 0] = np.nan
+        tensors[3][-1, keys // 2, -1] = np.nan
+        tensors[5][0, 0, -1] = np.inf
+    scale = float(np.float32(size**-0.5))
+    found = gpu.attention(*tensors, bias, scale, fmt)
+    assert_same_bits(found, attention(*tensors, bias, scale, fmt))
+
+
+MASKS = ("", "", "finite", "infinite", "all", "first tiles", "nan")
+
+
+def random_attention(gpu: EmulatedGpu, rng: np.random.Generator) -> None:
+    """Any sizes, formats and masks that FpAttention takes."""
+    fmt = FORMATS[str(rng.choice([*WEIGHTS, "e3m2", "e3m4"]))]
+    size = int(rng.choice([64, 72, 24, 128])) if rng.random() < 0.5 else size_near(rng, 256)
+    keys = size_near(rng, 600) if rng.random() < 0.5 else size_near(rng, 60)
+    batch, heads = int(rng.integers(1, 3)), int(rng.integers(1, 3))
+    sizes = (batch, size_near(rng, 40), keys, heads, size)
+    attention_case(gpu, rng, fmt, sizes, str(rng.choice(MASKS)))

@@ -10,6 +10,8 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "gpu/emulation/fiber.h"
@@ -56,13 +58,14 @@ struct Warp {
 struct PendingCopy {
   uint8_t* to;
   const uint8_t* from;
+  size_t size;
   bool live;
   int group;
   void Land() const {
     if (live) {
-      std::memcpy(to, from, 16);
+      std::memcpy(to, from, size);
     } else {
-      std::memset(to, 0, 16);
+      std::memset(to, 0, size);
     }
   }
 };
@@ -289,13 +292,14 @@ inline uint32_t Permute(uint32_t a, uint32_t b, uint32_t select) {
   return r;
 }
 
-inline void CopyAsync16(void* to, const void* from, bool live) {
+template <int kBytes>
+void CopyAsync(void* to, const void* from, bool live) {
   auto& block = *fp4dit::emulation::current;
   auto& mine = block.Mine();
   const auto ends = reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from);
-  if (ends % 16 != 0) block.Fail("a copy of 16 bytes is not aligned");
+  if (ends % kBytes != 0) block.Fail("a copy to shared memory is not aligned");
   const fp4dit::emulation::PendingCopy copy = {
-      static_cast<uint8_t*>(to), static_cast<const uint8_t*>(from), live, mine.copy_groups};
+      static_cast<uint8_t*>(to), static_cast<const uint8_t*>(from), kBytes, live, mine.copy_groups};
   if (block.Random() % 2 == 0) {
     copy.Land();
   } else {
@@ -317,25 +321,39 @@ inline void WaitCopies() {
   mine.copies.erase(mine.copies.begin() + static_cast<std::ptrdiff_t>(kept), mine.copies.end());
 }
 
-inline void LoadMatrices(const void* row, uint32_t (&r)[4]) {
+// Four bytes of each of four matrices, from where `offset` says.
+template <typename Offset>
+void LoadFromRows(const void* row, uint32_t (&r)[4], Offset offset) {
   auto& block = *fp4dit::emulation::current;
   auto& lane = block.MyLane();
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0) block.Fail("a row of a matrix is not aligned");
   lane.row = static_cast<const uint8_t*>(row);
-  block.Together(fp4dit::emulation::kLoadMatrices, [](auto& lanes) {
+  block.Together(fp4dit::emulation::kLoadMatrices, [offset](auto& lanes) {
     for (int l = 0; l < 32; ++l) {
       for (int i = 0; i < 4; ++i) {
-        std::memcpy(&lanes[l].a[i], lanes[8 * i + l / 4].row + l % 4 * 4, 4);
+        auto* const bytes = reinterpret_cast<uint8_t*>(&lanes[l].a[i]);
+        for (int b = 0; b < 4; ++b) {
+          const auto [matrix_row, byte] = offset(l, b);
+          bytes[b] = lanes[8 * i + matrix_row].row[byte];
+        }
       }
     }
   });
   std::memcpy(r, lane.a, sizeof(r));
 }
+inline void LoadMatrices(const void* row, uint32_t (&r)[4]) {
+  LoadFromRows(row, r, [](int lane, int byte) { return std::pair(lane / 4, lane % 4 * 4 + byte); });
+}
+inline void LoadMatricesTransposed(const void* row, uint32_t (&r)[4]) {
+  LoadFromRows(row, r, [](int lane, int byte) {
+    return std::pair(lane % 4 * 2 + byte / 2, lane / 4 * 2 + byte % 2);
+  });
+}
 
 namespace fp4dit::emulation {
 
 // c += a * b of the whole warp, from the fragments to plain matrices and back.
-template <typename A>
+template <typename A, typename B>
 void MultiplyWarp(Lane (&lanes)[kLanes]) {
   int32_t a[16][32], b[8][32];
   for (int l = 0; l < kLanes; ++l) {
@@ -346,7 +364,7 @@ void MultiplyWarp(Lane (&lanes)[kLanes]) {
             static_cast<A>(lanes[l].a[i] >> (8 * byte) & 255);
       }
       for (int i = 0; i < 2; ++i) {
-        b[g][t * 4 + byte + i * 16] = static_cast<int8_t>(lanes[l].b[i] >> (8 * byte) & 255);
+        b[g][t * 4 + byte + i * 16] = static_cast<B>(lanes[l].b[i] >> (8 * byte) & 255);
       }
     }
   }
@@ -362,23 +380,20 @@ void MultiplyWarp(Lane (&lanes)[kLanes]) {
   }
 }
 
-template <typename A>
-void Multiply(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  Lane& lane = current->MyLane();
+}  // namespace fp4dit::emulation
+
+template <bool kUnsignedA = false, bool kUnsignedB = false>
+void Mma(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  using A = std::conditional_t<kUnsignedA, uint8_t, int8_t>;
+  using B = std::conditional_t<kUnsignedB, uint8_t, int8_t>;
+  auto& block = *fp4dit::emulation::current;
+  auto& lane = block.MyLane();
   std::memcpy(lane.a, a, sizeof(a));
   std::memcpy(lane.b, b, sizeof(b));
   std::memcpy(lane.c, c, sizeof(c));
-  current->Together(kMma, [](auto& lanes) { MultiplyWarp<A>(lanes); });
+  block.Together(fp4dit::emulation::kMma,
+                 [](auto& lanes) { fp4dit::emulation::MultiplyWarp<A, B>(lanes); });
   std::memcpy(c, lane.c, sizeof(c));
-}
-
-}  // namespace fp4dit::emulation
-
-inline void Mma(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  fp4dit::emulation::Multiply<int8_t>(c, a, b);
-}
-inline void MmaUnsigned(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  fp4dit::emulation::Multiply<uint8_t>(c, a, b);
 }
 
 #endif  // FP4DIT_GPU_EMULATION_BLOCK_H_

@@ -1,5 +1,6 @@
 // What the tests call: an operator's host side, then its kernels, emulated.
 
+#include "gpu/attention.h"
 #include "gpu/emulation/emulate.h"
 #include "gpu/linear.h"
 #include "gpu/quantize.h"
@@ -51,6 +52,34 @@ const char* fp4dit_test_linear(const char* format, size_t n, size_t k, size_t gr
     return "the weights cannot be packed";
   }
   return Emulate(weights.Plan({q, scale, scale_stride, rows, y, weights.bytes()}), seed);
+}
+
+const char* fp4dit_test_attention(int type, size_t value_group, size_t batch, size_t queries,
+                                  size_t keys, size_t heads, size_t size, const void* q,
+                                  const float* q_scale, const void* k, const float* k_scale,
+                                  const void* v, const float* v_scale, const float* bias,
+                                  int bias_by_batch, int bias_by_key, float attention_scale,
+                                  float* y, uint32_t seed) {
+  AttentionCall call = {};
+  call.q = q;
+  call.k = k;
+  call.v = v;
+  call.q_scale = q_scale;
+  call.k_scale = k_scale;
+  call.v_scale = v_scale;
+  call.bias = bias;
+  call.y = y;
+  call.batch = batch;
+  call.queries = queries;
+  call.keys = keys;
+  call.heads = heads;
+  call.size = size;
+  call.bias_by_batch = bias_by_batch != 0;
+  call.bias_by_key = bias_by_key != 0;
+  call.attention_scale = attention_scale;
+  call.type = static_cast<IntegerType>(type);
+  call.value_group = value_group;
+  return Emulate(PlanAttention(call), seed);
 }
 
 }  // extern "C"

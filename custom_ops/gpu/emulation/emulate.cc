@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "gpu/kernels/attention.cu"
 #include "gpu/kernels/linear.cu"
 #include "gpu/kernels/linear_plain.cu"
 #include "gpu/kernels/quantize.cu"

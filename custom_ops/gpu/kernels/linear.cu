@@ -113,7 +113,7 @@ DEVICE void Stage(const LinearArguments& a, int64_t first_row, int index) {
     const int first = Thread() / C::kRowPieces;
     if (a.aligned != 0) {
       UNROLL for (int row = first; row < C::kRows; row += kRound) {
-        CopyAsync16(Piece<C>(to, row, piece), live(row) ? from(row) : a.q, live(row));
+        CopyAsync<16>(Piece<C>(to, row, piece), live(row) ? from(row) : a.q, live(row));
       }
     } else {
       ROLLED for (int row = first; row < C::kRows; row += kRound) {
@@ -374,7 +374,7 @@ DEVICE void MultiplyStep(uint8_t* stage, int first_row, int step, const Weights<
       if constexpr (C::kPlanes == 1) {
         Mma(sums.run[0][i][j], a[0], b[j]);
       } else {
-        MmaUnsigned(sums.run[0][i][j], a[0], b[j]);
+        Mma<true>(sums.run[0][i][j], a[0], b[j]);
         Mma(sums.run[1][i][j], a[1], b[j]);
       }
     }
