@@ -77,8 +77,9 @@ struct AttentionArguments {
   int32_t row_blocks, parts;  // of queries; of the channels of a head
   float attention_scale;
   // Shared memory: 16-byte pieces from one row to the next, of q and k, and of v; how many chunks
-  // of keys have room; the largest unit of 1, 8 or 16 bytes in which rows can be copied.
-  int32_t key_stride, value_stride, stages, unit;
+  // of keys have room, 1 or 3.
+  int32_t key_stride, value_stride, stages;
+  int32_t copied_by_8;  // rows are whole units of 8 bytes
   int32_t value_group;  // keys whose products with v fit a sum: whole chunks
 };
 

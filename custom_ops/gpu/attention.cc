@@ -11,11 +11,11 @@ size_t Tiles(size_t size, size_t tile) { return size / tile + (size % tile != 0 
 // Odd, so that a piece of eight rows is in different banks.
 size_t StrideOf(size_t pieces) { return pieces | 1; }
 
-// The largest unit that begins and ends where rows do.
-size_t UnitOf(const AttentionCall& call, size_t row_bytes) {
+// Whether rows begin and end at a multiple of 8 bytes.
+bool CopiedBy8(const AttentionCall& call, size_t row_bytes) {
   const auto ends = reinterpret_cast<uintptr_t>(call.q) | reinterpret_cast<uintptr_t>(call.k) |
                     reinterpret_cast<uintptr_t>(call.v) | row_bytes;
-  return ends % 16 == 0 ? 16 : ends % 8 == 0 ? 8 : 1;
+  return ends % 8 == 0;
 }
 
 }  // namespace
@@ -23,7 +23,7 @@ size_t UnitOf(const AttentionCall& call, size_t row_bytes) {
 Launch PlanAttention(const AttentionCall& call) {
   const bool wide = call.type == kInt16Type;
   const size_t element = wide ? 2 : 1;
-  const size_t channels = wide || call.size <= 64 ? 64 : 128;  // of a block
+  const size_t channels = wide ? 64 : 128;  // of a block
   const size_t warps = wide ? 2 : 4;
   const size_t key_stride = StrideOf(Tiles(call.size, 32) * 2 * element);
   const size_t value_stride = StrideOf(Tiles(std::min(call.size, channels) * element, 16));
@@ -48,15 +48,13 @@ Launch PlanAttention(const AttentionCall& call) {
   a.attention_scale = call.attention_scale;
   a.key_stride = narrow(key_stride);
   a.value_stride = narrow(value_stride);
-  a.unit = narrow(UnitOf(call, call.size * element));
+  a.copied_by_8 = CopiedBy8(call, call.size * element) ? 1 : 0;
   a.value_group = narrow(call.value_group);
   const size_t fixed = warps * 16 * key_stride * 16 + 3 * kKeyTile * sizeof(float);
   const size_t chunk = kKeyChunk * 16 * std::max(key_stride, value_stride);
   a.stages = fixed + 3 * chunk <= kSharedBytes ? 3 : 1;
   Launch launch;
-  launch.kernel = wide             ? "fp4dit_attention_int16_64"
-                  : channels == 64 ? "fp4dit_attention_int8_64"
-                                   : "fp4dit_attention_int8_128";
+  launch.kernel = wide ? "fp4dit_attention_int16" : "fp4dit_attention_int8";
   launch.blocks = static_cast<uint32_t>(call.batch * call.heads) *
                   static_cast<uint32_t>(a.row_blocks) * static_cast<uint32_t>(a.parts);
   launch.threads = static_cast<uint32_t>(warps * 32);

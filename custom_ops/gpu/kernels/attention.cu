@@ -67,45 +67,7 @@ struct Place {
   }
 };
 
-// Rows of integers in global memory, to be staged: `count` of them, [first, first + size) of each.
-struct Rows {
-  const uint8_t* data;
-  int64_t distance;  // bytes
-  int count;
-  int bytes;  // of a row that there are; what is beyond is zeros
-};
-
-// Copies rows in units of kUnit bytes to `rows` rows of `pieces` pieces.
-template <typename C, int kUnit>
-DEVICE void CopyRows(const Rows& from, int rows, int pieces, int stride, uint8_t* to) {
-  const int units = pieces * (16 / kUnit);
-  ROLLED for (int i = Thread(); i < rows * units; i += C::kThreads) {
-    const int row = i / units;
-    const int byte = i % units * kUnit;
-    const bool live = row < from.count && byte < from.bytes;
-    const uint8_t* const source = from.data + (live ? row * from.distance + byte : 0);
-    uint8_t* const target = to + row * stride * 16 + byte;
-    if constexpr (kUnit == 1) {
-      *target = live ? *source : uint8_t{0};
-    } else {
-      CopyAsync<kUnit>(target, source, live);
-    }
-  }
-}
-
-template <typename C>
-DEVICE void Copy(const AttentionArguments& a, const Rows& from, int rows, int pieces, int stride,
-                 uint8_t* to) {
-  if (a.unit == 16) {
-    CopyRows<C, 16>(from, rows, pieces, stride, to);
-  } else if (a.unit == 8) {
-    CopyRows<C, 8>(from, rows, pieces, stride, to);
-  } else {
-    CopyRows<C, 1>(from, rows, pieces, stride, to);
-  }
-}
-
-// Channels of the block, and the pieces of their rows: whole loads of matrices.
+// Channels of the block.
 template <typename C>
 DEVICE int ChannelsOf(const AttentionArguments& a, const Place& place) {
   const int left = a.size - place.first_channel;
@@ -115,52 +77,86 @@ DEVICE int ChannelsOf(const AttentionArguments& a, const Place& place) {
 // Steps of 32 channels of q and k.
 DEVICE int StepsOf(const AttentionArguments& a) { return (a.size + 31) / 32; }
 
-DEVICE uint8_t* ChunkAt(const AttentionArguments& a, const Place& place, int index) {
-  const int stride = a.key_stride > a.value_stride ? a.key_stride : a.value_stride;
-  return place.chunks + index % a.stages * kKeyChunk * stride * 16;
+// Copies 32 rows, of which there are `count`, in whole pieces of shared memory: beyond the `bytes`
+// of a row there are zeros.
+template <typename C>
+DEVICE void CopyRows(const AttentionArguments& a, const uint8_t* from, int count, int bytes,
+                     int pieces, int stride, uint8_t* to) {
+  constexpr int kThreadsOfRow = C::kThreads / kKeyChunk;
+  const int row = Thread() / kThreadsOfRow;
+  const int first = Thread() % kThreadsOfRow;
+  const bool live = row < count;
+  if (live) from += int64_t{row} * a.heads * a.size * C::kBytes;
+  to += row * stride * 16;
+  if (a.copied_by_8 != 0) {
+    ROLLED for (int i = first; i < pieces * 2; i += kThreadsOfRow) {
+      const bool there = live && i * 8 < bytes;
+      CopyAsync<8>(to + i * 8, there ? from + i * 8 : from, there);
+    }
+  } else {
+    ROLLED for (int i = first; i < pieces * 16; i += kThreadsOfRow) {
+      to[i] = live && i < bytes ? from[i] : uint8_t{0};
+    }
+  }
 }
 
-// Starts to copy chunk `index` of all: of each tile of keys first those of keys, then of values.
+// Chunks of keys and values in the order in which they are needed: of each tile of keys first those
+// of keys, then of values. `slot` is where the next one to be copied goes.
+struct Chunks {
+  int tile = 0, first = 0, slot = 0, read_slot = 0;
+  bool values = false;
+};
+
+DEVICE uint8_t* ChunkAt(const AttentionArguments& a, const Place& place, int slot) {
+  const int stride = a.key_stride > a.value_stride ? a.key_stride : a.value_stride;
+  return place.chunks + slot * kKeyChunk * stride * 16;
+}
+
+DEVICE int NextSlot(const AttentionArguments& a, int slot) {
+  return slot + 1 == a.stages ? 0 : slot + 1;
+}
+
+// Starts to copy the next chunk, if there is one.
 template <typename C>
-DEVICE void StageChunk(const AttentionArguments& a, const Place& place, int index) {
-  const int tiles = (a.keys + kKeyTile - 1) / kKeyTile;
-  int tile = index / (2 * kChunks);
-  tile = tile < tiles ? tile : tiles - 1;
-  const int left = a.keys - tile * kKeyTile;
-  const int chunks = left < kKeyTile ? (left + kKeyChunk - 1) / kKeyChunk : kChunks;
-  const int in_tile = index - tile * 2 * kChunks;
-  if (in_tile < 2 * chunks) {
-    const bool values = in_tile >= chunks;
-    const int first = tile * kKeyTile + (values ? in_tile - chunks : in_tile) * kKeyChunk;
-    const int64_t row = place.Row(a, a.keys, first);
-    const int64_t channel = values ? place.first_channel : 0;
-    Rows rows;
-    rows.data =
-        static_cast<const uint8_t*>(values ? a.v : a.k) + (row * a.size + channel) * C::kBytes;
-    rows.distance = int64_t{a.heads} * a.size * C::kBytes;
-    rows.count = a.keys - first;
-    rows.bytes = (values ? ChannelsOf<C>(a, place) : a.size) * C::kBytes;
-    const int pieces = values ? (rows.bytes + 15) / 16 : StepsOf(a) * 2 * C::kBytes;
-    const int stride = values ? a.value_stride : a.key_stride;
-    Copy<C>(a, rows, kKeyChunk, pieces, stride, ChunkAt(a, place, index));
+DEVICE void StageChunk(const AttentionArguments& a, const Place& place, Chunks& next) {
+  if (next.tile < a.keys) {
+    const int64_t row = place.Row(a, a.keys, next.first) * a.size;
+    const int channels = next.values ? ChannelsOf<C>(a, place) : a.size;
+    const uint8_t* const from =
+        next.values ? static_cast<const uint8_t*>(a.v) + (row + place.first_channel) * C::kBytes
+                    : static_cast<const uint8_t*>(a.k) + row * C::kBytes;
+    const int bytes = channels * C::kBytes;
+    CopyRows<C>(a, from, a.keys - next.first, bytes,
+                next.values ? (bytes + 15) / 16 : StepsOf(a) * 2 * C::kBytes,
+                next.values ? a.value_stride : a.key_stride, ChunkAt(a, place, next.slot));
+    next.slot = NextSlot(a, next.slot);
+    next.first += kKeyChunk;
+    const int end = next.tile + kKeyTile < a.keys ? next.tile + kKeyTile : a.keys;
+    if (next.first >= end) {
+      if (next.values) next.tile += kKeyTile;
+      next.values = !next.values;
+      next.first = next.tile;
+    }
   }
   CommitCopies();
 }
 
-// Waits for chunk `index`, and starts to copy a later one: those before it have been read by all.
+// Waits for the next chunk, and starts to copy a later one: those before it have been read by all.
 template <typename C>
-DEVICE uint8_t* NextChunk(const AttentionArguments& a, const Place& place, int index) {
+DEVICE uint8_t* NextChunk(const AttentionArguments& a, const Place& place, Chunks& next) {
   if (a.stages == 1) {
     Sync();
-    StageChunk<C>(a, place, index);
+    StageChunk<C>(a, place, next);
     WaitCopies<0>();
     Sync();
   } else {
     WaitCopies<1>();
     Sync();
-    StageChunk<C>(a, place, index + 2);
+    StageChunk<C>(a, place, next);
   }
-  return ChunkAt(a, place, index);
+  uint8_t* const chunk = ChunkAt(a, place, next.read_slot);
+  next.read_slot = NextSlot(a, next.read_slot);
+  return chunk;
 }
 
 // Splits two registers of 16-bit integers: four low bytes, four high bytes.
@@ -393,23 +389,22 @@ DEVICE Place PlaceOf(const AttentionArguments& a) {
 
 template <typename C>
 DEVICE void StageQueries(const AttentionArguments& a, const Place& place) {
-  Rows rows;
-  rows.data = static_cast<const uint8_t*>(a.q) +
-              place.Row(a, a.queries, place.first_row) * a.size * C::kBytes;
-  rows.distance = int64_t{a.heads} * a.size * C::kBytes;
-  rows.count = a.queries - place.first_row;
-  rows.bytes = a.size * C::kBytes;
-  Copy<C>(a, rows, C::kWarps * 16, StepsOf(a) * 2 * C::kBytes, a.key_stride, place.queries);
+  ROLLED for (int row = 0; row < C::kWarps * 16; row += kKeyChunk) {
+    const int64_t first = place.Row(a, a.queries, place.first_row + row) * a.size;
+    CopyRows<C>(a, static_cast<const uint8_t*>(a.q) + first * C::kBytes,
+                a.queries - place.first_row - row, a.size * C::kBytes, StepsOf(a) * 2 * C::kBytes,
+                a.key_stride, place.queries + row * a.key_stride * 16);
+  }
 }
 
-// The scores of a tile of `count` keys, whose first chunk is `index`.
+// The scores of the next tile, of `count` keys.
 template <typename C>
 DEVICE void ScoreTile(const AttentionArguments& a, const Place& place, int count, int chunks,
-                      int index, const RowState& rows, float (&score)[kTiles][4]) {
+                      Chunks& next, const RowState& rows, float (&score)[kTiles][4]) {
   UNROLL for (int c = 0; c < kChunks; ++c) {
     int32_t sums[kChunkTiles][4];
     const bool live = c < chunks;
-    if (live) ScoreChunk<C>(a, place, NextChunk<C>(a, place, index + c), sums);
+    if (live) ScoreChunk<C>(a, place, NextChunk<C>(a, place, next), sums);
     UNROLL for (int t = 0; t < kChunkTiles; ++t) {
       UNROLL for (int e = 0; e < 4; ++e) {
         const int key = (c * kChunkTiles + t) * 8 + place.lane % 4 * 2 + e % 2;
@@ -424,9 +419,9 @@ DEVICE void ScoreTile(const AttentionArguments& a, const Place& place, int count
   }
 }
 
-// y = y * shrink + scale * (integers * values) of the tile, whose first chunk of values is `index`.
+// y = y * shrink + scale * (integers * values) of the tile.
 template <typename C>
-DEVICE void WeighTile(const AttentionArguments& a, const Place& place, int chunks, int index,
+DEVICE void WeighTile(const AttentionArguments& a, const Place& place, int chunks, Chunks& next,
                       const float (&score)[kTiles][4], const float (&factor)[2],
                       const RowState& rows, float (&y)[C::kTilesD][4]) {
   uint32_t low[kChunks][4], high[kChunks][4];
@@ -436,7 +431,7 @@ DEVICE void WeighTile(const AttentionArguments& a, const Place& place, int chunk
   float groups[C::kWide ? C::kTilesD : 1][4] = {};
   UNROLL for (int c = 0; c < kChunks; ++c) {
     if (c >= chunks) continue;
-    WeighChunk<C>(a, place, NextChunk<C>(a, place, index + c), low[c], high[c], channels, sums);
+    WeighChunk<C>(a, place, NextChunk<C>(a, place, next), low[c], high[c], channels, sums);
     if constexpr (C::kWide) {
       if ((c + 1) * kKeyChunk % a.value_group != 0 && c + 1 < chunks) continue;
       UNROLL for (int d = 0; d < C::kTilesD; ++d) {
@@ -474,20 +469,19 @@ DEVICE void Run(const AttentionArguments& a) {
     rows.total[r] = 0.0f;
   }
   float y[C::kTilesD][4] = {};
+  Chunks next;
   if (a.stages > 1) {
-    StageChunk<C>(a, place, 0);  // its group has the queries too
-    StageChunk<C>(a, place, 1);
+    StageChunk<C>(a, place, next);  // its group has the queries too
+    StageChunk<C>(a, place, next);
   }
-  int index = 0;
   ROLLED for (int first = 0; first < a.keys; first += kKeyTile) {
     const int count = a.keys - first < kKeyTile ? a.keys - first : kKeyTile;
     const int chunks = (count + kKeyChunk - 1) / kKeyChunk;
     LoadScales(a, place, C::kThreads, first);  // the last tile's have been read
     float score[kTiles][4], factor[2];
-    ScoreTile<C>(a, place, count, chunks, index, rows, score);
+    ScoreTile<C>(a, place, count, chunks, next, rows, score);
     Softmax(place, score, rows, factor);
-    WeighTile<C>(a, place, chunks, index + chunks, score, factor, rows, y);
-    index += 2 * chunks;
+    WeighTile<C>(a, place, chunks, next, score, factor, rows, y);
   }
   const int channels = ChannelsOf<C>(a, place);
   UNROLL for (int r = 0; r < 2; ++r) {
@@ -508,6 +502,5 @@ DEVICE void Run(const AttentionArguments& a) {
   KERNEL(warps * 32) name(fp4dit::gpu::AttentionArguments a) {      \
     attention::Run<attention::Config<integer, channels, warps>>(a); \
   }
-FP4DIT_ATTENTION(fp4dit_attention_int8_64, int8_t, 64, 4)
-FP4DIT_ATTENTION(fp4dit_attention_int8_128, int8_t, 128, 4)
-FP4DIT_ATTENTION(fp4dit_attention_int16_64, int16_t, 64, 2)
+FP4DIT_ATTENTION(fp4dit_attention_int8, int8_t, 128, 4)
+FP4DIT_ATTENTION(fp4dit_attention_int16, int16_t, 64, 2)
