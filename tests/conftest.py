@@ -279,11 +279,12 @@ def drawable(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
     from fp4dit_onnx.runtime.step_table import write_step_table
 
     @cache
-    def make(bits: str) -> Path:
+    def make(bits: str, weight_format: str | None = None) -> Path:
         part = tmp_path_factory.mktemp("drawable") / "part"
         request = ExportRequest(
             output=part,
             bits=bits,
+            weight_format=weight_format,
             method="fp-rtn",
             components="transformer",
             measure=False,

@@ -13,7 +13,7 @@ from fp4dit_onnx.doctor import CHECKS
 from fp4dit_onnx.targets import capability
 from fp4dit_onnx.targets.capability import capabilities
 
-TARGETS = ("fp4dit", "inline", "standard")
+TARGETS = ("fp4dit", "inline", "standard", "nbits", "nbits-half")
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ def test_refusals_are_one_line(run: Run, demo_bundle: Path, tmp_path: Path) -> N
             made,
             "--target",
             "trt",
-        ): "target 'trt': expected one of fp4dit, inline, standard",
+        ): "target 'trt': expected one of fp4dit, inline, standard, nbits, nbits-half",
         (demo_bundle, "-o", made, "--target", "fp4dit"): "fp4dit is what export writes",
         (demo_bundle, "--dry-run", "--target", "fp4dit"): "fp4dit is what export writes",
         (demo_bundle, "-o", taken): "is not empty",

@@ -259,11 +259,13 @@ class Converted:
         bytes: with its data.
         activations: how they are quantized, in words.
         ranges: largest magnitude of each activation that has a fixed scale.
+        kept: layers that keep their function bodies, and why.
     """
 
     bytes: Count
     activations: str = "as exported"
     ranges: Mapping[str, float] = field(default_factory=dict)
+    kept: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,8 @@ def _show_bundle(facts: Mapping[str, Any]) -> None:
     print_line(f"bundle {facts['path']}: {recipe.bits}, method {recipe.method}")
     for name, found in manifest.converted.items():
         print_line(f"{name} for the target {manifest.target}: activations {found.activations}")
+        for layer, why in found.kept.items():
+            print_line(f"{layer} keeps its function body: {why}")
     print_line("sampling: " + ", ".join(f"{key} {value}" for key, value in vars(sampling).items()))
     print_layers("Quantized layers", manifest.layers)
     if manifest.skipped:

@@ -116,8 +116,8 @@ def export(
         scale: How a scale is stored: float16, two bytes, four in layers outside its range;
             float32, four bytes; e8m0, powers of two (OCP MX); nvfp4, e4m3 per group times a power of
             two per layer (NVFP4); int4*f32, a 4-bit integer per group times a float32 per channel; by
-            default float16 (fp4dit), float16 (inline), nvfp4 (standard), by target. One of: float16,
-            float32, e8m0, nvfp4, int4*f32.
+            default float16 (fp4dit), float16 (inline), nvfp4 (standard), float16 (nbits), float16
+            (nbits-half), by target. One of: float16, float32, e8m0, nvfp4, int4*f32.
         target_bits: Mixed precision: the most bits per weight over all quantized layers of the
             transformer, scales included. Layers get 4 or 8 bits and long or short groups where that
             saves the most error, by measured sensitivity. For methods that measure second moments,
@@ -140,7 +140,7 @@ def export(
             activations. One of: e2m1, e1m2, e3m0, e2m3, e3m2, e3m4, e4m3, e5m2, int4, int6, int8,
             none.
         group_size: Input channels that share one weight scale; by default 128 (fp4dit), 128
-            (inline), 16 (standard), by target.
+            (inline), 16 (standard), 128 (nbits), 128 (nbits-half), by target.
         activation_group_size: Inputs of a token that share one activation scale; by default all.
         outer_layers: WEIGHT/ACTIVATION for the layers outside of the blocks that the family's
             record names: time embedder, adaLN, text projection, final linear; by default as all
@@ -175,8 +175,9 @@ def export(
             float; by default w4a16 from 1 GiB in float32 on.
         target: What the graphs are made of: fp4dit: our operators and their bodies, opset 21: what
             export writes; inline: standard operators only: the bodies in place of our operators;
-            standard: standard types of opset 23: FLOAT4E2M1 weights, FLOAT8E4M3FN activations. One of:
-            fp4dit, inline, standard.
+            standard: standard types of opset 23: FLOAT4E2M1 weights, FLOAT8E4M3FN activations; nbits:
+            linears as ONNX Runtime's own MatMulNBits, in float32; nbits-half: the same, linears in
+            float16. One of: fp4dit, inline, standard, nbits, nbits-half.
         report: Write report.html into the bundle, with images and times if the float pipeline is
             run anyway.
         reporter: told about progress.

@@ -225,6 +225,14 @@ _CAUSES = {
     r"Could not find an implementation for (\w+)\(": (
         f"it has no kernel for {{0}} of these types: install a newer one {_UPGRADE}"
     ),
+    r"Fatal error: com\.microsoft:(\w+)\(-?\d+\) is not a registered function": (
+        "it lacks the operator {0} of bundles of the target nbits: install a newer or complete one "
+        f"{_UPGRADE}, or use the original bundle, or one of the target inline"
+    ),
+    r"Only (\w+) quantization is supported": (
+        f"its MatMulNBits takes {{0}} weights alone: install a newer one {_UPGRADE}, or use the "
+        "original bundle, or one of the target inline"
+    ),
     r"Unsupported model IR version: (\d+), max supported IR version: (\d+)": (
         f"the model is of IR version {{0}} and it reads up to {{1}}: install a newer one {_UPGRADE}"
     ),

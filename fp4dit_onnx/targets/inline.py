@@ -56,7 +56,9 @@ class _Inliner:
         self._graph = model.graph
         self._functions = {(f.domain, f.name): f for f in model.functions}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
-        self._taken = {tensor.name for tensor in model.graph.initializer}
+        graph = model.graph
+        self._taken = {named.name for named in (*graph.initializer, *graph.input)}
+        self._taken |= {name for node in graph.node for name in node.output}
 
     def run(self) -> None:
         """Replace the nodes of the graph."""

@@ -18,12 +18,10 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.bundle.names import CODES
 from fp4dit_onnx.bundle.probe import attributes, load_graph, node_transform
-from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.numbers.formats import FloatArray, format_by_name
 from fp4dit_onnx.numbers.scale_formats import NVFP4_BLOCK, two_levels
 from fp4dit_onnx.spec.recipe import ATTENTION_PARTS
@@ -32,6 +30,7 @@ from fp4dit_onnx.targets import deferred
 from fp4dit_onnx.targets.deferred import Deferred, as_bytes
 from fp4dit_onnx.targets.inline import inline
 from fp4dit_onnx.targets.ranges import PICTURES, activation_ranges
+from fp4dit_onnx.targets.rewriting import Nodes, Rewriter
 from fp4dit_onnx.targets.target import Target
 from fp4dit_onnx.targets.weights import block_scales, stored_weight, weight_type
 
@@ -45,8 +44,6 @@ HEADROOM = 2.0
 """Over the largest magnitude that was seen: other prompts go beyond it, and what exceeds the range is
 cut off. A floating-point type has the same relative precision with it."""
 
-Array = npt.NDArray[Any]
-Nodes = list[onnx.NodeProto]
 _node = onnx.helper.make_node
 
 
@@ -81,8 +78,8 @@ def _standard(
     return result, rewriter.tensors
 
 
-class _Standard:
-    """Rewrites a graph.
+class _Standard(Rewriter):
+    """Types of opset 23.
 
     Args:
         graph: changed.
@@ -91,58 +88,18 @@ class _Standard:
     """
 
     def __init__(self, graph: onnx.GraphProto, ranges: Mapping[str, float], folder: str) -> None:
-        self._graph, self._ranges, self._folder = graph, ranges, folder
-        self._given = {tensor.name: tensor for tensor in graph.initializer}
-        self._names: dict[str, str] = {}  # what is read in place of a value
-        self._packed: dict[str, onnx.NodeProto] = {}  # result -> FpUnpack or FpScale
-        self._new: dict[str, onnx.TensorProto] = {}
+        super().__init__(graph, folder)
+        self._ranges = ranges
         self._made: set[str] = set()
-        self.tensors: dict[str, Deferred] = {}
-
-    def run(self) -> None:
-        """Replace every node of our domain."""
-        nodes: Nodes = []
-        for node in self._graph.node:
-            node.input[:] = [self._names.get(name, name) for name in node.input]
-            nodes.extend(self._replaced(node) if node.domain == ops.DOMAIN else [node])
-        del self._graph.node[:]
-        self._graph.node.extend(nodes)
-        read = {name for node in nodes for name in node.input}
-        kept = [t for t in (*self._graph.initializer, *self._new.values()) if t.name in read]
-        del self._graph.initializer[:]
-        self._graph.initializer.extend(kept)
-
-    def _replaced(self, node: onnx.NodeProto) -> Nodes:
-        if node.op_type in ops.OPERATORS:
-            form = {
-                "quantize": self._activation,
-                "dequantize": self._dequantized,
-                "unpack": self._unpack,
-                "scale": self._unpack,
-                "linear": self._linear,
-                "attention": self._attention,
-            }.get(ops.OPERATORS[node.op_type].role)
-            return form(node) if form else [node]  # its body
-        raise UsageError(
-            f"node {node.name} is of type {node.op_type}, which has no standard form: expected a "
-            "bundle as this version exports it; export it again"
-        )
-
-    def _unpack(self, node: onnx.NodeProto) -> Nodes:
-        """Nothing yet: what dequantizes the result makes the weight."""
-        self._packed[node.output[0]] = node
-        return []
 
     def _activation(self, node: onnx.NodeProto) -> Nodes:
         """Quantize and dequantize x with a constant scale; what reads q reads that."""
         x = node.input[0]
-        if one := node_transform(node):  # of its result no range is known
-            name = f"{node.name}/{one.result}"
-            self._names[node.output[0]] = name
-            return [_node(one.operator, [x], [name], name, domain=ops.DOMAIN, **one.attributes)]
         largest = self._ranges.get(x, 0.0)
-        self._names[node.output[0]] = f"{x}/dequantized" if largest > 0 else x
-        if largest <= 0 or x in self._made:
+        if largest <= 0 or node_transform(node):  # of a transform's result no range is known
+            return super()._activation(node)
+        self._names[node.output[0]] = f"{x}/dequantized"
+        if x in self._made:
             return []
         self._made.add(x)
         scale = self._constant(
@@ -155,23 +112,13 @@ class _Standard:
             _node("DequantizeLinear", [q, scale, zero], [y], f"{stem}/DequantizeLinear"),
         ]
 
-    def _dequantized(self, node: onnx.NodeProto) -> Nodes:
-        """A weight of the form qdq; of activations nothing is left to do."""
-        unpack = self._packed.get(node.input[0])
-        if unpack is None:
-            self._names[node.output[0]] = node.input[0]
-            return []
-        given = attributes(unpack) | attributes(node)
-        scale = self._scales(self._packed.get(node.input[1], node))
-        return self._weight(unpack.input[0], scale, given, node.output[0])
-
     def _linear(self, node: onnx.NodeProto) -> Nodes:
         given = attributes(node)
         codes = node.input[ops.OPERATORS[node.op_type].parts["codes"]]
         value = f"{codes.removesuffix(CODES)}/weight"
         columns, product = f"{node.name}/columns", f"{node.name}/product"
         made = [
-            *self._weight(
+            *self._value(
                 codes, self._scales(node), given | {"format": given["weight_format"]}, value
             ),
             _node("Transpose", [value], [columns], columns, perm=[1, 0]),
@@ -181,16 +128,16 @@ class _Standard:
         made[-1].metadata_props.extend(node.metadata_props)
         return made
 
-    def _scales(self, node: onnx.NodeProto) -> Callable[[], FloatArray]:
-        """Reads the scales of a weight's groups, float32 [N, G], that `node` takes."""
-        parts = {r: node.input[i] for r, i in ops.OPERATORS[node.op_type].parts.items()}
-        if "scale" in parts:
-            return lambda: self._read(parts["scale"]).astype(np.float32)
-        record, given = ops.OPERATORS[ops.SCALE], attributes(node)
-        roles = [parts[role] for role in record.parts]
-        return lambda: record.reference(given, [self._read(name) for name in roles])[0]
-
     def _weight(
+        self,
+        codes: str,
+        scale: Callable[[], FloatArray],
+        given: Mapping[str, Any],
+        node: onnx.NodeProto,
+    ) -> Nodes:
+        return self._value(codes, scale, given, node.output[0])
+
+    def _value(
         self, codes: str, scale: Callable[[], FloatArray], given: Mapping[str, Any], value: str
     ) -> Nodes:
         """Dequantize the weight of `codes`; its values are called `value`."""
@@ -242,36 +189,6 @@ class _Standard:
         self._later(first, Deferred(onnx.TensorProto.FLOAT8E4M3FN, 8, shape, codes))
         self._constant(second, np.array(factor, np.float32))
         return [_node("DequantizeLinear", [first, second], [value], value)], value
-
-    def _attention(self, node: onnx.NodeProto) -> Nodes:
-        """Attention of the float values; its body without the dequantizing."""
-        factor = self._constant(
-            f"{node.name}/factor", np.array(attributes(node)["attention_scale"], np.float32)
-        )
-        floats = (node.input[i] for i in (0, 2, 4))
-        made, names = [], dict(zip(("queries", "keys", "values"), floats, strict=True))
-        names |= {"bias": node.input[6], "y": node.output[0], "factor": factor}
-        for template in ops.function(ops.ATTENTION).node:
-            if template.domain == ops.DOMAIN or template.op_type == "Constant":
-                continue
-            inner = onnx.NodeProto()
-            inner.CopyFrom(template)
-            inner.input[:] = [names.get(i, f"{node.name}/{i}") for i in template.input]
-            inner.output[:] = [names.get(o, f"{node.name}/{o}") for o in template.output]
-            inner.name = f"{node.name}/{template.output[0]}"
-            made.append(inner)
-        return made
-
-    def _read(self, name: str) -> Array:
-        return numpy_helper.to_array(self._given[name], base_dir=self._folder)
-
-    def _constant(self, name: str, value: Array) -> str:
-        self._new.setdefault(name, numpy_helper.from_array(value, name))
-        return name
-
-    def _later(self, name: str, tensor: Deferred) -> None:
-        self.tensors[name] = tensor
-        self._new[name] = tensor.placeholder(name)
 
 
 def _linear_inputs(graph: onnx.GraphProto) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 
 from fp4dit_onnx import ops
@@ -15,9 +17,14 @@ from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE
 from fp4dit_onnx.spec.spec import DEFAULT_GROUP_SIZE
 from fp4dit_onnx.system.progress import Reporter
 
-__all__ = ["DEFAULT_TARGET", "FP4DIT", "Rewrite", "Target"]
+__all__ = ["DEFAULT_TARGET", "FP4DIT", "Reference", "Rewrite", "Target"]
 
 Rewrite = Callable[[Path, Path, Path, Reporter], Mapping[str, Any]]
+Array = npt.NDArray[Any]
+Reference = Callable[
+    [onnx.NodeProto, Sequence[Array]], tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+]
+"""From a node and its inputs to its output and how far a runtime's may lie from it, [..., N]."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,8 @@ class Target:
         scale: the same of the format of weights' scales.
         formats: (pattern, format) of weights of 4 bits in place of FP4DiT's; empty keeps these.
         drawable: ONNX Runtime's CPU provider has kernels for what it is made of.
+        references: (domain, operator) of linears by one operator of others -> its numpy reference;
+            they read the tensor ``LAYER.weight``. `verify` checks such bundles.
     """
 
     name: str
@@ -49,6 +58,7 @@ class Target:
     scale: str = DEFAULT_SCALE
     formats: tuple[tuple[str, str], ...] = ()
     drawable: bool = True
+    references: Mapping[tuple[str, str], Reference] = field(default_factory=dict)
 
 
 FP4DIT = Target(

@@ -15,8 +15,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,32 +27,29 @@ from onnx.reference import ReferenceEvaluator
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.bundle.bundle import Bundle
-from fp4dit_onnx.bundle.manifest import DEFAULT_TARGET, Manifest
-from fp4dit_onnx.bundle.names import WEIGHT, codes_of, part_of
+from fp4dit_onnx.bundle.manifest import DEFAULT_TARGET
+from fp4dit_onnx.bundle.names import codes_of
 from fp4dit_onnx.bundle.probe import (
     attention_formats,
     attributes,
     custom_nodes,
     exposed,
-    load_model,
     node_feed,
     node_model,
     read_state,
 )
 from fp4dit_onnx.errors import BundleError
-from fp4dit_onnx.families import Family, family_of
-from fp4dit_onnx.files import BUNDLE
-from fp4dit_onnx.files.settings import transformer_settings
 from fp4dit_onnx.numbers.compare import Comparison, sqnr_db
 from fp4dit_onnx.runtime.library import Library
 from fp4dit_onnx.runtime.providers import Placement, placed_on
 from fp4dit_onnx.runtime.session import session
-from fp4dit_onnx.spec.low_rank import LowRank, branch_name
-from fp4dit_onnx.spec.transforms import tensor_name
 from fp4dit_onnx.system.devices import CPU
 from fp4dit_onnx.system.progress import Reporter, SilentReporter
+from fp4dit_onnx.targets import target_by_name
 from fp4dit_onnx.verification.cases import CASES, case_inputs
+from fp4dit_onnx.verification.converted import converted_checks
 from fp4dit_onnx.verification.node_checks import LIBRARY, TORCH, NodeChecks
+from fp4dit_onnx.verification.subject import Check, Subject, Verification, float_copies
 
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.parity import Simulation
@@ -63,49 +59,8 @@ __all__ = ["Check", "Verification", "float_copies", "verify"]
 Array = npt.NDArray[Any]
 Run = Callable[[Mapping[str, Array]], list[Array]]
 INDEPENDENT_DB = 20 * math.log10(math.sqrt(2))
-FLOAT_TYPES = (
-    onnx.TensorProto.FLOAT,
-    onnx.TensorProto.FLOAT16,
-    onnx.TensorProto.BFLOAT16,
-    onnx.TensorProto.DOUBLE,
-)
 NOTHING_QUANTIZED_DB = 90.0
 """Where no layer is quantized evaluators differ by float32 rounding alone: 2^-24 is 144 dB per node."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the report.
-
-    Attributes:
-        name: what was compared.
-        ok: whether it holds.
-        detail: what it covered or, if it does not hold, the first node at fault.
-        bound: what was required.
-        found: what was measured.
-    """
-
-    name: str
-    ok: bool
-    detail: str
-    bound: str
-    found: str
-
-
-@dataclass(frozen=True)
-class Verification:
-    """All checks of a bundle."""
-
-    checks: tuple[Check, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether every check holds."""
-        return all(check.ok for check in self.checks)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for ``--json``."""
-        return {"ok": self.ok, "checks": [asdict(check) for check in self.checks]}
 
 
 def verify(
@@ -132,17 +87,19 @@ def verify(
     report = reporter or SilentReporter()
     placed = placed_on(device)
     opened = Bundle.open(bundle)
-    target = opened.manifest.target
-    if target != DEFAULT_TARGET:
+    target = target_by_name(opened.manifest.target)
+    if target.name != DEFAULT_TARGET and not target.references:
         raise BundleError(
-            f"{opened.folder} is for the target {target}: expected a bundle of our operators, whose "
-            "nodes are checked one by one; verify the original bundle"
+            f"{opened.folder} is for the target {target.name}: expected a bundle of our operators, "
+            "whose nodes are checked one by one; verify the original bundle"
         )
     opened.check_files(deep=True)
     checks = [Check("files", ok=True, detail="sizes and sha256", bound="equal", found="equal")]
-    subject = _Subject.load(opened)
-    checks += _structure(subject)
+    subject = Subject.load(opened)
     cases = CASES[:1] if quick else CASES
+    if target.references:
+        return Verification((*checks, *converted_checks(subject, target, len(cases), placed)))
+    checks += _structure(subject)
     with (
         tempfile.TemporaryDirectory() as folder,
         report.stage("verifying", len(cases), "cases") as advance,
@@ -155,47 +112,7 @@ def verify(
     return Verification(tuple(checks))
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """A bundle's transformer and what is known about it."""
-
-    bundle: Bundle
-    model: onnx.ModelProto
-    family: Family
-    config: Mapping[str, Any]
-
-    @classmethod
-    def load(cls, bundle: Bundle) -> _Subject:
-        source = bundle.manifest.source
-        path = bundle.folder / "transformer" / "config.json"
-        config = transformer_settings(path, BUNDLE)
-        family = family_of(source.pipeline, source.transformer)
-        return cls(bundle, load_model(bundle.transformer), family, config)
-
-    @property
-    def fused(self) -> bool:
-        return any(ops.has_role(node, "linear") for node in self.model.graph.node)
-
-
-def float_copies(manifest: Manifest, tensors: Iterable[onnx.TensorProto]) -> list[str]:
-    """Names of a graph's float tensors that have the shape of a quantized weight, and are none of ours.
-
-    Under whatever name: a folded transpose is a copy too.
-    """
-    rows = manifest.layers
-    shapes = [shape for row in rows for shape in (row.shape, row.shape[::-1])]
-    kept = {row.name + WEIGHT for row in manifest.skipped}
-    kept |= {part_of(row.name, "scale") for row in rows}
-    kept |= {branch_name(row.name, role) for row in rows if row.branch for role in LowRank.roles}
-    kept |= {tensor_name(o.owner, role) for row in rows for o in row.input_ops for role in o.roles}
-    return [
-        t.name
-        for t in tensors
-        if t.data_type in FLOAT_TYPES and tuple(t.dims) in shapes and t.name not in kept
-    ]
-
-
-def _structure(subject: _Subject) -> Iterator[Check]:
+def _structure(subject: Subject) -> Iterator[Check]:
     """The file holds packed weights and no float copy, its attentions' pairs, its operators' meaning."""
     manifest = subject.bundle.manifest
     rows = {row.name: row for row in manifest.layers}
@@ -234,7 +151,7 @@ class _Evaluators:
     """Every way to run the model, each built once."""
 
     def __init__(
-        self, subject: _Subject, folder: Path, placed: Placement, *, whole_reference: bool
+        self, subject: Subject, folder: Path, placed: Placement, *, whole_reference: bool
     ) -> None:
         self._subject = subject
         everything, nodes = exposed(subject.model), node_model(subject.model)
