@@ -101,6 +101,8 @@ def test_tensorrt_is_parsed_and_built(runtime: Path) -> None:
         "fp4dit": "no local functions",
         "inline": "",
         "standard": "it parses the model and builds no engine for this GPU",
+        "nbits": "",
+        "nbits-half": "",
     }
 
 
