@@ -116,4 +116,5 @@ def rounding_bound(x: npt.NDArray[Any], w: FloatArray) -> npt.NDArray[np.float64
         share = (1 + share) * (1 + HALF_ROUNDOFF) ** 2 - 1
         least = HALF_SMALLEST
     total: npt.NDArray[np.float64] = share * magnitude
-    return total + least * (1 + np.abs(x.astype(np.float64)).sum(-1, keepdims=True))
+    total += least * (1 + np.abs(x.astype(np.float64)).sum(-1, keepdims=True))
+    return total

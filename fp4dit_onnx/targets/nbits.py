@@ -84,7 +84,7 @@ class _Weight:
     """
 
     inputs: tuple[str, str]
-    attributes: Mapping[str, int]
+    attributes: Mapping[str, Any]
     data_type: int
 
 
