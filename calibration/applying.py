@@ -114,7 +114,7 @@ class Alternatives:
 
     def best(self, drafts: Drafts) -> Drafts:
         """The drafts after transforms and choices, rounded; under a budget `made` has more of them."""
-        for stage in self._of("transform"):
+        for stage in self._of("transform", "branch"):
             drafts = stage.apply(drafts, self.evidence)
         drafts = {name: self.chosen(draft) for name, draft in drafts.items()}
         for stage in self._of("budget"):

@@ -33,7 +33,7 @@ LEAST = 1e-5
 def least_error(
     ways: Iterable[Drafts],
     evidence: Evidence,
-    prepared: Callable[[Draft], Draft] = lambda draft: draft,
+    prepared: Callable[[Drafts], Drafts] = lambda way: way,
 ) -> Drafts:
     """Of linears that read one tensor the way whose outputs are nearest to float's, the first if equal.
 
@@ -42,7 +42,7 @@ def least_error(
     Args:
         ways: each has the same linears; the best is kept.
         evidence: measures outputs.
-        prepared: makes of a linear what is rounded.
+        prepared: makes of the linears what is rounded.
     """
     assert evidence.inputs is not None
     rounded = nearest_under(Absmax())
@@ -50,7 +50,7 @@ def least_error(
     best, least = None, float("inf")
     for way in ways:
         given = given or {name: evidence.inputs(draft) for name, draft in way.items()}
-        error = sum(given[n].error(rounded(prepared(d))) for n, d in way.items())
+        error = sum(given[n].error(rounded(d)) for n, d in prepared(way).items())
         if best is None or error < least:
             best, least = way, error
     assert best is not None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
-from fp4dit_onnx.calibration.draft import Draft
+from fp4dit_onnx.calibration.draft import Draft, Drafts
 from fp4dit_onnx.calibration.stages.stage import Evidence
 from fp4dit_onnx.calibration.transforming import transformed, transformed_weight
 from fp4dit_onnx.network.execution import HOST, Execution, host
@@ -15,45 +16,64 @@ from fp4dit_onnx.spec.low_rank import LowRank
 __all__ = ["branched", "split"]
 
 
-def branched(draft: Draft, evidence: Evidence, rank: int, rounds: int) -> Draft:
-    """The draft with the branch of the least error among those tried: SVDQuant's iteration.
+def branched(members: Sequence[Draft], evidence: Evidence, rank: int, rounds: int) -> Drafts:
+    """The drafts with the branches of the least error among those tried: SVDQuant's iteration.
 
     Args:
-        draft: a layer without a branch, after its transforms.
+        members: layers without a branch that read one tensor, after the same transforms.
         evidence: rounds drafts, and measures their outputs.
-        rank: of the branch.
+        rank: of the branches.
         rounds: branches that are tried at most; the first that is worse than the one before ends it.
     """
     assert evidence.inputs is not None
     assert evidence.tried is not None
-    given = evidence.inputs(draft)
-    best, least, rest = draft, float("inf"), draft.weight
+    given = {draft.name: evidence.inputs(draft) for draft in members}
+    execution = given[members[0].name].execution
+    best: Drafts = {draft.name: draft for draft in members}
+    least, rests = float("inf"), [draft.weight for draft in members]
     for _ in range(rounds):
-        made = split(draft, rest, rank, given.execution)
-        rounded = evidence.tried(made)
-        error = given.error(rounded)
+        made = split(members, rests, rank, execution)
+        rounded = [evidence.tried(draft) for draft in made.values()]
+        error = sum(given[draft.name].error(draft) for draft in rounded)
         if error >= least:
             break
         best, least = made, error
-        rest = draft.weight - torch.from_numpy(rounded.layer().weight())
+        rests = [
+            draft.weight - torch.from_numpy(other.layer().weight())
+            for draft, other in zip(members, rounded, strict=True)
+        ]
     return best
 
 
-def split(draft: Draft, rest: torch.Tensor, rank: int, execution: Execution = HOST) -> Draft:
-    """The draft with a branch of `rank` that is nearest to `rest`, and what that leaves of its weight.
+def split(
+    members: Sequence[Draft],
+    rests: Sequence[torch.Tensor],
+    rank: int,
+    execution: Execution = HOST,
+) -> Drafts:
+    """The drafts with branches nearest to `rests`, and what these leave of their weights.
+
+    They share A: the weights, one below the other, are decomposed as one.
 
     Args:
-        draft: a layer without a branch, its weight after its transforms.
-        rest: float32 [N, K], approximated.
-        rank: at most the smaller of N and K.
-        execution: whose device decomposes it, in float32.
+        members: layers without a branch that read one tensor, weights after the same transforms.
+        rests: of each, float32 [N, K], approximated.
+        rank: at most K, and the N of all together.
+        execution: whose device decomposes them, in float32.
     """
-    left, values, right = torch.linalg.svd(execution.there(rest), full_matrices=False)
+    together = execution.there(torch.cat([*rests]))
+    left, values, right = torch.linalg.svd(together, full_matrices=False)
     root = values[:rank].sqrt()
-    up = host(left[:, :rank] * root).T  # [R, N]
+    ups = torch.split(host(left[:, :rank] * root), [len(rest) for rest in rests])  # [N, R] each
     down = host(right[:rank].T * root)  # [K, R], of transformed inputs
-    if draft.spec.input_ops:
-        down = transformed(torch.eye(len(down)), draft.spec.input_ops) @ down
-    branch = LowRank.of(down.half().numpy(), up.half().contiguous().numpy())
-    own = transformed_weight(torch.from_numpy(branch.weight()), draft.spec.input_ops)
-    return replace(draft, spec=replace(draft.spec, branch=branch), weight=draft.weight - own)
+    ops = members[0].spec.input_ops
+    if ops:
+        down = transformed(torch.eye(len(down)), ops) @ down
+    half = down.half().numpy()
+    found = {}
+    for draft, up in zip(members, ups, strict=True):
+        branch = LowRank.of(half, up.T.half().contiguous().numpy())
+        own = transformed_weight(torch.from_numpy(branch.weight()), ops)
+        spec = replace(draft.spec, branch=branch)
+        found[draft.name] = replace(draft, spec=spec, weight=draft.weight - own)
+    return found

@@ -144,7 +144,10 @@ def _renamed(layout: Layout, block: str, first: str) -> Layout:
         named = (
             one.named_after(renamed_block(one.owner, block, first)) for one in layer.spec.input_ops
         )
-        spec = replace(layer.spec, input_ops=tuple(named))
+        branch = layer.spec.branch
+        if branch is not None and branch.shared:
+            branch = replace(branch, shared=renamed_block(branch.shared, block, first))
+        spec = replace(layer.spec, input_ops=tuple(named), branch=branch)
         return replace(layer, name=renamed_block(layer.name, block, first), spec=spec)
 
     ours = [renamed(layer) for old, layer in layout.layers.items() if old.startswith(own)]

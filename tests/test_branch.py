@@ -31,6 +31,7 @@ from fp4dit_onnx.calibration.stages.gptq import Gptq
 from fp4dit_onnx.calibration.stages.smooth import Smooth
 from fp4dit_onnx.calibration.transforming import target_weight, transformed_moments
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.exporting.layers import layer_size
 from fp4dit_onnx.exporting.plan import plan
 from fp4dit_onnx.exporting.request import ExportRequest
 from fp4dit_onnx.numbers import numerics
@@ -121,6 +122,67 @@ def test_the_graph_and_the_simulation_compute_it(bench: Any, agree: Any, name: s
     ]
 
 
+def test_what_reads_one_tensor_shares_a(bench: Any, agree: Any, tmp_path: Path) -> None:
+    """In states, in bytes and in the graph, which computes the product with A once."""
+    one = layer(PLAIN)
+    assert one.spec.branch is not None
+    half = replace(one.spec.branch, up=Vector(one.spec.branch.tensors["up"] / np.float16(2)))
+    other = replace(one, name="m.0.b", spec=replace(one.spec, branch=half))
+    state = QuantizedState({"m.0.a": replace(one, name="m.0.a"), "m.0.b": other})
+    a, b = state.layers.values()
+    assert a.spec.branch is not None
+    assert b.spec.branch is not None
+    assert (a.spec.branch.shared, b.spec.branch.shared) == ("", "m.0.a")
+    assert a.nbytes - b.nbytes == 2 * RANK * K
+    assert set(b.tensors) == {"m.0.b.branch.up"}
+    assert layer_size(N, K, a.spec).bytes - layer_size(N, K, b.spec).bytes == 2 * RANK * K
+    save_state(state, tmp_path / "state.safetensors")
+    assert load_state(tmp_path / "state.safetensors").layers["m.0.b"].spec == b.spec
+    apart = QuantizedState({"m.0.a": a, "m.1.b": replace(b, name="m.1.b")}).layers["m.1.b"]
+    assert apart.spec.branch is not None
+    assert apart.spec.branch.shared == "", "of another block"
+
+    parameters = bench.layer_parameters("m.0.a") | bench.layer_parameters("m.0.b")
+    linears = "".join(
+        bench.linear(name, "x", y, True) for name, y in (("m.0.a", "y"), ("m.0.b", "z"))
+    )
+    text = f"g (float[B, S, {K}] x) => (float[B, S, 12] y, float[B, S, 12] z) {{ {linears} }}"
+    kept = [*passes(state)[:-1], NameTensors(frozenset(parameters), frozenset(state.layers))]
+    fused, _ = run_passes(bench.parse(text, parameters), kept)
+    x = bench.normal(2, 3, K)
+    found = bench.run(fused, {"x": x})
+    for made, y in ((a, "y"), (b, "z")):
+        agree(found[y], expected(x, made, parameters[f"{made.name}.bias"]), 1e-5)
+    assert [n.op_type for n in fused.graph.node].count("MatMul") == 3
+    names = {t.name for t in fused.graph.initializer if ".branch." in t.name}
+    assert names == {"m.0.a.branch.down", "m.0.a.branch.up", "m.0.b.branch.up"}
+    again = read_state(fused).layers
+    assert again["m.0.b"].spec.branch == b.spec.branch
+    assert again["m.0.a"].spec.branch == a.spec.branch
+
+
+def test_linears_of_one_tensor_are_decomposed_together() -> None:
+    """Against numpy's SVD of their weights below each other; a layer of other bits has none."""
+    draft, alternatives = problem(PLAIN)
+    second = replace(draft, name="second", weight=draft.weight.flip(0) * 0.7)
+    wide = replace(draft, name="wide", spec=LayerSpec.of("int8", "int8", 8))
+    drafts = {one.name: one for one in (draft, second, wide)}
+    once = Branch(rank=2, share=1.0, rounds=1)
+    made = once.apply(drafts, alternatives.evidence)
+    assert made["wide"] is wide
+    weights = torch.cat([draft.weight, second.weight]).numpy().astype(np.float64)
+    values = np.linalg.svd(weights, compute_uv=False)
+    left = sum(float((made[name].weight.double() ** 2).sum()) for name in ("fc", "second"))
+    assert left == pytest.approx(float((values[2:] ** 2).sum()), rel=1e-3)
+    a, b = (made[name].spec.branch for name in ("fc", "second"))
+    assert a is not None
+    assert b is not None
+    assert a.down == b.down
+    assert a.up != b.up
+    again = once.apply(made, alternatives.evidence)
+    assert again == made, "a branch that is there stays"
+
+
 def test_files_keep_it(tmp_path: Path) -> None:
     made = layer(SPECS["turned"])
     save_state(QuantizedState({"fc": made}), tmp_path / "state.safetensors")
@@ -177,7 +239,7 @@ def problem(spec: LayerSpec, outlier: float = 1.0) -> tuple[Draft, Alternatives]
 def test_a_split_weight_is_the_weight(name: str) -> None:
     """Against numpy's SVD: of all branches of its rank it leaves the least, up to float16."""
     draft, _ = problem(SPECS[name])
-    made = split(draft, draft.weight, 2)
+    made = split([draft], [draft.weight], 2)["fc"]
     assert made.spec.branch is not None
     values = np.linalg.svd(draft.weight.numpy().astype(np.float64), compute_uv=False)
     left = float((made.weight.double() ** 2).sum())
@@ -190,7 +252,7 @@ def test_a_split_weight_is_the_weight(name: str) -> None:
 def test_it_lowers_the_error_and_iterating_does(name: str) -> None:
     draft, alternatives = problem(SPECS[name])
     given, evidence = alternatives.inputs(draft), alternatives.evidence
-    one, many = (branched(draft, evidence, 2, rounds) for rounds in (1, 20))
+    one, many = (branched([draft], evidence, 2, rounds)["fc"] for rounds in (1, 20))
     errors = [given.error(alternatives.tried(each)) for each in (draft, one, many)]
     assert errors[1] < 0.5 * errors[0]
     assert errors[2] < errors[1]
@@ -210,7 +272,9 @@ def test_smoothing_is_searched_with_the_branch_in_place() -> None:
     (one,) = made.spec.input_ops
     factor = one.tensors["factor"]
     assert factor[0] < 0.3 * np.median(factor)
-    before, after = (given.error(alternatives.tried(split(d, d.weight, 2))) for d in (draft, made))
+    before, after = (
+        given.error(alternatives.tried(split([d], [d.weight], 2)["fc"])) for d in (draft, made)
+    )
     assert after < 0.5 * before
     kept = replace(draft, spec=replace(draft.spec, input=None))
     assert stage.apply({"fc": kept}, alternatives.evidence) == {"fc": kept}
@@ -233,10 +297,10 @@ def test_a_plan_counts_it(tmp_path: Path) -> None:
 
 def test_narrow_layers_and_wide_weights() -> None:
     draft, alternatives = problem(PLAIN)
-    narrow = Branch(rank=32, share=0.1).layer(draft, alternatives.evidence)
+    narrow = Branch(rank=32, share=0.1).apply({"fc": draft}, alternatives.evidence)["fc"]
     assert narrow.spec.branch is not None
     assert narrow.spec.branch.rank == 1
     wide = replace(draft, spec=LayerSpec.of("int8", "int8", 8))
-    assert Branch().layer(wide, alternatives.evidence) is wide
+    assert Branch().apply({"fc": wide}, alternatives.evidence)["fc"] is wide
     with pytest.raises(UsageError, match=r"branch\.share"):
         Branch(share=0.0)

@@ -113,7 +113,9 @@ def test_a_gpu_that_cannot_be_used(build: Path, emulated_kernels: Path) -> None:
         assert output.count("\n") == 1
     create[-1] = "FpLinear"
     output = run(create, **there, FAKE_CUDA_BYTES="5000")
-    assert re.search(r"'fc1': 0\.0 MB of GPU memory are not to be had, 0\.0 of 0\.0 MB are free", output)
+    assert re.search(
+        r"'fc1': 0\.0 MB of GPU memory are not to be had, 0\.0 of 0\.0 MB are free", output
+    )
 
 
 @pytest.mark.parametrize("isa", Library().isas)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from fp4dit_onnx.calibration.stages.stage import MOMENTS, Evidence, LayerStage
+from fp4dit_onnx.calibration.stages.stage import MOMENTS, Evidence, Together
 from fp4dit_onnx.values import real, whole
 
 if TYPE_CHECKING:
-    from fp4dit_onnx.calibration.draft import Draft
+    from fp4dit_onnx.calibration.draft import Draft, Drafts
     from fp4dit_onnx.spec.spec import LayerSpec
+    from fp4dit_onnx.spec.transform import Transform
 
 __all__ = ["Branch"]
 
 
 @dataclass(frozen=True)
-class Branch(LayerStage):
+class Branch(Together):
     """SVDQuant (arXiv 2411.05007): y = Q(x) Q(R)^T + (x A) B, and R what the branch leaves of W.
 
+    Linears that read one tensor after the same transforms share A: W has their rows below each other.
     The first A B is W's best approximation of its rank; each further one that of W - Q(R), rounded to
     nearest, as long as the error of the layer's output falls, activations quantized.
 
@@ -42,12 +45,25 @@ class Branch(LayerStage):
             whole(f"branch.{name}", getattr(self, name), 1)
         real("branch.share", self.share, 1e-9, 1)
 
-    def layer(self, draft: Draft, evidence: Evidence) -> Draft:
-        """The draft whose weight is R, its branch in the specification."""
+    def takes(self, draft: Draft) -> bool:
+        """See `Together`; a branch that is there stays."""
+        return draft.spec.branch is None and self.rank_beside(draft) > 0
+
+    def group(self, members: Sequence[Draft], evidence: Evidence) -> Drafts:
+        """The drafts whose weights are R, their branches in the specifications."""
         from fp4dit_onnx.calibration.branching import branched
 
-        rank = self.rank_of(draft.spec, *draft.weight.shape)
-        return branched(draft, evidence, rank, self.rounds) if rank else draft
+        alike: dict[tuple[Transform, ...], list[Draft]] = {}
+        for draft in members:
+            alike.setdefault(draft.spec.input_ops, []).append(draft)
+        found: dict[str, Draft] = {}
+        for same in alike.values():
+            found |= branched(same, evidence, max(map(self.rank_beside, same)), self.rounds)
+        return found
+
+    def rank_beside(self, draft: Draft) -> int:
+        """Of a draft's branch; 0 for none."""
+        return self.rank_of(draft.spec, *draft.weight.shape)
 
     def rank_of(self, spec: LayerSpec, n: int, k: int) -> int:
         """Of the branch of a layer [n, k]; 0 for none."""

@@ -51,8 +51,8 @@ class Smooth(Balance):
         assert evidence.inputs is not None
         same: Drafts = {draft.name: draft for draft in members}
         branch = self._branch()
-        ranks = {d.name: branch.rank_of(d.spec, *d.weight.shape) for d in members}
-        if not all(ranks.values()) or any(d.spec.input is None for d in members):
+        ranks = [branch.rank_beside(draft) for draft in members]
+        if not all(ranks) or any(d.spec.input is None for d in members):
             return same
         given = evidence.inputs(members[0])
         inputs, weights = given.peaks().amax(dim=0), balancing.column_peaks(members)
@@ -65,8 +65,8 @@ class Smooth(Balance):
                     divisor = balancing.smooth_scale(inputs, weights, i, j)
                     yield balancing.balanced(members, divisor)
 
-        return balancing.least_error(
-            ways(),
-            evidence,
-            lambda draft: split(draft, draft.weight, ranks[draft.name], given.execution),
-        )
+        def prepared(way: Drafts) -> Drafts:
+            drafts = [*way.values()]
+            return split(drafts, [d.weight for d in drafts], max(ranks), given.execution)
+
+        return balancing.least_error(ways(), evidence, prepared)

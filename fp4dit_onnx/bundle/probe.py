@@ -191,9 +191,9 @@ def read_state(model: onnx.ModelProto) -> QuantizedState:
             raise BundleError(f"node {name}: input {error} is not an initializer") from error
         spec = _with_makers(op.spec(given), inputs[0], makers)
         spec = spec.with_tensors(lambda one, role: _tensor(tensors, tensor_name(one.owner, role)))
-        if branch_name(name, "down") in tensors:
-            down, up = (_tensor(tensors, branch_name(name, role)) for role in LowRank.roles)
-            spec = replace(spec, branch=LowRank.of(down, up))
+        if (up := branch_name(name, "up")) in tensors:
+            down = _down_of(up, model.graph, makers)
+            spec = replace(spec, branch=LowRank.of(*(_tensor(tensors, n) for n in (down, up))))
         layers[name] = QuantizedLayer(name, spec, given["K"], parts)
     return QuantizedState(layers, attention=attention_formats(model.graph))
 
@@ -202,6 +202,14 @@ def _tensor(tensors: Mapping[str, onnx.TensorProto], name: str) -> Array:
     if name not in tensors:
         raise BundleError(f"the graph has no {name}: expected it of a quantized layer")
     return numpy_helper.to_array(tensors[name])
+
+
+def _down_of(up: str, graph: onnx.GraphProto, makers: Mapping[str, onnx.NodeProto]) -> str:
+    """Name of the matrix whose product is multiplied by a branch's other one, `up`."""
+    readers = {name: node for node in graph.node for name in node.input}
+    high = readers[readers[up].output[0]]
+    low = makers[high.input[0]]
+    return makers[low.input[1]].input[0]
 
 
 def _with_makers(spec: LayerSpec, q: str, makers: Mapping[str, onnx.NodeProto]) -> LayerSpec:

@@ -30,7 +30,10 @@ def layer_size(n: int, k: int, spec: LayerSpec) -> Weight:
     """Sizes of a layer [n, k] under `spec`, with scales as their format usually stores them."""
     codes = prod(part_shapes(n, k, spec)["codes"])
     scales = spec.scale_format.stored_bytes(n, group_count(k, spec.group_size))
-    branch = 2 * sum(map(prod, spec.branch.shapes(n, k).values())) if spec.branch else 0
+    branch = 0
+    if spec.branch is not None:
+        shapes = spec.branch.shapes(n, k)
+        branch = 2 * sum(prod(shapes[role]) for role in spec.branch.own)
     return Weight((n, k), codes + scales + branch, n * k * FLOAT32_BYTES)
 
 

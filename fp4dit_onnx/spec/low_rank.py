@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -34,12 +34,15 @@ class LowRank:
         rank: R, columns of A and rows of B.
         down: A, float16 [K, R]; None where graphs and manifests are without values.
         up: B, float16 [R, N]; likewise.
+        shared: the earlier layer whose A this one reads too; empty for its own. A state says it, see
+            `QuantizedState`.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("down", "up")
     rank: int
     down: Vector | None = None
     up: Vector | None = None
+    shared: str = ""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -83,12 +86,22 @@ class LowRank:
         Raises:
             UsageError: see `of`.
         """
-        return LowRank(self.rank, *(Vector(tensor(role)) for role in self.roles))
+        down, up = (Vector(tensor(role)) for role in self.roles)
+        return replace(self, down=down, up=up)
 
     @property
     def without_tensors(self) -> LowRank:
         """The same as graphs without weights know it."""
-        return LowRank(self.rank)
+        return replace(self, down=None, up=None)
+
+    def tensor_name(self, layer: str, role: str) -> str:
+        """In graphs: of a tensor of the branch of `layer`."""
+        return branch_name(self.shared if self.shared and role == "down" else layer, role)
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Roles of the tensors that no earlier layer has."""
+        return self.roles[1:] if self.shared else self.roles
 
     def weight(self) -> npt.NDArray[np.float32]:
         """What it adds to the layer's weight, float32 [N, K]."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ _TYPES: dict[str, tuple[type[np.generic], ...]] = {
     "channel_scale": (np.float32,),
 }
 """Of each part, by role."""
+BLOCK_PARTS = 2
+"""Of a layer's name, that are its block's."""
 
 
 def part_shapes(n: int, k: int, spec: LayerSpec) -> dict[str, tuple[int, ...]]:
@@ -165,11 +167,11 @@ class QuantizedLayer:
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
         """Of its transforms and branch, by name in graphs; not what an earlier layer shares with it."""
         own = [one for one in self.spec.input_ops if one.owner == self.name]
-        beside = self.spec.branch.tensors if self.spec.branch else {}
-        return {
-            **{tensor_name(self.name, r): v for one in own for r, v in one.tensors.items()},
-            **{branch_name(self.name, r): v for r, v in beside.items()},
-        }
+        found = {tensor_name(self.name, r): v for one in own for r, v in one.tensors.items()}
+        if self.spec.branch is not None:
+            beside = self.spec.branch.tensors
+            found |= {branch_name(self.name, role): beside[role] for role in self.spec.branch.own}
+        return found
 
     @property
     def nbytes(self) -> int:
@@ -195,6 +197,8 @@ class QuantizedLayer:
 class QuantizedState:
     """What is quantized, keyed by torch name, and how it was made.
 
+    Layers of a block whose branches have the same A share that of the first.
+
     Attributes:
         layers: the linears.
         provenance: how they were made.
@@ -206,11 +210,29 @@ class QuantizedState:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     attention: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Find what is shared."""
+        object.__setattr__(self, "layers", _sharing(self.layers))
+
     @property
     def layout(self) -> Layout:
         """What is quantized, without the values."""
         layers = {name: layer.layout for name, layer in self.layers.items()}
         return Layout(layers, self.attention)
+
+
+def _sharing(layers: Mapping[str, QuantizedLayer]) -> dict[str, QuantizedLayer]:
+    first: dict[tuple[object, ...], str] = {}
+    found = {}
+    for name, layer in layers.items():
+        branch = layer.spec.branch
+        if branch is not None:
+            owner = first.setdefault((*name.split(".")[:BLOCK_PARTS], branch.down), name)
+            shared = "" if owner == name else owner
+            spec = replace(layer.spec, branch=replace(branch, shared=shared))
+            layer = layer if branch.shared == shared else replace(layer, spec=spec)
+        found[name] = layer
+    return found
 
 
 def save_state(state: QuantizedState, path: Path) -> None:
