@@ -24,7 +24,6 @@ class Balance(Together):
     """A rule for one vector."""
 
     needs: ClassVar[str] = MAXIMA
-    iterations: ClassVar[int] = 0
     transform: ClassVar[type[Transform]] = Diagonal
 
 

@@ -110,10 +110,11 @@ class LayerStage:
 
 
 class Together:
-    """Linears of a unit that read one tensor get one transform, by the rule of the stage."""
+    """Linears of a unit that read one tensor get one transform or branch, by the rule of the stage."""
 
     kind: ClassVar[str] = "transform"
     needs: ClassVar[str] = MOMENTS
+    iterations: ClassVar[int] = 0
 
     def apply(self, drafts: Drafts, evidence: Evidence) -> Drafts:
         """The drafts with what is done to their inputs, and the weights that make up for it."""
