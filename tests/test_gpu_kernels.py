@@ -1,28 +1,28 @@
 """The CUDA kernels, from the source that ships, on an emulated GPU: bit for bit the definitions.
 
 Nothing here ran on a GPU: what the emulation cannot show, such as a wrong instruction's name, is
-left to the compiler and to a machine that has one.
+left to the compiler and to a machine that has one. tools/random_gpu_cases.py runs more random cases.
 """
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import random_gpu_cases
 from emulated_gpu import EmulatedGpu
 from gpu_cases import (
     WIDE_WEIGHTS,
     assert_same_bits,
     attention_case,
     linear_case,
-    random_attention,
-    random_linear,
-    random_quantize,
     rows_of_all_kinds,
 )
+from gpu_mutants import MUTANTS, compile_mutants
 
 from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.formats import FORMATS
@@ -52,12 +52,6 @@ def test_quantize(gpu: EmulatedGpu, name: str) -> None:
             assert_same_bits(found, wanted)
 
 
-def test_random_quantize(gpu: EmulatedGpu) -> None:
-    for seed in range(30):
-        gpu.seed = seed
-        random_quantize(gpu, np.random.default_rng(seed))
-
-
 @pytest.mark.parametrize("act", ["int8", "e3m2"])
 @pytest.mark.parametrize("weight", WIDE_WEIGHTS)
 def test_linear_of_integers(gpu: EmulatedGpu, act: str, weight: str) -> None:
@@ -78,13 +72,6 @@ def test_empty_inputs(gpu: EmulatedGpu) -> None:
             linear_case(gpu, np.random.default_rng(3), act, FORMATS["e2m1"], sizes, 32)
 
 
-def test_random_linear(gpu: EmulatedGpu) -> None:
-    for seed in range(60):
-        gpu.seed, gpu.alignment = seed, 16 if seed % 4 else 1
-        random_linear(gpu, np.random.default_rng(seed))
-    gpu.alignment = 16
-
-
 @pytest.mark.parametrize("name", ["e2m1", "int8", "e3m2", "e3m4"])
 @pytest.mark.parametrize("sizes", [(2, 17, 40, 2, 72), (1, 65, 257, 1, 64), (1, 3, 600, 1, 129)])
 def test_attention(gpu: EmulatedGpu, name: str, sizes: tuple[int, int, int, int, int]) -> None:
@@ -102,8 +89,65 @@ def test_attention_of_no_queries(gpu: EmulatedGpu) -> None:
     attention_case(gpu, np.random.default_rng(6), FORMATS["int8"], (0, 3, 3, 2, 64))
 
 
-def test_random_attention(gpu: EmulatedGpu) -> None:
-    for seed in range(20):
-        gpu.seed, gpu.alignment = seed, 16 if seed % 4 else 1
-        random_attention(gpu, np.random.default_rng(seed))
-    gpu.alignment = 16
+@pytest.mark.parametrize(
+    ("operator", "cases"), [("quantize", 30), ("linear", 50), ("attention", 20)]
+)
+def test_random_cases(
+    gpu: EmulatedGpu, operator: str, cases: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert random_gpu_cases.run(gpu, operator, range(cases)) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_a_case_that_differs_is_told(
+    gpu: EmulatedGpu, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(numerics, "linear", lambda q, s, w, *rest: np.ones((len(q), len(w)), "f4"))
+    assert random_gpu_cases.run(gpu, "linear", range(3, 4)) == 1
+    assert "linear, seed 3: " in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def mutants(tmp_path_factory: pytest.TempPathFactory) -> EmulatedGpu:
+    return EmulatedGpu(compile_mutants(tmp_path_factory.mktemp("mutants")))
+
+
+def run_case_of(gpu: EmulatedGpu, operator: str, seed: int) -> None:
+    """A case that shows the faults of an operator's kernels."""
+    rng = np.random.default_rng(seed)
+    gpu.seed = seed
+    if operator == "quantize":
+        x = rows_of_all_kinds(10, 600, rng)
+        found, wanted = gpu.quantize(x, FORMATS["int8"]), numerics.quantize(x, FORMATS["int8"])
+        assert_same_bits(found[0], wanted[0])
+    elif operator == "plain":
+        linear_case(gpu, rng, None, FORMATS["e2m1"], (70, 20, 100), 50)
+    elif operator == "linear":
+        linear_case(gpu, rng, FORMATS["int8"], FORMATS["e2m1"], (40, 20, 1024), 256)
+        linear_case(
+            gpu, rng, FORMATS["e2m3"], FORMATS["int4"], (9, 20, 128), 64, None, "multiplied"
+        )
+        linear_case(gpu, rng, FORMATS["e3m2"], FORMATS["e2m1"], (9, 20, 128), 64)
+    else:
+        attention_case(gpu, rng, FORMATS["int8"], (1, 40, 300, 1, 64), "finite")
+        attention_case(gpu, rng, FORMATS["e3m2"], (1, 20, 70, 1, 250))
+
+
+def test_the_emulation_shows_faults(mutants: EmulatedGpu) -> None:
+    chosen = ctypes.c_int.in_dll(mutants.library, "fp4dit_mutant")
+    for operator in ("quantize", "plain", "linear", "attention"):
+        run_case_of(mutants, operator, 0)
+    missed = []
+    for chosen.value, name in enumerate(MUTANTS, 1):
+        operator = name.split(":")[0]
+        if not any(fails(mutants, operator, seed) for seed in range(6)):
+            missed.append(name)
+    assert not missed
+
+
+def fails(gpu: EmulatedGpu, operator: str, seed: int) -> bool:
+    try:
+        run_case_of(gpu, operator, seed)
+    except AssertionError:
+        return True
+    return False

@@ -16,19 +16,30 @@ from fp4dit_onnx.numbers.attention import KEY_TILE, PROBABILITY_FORMAT
 from fp4dit_onnx.numbers.formats import FloatArray, FloatFormat
 
 SOURCE = Path(__file__).resolve().parents[2] / "custom_ops"
-FLAGS = ("-std=c++17", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-ffp-contract=off")
+FLAGS = ("-std=c++17", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Werror")
 
 # What the host side of operators needs beside its own files.
-HOST = ("core/formats.cc", "cpu/packing/packed_weights.cc")
+HOST = (
+    "core/formats.cc",
+    "cpu/packing/packed_weights.cc",
+    "gpu/attention.cc",
+    "gpu/linear.cc",
+    "gpu/quantize.cc",
+)
 LARGEST = ctypes.c_size_t(-1).value
 ACTS = (np.int8, np.int16, np.float32)
 
 
-def compile_kernels(library: Path, source: Path = SOURCE) -> Path:
-    """Builds `library` from the sources of custom_ops in `source`."""
-    files = [*source.glob("gpu/*.cc"), *source.glob("gpu/emulation/*.cc")]
-    command = ["c++", *FLAGS, "-fno-exceptions", "-fPIC", "-shared", f"-I{source}", "-o"]
-    command += [str(library), *map(str, sorted(files)), *(str(source / name) for name in HOST)]
+def compile_kernels(
+    library: Path, flags: Sequence[str] = FLAGS, changed: Path | None = None
+) -> Path:
+    """Builds `library` of custom_ops, where files of `changed` stand in for those of the same names."""
+    files = [SOURCE / "gpu/emulation/calls.cc", SOURCE / "gpu/emulation/emulate.cc"]
+    files += [SOURCE / name for name in HOST]
+    files += changed.glob("*.cc") if changed else []
+    command = ["c++", *flags, "-ffp-contract=off", "-fno-exceptions", "-fPIC", "-shared"]
+    command += [*([f"-I{changed}"] if changed else []), f"-I{SOURCE}", "-o", str(library)]
+    command += map(str, files)
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return library
