@@ -59,14 +59,22 @@ bool LinearWeights::ChooseFragments(const WeightSource& source) {
   storage_ = nullptr;
   if (act_ == kFloatType || source.format->max_integer() > 127.0f) return false;
   storage_ = source.format->storage_bits == 4 ? kCodes : kBytes;
-  if (source.multipliers == nullptr) return true;
+  if (source.multipliers == nullptr) return HasKernel(source);
   // A step has one multiplier, or weights become bytes.
   const size_t run = source.run();
   const bool whole_steps = run == source.k || run % kStep == 0;
   const bool one_a_step = source.group_size == source.k || source.group_size % kStep == 0;
   const bool has = act_ == kInt8Type && storage_ == kCodes && whole_steps && one_a_step;
   storage_ = has ? kMultiplied : kBytes;
-  return true;
+  return HasKernel(source);
+}
+
+// Bytes are multiplied by int8 activations of one scale a row alone: what else there might be is
+// rare.
+bool LinearWeights::HasKernel(const WeightSource& source) {
+  if (storage_ != kBytes || (act_ == kInt8Type && source.act_group >= source.k)) return true;
+  storage_ = nullptr;
+  return false;
 }
 
 PackResult LinearWeights::Pack(const WeightSource& source, IntegerType act) {

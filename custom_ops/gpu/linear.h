@@ -46,6 +46,7 @@ class LinearWeights {
   enum Part { kCodesPart, kMultipliersPart, kScalesPart, kBiasPart, kGridPart, kParts };
 
   bool ChooseFragments(const WeightSource& source);
+  bool HasKernel(const WeightSource& source);
   void PackFragments(const WeightSource& source);
   void PackFragmentMultipliers(const WeightSource& source);
   void PackScales(const WeightSource& source);

@@ -257,16 +257,6 @@ DEVICE void FoldRun(const LinearArguments& a, const Runs& runs, bool last, const
   }
 }
 
-// Folds the run if it has ended.
-template <typename C>
-DEVICE void EndSteps(const LinearArguments& a, bool last, const Place<C>& place, Runs& runs,
-                     Sums<C>& sums) {
-  if (runs.step_left > 0 && !last) return;
-  FoldRun(a, runs, last, place, sums);
-  StartRun(a, sums);
-  runs.Next(a);
-}
-
 template <typename C>
 DEVICE void StartSums(const LinearArguments& a, const Place<C>& place, Sums<C>& sums) {
   UNROLL for (int i = 0; i < C::kTilesM; ++i) {
@@ -409,21 +399,27 @@ DEVICE void Run(const LinearArguments& a) {
     weights.Take();
     if (s + 1 < stages) weights.Load();
     uint8_t* const stage = Shared() + s % kStages * C::kStageBytes;
-    const int left = a.steps - s * kStageSteps;
-    if (whole && left >= kStageSteps) {
-      UNROLL for (int step = 0; step < kStageSteps; ++step) {
+    const int steps =
+        a.steps - s * kStageSteps < kStageSteps ? a.steps - s * kStageSteps : kStageSteps;
+    ROLLED for (int step = 0; step < steps;) {
+      int done = 1;
+      if (whole && steps == kStageSteps) {
+        UNROLL for (int i = 0; i < kStageSteps; ++i) {
+          weights.NextStep(a, place.lane);
+          MultiplyStep(stage, warp_row, i, weights, sums);
+        }
+        done = kStageSteps;
+      } else {
         weights.NextStep(a, place.lane);
         MultiplyStep(stage, warp_row, step, weights, sums);
       }
-      runs.step_left -= kStageSteps;
-      EndSteps(a, left == kStageSteps, place, runs, sums);
-    } else {
-      ROLLED for (int step = 0; step < kStageSteps && step < left; ++step) {
-        weights.NextStep(a, place.lane);
-        MultiplyStep(stage, warp_row, step, weights, sums);
-        --runs.step_left;
-        EndSteps(a, left == step + 1, place, runs, sums);
-      }
+      step += done;
+      runs.step_left -= done;
+      const bool last = s * kStageSteps + step == a.steps;
+      if (runs.step_left > 0 && !last) continue;
+      FoldRun(a, runs, last, place, sums);
+      StartRun(a, sums);
+      runs.Next(a);
     }
   }
   StoreSums(a, place, sums);
@@ -443,8 +439,5 @@ FP4DIT_LINEAR(fp4dit_linear_int8_multiplied_16, int8_t, kMultiplied, false, 16)
 FP4DIT_LINEAR(fp4dit_linear_int8_multiplied_several, int8_t, kMultiplied, true, 64)
 FP4DIT_LINEAR(fp4dit_linear_int8_bytes_128, int8_t, kBytes, false, 128)
 FP4DIT_LINEAR(fp4dit_linear_int8_bytes_16, int8_t, kBytes, false, 16)
-FP4DIT_LINEAR(fp4dit_linear_int8_bytes_several, int8_t, kBytes, true, 64)
 FP4DIT_LINEAR(fp4dit_linear_int16_codes_64, int16_t, kCodes, false, 64)
 FP4DIT_LINEAR(fp4dit_linear_int16_codes_several, int16_t, kCodes, true, 64)
-FP4DIT_LINEAR(fp4dit_linear_int16_bytes_64, int16_t, kBytes, false, 64)
-FP4DIT_LINEAR(fp4dit_linear_int16_bytes_several, int16_t, kBytes, true, 64)
