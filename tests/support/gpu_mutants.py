@@ -28,6 +28,14 @@ def _linear(source: str, fault: str, before: str = "") -> Mutant:
     return Mutant("linear.cu", source, fault, before)
 
 
+def _sums(source: str, fault: str, before: str = "") -> Mutant:
+    return Mutant("linear_sums.h", source, fault, before)
+
+
+def _chunks(source: str, fault: str, before: str = "") -> Mutant:
+    return Mutant("attention_chunks.h", source, fault, before)
+
+
 def _attention(source: str, fault: str, before: str = "") -> Mutant:
     return Mutant("attention.cu", source, fault, before)
 
@@ -54,15 +62,15 @@ MUTANTS = {
     "linear: overwrites what is read": _linear(
         "Stage<C>(a, first_row, s + kStages - 1);", "Stage<C>(a, first_row, s + kStages);"
     ),
-    "linear: fma of groups split": _linear(
+    "linear: fma of groups split": _sums(
         "sums.y[i][j][e] = Fma(scale[e % 2], part, sums.y[i][j][e]);",
         "sums.y[i][j][e] = Add(Mul(scale[e % 2], part), sums.y[i][j][e]);",
     ),
-    "linear: product and bias fused": _linear(
+    "linear: product and bias fused": _sums(
         "y = a.plain != 0 ? Add(Mul(scale, y), bias) : Fma(scale, y, bias);",
         "y = Fma(scale, y, bias);",
     ),
-    "linear: fma of the row split": _linear(
+    "linear: fma of the row split": _sums(
         "y = a.plain != 0 ? Add(Mul(scale, y), bias) : Fma(scale, y, bias);",
         "y = Add(Mul(scale, y), bias);",
     ),
@@ -77,12 +85,12 @@ MUTANTS = {
         "a[1][half * 2 + i] = Permute(wide[i], wide[i + 2], 0x7531);",
         "a[1][half * 2 + i] = Permute(wide[i], wide[i + 2], 0x6420);",
     ),
-    "attention: no barrier": _attention("Sync();", ";", "WaitCopies<1>();\n    "),
-    "attention: waits for too little": _attention("WaitCopies<1>();", "WaitCopies<2>();"),
-    "attention: no barrier before the only chunk": _attention(
+    "attention: no barrier": _chunks("Sync();", ";", "WaitCopies<1>();\n    "),
+    "attention: waits for too little": _chunks("WaitCopies<1>();", "WaitCopies<2>();"),
+    "attention: no barrier before the only chunk": _chunks(
         "Sync();", ";", "if (a.stages == 1) {\n    "
     ),
-    "attention: no barrier after the only chunk": _attention(
+    "attention: no barrier after the only chunk": _chunks(
         "Sync();", ";", "WaitCopies<0>();\n    "
     ),
     "attention: fma of scores split": _attention(

@@ -8,38 +8,9 @@
 
 #include "gpu/arguments.h"
 #include "gpu/device.h"
+#include "gpu/kernels/linear_sums.h"
 
 namespace linear {
-
-using fp4dit::gpu::kStep;
-using fp4dit::gpu::kTileN;
-using fp4dit::gpu::LinearArguments;
-
-constexpr int kThreads = 256;
-constexpr int kStages = 3;
-constexpr int kStageSteps = 4;
-// 1.5 * 2^23, whose float's last bits are an integer's: sums that start from these bits are floats.
-constexpr int32_t kMagicBits = 0x4B400000;
-constexpr float kMagic = 12582912.0f;
-
-enum Storage { kCodes, kMultiplied, kBytes };
-
-template <typename Act_, Storage kStorage_, bool kSeveral_, int kRows_>
-struct Config {
-  using Act = Act_;
-  static constexpr Storage kStorage = kStorage_;
-  static constexpr bool kSeveral = kSeveral_;  // scales a row
-  static constexpr int kRows = kRows_;         // of the block's tile
-  static constexpr int kPlanes = static_cast<int>(sizeof(Act));
-  static constexpr int kWarpsM = kRows == 16 ? 1 : 2;
-  static constexpr int kWarpsN = 8 / kWarpsM;
-  static constexpr int kTilesM = kRows / kWarpsM / 16;  // of a warp
-  static constexpr int kTilesN = kTileN / kWarpsN / 8;  // of a warp
-  static constexpr int kRowBytes = kStageSteps * kStep * kPlanes;
-  static constexpr int kRowPieces = kRowBytes / 16;
-  static constexpr int kStageBytes = kRows * kRowBytes;
-  static constexpr int kWords = kStorage == kBytes ? 2 : 1;  // Word4 of a lane, tile and stage
-};
 
 // 16-byte piece `piece` of a row of a stage: eight rows' like pieces are in different banks.
 template <typename C>
@@ -62,12 +33,6 @@ DEVICE void Decode(uint32_t codes, const Table& table, uint32_t (&b)[2]) {
     const uint32_t magnitude = Permute(table.low, table.high, index >> (16 * i) & 0xffffu);
     b[i] = (magnitude ^ minus) + (minus & 0x01010101u);
   }
-}
-
-DEVICE float WeightScale(const LinearArguments& a, int64_t group, int64_t channel) {
-  const int64_t at = group * a.n_padded + channel;
-  if (a.scale_is_half != 0) return HalfToFloat(static_cast<const uint16_t*>(a.weight_scale)[at]);
-  return static_cast<const float*>(a.weight_scale)[at];
 }
 
 // Where a step of padded inputs comes from.
@@ -139,158 +104,6 @@ DEVICE void LoadActivations(uint8_t* stage, int row, int step, uint32_t (&a)[C::
       UNROLL for (int i = 0; i < 2; ++i) {
         a[0][half * 2 + i] = Permute(wide[i], wide[i + 2], 0x6420);
         a[1][half * 2 + i] = Permute(wide[i], wide[i + 2], 0x7531);
-      }
-    }
-  }
-}
-
-// What a warp sums: [planes] exact sums of a run, sums of a group of weights where a row has
-// several scales, and y before the row's scale.
-template <typename C>
-struct Sums {
-  int32_t run[C::kPlanes][C::kTilesM][C::kTilesN][4];
-  float group[C::kSeveral ? C::kTilesM : 1][C::kTilesN][4];
-  float y[C::kTilesM][C::kTilesN][4];
-};
-
-// Where a warp's sums are: element e of tile (i, j).
-template <typename C>
-struct Place {
-  int64_t first_row, first_column;
-  int lane;
-  DEVICE int64_t Row(int i, int e) const { return first_row + i * 16 + e / 2 * 8 + lane / 4; }
-  DEVICE int64_t Column(int j, int e) const { return first_column + j * 8 + lane % 4 * 2 + e % 2; }
-};
-
-// Counts runs, and the groups that they belong to.
-struct Runs {
-  int32_t step_left, scale_left, act_left;
-  int32_t scale_group = 0, act_group = 0;
-
-  DEVICE explicit Runs(const LinearArguments& a)
-      : step_left(a.run_steps), scale_left(a.scale_runs), act_left(a.act_runs) {}
-  DEVICE void Next(const LinearArguments& a) {
-    step_left = a.run_steps;
-    if (--scale_left == 0) {
-      scale_left = a.scale_runs;
-      ++scale_group;
-    }
-    if (--act_left == 0) {
-      act_left = a.act_runs;
-      ++act_group;
-    }
-  }
-};
-
-template <typename C>
-DEVICE void StartRun(const LinearArguments& a, Sums<C>& sums) {
-  const int32_t start = C::kPlanes == 1 && a.short_sums != 0 ? kMagicBits : 0;
-  UNROLL for (int p = 0; p < C::kPlanes; ++p) {
-    UNROLL for (int i = 0; i < C::kTilesM; ++i) {
-      UNROLL for (int j = 0; j < C::kTilesN; ++j) {
-        UNROLL for (int e = 0; e < 4; ++e) sums.run[p][i][j][e] = start;
-      }
-    }
-  }
-}
-
-// Makes the exact sums of a run floats, which stay in sums.run[0].
-template <bool kShort, typename C>
-DEVICE void ConvertRun(Sums<C>& sums) {
-  UNROLL for (int i = 0; i < C::kTilesM; ++i) {
-    UNROLL for (int j = 0; j < C::kTilesN; ++j) {
-      UNROLL for (int e = 0; e < 4; ++e) {
-        auto sum = static_cast<uint32_t>(sums.run[0][i][j][e]);
-        if constexpr (C::kPlanes == 2) sum += static_cast<uint32_t>(sums.run[1][i][j][e]) << 8;
-        const float converted =
-            kShort ? Sub(AsFloat(sum), kMagic) : ToFloat(static_cast<int32_t>(sum));
-        sums.run[0][i][j][e] = static_cast<int32_t>(AsBits(converted));
-      }
-    }
-  }
-}
-
-template <typename C>
-DEVICE float RunSum(const Sums<C>& sums, int i, int j, int e) {
-  return AsFloat(static_cast<uint32_t>(sums.run[0][i][j][e]));
-}
-
-// The last of `runs` steps is done; `last` of all.
-template <typename C>
-DEVICE void FoldRun(const LinearArguments& a, const Runs& runs, bool last, const Place<C>& place,
-                    Sums<C>& sums) {
-  if (C::kPlanes == 1 && a.short_sums != 0) {
-    ConvertRun<true>(sums);
-  } else {
-    ConvertRun<false>(sums);
-  }
-  if constexpr (C::kSeveral) {
-    UNROLL for (int i = 0; i < C::kTilesM; ++i) {
-      UNROLL for (int half = 0; half < 2; ++half) {
-        const int64_t row = place.Row(i, half * 2);
-        const float scale = row < a.m ? a.scale[row * a.scale_stride + runs.act_group] : 0.0f;
-        UNROLL for (int j = 0; j < C::kTilesN; ++j) {
-          UNROLL for (int e = half * 2; e < half * 2 + 2; ++e) {
-            float& group = sums.group[i][j][e];
-            group = Fma(scale, RunSum(sums, i, j, e), group);
-          }
-        }
-      }
-    }
-    if (runs.scale_left > 1 && !last) return;
-  }
-  UNROLL for (int j = 0; j < C::kTilesN; ++j) {
-    const float scale[2] = {WeightScale(a, runs.scale_group, place.Column(j, 0)),
-                            WeightScale(a, runs.scale_group, place.Column(j, 1))};
-    UNROLL for (int i = 0; i < C::kTilesM; ++i) {
-      UNROLL for (int e = 0; e < 4; ++e) {
-        float part;
-        if constexpr (C::kSeveral) {
-          part = sums.group[i][j][e];
-          sums.group[i][j][e] = 0.0f;
-        } else {
-          part = RunSum(sums, i, j, e);
-        }
-        sums.y[i][j][e] = Fma(scale[e % 2], part, sums.y[i][j][e]);
-      }
-    }
-  }
-}
-
-template <typename C>
-DEVICE void StartSums(const LinearArguments& a, const Place<C>& place, Sums<C>& sums) {
-  UNROLL for (int i = 0; i < C::kTilesM; ++i) {
-    UNROLL for (int j = 0; j < C::kTilesN; ++j) {
-      UNROLL for (int e = 0; e < 4; ++e) {
-        sums.y[i][j][e] = 0.0f;
-        if constexpr (C::kSeveral) {
-          const int64_t column = place.Column(j, e);
-          sums.group[i][j][e] = 0.0f;
-          sums.y[i][j][e] = column < a.n ? a.bias[column] : 0.0f;
-        }
-      }
-    }
-  }
-}
-
-template <typename C>
-DEVICE void StoreSums(const LinearArguments& a, const Place<C>& place, const Sums<C>& sums) {
-  UNROLL for (int i = 0; i < C::kTilesM; ++i) {
-    UNROLL for (int half = 0; half < 2; ++half) {
-      const int64_t row = place.Row(i, half * 2);
-      if (row >= a.m) continue;
-      const float scale = C::kSeveral ? 1.0f : a.scale[row * a.scale_stride];
-      UNROLL for (int j = 0; j < C::kTilesN; ++j) {
-        UNROLL for (int e = 0; e < 2; ++e) {
-          const int64_t column = place.Column(j, e);
-          if (column >= a.n) continue;
-          float y = sums.y[i][j][half * 2 + e];
-          if constexpr (!C::kSeveral) {
-            const float bias = a.bias[column];
-            y = a.plain != 0 ? Add(Mul(scale, y), bias) : Fma(scale, y, bias);
-          }
-          a.y[row * a.n + column] = y;
-        }
       }
     }
   }

@@ -4,10 +4,12 @@
 
 #include "gpu/arguments.h"
 #include "gpu/device.h"
+#include "gpu/kernels/weight_scale.h"
 
 namespace linear_plain {
 
 using fp4dit::gpu::LinearArguments;
+using linear::WeightScale;
 
 constexpr int kTile = 64;
 constexpr int kThreads = 256;
@@ -50,12 +52,6 @@ DEVICE float WeightAt(const LinearArguments& a, int64_t n, int k) {
   const int group = k / a.multiplier_group;
   const int byte = a.multipliers[n * a.multiplier_bytes + group / 2];
   return Mul(grid, ToFloat(byte >> (group % 2 * 4) & 15));
-}
-
-DEVICE float WeightScale(const LinearArguments& a, int64_t group, int64_t channel) {
-  const int64_t at = group * a.n_padded + channel;
-  if (a.scale_is_half != 0) return HalfToFloat(static_cast<const uint16_t*>(a.weight_scale)[at]);
-  return static_cast<const float*>(a.weight_scale)[at];
 }
 
 template <typename Act>
