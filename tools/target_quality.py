@@ -23,7 +23,7 @@ from pages import Section, written_by
 from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.evaluation.metrics import Score, psnr
-from fp4dit_onnx.evaluation.quality import float_images
+from fp4dit_onnx.evaluation.picturing import float_images
 from fp4dit_onnx.exporting.export import ExportRequest, export
 from fp4dit_onnx.prompts import demo_prompts
 from fp4dit_onnx.runtime import Pipeline

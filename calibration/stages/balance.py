@@ -24,6 +24,7 @@ class Balance(Together):
     """A rule for one vector."""
 
     needs: ClassVar[str] = MAXIMA
+    iterations: ClassVar[int] = 0
     transform: ClassVar[type[Transform]] = Diagonal
 
 

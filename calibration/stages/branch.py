@@ -34,6 +34,7 @@ class Branch(Together):
 
     kind: ClassVar[str] = "branch"
     needs: ClassVar[str] = MOMENTS
+    iterations: ClassVar[int] = 0
     rank: int = 32
     share: float = 0.1
     rounds: int = 10

@@ -114,7 +114,6 @@ class Together:
 
     kind: ClassVar[str] = "transform"
     needs: ClassVar[str] = MOMENTS
-    iterations: ClassVar[int] = 0
 
     def apply(self, drafts: Drafts, evidence: Evidence) -> Drafts:
         """The drafts with what is done to their inputs, and the weights that make up for it."""

@@ -25,6 +25,7 @@ class TransformStage(Together):
     decides. Layers whose activations stay in float are left alone.
     """
 
+    iterations: ClassVar[int] = 0
     transform: ClassVar[type[Transform]]
     always: bool
 

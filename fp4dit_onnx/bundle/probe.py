@@ -209,7 +209,7 @@ def _down_of(up: str, graph: onnx.GraphProto, makers: Mapping[str, onnx.NodeProt
     readers = {name: node for node in graph.node for name in node.input}
     high = readers[readers[up].output[0]]
     low = makers[high.input[0]]
-    return makers[low.input[1]].input[0]
+    return str(makers[low.input[1]].input[0])
 
 
 def _with_makers(spec: LayerSpec, q: str, makers: Mapping[str, onnx.NodeProto]) -> LayerSpec:
