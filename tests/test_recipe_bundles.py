@@ -1,4 +1,4 @@
-"""The tool that exports, verifies and runs every recipe's bundle: what it asks for, and a fault's line."""
+"""The tool that runs every recipe's bundle: what it asks for, and the line about a fault."""
 
 from __future__ import annotations
 
