@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +31,8 @@ def assert_same_bits(found: npt.NDArray[np.generic], wanted: npt.NDArray[np.gene
 
 def rows_of_all_kinds(rows: int, k: int, rng: np.random.Generator) -> FloatArray:
     """Rows of very different size, and rows that are zero, tiny, or have NaN or infinity."""
-    x = rng.standard_normal((rows, k)) * np.exp(3 * rng.standard_normal((rows, 1)))
-    x = x.astype(np.float32)
+    wide = rng.standard_normal((rows, k)) * np.exp(3 * rng.standard_normal((rows, 1)))
+    x: FloatArray = wide.astype(np.float32)
     for row, size in {1: 0.0, 2: 1e-30, 3: 2.0**-90}.items():
         x[row::9] = np.float32(size)
     x[4::9, k // 2] = np.nan
@@ -80,19 +80,19 @@ def linear_case(
     """FpLinear of random numbers, M x N x K; FpLinearInteger or FpLinearSigns."""
     m, n, k = sizes
     x = rows_of_all_kinds(m, k, rng)
-    if act is None:
-        q, scale = x, np.ones((1, 1), np.float32)
-    else:
+    q: npt.NDArray[Any] = x
+    scale = np.ones((1, 1), np.float32)
+    if act is not None:
         q, scale = numerics.quantize(x, act, act_group)
     groups = numerics.group_count(k, min(group, k))
     numbers = np.flatnonzero(~np.isnan(weight.grid)).astype(np.uint8)
     codes = rng.choice(numbers, (n, k))
     bias = rng.standard_normal(n).astype(np.float32)
     scale_type = np.float16 if rng.random() < 0.5 else np.float32
-    steps = rng.random((n, groups)) * 0.01 + 1e-3
+    exact = rng.random((n, groups)) * 0.01 + 1e-3
     if n and rng.random() < 0.2:
-        steps[0, 0] = rng.choice([np.nan, np.inf, 0.0, -1.0, 6e-8])
-    steps = steps.astype(scale_type)
+        exact[0, 0] = rng.choice([np.nan, np.inf, 0.0, -1.0, 6e-8])
+    steps: npt.NDArray[Any] = exact.astype(scale_type)
     wide = None
     if kind == "signs" and k > 2:
         wide = max(2, int(rng.integers(0, k)) // 2 * 2)
@@ -152,7 +152,7 @@ def attention_case(
 ) -> None:
     """FpAttention of random numbers: batch, queries, keys, heads and size of a head."""
     batch, queries, keys, heads, size = sizes
-    tensors = []
+    tensors: list[Any] = []
     for tokens in (queries, keys, keys):
         x = rng.standard_normal((batch, tokens, heads, size)) * np.exp(rng.standard_normal())
         tensors += list(numerics.quantize(x.astype(np.float32), fmt))
@@ -173,8 +173,8 @@ def attention_case(
         tensors[3][-1, keys // 2, -1] = np.nan
         tensors[5][0, 0, -1] = np.inf
     scale = float(np.float32(size**-0.5))
-    found = gpu.attention(*tensors, bias, scale, fmt)
-    assert_same_bits(found, attention(*tensors, bias, scale, fmt))
+    given: list[Any] = [*tensors, bias, scale, fmt]
+    assert_same_bits(gpu.attention(*given), attention(*given))
 
 
 MASKS = ("", "", "finite", "infinite", "all", "first tiles", "nan")
