@@ -13,9 +13,12 @@ import argparse
 import ctypes
 import hashlib
 import importlib.util
+import itertools
 import sys
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +37,7 @@ PTX = 80
 OPTIONS = ("--std=c++17", "--fmad=false")
 """No contraction: the bits are those of the CPU's kernels, and every fma is written out."""
 MOST_BYTES = 1_900_000
-"""Of all images, compressed: a wheel grows by less than 2 MB."""
+"""Of all images in a wheel, which grows by less than 2 MB."""
 
 
 class BuildError(Exception):
@@ -141,6 +144,20 @@ def targets() -> Iterator[tuple[int, bool]]:
     yield PTX, True
 
 
+def _kept(cache: Path | None, parts: tuple[str, ...], make: Callable[[], bytes]) -> bytes:
+    """What `make` makes of `parts`, or made before."""
+    if cache is None:
+        return make()
+    path = cache / hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    if not path.is_file():
+        made = make()
+        cache.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".partial")
+        unfinished.write_bytes(made)
+        unfinished.replace(path)
+    return path.read_bytes()
+
+
 def compiled(nvrtc: Nvrtc, sources: list[Path], cache: Path | None) -> list[Image]:
     """All images of `sources`; what `cache` has already is not compiled again."""
     included = headers()
@@ -150,21 +167,17 @@ def compiled(nvrtc: Nvrtc, sources: list[Path], cache: Path | None) -> list[Imag
         for arch, is_ptx in targets():
             target = f"{'compute' if is_ptx else 'sm'}_{arch}"
             parts = (text, *OPTIONS, target, str(VERSION), *included, *included.values())
-            kept = cache and cache / hashlib.sha256("\0".join(parts).encode()).hexdigest()
-            if kept and kept.is_file():
-                code = kept.read_bytes()
-            else:
-                code = nvrtc.compile(path.name, text, included, target)
-                if kept:
-                    kept.parent.mkdir(parents=True, exist_ok=True)
-                    kept.write_bytes(code)
+            make = partial(nvrtc.compile, path.name, text, included, target)
+            code = _kept(cache, parts, make)
             images.append(Image(path.stem, arch, is_ptx, code))
     return images
 
 
-# --- LZ4's block format, which custom_ops/gpu/driver/image.cc reads -------------------------------
+# --- LZ4's block format but for distances of three bytes, which custom_ops/gpu/driver/image.cc reads
 
-SHORTEST, WINDOW, LAST_LITERALS, NO_MATCH = 4, 65535, 5, 12
+SHORTEST, WINDOW, LAST_LITERALS = 4, (1 << 24) - 1, 5
+KEYS = (64, 16, 4)
+"""Bytes by which earlier occurrences are found: code for two GPUs has long runs in common."""
 
 
 def _length(value: int) -> bytes:
@@ -172,57 +185,89 @@ def _length(value: int) -> bytes:
     return b"" if value < 15 else b"\xff" * ((value - 15) // 255) + bytes([(value - 15) % 255])
 
 
+def _common(data: bytes, first: int, second: int) -> int:
+    """How far the bytes at two places, first < second, are the same, up to the last literals."""
+    most = len(data) - LAST_LITERALS - second
+    length, step = 0, 1 << 16
+    while step:
+        end = length + step
+        if (
+            end <= most
+            and data[first + length : first + end] == data[second + length : second + end]
+        ):
+            length = end
+        else:
+            step //= 2
+    return length
+
+
 def compress(data: bytes) -> bytes:
-    """`data` as a block of LZ4: at every place the last occurrence of its first four bytes."""
+    """`data` with repetitions replaced: at every place by the longest of some earlier occurrences."""
     made, start, at = bytearray(), 0, 0
-    seen: dict[bytes, int] = {}
-    while at < len(data) - NO_MATCH:
-        key = data[at : at + SHORTEST]
-        other = seen.get(key, -WINDOW - 1)
-        seen[key] = at
-        if at - other > WINDOW:
+    seen: list[dict[bytes, int]] = [{} for _ in KEYS]
+    while at < len(data) - LAST_LITERALS - SHORTEST:
+        length, distance = 0, 0
+        for size, places in zip(KEYS, seen, strict=True):
+            key = data[at : at + size]
+            other = places.get(key, at)
+            places[key] = at
+            if 0 < at - other <= WINDOW:
+                found = _common(data, other, at)
+                if found > length:
+                    length, distance = found, at - other
+        if length < SHORTEST:
             at += 1
             continue
-        length = SHORTEST
-        while (
-            at + length < len(data) - LAST_LITERALS and data[other + length] == data[at + length]
-        ):
-            length += 1
-        literals = at - start
-        made.append(min(literals, 15) << 4 | min(length - SHORTEST, 15))
-        made += _length(literals) + data[start:at] + (at - other).to_bytes(2, "little")
+        made.append(min(at - start, 15) << 4 | min(length - SHORTEST, 15))
+        made += _length(at - start) + data[start:at] + distance.to_bytes(3, "little")
         made += _length(length - SHORTEST)
-        for i in range(at + 1, min(at + length, len(data) - SHORTEST)):
-            seen[data[i : i + SHORTEST]] = i
+        for i in range(at + 1, at + length):
+            for size, places in zip(KEYS, seen, strict=True):
+                if size == SHORTEST or i % 8 == 0:
+                    places[data[i : i + size]] = i
         at += length
         start = at
-    literals = len(data) - start
-    made.append(min(literals, 15) << 4)
-    made += _length(literals) + data[start:]
+    made.append(min(len(data) - start, 15) << 4)
+    made += _length(len(data) - start) + data[start:]
     return bytes(made)
 
 
 # --- the file -------------------------------------------------------------------------------------
 
 
-def packed(images: list[Image]) -> tuple[str, bytes]:
-    """The table's rows as C++, and the bytes that they point to, a multiple of eight."""
+def packed(images: list[Image], cache: Path | None = None) -> tuple[str, bytes]:
+    """The table's rows as C++, and the bytes that they point to, a multiple of eight.
+
+    Args:
+        images: those of one file one after the other; they are compressed together.
+        cache: where compressed ones are kept.
+
+    Raises:
+        BuildError: they would make a wheel, which compresses once more, too large.
+    """
     rows, data = [], bytearray()
-    for image in images:
-        stored = compress(image.code)
-        ptx = "true" if image.is_ptx else "false"
-        sizes = f"{len(data)}, {len(stored)}, {len(image.code)}"
-        rows.append(f'    {{"{image.file}", {image.arch}, {ptx}, {sizes}}},')
+    for file, group in itertools.groupby(images, key=lambda image: image.file):
+        members = list(group)
+        whole = b"".join(image.code for image in members)
+        parts = ("compressed", hashlib.sha256(whole).hexdigest())
+        stored = _kept(cache, parts, partial(compress, whole))
+        stream, at = f"{{{len(data)}, {len(stored)}, {len(whole)}}}", 0
+        for image in members:
+            ptx = "true" if image.is_ptx else "false"
+            size = len(image.code)
+            rows.append(f'    {{"{file}", {image.arch}, {ptx}, {stream}, {at}, {size}}},')
+            at += size
         data += stored
-    if len(data) > MOST_BYTES:
-        raise BuildError(f"{len(data)} bytes of images: expected at most {MOST_BYTES}")
     data += bytes(-len(data) % 8)
+    in_a_wheel = len(zlib.compress(data, 9))
+    if in_a_wheel > MOST_BYTES:
+        raise BuildError(f"{in_a_wheel} bytes in a wheel: expected at most {MOST_BYTES}")
     return "\n".join(rows), bytes(data)
 
 
-def text_of(images: list[Image]) -> str:
-    """What custom_ops/gpu/driver/image.cc includes."""
-    rows, data = packed(images)
+def text_of(images: list[Image], cache: Path | None = None) -> str:
+    """What custom_ops/gpu/driver/embedded_images.cc includes."""
+    rows, data = packed(images, cache)
     words = [f"0x{int.from_bytes(data[i : i + 8], 'little'):x}," for i in range(0, len(data), 8)]
     lines = "\n".join(" ".join(words[i : i + 8]) for i in range(0, len(words), 8))
     return (
@@ -241,7 +286,7 @@ def holds(library: bytes, images: list[Image]) -> bool:
 def build(output: Path, cache: Path | None = CACHE, library: Path | None = None) -> list[Image]:
     """Write `output` if its text changes; returns the images."""
     images = compiled(Nvrtc(library), sorted(KERNELS.glob("*.cu")), cache)
-    text = text_of(images)
+    text = text_of(images, cache)
     if not output.is_file() or output.read_text("utf-8") != text:
         output.write_text(text, "utf-8")
     return images
@@ -265,10 +310,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (BuildError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    data = packed(images)[1]
+    data = packed(images, CACHE)[1]
     print(
         f"{OUTPUT.relative_to(ROOT)}: {len(images)} images, {sum(len(i.code) for i in images)} bytes, "
-        f"{len(data)} compressed, sha256 {hashlib.sha256(data).hexdigest()}"
+        f"{len(data)} compressed, {len(zlib.compress(data, 9))} in a wheel, "
+        f"sha256 {hashlib.sha256(data).hexdigest()}"
     )
     return 0
 

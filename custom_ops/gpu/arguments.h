@@ -24,6 +24,54 @@ struct QuantizeArguments {
   float candidates[kMostCandidates];  // largest integers to choose from; one: the format's
 };
 
+// What follows from a row's sizes for kernels whose blocks take a part of a row each.
+struct RowParts {
+  int64_t k;      // elements of a row
+  int64_t part;   // of them that a block takes
+  int64_t parts;  // of a row
+};
+
+// Grid integers q [rows, k] times scales to y [rows, k].
+struct DequantizeArguments {
+  const void* q;
+  const void* scale;  // of row r, group j: scale[r * scale_stride + j]
+  float* y;
+  RowParts rows;
+  int64_t group_size, scale_stride;
+  uint8_t scale_is_half;
+};
+
+// numerics.unpack and decode: codes [rows, row_bytes] to grid integers q [rows, k].
+struct UnpackArguments {
+  const uint8_t* codes;
+  const float* grid;
+  float* q;
+  RowParts rows;
+  int64_t row_bytes;
+  int64_t wide;       // inputs that have codes; all others are 1 or -1 by a bit
+  int32_t code_bits;  // 4 or 8
+};
+
+// Elements of the longest Hadamard matrix.
+constexpr int kMostRotated = 1024;
+
+// numerics.hadamard: x [rows, k] to y [rows, k], in matrices of `block`, then of the smaller powers
+// of two that the rest of a row has.
+struct HadamardArguments {
+  const float* x;
+  float* y;
+  int64_t count;  // parts of all rows; a warp takes one
+  RowParts rows;  // a part is a block, or the rest
+};
+
+// FpHadamardQuantize: rows of quantize.x, rotated; blocks take every `blocks`th row.
+struct HadamardQuantizeArguments {
+  QuantizeArguments quantize;
+  RowParts parts;  // as of HadamardArguments
+  int64_t rows, blocks;
+  float* scratch;  // a row for each block; null: in shared memory, after a word a warp
+};
+
 // Inputs of a step of linear's fragments: of one mma.
 constexpr int kStep = 32;
 // Channels of a tile, to a multiple of which packed weights are padded.

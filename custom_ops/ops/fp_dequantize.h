@@ -5,9 +5,23 @@
 
 #include "abi/custom_op.h"
 #include "core/node.h"
+#include "core/tensor.h"
 #include "cpu/kernels/registry.h"
 
 namespace fp4dit {
+
+// Reads and checks the attributes.
+OrtStatus* ReadDequantize(const Node& node, size_t* group_size);
+
+// A call's inputs, checked, and its output: for every device.
+struct DequantizeCall {
+  Tensor q, scale;
+  IntegerType type;
+  size_t groups, scale_stride;  // of a row; between rows
+  float* y;
+
+  OrtStatus* Begin(const Node& node, OrtKernelContext* context, size_t group_size);
+};
 
 class FpDequantize {
  public:

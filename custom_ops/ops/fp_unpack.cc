@@ -41,52 +41,63 @@ OrtStatus* ReadWide(const Node& node, const Format& format, size_t k, size_t* wi
       *wide, signs, format.name, k);
 }
 
-OrtStatus* FpUnpackBase::Create(const Node& node, bool signs) {
-  node_ = node;
+OrtStatus* UnpackNode::Read(const Node& the_node, bool signs) {
+  node = the_node;
   FP4DIT_RETURN_IF_ERROR(node.CheckInputCount(1));
-  FP4DIT_RETURN_IF_ERROR(node.ReadFormat("format", false, &format_));
-  FP4DIT_RETURN_IF_ERROR(node.CheckGrid(*format_));
-  FP4DIT_RETURN_IF_ERROR(node.ReadSize("K", &k_));
-  wide_ = k_;
-  if (signs) FP4DIT_RETURN_IF_ERROR(ReadWide(node, *format_, k_, &wide_));
-  for (size_t i = 0; i < format_->code_count(); ++i) grid_[i] = format_->GridInteger(i);
+  FP4DIT_RETURN_IF_ERROR(node.ReadFormat("format", false, &format));
+  FP4DIT_RETURN_IF_ERROR(node.CheckGrid(*format));
+  FP4DIT_RETURN_IF_ERROR(node.ReadSize("K", &k));
+  wide = k;
+  if (signs) FP4DIT_RETURN_IF_ERROR(ReadWide(node, *format, k, &wide));
+  for (size_t i = 0; i < format->code_count(); ++i) grid[i] = format->GridInteger(i);
   return nullptr;
 }
 
+OrtStatus* UnpackNode::Begin(OrtKernelContext* context, Tensor* codes, float** q) const {
+  FP4DIT_RETURN_IF_ERROR(ReadInput(node, context, 0, "codes", codes));
+  FP4DIT_RETURN_IF_ERROR(CheckCodes(node, *codes, *format, k, wide));
+  const int64_t dims[2] = {codes->dims[0], static_cast<int64_t>(k)};
+  void* data = nullptr;
+  FP4DIT_RETURN_IF_ERROR(MakeOutput(node, context, 0, dims, 2, &data));
+  *q = static_cast<float*>(data);
+  return nullptr;
+}
+
+void UnpackNode::CountCall(size_t isa) const {
+  Count(wide < k ? kCountFpUnpackSigns : kCountFpUnpack, kFloatType, isa);
+}
+
 void FpUnpackBase::UnpackRow(const uint8_t* codes, float* q) const {
-  if (format_->storage_bits == 8) {
-    for (size_t i = 0; i < k_; ++i) q[i] = grid_[codes[i]];
+  const auto& [node, format, k, wide, grid] = unpack_;
+  if (format->storage_bits == 8) {
+    for (size_t i = 0; i < k; ++i) q[i] = grid[codes[i]];
     return;
   }
-  for (size_t i = wide_; i < k_; ++i) {
-    const size_t bit = i - wide_;
-    q[i] = (codes[wide_ / 2 + bit / 8] >> bit % 8 & 1) != 0 ? -1.0f : 1.0f;
+  for (size_t i = wide; i < k; ++i) {
+    const size_t bit = i - wide;
+    q[i] = (codes[wide / 2 + bit / 8] >> bit % 8 & 1) != 0 ? -1.0f : 1.0f;
   }
-  for (size_t i = 0; i + 1 < wide_; i += 2) {
-    q[i] = grid_[codes[i / 2] & 15];
-    q[i + 1] = grid_[codes[i / 2] >> 4];
+  for (size_t i = 0; i + 1 < wide; i += 2) {
+    q[i] = grid[codes[i / 2] & 15];
+    q[i + 1] = grid[codes[i / 2] >> 4];
   }
-  if (wide_ % 2 == 1) q[k_ - 1] = grid_[codes[k_ / 2] & 15];
+  if (wide % 2 == 1) q[k - 1] = grid[codes[k / 2] & 15];
 }
 
 OrtStatus* FpUnpackBase::Compute(OrtKernelContext* context) const {
   Tensor codes;
-  FP4DIT_RETURN_IF_ERROR(ReadInput(node_, context, 0, "codes", &codes));
-  FP4DIT_RETURN_IF_ERROR(CheckCodes(node_, codes, *format_, k_, wide_));
-  const int64_t dims[2] = {codes.dims[0], static_cast<int64_t>(k_)};
-  void* q = nullptr;
-  FP4DIT_RETURN_IF_ERROR(MakeOutput(node_, context, 0, dims, 2, &q));
+  float* q = nullptr;
+  FP4DIT_RETURN_IF_ERROR(unpack_.Begin(context, &codes, &q));
   if (codes.count == 0) return nullptr;
   size_t isa_count = 0;
   AllIsas(&isa_count);
-  Count(wide_ < k_ ? kCountFpUnpackSigns : kCountFpUnpack, kFloatType, isa_count - 1);
-  const size_t bytes = StoredBytes(*format_, k_, wide_);
+  unpack_.CountCall(isa_count - 1);
+  const size_t k = unpack_.k;
+  const size_t bytes = StoredBytes(*unpack_.format, k, unpack_.wide);
   const auto rows = [&](size_t begin, size_t end) {
-    for (size_t r = begin; r < end; ++r) {
-      UnpackRow(codes.As<uint8_t>() + r * bytes, static_cast<float*>(q) + r * k_);
-    }
+    for (size_t r = begin; r < end; ++r) UnpackRow(codes.As<uint8_t>() + r * bytes, q + r * k);
   };
-  return ParallelFor(node_.api, context, codes.Dim(0), kPieceElements / k_ + 1, rows);
+  return ParallelFor(unpack_.node.api, context, codes.Dim(0), kPieceElements / k + 1, rows);
 }
 
 void FpUnpackBase::InferShapes(const ShapeInference& inference) {

@@ -17,6 +17,21 @@ OrtStatus* CheckCodes(const Node& node, const Tensor& codes, const Format& forma
 // Reads the attribute `wide` of a weight of `k` inputs, an even number below k, and checks `signs`.
 OrtStatus* ReadWide(const Node& node, const Format& format, size_t k, size_t* wide);
 
+// What the attributes say, for every device.
+struct UnpackNode {
+  Node node;
+  const Format* format = nullptr;
+  size_t k = 0;
+  size_t wide = 0;  // see WeightSource
+  float grid[kMaxFloats] = {};
+
+  OrtStatus* Read(const Node& the_node, bool signs);
+  // Reads and checks a call's codes, and makes its output.
+  OrtStatus* Begin(OrtKernelContext* context, Tensor* codes, float** q) const;
+  // One more call, by what `isa` says in Count.
+  void CountCall(size_t isa) const;
+};
+
 class FpUnpackBase {
  public:
   static constexpr ort::ElementType kInputs[] = {ort::kUint8};
@@ -25,16 +40,12 @@ class FpUnpackBase {
   OrtStatus* Compute(OrtKernelContext* context) const;
 
  protected:
-  OrtStatus* Create(const Node& node, bool signs);
+  OrtStatus* Create(const Node& node, bool signs) { return unpack_.Read(node, signs); }
 
  private:
   void UnpackRow(const uint8_t* codes, float* q) const;
 
-  Node node_;
-  const Format* format_ = nullptr;
-  size_t k_ = 0;
-  size_t wide_ = 0;
-  float grid_[kMaxFloats] = {};
+  UnpackNode unpack_;
 };
 
 class FpUnpack : public FpUnpackBase {

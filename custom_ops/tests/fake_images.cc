@@ -13,10 +13,11 @@ namespace {
 constexpr uint8_t kBlock[] = {0xf0, 0x02, 'i', 'm', 'a', 'g', 'e', ' ', 'o', 'f',
                               ' ',  'a',  ' ', 't', 'e', 's', 't', ' ', ' '};
 constexpr size_t kLoaded = 17;
-constexpr Image kImages[] = {{"all", 75, false, 0, sizeof(kBlock), kLoaded},
-                             {"all", 80, false, 0, sizeof(kBlock), kLoaded},
-                             {"all", 80, true, 0, sizeof(kBlock), kLoaded}};
-constexpr Image kDamaged[] = {{"all", 75, true, 0, sizeof(kBlock) - 1, kLoaded}};
+constexpr Stream kStream = {0, sizeof(kBlock), kLoaded};
+constexpr Image kImages[] = {{"all", 75, false, kStream, 0, kLoaded},
+                             {"all", 80, false, kStream, 0, kLoaded - 1},
+                             {"all", 80, true, kStream, 0, kLoaded}};
+constexpr Image kDamaged[] = {{"all", 75, true, {0, sizeof(kBlock) - 1, kLoaded}, 0, kLoaded}};
 
 }  // namespace
 

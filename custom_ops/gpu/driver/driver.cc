@@ -170,12 +170,17 @@ OrtStatus* ReadDevice(const Node& node, Device* device) {
 
 OrtStatus* LoadImage(const Node& node, const Device& device, const Images& images,
                      const Image& image, void** module) {
-  // PTX is text, which the driver wants to end with a zero.
-  auto* const loaded = static_cast<uint8_t*>(std::calloc(image.loaded + 1, 1));
+  const Stream& stream = image.stream;
+  auto* const loaded = static_cast<uint8_t*>(std::malloc(stream.loaded + 1));
   if (loaded == nullptr) return node.Fail("there is no memory for the GPU's kernels");
+  const bool whole = image.at <= stream.loaded && image.size <= stream.loaded - image.at &&
+                     Decompress(images.data + stream.offset, stream.stored, loaded, stream.loaded);
   int result = kSuccess;
-  const bool whole = Decompress(images.data + image.offset, image.stored, loaded, image.loaded);
-  if (whole) result = TheDriver().LoadModule(module, loaded);
+  if (whole) {
+    std::memmove(loaded, loaded + image.at, image.size);
+    loaded[image.size] = 0;  // PTX is text
+    result = TheDriver().LoadModule(module, loaded);
+  }
   std::free(loaded);
   if (!whole) return node.Fail("the library's GPU kernels are damaged: install it again");
   if (result == kSuccess) return nullptr;
@@ -233,8 +238,7 @@ OrtStatus* LoadKernels(const Node& node, Device* device) {
     if (device->functions[i] != nullptr) continue;
     return node.Fail(
         "the library's GPU kernels lack %s: run  python tools/build_gpu.py  in the project's "
-        "folder "
-        "and install again",
+        "folder and install again",
         kKernels[i]);
   }
   return nullptr;
@@ -281,6 +285,8 @@ OrtStatus* FindDevice(const Node& node, const Device** device) {
   return nullptr;
 }
 
+size_t MostSharedBytes(const Device& device) { return static_cast<size_t>(device.most_shared); }
+
 OrtStatus* StreamOf(const Node& node, OrtKernelContext* context, void** stream) {
   return node.api->KernelContext_GetGPUComputeStream()(context, stream);
 }
@@ -312,16 +318,21 @@ DeviceMemory::~DeviceMemory() {
   driver.PopContext(&context);
 }
 
-OrtStatus* DeviceMemory::Fill(const Node& node, const Device& device, const void* from,
-                              size_t size) {
+OrtStatus* DeviceMemory::Allocate(const Node& node, const Device& device, size_t size) {
   const Driver& driver = TheDriver();
   if (data_ != nullptr) driver.Free(data_);
   data_ = nullptr;
   device_ = &device;
-  int result = driver.Allocate(&data_, size);
+  const int result = driver.Allocate(&data_, size);
   if (result == kOutOfMemory) return OutOfMemory(node, size);
-  if (result != kSuccess) return Failed(node, "cuMemAlloc", result);
-  result = driver.CopyToDevice(data_, from, size);
+  return result == kSuccess ? nullptr : Failed(node, "cuMemAlloc", result);
+}
+
+OrtStatus* DeviceMemory::Fill(const Node& node, const Device& device, const void* from,
+                              size_t size) {
+  FP4DIT_RETURN_IF_ERROR(Allocate(node, device, size));
+  const Driver& driver = TheDriver();
+  int result = driver.CopyToDevice(data_, from, size);
   // The copy may still be under way, and the provider's stream does not wait for it.
   if (result == kSuccess) result = driver.Synchronize();
   return result == kSuccess ? nullptr : Failed(node, "cuMemcpyHtoD", result);

@@ -18,6 +18,9 @@ struct Device;
 // a node's kernel is created: kernels are loaded then, and not while it runs.
 OrtStatus* FindDevice(const Node& node, const Device** device);
 
+// Bytes of shared memory that a block can have.
+size_t MostSharedBytes(const Device& device);
+
 // The stream that the call's work belongs to.
 OrtStatus* StreamOf(const Node& node, OrtKernelContext* context, void** stream);
 
@@ -35,12 +38,14 @@ class DeviceMemory {
   DeviceMemory& operator=(const DeviceMemory&) = delete;
   ~DeviceMemory();
 
+  // Room for `size` bytes, at least one; what it held is freed.
+  OrtStatus* Allocate(const Node& node, const Device& device, size_t size);
   // Copies `size` bytes there, at least one, and waits until all has arrived; what it held is
   // freed.
   OrtStatus* Fill(const Node& node, const Device& device, const void* from, size_t size);
   template <typename T>
-  const T* As() const {
-    return static_cast<const T*>(data_);
+  T* As() const {
+    return static_cast<T*>(data_);
   }
 
  private:

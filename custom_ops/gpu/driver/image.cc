@@ -45,9 +45,10 @@ bool Decompress(const uint8_t* from, size_t size, uint8_t* to, size_t room) {
     from += literals;
     made += literals;
     if (from == end) break;  // the last sequence has no match
-    if (end - from < 2) return false;
-    const size_t distance = static_cast<size_t>(from[0]) | static_cast<size_t>(from[1]) << 8;
-    from += 2;
+    if (end - from < 3) return false;
+    const size_t distance =
+        from[0] | static_cast<size_t>(from[1]) << 8 | static_cast<size_t>(from[2]) << 16;
+    from += 3;
     size_t length = token & 15;
     if (!ReadLength(&from, end, &length)) return false;
     length += kShortestMatch;

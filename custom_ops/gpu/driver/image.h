@@ -8,13 +8,20 @@
 
 namespace fp4dit::gpu {
 
-// One file of kernels/ for one kind of GPU.
-struct Image {
-  const char* file;       // "quantize"
-  int arch;               // 80 for compute capability 8.0
-  bool is_ptx;            // which the driver compiles, for this capability and all later ones
+// All that one file of kernels/ became, compressed together: code for one GPU is much like that for
+// the next.
+struct Stream {
   size_t offset;          // in Images::data
   size_t stored, loaded;  // bytes compressed, and bytes
+};
+
+// One file of kernels/ for one kind of GPU.
+struct Image {
+  const char* file;  // "quantize"
+  int arch;          // 80 for compute capability 8.0
+  bool is_ptx;       // which the driver compiles, for this capability and all later ones
+  Stream stream;
+  size_t at, size;  // where it is in what the stream becomes
 };
 
 struct Images {
@@ -30,7 +37,8 @@ Images EmbeddedImages();
 // of the same major version, or PTX. Null: there is none.
 const Image* ChooseImage(const Images& images, const char* file, int arch);
 
-// Decompresses a block of LZ4 to exactly `room` bytes; false if it is none, or of another size.
+// Decompresses a block of LZ4, but for distances of three bytes, to exactly `room` bytes; false if
+// it is none, or of another size.
 bool Decompress(const uint8_t* from, size_t size, uint8_t* to, size_t room);
 
 }  // namespace fp4dit::gpu

@@ -3,9 +3,13 @@
 #include <cstring>
 
 #include "gpu/kernels/attention.cu"
+#include "gpu/kernels/dequantize.cu"
+#include "gpu/kernels/hadamard.cu"
+#include "gpu/kernels/hadamard_quantize.cu"
 #include "gpu/kernels/linear.cu"
 #include "gpu/kernels/linear_plain.cu"
 #include "gpu/kernels/quantize.cu"
+#include "gpu/kernels/unpack.cu"
 
 namespace {
 

@@ -2,8 +2,12 @@
 
 #include "ops/fp_quantize.h"
 
+#include <algorithm>
+#include <cstring>
+
 #include "core/counters.h"
 #include "gpu/driver/driver.h"
+#include "gpu/ops/rows.h"
 #include "gpu/quantize.h"
 
 namespace fp4dit::gpu {
@@ -42,10 +46,44 @@ class Quantize {
     plan.x = call.x;
     plan.q = call.q;
     plan.scale = call.scale;
-    return Run(settings_.node, *device_, PlanQuantize(plan), stream);
+    const Launch launch = PlanQuantize(plan);
+    if (kKind == Quantizer::kRotated) return RunRotated(call, launch, stream);
+    return Run(settings_.node, *device_, launch, stream);
   }
 
  private:
+  // A row that is too long for shared memory, longer than any layer's, takes memory for the call.
+  OrtStatus* RunRotated(const Quantizer::Call& call, const Launch& plain, void* stream) const {
+    constexpr size_t kThreads = 256;
+    constexpr size_t kMostRows = 0x7fffffff;
+    constexpr size_t kFewBlocks = 64;
+    HadamardQuantizeArguments a = {};
+    std::memcpy(&a.quantize, plain.argument, sizeof(a.quantize));
+    a.parts = CutRows(call.k, settings_.block);
+    a.rows = static_cast<int64_t>(call.rows);
+    Launch launch;
+    launch.kernel = "fp4dit_hadamard_quantize";
+    launch.threads = kThreads;
+    launch.shared_bytes = kThreads / 32 * sizeof(uint32_t);
+    size_t blocks = std::min(call.rows, kMostRows);
+    DeviceMemory scratch;
+    const bool is_short =
+        call.k <= (MostSharedBytes(*device_) - launch.shared_bytes) / sizeof(float);
+    if (is_short) {
+      launch.shared_bytes += static_cast<uint32_t>(call.k * sizeof(float));
+    } else {
+      blocks = std::min(call.rows, kFewBlocks);
+      FP4DIT_RETURN_IF_ERROR(
+          scratch.Allocate(settings_.node, *device_, blocks * call.k * sizeof(float)));
+    }
+    a.blocks = static_cast<int64_t>(blocks);
+    a.scratch = scratch.As<float>();
+    launch.blocks = static_cast<uint32_t>(blocks);
+    launch.Set(a);
+    FP4DIT_RETURN_IF_ERROR(Run(settings_.node, *device_, launch, stream));
+    return is_short ? nullptr : Finish(settings_.node);
+  }
+
   Quantizer settings_;
   const Device* device_ = nullptr;
 };
@@ -55,6 +93,7 @@ class Quantize {
 using FpQuantize = Quantize<fp4dit::FpQuantize, kInt8Type, Quantizer::kDynamic>;
 using FpQuantizeInt16 = Quantize<fp4dit::FpQuantizeInt16, kInt16Type, Quantizer::kDynamic>;
 using FpQuantizeFloat = Quantize<fp4dit::FpQuantizeFloat, kFloatType, Quantizer::kDynamic>;
+using FpHadamardQuantize = Quantize<fp4dit::FpHadamardQuantize, kInt8Type, Quantizer::kRotated>;
 using FpQuantizeStatic = Quantize<fp4dit::FpQuantizeStatic, kInt8Type, Quantizer::kStatic>;
 using FpQuantizeStaticInt16 =
     Quantize<fp4dit::FpQuantizeStaticInt16, kInt16Type, Quantizer::kStatic>;
@@ -68,6 +107,7 @@ namespace fp4dit {
 FP4DIT_DEFINE_GPU_OP(FpQuantize)
 FP4DIT_DEFINE_GPU_OP(FpQuantizeInt16)
 FP4DIT_DEFINE_GPU_OP(FpQuantizeFloat)
+FP4DIT_DEFINE_GPU_OP(FpHadamardQuantize)
 FP4DIT_DEFINE_GPU_OP(FpQuantizeStatic)
 FP4DIT_DEFINE_GPU_OP(FpQuantizeStaticInt16)
 FP4DIT_DEFINE_GPU_OP(FpQuantizeStaticFloat)
