@@ -12,9 +12,9 @@
 namespace fp4dit {
 namespace {
 
-enum Input : size_t { kQ, kQScale, kK, kKScale, kV, kVScale, kBias, kInputCount };
-constexpr const char* kInputNames[kInputCount] = {"q", "q_scale", "k",   "k_scale",
-                                                  "v", "v_scale", "bias"};
+using In = AttentionTensors;
+constexpr const char* kInputNames[In::kInputCount] = {"q", "q_scale", "k",   "k_scale",
+                                                      "v", "v_scale", "bias"};
 
 // Rows of one task: whole steps of every kernel.
 constexpr size_t kRows = 48;
@@ -51,23 +51,19 @@ size_t ElementAt(const PanelLayout& layout, size_t n, size_t k) {
 
 }  // namespace
 
-// The tensors of a call: q [B, S, H, D], k and v [B, L, H, D].
-struct FpAttention::Call {
-  Tensor inputs[kInputCount];
-  size_t batch, queries, keys, heads, size;
-  float* y;
-
+// How kernels find what they read.
+struct FpAttention::Call : AttentionTensors {
   const uint8_t* Integers(size_t input, size_t b, size_t token, size_t h) const {
     const Tensor& t = inputs[input];
-    const size_t tokens = input == kQ ? queries : keys;
+    const size_t tokens = input == In::kQ ? queries : keys;
     return t.As<uint8_t>() + ((b * tokens + token) * heads + h) * size * TypeSize(t.type);
   }
   float Scale(size_t input, size_t b, size_t token, size_t h) const {
-    const size_t tokens = input == kQScale ? queries : keys;
+    const size_t tokens = input == In::kQScale ? queries : keys;
     return inputs[input].As<float>()[(b * tokens + token) * heads + h];
   }
   float Bias(size_t b, size_t key) const {
-    const Tensor& t = inputs[kBias];
+    const Tensor& t = inputs[In::kBias];
     const size_t columns = t.Dim(3);
     return t.As<float>()[(t.Dim(0) == 1 ? 0 : b) * columns + (columns == 1 ? 0 : key)];
   }
@@ -104,53 +100,59 @@ struct FpAttention::Workspace {
   float* y;  // of the first row
 };
 
-OrtStatus* FpAttention::Create(const Node& node) {
-  node_ = node;
-  FP4DIT_RETURN_IF_ERROR(node_.CheckInputCount(kInputCount));
-  FP4DIT_RETURN_IF_ERROR(node_.ReadFormat("format", false, &format_));
-  FP4DIT_RETURN_IF_ERROR(node_.ReadFloat("attention_scale", &attention_scale_));
-  type_ = IntegerTypeOf(*format_);
-  if (type_ == kFloatType) {
-    return node_.Fail("attribute 'format' is '%s', wanted one whose integers are int8 or int16",
-                      format_->name);
+OrtStatus* AttentionNode::Read(const Node& the_node) {
+  node = the_node;
+  FP4DIT_RETURN_IF_ERROR(node.CheckInputCount(In::kInputCount));
+  FP4DIT_RETURN_IF_ERROR(node.ReadFormat("format", false, &format));
+  FP4DIT_RETURN_IF_ERROR(node.ReadFloat("attention_scale", &attention_scale));
+  node.info = nullptr;
+  type = IntegerTypeOf(*format);
+  if (type == kFloatType) {
+    return node.Fail("attribute 'format' is '%s', wanted one whose integers are int8 or int16",
+                     format->name);
   }
   // The largest power of two whose sums fit, at most a tile.
-  value_group_ = kKeyTile;
-  const auto largest = static_cast<double>(format_->max_integer());
+  value_group = kKeyTile;
+  const auto largest = static_cast<double>(format->max_integer());
   constexpr double kProbability{kProbabilities.max_integer};
-  while (LargestSum(kDotInt16, kProbability, largest, value_group_) >= kSumLimit) value_group_ /= 2;
-  const DotKind kind = type_ == kInt8Type ? kDotInt8 : kDotInt16;
+  while (LargestSum(kDotInt16, kProbability, largest, value_group) >= kSumLimit) value_group /= 2;
+  // Formats that there are keep well within this bound of scores.
+  if (LargestSum(kind(), largest, largest, kMaxHeadSize) < kSumLimit) return nullptr;
+  return node.Fail("format '%s' is wider than its kernels take", format->name);
+}
+
+OrtStatus* FpAttention::Create(const Node& node) {
+  FP4DIT_RETURN_IF_ERROR(attention_.Read(node));
+  const IntegerType type = attention_.type;
   const size_t isa = Selected().isa;
-  const WeightStorage storage = type_ == kInt8Type ? kBytes : kShorts;
-  scores_ = ChooseLinear(isa, kind, storage);
+  const WeightStorage storage = type == kInt8Type ? kBytes : kShorts;
+  scores_ = ChooseLinear(isa, attention_.kind(), storage);
   values_ = ChooseNarrow(isa, storage);
   softmax_ = ChooseSoftmax(isa);
   quantize_ = ChooseQuantize(isa, kInt16Type);
-  node_.info = nullptr;
-  // Bounds of scores, and of what a task keeps on its stack: formats and kernels that there are
-  // keep well within them.
+  // Bounds of what a task keeps on its stack: kernels that there are keep well within them.
+  const size_t group = attention_.value_group;
   const size_t weights =
-      values_.kernel->staged_bytes({nullptr, kInt16Type, kRows, kKeyTile, value_group_});
+      values_.kernel->staged_bytes({nullptr, kInt16Type, kRows, kKeyTile, group});
   const size_t queries =
-      scores_.kernel->staged_bytes({nullptr, type_, kRows, kMaxHeadSize, kMaxHeadSize});
-  if (LargestSum(kind, largest, largest, kMaxHeadSize) >= kSumLimit ||
-      weights > sizeof(Workspace::staged) || queries > sizeof(Workspace::staged_queries) ||
-      kKeyTile / value_group_ * values_.kernel->layout.panel_width > kMostScales) {
-    return node_.Fail("format '%s' is wider than its kernels take", format_->name);
+      scores_.kernel->staged_bytes({nullptr, type, kRows, kMaxHeadSize, kMaxHeadSize});
+  if (weights > sizeof(Workspace::staged) || queries > sizeof(Workspace::staged_queries) ||
+      kKeyTile / group * values_.kernel->layout.panel_width > kMostScales) {
+    return node.Fail("format '%s' is wider than its kernels take", attention_.format->name);
   }
   return nullptr;
 }
 
-OrtStatus* FpAttention::CheckIntegers(const Tensor& q, const Tensor& scale,
-                                      const Tensor& like) const {
-  if (q.type != ElementTypeOf(type_)) {
-    return node_.Fail("input '%s' is %s, wanted %s for format '%s'", q.name, TypeName(q.type),
-                      TypeName(ElementTypeOf(type_)), format_->name);
+OrtStatus* AttentionNode::CheckIntegers(const Tensor& q, const Tensor& scale,
+                                        const Tensor& like) const {
+  if (q.type != ElementTypeOf(type)) {
+    return node.Fail("input '%s' is %s, wanted %s for format '%s'", q.name, TypeName(q.type),
+                     TypeName(ElementTypeOf(type)), format->name);
   }
   const bool fits = q.rank == 4 && like.rank == 4 && q.dims[0] == like.dims[0] &&
                     q.dims[2] == like.dims[2] && q.dims[3] == like.dims[3];
   if (!fits || q.Dim(3) == 0 || q.Dim(3) > kMaxHeadSize) {
-    return node_.Fail(
+    return node.Fail(
         "input '%s' has shape %s, wanted [batch, tokens, heads, 1 to %zu] as 'q' has "
         "it, which is %s",
         q.name, ShapeText(q).text, kMaxHeadSize, ShapeText(like).text);
@@ -158,51 +160,55 @@ OrtStatus* FpAttention::CheckIntegers(const Tensor& q, const Tensor& scale,
   bool scales = scale.type == ort::kFloat && scale.rank == 4 && scale.Dim(3) == 1;
   for (size_t axis = 0; axis < 3; ++axis) scales = scales && scale.dims[axis] == q.dims[axis];
   if (!scales) {
-    return node_.Fail("input '%s' is %s %s, wanted float, one scale per row of '%s' %s", scale.name,
-                      TypeName(scale.type), ShapeText(scale).text, q.name, ShapeText(q).text);
+    return node.Fail("input '%s' is %s %s, wanted float, one scale per row of '%s' %s", scale.name,
+                     TypeName(scale.type), ShapeText(scale).text, q.name, ShapeText(q).text);
   }
   return nullptr;
 }
 
-OrtStatus* FpAttention::CheckBias(const Tensor& bias, const Call& call) const {
+OrtStatus* AttentionNode::CheckBias(const Tensor& bias, const AttentionTensors& call) const {
   const bool fits = bias.type == ort::kFloat && bias.rank == 4 &&
                     (bias.Dim(0) == 1 || bias.Dim(0) == call.batch) && bias.Dim(1) == 1 &&
                     bias.Dim(2) == 1 && (bias.Dim(3) == 1 || bias.Dim(3) == call.keys);
   if (fits) return nullptr;
-  return node_.Fail("input 'bias' is %s %s, wanted float [1 or %zu, 1, 1, 1 or %zu]",
-                    TypeName(bias.type), ShapeText(bias).text, call.batch, call.keys);
+  return node.Fail("input 'bias' is %s %s, wanted float [1 or %zu, 1, 1, 1 or %zu]",
+                   TypeName(bias.type), ShapeText(bias).text, call.batch, call.keys);
 }
 
-OrtStatus* FpAttention::ReadCall(OrtKernelContext* context, Call* call) const {
-  for (size_t i = 0; i < kInputCount; ++i) {
-    FP4DIT_RETURN_IF_ERROR(ReadInput(node_, context, i, kInputNames[i], &call->inputs[i]));
+OrtStatus* AttentionNode::Begin(OrtKernelContext* context, AttentionTensors* call) const {
+  for (size_t i = 0; i < In::kInputCount; ++i) {
+    FP4DIT_RETURN_IF_ERROR(ReadInput(node, context, i, kInputNames[i], &call->inputs[i]));
   }
-  const Tensor& q = call->inputs[kQ];
-  for (const size_t i : {kQ, kK, kV}) {
+  const Tensor& q = call->inputs[In::kQ];
+  for (const size_t i : {In::kQ, In::kK, In::kV}) {
     FP4DIT_RETURN_IF_ERROR(CheckIntegers(call->inputs[i], call->inputs[i + 1], q));
   }
   call->batch = q.Dim(0);
   call->queries = q.Dim(1);
-  call->keys = call->inputs[kK].Dim(1);
+  call->keys = call->inputs[In::kK].Dim(1);
   call->heads = q.Dim(2);
   call->size = q.Dim(3);
-  if (call->keys == 0 || call->inputs[kV].Dim(1) != call->keys) {
-    return node_.Fail(
+  if (call->keys == 0 || call->inputs[In::kV].Dim(1) != call->keys) {
+    return node.Fail(
         "inputs 'k' and 'v' have shapes %s and %s, wanted as many tokens, one at least",
-        ShapeText(call->inputs[kK]).text, ShapeText(call->inputs[kV]).text);
+        ShapeText(call->inputs[In::kK]).text, ShapeText(call->inputs[In::kV]).text);
   }
-  return CheckBias(call->inputs[kBias], *call);
+  FP4DIT_RETURN_IF_ERROR(CheckBias(call->inputs[In::kBias], *call));
+  void* y = nullptr;
+  FP4DIT_RETURN_IF_ERROR(MakeOutput(node, context, 0, q.dims, 4, &y));
+  call->y = static_cast<float*>(y);
+  return nullptr;
 }
 
 FpAttention::Packed FpAttention::Layout(const Call& call) const {
-  const size_t element = type_ == kInt8Type ? 1 : 2;
+  const size_t element = attention_.type == kInt8Type ? 1 : 2;
   const PanelLayout& keys = scores_.kernel->layout;
   const PanelLayout& values = values_.kernel->layout;
   Packed p = {};
   p.key_panel = PanelBytes(keys, call.size, call.size, element);
   p.keys = RoundUp(Tiles(call.keys, keys.panel_width) * p.key_panel, 64);
   const size_t panels = Tiles(call.size, values.panel_width);
-  p.value_tile = panels * PanelBytes(values, kKeyTile, value_group_, element);
+  p.value_tile = panels * PanelBytes(values, kKeyTile, attention_.value_group, element);
   p.values = RoundUp(Tiles(call.keys, kKeyTile) * p.value_tile, 64);
   p.floats = RoundUp(call.keys, kKeyTile);
   p.head = p.keys + p.values + 3 * p.floats * sizeof(float);
@@ -212,12 +218,12 @@ FpAttention::Packed FpAttention::Layout(const Call& call) const {
 void FpAttention::PackHead(const Call& call, const Packed& packed, size_t head) const {
   const size_t b = head / call.heads;
   const size_t h = head % call.heads;
-  const size_t element = type_ == kInt8Type ? 1 : 2;
+  const size_t element = attention_.type == kInt8Type ? 1 : 2;
   const PanelLayout& layout = scores_.kernel->layout;
   std::memset(packed.Keys(head), 0, packed.head);
   for (size_t token = 0; token < call.keys; ++token) {
     uint8_t* panel = packed.Keys(head) + token / layout.panel_width * packed.key_panel;
-    const uint8_t* row = call.Integers(kK, b, token, h);
+    const uint8_t* row = call.Integers(In::kK, b, token, h);
     uint8_t* to = panel + ElementAt(layout, token % layout.panel_width, 0) * element;
     const size_t unit = layout.k_unit * element;
     const size_t step = unit * layout.panel_width;
@@ -227,25 +233,27 @@ void FpAttention::PackHead(const Call& call, const Packed& packed, size_t head) 
     }
     for (; left >= unit; left -= unit, row += unit, to += step) std::memcpy(to, row, unit);
     std::memcpy(to, row, left);
-    packed.KeyScale(head)[token] = call.Scale(kKScale, b, token, h) * attention_scale_;
+    packed.KeyScale(head)[token] =
+        call.Scale(In::kKScale, b, token, h) * attention_.attention_scale;
     packed.KeyBias(head)[token] = call.Bias(b, token);
-    packed.ValueScale(head)[token] = call.Scale(kVScale, b, token, h);
+    packed.ValueScale(head)[token] = call.Scale(In::kVScale, b, token, h);
   }
   PackValues(call, packed, head);
 }
 
 void FpAttention::PackValues(const Call& call, const Packed& packed, size_t head) const {
-  const size_t element = type_ == kInt8Type ? 1 : 2;
+  const size_t element = attention_.type == kInt8Type ? 1 : 2;
   const PanelLayout& layout = values_.kernel->layout;
-  const size_t group_bytes = RoundUp(value_group_, layout.k_step) * layout.panel_width * element;
+  const size_t group_bytes =
+      RoundUp(attention_.value_group, layout.k_step) * layout.panel_width * element;
   for (size_t token = 0; token < call.keys; ++token) {
     const size_t tile = token / kKeyTile;
     const size_t size = std::min(kKeyTile, call.keys - tile * kKeyTile);
-    const size_t panel_bytes = PanelBytes(layout, size, value_group_, element);
+    const size_t panel_bytes = PanelBytes(layout, size, attention_.value_group, element);
     uint8_t* const group = packed.Values(head) + tile * packed.value_tile +
-                           token % kKeyTile / value_group_ * group_bytes;
-    const size_t k = token % kKeyTile % value_group_;
-    const uint8_t* row = call.Integers(kV, head / call.heads, token, head % call.heads);
+                           token % kKeyTile / attention_.value_group * group_bytes;
+    const size_t k = token % kKeyTile % attention_.value_group;
+    const uint8_t* row = call.Integers(In::kV, head / call.heads, token, head % call.heads);
     for (size_t d = 0; d < call.size; d += layout.panel_width) {
       uint8_t* to =
           group + d / layout.panel_width * panel_bytes + ElementAt(layout, 0, k) * element;
@@ -266,8 +274,8 @@ LinearTile FpAttention::MakeTile(const void* staged, const float* scale, size_t 
   tile.scale_stride = 1;
   tile.table = kNoTable;
   tile.scale_group = SIZE_MAX;  // one scale a channel
-  tile.storage = type_ == kInt8Type ? kBytes : kShorts;
-  tile.max_weight = static_cast<int32_t>(format_->max_integer());
+  tile.storage = attention_.type == kInt8Type ? kBytes : kShorts;
+  tile.max_weight = static_cast<int32_t>(attention_.format->max_integer());
   tile.rows = rows;
   return tile;
 }
@@ -309,7 +317,7 @@ void FpAttention::Weigh(const Call& call, const Packed& packed, size_t head, siz
   const LinearKernel& kernel = *values_.kernel;
   const size_t width = kernel.layout.panel_width;
   const Activations weights = {work->weights, kInt16Type, rows, count,
-                               std::min(count, value_group_)};
+                               std::min(count, attention_.value_group)};
   LinearTile tile = MakeTile(work->staged, work->weight_scale, rows);
   tile.max_act = kernel.stage(weights, work->staged);
   tile.group_scale = kConstants.one;
@@ -317,8 +325,8 @@ void FpAttention::Weigh(const Call& call, const Packed& packed, size_t head, siz
   tile.y_stride = call.size;
   tile.k = count;
   tile.group_size = weights.group_size;
-  const size_t panel_bytes =
-      PanelBytes(kernel.layout, count, value_group_, type_ == kInt8Type ? 1 : 2);
+  const size_t panel_bytes = PanelBytes(kernel.layout, count, attention_.value_group,
+                                        attention_.type == kInt8Type ? 1 : 2);
   for (size_t d = 0; d < call.size; d += width) {
     tile.panel =
         packed.Values(head) + first / kKeyTile * packed.value_tile + d / width * panel_bytes;
@@ -343,16 +351,16 @@ void FpAttention::RunTask(const Call& call, const Packed& packed, size_t task) c
   const size_t rows = std::min(kRows, call.queries - row);
   const size_t b = head / call.heads;
   const size_t h = head % call.heads;
-  const size_t bytes = call.size * (type_ == kInt8Type ? 1 : 2);
+  const size_t bytes = call.size * (attention_.type == kInt8Type ? 1 : 2);
   Workspace work;
   for (size_t r = 0; r < rows; ++r) {
-    std::memcpy(work.queries + r * bytes, call.Integers(kQ, b, row + r, h), bytes);
-    work.query_scale[r] = call.Scale(kQScale, b, row + r, h);
+    std::memcpy(work.queries + r * bytes, call.Integers(In::kQ, b, row + r, h), bytes);
+    work.query_scale[r] = call.Scale(In::kQScale, b, row + r, h);
     work.max[r] = -INFINITY;
     work.sum[r] = 0.0f;
   }
-  work.max_query =
-      scores_.kernel->stage({work.queries, type_, rows, call.size, call.size}, work.staged_queries);
+  work.max_query = scores_.kernel->stage(
+      {work.queries, attention_.type, rows, call.size, call.size}, work.staged_queries);
   work.y = call.y + ((b * call.queries + row) * call.heads + h) * call.size;
   for (size_t first = 0; first < call.keys; first += kKeyTile) {
     const size_t count = std::min(kKeyTile, call.keys - first);
@@ -367,29 +375,26 @@ void FpAttention::RunTask(const Call& call, const Packed& packed, size_t task) c
 
 OrtStatus* FpAttention::Compute(OrtKernelContext* context) const {
   Call call = {};
-  FP4DIT_RETURN_IF_ERROR(ReadCall(context, &call));
-  void* y = nullptr;
-  FP4DIT_RETURN_IF_ERROR(MakeOutput(node_, context, 0, call.inputs[kQ].dims, 4, &y));
-  call.y = static_cast<float*>(y);
+  FP4DIT_RETURN_IF_ERROR(attention_.Begin(context, &call));
   const size_t heads = call.batch * call.heads;
   if (heads == 0 || call.queries == 0) return nullptr;
-  Count(kCountFpAttention, type_, scores_.isa);
+  Count(kCountFpAttention, attention_.type, scores_.isa);
   Packed packed = Layout(call);
   KeptBuffer buffer(packed.head * heads);
   packed.data = buffer.data();
-  if (packed.data == nullptr) return node_.Fail("there is no memory to lay out its keys");
+  if (packed.data == nullptr) return attention_.node.Fail("there is no memory to lay out its keys");
   const auto pack = [&](size_t begin, size_t end) {
     for (size_t head = begin; head < end; ++head) PackHead(call, packed, head);
   };
-  FP4DIT_RETURN_IF_ERROR(ParallelFor(node_.api, context, heads, 1, pack));
+  FP4DIT_RETURN_IF_ERROR(ParallelFor(attention_.node.api, context, heads, 1, pack));
   const auto run = [&](size_t begin, size_t end) {
     for (size_t task = begin; task < end; ++task) RunTask(call, packed, task);
   };
-  return ParallelFor(node_.api, context, heads * Tiles(call.queries, kRows), 1, run);
+  return ParallelFor(attention_.node.api, context, heads * Tiles(call.queries, kRows), 1, run);
 }
 
 void FpAttention::InferShapes(const ShapeInference& inference) {
-  inference.SetOutput(0, ort::kFloat, inference.Input(kQ));
+  inference.SetOutput(0, ort::kFloat, inference.Input(In::kQ));
 }
 
 FP4DIT_DEFINE_OP(FpAttention)

@@ -16,6 +16,32 @@ constexpr size_t kKeyTile = 256;
 // Largest size of a head.
 constexpr size_t kMaxHeadSize = 256;
 
+// The tensors of a call: q [B, S, H, D], k and v [B, L, H, D].
+struct AttentionTensors {
+  enum Input : size_t { kQ, kQScale, kK, kKScale, kV, kVScale, kBias, kInputCount };
+  Tensor inputs[kInputCount];
+  size_t batch, queries, keys, heads, size;
+  float* y;
+};
+
+// What the attributes say, and a call's inputs, checked: for every device.
+struct AttentionNode {
+  Node node;
+  const Format* format = nullptr;
+  IntegerType type = kInt8Type;
+  float attention_scale = 0.0f;
+  size_t value_group = 0;  // keys whose products with v fit a sum
+
+  DotKind kind() const { return type == kInt8Type ? kDotInt8 : kDotInt16; }
+  OrtStatus* Read(const Node& the_node);
+  // Reads a call's inputs, and makes its output.
+  OrtStatus* Begin(OrtKernelContext* context, AttentionTensors* call) const;
+
+ private:
+  OrtStatus* CheckIntegers(const Tensor& q, const Tensor& scale, const Tensor& like) const;
+  OrtStatus* CheckBias(const Tensor& bias, const AttentionTensors& call) const;
+};
+
 class FpAttention {
  public:
   static constexpr const char* kName = "FpAttention";
@@ -33,9 +59,6 @@ class FpAttention {
   struct Packed;
   struct Workspace;
 
-  OrtStatus* ReadCall(OrtKernelContext* context, Call* call) const;
-  OrtStatus* CheckIntegers(const Tensor& q, const Tensor& scale, const Tensor& like) const;
-  OrtStatus* CheckBias(const Tensor& bias, const Call& call) const;
   Packed Layout(const Call& call) const;
   void PackHead(const Call& call, const Packed& packed, size_t head) const;
   void PackValues(const Call& call, const Packed& packed, size_t head) const;
@@ -46,11 +69,7 @@ class FpAttention {
   void Weigh(const Call& call, const Packed& packed, size_t head, size_t first, size_t count,
              size_t rows, Workspace* work) const;
 
-  Node node_;
-  const Format* format_ = nullptr;
-  IntegerType type_ = kInt8Type;
-  float attention_scale_ = 0.0f;
-  size_t value_group_ = 0;  // keys whose products with v fit a sum
+  AttentionNode attention_;
   ChosenLinear scores_ = {};
   ChosenLinear values_ = {};
   Chosen<SoftmaxKernel> softmax_ = {};

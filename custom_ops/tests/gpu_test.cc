@@ -17,9 +17,14 @@ namespace fp4dit::test {
 namespace {
 
 constexpr const char* kProviders[] = {"CUDAExecutionProvider", "CudaPluginExecutionProvider"};
-constexpr const char* kOps[] = {"FpHadamard",           "FpDequantize",     "FpUnpack",
-                                "FpUnpackSigns",        "FpQuantizeStatic", "FpQuantizeStaticInt16",
-                                "FpQuantizeStaticFloat"};
+constexpr const char* kOps[] = {"FpHadamard",
+                                "FpDequantize",
+                                "FpUnpack",
+                                "FpUnpackSigns",
+                                "FpQuantizeStatic",
+                                "FpQuantizeStaticInt16",
+                                "FpQuantizeStaticFloat",
+                                "FpAttention"};
 
 using Ops = std::map<std::string, const ort::CustomOp*>;
 
@@ -52,11 +57,18 @@ void CheckOp(const Ops& cpu, const Ops& gpu, const std::string& op, std::mt19937
   const char* const weight = kWeights[(*random)() % (signs ? 3 : 4)];
   Sample sample =
       MakeSample(op, FormatFor(op, random), weight, size(9), size(2500) + 8, size(9), size(70));
+  if (op == "FpAttention") {
+    const char* const act = (*random)() % 2 == 0 ? "e2m3" : "e3m2";
+    sample = MakeSample(op, act, weight, size(9), size(80), size(300), 1);
+  }
   if (op == "FpHadamard") sample.node.ints["block"] = int64_t{2} << (*random)() % 10;
   fake::Value* const first = sample.values[0].get();
   if (first->type == ort::kFloat) FillRows(first, random);
-  if (first->type == ort::kUint8 || first->type == ort::kInt8) FillCodes(first, random);
-  if ((*random)() % 8 == 0) *first = fake::Value(first->type, {0, first->dims.back()});
+  if (first->type == ort::kUint8 || (first->type == ort::kInt8 && op != "FpAttention")) {
+    FillCodes(first, random);
+  }
+  if (op != "FpAttention" && (*random)() % 8 == 0)
+    *first = fake::Value(first->type, {0, first->dims.back()});
   if (op == "FpDequantize") {
     fake::Value* const scale = sample.values[1].get();
     const bool half = (*random)() % 2 == 0;

@@ -34,7 +34,7 @@ def compile_kernels(
     library: Path, flags: Sequence[str] = FLAGS, changed: Path | None = None
 ) -> Path:
     """Builds `library` of custom_ops, where files of `changed` stand in for those of the same names."""
-    files = [SOURCE / "gpu/emulation/calls.cc", SOURCE / "gpu/emulation/emulate.cc"]
+    files = sorted(SOURCE.glob("gpu/emulation/*.cc"))
     files += [SOURCE / name for name in HOST]
     files += changed.glob("*.cc") if changed else []
     command = ["c++", *flags, "-ffp-contract=off", "-fno-exceptions", "-fPIC", "-shared"]

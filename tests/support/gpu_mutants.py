@@ -41,9 +41,9 @@ def _attention(source: str, fault: str, before: str = "") -> Mutant:
 
 
 MUTANTS = {
-    "quantize: no barrier": Mutant("quantize.cu", "Sync();", ";"),
+    "quantize: no barrier": Mutant("quantize_group.h", "Sync();", ";"),
     "quantize: half a warp's maximum": Mutant(
-        "quantize.cu",
+        "quantize_group.h",
         "v = Larger(v, ShuffleXor(v, mask));",
         "v = Larger(v, ShuffleXor(v, mask / 2));",
     ),
