@@ -178,6 +178,8 @@ def compiled(nvrtc: Nvrtc, sources: list[Path], cache: Path | None) -> list[Imag
 SHORTEST, WINDOW, LAST_LITERALS = 4, (1 << 24) - 1, 5
 KEYS = (64, 16, 4)
 """Bytes by which earlier occurrences are found: code for two GPUs has long runs in common."""
+WORTH = 8
+"""Bytes from which on a repetition is replaced: shorter ones spoil the compression of a wheel."""
 
 
 def _length(value: int) -> bytes:
@@ -215,7 +217,7 @@ def compress(data: bytes) -> bytes:
                 found = _common(data, other, at)
                 if found > length:
                     length, distance = found, at - other
-        if length < SHORTEST:
+        if length < WORTH:
             at += 1
             continue
         made.append(min(at - start, 15) << 4 | min(length - SHORTEST, 15))
@@ -227,9 +229,12 @@ def compress(data: bytes) -> bytes:
                     places[data[i : i + size]] = i
         at += length
         start = at
-    made.append(min(len(data) - start, 15) << 4)
-    made += _length(len(data) - start) + data[start:]
-    return bytes(made)
+    return bytes(made) + literal(data[start:])
+
+
+def literal(data: bytes) -> bytes:
+    """`data` with no repetition replaced."""
+    return bytes([min(len(data), 15) << 4]) + _length(len(data)) + data
 
 
 # --- the file -------------------------------------------------------------------------------------
@@ -239,21 +244,22 @@ def packed(images: list[Image], cache: Path | None = None) -> tuple[str, bytes]:
     """The table's rows as C++, and the bytes that they point to, a multiple of eight.
 
     Args:
-        images: those of one file one after the other; they are compressed together.
+        images: those of one file one after the other. Code is compressed together; PTX is left to the
+            wheel's own compression, which suits text better.
         cache: where compressed ones are kept.
 
     Raises:
         BuildError: they would make a wheel, which compresses once more, too large.
     """
     rows, data = [], bytearray()
-    for file, group in itertools.groupby(images, key=lambda image: image.file):
+    for (file, is_ptx), group in itertools.groupby(images, key=lambda i: (i.file, i.is_ptx)):
         members = list(group)
         whole = b"".join(image.code for image in members)
-        parts = ("compressed", hashlib.sha256(whole).hexdigest())
-        stored = _kept(cache, parts, partial(compress, whole))
+        parts = ("compressed", str(WORTH), hashlib.sha256(whole).hexdigest())
+        stored = literal(whole) if is_ptx else _kept(cache, parts, partial(compress, whole))
         stream, at = f"{{{len(data)}, {len(stored)}, {len(whole)}}}", 0
         for image in members:
-            ptx = "true" if image.is_ptx else "false"
+            ptx = "true" if is_ptx else "false"
             size = len(image.code)
             rows.append(f'    {{"{file}", {image.arch}, {ptx}, {stream}, {at}, {size}}},')
             at += size

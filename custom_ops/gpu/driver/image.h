@@ -8,8 +8,8 @@
 
 namespace fp4dit::gpu {
 
-// All that one file of kernels/ became, compressed together: code for one GPU is much like that for
-// the next.
+// What one file of kernels/ became, compressed together: code for one GPU is much like that for the
+// next.
 struct Stream {
   size_t offset;          // in Images::data
   size_t stored, loaded;  // bytes compressed, and bytes
