@@ -15,7 +15,7 @@ WEB := fp4dit_onnx/web/vendor/stamp.json
 WHEEL := $(PIP) wheel --quiet --no-deps --no-build-isolation .
 ON_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help demo test lint docs wheel wheel-aarch64 install web gpu clean
+.PHONY: help demo test lint docs wheel wheel-aarch64 install web gpu gpu-demo clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -72,6 +72,9 @@ web: install
 
 gpu: install  ## the CUDA kernels, compiled for the next installation or wheel: neither CUDA nor a GPU is needed
 	@$(BIN)/python -P tools/build_gpu.py
+
+gpu-demo: install  ## an image of the embedded pipeline on an NVIDIA GPU, in an environment of its own: demo-out/gpu.png
+	@$(BIN)/python -P tools/gpu_demo.py $(DEMO)
 
 clean:  ## remove what make made
 	rm -rf custom_ops/gpu/driver/images.inc $(VENV) build dist $(DEMO) fp4dit_onnx/web/vendor .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,8 +25,9 @@ from fp4dit_onnx.benchmark import LinearCase, Settings, backends, run_case
 from fp4dit_onnx.benchmark.requests import Formats
 from fp4dit_onnx.errors import BundleError, OutOfMemoryError, UsageError
 from fp4dit_onnx.runtime import providers
-from fp4dit_onnx.runtime.providers import Placement, place
-from fp4dit_onnx.runtime.session import session
+from fp4dit_onnx.runtime.library import Library
+from fp4dit_onnx.runtime.providers import ON_CPU, Placement, place
+from fp4dit_onnx.runtime.session import session, with_library
 from fp4dit_onnx.system.nvidia import Driver, Gpu, nvidia_driver
 from fp4dit_onnx.system.progress import SilentReporter
 from fp4dit_onnx.system.shared_objects import missing, needed
@@ -208,9 +210,36 @@ def test_memory_that_is_full(
         assert "\n" not in str(caught.value)
 
 
-def test_kernels_are_for_the_cpu(model: Path) -> None:
-    with pytest.raises(UsageError, match=r"no kernels for it.*--no-library"):
-        session(model, device=ON_GPU, library=True)
+WITH_KERNELS = replace(ON_GPU, kernels=True)
+
+
+@pytest.mark.parametrize(
+    "operators", ["", "FpQuantize,FpLinear", "FpQuantize,FpLinear,FpAttention"]
+)
+def test_the_library_is_registered_where_it_has_kernels(
+    operators: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of those that take the time: with some the tensors of every layer would be copied."""
+    monkeypatch.setattr(Library, "gpu_operators", tuple(filter(None, operators.split(","))))
+    assert with_library(WITH_KERNELS, None) == operators.endswith("FpAttention")
+    assert not with_library(WITH_KERNELS, False)
+    assert with_library(ON_CPU, None)
+    if operators:
+        assert with_library(WITH_KERNELS, True)
+    else:
+        with pytest.raises(UsageError, match=r"built without kernels for GPUs: .*--no-library"):
+            with_library(WITH_KERNELS, True)
+    with pytest.raises(UsageError, match=r"has no kernels for it.*--no-library"):
+        with_library(ON_GPU, True)
+
+
+def test_the_library_says_what_it_has_for_gpus() -> None:
+    """It was built with the images of the kernels, or without any."""
+    images = Path(__file__).parents[1] / "custom_ops" / "gpu" / "driver" / "images.inc"
+    found = Library().gpu_operators
+    assert ("FpQuantize" in found) == bool(found)
+    if not images.exists():
+        assert found == ()
 
 
 COMMANDS = {
@@ -250,7 +279,7 @@ def test_a_benchmark_on_a_device() -> None:
 def test_verify_runs_the_bodies_on_the_device(
     demo_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = []
+    made: list[tuple[Any, bool]] = []
 
     class Enough(Exception):  # noqa: N818 - the sessions are all that is looked at
         pass

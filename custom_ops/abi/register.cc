@@ -7,6 +7,7 @@
 #include "abi/custom_op.h"
 #include "core/counters.h"
 #include "cpu/kernels/registry.h"
+#include "gpu/driver/image.h"
 
 #if defined(_WIN32)
 #define FP4DIT_EXPORT extern "C" __declspec(dllexport)
@@ -142,6 +143,16 @@ FP4DIT_EXPORT const char* fp4dit_isa() {
 
 // The names of the instruction sets that can be used here, best first, comma separated.
 FP4DIT_EXPORT const char* fp4dit_isas() { return fp4dit::SupportedIsas(); }
+
+// The operators that have kernels for GPUs, comma separated; "" if the library was built without.
+FP4DIT_EXPORT const char* fp4dit_gpu_operators() {
+#define FP4DIT_GPU_OP(name) "," #name
+  static constexpr char names[] =
+#include "gpu/ops/ops.inc"
+      ;
+#undef FP4DIT_GPU_OP
+  return fp4dit::gpu::EmbeddedImages().count == 0 ? "" : names + 1;
+}
 
 // Nodes created from now on use the instruction set called `name` (null: what the environment
 // says). 0, and no change, if it cannot be used here.

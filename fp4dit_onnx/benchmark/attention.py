@@ -19,7 +19,7 @@ from fp4dit_onnx.benchmark.torch_models import attention as torch_attention
 from fp4dit_onnx.numbers.formats import format_by_name
 from fp4dit_onnx.spec.recipe import ATTENTION_PARTS
 
-__all__ = ["PEERS", "AttentionCase", "ours"]
+__all__ = ["PEERS", "AttentionCase", "ours", "ours_model"]
 
 OPSET_OF_ATTENTION = 23
 
@@ -94,10 +94,15 @@ def ours(isa: str) -> Backend[AttentionCase]:
     """q, k and v quantized per head and token, then this project's attention."""
 
     def load(case: AttentionCase, threads: int) -> Loaded:
-        return _session(case, threads, _quantized_nodes(case), isa=isa)
+        return bound(make_session(ours_model(case), threads, isa=isa), case.feed)
 
     about = "FpQuantize of q, k, v + FpAttention"
     return Backend(f"fp4dit {isa}", about, load, isa=isa)
+
+
+def ours_model(case: AttentionCase) -> bytes:
+    """Three quantizers and the attention operator."""
+    return _model(case, _quantized_nodes(case))
 
 
 def _quantized_nodes(case: AttentionCase) -> list[onnx.NodeProto]:
@@ -130,13 +135,13 @@ def _node(op: str, inputs: Sequence[str], outputs: Sequence[str], **given: Any) 
 
 
 def _session(
-    case: AttentionCase,
-    threads: int,
-    nodes: Sequence[onnx.NodeProto],
-    opset: int = ops.OPSET,
-    isa: str | None = None,
+    case: AttentionCase, threads: int, nodes: Sequence[onnx.NodeProto], opset: int = ops.OPSET
 ) -> Loaded:
-    """A session of `nodes` from q, k and v to y; the constants are those that the nodes name."""
+    return bound(make_session(_model(case, nodes, opset), threads), case.feed)
+
+
+def _model(case: AttentionCase, nodes: Sequence[onnx.NodeProto], opset: int = ops.OPSET) -> bytes:
+    """A model of `nodes` from q, k and v to y; the constants are those that the nodes name."""
     known = {
         "split": np.array([0, 0, case.heads, case.size]),  # [B, S, H * D] -> [B, S, H, D]
         "join": np.array([0, 0, case.heads * case.size]),
@@ -145,8 +150,7 @@ def _session(
     }
     used = {name for node in nodes for name in node.input}
     constants = {name: np.asarray(value) for name, value in known.items() if name in used}
-    model = graph_model(nodes, case.feed, constants, case.shape, opset)
-    return bound(make_session(model, threads, isa=isa), case.feed)
+    return graph_model(nodes, case.feed, constants, case.shape, opset)
 
 
 def _multi_head_attention(case: AttentionCase, threads: int) -> Loaded:

@@ -23,7 +23,7 @@ from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedLayer
 from fp4dit_onnx.spec.transform import Transform
 
-__all__ = ["DEFAULT_SHAPES", "PEERS", "LinearCase", "layer_of", "ours"]
+__all__ = ["DEFAULT_SHAPES", "PEERS", "LinearCase", "layer_of", "ours", "ours_model"]
 
 DEFAULT_SHAPES = (
     (1024, 1152, 1152),

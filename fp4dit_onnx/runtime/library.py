@@ -133,6 +133,15 @@ class Library:
         """The instruction sets that can be used here, best first."""
         return tuple(self._text("fp4dit_isas").split(","))
 
+    @property
+    def gpu_operators(self) -> tuple[str, ...]:
+        """Operators that have kernels for NVIDIA's GPUs; none if it was built without, or before."""
+        try:
+            self._library.fp4dit_gpu_operators.restype = ctypes.c_char_p
+        except AttributeError:
+            return ()
+        return tuple(filter(None, self._text("fp4dit_gpu_operators").split(",")))
+
     def select_isa(self, name: str | None) -> None:
         """Make sessions created from now on use the instruction set `name`.
 

@@ -58,6 +58,7 @@ class Device:
         options: of the provider.
         memory: ONNX Runtime's name of its memory, where inputs and outputs can be bound to it.
         mem_pattern: whether sessions may plan their memory ahead, which not every provider takes.
+        kernels: the custom-op library has some for it.
         hardware: why there is no such device of that number, or None; for devices that can be asked
             for without their provider.
         software: why the provider, which is there, cannot run on it, or None.
@@ -71,6 +72,7 @@ class Device:
     options: Mapping[str, str] = field(default_factory=dict)
     memory: str | None = None
     mem_pattern: bool = True
+    kernels: bool = False
     hardware: Callable[[int], Trouble | None] | None = None
     software: Callable[[], Trouble | None] = lambda: None
 
@@ -164,6 +166,7 @@ DEVICES: dict[str, Device] = {
         # TF32 rounds factors to 10 bits of mantissa: ten times the error that verify allows.
         options={"use_tf32": "0"},
         memory="cuda",
+        kernels=True,
         hardware=_gpu_trouble,
         software=_cuda_trouble,
     ),
@@ -179,7 +182,7 @@ DEVICES: dict[str, Device] = {
     ),
     "coreml": Device(("CoreMLExecutionProvider",), "onnxruntime", system="darwin"),
     "openvino": Device(("OpenVINOExecutionProvider",), "onnxruntime-openvino"),
-    CPU: Device((CPU_PROVIDER,), "onnxruntime"),
+    CPU: Device((CPU_PROVIDER,), "onnxruntime", kernels=True),
 }
 """Name -> device, in the order in which `auto` looks for them."""
 
@@ -200,12 +203,14 @@ class Placement:
         memory: kind and number of the memory that inputs and outputs may stay in; None for the
             machine's.
         mem_pattern: see `Device`.
+        kernels: whether the custom-op library may have some for the devices.
     """
 
     name: str
     providers: tuple[tuple[str, dict[str, str]], ...]
     memory: tuple[str, int] | None = None
     mem_pattern: bool = True
+    kernels: bool = False
 
     @property
     def on_cpu(self) -> bool:
@@ -213,7 +218,7 @@ class Placement:
         return self.name == CPU
 
 
-ON_CPU = Placement(CPU, ((CPU_PROVIDER, {}),))
+ON_CPU = Placement(CPU, ((CPU_PROVIDER, {}),), kernels=True)
 """What `place` gives for the CPU."""
 
 
@@ -346,4 +351,5 @@ def _placement(asked: list[tuple[str, int]]) -> Placement:
         (*providers.items(), *([] if CPU_PROVIDER in providers else [(CPU_PROVIDER, {})])),
         (memory, number) if memory else None,
         all(DEVICES[kind].mem_pattern for kind, _ in asked),
+        all(DEVICES[kind].kernels for kind, _ in asked),
     )

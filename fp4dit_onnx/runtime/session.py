@@ -33,10 +33,14 @@ activations once more on the way (relative error 4e-3 in place of 3e-7)."""
 
 _FATAL_ONLY = 4
 """Errors are exceptions too; the log would write names from the model to the terminal as they are."""
+LAYERS = ("FpQuantize", "FpLinear", "FpAttention")
+"""Operators that take a transformer's time: where one of them has no kernel the tensors of all layers
+would be copied to the CPU and back."""
 _MEMORY_FULL = re.compile(
     r"Failed to allocate memory|out of memory|ALLOC_FAILED|Available memory of \d+ is smaller"
+    r"|GPU memory are not to be had"
 )
-"""In what CUDA, its libraries and ONNX Runtime's arena say of a device's memory that is full."""
+"""In what CUDA, its libraries, ONNX Runtime and our library say of a device's memory that is full."""
 MIN_ORT = (1, 18)
 """The first release that reads opset 21 and IR version 10, which bundles use."""
 
@@ -151,20 +155,36 @@ def with_library(placed: Placement, wanted: bool | None) -> bool:
 
     Args:
         placed: from `providers.place`.
-        wanted: None for whatever runs there.
+        wanted: None for whatever runs there: kernels for a GPU if it has those of `LAYERS`.
 
     Raises:
+        LibraryError: it is wanted, and cannot be used.
         UsageError: it is wanted, and has no kernels for the device.
     """
-    if placed.on_cpu:
+    if wanted is False or placed.on_cpu:
         return wanted is not False
-    if wanted:
+    bodies = "leave the library out (--no-library), so that the function bodies run there"
+    if not placed.kernels:
+        if wanted:
+            raise UsageError(
+                f"device {placed.name}: the custom-op library has no kernels for it, and those for "
+                f"the CPU would copy every tensor: {bodies}"
+            )
+        return False
+    from fp4dit_onnx.runtime.library import Library, LibraryError
+
+    try:
+        library = Library()
+    except LibraryError:
+        if wanted:
+            raise
+        return False
+    if wanted and not library.gpu_operators:
         raise UsageError(
-            f"device {placed.name}: the custom-op library has no kernels for it, and those for the "
-            "CPU would copy every tensor: leave the library out (--no-library), so that the "
-            "function bodies run there"
+            f"device {placed.name}: {library.path} was built without kernels for GPUs: install a "
+            f"released wheel, or run  make gpu  and install again, or {bodies}"
         )
-    return False
+    return bool(wanted) or set(LAYERS) <= {*library.gpu_operators}
 
 
 def explaining(

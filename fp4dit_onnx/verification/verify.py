@@ -42,7 +42,7 @@ from fp4dit_onnx.errors import BundleError
 from fp4dit_onnx.numbers.compare import Comparison, sqnr_db
 from fp4dit_onnx.runtime.library import Library
 from fp4dit_onnx.runtime.providers import Placement, placed_on
-from fp4dit_onnx.runtime.session import session
+from fp4dit_onnx.runtime.session import session, with_library
 from fp4dit_onnx.system.devices import CPU
 from fp4dit_onnx.system.progress import Reporter, SilentReporter
 from fp4dit_onnx.targets import target_by_name
@@ -75,8 +75,8 @@ def verify(
     Args:
         bundle: its folder.
         quick: one case instead of several, and no ONNX reference evaluation of the whole model.
-        device: where ONNX Runtime runs the models without the library, see `session`; the kernels of
-            the CPU are compared with it.
+        device: where ONNX Runtime runs the models without the library, and with it too if it has
+            kernels for the device, see `session`; the kernels of the CPU are compared with both.
         reporter: progress.
 
     Raises:
@@ -169,6 +169,13 @@ class _Evaluators:
         }
         self._ours = _runner(session(subject.bundle.transformer))
         self._whole: dict[str, Run] = {stock: _runner(bodies(subject.bundle.transformer))}
+        if not placed.on_cpu and with_library(placed, None):
+            kernels, who = (
+                partial(session, device=placed, library=True),
+                f"{LIBRARY} on {placed.name}",
+            )
+            self._node_runs[who] = _runner(kernels(folder / "nodes.onnx"))
+            self._whole[who] = _runner(kernels(subject.bundle.transformer))
         if whole_reference:
             self._whole["ONNX reference"] = _runner(ReferenceEvaluator(subject.model))
         self._simulation = self._simulated()
