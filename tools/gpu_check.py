@@ -12,6 +12,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -126,10 +127,8 @@ def torch_times(device: str) -> int:
         half, weight, bias = x.half(), w.half(), torch.ones(n, device=device).half()
         rows, columns = x.to(torch.int8), w.to(torch.int8).t()
         runs: dict[str, Callable[[], Any]] = {
-            "cuBLAS float16, F.linear": lambda a=half, b=weight, c=bias: functional.linear(
-                a, b, c
-            ),
-            "cuBLAS int8, torch._int_mm": lambda a=rows, b=columns: torch._int_mm(a, b),
+            "cuBLAS float16, F.linear": partial(functional.linear, half, weight, bias),
+            "cuBLAS int8, torch._int_mm": partial(torch._int_mm, rows, columns),
         }
         for name, run in runs.items():
             seconds = timed(torch, device, run)

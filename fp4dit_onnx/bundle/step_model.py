@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from onnx import TensorProto, helper
+from onnx import TensorProto, ValueInfoProto, helper
 
 from fp4dit_onnx import ops
 
@@ -88,7 +88,7 @@ def step_model(step: StepModel) -> bytes:
     nodes.append(node("Concat", rows, ["given"], axis=0))
     taken = ["output", *step.samples, *step.predictions[1:], *step.noise]
 
-    def tensor(name: str, shape: list[int] | None = None) -> object:
+    def tensor(name: str, shape: list[int] | None = None) -> ValueInfoProto:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
     graph = helper.make_graph(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -120,12 +121,19 @@ class Denoising:
         loaded = started(step_model(step), session_options(placed), placed)
         stepper = _Bound(explaining(loaded, "a step of the sampler", placed), placed)
         transformer = _Bound(self.transformer, placed)
-        put, back = stepper.put, lambda value: layout.unpack(value.numpy(), latents.shape)
+        put = stepper.put
+
+        def back(value: Any, factor: np.float32) -> FloatArray:
+            """Of one row per image, or of the first of two."""
+            found: FloatArray = factor * value.numpy()[: len(latents)]
+            return layout.unpack(found, latents.shape)
+
         weight = np.asarray([request.sampling.guidance + guidance.added], np.float32)
         sign = np.float32(-1 if self.family.reversed else 1)
         following = np.append(table.input[1:], np.float32(1))
         packed = layout.pack(latents)
-        samples, predictions = [put(packed)], []
+        samples: list[Any] = [put(packed)]
+        predictions: list[Any] = []
         first = packed * table.input[0]
         rows = put(np.concatenate([first, first]) if request.guided else first)
         fixed: dict[str, Any] = {}
@@ -143,17 +151,12 @@ class Denoising:
                 taken[name] = _tap(predictions or samples, tap)
             if self.noise is not None:
                 taken["z"] = put(layout.pack(self.noise(index)))
-            given = rows
-            following_sample, prediction, rows = stepper(taken)
-            samples = [following_sample, *samples][: step.taps]
+            sample, prediction, following_rows = stepper(taken)
+            samples = [sample, *samples][: step.taps]
             predictions = [prediction, *predictions][: step.taps]
-            yield Made(
-                index,
-                timestep,
-                lambda value=given: layout.unpack(value.numpy()[: len(latents)], latents.shape),
-                lambda value=prediction: sign * back(value),
-                lambda value=following_sample: back(value),
-            )
+            shown = (rows, np.float32(1)), (prediction, sign), (samples[0], np.float32(1))
+            rows = following_rows
+            yield Made(index, timestep, *(partial(back, *one) for one in shown))
 
 
 def declared(part: Session, given: Mapping[str, Any], name: str) -> dict[str, Any]:
