@@ -15,7 +15,7 @@ from typing import Any
 from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.runtime.providers import DEVICES, FLAVOURS, survey
 from fp4dit_onnx.runtime.session import MIN_ORT
-from fp4dit_onnx.system.nvidia import Driver, nvidia_driver
+from fp4dit_onnx.system.nvidia import Driver, Trouble, nvidia_driver
 from fp4dit_onnx.system.versions import version as _version
 
 __all__ = ["CHECKS", "Diagnosis", "Finding", "diagnose"]
@@ -119,9 +119,32 @@ def _onnxruntime(name: str) -> Finding:
     return Finding(name, True, True, found or version)
 
 
+def _refused(device: str) -> Trouble | None:
+    """What a session on `device` says, if it cannot be made."""
+    import onnx
+
+    from fp4dit_onnx.runtime.session import session
+    from fp4dit_onnx.targets.tiny_model import tiny_linear
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        onnx.save_model(tiny_linear(), path)
+        try:
+            session(path, device=device, library=False)
+        except Fp4DitError as error:
+            return Trouble(
+                str(error), "update the driver, or install another version of the package"
+            )
+    return None
+
+
 def _devices(name: str) -> Finding:
     """What sessions can run on besides the CPU, and what keeps them from it."""
     usable, troubles = survey()
+    for kind in usable[:-1]:  # the last is the CPU
+        if trouble := _refused(kind):
+            troubles[kind] = trouble
+    usable = tuple(kind for kind in usable if kind not in troubles)
     driver = nvidia_driver()
     gpus = f"; {driver}" if isinstance(driver, Driver) else ""
     found = ", ".join(usable) + gpus

@@ -169,6 +169,9 @@ def test_a_provider_that_does_not_start(with_cuda: FakeDriver, model: Path) -> N
     """ONNX Runtime goes on with the CPU alone, and says so in its log only."""
     with pytest.raises(UsageError, match=f"could not start {CUDA}: see  fp4dit-onnx doctor"):
         session(model, device="cuda")
+    finding = doctor.CHECKS["devices"]("devices")
+    assert (finding.ok, finding.found[:4]) == (False, "cpu;")
+    assert f"could not start {CUDA}" in finding.cause
 
 
 def test_auto_says_that_it_took_the_cpu(model: Path) -> None:
