@@ -66,7 +66,12 @@ def test_the_bundle_is_the_folders(folders: Folders, tmp_path: Path) -> None:
 
     name = "pixart-alpha-256"
     file = save_original(name, weights_of(folders(name)), tmp_path / f"{name}.safetensors")
-    asked = {"method": "fp-rtn", "components": "transformer", "measure": False, "report": False}
+    asked: dict[str, Any] = {
+        "method": "fp-rtn",
+        "components": "transformer",
+        "measure": False,
+        "report": False,
+    }
     one = export(ExportRequest(tmp_path / "a", folders(name), **asked)).bundle
     two = export(ExportRequest(tmp_path / "b", file, config=str(folders(name)), **asked)).bundle
     places = {p.relative_to(one) for p in one.rglob("*") if p.is_file()}

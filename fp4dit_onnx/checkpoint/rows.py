@@ -79,7 +79,11 @@ class Rows:
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """What torch does with `Rows` among a function's arguments."""
-        known = {"cat": cls.joined, "chunk": cls.chunk, "split": cls.split}
+        known: Mapping[str, Callable[..., Any]] = {
+            "cat": cls.joined,
+            "chunk": cls.chunk,
+            "split": cls.split,
+        }
         if function.__name__ not in known:
             raise _unknown(function.__name__)
         return known[function.__name__](*args, **(kwargs or {}))
