@@ -342,6 +342,8 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        chromium = driver.chromium.launch(
+            executable_path=program, args=["--no-sandbox", "--enable-unsafe-webgpu"]
+        )
         yield chromium
         chromium.close()

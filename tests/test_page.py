@@ -24,6 +24,7 @@ from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.runtime.pipeline import Pipeline
 from fp4dit_onnx.serve import serving, static_site
 from fp4dit_onnx.system.progress import SilentReporter
+from fp4dit_onnx.targets import convert, target_by_name
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
@@ -141,6 +142,23 @@ def test_page_with_quantized_activations(drawable: Callable[[str], Path], page: 
     assert psnr_db(found, another) < MOST_PSNR_OF_ANOTHER_DB
 
 
+def test_webgpu_where_the_browser_has_it(
+    drawable: Callable[[str], Path], page: Any, tmp_path: Path
+) -> None:
+    """SwiftShader's adapter; linears in 4 and in 8 bits, sums in another order than the CPU's."""
+    folder = tmp_path / "nbits"
+    convert(drawable(FLOAT_ACTIVATIONS), folder, target_by_name("nbits"))
+    expected = python_pictures(folder, 1, 0)[0]
+    with serve(folder) as server:
+        for query, words in (("", "WebGPU, adapter google"), ("?device=wasm", "WebAssembly, ")):
+            page.goto(server.url + query)
+            assert settled(page) == ""
+            assert words in page.inner_text("#threads")
+            assert not page.is_visible("#bodies")
+            assert nearly_equal(drawn(page, steps=1), expected)
+    assert any(url.endswith("asyncify.wasm") for url in page.urls)
+
+
 def test_without_shared_memory_one_thread(drawable: Callable[[str], Path], page: Any) -> None:
     folder = drawable(FLOAT_ACTIVATIONS)
     with serve(folder, isolated=False) as server:
@@ -159,11 +177,13 @@ def test_a_copy_on_another_web_server(
     bundle = Bundle.open(drawable(FLOAT_ACTIVATIONS))
     site, steps = tmp_path / "web" / "page", bundle.manifest.sampling.steps
     written = static_site.write_site(bundle, site, SilentReporter())
+    assert not any((site / name.removeprefix("/")).exists() for name in serving.WEBGPU)
     assert written == sum(p.stat().st_size for p in site.rglob("*") if p.is_file())
     with plain_server(tmp_path / "web") as url:
         page.goto(f"{url}page/")
         assert settled(page) == ""
         assert "1 thread." in page.inner_text("#threads")
+        assert "For WebGPU convert the bundle with --target nbits." in page.inner_text("#threads")
         expected = python_pictures(bundle.folder, steps, 0)[0]
         assert nearly_equal(drawn(page, steps=steps), expected)
         page.fill("#steps", str(steps + 1))

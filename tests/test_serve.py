@@ -18,7 +18,7 @@ import pytest
 from manifests import EMPTY
 
 from fp4dit_onnx.bundle.bundle import Bundle, write_manifest
-from fp4dit_onnx.bundle.manifest import Encoder, File, Weight
+from fp4dit_onnx.bundle.manifest import Converted, Encoder, File, Weight
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.runtime.step_table import STEP_TABLE, bundle_step_table, write_step_table
 from fp4dit_onnx.serve import serving, static_site
@@ -241,6 +241,8 @@ def test_memory_estimate(small: Path) -> None:
         },
     )
     assert serving.memory_estimate(Bundle(small, manifest)) == 8000 + 240 + 2 * 20 + 2 * 100
+    packed = replace(manifest, target="nbits", converted={"transformer": Converted(1000)})
+    assert serving.memory_estimate(Bundle(small, packed)) == 1000 + 30 + 2 * 20 + 2 * 100
 
 
 @pytest.mark.usefixtures("web")

@@ -2,9 +2,9 @@
 """Bring what the page of ``fp4dit-onnx serve`` needs of npm packages to fp4dit_onnx/web/vendor/.
 
 The versions are those of fp4dit_onnx/web/package-lock.json. ``npm ci`` runs in build/web, without
-the packages' scripts, and only the files below are copied: ONNX Runtime's WebAssembly build for
-the CPU and the tokenizer. Its npm package has no licence texts, so those of the installed Python
-package are copied. A second run with the same lock file does nothing.
+the packages' scripts, and only the files below are copied: ONNX Runtime's WebAssembly builds for
+the CPU and for WebGPU, and the tokenizer. Its npm package has no licence texts, so those of the
+installed Python package are copied. A second run with the same lock file does nothing.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ FILES = {
     "ort.wasm.min.mjs": "onnxruntime-web/dist/ort.wasm.min.mjs",
     "ort-wasm-simd-threaded.mjs": "onnxruntime-web/dist/ort-wasm-simd-threaded.mjs",
     "ort-wasm-simd-threaded.wasm": "onnxruntime-web/dist/ort-wasm-simd-threaded.wasm",
+    "ort.webgpu.min.mjs": "onnxruntime-web/dist/ort.webgpu.min.mjs",
+    "ort-wasm-simd-threaded.asyncify.mjs": "onnxruntime-web/dist/ort-wasm-simd-threaded.asyncify.mjs",
+    "ort-wasm-simd-threaded.asyncify.wasm": "onnxruntime-web/dist/ort-wasm-simd-threaded.asyncify.wasm",
     "tokenizers.min.mjs": "@huggingface/tokenizers/dist/tokenizers.min.mjs",
     "tokenizers.LICENSE.txt": "@huggingface/tokenizers/LICENSE",
 }

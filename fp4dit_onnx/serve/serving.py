@@ -23,6 +23,7 @@ from fp4dit_onnx.targets import target_by_name
 
 __all__ = [
     "HEADERS",
+    "WEBGPU",
     "Server",
     "check_drawable",
     "memory_estimate",
@@ -33,6 +34,15 @@ __all__ = [
 WEB = Path(__file__).parents[1] / "web"
 RUNTIME = WEB / "vendor" / "ort-wasm-simd-threaded.wasm"
 """Of the files that tools/vendor_web.py brings, the one that is looked for."""
+WEBGPU = tuple(
+    f"/vendor/{name}"
+    for name in (
+        "ort.webgpu.min.mjs",
+        "ort-wasm-simd-threaded.asyncify.mjs",
+        "ort-wasm-simd-threaded.asyncify.wasm",
+    )
+)
+"""Of the page's files, those that it loads where it uses WebGPU; see js/worker.js."""
 
 ISOLATION = {
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -113,16 +123,20 @@ def check_drawable(bundle: Bundle) -> None:
 def memory_estimate(bundle: Bundle) -> int:
     """Bytes of the weights as the function bodies unpack them, float32; about what a page holds.
 
-    The VAE's are stored as float16, and so are tables of quantized text encoders.
+    Targets whose linears are one operator leave them packed. The VAE's are stored as float16, and so
+    are tables of quantized text encoders.
     """
-    files = bundle.manifest.files
+    files, converted = bundle.manifest.files, bundle.manifest.converted
+    packs = bool(target_by_name(bundle.manifest.target).references)
     total = bundle.manifest.totals.transformer_bytes_float32
+    if packs and "transformer" in converted:
+        total = converted["transformer"].bytes
     encoders = bundle.manifest.text_encoders
     for part in (*encoders, "vae_decoder"):
         stored = sum(e.bytes for n, e in files.items() if n.startswith(model_of(part)))
         layers = encoders[part].layers if part in encoders else {}
         packed = sum(row.bytes for row in layers.values())
-        unpacked = sum(row.bytes_float32 for row in layers.values())
+        unpacked = packed if packs else sum(row.bytes_float32 for row in layers.values())
         half = part == "vae_decoder" or layers
         total += unpacked + (stored - packed) * (2 if half else 1)
     return total

@@ -9,8 +9,9 @@ from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.bundle.writing import new_bundle
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.runtime.step_table import STEP_TABLE
-from fp4dit_onnx.serve.serving import HEADERS, page_files, served_files
+from fp4dit_onnx.serve.serving import HEADERS, WEBGPU, page_files, served_files
 from fp4dit_onnx.system.progress import Reporter
+from fp4dit_onnx.targets import target_by_name
 
 __all__ = ["HEADER_FILE", "write_site"]
 
@@ -42,6 +43,9 @@ def write_site(bundle: Bundle, output: Path, reporter: Reporter) -> int:
         )
     files = {**page_files(), **served_files(bundle)}
     del files["/"]  # it is index.html
+    if not target_by_name(bundle.manifest.target).references:  # the page will not use WebGPU
+        for name in (n for n in WEBGPU if n in files):
+            del files[name]
     needed = sum(path.stat().st_size for path in files.values())
     with new_bundle(output, source=bundle.folder, needed=needed, note=reporter.note) as folder:
         with reporter.stage("copying", len(files), "files") as advance:

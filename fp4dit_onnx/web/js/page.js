@@ -72,9 +72,10 @@ function showReady(facts) {
     ? ""
     : " This browser or address gives the page no SharedArrayBuffer, so it uses one thread, " +
       "more slowly: use https or localhost.";
-  element("threads").textContent =
-    `ONNX Runtime ${facts.runtime}, WebAssembly, ${facts.threads} ${one ? "thread" : "threads"}.` +
-    why;
+  const threads = `WebAssembly, ${facts.threads} ${one ? "thread" : "threads"}.${why} ${facts.why}`;
+  const where = facts.device === "webgpu" ? `WebGPU, adapter ${facts.why}.` : threads.trim();
+  element("threads").textContent = `ONNX Runtime ${facts.runtime}, ${where}`;
+  element("bodies").hidden = !facts.bodies;
   setDrawing(false);
   status.textContent = "Ready.";
 }
@@ -183,9 +184,11 @@ element("cancel").addEventListener("click", () => {
   worker.postMessage({ type: "cancel" });
 });
 
-const threads = new URLSearchParams(location.search).get("threads");
+const asks = new URLSearchParams(location.search);
+const threads = asks.get("threads");
 worker.postMessage({
   type: "load",
   root: new URL("bundle/", location.href).href,
+  device: asks.get("device"),
   threads: threads === null ? null : Math.max(1, Number(threads) || 1),
 });

@@ -1,9 +1,21 @@
 /** Runs the pipeline beside the page, so that the page stays responsive while an image is generated. */
 
-import * as ort from "../vendor/ort.wasm.min.mjs";
 import { Tokenizer } from "../vendor/tokenizers.min.mjs";
 import { RemoteFiles } from "./download.js";
 import { Cancelled, Pipeline } from "./pipeline.js";
+
+/** Where models can run: files of ONNX Runtime in ../vendor/, and what a session is told. */
+const DEVICES = {
+  wasm: { module: "ort.wasm.min.mjs", binary: "ort-wasm-simd-threaded", providers: ["wasm"] },
+  webgpu: {
+    module: "ort.webgpu.min.mjs",
+    binary: "ort-wasm-simd-threaded.asyncify",
+    providers: ["webgpu"],
+  },
+};
+
+/** Targets whose linears are an operator that ONNX Runtime has for WebGPU. */
+const FOR_WEBGPU = ["nbits", "nbits-half"];
 
 /** More threads gain nothing in models of this size. */
 const MOST_THREADS = 8;
@@ -27,24 +39,48 @@ function threadCount(wanted) {
 }
 
 /**
- * @param {{root: string, threads: number | null}} request
+ * @param {string} target of the bundle.
+ * @param {string | null} wanted "wasm" for WebAssembly in any case.
+ * @returns {Promise<{device: "wasm" | "webgpu", why: string}>} where to run it; for the page, the
+ *   adapter or why there is none.
+ */
+async function chosenDevice(target, wanted) {
+  if (wanted === "wasm") return { device: "wasm", why: "" };
+  if (!FOR_WEBGPU.includes(target)) {
+    return { device: "wasm", why: "For WebGPU convert the bundle with --target nbits." };
+  }
+  const { gpu } = /** @type {any} */ (navigator);
+  const adapter = await gpu?.requestAdapter();
+  if (!adapter) return { device: "wasm", why: "This browser gives the page no WebGPU adapter." };
+  if (target === "nbits-half" && !adapter.features.has("shader-f16")) {
+    return { device: "wasm", why: "This WebGPU adapter has no float16: use --target nbits." };
+  }
+  const { vendor, architecture, description } = adapter.info;
+  return { device: "webgpu", why: [vendor, architecture, description].filter(Boolean).join(" ") };
+}
+
+/**
+ * @param {{root: string, threads: number | null, device: string | null}} request
  * @returns {Promise<object>} what the page shows.
  */
-async function load({ root, threads }) {
-  const vendor = new URL("../vendor/", import.meta.url);
-  ort.env.wasm.wasmPaths = {
-    mjs: new URL("ort-wasm-simd-threaded.mjs", vendor).href,
-    wasm: new URL("ort-wasm-simd-threaded.wasm", vendor).href,
-  };
-  ort.env.wasm.numThreads = threadCount(threads);
+async function load({ root, threads, device: wanted }) {
   const files = await RemoteFiles.open(root, (done, of) =>
     postMessage({ type: "download", done, of }),
   );
+  const { device, why } = await chosenDevice(files.manifest.target, wanted);
+  const { module, binary, providers } = DEVICES[device];
+  const vendor = new URL("../vendor/", import.meta.url);
+  const ort = await import(new URL(module, vendor).href);
+  ort.env.wasm.wasmPaths = {
+    mjs: new URL(`${binary}.mjs`, vendor).href,
+    wasm: new URL(`${binary}.wasm`, vendor).href,
+  };
+  ort.env.wasm.numThreads = threadCount(threads);
   pipeline = await Pipeline.open({
     ort,
     Tokenizer,
     files,
-    sessionOptions: { executionProviders: ["wasm"] },
+    sessionOptions: { executionProviders: providers },
     onLoad: (part) => postMessage({ type: "loading", part }),
   });
   return {
@@ -56,6 +92,9 @@ async function load({ root, threads }) {
     source: files.manifest.source,
     bits: files.manifest.recipe.bits,
     bytes: files.total,
+    bodies: !FOR_WEBGPU.includes(files.manifest.target),
+    device,
+    why,
     threads: ort.env.wasm.numThreads,
     runtime: ort.env.versions.web,
   };
