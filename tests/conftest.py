@@ -274,17 +274,20 @@ def bundle(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def drawable(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Makes whole bundles of the demo pipeline, rounded to nearest, by bits; not to be changed."""
+    """Makes whole bundles of the demo pipeline, rounded to nearest, by bits; not to be changed.
+
+    Weights of w4a16 are all e1m2, of which a grid integer is 4 bits; others are the paper's.
+    """
     from fp4dit_onnx.exporting.export import ExportRequest, export
     from fp4dit_onnx.runtime.step_table import write_step_table
 
     @cache
-    def make(bits: str, weight_format: str | None = None) -> Path:
+    def make(bits: str) -> Path:
         part = tmp_path_factory.mktemp("drawable") / "part"
         request = ExportRequest(
             output=part,
             bits=bits,
-            weight_format=weight_format,
+            weight_format="e1m2" if bits == "w4a16" else None,
             method="fp-rtn",
             components="transformer",
             measure=False,

@@ -43,7 +43,7 @@ SHAPES = {(64, 32): 32, (96, 48): 16, (40, 16): 16, (72, 72): 16, (20, 20): 16, 
 
 @pytest.fixture(scope="module")
 def bodies(drawable: Callable[..., Path]) -> Path:
-    return drawable("w4a16", "e1m2")
+    return drawable("w4a16")
 
 
 @pytest.fixture(scope="module")

@@ -147,7 +147,7 @@ def test_webgpu_where_the_browser_has_it(
 ) -> None:
     """SwiftShader's adapter; linears in 4 and in 8 bits, sums in another order than the CPU's."""
     folder = tmp_path / "nbits"
-    convert(drawable(FLOAT_ACTIVATIONS), folder, target_by_name("nbits"))
+    convert(drawable(FP6_ACTIVATIONS), folder, target_by_name("nbits"))
     expected = python_pictures(folder, 1, 0)[0]
     with serve(folder) as server:
         for query, words in (("", "WebGPU, adapter google"), ("?device=wasm", "WebAssembly, ")):

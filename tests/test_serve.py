@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import shutil
 import signal
 import socket
@@ -23,6 +24,7 @@ from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.runtime.step_table import STEP_TABLE, bundle_step_table, write_step_table
 from fp4dit_onnx.serve import serving, static_site
 from fp4dit_onnx.system.progress import SilentReporter
+from fp4dit_onnx.targets import TARGETS
 
 pytest.importorskip("torch")  # the bundle that the small one is a copy of
 
@@ -243,6 +245,12 @@ def test_memory_estimate(small: Path) -> None:
     assert serving.memory_estimate(Bundle(small, manifest)) == 8000 + 240 + 2 * 20 + 2 * 100
     packed = replace(manifest, target="nbits", converted={"transformer": Converted(1000)})
     assert serving.memory_estimate(Bundle(small, packed)) == 1000 + 30 + 2 * 20 + 2 * 100
+
+
+def test_the_page_knows_the_targets_for_webgpu() -> None:
+    script = (serving.WEB / "js" / "worker.js").read_text()
+    (listed,) = re.findall(r"FOR_WEBGPU = (\[.*?\])", script)
+    assert json.loads(listed) == [name for name, target in TARGETS.items() if target.references]
 
 
 @pytest.mark.usefixtures("web")
