@@ -26,7 +26,7 @@ _node = onnx.helper.make_node
 class Rewriter:
     """Rewrites a graph; what is left of our operators are transforms, which `inline` replaces.
 
-    Activations and attention stay in float. A target says in `_dequantized` and `_linear` what
+    Activations and attention stay in float. A target says in `_weight` and `_linear` what
     becomes of weights.
 
     Args:
