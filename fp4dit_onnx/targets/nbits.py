@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+from onnx import numpy_helper
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.bundle.names import CODES
@@ -44,6 +45,7 @@ __all__ = ["DOMAIN", "MATMUL", "NBITS", "NBITS_HALF", "nbits"]
 DOMAIN = "com.microsoft"
 MATMUL = "MatMulNBits"
 FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+DOUBLE = onnx.TensorProto.DOUBLE
 _node = onnx.helper.make_node
 
 
@@ -104,6 +106,21 @@ class _NBits(Rewriter):
         self._cast: set[str] = set()
         self.kept: dict[str, str] = {}
         """Layer that is none -> why."""
+
+    def run(self) -> None:
+        """Also compute tables of positions in float32: WebGPU and others have no float64."""
+        super().run()
+        for tensor in self._graph.initializer:
+            if tensor.data_type == DOUBLE:
+                values_of = numpy_helper.to_array(tensor, base_dir=self._folder)
+                tensor.CopyFrom(numpy_helper.from_array(values_of.astype(np.float32), tensor.name))
+        for node in self._graph.node:
+            for attribute in node.attribute:
+                if (node.op_type, attribute.name, attribute.i) == ("Cast", "to", DOUBLE):
+                    attribute.i = FLOAT
+        for value in self._graph.value_info:
+            if value.type.tensor_type.elem_type == DOUBLE:
+                value.type.tensor_type.elem_type = FLOAT
 
     def _replaced(self, node: onnx.NodeProto) -> Nodes:
         """Also what reads the weights of the form qdq."""

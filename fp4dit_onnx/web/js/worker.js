@@ -60,14 +60,12 @@ async function chosenDevice(target, wanted) {
 }
 
 /**
- * @param {{root: string, threads: number | null, device: string | null}} request
- * @returns {Promise<object>} what the page shows.
+ * @param {RemoteFiles} files
+ * @param {"wasm" | "webgpu"} device
+ * @param {number | null} threads
+ * @returns {Promise<any>} ONNX Runtime's environment; `pipeline` is open.
  */
-async function load({ root, threads, device: wanted }) {
-  const files = await RemoteFiles.open(root, (done, of) =>
-    postMessage({ type: "download", done, of }),
-  );
-  const { device, why } = await chosenDevice(files.manifest.target, wanted);
+async function open(files, device, threads) {
   const { module, binary, providers } = DEVICES[device];
   const vendor = new URL("../vendor/", import.meta.url);
   const ort = await import(new URL(module, vendor).href);
@@ -76,6 +74,7 @@ async function load({ root, threads, device: wanted }) {
     wasm: new URL(`${binary}.wasm`, vendor).href,
   };
   ort.env.wasm.numThreads = threadCount(threads);
+  files.done = 0;
   pipeline = await Pipeline.open({
     ort,
     Tokenizer,
@@ -83,6 +82,27 @@ async function load({ root, threads, device: wanted }) {
     sessionOptions: { executionProviders: providers },
     onLoad: (part) => postMessage({ type: "loading", part }),
   });
+  return ort.env;
+}
+
+/**
+ * @param {{root: string, threads: number | null, device: string | null}} request
+ * @returns {Promise<object>} what the page shows.
+ */
+async function load({ root, threads, device: wanted }) {
+  const files = await RemoteFiles.open(root, (done, of) =>
+    postMessage({ type: "download", done, of }),
+  );
+  let { device, why } = await chosenDevice(files.manifest.target, wanted);
+  let env;
+  try {
+    env = await open(files, device, threads);
+  } catch (error) {
+    if (device === "wasm") throw error;
+    why = `WebGPU cannot run this bundle: ${String(error).split("\n")[0]}`;
+    device = "wasm";
+    env = await open(files, device, threads);
+  }
   return {
     type: "ready",
     defaults: pipeline.defaults,
@@ -95,8 +115,8 @@ async function load({ root, threads, device: wanted }) {
     bodies: !FOR_WEBGPU.includes(files.manifest.target),
     device,
     why,
-    threads: ort.env.wasm.numThreads,
-    runtime: ort.env.versions.web,
+    threads: env.wasm.numThreads,
+    runtime: env.versions.web,
   };
 }
 
