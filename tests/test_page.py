@@ -18,13 +18,17 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 import pytest
+from linear_models import linear_model
 from PIL import Image
 
 from fp4dit_onnx.bundle.bundle import Bundle
+from fp4dit_onnx.numbers.compare import UNIT_ROUNDOFF
 from fp4dit_onnx.runtime.pipeline import Pipeline
 from fp4dit_onnx.serve import serving, static_site
 from fp4dit_onnx.system.progress import SilentReporter
 from fp4dit_onnx.targets import convert, target_by_name
+from fp4dit_onnx.targets.matmul_nbits import linear, rounding_bound
+from fp4dit_onnx.targets.nbits import nbits
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
@@ -145,18 +149,44 @@ def test_page_with_quantized_activations(drawable: Callable[[str], Path], page: 
 def test_webgpu_where_the_browser_has_it(
     drawable: Callable[[str], Path], page: Any, tmp_path: Path
 ) -> None:
-    """SwiftShader's adapter; linears in 4 and in 8 bits, sums in another order than the CPU's."""
     folder = tmp_path / "nbits"
-    convert(drawable(FP6_ACTIVATIONS), folder, target_by_name("nbits"))
-    expected = python_pictures(folder, 1, 0)[0]
+    convert(drawable(FLOAT_ACTIVATIONS), folder, target_by_name("nbits"))
     with serve(folder) as server:
-        for query, words in (("", "WebGPU, adapter google"), ("?device=wasm", "WebAssembly, ")):
-            page.goto(server.url + query)
-            assert settled(page) == ""
-            assert words in page.inner_text("#threads")
-            assert not page.is_visible("#bodies")
-            assert nearly_equal(drawn(page, steps=1), expected)
-    assert any(url.endswith("asyncify.wasm") for url in page.urls)
+        page.goto(server.url)
+        assert settled(page) == ""
+        assert "WebGPU, adapter google" in page.inner_text("#threads")
+        assert not page.is_visible("#bodies")
+        page.goto(server.url + "?device=wasm")
+        assert settled(page) == ""
+        assert "WebAssembly, " in page.inner_text("#threads")
+        assert nearly_equal(drawn(page, steps=1), python_pictures(folder, 1, 0)[0])
+
+
+ON_WEBGPU = """async ([model, x, dims]) => {
+    const vendor = `${location.origin}/vendor/`;
+    const ort = await import(`${vendor}ort.webgpu.min.mjs`);
+    const binary = `${vendor}ort-wasm-simd-threaded.asyncify`;
+    ort.env.wasm.wasmPaths = { mjs: `${binary}.mjs`, wasm: `${binary}.wasm` };
+    ort.env.wasm.numThreads = 1;
+    const bytes = Uint8Array.from(atob(model), (letter) => letter.charCodeAt(0));
+    const session = await ort.InferenceSession.create(bytes, { executionProviders: ["webgpu"] });
+    const { y } = await session.run({ x: new ort.Tensor("float32", Float32Array.from(x), dims) });
+    return [...y.data];
+}"""
+
+
+def test_products_on_webgpu(drawable: Callable[[str], Path], page: Any) -> None:
+    """SwiftShader's adapter computes what the operator's reference does, in 4 and in 8 bits."""
+    with serve(drawable(FLOAT_ACTIVATIONS)) as server:
+        page.goto(server.url + "style.css")
+        for name in ("e1m2", "e2m1"):
+            model, weight, bias = linear_model(name, shape=(96, 48))
+            x = np.random.default_rng(1).standard_normal((3, 96)).astype(np.float32)
+            data = base64.b64encode(nbits(model).SerializeToString()).decode()
+            found = page.evaluate(ON_WEBGPU, [data, x.reshape(-1).tolist(), list(x.shape)])
+            exact = linear(x, weight) + bias
+            allowed = rounding_bound(x, weight) + UNIT_ROUNDOFF * np.abs(exact)
+            assert (np.abs(np.reshape(found, exact.shape) - exact) <= allowed).all()
 
 
 def test_without_shared_memory_one_thread(drawable: Callable[[str], Path], page: Any) -> None:
