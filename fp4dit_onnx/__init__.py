@@ -31,6 +31,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 if TYPE_CHECKING:
     from fp4dit_onnx.bundle.bundle import Bundle
     from fp4dit_onnx.drop_in import load_transformer
+    from fp4dit_onnx.exporting.in_memory import quantize
     from fp4dit_onnx.runtime.library import library_path
     from fp4dit_onnx.runtime.pipeline import Pipeline
     from fp4dit_onnx.runtime.session import session
@@ -51,6 +52,7 @@ __all__ = [
     "export",
     "library_path",
     "load_transformer",
+    "quantize",
     "session",
 ]
 
@@ -59,6 +61,7 @@ _HOMES = {
     "Pipeline": "fp4dit_onnx.runtime.pipeline",
     "library_path": "fp4dit_onnx.runtime.library",
     "load_transformer": "fp4dit_onnx.drop_in",
+    "quantize": "fp4dit_onnx.exporting.in_memory",
     "session": "fp4dit_onnx.runtime.session",
 }
 """Where each name that is imported on first use lives."""

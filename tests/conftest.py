@@ -255,7 +255,7 @@ fake (float[batch, 4, height, width] hidden_states, float[batch, text, 128] enco
 def bundle(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo pipeline as a bundle, with a transformer that is a small formula."""
     from fp4dit_onnx.exporting.component_writing import ComponentWriter
-    from fp4dit_onnx.exporting.components import copy_settings, write_vae_decoder
+    from fp4dit_onnx.exporting.components import copy_settings, write_vae
     from fp4dit_onnx.exporting.text_encoders import write_encoder
 
     folder = tmp_path_factory.mktemp("runtime") / "bundle"
@@ -263,7 +263,7 @@ def bundle(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = open_checkpoint(demo_folder)
     writer = ComponentWriter(folder, None, "fused", SilentReporter(), Resources())
     write_encoder(checkpoint.components["text_encoder"], None, "absmax", writer)
-    write_vae_decoder(checkpoint.components["vae"], writer)
+    write_vae(checkpoint.components["vae"], writer)
     copy_settings(checkpoint, folder)
     text = TRANSFORMER_FORMULA.format(ir=IR_VERSION, opset=OPSET)
     onnx.save(onnx.parser.parse_model(text), folder / "transformer" / "model.onnx")

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,10 @@ from fp4dit_onnx.bundle.skeleton import placeholder
 from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import CheckpointError, Fp4DitError, UsageError
 from fp4dit_onnx.exporting.component_writing import ComponentWriter
-from fp4dit_onnx.exporting.components import write_vae_decoder
+from fp4dit_onnx.exporting.components import write_vae
 from fp4dit_onnx.exporting.export import ExportRequest, plan
 from fp4dit_onnx.exporting.text_encoders import encoder_bytes, encoder_recipe, write_encoder
+from fp4dit_onnx.network.networks import VaeDecoder, VaeEncoder
 from fp4dit_onnx.numbers.compare import sqnr_db
 from fp4dit_onnx.ops import IR_VERSION, LINEAR, OPSET
 from fp4dit_onnx.runtime import session
@@ -199,34 +201,40 @@ def test_values_that_float16_cannot_store_are_refused(tmp_path: Path) -> None:
 SIZES = [(1, 16, 16), (2, 16, 16), (3, 5, 20), (1, 1, 1)]
 
 
-def check_decoder(agree: Agree, path: Path, vae: Any, size: tuple[int, int, int]) -> None:
-    """The decoder at `path` is that of `vae` with its large tensors rounded to float16."""
+def check_vae(agree: Agree, bundle: Path, vae: Any, size: tuple[int, int, int]) -> None:
+    """Both halves in `bundle` are those of `vae` with its large tensors rounded to float16."""
     batch, height, width = size
-    latents = np.random.default_rng(height).standard_normal((batch, 4, height, width))
-    latents = latents.astype(np.float32)
+    factor, channels = 2 ** (len(vae.config.block_out_channels) - 1), vae.config.latent_channels
+    generator = np.random.default_rng(height)
+    latents = generator.standard_normal((batch, channels, height, width)).astype(np.float32)
+    images = generator.uniform(-1, 1, (batch, 3, height * factor, width * factor))
+    images = images.astype(np.float32)
     before = {name: p.clone() for name, p in vae.named_parameters()}
     with torch.no_grad():
         for tensor in vae.parameters():
             if tensor.numel() >= 4096:
                 tensor.copy_(tensor.half().float())
-        expected = vae.decode(torch.from_numpy(latents), return_dict=False)[0].numpy()
+        decoded = vae.decode(torch.from_numpy(latents), return_dict=False)[0].numpy()
+        encoded = vae.encode(torch.from_numpy(images), return_dict=False)[0]
         for name, p in vae.named_parameters():
             p.copy_(before[name])
-    (found,) = session(path, library=False).run(None, {"latent_sample": latents})
-    agree(found, expected, NETWORK_ROUNDING)
+    for half, given, expected in (
+        ("vae_decoder", {"latent_sample": latents}, decoded),
+        ("vae_encoder", {"image": images}, encoded.parameters.numpy()),
+    ):
+        (found,) = session(bundle / half / "model.onnx", library=False).run(None, given)
+        agree(found, expected, NETWORK_ROUNDING)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_vae_decoder_is_torchs(
+def test_vae_is_torchs(
     agree: Agree, bundle: Path, torch_pipeline: Any, size: tuple[int, int, int]
 ) -> None:
-    check_decoder(agree, bundle / "vae_decoder" / "model.onnx", torch_pipeline.vae, size)
+    check_vae(agree, bundle, torch_pipeline.vae, size)
 
 
 @pytest.mark.parametrize("older", [False, True])
-def test_vae_decoder_with_attention(
-    agree: Agree, demo_copy: Path, tmp_path: Path, older: bool
-) -> None:
+def test_vae_with_attention(agree: Agree, demo_copy: Path, tmp_path: Path, older: bool) -> None:
     """The published autoencoders have an attention block, under older names; the demo's has none."""
     torch.manual_seed(0)
     vae = diffusers.AutoencoderKL(
@@ -245,10 +253,39 @@ def test_vae_decoder_with_attention(
         for new, old in names.items():
             tensors = {n.replace(f".{new}.", f".{old}."): t for n, t in tensors.items()}
         assert "decoder.mid_block.attentions.0.query.weight" in tensors
+        assert "encoder.mid_block.attentions.0.query.weight" in tensors
         save_file(tensors, path, metadata={"format": "pt"})
-    write_vae_decoder(open_checkpoint(demo_copy).components["vae"], writer(tmp_path / "out"))
+    write_vae(open_checkpoint(demo_copy).components["vae"], writer(tmp_path / "out"))
     for size in SIZES:
-        check_decoder(agree, tmp_path / "out" / "vae_decoder" / "model.onnx", vae, size)
+        check_vae(agree, tmp_path / "out", vae, size)
+
+
+def test_flux_2s_encoder_gives_normalized_means(agree: Agree) -> None:
+    """As its inpainting pipeline encodes: the mean, in squares that statistics normalize."""
+    from diffusers.pipelines.flux2.pipeline_flux2_klein_inpaint import Flux2KleinInpaintPipeline
+
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        latent_channels=4,
+    ).eval()
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2)
+    image = torch.rand(1, 3, 16, 24) * 2 - 1
+    pipeline = SimpleNamespace(
+        vae=vae, _patchify_latents=Flux2KleinInpaintPipeline._patchify_latents
+    )
+    with torch.no_grad():
+        wanted = Flux2KleinInpaintPipeline._encode_vae_image(pipeline, image, None)
+        (found,) = VaeEncoder(vae)(image)
+        (decoded,) = VaeDecoder(vae)(found)
+        mean = vae.encode(image).latent_dist.mode()
+        agree(decoded.numpy(), vae.decode(mean).sample.numpy(), NETWORK_ROUNDING)
+    squares = torch.nn.functional.pixel_unshuffle(found, 2)
+    agree(squares.numpy(), wanted.numpy(), NETWORK_ROUNDING)
 
 
 def test_vae_decoder_is_stored_in_half_the_bytes(

@@ -26,15 +26,19 @@ from diffusers_pair import (
     Case,
     Pair,
     bundle_of,
+    diffusers,
     leave_out,
     load,
     sessions_of,
+    torch,
 )
+from PIL import Image
 
 from fp4dit_onnx.calibration.sampling import sample_latents
 from fp4dit_onnx.errors import BundleError, UsageError
 from fp4dit_onnx.families.hunyuan import HUNYUAN_DIT
-from fp4dit_onnx.runtime import Pipeline, Sampling
+from fp4dit_onnx.runtime import Pipeline, Sampling, initial_latents
+from fp4dit_onnx.system.silence import quiet
 
 Agree = Callable[[Array, Array, float], None]
 # Both sides run the same modules in torch; the schedulers differ by the rounding of float32, 1e-6 a
@@ -116,6 +120,74 @@ def test_latents_and_pictures_are_those_of_diffusers(
     for ours, theirs in zip(pair.ours.decode(expected[-1]), pictures, strict=True):
         difference = np.asarray(ours, np.int16) - np.asarray(theirs, np.int16)
         assert np.abs(difference).max() <= GREY_LEVELS
+
+
+def two_pictures(sampling: Sampling) -> tuple[Image.Image, Image.Image]:
+    """An RGB picture and a mask that has its left third white, edges off the latents' grid."""
+    rows, columns = np.mgrid[: sampling.height, : sampling.width]
+    waves = [np.sin(rows / (5 + c)) * np.cos(columns / (9 - c)) for c in range(3)]
+    picture = Image.fromarray((127.5 * (1 + np.stack(waves, axis=-1))).astype(np.uint8))
+    mask = Image.fromarray(np.where(columns < sampling.width // 3 + 3, 255, 0).astype(np.uint8))
+    return picture, mask
+
+
+@pytest.mark.parametrize(
+    ("number", "theirs", "strength"),
+    [
+        (8, "StableDiffusion3Img2ImgPipeline", 0.3),
+        (8, "StableDiffusion3InpaintPipeline", 0.9),
+        (11, "FluxImg2ImgPipeline", 0.6),
+        (11, "FluxInpaintPipeline", 0.6),
+        (14, "ZImageImg2ImgPipeline", 0.9),
+    ],
+)
+def test_images_to_begin_with_are_those_of_diffusers(
+    number: int,
+    theirs: str,
+    strength: float,
+    pair_of: Callable[[Case], Pair],
+    agree: Agree,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same posterior noise, noise and steps: latents agree, with a mask and without."""
+    pair, case = pair_of(CASES[number]), CASES[number]
+    pair.ours.vae_encoder = sessions_of(pair.theirs, case.inputs)["vae_encoder"]
+    sampling, inpaints = pair.ours.settings(), "Inpaint" in theirs
+    picture, mask = two_pictures(sampling)
+    start = pair.ours.begin(picture, SEEDS, sampling, strength, mask if inpaints else None)
+    found = pair.ours.sample(
+        case.prompts, SEEDS, sampling, negative_prompt=case.negative_prompt, start=start
+    )
+    shape = pair.ours.latent_shape(sampling)
+    streams = [np.random.SeedSequence(seed, spawn_key=(0,)) for seed in SEEDS]
+    drawn = [np.random.default_rng(s).standard_normal(shape, np.float32) for s in streams]
+    fresh = [initial_latents(seed, shape) for seed in SEEDS]
+    pipe = getattr(diffusers, theirs)(**pair.theirs.components)
+    for module, noise in (
+        ("diffusers.models.autoencoders.vae", drawn),
+        (type(pipe).__module__, fresh),
+    ):
+        given = torch.from_numpy(np.stack(noise))
+        monkeypatch.setattr(f"{module}.randn_tensor", lambda *_, given=given, **__: given)
+    pipe.set_progress_bar_config(disable=True)
+    options = {"mask_image": mask} if inpaints else {}
+    if not theirs.startswith("Flux"):
+        options["negative_prompt"] = [case.negative_prompt] * len(SEEDS)
+    with quiet():
+        result = pipe(
+            prompt=list(case.prompts),
+            image=[picture] * len(SEEDS),
+            strength=strength,
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance,
+            height=sampling.height,
+            width=sampling.width,
+            max_sequence_length=sampling.max_sequence_length,
+            output_type="latent",
+            **options,
+        )
+    expected = pair.ours._family.latents.unpack(result.images.numpy(), (len(SEEDS), *shape))
+    agree(found, expected, BOUND)
 
 
 def test_the_float_sampler_adds_the_noise_of_the_runtime(

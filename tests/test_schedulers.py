@@ -6,7 +6,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scheduler_configs import BETAS, PREDICTIONS, SPACINGS, Config, ddim, ddpm, dpm, flow, lcm
+from scheduler_configs import (
+    BETAS,
+    PREDICTIONS,
+    SPACINGS,
+    Config,
+    ancestral,
+    ddim,
+    ddpm,
+    dpm,
+    euler,
+    flow,
+    lcm,
+    unipc,
+)
 from trajectories import (
     TOLERANCE,
     check,
@@ -139,6 +152,28 @@ OFFICIAL = {
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_schedulers_of_the_families(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check(OFFICIAL[name], 20, monkeypatch)
+
+
+@pytest.mark.parametrize("first", [1, 12, 19])
+@pytest.mark.parametrize(
+    "config",
+    [
+        dpm(solver_order=3, lower_order_final=True),
+        unipc(solver_order=3),
+        unipc(disable_corrector=[12]),
+        euler(),
+        ancestral(),
+        ddim(),
+        ddpm(),
+        lcm(),
+        flow(shift=3.0),
+    ],
+)
+def test_runs_that_begin_with_an_image(
+    config: Config, first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data noised to a timestep of the run, and the steps from there."""
+    check(config, 20, monkeypatch, first)
 
 
 def check_flow(

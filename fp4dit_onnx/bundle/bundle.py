@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fp4dit_onnx.bundle.card import CARD, card_text
 from fp4dit_onnx.bundle.manifest import File, Manifest, manifest_text, read_manifest
 from fp4dit_onnx.bundle.names import (
     CONFIG,
@@ -32,7 +33,7 @@ from fp4dit_onnx.errors import BundleError
 from fp4dit_onnx.files import BUNDLE
 from fp4dit_onnx.system.links import followed
 from fp4dit_onnx.system.locking import locked
-from fp4dit_onnx.system.outputs import written_whole
+from fp4dit_onnx.system.outputs import check_file, written_whole
 
 __all__ = [
     "EVIDENCE",
@@ -114,6 +115,18 @@ class Bundle:
     def model_index(self) -> Path:
         """The list of components."""
         return self.folder / MODEL_INDEX
+
+    def card(self, *, overwrite: bool = False) -> Path:
+        """Write the model card, README.md with metadata for a model hub; returns its path.
+
+        Raises:
+            UsageError: there is one already and `overwrite` is False, or it cannot be written.
+        """
+        path = self.folder / CARD
+        check_file(path, overwrite=overwrite)
+        with written_whole(path, overwrite=overwrite) as partial:
+            partial.write_text(card_text(self.manifest), encoding="utf-8")
+        return path
 
     def check_files(self, *, deep: bool) -> None:
         """Compare the files with the manifest: sizes, and with `deep` the sha256 and the report too.

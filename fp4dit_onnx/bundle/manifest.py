@@ -225,6 +225,8 @@ class Source:
         transformer: class of diffusers.
         family: of the transformer.
         lora: names of the files that were added to its weights, with their scales.
+        repository: of a model hub, OWNER/NAME, where the folder is in its cache.
+        licence: what its model card says of it, see `card.licence_of`.
     """
 
     name: str
@@ -232,6 +234,8 @@ class Source:
     transformer: str
     family: str
     lora: tuple[str, ...] = ()
+    repository: str | None = None
+    licence: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

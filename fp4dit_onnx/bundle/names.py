@@ -15,6 +15,7 @@ __all__ = [
     "TOKENIZER",
     "TRANSFORMER",
     "VAE_DECODER",
+    "VAE_ENCODER",
     "WEIGHT",
     "codes_of",
     "model_of",
@@ -30,7 +31,7 @@ MODEL_INDEX = "model_index.json"
 CONFIG = "config.json"
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 TOKENIZER = "tokenizer.json"
-TRANSFORMER, VAE_DECODER = "transformer", "vae_decoder"
+TRANSFORMER, VAE_DECODER, VAE_ENCODER = "transformer", "vae_decoder", "vae_encoder"
 """Folders of a bundle; those of text encoders are named by the pipeline."""
 MODEL = "model.onnx"
 """In the folder of each of a bundle's models; its tensors lie beside it."""

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.commands.output import print_json, print_line, reporter
@@ -14,6 +14,7 @@ from fp4dit_onnx.commands.parameters import BundleFolder, Device, Json
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.options import INPUT, MACHINE, OUTPUT, SAMPLING, Option
 from fp4dit_onnx.prompts import read_prompts
+from fp4dit_onnx.runtime.beginning import STRENGTH, checked_strength, read_image, steps_taken
 from fp4dit_onnx.runtime.sampling import LARGEST_COUNT
 from fp4dit_onnx.system.devices import CPU
 from fp4dit_onnx.system.outputs import check_file, check_place, written_whole
@@ -97,6 +98,30 @@ def run(
     width: Annotated[
         int | None, Option("Width; by default the bundle's.", SAMPLING, unit="PIXELS")
     ] = None,
+    image: Annotated[
+        Path | None,
+        Option(
+            "Image to begin with in place of noise alone: RGB, of the size that is generated.",
+            INPUT,
+            unit="FILE",
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        Option(
+            f"How much of --image is changed, above 0 and at most 1; by default {STRENGTH}.",
+            SAMPLING,
+            unit="SHARE",
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        Option(
+            "White where --image is made anew, black where it stays: greyscale, of its size.",
+            INPUT,
+            unit="FILE",
+        ),
+    ] = None,
     device: Device = CPU,
     threads: Annotated[
         int | None,
@@ -124,6 +149,7 @@ def run(
     texts = [*given, *(read_prompts(prompts) if prompts else ())]
     if not texts:
         raise UsageError("no prompt: expected --prompt TEXT or --prompts FILE")
+    original = _original(image, strength, mask)
     chosen = chosen_seeds(seed, seeds, count)
     images = [(text, one) for text in texts for one in chosen]
     paths = picture_paths(output, images, overwrite=overwrite)
@@ -139,7 +165,8 @@ def run(
     loaded = time.monotonic()
     settings = pipeline.settings(steps=steps, guidance=guidance, height=height, width=width)
     check_place(paths[0], len(images) * settings.height * settings.width * CHANNELS)
-    total = settings.steps * -(-len(images) // BATCH_SIZE)
+    steps_each = steps_taken(settings.steps, original.get("strength", 1))
+    total = steps_each * -(-len(images) // BATCH_SIZE)
     with reporter().stage(f"generating {len(images)} images", total, "denoising steps") as advance:
         pictures = pipeline.generate(
             [text for text, _ in images],
@@ -149,6 +176,7 @@ def run(
             guidance=guidance,
             height=height,
             width=width,
+            **original,
             batch_size=BATCH_SIZE,
             progress=lambda done, of: advance(1),
         )
@@ -171,6 +199,20 @@ def run(
         f"loaded in {seconds['load']:.1f} s, generated in {seconds['draw']:.1f} s on {placed.name} by "
         f"{by}"
     )
+
+
+def _original(image: Path | None, strength: float | None, mask: Path | None) -> dict[str, Any]:
+    """The image to begin with, as `Pipeline.generate` takes it."""
+    if image is None:
+        for name, given in (("--strength", strength), ("--mask", mask)):
+            if given is not None:
+                raise UsageError(f"{name} without an image: expected --image FILE with it")
+        return {}
+    found = {
+        "image": read_image(image, "an image to begin with"),
+        "strength": checked_strength(STRENGTH if strength is None else strength),
+    }
+    return found if mask is None else {**found, "mask": read_image(mask, "a mask")}
 
 
 def chosen_seeds(seed: int | None, seeds: str | None, count: int | None) -> list[int]:

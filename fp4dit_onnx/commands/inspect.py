@@ -11,7 +11,7 @@ from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.commands.layer_table import by_kind, print_attention, print_layers
 from fp4dit_onnx.commands.output import print_json, print_line, print_table
 from fp4dit_onnx.commands.parameters import Json
-from fp4dit_onnx.exporting.options import INPUT, Option
+from fp4dit_onnx.exporting.options import INPUT, OUTPUT, Option
 from fp4dit_onnx.report.inspection import inspect_path
 from fp4dit_onnx.system.texts import size
 
@@ -25,9 +25,16 @@ def run(
             "A bundle, an .onnx file or a diffusers folder.", INPUT, unit="PATH", positional=True
         ),
     ],
+    card: Annotated[
+        bool, Option("Write a bundle's model card, README.md for a model hub, into it.", OUTPUT)
+    ] = False,
+    overwrite: Annotated[bool, Option("Replace a README.md that is there.", OUTPUT)] = False,
     json: Json = False,
 ) -> None:
     """Show what a bundle, an ONNX file or a diffusers folder holds."""
+    if card:
+        print_line(str(Bundle.open(path).card(overwrite=overwrite)))
+        return
     facts = inspect_path(path)
     if json:
         print_json(facts)

@@ -91,7 +91,7 @@ class ImageData:
         ):
             for file in self.files:
                 pixels = torch.from_numpy(_pixels(file, sampling.width, sampling.height)[None])
-                latents = host(encoder(pixels.to(execution.device)))
+                latents = host(encoder.latents(pixels.to(execution.device)))
                 found.append(family.latents.from_encoder(latents, vae.config).numpy())
                 advance(1)
         return np.concatenate(found)

@@ -1,4 +1,4 @@
-"""The parts of a bundle beside transformer and text encoders: the VAE's decoder and the settings."""
+"""The parts of a bundle beside transformer and text encoders: the VAE's halves and the settings."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ import json
 import shutil
 from pathlib import Path
 
-from fp4dit_onnx.bundle.names import SCHEDULER_CONFIG
+from fp4dit_onnx.bundle.names import CONFIG, SCHEDULER_CONFIG, VAE_DECODER, VAE_ENCODER
 from fp4dit_onnx.bundle.writing import copy_files
 from fp4dit_onnx.checkpoint import checkpoint
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.component_writing import Component, ComponentWriter
-from fp4dit_onnx.families.autoencoders import DECODER, VAES, older_vae_name
+from fp4dit_onnx.families.autoencoders import DECODER, VAES, encoder, older_vae_name
 from fp4dit_onnx.families.request import tokenizer_of
 from fp4dit_onnx.families.table import find_family
 from fp4dit_onnx.files import CHECKPOINT, json_text, read_json
+from fp4dit_onnx.files.settings import vae_settings
+from fp4dit_onnx.runtime.sizes import pixels_a_latent
 from fp4dit_onnx.runtime.step_table import write_step_table
 from fp4dit_onnx.tokenizer_files import copy_tokenizer
 
-__all__ = ["absent_parts", "check_parts", "check_vae", "copy_settings", "write_vae_decoder"]
+__all__ = ["absent_parts", "check_parts", "check_vae", "copy_settings", "write_vae"]
 
 INDEX = "model_index.json"
 
@@ -65,31 +67,29 @@ def check_vae(part: checkpoint.Component) -> None:
         )
 
 
-def write_vae_decoder(part: checkpoint.Component, writer: ComponentWriter) -> None:
-    """Write the decoder half of a VAE into ``vae_decoder/``, large tensors stored as float16.
+def write_vae(part: checkpoint.Component, writer: ComponentWriter) -> None:
+    """Write the halves of a VAE, large tensors stored as float16; they compute in float32.
 
-    The graph takes latent_sample, float32 [B, C, H, W], already divided by the scaling factor, and
-    gives sample, float32 [B, 3, f H, f W], about -1 .. 1; B, H and W are dynamic. It computes in
-    float32.
+    ``vae_decoder/`` takes latent_sample, float32 [B, C, H, W], already divided by the scaling factor,
+    and gives sample, float32 [B, 3, f H, f W], about -1 .. 1. ``vae_encoder/`` takes image, as the
+    decoder gives it, and gives latent_parameters, float32: means and logarithms of variances [B, 2 C,
+    H, W] or, of a VAE without variances, latents [B, C, H, W]. B, H and W are dynamic.
 
     Raises:
         CheckpointError: configuration and weights do not fit.
     """
-    from fp4dit_onnx.network.networks import fake_vae_decoder
+    from fp4dit_onnx.network.networks import fake_vae_decoder, fake_vae_encoder
 
-    config = read_json(
-        part.folder / "config.json", f"the settings of {part.class_name}", CHECKPOINT
+    config = vae_settings(part.folder / CONFIG, CHECKPOINT)
+    halves = (
+        (VAE_DECODER, fake_vae_decoder, DECODER),
+        (VAE_ENCODER, fake_vae_encoder, encoder(pixels_a_latent(config))),
     )
-    network = fake_vae_decoder(part.class_name, config)
-    component = Component(
-        name="vae_decoder",
-        network=network,
-        interface=DECODER,
-        tensors=network.stored_under(part.tensors, older_vae_name),
-        half=True,
-    )
-    writer.write(component)
-    shutil.copyfile(part.folder / "config.json", writer.bundle / "vae_decoder" / "config.json")
+    for name, fake, interface in halves:
+        network = fake(part.class_name, config)
+        tensors = network.stored_under(part.tensors, older_vae_name)
+        writer.write(Component(name, network, interface, tensors, half=True))
+        shutil.copyfile(part.folder / CONFIG, writer.bundle / name / CONFIG)
 
 
 def copy_settings(

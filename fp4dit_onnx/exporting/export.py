@@ -23,7 +23,7 @@ from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.exporting.calibrating import calibrated, case_errors, provenance_of
 from fp4dit_onnx.exporting.component_writing import Component, ComponentWriter
-from fp4dit_onnx.exporting.components import copy_settings, write_vae_decoder
+from fp4dit_onnx.exporting.components import copy_settings, write_vae
 from fp4dit_onnx.exporting.evidence import evidence_of_export
 from fp4dit_onnx.exporting.manifest_of import manifest_of
 from fp4dit_onnx.exporting.plan import ExportRequest, Plan, format_row, plan, work_folder
@@ -187,7 +187,7 @@ class _Export:
         return report_of_export(self._folder, evidence, self._report)
 
     def _write_others(self, writer: ComponentWriter) -> dict[str, Encoder]:
-        """The text encoders, of which the manifest tells, and the VAE's decoder."""
+        """The text encoders, of which the manifest tells, and the VAE."""
         planned = self._planned
         parts = planned.checkpoint.components
         hidden = {text.encoder: text.hidden for text in planned.family.texts}
@@ -198,7 +198,7 @@ class _Export:
             for name, recipe in planned.encoders.items()
         }
         if "vae" in parts:
-            write_vae_decoder(parts["vae"], writer)
+            write_vae(parts["vae"], writer)
         return encoders
 
     def _streamed(self, tensors: Mapping[str, TensorInfo]) -> _Weights:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fp4dit_onnx.bundle.card import licence_of
 from fp4dit_onnx.bundle.manifest import Kept, Layer, Manifest, PassNote, Source
 from fp4dit_onnx.exporting.layers import totals
 from fp4dit_onnx.exporting.plan import Plan
@@ -41,11 +43,21 @@ def manifest_of(planned: Plan, rows: Sequence[Layer], reports: Sequence[PassRepo
             checkpoint.transformer_class,
             planned.family.name,
             tuple(Path(text).name for text in checkpoint.lora),
+            _repository(checkpoint.folder),
+            licence_of(checkpoint.folder),
         ),
         case_sqnr_db=(),
         calibrated=planned.calibrated,
         files={},
     )
+
+
+def _repository(folder: Path) -> str | None:
+    """OWNER/NAME of a folder in Hugging Face's cache, models--OWNER--NAME/snapshots/COMMIT."""
+    found = re.search(
+        r"/models--([^/]+?)--([^/]+)/snapshots/[^/]+/?$", folder.resolve().as_posix()
+    )
+    return f"{found[1]}/{found[2]}" if found else None
 
 
 def _note(report: PassReport) -> PassNote:

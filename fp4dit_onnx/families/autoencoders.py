@@ -2,7 +2,7 @@
 
 from fp4dit_onnx.families.interface import InputSpec, Interface
 
-__all__ = ["DECODER", "VAES", "older_vae_name"]
+__all__ = ["DECODER", "VAES", "encoder", "older_vae_name"]
 
 VAES = ("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderDC")
 """Classes of diffusers whose ``decode`` takes latents alone."""
@@ -10,6 +10,16 @@ DECODER = Interface(
     (InputSpec("latent_sample", "float32", ("batch", "latent_channels", "height", "width")),)
 )
 """Of the half that makes images."""
+
+
+def encoder(factor: int) -> Interface:
+    """Of the half that takes images; `factor`: pixels a latent."""
+    axes = ("batch", 3, "height", "width")
+    return Interface(
+        (InputSpec("image", "float32", axes, multiple=factor),), ("latent_parameters",)
+    )
+
+
 OLDER_NAMES = {
     ".to_q.": ".query.",
     ".to_k.": ".key.",

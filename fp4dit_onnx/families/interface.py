@@ -41,6 +41,7 @@ class InputSpec:
         source: where it comes from; None for the latents, the timestep, and what is not known.
         when: whether a network of a config has it.
         padded: of a mask, whether what it hides always lies at the end, as the network assumes.
+        multiple: what its height and width are multiples of: pixels a latent, of images.
     """
 
     name: str
@@ -50,6 +51,7 @@ class InputSpec:
     source: Source | None = None
     when: Callable[[Config], bool] = _always
     padded: bool = False
+    multiple: int = 1
 
     def shape(self, config: Config, dynamic: Mapping[str, int]) -> tuple[int, ...]:
         """The shape for given sizes of the dynamic axes."""
@@ -57,6 +59,10 @@ class InputSpec:
             d if isinstance(d, int) else dynamic[d] if d in dynamic else size_of(config, d)
             for d in self.dims
         )
+
+    def unit(self, dim: str | int) -> int:
+        """What the size of an axis of that name is a multiple of."""
+        return self.multiple if dim in ("height", "width") else 1
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from fp4dit_onnx.files.reading import (
     json_text,
     parse_json,
     parse_object,
+    read_bytes,
     read_json,
     read_text,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "parse_json",
     "parse_object",
     "plain",
+    "read_bytes",
     "read_json",
     "read_text",
     "shown",

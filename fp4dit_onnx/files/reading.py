@@ -29,6 +29,7 @@ __all__ = [
     "json_text",
     "parse_json",
     "parse_object",
+    "read_bytes",
     "read_json",
     "read_text",
 ]
@@ -82,10 +83,11 @@ def read_text(path: Path, what: str, origin: Origin, limit: int = SMALL) -> str:
     Raises:
         UsageError: of `origin`'s class: no such file, not a plain one, too large, or not UTF-8.
     """
-    return _decoded(_read(path, what, origin, limit), str(path), what, origin)
+    return _decoded(read_bytes(path, what, origin, limit), str(path), what, origin)
 
 
-def _read(path: Path, what: str, origin: Origin, limit: int) -> bytes:
+def read_bytes(path: Path, what: str, origin: Origin, limit: int = SMALL) -> bytes:
+    """The content of a file; see `read_text`."""
     try:
         if not path.is_file():
             found = "is not a file" if path.exists() else "not found"
@@ -132,7 +134,7 @@ def read_json(
     Raises:
         UsageError: of `origin`'s class: see `read_text` and `parse_object`.
     """
-    data = _read(path, what, origin, limit)
+    data = read_bytes(path, what, origin, limit)
     return parse_object(data, str(path), what, origin, infinite=infinite)
 
 

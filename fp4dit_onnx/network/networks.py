@@ -30,6 +30,7 @@ __all__ = [
     "fake_text_encoder",
     "fake_transformer",
     "fake_vae_decoder",
+    "fake_vae_encoder",
     "faked",
     "refusals",
     "stored_names",
@@ -206,11 +207,44 @@ class VaeDecoder(torch.nn.Module):
         """Images [B, 3, f H, f W], of latents [B, C, H, W]."""
         x, conv = latent_sample, self.post_quant_conv
         if self.bn is not None:
-            side = self.config.patch_size[0]
             deviation, mean = _of_squares(self.bn)
-            squares = torch.nn.functional.pixel_unshuffle(x, side)
-            x = torch.nn.functional.pixel_shuffle(squares * deviation + mean, side)
+            x = _in_squares(x, self.config, lambda squares: squares * deviation + mean)
         return (self.decoder(x if conv is None else conv(x)),)
+
+
+class VaeEncoder(torch.nn.Module):
+    """The half of an autoencoder that takes images, as its ``encode`` without tiles.
+
+    Of FLUX.2's the mean is taken, as its pipelines do, and its squares are normalized.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.encoder = vae.encoder
+        self.quant_conv = getattr(vae, "quant_conv", None)
+        self.bn = getattr(vae, "bn", None)
+        self.config = vae.config
+        self._varies = self.bn is None and hasattr(
+            vae, "quant_conv"
+        )  # AutoencoderDC has no variances
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor]:
+        """Means and logarithms of variances [B, 2 C, H, W], or latents [B, C, H, W].
+
+        They are as `VaeDecoder` takes them; images are [B, 3, f H, f W], -1 .. 1.
+        """
+        x, conv = self.encoder(image), self.quant_conv
+        x = x if conv is None else conv(x)
+        if self.bn is not None:
+            deviation, mean = _of_squares(self.bn)
+            latents = x.chunk(2, dim=1)[0]
+            x = _in_squares(latents, self.config, lambda squares: (squares - mean) / deviation)
+        return (x,)
+
+    def latents(self, image: torch.Tensor) -> torch.Tensor:
+        """Latents [B, C, H, W]: of a distribution, the mean."""
+        found = self(image)[0]
+        return found.chunk(2, dim=1)[0] if self._varies else found
 
 
 def _of_squares(bn: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -219,23 +253,13 @@ def _of_squares(bn: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.sqrt(variance + bn.eps), mean
 
 
-class VaeEncoder:
-    """The half of an autoencoder that makes latents, of whose distribution the mean is taken."""
-
-    def __init__(self, vae: Any) -> None:
-        self._vae = vae
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Latents [B, C, H, W], as `VaeDecoder` takes them, of images [B, 3, f H, f W], -1 .. 1."""
-        given = self._vae.encode(images)
-        found: torch.Tensor = given.latent if "latent" in given else given.latent_dist.mode()
-        bn = getattr(self._vae, "bn", None)
-        if bn is not None:
-            side = self._vae.config.patch_size[0]
-            deviation, mean = _of_squares(bn)
-            squares = torch.nn.functional.pixel_unshuffle(found, side)
-            found = torch.nn.functional.pixel_shuffle((squares - mean) / deviation, side)
-        return found
+def _in_squares(
+    latents: torch.Tensor, config: Any, change: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Latents of which the squares that FLUX.2's transformer takes as tokens are changed."""
+    side = config.patch_size[0]
+    squares = torch.nn.functional.pixel_unshuffle(latents, side)
+    return torch.nn.functional.pixel_shuffle(change(squares), side)
 
 
 def fake_text_encoder(class_name: str, config: Mapping[str, Any]) -> FakeNetwork:
@@ -247,6 +271,12 @@ def fake_vae_decoder(class_name: str, config: Mapping[str, Any]) -> FakeNetwork:
     """The decoder half of an autoencoder of diffusers, of `config`; raises as `faked`."""
     make = diffusers_maker(class_name, config)
     return faked(class_name, lambda: VaeDecoder(make()))
+
+
+def fake_vae_encoder(class_name: str, config: Mapping[str, Any]) -> FakeNetwork:
+    """The encoder half likewise."""
+    make = diffusers_maker(class_name, config)
+    return faked(class_name, lambda: VaeEncoder(make()))
 
 
 def fake_transformer(class_name: str, config: Mapping[str, Any]) -> FakeNetwork:
@@ -285,6 +315,12 @@ def refusals(class_name: str) -> Iterator[None]:
 def example_inputs(interface: Interface, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Inputs of `EXAMPLE_SIZES` and of the sizes that `config` says, by name."""
     return {
-        spec.name: torch.ones(spec.shape(config, EXAMPLE_SIZES), dtype=getattr(torch, spec.dtype))
+        spec.name: torch.ones(
+            [
+                size * spec.unit(d)
+                for size, d in zip(spec.shape(config, EXAMPLE_SIZES), spec.dims, strict=True)
+            ],
+            dtype=getattr(torch, spec.dtype),
+        )
         for spec in interface.inputs
     }

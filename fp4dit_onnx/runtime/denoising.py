@@ -13,6 +13,7 @@ import numpy.typing as npt
 from fp4dit_onnx.errors import BundleError, UsageError
 from fp4dit_onnx.families import Family
 from fp4dit_onnx.families.request import Request
+from fp4dit_onnx.runtime.beginning import Start
 from fp4dit_onnx.runtime.providers import Placement, runtime_package
 from fp4dit_onnx.runtime.schedulers import Run
 from fp4dit_onnx.runtime.session import Session, explaining, session_options, started
@@ -54,6 +55,7 @@ class Denoising:
         fixed: what every call of the transformer is given besides latents and timestep.
         start: begins a run of the scheduler; called more than once.
         noise: of the step of an index, float32 [B, C, H, W]; None where the scheduler takes none.
+        begun: what it begins with in place of noise alone, whose steps alone are in a run of `start`.
     """
 
     transformer: Session
@@ -62,27 +64,31 @@ class Denoising:
     fixed: Mapping[str, Array]
     start: Callable[[], Run]
     noise: Callable[[int], FloatArray] | None
+    begun: Start | None = None
 
-    def steps(self, latents: FloatArray, placed: Placement) -> Iterator[Made]:
-        """One after the other, from noise.
+    def steps(self, noise: FloatArray, placed: Placement) -> Iterator[Made]:
+        """One after the other, from noise, or from an image with noise.
 
-        Latents stay in the device's memory if it has one and the scheduler's steps are linear; else
-        they are copied there and back at every step.
+        Latents stay in the device's memory if it has one, the scheduler's steps are linear and there
+        is no mask; else they are copied there and back at every step.
 
         Args:
-            latents: standard normal, [B, C, H, W].
+            noise: standard normal, [B, C, H, W].
             placed: of the transformer.
         """
         run = self.start()
-        latents = latents * np.float32(run.initial_scale)
-        table = None
-        if placed.memory is not None and hasattr(self.transformer, "io_binding"):
+        if self.begun is None:
+            latents = noise * np.float32(run.initial_scale)
+        else:
+            latents = run.noised(self.begun.latents, noise)
+        table, masked = None, self.begun is not None and self.begun.mask is not None
+        if placed.memory is not None and not masked and hasattr(self.transformer, "io_binding"):
             try:
                 table = step_table(self.start)
             except UsageError:  # steps that are not linear
                 table = None
         if table is None:
-            return self._here(latents, run)
+            return self._here(latents, run, noise)
         return self._there(latents, table, placed)
 
     def _feed(self, rows: Any, timestep: float) -> dict[str, Any]:
@@ -92,7 +98,7 @@ class Denoising:
         given = {"hidden_states": rows, "timestep": told, **self.fixed}
         return declared(self.transformer, given, "transformer")
 
-    def _here(self, latents: FloatArray, run: Run) -> Iterator[Made]:
+    def _here(self, latents: FloatArray, run: Run, first: FloatArray) -> Iterator[Made]:
         family, request = self.family, self.request
         for index, timestep in enumerate(run.timesteps.tolist()):
             given = run.model_input(index, latents)
@@ -103,6 +109,8 @@ class Denoising:
             output = -output if family.reversed else output
             noise = None if self.noise is None else self.noise(index)
             latents = run.step(output, latents, noise)
+            if self.begun is not None:
+                latents = self.begun.kept(latents, run, index, first)
             yield Made(index, timestep, *map(_constant, (given, output, latents)))
 
     def _there(self, latents: FloatArray, table: StepTable, placed: Placement) -> Iterator[Made]:

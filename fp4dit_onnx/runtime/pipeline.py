@@ -6,25 +6,36 @@ The sampling is that of diffusers' pipelines; what differs between them is in `f
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from fp4dit_onnx.bundle.manifest import read_manifest
-from fp4dit_onnx.bundle.names import MANIFEST
+from fp4dit_onnx.bundle.names import MANIFEST, VAE_ENCODER, model_of
 from fp4dit_onnx.errors import BundleError, UsageError, VerificationError
-from fp4dit_onnx.families import Family, family_of_pipeline
 from fp4dit_onnx.families.request import Encoded, Request, Text, tokenizer_of
 from fp4dit_onnx.files import BUNDLE, read_json
 from fp4dit_onnx.files.settings import transformer_settings, vae_settings
+from fp4dit_onnx.runtime.beginning import (
+    STRENGTH,
+    Start,
+    checked_strength,
+    drawn,
+    mask_of,
+    pixels_of,
+    steps_taken,
+)
+from fp4dit_onnx.runtime.calling import DiffusersNames
 from fp4dit_onnx.runtime.denoising import Denoising, declared
+from fp4dit_onnx.runtime.parts import family_in
 from fp4dit_onnx.runtime.providers import Placement, placed_on
+from fp4dit_onnx.runtime.reopening import check_process
 from fp4dit_onnx.runtime.runs import start_run
 from fp4dit_onnx.runtime.sampling import (
     Sampling,
@@ -37,6 +48,7 @@ from fp4dit_onnx.runtime.sampling import (
 from fp4dit_onnx.runtime.schedulers import Run, scheduler_from_config
 from fp4dit_onnx.runtime.session import Session, session
 from fp4dit_onnx.runtime.sizes import (
+    check_fixed,
     check_memory,
     check_sides,
     latents_a_token,
@@ -57,7 +69,7 @@ _POOLED = ("text_embeds", "pooler_output")
 """Outputs of text encoders with one vector per text."""
 
 
-class Pipeline:
+class Pipeline(DiffusersNames):
     """A bundle, ready to generate.
 
     The parts are public and may be replaced: `scheduler`, the sessions `transformer` and
@@ -96,11 +108,13 @@ class Pipeline:
         library: bool | None = None,
         threads: int | None = None,
     ) -> None:
-        folder = Path(bundle_folder)
+        folder = self._folder = Path(bundle_folder)
+        self._arguments = {"device": device, "library": library, "threads": threads}
+        self._process = os.getpid()
         self._model_index = read_json(
             folder / "model_index.json", "the list of components", BUNDLE
         )
-        self._family = _family(folder, self._model_index)
+        self._family = family_in(folder, self._model_index)
         self.defaults = read_manifest(folder / MANIFEST).sampling
         path = folder / "scheduler" / "scheduler_config.json"
         settings = read_json(path, "the scheduler's settings", BUNDLE, infinite=True)
@@ -111,13 +125,29 @@ class Pipeline:
         )
         self._vae_config = vae_settings(folder / "vae_decoder" / "config.json", BUNDLE)
         self.placed = placed_on(device)
-        opened = partial(session, device=self.placed, threads=threads)
+        self._opened = opened = partial(session, device=self.placed, threads=threads)
         for name in self._family.encoders_of(self._model_index):
             tokenizer = tokenizer_of(name)
             setattr(self, tokenizer, Tokenizer(folder / tokenizer))
             setattr(self, name, opened(folder / name / "model.onnx", library=library))
         self.transformer: Session = opened(self._transformer_path, library=library)
         self.vae_decoder: Session = opened(folder / "vae_decoder" / "model.onnx", library=False)
+        self._parts = {k: v for k, v in vars(self).items() if not k.startswith("_")}
+
+    @cached_property
+    def vae_encoder(self) -> Session:
+        """The VAE's encoder, loaded when an image is first encoded.
+
+        Raises:
+            UsageError: the bundle has none.
+        """
+        path = self._folder / model_of(VAE_ENCODER)
+        if not path.is_file():
+            raise UsageError(
+                f"{self._folder} holds no {VAE_ENCODER}, which images to begin with need: export it "
+                "again with this version, which writes one"
+            )
+        return self._opened(path, library=False)
 
     def settings(
         self,
@@ -154,7 +184,9 @@ class Pipeline:
         """
         config, factor = self._transformer_config, self._scale_factor
         check_sides(sampling.height, sampling.width, self._family, config, factor)
-        self._check_fixed_size(sampling)
+        shapes = {item.name: item.shape for item in self.transformer.get_inputs()}
+        latents = self.latent_shape(sampling)[1:]
+        check_fixed(shapes.get("hidden_states", ()), latents, vars(sampling), factor)
         check_memory(sampling.height, sampling.width, self._vae_config)
         self._start(sampling)
         self._family.check(self._request(prompts, negative_prompt, sampling))
@@ -165,19 +197,6 @@ class Pipeline:
         side = latents_a_token(self._family, self._transformer_config)
         tokens = height * width // side**2
         return start_run(self._family, self.scheduler, sampling.steps, tokens)
-
-    def _check_fixed_size(self, sampling: Sampling) -> None:
-        """Refuse a size that differs from the one that the transformer was exported with, if any."""
-        declared = {item.name: item.shape for item in self.transformer.get_inputs()}
-        wanted = self.latent_shape(sampling)[1:]
-        shape = list(declared.get("hidden_states", ()))
-        axes = shape[2:] if len(shape) == 4 else []  # of [B, C, H, W]; packed ones have no such
-        for name, axis, latents in zip(("height", "width"), axes, wanted, strict=False):
-            if isinstance(axis, int) and axis != latents:
-                raise UsageError(
-                    f"{name} = {getattr(sampling, name)}: expected {axis * self._scale_factor}, "
-                    "the only one that this bundle was exported for"
-                )
 
     def example_prompts(self) -> Sequence[str]:
         """Example prompts for this model: texts, or classes."""
@@ -200,6 +219,9 @@ class Pipeline:
         guidance: float | None = None,
         height: int | None = None,
         width: int | None = None,
+        image: Image.Image | None = None,
+        strength: float = STRENGTH,
+        mask: Image.Image | None = None,
         batch_size: int = 8,
         progress: Callable[[int, int], None] | None = None,
         on_step: OnLatents | None = None,
@@ -217,6 +239,10 @@ class Pipeline:
             guidance: weight of classifier-free guidance; at most 1 means none.
             height: in pixels.
             width: in pixels.
+            image: to begin with in place of noise alone; RGB, of that height and width.
+            strength: how much of it is changed, above 0 and at most 1: the share of the steps that
+                are taken, from as much noise as there is at the first of them.
+            mask: white where the image is made anew, black where it stays; one channel, of its size.
             batch_size: images at a time.
             progress: called with the steps done and the steps in all.
             on_step: called after each step of a batch with its index and the latents it made.
@@ -231,8 +257,11 @@ class Pipeline:
         sampling = self.settings(steps=steps, guidance=guidance, height=height, width=width)
         prompts, chosen_seeds = images_of(prompts, seeds, count)
         self.check(sampling, prompts, negative_prompt)
+        if image is None and mask is not None:
+            raise UsageError("mask without an image: expected the image that it is of; give image")
+        steps = sampling.steps if image is None else steps_taken(sampling.steps, strength)
         starts = range(0, len(prompts), batch_size)
-        total, counter = len(starts) * sampling.steps, itertools.count(1)
+        total, counter = len(starts) * steps, itertools.count(1)
 
         def advance() -> None:
             if progress is not None:
@@ -246,11 +275,36 @@ class Pipeline:
                 chosen_seeds[batch],
                 sampling,
                 negative_prompt=negative_prompt,
+                start=image and self.begin(image, chosen_seeds[batch], sampling, strength, mask),
                 after_step=on_step,
                 progress=advance,
             )
             pictures.extend(self.decode(latents))
         return pictures
+
+    def begin(
+        self,
+        image: Image.Image,
+        seeds: Sequence[int],
+        sampling: Sampling,
+        strength: float = STRENGTH,
+        mask: Image.Image | None = None,
+    ) -> Start:
+        """What denoising begins with, of an image; see `generate`.
+
+        Raises:
+            UsageError: an image, mask or strength that does not fit, or a bundle without an encoder.
+        """
+        channels, *shape = self.latent_shape(sampling)
+        pixels = pixels_of(image, sampling)
+        kept = None if mask is None else mask_of(mask, sampling, (shape[0], shape[1]))
+        checked_strength(strength)
+        feed = declared(self.vae_encoder, {"image": pixels}, VAE_ENCODER)
+        found = self.vae_encoder.run(None, feed)[0]
+        latents = self._family.latents.from_encoder(
+            drawn(found, seeds, channels), self._vae_config
+        )
+        return Start(latents, strength, kept)
 
     def sample(
         self,
@@ -259,6 +313,7 @@ class Pipeline:
         sampling: Sampling,
         *,
         negative_prompt: str = "",
+        start: Start | None = None,
         on_step: OnStep | None = None,
         after_step: OnLatents | None = None,
         progress: Callable[[], None] = lambda: None,
@@ -270,6 +325,7 @@ class Pipeline:
             seeds: one per prompt.
             sampling: from `settings`.
             negative_prompt: what the images should not show.
+            start: from `begin`, with the same seeds; None for noise alone.
             on_step: called after every call of the transformer.
             after_step: called after every step with its index and the latents it made.
             progress: called after every step; latents on a device stay there.
@@ -278,6 +334,7 @@ class Pipeline:
             UsageError: see `check` and `values.checked_seed`.
             VerificationError: the model gave numbers that are not finite.
         """
+        check_process(self._process)
         self.check(sampling)
         shape = self.latent_shape(sampling)
         latents = np.stack([initial_latents(seed, shape) for seed in seeds])  # [B, C, H, W]
@@ -287,8 +344,9 @@ class Pipeline:
             self._family,
             request,
             self._family.feed(request, self._encode),
-            partial(self._start, sampling),
+            lambda: self._start(sampling) if start is None else start.rest(self._start(sampling)),
             partial(step_noise, seeds, shape=shape) if self.scheduler.stochastic else None,
+            start,
         )
         for made in denoising.steps(latents, self.placed):
             if on_step is not None:
@@ -352,18 +410,3 @@ class Pipeline:
         pooled = [found[name] for name in _POOLED if name in found]
         encoded = Encoded(found[text.output], mask, pooled[0] if pooled else None)
         return encoded.ends(length) if before else encoded
-
-
-def _family(folder: Path, model_index: Mapping[str, Any]) -> Family:
-    """The family that `folder` is of; refuses one that lacks a part besides the transformer."""
-    name = str(model_index.get("_class_name"))
-    family = family_of_pipeline(name, folder / "model_index.json")
-    parts = (*family.encoders_of(model_index), "vae_decoder")
-    missing = [name for name in parts if not (folder / name).is_dir()]
-    if missing:
-        raise UsageError(
-            f"{folder} holds no {' and no '.join(missing)}, which generating images needs: run its "
-            "transformer inside the diffusers pipeline with fp4dit_onnx.load_transformer, or export "
-            "the whole pipeline"
-        )
-    return family

@@ -11,7 +11,14 @@ from fp4dit_onnx.families.table import largest_side
 from fp4dit_onnx.files import shown
 from fp4dit_onnx.system.resources import available_memory
 
-__all__ = ["check_latents", "check_memory", "check_sides", "latents_a_token", "pixels_a_latent"]
+__all__ = [
+    "check_fixed",
+    "check_latents",
+    "check_memory",
+    "check_sides",
+    "latents_a_token",
+    "pixels_a_latent",
+]
 
 Config = Mapping[str, Any]
 
@@ -67,6 +74,29 @@ def check_sides(height: int, width: int, family: Family, config: Config, factor:
             raise UsageError(
                 f"{name} = {size}: expected at most {most * factor}, the limit of the model's "
                 "position table"
+            )
+
+
+def check_fixed(
+    declared: Sequence[Any], latents: Sequence[int], sides: Mapping[str, int], factor: int
+) -> None:
+    """Refuse a size that differs from the one that a transformer was exported with, if any.
+
+    Args:
+        declared: shape of its hidden_states; [B, C, H, W], as packed ones have no such axes.
+        latents: H and W that are asked for.
+        sides: height and width in pixels.
+        factor: pixels a latent.
+
+    Raises:
+        UsageError: a side that is fixed is another one.
+    """
+    axes = declared[2:] if len(declared) == 4 else []
+    for name, axis, wanted in zip(("height", "width"), axes, latents, strict=False):
+        if isinstance(axis, int) and axis != wanted:
+            raise UsageError(
+                f"{name} = {sides[name]}: expected {axis * factor}, the only one that this bundle was "
+                "exported for"
             )
 
 

@@ -112,7 +112,9 @@ def trace(
     with fake:
         examples = tuple(example_inputs(interface, config).values())
     dims = {name: torch.export.Dim(name, min=1, max=_LARGEST) for name in DYNAMIC}
-    shapes = tuple({i: dims[str(d)] for i, d in enumerate(s.dims) if d in dims} for s in specs)
+    shapes = tuple(
+        {i: s.unit(d) * dims[str(d)] for i, d in enumerate(s.dims) if d in dims} for s in specs
+    )
     names, outputs = [s.name for s in specs], list(interface.outputs)
     with quiet(), torch.no_grad(), dynamic(network):
         stubs = _stubs(network, interface.blocks)

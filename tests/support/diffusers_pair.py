@@ -159,7 +159,7 @@ def rotary_of(transformer: Any, latents: Any) -> Any:
 
 def sessions_of(pipe: Any, inputs: Sequence[str]) -> dict[str, TorchSession]:
     """The sessions of a bundle, by folder."""
-    from fp4dit_onnx.network.networks import VaeDecoder
+    from fp4dit_onnx.network.networks import VaeDecoder, VaeEncoder
 
     def transformer(**feed: Any) -> Any:
         return prediction(pipe.transformer, arguments_of(pipe, feed))
@@ -189,6 +189,7 @@ def sessions_of(pipe: Any, inputs: Sequence[str]) -> dict[str, TorchSession]:
         "vae_decoder": TorchSession(
             lambda latent_sample: VaeDecoder(pipe.vae)(latent_sample), ("latent_sample",)
         ),
+        "vae_encoder": TorchSession(lambda image: VaeEncoder(pipe.vae)(image), ("image",)),
         "text_encoder": encoder("text_encoder"),
         "text_encoder_2": encoder("text_encoder_2"),
         "text_encoder_3": encoder("text_encoder_3"),

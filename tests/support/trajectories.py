@@ -70,11 +70,15 @@ def noise_at(index: int) -> FloatArray:
 
 
 def our_trajectory(
-    config: Config, steps: int, plan: FlowPlan | None = None
+    config: Config, steps: int, plan: FlowPlan | None = None, first: int = 0
 ) -> tuple[list[float], list[FloatArray]]:
+    """From noise, or with `first` from data noised to that timestep of the run."""
     scheduler = scheduler_from_config(config)
     run, model = scheduler.start(steps, plan), random_model(1)
     sample = start(2) * np.float32(run.initial_scale)
+    if first:
+        run = run.since(first)
+        sample = run.noised(start(3), start(2))
     states = [sample]
     for index, timestep in enumerate(run.timesteps):
         noise = noise_at(index) if scheduler.stochastic else None
@@ -91,7 +95,7 @@ def scheduler_scale(scheduler: Any) -> float:
 
 
 def diffusers_trajectory(
-    config: Config, steps: int, monkeypatch: pytest.MonkeyPatch, **plan: Any
+    config: Config, steps: int, monkeypatch: pytest.MonkeyPatch, first: int = 0, **plan: Any
 ) -> tuple[list[float], list[FloatArray]]:
     values = {k: v for k, v in config.items() if not k.startswith("_")}
     scheduler = getattr(diffusers, config["_class_name"])(**values)
@@ -99,11 +103,21 @@ def diffusers_trajectory(
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
         scheduler.set_timesteps(steps, **plan)
     if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)
+        scheduler.set_begin_index(first)
     model, sample = random_model(1), torch.from_numpy(start(2)) * scheduler_scale(scheduler)
+    times = scheduler.timesteps[first:]
+    if first:
+        add = getattr(scheduler, "scale_noise", None) or scheduler.add_noise
+        given = [torch.from_numpy(start(seed)) for seed in (3, 2)]
+        order = (
+            (given[0], times[:1], given[1])
+            if hasattr(scheduler, "scale_noise")
+            else (*given, times[:1])
+        )
+        sample = add(*order)
     states = [sample.numpy()]
     module = sys.modules[type(scheduler).__module__]
-    for index, timestep in enumerate(scheduler.timesteps):
+    for index, timestep in enumerate(times):
         noise = torch.from_numpy(noise_at(index))
         if hasattr(module, "randn_tensor"):
             monkeypatch.setattr(module, "randn_tensor", lambda *_, noise=noise, **__: noise)
@@ -113,12 +127,12 @@ def diffusers_trajectory(
         output = torch.from_numpy(model(given.numpy(), int(timestep)))
         sample = scheduler.step(output, timestep, sample, return_dict=False)[0]
         states.append(sample.numpy())
-    return [float(t) for t in scheduler.timesteps], states
+    return [float(t) for t in times], states
 
 
-def check(config: Config, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    times, states = our_trajectory(config, steps)
-    expected_times, expected = diffusers_trajectory(config, steps, monkeypatch)
+def check(config: Config, steps: int, monkeypatch: pytest.MonkeyPatch, first: int = 0) -> None:
+    times, states = our_trajectory(config, steps, first=first)
+    expected_times, expected = diffusers_trajectory(config, steps, monkeypatch, first)
     assert times == expected_times
     error = worst_relative_error(states, expected)
     assert error <= TOLERANCE, f"{config}, {steps} steps: {error:.2e}"

@@ -78,7 +78,8 @@ class Ancestral:
         last = np.float32(1) if self.options.get("set_alpha_to_one", True) else cumulative[0]
         following = np.where(ahead >= 0, cumulative[np.maximum(ahead, 0)], last)
         check_signal(cumulative[times], self.options)
-        return Run(times, _Steps(self, times, cumulative[times], following).step)
+        now = cumulative[times]
+        return Run(times, _Steps(self, times, now, following), (np.sqrt(now), np.sqrt(1 - now)))
 
 
 @dataclass
@@ -102,7 +103,7 @@ class _Steps:
     def step(
         self, model_output: FloatArray, sample: FloatArray, noise: FloatArray | None = None
     ) -> FloatArray:
-        """The next sample; see `Step`."""
+        """The next sample; see `Solver`."""
         options, i = self.scheduler.options, self.index
         self.index += 1
         now, then = self.cumulative[i], np.float32(self.following[i])

@@ -89,7 +89,8 @@ class DpmSolverMultistep:
         times, sigmas = self._flowing(steps) if flows else self._spaced(table, steps)
         last = table[0] if self.options["final_sigmas_type"] == "sigma_min" else 0
         all_sigmas = np.concatenate([sigmas, [last]]).astype(np.float32)
-        return Run(times.astype(np.int64), _Solver(self.options, all_sigmas).step)
+        solver = _Solver(self.options, all_sigmas)
+        return Run(times.astype(np.int64), solver, solver.levels)
 
     def _flowing(self, steps: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """The same where sigmas are shares of noise."""
@@ -142,19 +143,20 @@ class _Solver:
         self._alphas, self._noise_levels, self._log_snr = (flow_levels if flows else levels)(
             sigmas
         )
+        self.levels = self._alphas[:-1], self._noise_levels[:-1]
         self._data: list[FloatArray] = []
-        self._index = 0
+        self.index = 0
 
     def step(
         self, model_output: FloatArray, sample: FloatArray, noise: FloatArray | None = None
     ) -> FloatArray:
-        """The next sample; see `Step`."""
-        i, order = self._index, self._order()
+        """The next sample; see `Solver`."""
+        i, order = self.index, self._order()
         alpha, sigma = self._alphas[i], self._noise_levels[i]
         kind = self._options["prediction_type"]
         data, _ = data_and_noise(kind, model_output, sample, alpha, sigma)
         self._data = [data, *self._data[: self._options["solver_order"] - 1]]
-        self._index += 1
+        self.index += 1
         h = self._log_snr[i + 1] - self._log_snr[i]
         decay = np.exp(-h) - 1
         first = (self._noise_levels[i + 1] / sigma) * sample - self._alphas[i + 1] * decay * data
@@ -164,8 +166,8 @@ class _Solver:
 
     def _order(self) -> int:
         """The order of the step to come: what history there is, and lower towards the end."""
-        order = min(self._options["solver_order"], self._index + 1)
-        left = self._steps - self._index
+        order = min(self._options["solver_order"], len(self._data) + 1)
+        left = self._steps - self.index
         short = self._options["lower_order_final"] and self._steps < SHORT
         ends = self._options["euler_at_final"] or self._options["final_sigmas_type"] == "zero"
         if left == 1 and (short or ends):

@@ -50,7 +50,8 @@ class Euler:
         leading = self.options["timestep_spacing"] == "leading"
         return Run(
             times.astype(np.float32),
-            _Steps(self, rounded).step,
+            _Steps(self, rounded),
+            (np.ones(steps, np.float32), rounded[:steps]),
             initial_scale=float(total.max() if leading else rounded.max()),
             input_divisors=total[:steps],
         )
@@ -91,7 +92,7 @@ class _Steps:
     def step(
         self, model_output: FloatArray, sample: FloatArray, noise: FloatArray | None = None
     ) -> FloatArray:
-        """The next sample; see `Step`."""
+        """The next sample; see `Solver`."""
         sigma, then = self.sigmas[self.index], self.sigmas[self.index + 1]
         self.index += 1
         slope = (sample - self._data(model_output, sample, sigma)) / sigma

@@ -85,7 +85,8 @@ class FlowMatchEuler:
                 sigmas = between(float(sigmas[0]), float(sigmas[-1]), steps)
         rounded = sigmas.astype(np.float32)
         times = rounded * np.float32(self.options["num_train_timesteps"])
-        return Run(times, _Steps(np.append(rounded, np.float32(0)), self.stochastic).step)
+        steps_to_take = _Steps(np.append(rounded, np.float32(0)), self.stochastic)
+        return Run(times, steps_to_take, (1 - rounded, rounded))
 
     def _even(self, steps: int, from_one: bool) -> npt.NDArray[np.floating]:
         """Sigmas before the shift of the run, [steps]."""
@@ -160,7 +161,7 @@ class _Steps:
     def step(
         self, model_output: FloatArray, sample: FloatArray, noise: FloatArray | None = None
     ) -> FloatArray:
-        """The next sample; see `Step`."""
+        """The next sample; see `Solver`."""
         now, then = self.sigmas[self.index], self.sigmas[self.index + 1]
         self.index += 1
         if not self.stochastic:

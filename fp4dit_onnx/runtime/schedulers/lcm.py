@@ -69,7 +69,8 @@ class Lcm:
         times = distilled[chosen]
         cumulative = cumulative_alphas(self.options)[times]
         check_signal(cumulative, self.options)
-        return Run(times, _Steps(self.options, times, cumulative).step)
+        state = _Steps(self.options, times, cumulative)
+        return Run(times, state, (np.sqrt(cumulative), np.sqrt(1 - cumulative)))
 
 
 @dataclass
@@ -91,7 +92,7 @@ class _Steps:
     def step(
         self, model_output: FloatArray, sample: FloatArray, noise: FloatArray | None = None
     ) -> FloatArray:
-        """The next sample; see `Step`."""
+        """The next sample; see `Solver`."""
         i, now = self.index, self.cumulative[self.index]
         self.index += 1
         data, _ = data_and_noise(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -13,16 +13,23 @@ from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.runtime.schedulers.options import Option, Options
 from fp4dit_onnx.values import whole
 
-__all__ = ["FlowPlan", "Record", "Run", "Scheduler", "Step", "check_steps", "needed"]
+__all__ = ["FlowPlan", "Record", "Run", "Scheduler", "Solver", "check_steps", "needed"]
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+Step = Callable[..., FloatArray]
 
 
-class Step(Protocol):
-    """Goes from one timestep to the next."""
+class Solver(Protocol):
+    """The state of a run.
 
-    def __call__(
+    Attributes:
+        index: of the step to come.
+    """
+
+    index: int
+
+    def step(
         self, model_output: FloatArray, sample: FloatArray, noise: FloatArray | None = None
     ) -> FloatArray:
         """The next sample.
@@ -41,16 +48,39 @@ class Run:
     Attributes:
         timesteps: the timesteps at which the model is called, [steps]: int64, or float32 where
             they may lie between the training timesteps.
-        step: the next sample.
+        solver: makes the next sample.
+        levels: what data and noise are multiplied by in a sample at each timestep, float32 [steps]
+            both.
         initial_scale: standard deviation of the noise that is the first sample.
         input_divisors: what a sample is divided by before the model is given it, float32 [steps];
             None for 1.
     """
 
     timesteps: IntArray | FloatArray
-    step: Step
+    solver: Solver
+    levels: tuple[FloatArray, FloatArray]
     initial_scale: float = 1.0
     input_divisors: FloatArray | None = None
+
+    @property
+    def step(self) -> Step:
+        """The next sample; see `Solver.step`."""
+        return self.solver.step
+
+    def noised(self, data: FloatArray, noise: FloatArray, index: int = 0) -> FloatArray:
+        """The sample at timestep `index` of `data`, all three float32 [B, C, H, W]."""
+        kept, added = (level[index] for level in self.levels)
+        return np.asarray(kept * data + added * noise, np.float32)
+
+    def since(self, index: int) -> Run:
+        """What is left of a fresh run from timestep `index` on; multistep solvers begin anew there."""
+        self.solver.index = index
+        return replace(
+            self,
+            timesteps=self.timesteps[index:],
+            levels=(self.levels[0][index:], self.levels[1][index:]),
+            input_divisors=None if self.input_divisors is None else self.input_divisors[index:],
+        )
 
     def model_input(self, index: int, sample: FloatArray) -> FloatArray:
         """What the model is given of the sample at timestep `index`."""

@@ -82,7 +82,8 @@ class UniPcMultistep:
         times, sigmas, least = self._spaced(table, steps)
         last = least if self.options["final_sigmas_type"] == "sigma_min" else 0
         all_sigmas = np.append(sigmas, last).astype(np.float32)
-        return Run(times.astype(np.int64), _Solver(self.options, all_sigmas).step)
+        solver = _Solver(self.options, all_sigmas)
+        return Run(times.astype(np.int64), solver, solver.levels)
 
     def _check_end(self, steps: int) -> None:
         """Refuse what divides by the noise of the end where that is none."""
@@ -126,14 +127,15 @@ class _Solver:
     def __init__(self, options: Options, sigmas: FloatArray) -> None:
         self._options, self._steps = options, len(sigmas) - 1
         self._alphas, self._noise_levels, self._log_snr = levels(sigmas)
+        self.levels = self._alphas[:-1], self._noise_levels[:-1]
         self._found: list[FloatArray] = []
-        self._index = self._order = 0
+        self.index = self._order = 0
 
     def step(
         self, model_output: FloatArray, sample: FloatArray, noise: FloatArray | None = None
     ) -> FloatArray:
-        """The next sample; see `Step`."""
-        i, options = self._index, self._options
+        """The next sample; see `Solver`."""
+        i, options = self.index, self._options
         pair = data_and_noise(
             options["prediction_type"],
             model_output,
@@ -142,17 +144,17 @@ class _Solver:
             self._noise_levels[i],
         )
         found = pair[0] if options["predict_x0"] else pair[1]
-        if i > 0 and i - 1 not in options["disable_corrector"]:
+        if self._found and i - 1 not in options["disable_corrector"]:
             sample = self._corrected(found, sample)
         self._found = [found, *self._found[: options["solver_order"] - 1]]
         left = self._steps - i if options["lower_order_final"] else options["solver_order"]
-        self._order = min(options["solver_order"], left, i + 1)
-        self._index += 1
+        self._order = min(options["solver_order"], left, len(self._found))
+        self.index += 1
         return self._predicted(sample)
 
     def _predicted(self, sample: FloatArray) -> FloatArray:
-        """The first-order step from `sample` at the timestep before `_index`, and its correction."""
-        i = self._index
+        """The first-order step from `sample` at the timestep before `index`, and its correction."""
+        i = self.index
         scale, own = self._scales(i)
         step = _Step(self._h(i), self._options["solver_type"])
         result = scale * sample - own * step.phi * self._found[0]
@@ -166,7 +168,7 @@ class _Solver:
         The corrector takes the same first-order step as the predictor before it: what differs are
         the weights of the slopes, and the slope to what was found here.
         """
-        i, ratios = self._index, self._ratios(self._index)
+        i, ratios = self.index, self._ratios(self.index)
         _, own = self._scales(i)
         step = _Step(self._h(i), self._options["solver_type"])
         weights = step.corrector(ratios)

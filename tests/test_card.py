@@ -1,0 +1,83 @@
+"""Model cards: metadata of a hub, and the licence that the source itself states."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from command_line import Run
+
+from fp4dit_onnx.bundle.bundle import Bundle
+from fp4dit_onnx.bundle.card import card_text, licence_of
+from fp4dit_onnx.bundle.manifest import Manifest, read_manifest
+from fp4dit_onnx.errors import UsageError
+
+
+def metadata(text: str) -> dict[str, object]:
+    """The entries between the fences, each a line of JSON."""
+    first, block, _ = text.split("---\n", 2)
+    assert first == ""
+    pairs = (line.split(": ", 1) for line in block.splitlines())
+    return {key: json.loads(value) for key, value in pairs}
+
+
+@pytest.fixture(scope="module")
+def manifest(demo_bundle: Path) -> Manifest:
+    """That of the demo."""
+    return read_manifest(demo_bundle / "quantization.json")
+
+
+def test_a_card_says_what_the_manifest_says(manifest: Manifest) -> None:
+    source = replace(
+        manifest.source,
+        repository="owner/name",
+        licence={"license": "other", "license_name": 'a "b": c'},
+    )
+    text = card_text(replace(manifest, source=source, model_sqnr_db=21.25))
+    assert metadata(text) == {
+        "license": "other",
+        "license_name": 'a "b": c',
+        "library_name": "fp4dit-onnx",
+        "tags": ["onnx", "onnxruntime", "fp4", "w4a6"],
+        "base_model": "owner/name",
+        "base_model_relation": "quantized",
+    }
+    assert "| error | 21.2 dB SQNR of its output |" in text
+    assert f"{manifest.totals.transformer_bytes:,} bytes" in text
+    assert f"| method | {manifest.recipe.method}, w4a6 |" in text
+    bare = card_text(manifest)
+    assert "| licence | not stated where the base model was read |" in bare
+    assert "license" not in metadata(bare)
+
+
+@pytest.mark.parametrize(
+    ("card", "found"),
+    [
+        ("---\nlicense: openrail++\ntags:\n- x\n---\n# Name\nlicense: mit\n", "openrail++"),
+        ("---\r\nlicense: 'apache-2.0'\r\n---\r\n", "apache-2.0"),
+        ("# Name\nlicense: mit\n", None),
+        ("---\nlicense: mit\n", None),
+        ("---\nlicense: [mit, other]\n---\n", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_licences_of_sources(tmp_path: Path, card: str | None, found: str | None) -> None:
+    if card is not None:
+        (tmp_path / "README.md").write_text(card, newline="")
+    assert licence_of(tmp_path) == ({} if found is None else {"license": found})
+
+
+def test_the_command_writes_a_card_once(run: Run, demo_bundle: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(demo_bundle, tmp_path / "bundle")
+    outcome = run("inspect", bundle, "--card")
+    assert (outcome.code, outcome.out.strip()) == (0, str(bundle / "README.md"))
+    assert metadata((bundle / "README.md").read_text())["library_name"] == "fp4dit-onnx"
+    run("inspect", bundle, "--card").refuses("README.md")
+    assert run("inspect", bundle, "--card", "--overwrite").code == 0
+    Bundle.open(bundle).check_files(deep=True)
+    with pytest.raises(UsageError):
+        Bundle.open(bundle).card()
