@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import pickle
 from pathlib import Path
@@ -112,13 +113,17 @@ def test_a_forked_pipeline_says_why(pipeline: Pipeline) -> None:
 
 
 def test_a_pipeline_in_memory_is_quantized_as_its_folder(
-    torch_pipeline: Any, demo_folder: Path, tmp_path: Path
+    torch_pipeline: Any, demo_bundle: Path, tmp_path: Path
 ) -> None:
     options = {"method": "fp-rtn", "components": "transformer", "measure": False, "report": False}
     found = fp4dit_onnx.quantize(torch_pipeline, tmp_path / "memory", **options)
-    half = fp4dit_onnx.export(demo_folder, tmp_path / "folder", **options)
-    ours, theirs = found.manifest, half.manifest
     name = "transformer/model.onnx.data"
-    assert ours.files[name].sha256 == theirs.files[name].sha256
+    expected = Bundle.open(demo_bundle).manifest.files[name]
+    assert found.manifest.files[name].sha256 == expected.sha256
     with pytest.raises(UsageError, match="expected a pipeline of diffusers"):
-        fp4dit_onnx.quantize(demo_folder, tmp_path / "no")
+        fp4dit_onnx.quantize(demo_bundle, tmp_path / "no")
+    pipe = copy.copy(torch_pipeline)
+    pipe.transformer = fp4dit_onnx.load_transformer(demo_bundle)
+    with pytest.raises(UsageError, match="transformer has no weights"):
+        fp4dit_onnx.quantize(pipe, tmp_path / "no")
+    assert not (tmp_path / "no").exists()

@@ -71,6 +71,22 @@ def test_licences_of_sources(tmp_path: Path, card: str | None, found: str | None
     assert licence_of(tmp_path) == ({} if found is None else {"license": found})
 
 
+def test_inspect_reads_bundles_elsewhere(run: Run, demo_bundle: Path) -> None:
+    """Of large files the sizes alone: there they are compared with the manifest, as here."""
+    fsspec = pytest.importorskip("fsspec")
+    place = fsspec.filesystem("memory")
+    place.put(str(demo_bundle), "/shelf/demo", recursive=True)
+    found = json.loads(run("inspect", "memory://shelf/demo", "--json").out)
+    expected = json.loads(run("inspect", demo_bundle, "--json").out)
+    found["transformer"]["path"] = expected["transformer"]["path"]
+    assert found == expected | {"path": "memory://shelf/demo"}
+    assert "w4a6" in run("inspect", "memory://shelf/demo").out
+    place.pipe("/shelf/demo/transformer/model.onnx.data", b"cut off")
+    run("inspect", "memory://shelf/demo").refuses("model.onnx.data has 7 bytes")
+    run("inspect", "memory://shelf/none").refuses("memory://shelf/none cannot be read")
+    run("inspect", "nowhere://shelf/demo").refuses("nowhere://shelf/demo cannot be read")
+
+
 def test_the_command_writes_a_card_once(run: Run, demo_bundle: Path, tmp_path: Path) -> None:
     bundle = shutil.copytree(demo_bundle, tmp_path / "bundle")
     outcome = run("inspect", bundle, "--card")

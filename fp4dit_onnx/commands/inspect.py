@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fp4dit_onnx.bundle.bundle import Bundle
+from fp4dit_onnx.bundle.manifest import Manifest
+from fp4dit_onnx.bundle.remote import here, url_of
 from fp4dit_onnx.commands.layer_table import by_kind, print_attention, print_layers
 from fp4dit_onnx.commands.output import print_json, print_line, print_table
 from fp4dit_onnx.commands.parameters import Json
@@ -22,7 +24,10 @@ def run(
     path: Annotated[
         Path,
         Option(
-            "A bundle, an .onnx file or a diffusers folder.", INPUT, unit="PATH", positional=True
+            "A bundle, also at an address of fsspec; an .onnx file or a diffusers folder.",
+            INPUT,
+            unit="PATH",
+            positional=True,
         ),
     ],
     card: Annotated[
@@ -35,17 +40,25 @@ def run(
     if card:
         print_line(str(Bundle.open(path).card(overwrite=overwrite)))
         return
-    facts = inspect_path(path)
+    url = url_of(path)
+    if url is not None:
+        with here(url) as folder:
+            _show({**inspect_path(folder), "path": url}, folder, json=json)
+    else:
+        _show(inspect_path(path), path, json=json)
+
+
+def _show(facts: Mapping[str, Any], place: Path, *, json: bool) -> None:
     if json:
         print_json(facts)
         return
-    {"bundle": _show_bundle, "model": _show_model, "pipeline": _show_pipeline}[facts["kind"]](
-        facts
-    )
+    if facts["kind"] == "bundle":
+        _show_bundle(facts, Bundle.open(place).manifest)
+    else:
+        {"model": _show_model, "pipeline": _show_pipeline}[facts["kind"]](facts)
 
 
-def _show_bundle(facts: Mapping[str, Any]) -> None:
-    manifest = Bundle.open(Path(facts["path"])).manifest
+def _show_bundle(facts: Mapping[str, Any], manifest: Manifest) -> None:
     recipe, sampling = manifest.recipe, manifest.sampling
     print_line(f"bundle {facts['path']}: {recipe.bits}, method {recipe.method}")
     for name, found in manifest.converted.items():
