@@ -14,6 +14,7 @@ from PIL import Image
 
 import fp4dit_onnx
 from fp4dit_onnx.bundle.bundle import Bundle
+from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.runtime import Pipeline
 
@@ -112,18 +113,39 @@ def test_a_forked_pipeline_says_why(pipeline: Pipeline) -> None:
     child.join()
 
 
-def test_a_pipeline_in_memory_is_quantized_as_its_folder(
-    torch_pipeline: Any, demo_bundle: Path, tmp_path: Path
+def test_a_pipeline_in_memory_is_exported_as_its_folder(
+    torch_pipeline: Any,
+    demo_folder: Path,
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options = {"method": "fp-rtn", "components": "transformer", "measure": False, "report": False}
-    found = fp4dit_onnx.quantize(torch_pipeline, tmp_path / "memory", **options)
-    name = "transformer/model.onnx.data"
-    expected = Bundle.open(demo_bundle).manifest.files[name]
-    assert found.manifest.files[name].sha256 == expected.sha256
+    """What `export` is given has the pipeline's own values; it is gone afterwards."""
+    given: list[Path] = []
+
+    def exported(model: Path, output: Path, **options: Any) -> str:
+        given.append(model)
+        mine, own = (open_checkpoint(folder).components for folder in (model, demo_folder))
+        assert mine.keys() == own.keys()
+        for name in ("transformer", "vae", "text_encoder"):
+            found, expected = (_values(parts[name].folder) for parts in (mine, own))
+            assert found.keys() == expected.keys()
+            assert all((found[key] == value).all() for key, value in expected.items())
+        return f"{output} {options}"
+
+    monkeypatch.setattr("fp4dit_onnx.exporting.in_memory.export", exported)
+    made: Any = fp4dit_onnx.quantize(torch_pipeline, "out", bits="w4a8")
+    assert made == "out {'bits': 'w4a8'}"
+    assert not given[0].exists()
     with pytest.raises(UsageError, match="expected a pipeline of diffusers"):
-        fp4dit_onnx.quantize(demo_bundle, tmp_path / "no")
+        fp4dit_onnx.quantize(demo_folder, tmp_path / "no")
     pipe = copy.copy(torch_pipeline)
-    pipe.transformer = fp4dit_onnx.load_transformer(demo_bundle)
+    pipe.transformer = fp4dit_onnx.load_transformer(bundle, library=False)
     with pytest.raises(UsageError, match="transformer has no weights"):
         fp4dit_onnx.quantize(pipe, tmp_path / "no")
-    assert not (tmp_path / "no").exists()
+
+
+def _values(folder: Path) -> dict[str, Any]:
+    from safetensors.numpy import load_file
+
+    return {k: v for path in folder.glob("*.safetensors") for k, v in load_file(path).items()}

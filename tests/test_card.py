@@ -25,9 +25,9 @@ def metadata(text: str) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def manifest(demo_bundle: Path) -> Manifest:
-    """That of the demo."""
-    return read_manifest(demo_bundle / "quantization.json")
+def manifest(bundle: Path) -> Manifest:
+    """Of a bundle without quantized layers."""
+    return read_manifest(bundle / "quantization.json")
 
 
 def test_a_card_says_what_the_manifest_says(manifest: Manifest) -> None:
@@ -41,13 +41,13 @@ def test_a_card_says_what_the_manifest_says(manifest: Manifest) -> None:
         "license": "other",
         "license_name": 'a "b": c',
         "library_name": "fp4dit-onnx",
-        "tags": ["onnx", "onnxruntime", "fp4", "w4a6"],
+        "tags": ["onnx", "onnxruntime", "fp4", manifest.recipe.bits],
         "base_model": "owner/name",
         "base_model_relation": "quantized",
     }
     assert "| error | 21.2 dB SQNR of its output |" in text
     assert f"{manifest.totals.transformer_bytes:,} bytes" in text
-    assert f"| method | {manifest.recipe.method}, w4a6 |" in text
+    assert f"| method | {manifest.recipe.method}, {manifest.recipe.bits} |" in text
     bare = card_text(manifest)
     assert "| licence | not stated where the base model was read |" in bare
     assert "license" not in metadata(bare)
@@ -71,29 +71,29 @@ def test_licences_of_sources(tmp_path: Path, card: str | None, found: str | None
     assert licence_of(tmp_path) == ({} if found is None else {"license": found})
 
 
-def test_inspect_reads_bundles_elsewhere(run: Run, demo_bundle: Path) -> None:
+def test_inspect_reads_bundles_elsewhere(run: Run, bundle: Path) -> None:
     """Of large files the sizes alone: there they are compared with the manifest, as here."""
     fsspec = pytest.importorskip("fsspec")
     place = fsspec.filesystem("memory")
-    place.put(str(demo_bundle), "/shelf/demo", recursive=True)
+    place.put(str(bundle), "/shelf/demo", recursive=True)
     found = json.loads(run("inspect", "memory://shelf/demo", "--json").out)
-    expected = json.loads(run("inspect", demo_bundle, "--json").out)
+    expected = json.loads(run("inspect", bundle, "--json").out)
     found["transformer"]["path"] = expected["transformer"]["path"]
     assert found == expected | {"path": "memory://shelf/demo"}
-    assert "w4a6" in run("inspect", "memory://shelf/demo").out
+    assert "bundle memory://shelf/demo" in run("inspect", "memory://shelf/demo").out
     place.pipe("/shelf/demo/transformer/model.onnx.data", b"cut off")
     run("inspect", "memory://shelf/demo").refuses("model.onnx.data has 7 bytes")
     run("inspect", "memory://shelf/none").refuses("memory://shelf/none cannot be read")
     run("inspect", "nowhere://shelf/demo").refuses("nowhere://shelf/demo cannot be read")
 
 
-def test_the_command_writes_a_card_once(run: Run, demo_bundle: Path, tmp_path: Path) -> None:
-    bundle = shutil.copytree(demo_bundle, tmp_path / "bundle")
-    outcome = run("inspect", bundle, "--card")
-    assert (outcome.code, outcome.out.strip()) == (0, str(bundle / "README.md"))
-    assert metadata((bundle / "README.md").read_text())["library_name"] == "fp4dit-onnx"
-    run("inspect", bundle, "--card").refuses("README.md")
-    assert run("inspect", bundle, "--card", "--overwrite").code == 0
-    Bundle.open(bundle).check_files(deep=True)
+def test_the_command_writes_a_card_once(run: Run, bundle: Path, tmp_path: Path) -> None:
+    mine = shutil.copytree(bundle, tmp_path / "bundle")
+    outcome = run("inspect", mine, "--card")
+    assert (outcome.code, outcome.out.strip()) == (0, str(mine / "README.md"))
+    assert metadata((mine / "README.md").read_text())["library_name"] == "fp4dit-onnx"
+    run("inspect", mine, "--card").refuses("README.md")
+    assert run("inspect", mine, "--card", "--overwrite").code == 0
+    Bundle.open(mine).check_files(deep=True)
     with pytest.raises(UsageError):
-        Bundle.open(bundle).card()
+        Bundle.open(mine).card()

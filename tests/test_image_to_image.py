@@ -37,9 +37,9 @@ def picture() -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def pipeline(demo_bundle: Path) -> Pipeline:
-    """The demo at w4a6."""
-    return Pipeline(demo_bundle)
+def pipeline(bundle: Path) -> Pipeline:
+    """The demo, with a transformer that is a formula."""
+    return Pipeline(bundle, library=False)
 
 
 def by_hand(pipe: Any, transformer: Any, picture: Image.Image, strength: float) -> Image.Image:
@@ -82,14 +82,18 @@ def by_hand(pipe: Any, transformer: Any, picture: Image.Image, strength: float) 
 
 @pytest.mark.parametrize("strength", [0.3, 0.6, 0.9])
 def test_pixart_begins_with_an_image(
-    drawable: Callable[[str], Path], torch_pipeline: Any, picture: Image.Image, strength: float
+    pipeline: Pipeline,
+    bundle: Path,
+    torch_pipeline: Any,
+    picture: Image.Image,
+    strength: float,
 ) -> None:
-    """Activations in float: where they are quantized, the last bit of a sum flips roundings."""
-    bundle = drawable("w4a16")
-    (ours,) = Pipeline(bundle).generate(
+    """The same transformer on both sides."""
+    (ours,) = pipeline.generate(
         [PROMPT], seeds=SEED, steps=STEPS, guidance=GUIDANCE, image=picture, strength=strength
     )
-    theirs = by_hand(torch_pipeline, load_transformer(bundle), picture, strength)
+    transformer = load_transformer(bundle, library=False)
+    theirs = by_hand(torch_pipeline, transformer, picture, strength)
     assert psnr(np.asarray(ours), np.asarray(theirs)) > LEAST_PSNR
     assert psnr(np.asarray(ours), np.asarray(picture)) < LEAST_PSNR
 
@@ -143,9 +147,7 @@ def test_what_images_do_not_begin_with(
         pipeline.generate([PROMPT], **{"image": picture, **changes})
 
 
-def test_the_commands_images(
-    run: Run, demo_bundle: Path, picture: Image.Image, tmp_path: Path
-) -> None:
+def test_the_commands_images(run: Run, bundle: Path, picture: Image.Image, tmp_path: Path) -> None:
     """Bad ones in one line, before anything is written; and a good one."""
     files = {name: tmp_path / f"{name}.png" for name in ("rgb", "alpha", "small", "torn", "bomb")}
     picture.save(files["rgb"])
@@ -155,7 +157,17 @@ def test_the_commands_images(
     header = b"IHDR" + struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
     check = struct.pack(">I", zlib.crc32(header))
     files["bomb"].write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + check)
-    words = ["generate", demo_bundle, "--prompt", PROMPT, "-o", tmp_path / "out.png", "--steps", 2]
+    words = [
+        "generate",
+        bundle,
+        "--prompt",
+        PROMPT,
+        "-o",
+        tmp_path / "out.png",
+        "--steps",
+        2,
+        "--no-library",
+    ]
 
     def refused(*more: object) -> Callable[..., None]:
         return run(*words, *more).refuses
@@ -175,9 +187,9 @@ def test_the_commands_images(
 
 
 def test_bundles_from_before_encoders_were_written(
-    demo_bundle: Path, picture: Image.Image, tmp_path: Path
+    bundle: Path, picture: Image.Image, tmp_path: Path
 ) -> None:
-    older = shutil.copytree(demo_bundle, tmp_path / "older")
+    older = shutil.copytree(bundle, tmp_path / "older")
     shutil.rmtree(older / "vae_encoder")
     with pytest.raises(UsageError, match=r"older holds no vae_encoder.*export it again"):
-        Pipeline(older).generate([PROMPT], steps=2, image=picture)
+        Pipeline(older, library=False).generate([PROMPT], steps=2, image=picture)
