@@ -9,12 +9,13 @@ from typing import Annotated, Any
 
 from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.bundle.manifest import Manifest
+from fp4dit_onnx.bundle.names import TRANSFORMER, model_of
 from fp4dit_onnx.bundle.remote import here, url_of
 from fp4dit_onnx.commands.layer_table import by_kind, print_attention, print_layers
 from fp4dit_onnx.commands.output import print_json, print_line, print_table
 from fp4dit_onnx.commands.parameters import Json
 from fp4dit_onnx.exporting.options import INPUT, OUTPUT, Option
-from fp4dit_onnx.report.inspection import inspect_path
+from fp4dit_onnx.report.inspection import inspect_bundle, inspect_path
 from fp4dit_onnx.system.texts import size
 
 __all__ = ["run"]
@@ -43,7 +44,9 @@ def run(
     url = url_of(path)
     if url is not None:
         with here(url) as folder:
-            _show({**inspect_path(folder), "path": url}, folder, json=json)
+            facts = inspect_bundle(folder)
+            model = {**facts["transformer"], "path": f"{url}/{model_of(TRANSFORMER)}"}
+            _show({**facts, "path": url, "transformer": model}, folder, json=json)
     else:
         _show(inspect_path(path), path, json=json)
 
