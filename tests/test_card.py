@@ -81,7 +81,7 @@ def test_inspect_reads_bundles_elsewhere(run: Run, bundle: Path) -> None:
     expected["transformer"]["path"] = "memory://shelf/demo/transformer/model.onnx"
     assert found == expected | {"path": "memory://shelf/demo"}
     assert "bundle memory://shelf/demo" in run("inspect", "memory://shelf/demo").out
-    place.pipe("/shelf/demo/transformer/model.onnx.data", b"cut off")
+    place.pipe("/shelf/demo/vae_decoder/model.onnx.data", b"cut off")
     run("inspect", "memory://shelf/demo").refuses("model.onnx.data has 7 bytes")
     run("inspect", "memory://shelf/none").refuses("memory://shelf/none cannot be read")
     run("inspect", "nowhere://shelf/demo").refuses("nowhere://shelf/demo cannot be read")

@@ -51,9 +51,7 @@ def card_text(manifest: Manifest) -> str:
     metadata: dict[str, Any] = {
         **source.licence,
         "library_name": "fp4dit-onnx",
-        "pipeline_tag": "text-to-image"
-        if manifest.text_encoders
-        else "unconditional-image-generation",
+        **({"pipeline_tag": "text-to-image"} if manifest.text_encoders else {}),
         "tags": ["onnx", "onnxruntime", "fp4", recipe.bits],
     }
     if source.repository:
