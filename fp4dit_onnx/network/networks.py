@@ -243,7 +243,7 @@ class VaeEncoder(torch.nn.Module):
 
     def latents(self, image: torch.Tensor) -> torch.Tensor:
         """Latents [B, C, H, W]: of a distribution, the mean."""
-        found = self(image)[0]
+        found: torch.Tensor = self(image)[0]
         return found.chunk(2, dim=1)[0] if self._varies else found
 
 

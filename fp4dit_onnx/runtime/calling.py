@@ -86,7 +86,9 @@ class DiffusersNames:
     @classmethod
     def from_pretrained(cls, bundle_folder: Path | str, **options: Any) -> Self:
         """A pipeline of a bundle: the constructor by diffusers' name, whose arguments it takes."""
-        return cls(bundle_folder, **options)
+        made: Any = cls
+        opened: Self = made(bundle_folder, **options)
+        return opened
 
     @classmethod
     def from_pipe(cls, pipeline: Self) -> Self:

@@ -147,7 +147,8 @@ class Pipeline(DiffusersNames):
                 f"{self._folder} holds no {VAE_ENCODER}, which images to begin with need: export it "
                 "again with this version, which writes one"
             )
-        return self._opened(path, library=False)
+        encoder: Session = self._opened(path, library=False)
+        return encoder
 
     def settings(
         self,
@@ -270,12 +271,15 @@ class Pipeline(DiffusersNames):
         pictures: list[Image.Image] = []
         for start in starts:
             batch = slice(start, start + batch_size)
+            begun = None
+            if image is not None:
+                begun = self.begin(image, chosen_seeds[batch], sampling, strength, mask)
             latents = self.sample(
                 prompts[batch],
                 chosen_seeds[batch],
                 sampling,
                 negative_prompt=negative_prompt,
-                start=image and self.begin(image, chosen_seeds[batch], sampling, strength, mask),
+                start=begun,
                 after_step=on_step,
                 progress=advance,
             )
