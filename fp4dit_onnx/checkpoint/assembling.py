@@ -67,7 +67,7 @@ class _Places:
     def folder(self, name: str) -> Path | None:
         """That of a component; None where no folder has it."""
         if name.startswith(("text_encoder", "tokenizer")):
-            given = (self.text_encoder, self.config)
+            given: tuple[Path | None, ...] = (self.text_encoder, self.config)
         elif name.startswith("vae"):
             given = (self.vae, self.config)
         else:

@@ -56,7 +56,6 @@ class Names:
             return None
         *number, end = match.groups(default="")
         targets = self.table[pattern]
-        made = {}
         parts = rows.chunk(len(targets)) if len(targets) > 1 else [rows]
         made: Tensors = {}
         for target in dict.fromkeys(targets):
@@ -122,7 +121,8 @@ def _of_diffusers(transformer: str) -> Callable[[Tensors], Mapping[str, Rows | N
     """What `from_single_file` converts names with; it takes out of its argument what it knows."""
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
-    convert = SINGLE_FILE_LOADABLE_CLASSES[transformer]["checkpoint_mapping_fn"]
+    known: Mapping[str, Any] = SINGLE_FILE_LOADABLE_CLASSES
+    convert = known[transformer]["checkpoint_mapping_fn"]
     return lambda tensors: convert(checkpoint=tensors)
 
 

@@ -24,7 +24,7 @@ def with_folder(request: ExportRequest) -> ExportRequest:
     parts = {name: getattr(request, name) for name in PARTS}
     if request.model is not None and is_single_file(request.model):
         folder = assembled(request.model, **parts)
-        return replace(request, model=folder, **dict.fromkeys(parts))
+        return replace(request, model=folder, config=None, text_encoder=None, vae=None)
     for name, given in parts.items():
         if given is not None:
             raise UsageError(
