@@ -123,7 +123,7 @@ def test_scales_that_float16_has_not_stay_float32() -> None:
     assert np.array_equal(numpy_helper.to_array(scales), scale)
 
 
-def test_the_demo_is_the_same_picture(converted: Path, bodies: Path) -> None:
+def test_the_demo_is_the_same_image(converted: Path, bodies: Path) -> None:
     """In w4a16 and e1m2: float32 sums in another order alone."""
     model = load_model(converted / "transformer" / "model.onnx")
     rows = Bundle.open(converted).manifest.layers
