@@ -76,7 +76,7 @@ def test_seeds_that_contradict(options: tuple[Any, Any, Any], words: str) -> Non
 class FakePipeline:
     """Stands for runtime.pipeline.Pipeline: generates grey images."""
 
-    def __init__(self, folder: Path, *, library: bool, threads: int | None) -> None:
+    def __init__(self, folder: Path, **_: object) -> None:
         self.steps, self.height, self.width = 2, 8, 8
 
     def settings(self, **_: object) -> FakePipeline:

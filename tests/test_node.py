@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,10 @@ from PIL import Image
 
 from fp4dit_onnx.families import FAMILIES, family_of_pipeline
 from fp4dit_onnx.families.request import Encoded, Request, Text
+from fp4dit_onnx.runtime.denoising import Denoising
 from fp4dit_onnx.runtime.pipeline import Pipeline
 from fp4dit_onnx.runtime.sampling import Sampling, initial_latents, step_noise
+from fp4dit_onnx.runtime.schedulers import Run
 from fp4dit_onnx.runtime.tokenizer import Tokenizer
 from fp4dit_onnx.tokenizer_files import copy_tokenizer
 
@@ -265,23 +268,26 @@ console.log(JSON.stringify({ ...told, output: Array.from(output) }));
 
 
 @pytest.mark.parametrize("name", GENERATING)
-def test_predictions_are_pythons(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_are_pythons(name: str) -> None:
     """Packed or not, guided or not: what the transformer is told, and what becomes of its output."""
     family, dims = family_of_pipeline(name, Path("test")), [1, 2, 4, 6]
     told: dict[str, Any] = {}
 
-    def run(part: Any, feed: dict[str, Any], name: str) -> list[Any]:
+    def run(_: None, feed: dict[str, Any]) -> list[Any]:
         x, t = feed["hidden_states"], feed["timestep"]
         told.update(dims=list(x.shape), time=t.tolist(), type=t.dtype.name)
         return [(x.ravel() * (1 + np.arange(x.size, dtype=np.float32))).reshape(x.shape)]
 
-    monkeypatch.setattr("fp4dit_onnx.runtime.pipeline._run", run)
-    pipeline = object.__new__(Pipeline)
-    pipeline._family, pipeline.transformer = family, None  # type: ignore[assignment]
+    inputs = [SimpleNamespace(name=one) for one in ("hidden_states", "timestep")]
+    transformer: Any = SimpleNamespace(get_inputs=lambda: inputs, run=run)
+    solver: Any = SimpleNamespace(index=0, step=lambda output, sample, noise: sample)
+    once = Run(np.array([625.0], np.float32), solver, (np.ones(1, np.float32),) * 2)
     sampling = Sampling(steps=4, guidance=3.0, height=96, width=64, max_sequence_length=16)
     request = Request(["a"], "", sampling, family.guidance, {}, {})
     latents = (np.arange(48, dtype=np.float32) / 8).reshape(dims)
-    expected = pipeline._predict(latents, 625.0, {}, request)
+    denoising = Denoising(transformer, family, request, {}, lambda: once, None)
+    here: Any = SimpleNamespace(memory=None)
+    expected = next(denoising.steps(latents, here)).output()
     content = json.dumps({"name": name, "dims": dims, "guidance": 3.0, "timestep": 625})
     found = json.loads(script(PREDICT, JS / "families.js", JS / "pipeline.js", content))
     assert found.pop("output") == expected.ravel().tolist()
