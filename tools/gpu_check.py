@@ -68,8 +68,8 @@ def cases(few: bool) -> Iterator[tuple[str, bytes, dict[str, Array]]]:
         name = f"linear {case.name} {act} x {weight}, groups of {group}"
         yield name, linear.ours_model(case), {"x": special_rows(case.x)}
     for act, (b, s, h, d) in itertools.product(ACTIVATIONS, ATTENTIONS[:1] if few else ATTENTIONS):
-        case = AttentionCase(b, s, h, d, act)
-        yield f"attention {case.name} {act}", attention.ours_model(case), dict(case.feed)
+        one = AttentionCase(b, s, h, d, act)
+        yield f"attention {one.name} {act}", attention.ours_model(one), dict(one.feed)
 
 
 def differing(model: onnx.ModelProto, feed: dict[str, Array], placed: Placement) -> list[str]:

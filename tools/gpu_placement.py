@@ -20,6 +20,7 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -201,7 +202,7 @@ def chain() -> onnx.ModelProto:
     nodes: list[onnx.NodeProto] = []
     constants: dict[str, np.ndarray] = {}
 
-    def own(op: str, inputs: list[str], outputs: list[str], attributes: dict[str, object]) -> None:
+    def own(op: str, inputs: list[str], outputs: list[str], attributes: dict[str, Any]) -> None:
         nodes.append(
             helper.make_node(op, inputs, outputs, outputs[0], domain=ops.DOMAIN, **attributes)
         )

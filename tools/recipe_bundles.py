@@ -2,7 +2,7 @@
 
     python tools/recipe_bundles.py [RECIPE ...] [--model FOLDER] [--executor local|ray[=HOST:PORT]]
 
-A line for each recipe: bits, bits a weight, our operators in the graph, seconds, checks of `verify`,
+A line for each recipe: bits, bits per weight, our operators in the graph, seconds, checks of `verify`,
 and the whole model in stock ONNX Runtime, where the operators' function bodies run: onnxruntime-web
 runs the same graph in the browser. So few images show that everything runs, not how good a recipe is.
 Exit code 1 if a check fails.

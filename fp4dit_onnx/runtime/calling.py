@@ -71,7 +71,7 @@ def seeds_of(generator: Any) -> Any:
         return generator
     raise UsageError(
         f"generator is of type {type(generator).__name__}: expected a generator of torch or numpy, a "
-        "seed, or a list of these, one a prompt"
+        "seed, or a list of these, one per prompt"
     )
 
 
@@ -151,7 +151,7 @@ class DiffusersNames:
             num_inference_steps: `steps`.
             guidance_scale: `guidance`.
             num_images_per_prompt: `count`.
-            generator: of torch or numpy, or a seed, or a list of them, one a prompt; by default the
+            generator: of torch or numpy, or a seed, or a list of them, one per prompt; by default the
                 seed 0. The noise is that of `initial_latents`, not the generator's own.
             image: to begin with.
             strength: how much of it is changed.
