@@ -162,7 +162,11 @@ class Blockwise:
         self.recipes.finish(name)
         self.walk.tidy(self._last, self._waiting)
         return_memory()
-        steps = f", {waiting.iterations} optimizer steps" if waiting.iterations else ""
+        steps = (
+            f", {waiting.iterations} optimizer steps"
+            if solved.trained and waiting.iterations
+            else ""
+        )
         self.reporter.note(f"{name}: error {solved.error:.3f} of nearest rounding{steps}")
         waiting.steps.end()
 

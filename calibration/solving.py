@@ -80,11 +80,13 @@ class Solved:
 
     Attributes:
         layers: quantized.
-        error: of the unit's results in units of nearest rounding's; 1 where nothing was trained.
+        error: of the unit's results in units of nearest rounding's; 1 where none was measured.
+        trained: whether it was measured, after training.
     """
 
     layers: Layers
-    error: float
+    error: float = 1.0
+    trained: bool = False
 
 
 @torch.no_grad()
@@ -110,7 +112,7 @@ def solve(
         UsageError: a weight holds NaN or infinity, or what a stage raises.
     """
     if not unit.layers:
-        return Solved({}, 1.0)
+        return Solved({})
     part = recipe.part(unit.name)
     evidence = Evidence(
         rounded=nearest_under(recipe.range),
@@ -120,5 +122,5 @@ def solve(
         on_step=on_step,
     )
     drafts = apply_stages(recipe.stages, recipe.drafts(unit, part), evidence)
-    error = next((d.error for d in drafts.values() if d.error is not None), 1.0)
-    return Solved(finished(drafts), error)
+    errors = [draft.error for draft in drafts.values() if draft.error is not None]
+    return Solved(finished(drafts), next(iter(errors), 1.0), bool(errors))

@@ -139,6 +139,16 @@ def test_recorded_twins_belong_together(network: Network, tmp_path: Path) -> Non
 # --- reconstruction ----------------------------------------------------------------------------
 
 
+def test_steps_are_told_of_units_that_were_trained(network: Network, tmp_path: Path) -> None:
+    reporter, told = SilentReporter(), list[str]()
+    reporter.note = told.append  # type: ignore[method-assign]
+    calibrated(network, tmp_path / "work", shortened(2, only="blocks.1.*"), reporter)
+    by_unit = dict(text.split(": ", 1) for text in told if "nearest rounding" in text)
+    assert by_unit.keys() == {unit.name for unit in UNITS}
+    assert by_unit.pop("blocks.1").endswith("of nearest rounding, 2 optimizer steps")
+    assert set(by_unit.values()) == {"error 1.000 of nearest rounding"}
+
+
 def guided_error(network: Any, state: QuantizedState) -> float:
     """Of the network's outputs on images that calibration did not see."""
     from fp4dit_onnx.calibration.simulate import simulated
