@@ -49,6 +49,20 @@ def test_what_is_asked_for_beside_a_recipe_wins(tmp_path: Path) -> None:
     assert (request.bits, request.group_size) == ("w4a8", 32)
 
 
+def test_what_is_asked_for_wins_where_it_is_the_default_too(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'extends = "gptq"\n[export]\nbits = "w8a8"\nform = "qdq"\ntarget = "inline"\n',
+        encoding="utf-8",
+    )
+    usual = ExportRequest(tmp_path / "b")
+    asked = {name: getattr(usual, f"resolved_{name}") for name in ("bits", "form", "target")}
+    by_file = with_recipe(ExportRequest(tmp_path / "b", recipe=path))
+    assert (by_file.bits, by_file.form, by_file.target) == ("w8a8", "qdq", "inline")
+    both = with_recipe(ExportRequest(tmp_path / "b", recipe=path, **asked))
+    assert {name: getattr(both, name) for name in asked} == asked
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -22,7 +22,7 @@ def better_recipe(planned: Plan) -> str | None:
     request = planned.request
     if request.method != DEFAULT_METHOD or request.recipe is not None:
         return None
-    measured = recipe_table(BETTER_METHOD).get("measured", {}).get(request.bits.lower())
+    measured = recipe_table(BETTER_METHOD).get("measured", {}).get(request.resolved_bits.lower())
     if measured is None:
         return None
     try:

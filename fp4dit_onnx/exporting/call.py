@@ -32,7 +32,7 @@ def export(
     executor: str = "local",
     device: str = "auto",
     precision: str = "float32",
-    bits: str = "w4a6",
+    bits: str | None = None,
     method: str = "fp4dit",
     recipe: Path | str | None = None,
     save_recipe: Path | str | None = None,
@@ -52,7 +52,7 @@ def export(
     activation_group_size: int | None = None,
     outer_layers: str | None = None,
     rules: Sequence[str] = (),
-    form: str = "fused",
+    form: str | None = None,
     lora: Sequence[str] = (),
     prompts: Path | str | None = None,
     calibration_data: Path | str | None = None,
@@ -66,7 +66,7 @@ def export(
     measure: bool | None = None,
     components: str = "all",
     text_encoder_bits: str | None = None,
-    target: str = "fp4dit",
+    target: str | None = None,
     report: bool = True,
     reporter: Reporter | None = None,
 ) -> ExportResult:
@@ -98,7 +98,8 @@ def export(
             torch finds, else the CPU.
         precision: Type in which torch runs the float pipeline for calibration; sums, trained
             parameters and rounding are float32 either way. One of: float32, bfloat16.
-        bits: Bits of weights and activations, w<4|6|8>a<4|6|8|16|32>.
+        bits: Bits of weights and activations, w<4|6|8>a<4|6|8|16|32>; by default those of the
+            method, else w4a6.
         method: How weights are rounded; the -rtn methods round to nearest and need no calibration
             data. One of: fp4dit, 2dquant, activation-regularization, affinequant, awq, four-over-six,
             fp-adaround, fp-rtn, gptq, hq-dit, int-adaround, int-rtn, llm-fp4, ptq1.61, ptq4dit, q-dit,
@@ -147,8 +148,8 @@ def export(
             others.
         rules: Formats of single layers: PATTERN=WEIGHT or PATTERN=WEIGHT/ACTIVATION, where PATTERN
             is a layer name with shell wildcards; none keeps float. Repeatable; the first match wins.
-        form: fused: one FpLinear per layer, computing on integers; qdq: quantize and dequantize
-            nodes with plain MatMuls. One of: fused, qdq.
+        form: fused, the default: one FpLinear per layer, computing on integers; qdq: quantize and
+            dequantize nodes with plain MatMuls. One of: fused, qdq.
         lora: LoRA to add to the weights before anything else, FILE or FILE:SCALE: safetensors with
             the names of diffusers, peft or kohya. Repeatable.
         prompts: Text file of calibration prompts, one per line; by default built-in ones.
@@ -173,11 +174,11 @@ def export(
             transformer.
         text_encoder_bits: Bits of the text encoders' linear layers, such as w4a16, or none for
             float; by default w4a16 from 1 GiB in float32 on.
-        target: What the graphs are made of: fp4dit: our operators and their bodies, opset 21: what
-            export writes; inline: standard operators only: the bodies in place of our operators;
-            standard: standard types of opset 23: FLOAT4E2M1 weights, FLOAT8E4M3FN activations; nbits:
-            linears as ONNX Runtime's own MatMulNBits, in float32; nbits-half: the same, linears in
-            float16. One of: fp4dit, inline, standard, nbits, nbits-half.
+        target: What the graphs are made of, by default fp4dit; fp4dit: our operators and their
+            bodies, opset 21: what export writes; inline: standard operators only: the bodies in place
+            of our operators; standard: standard types of opset 23: FLOAT4E2M1 weights, FLOAT8E4M3FN
+            activations; nbits: linears as ONNX Runtime's own MatMulNBits, in float32; nbits-half: the
+            same, linears in float16. One of: fp4dit, inline, standard, nbits, nbits-half.
         report: Write report.html into the bundle, with images and times if the float pipeline is
             run anyway.
         reporter: told about progress.

@@ -38,7 +38,7 @@ def check_choices(request: ExportRequest) -> None:
         raise UsageError(
             f"unknown components {request.components!r}: expected {' or '.join(COMPONENTS)}"
         )
-    if request.form not in FORMS:
+    if request.resolved_form not in FORMS:
         raise UsageError(f"unknown form {request.form!r}: expected one of {', '.join(FORMS)}")
     for what in ("calibration_prompts", "calibration_size", "steps", "iterations", "samples"):
         value = getattr(request, what)

@@ -153,7 +153,7 @@ class _Export:
         writer = ComponentWriter(
             self._folder,
             work.folder if work else None,
-            self._request.form,
+            self._request.resolved_form,
             self._report,
             self._resources,
         )
@@ -179,7 +179,7 @@ class _Export:
         manifest = replace(manifest, **weights.measured, resources=self._resources.used())
         written = write_manifest(self._folder, manifest)
         evidence = evidence_of_export(self._folder, self._request, planned, self._report)
-        target = target_by_name(self._request.target)
+        target = target_by_name(self._request.resolved_target)
         if target.rewrite is not None:
             written = convert_in_place(self._folder, written, target, self._report)
         if not self._request.report:
@@ -319,7 +319,7 @@ class _Export:
                 "recipe": plain(planned.recipe),
                 "method": planned.method.to_json(),
                 "encoders": plain(planned.encoders),
-                "form": self._request.form,
+                "form": self._request.resolved_form,
                 "versions": versions(),
             },
         )

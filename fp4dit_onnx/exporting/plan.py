@@ -219,9 +219,9 @@ def plan(request: ExportRequest) -> Plan:
     if "vae" in checkpoint.components:
         check_vae(checkpoint.components["vae"])
     check_networks(checkpoint, family)
-    target, method = target_by_name(request.target), request.resolved_method()
+    target, method = target_by_name(request.resolved_target), request.resolved_method()
     recipe = make_recipe(
-        request.bits,
+        request.resolved_bits,
         method=method,
         paper_rules=target.formats or family.paper_rules,
         skip=family.skip,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -50,7 +50,7 @@ def with_recipe(request: ExportRequest) -> ExportRequest:
             raise UsageError(
                 f"{where}: unknown key {pattern!r}: expected one of {', '.join(FIELDS)}, or bits"
             )
-        if fnmatchcase(request.bits.lower(), pattern):
+        if fnmatchcase(request.resolved_bits.lower(), pattern):
             merged |= own
     return _with(request, merged, where)
 
@@ -60,17 +60,24 @@ def _with(request: ExportRequest, given: Mapping[str, Any], where: str) -> Expor
     if unknown is not None:
         raise UsageError(f"{where}: unknown key {unknown!r}: expected one of {', '.join(FIELDS)}")
     hints = get_type_hints(ExportRequest, include_extras=True)
-    usual = {field.name: field.default for field in fields(ExportRequest)}
     try:
         found = {key: of_type(get_args(hints[key])[0], given[key], key) for key in given}
     except WrongType as error:
         raise UsageError(f"{where}: {error}") from error
-    return replace(request, **{k: v for k, v in found.items() if getattr(request, k) == usual[k]})
+    return replace(
+        request, **{k: v for k, v in found.items() if getattr(request, k) in (None, ())}
+    )
 
 
 def recipe_text(request: ExportRequest, method: Method) -> str:
     """What ``--save-recipe`` writes: the method as it was resolved, and the request's formats."""
-    asked: dict[str, Any] = {key: plain(getattr(request, key)) for key in FIELDS}
+    settled = replace(
+        request,
+        bits=request.resolved_bits,
+        form=request.resolved_form,
+        target=request.resolved_target,
+    )
+    asked: dict[str, Any] = {key: plain(getattr(settled, key)) for key in FIELDS}
     asked = {key: value for key, value in asked.items() if value is not None and value != []}
     return tomli_w.dumps({**method.to_json(), "export": asked})
 

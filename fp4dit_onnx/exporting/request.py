@@ -28,6 +28,7 @@ from fp4dit_onnx.targets.target import DEFAULT_TARGET
 __all__ = ["COMPONENTS", "ExportRequest"]
 
 COMPONENTS = ("all", "transformer")
+DEFAULT_BITS, DEFAULT_FORM = "w4a6", FORMS[0]
 BITS = "w<{}>a<{}>".format(
     *("|".join(map(str, table["fp"])) for table in (WEIGHT_FORMATS, ACTIVATION_FORMATS))
 )
@@ -52,8 +53,14 @@ class ExportRequest(MachineOptions, SourceOptions):
         ),
     ] = None
     bits: Annotated[
-        str, Option(f"Bits of weights and activations, {BITS}.", FORMATS, unit="BITS")
-    ] = "w4a6"
+        str | None,
+        Option(
+            f"Bits of weights and activations, {BITS}; by default those of the method, else "
+            f"{DEFAULT_BITS}.",
+            FORMATS,
+            unit="BITS",
+        ),
+    ] = None
     method: Annotated[
         str,
         Option(
@@ -228,15 +235,15 @@ class ExportRequest(MachineOptions, SourceOptions):
         ),
     ] = ()
     form: Annotated[
-        str,
+        str | None,
         Option(
-            "fused: one FpLinear per layer, computing on integers; qdq: quantize and dequantize "
-            "nodes with plain MatMuls.",
+            "fused, the default: one FpLinear per layer, computing on integers; qdq: quantize and "
+            "dequantize nodes with plain MatMuls.",
             OUTPUT,
             unit="FORM",
             choices=FORMS,
         ),
-    ] = FORMS[0]
+    ] = None
     lora: Annotated[
         tuple[str, ...],
         Option(
@@ -337,16 +344,16 @@ class ExportRequest(MachineOptions, SourceOptions):
         ),
     ] = None
     target: Annotated[
-        str,
+        str | None,
         Option(
-            "What the graphs are made of: "
+            f"What the graphs are made of, by default {DEFAULT_TARGET}; "
             + "; ".join(f"{name}: {t.summary}" for name, t in TARGETS.items())
             + ".",
             OUTPUT,
             unit="TARGET",
             choices=TARGETS,
         ),
-    ] = DEFAULT_TARGET
+    ] = None
     report: Annotated[
         bool,
         Option(
@@ -357,15 +364,30 @@ class ExportRequest(MachineOptions, SourceOptions):
     ] = True
 
     @property
+    def resolved_bits(self) -> str:
+        """Bits of weights and activations."""
+        return self.bits or DEFAULT_BITS
+
+    @property
+    def resolved_form(self) -> str:
+        """One of `FORMS`."""
+        return self.form or DEFAULT_FORM
+
+    @property
+    def resolved_target(self) -> str:
+        """One of `TARGETS`."""
+        return self.target or DEFAULT_TARGET
+
+    @property
     def resolved_group_size(self) -> int:
         """The group size, where none is given the target's."""
-        usual = target_by_name(self.target).group_size
+        usual = target_by_name(self.resolved_target).group_size
         return usual if self.group_size is None else self.group_size
 
     @property
     def resolved_scale(self) -> str:
         """The scale format, where none is given the target's."""
-        return self.scale or target_by_name(self.target).scale
+        return self.scale or target_by_name(self.resolved_target).scale
 
     def resolved_method(self) -> Method:
         """The method with its settings.
