@@ -37,6 +37,7 @@ COMMANDS = {
     "serve": "Generate images in a web browser: one page, everything on this machine.",
     "inspect": "Show what a bundle, an ONNX file or a diffusers folder holds.",
     "view": "Open the quantized transformer in Netron.",
+    "lora": "Make a LoRA an adapter of ONNX Runtime, for a bundle with slots.",
     "verify": "Check that a bundle computes what it should; exit code 1 if not.",
     "evaluate": "Compare a bundle's images with those of the float model.",
     "report": "Write report.html: quantization error per layer and image, size, time, memory.",

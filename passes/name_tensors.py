@@ -13,7 +13,7 @@ from fp4dit_onnx.passes.match import unique_name
 __all__ = ["NameTensors"]
 
 
-OWN = ("", ".input", ".weight", ".branch")
+OWN = ("", ".input", ".weight", ".branch", ".lora")
 """Between the name of a layer and the last part of the names of its tensors."""
 
 

@@ -273,8 +273,10 @@ def bundle(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def drawable(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def drawable(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Makes whole bundles of the demo pipeline, rounded to nearest, by bits; not to be changed.
+
+    Further arguments are of `ExportRequest`.
 
     Weights of w4a16 are all e1m2, of which a grid integer is 4 bits; others are the paper's.
     """
@@ -282,7 +284,7 @@ def drawable(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
     from fp4dit_onnx.runtime.step_table import write_step_table
 
     @cache
-    def make(bits: str) -> Path:
+    def make(bits: str, **more: Any) -> Path:
         part = tmp_path_factory.mktemp("drawable") / "part"
         request = ExportRequest(
             output=part,
@@ -292,6 +294,7 @@ def drawable(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
             components="transformer",
             measure=False,
             report=False,
+            **more,
         )
         manifest = export(request).manifest
         folder = shutil.copytree(bundle, part.with_name(bits))
@@ -305,7 +308,7 @@ def drawable(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(drawable: Callable[[str], Path]) -> Path:
+def demo_bundle(drawable: Callable[..., Path]) -> Path:
     """The demo pipeline as a w4a6 bundle, rounded to nearest; not to be changed."""
     return drawable("w4a6")
 

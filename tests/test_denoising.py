@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,14 @@ def transformer(folder: Path, family: Family) -> Any:
     told = {"int64": "int64", "float32": "float"}[np.dtype(family.timestep.dtype).name]
     ones = "{1, 2}" if packed else "{1, 2, 3}"
     text = f"""<ir_version: 10, opset_import: ["": 21]>
-    g (float[b, {rank}] hidden_states, {told}[b] timestep, float[b] text) => (float[b, {rank}] y)
+    g (float[b, {rank}] hidden_states, {told}[b] timestep, float[b] text, float[1] slot = {{0}})
+    => (float[b, {rank}] y)
     <int64[{2 if packed else 3}] axes = {ones}, float scale = {{0.001}}> {{
         t = Cast <to = 1> (timestep)
         scaled = Mul (t, scale)
         moved = Add (scaled, text)
-        rows = Unsqueeze (moved, axes)
+        filled = Add (moved, slot)
+        rows = Unsqueeze (filled, axes)
         sum = Add (hidden_states, rows)
         o = Tanh (sum)
         {"y = Identity (o)" if packed else "y = Concat <axis = 1> (o, hidden_states)"}
@@ -102,6 +105,15 @@ def test_latents_on_a_device_take_the_same_way(
         for a, b in zip(wanted, arrays(made), strict=True):
             assert a.shape == b.shape
             assert sqnr_db(a, b) > TURNED_DB
+
+
+def test_adapters_are_added_on_a_device_too(tmp_path: Path) -> None:
+    one = denoising(tmp_path, PIXART_ALPHA, dpm())
+    latents = np.random.default_rng(0).standard_normal((2, *SHAPE), np.float32)
+    plain = list(one.steps(latents, ON_CPU))[-1].latents()
+    one = replace(one, adapters={"slot": np.full(1, 0.5, np.float32)})
+    here, there = (list(one.steps(latents, placed))[-1].latents() for placed in (ON_CPU, PRETEND))
+    assert sqnr_db(here, there) > TURNED_DB > sqnr_db(here, plain)
 
 
 def test_steps_that_are_not_linear_run_in_the_machines_memory(tmp_path: Path) -> None:

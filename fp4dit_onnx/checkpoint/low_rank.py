@@ -17,7 +17,7 @@ from fp4dit_onnx.checkpoint.tensor_reading import BF16, FLOATS, read_float32
 from fp4dit_onnx.errors import CheckpointError, UsageError
 from fp4dit_onnx.files import CHECKPOINT, checked, parse_object, read_json
 
-__all__ = ["fused", "named_file"]
+__all__ = ["fused", "low_rank_parts", "named_file"]
 
 PART = re.compile(
     r"(?P<layer>.+?)\.(?:lora_(?P<letter>[AB])(?:\.default)?|lora[._](?P<word>down|up))\.weight"
@@ -84,12 +84,20 @@ class _Adapter:
     alpha: TensorInfo | None = None
 
 
-def named_file(text: str) -> tuple[Path, float]:
+def named_file(
+    text: str, what: str | None = None, kind: str = "a safetensors file"
+) -> tuple[Path, float]:
     """The file and the scale in ``FILE[:SCALE]``.
+
+    Args:
+        text: as it was given.
+        what: messages call it; by default a LoRA.
+        kind: of file, for messages.
 
     Raises:
         UsageError: no such file, or a scale that is not a finite number.
     """
+    what = what or f"LoRA {text}"
     file, colon, end = text.rpartition(":")
     if not colon or Path(text).is_file():
         file, end = text, "1"
@@ -98,11 +106,9 @@ def named_file(text: str) -> tuple[Path, float]:
     except ValueError:
         file, scale = text, 1.0
     if not math.isfinite(scale):
-        raise UsageError(f"LoRA {text}: scale {end}: expected a finite number, such as 0.8")
+        raise UsageError(f"{what}: scale {end}: expected a finite number, such as 0.8")
     if not Path(file).is_file():
-        raise UsageError(
-            f"LoRA {text}: no file {file}: expected FILE or FILE:SCALE, a safetensors file"
-        )
+        raise UsageError(f"{what}: no file {file}: expected FILE or FILE:SCALE, {kind}")
     return Path(file), scale
 
 
@@ -122,6 +128,18 @@ def fused(
             do not fit.
     """
     file, scale = named_file(text)
+    deltas = low_rank_parts(file, parts, unread)
+    found = {name: dict(tensors) for name, tensors in parts.items()}
+    for (component, name), delta in deltas.items():
+        weight, scaled = found[component][name], replace(delta, scale=scale * delta.scale)
+        found[component][name] = replace(weight, low_rank=(*weight.low_rank, scaled))
+    return found, f"LoRA {file.name} times {scale:g} is added to {len(deltas)} weights"
+
+
+def low_rank_parts(
+    file: Path, parts: Mapping[str, Mapping[str, TensorInfo]], unread: Collection[str] = ()
+) -> dict[tuple[str, str], LowRank]:
+    """What a LoRA file adds, by component and tensor; arguments and errors as of `fused`."""
     starts = tuple(start for name in unread for start in (f"{name}.", *FLAT.get(name, ())))
     adapters = {n: a for n, a in _adapters(file).items() if not n.startswith(starts)}
     places = _places(parts)
@@ -133,16 +151,14 @@ def fused(
             "or kohya's of them"
         )
     settings = _all_settings(file, parts)
-    found = {name: dict(tensors) for name, tensors in parts.items()}
+    found = {}
     for layer, adapter in adapters.items():
         component, name = places[layer]
-        weight = found[component][name]
         own = settings.get(component, _Settings())
         alpha = _alpha(file, layer, adapter, own.alpha(name.removesuffix(".weight")))
-        down, up = _halves(file, layer, adapter, weight)
-        delta = LowRank(down, up, scale * own.scale(alpha, down.shape[0]))
-        found[component][name] = replace(weight, low_rank=(*weight.low_rank, delta))
-    return found, f"LoRA {file.name} times {scale:g} is added to {len(adapters)} weights"
+        down, up = _halves(file, layer, adapter, parts[component][name])
+        found[component, name] = LowRank(down, up, own.scale(alpha, down.shape[0]))
+    return found
 
 
 def _adapters(file: Path) -> dict[str, _Adapter]:

@@ -83,6 +83,15 @@ def run(
             unit="SEEDS",
         ),
     ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        Option(
+            "LoRA to add at run time, FILE or FILE:SCALE, made by lora convert for this bundle. "
+            "Repeatable.",
+            INPUT,
+            unit="ADAPTER",
+        ),
+    ] = None,
     steps: Annotated[
         int | None, Option("Denoising steps; by default the bundle's.", SAMPLING, unit="STEPS")
     ] = None,
@@ -162,6 +171,7 @@ def run(
     placed = place(device, reporter().note)
     kernels = with_library(placed, library)
     pipeline = Pipeline(opened.folder, device=placed, library=kernels, threads=threads)
+    pipeline.use_adapters(*adapter or ())
     loaded = time.monotonic()
     settings = pipeline.settings(steps=steps, guidance=guidance, height=height, width=width)
     check_place(paths[0], len(images) * settings.height * settings.width * CHANNELS)

@@ -22,6 +22,8 @@ def export(
     model: Path | str | None = None,
     output: Path | str | None = None,
     *,
+    lora_slots: int | None = None,
+    lora_layers: Sequence[str] = (),
     config: str | None = None,
     text_encoder: Path | str | None = None,
     vae: Path | str | None = None,
@@ -76,6 +78,10 @@ def export(
         model: Diffusers pipeline folder, or a transformer in one safetensors or GGUF file, in the
             layout of its authors, ComfyUI or diffusers; without it, the embedded demo pipeline.
         output: Folder of the bundle to write.
+        lora_slots: Rank of a slot beside quantized linears of the transformer, which LoRAs fill at
+            run time: fp4dit-onnx lora convert, generate --adapter.
+        lora_layers: Linears that get a slot, by layer name with shell wildcards; by default all
+            that are quantized. Repeatable.
         config: Configuration of a transformer in one file: a pipeline folder, whose other parts
             are used too, or the name of an official model, such as flux-dev; by default the official
             model that the file's tensors fit.
@@ -198,6 +204,8 @@ def export(
     request = ExportRequest(
         model=None if model is None else Path(model),
         output=Path(output),
+        lora_slots=lora_slots,
+        lora_layers=tuple(lora_layers),
         config=config,
         text_encoder=None if text_encoder is None else Path(text_encoder),
         vae=None if vae is None else Path(vae),

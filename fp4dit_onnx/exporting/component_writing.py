@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
 
 from fp4dit_onnx.bundle.names import codes_of
+from fp4dit_onnx.bundle.slots import open_slots
 from fp4dit_onnx.checkpoint.tensor_files import TensorInfo
 from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.exporting.streaming import (
@@ -21,6 +22,7 @@ from fp4dit_onnx.exporting.streaming import (
     write_model,
 )
 from fp4dit_onnx.families import Interface
+from fp4dit_onnx.spec.low_rank import LowRank
 from fp4dit_onnx.spec.state import LayerLayout, Layout
 from fp4dit_onnx.system.progress import Reporter
 from fp4dit_onnx.system.resources import Resources
@@ -50,6 +52,7 @@ class Component:
         quantizer: gives a quantized layer.
         attention: name -> format of each attention whose q, k and v are quantized.
         half: store what stays in float as float16.
+        slots: rank of the LoRA that each of some quantized layers can take at run time.
     """
 
     name: str
@@ -60,6 +63,18 @@ class Component:
     quantizer: Quantizer = nothing_quantized
     attention: Mapping[str, str] = field(default_factory=dict)
     half: bool = False
+    slots: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def layout(self) -> Layout:
+        """What the passes put into the graph."""
+        slotted = {
+            name: replace(
+                self.layers[name], spec=replace(self.layers[name].spec, slot=LowRank(rank))
+            )
+            for name, rank in self.slots.items()
+        }
+        return Layout({**self.layers, **slotted}, self.attention)
 
 
 @dataclass(frozen=True)
@@ -115,18 +130,18 @@ class ComponentWriter:
         from fp4dit_onnx.passes.store_half import StoreHalf
 
         traced = self.trace(part.name, part.network, part.interface)
-        layout = Layout(part.layers, part.attention)
         with (
             self.resources.stage(f"{part.name}: passes"),
             self.report.stage(
                 f"rewriting {part.name}", max(1, len(traced.kinds)), "kinds of blocks"
             ) as advance,
         ):
-            model, reports = quantized_graph(traced, layout, self.form, lambda: advance(1))
+            model, reports = quantized_graph(traced, part.layout, self.form, lambda: advance(1))
             if part.half:
                 model, more = run_passes(model, [StoreHalf(frozenset(part.tensors))])
                 reports += more
         _check_layers(part, model)
+        open_slots(model)
         return model, reports
 
     def _weights(

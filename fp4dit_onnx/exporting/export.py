@@ -294,6 +294,7 @@ class _Export:
             layers=weights.layers,
             quantizer=weights.quantizer,
             attention=planned.attention,
+            slots=planned.slots,
         )
         _, reports = writer.write(component, annotate)
         return rows, reports

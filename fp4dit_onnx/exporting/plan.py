@@ -33,6 +33,7 @@ from fp4dit_onnx.exporting.sampling_plan import (
     latent_pixels,
     usual_sampling,
 )
+from fp4dit_onnx.exporting.slots import asked_slots
 from fp4dit_onnx.exporting.sources import with_folder
 from fp4dit_onnx.exporting.text_encoders import check_encoders, encoder_bytes, encoder_recipe
 from fp4dit_onnx.families import Family, family_of, family_of_pipeline
@@ -71,6 +72,7 @@ class Plan:
         budget: what layers' precisions are chosen among; None for those of `layers`.
         searched: what each layer's weight may be where group sizes are searched.
         data: the user's own, None for images that the float pipeline generates.
+        slots: rank of the LoRA that each of some layers can take at run time.
     """
 
     layers: tuple[Layer, ...]
@@ -92,6 +94,7 @@ class Plan:
     budget: PlannedBudget | None = None
     searched: Mapping[str, tuple[TensorSpec, ...]] = field(default_factory=dict)
     data: OwnData | None = None
+    slots: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def recorded(self) -> Sampling:
@@ -279,6 +282,7 @@ def plan(request: ExportRequest) -> Plan:
         budget=planned_budget(method, recipe, expected, sizes, joined, target),
         searched=searched_groups(method, recipe, specs, sizes, joined, target),
         data=data,
+        slots=asked_slots(request, request.target, specs),
     )
 
 

@@ -18,6 +18,7 @@ from fp4dit_onnx.calibration.recipe_tables import method_names
 from fp4dit_onnx.exporting.budgeted import budgeted
 from fp4dit_onnx.exporting.machine_options import MachineOptions
 from fp4dit_onnx.exporting.options import CALIBRATION, FORMATS, INPUT, OUTPUT, Option
+from fp4dit_onnx.exporting.slots import SlotOptions
 from fp4dit_onnx.exporting.source_options import SourceOptions
 from fp4dit_onnx.numbers.formats import FORMATS as ELEMENT_FORMATS
 from fp4dit_onnx.numbers.scale_formats import SCALE_FORMATS
@@ -35,7 +36,7 @@ BITS = "w<{}>a<{}>".format(
 
 
 @dataclass(frozen=True)
-class ExportRequest(MachineOptions, SourceOptions):
+class ExportRequest(MachineOptions, SourceOptions, SlotOptions):
     """What to export and how; each field's option says what it is."""
 
     output: Annotated[

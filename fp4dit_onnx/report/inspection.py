@@ -105,6 +105,7 @@ def inspect_model(path: Path) -> dict[str, Any]:
     graph = model.graph
     counts = Counter((node.domain or "ai.onnx", node.op_type) for node in graph.node)
     defined = {(f.domain, f.name) for f in model.functions}
+    stored = {tensor.name for tensor in graph.initializer}
     foreign = {key for key in counts if key[0] != "ai.onnx"}
     return {
         "kind": "model",
@@ -112,7 +113,7 @@ def inspect_model(path: Path) -> dict[str, Any]:
         "producer": f"{model.producer_name} {model.producer_version}".strip(),
         "ir_version": model.ir_version,
         "opsets": {o.domain or "ai.onnx": o.version for o in model.opset_import},
-        "inputs": [_interface(value) for value in graph.input],
+        "inputs": [_interface(value) for value in graph.input if value.name not in stored],
         "outputs": [_interface(value) for value in graph.output],
         "operators": [
             {"domain": domain, "operator": op, "count": count}

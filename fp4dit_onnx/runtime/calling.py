@@ -81,6 +81,7 @@ class DiffusersNames:
     _folder: Path
     _arguments: Mapping[str, Any]
     _parts: Mapping[str, Any]
+    _adapters: Mapping[str, Any]
     generate: Callable[..., list[Image.Image]]
 
     @classmethod
@@ -116,14 +117,15 @@ class DiffusersNames:
         copy_bundle(self._folder, Path(folder), overwrite=overwrite)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as the path of the bundle, from which it is opened again.
+        """Pickled as the path of the bundle, from which it is opened again, and adapters in use.
 
         Raises:
             UsageError: a part of it was replaced.
         """
         check_unchanged(self._parts, vars(self))
         folder = self._folder.resolve()
-        return partial(type(self), **self._arguments), (folder,)
+        state = {"_adapters": self._adapters}
+        return partial(type(self), **self._arguments), (folder,), state
 
     def __call__(
         self,

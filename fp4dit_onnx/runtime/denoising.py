@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -56,6 +56,7 @@ class Denoising:
         start: begins a run of the scheduler; called more than once.
         noise: of the step of an index, float32 [B, C, H, W]; None where the scheduler takes none.
         begun: what it begins with in place of noise alone, whose steps alone are in a run of `start`.
+        adapters: matrices for slots of the transformer, which every call is given too.
     """
 
     transformer: Session
@@ -65,6 +66,7 @@ class Denoising:
     start: Callable[[], Run]
     noise: Callable[[int], FloatArray] | None
     begun: Start | None = None
+    adapters: Mapping[str, Array] = field(default_factory=dict)
 
     def steps(self, noise: FloatArray, placed: Placement) -> Iterator[Made]:
         """One after the other, from noise, or from an image with noise.
@@ -96,7 +98,7 @@ class Denoising:
         family = self.family
         told = np.full(self.request.rows, family.told(timestep), family.timestep.dtype)
         given = {"hidden_states": rows, "timestep": told, **self.fixed}
-        return declared(self.transformer, given, "transformer")
+        return {**declared(self.transformer, given, "transformer"), **self.adapters}
 
     def _here(self, latents: FloatArray, run: Run, first: FloatArray) -> Iterator[Made]:
         family, request = self.family, self.request
@@ -145,9 +147,10 @@ class Denoising:
         first = packed * table.input[0]
         rows = put(np.concatenate([first, first]) if request.guided else first)
         fixed: dict[str, Any] = {}
+        constant = {*self.fixed, *self.adapters}
         for index, timestep in enumerate(table.timesteps.tolist()):
             feed = self._feed(rows, timestep)
-            fixed = fixed or {name: put(feed[name]) for name in feed if name in self.fixed}
+            fixed = fixed or {name: put(feed[name]) for name in feed if name in constant}
             (output, *_) = transformer({**feed, **fixed})
             weights = [*table.sample[index], *(sign * table.output[index])]
             noise = [table.noise[index]] if self.noise is not None else []

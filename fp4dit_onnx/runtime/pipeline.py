@@ -22,6 +22,7 @@ from fp4dit_onnx.errors import BundleError, UsageError, VerificationError
 from fp4dit_onnx.families.request import Encoded, Request, Text, tokenizer_of
 from fp4dit_onnx.files import BUNDLE, read_json
 from fp4dit_onnx.files.settings import transformer_settings, vae_settings
+from fp4dit_onnx.runtime.adapters import WithAdapters
 from fp4dit_onnx.runtime.beginning import (
     STRENGTH,
     Start,
@@ -69,7 +70,7 @@ _POOLED = ("text_embeds", "pooler_output")
 """Outputs of text encoders with one vector per text."""
 
 
-class Pipeline(DiffusersNames):
+class Pipeline(DiffusersNames, WithAdapters):
     """A bundle, ready to generate.
 
     The parts are public and may be replaced: `scheduler`, the sessions `transformer` and
@@ -132,6 +133,7 @@ class Pipeline(DiffusersNames):
             setattr(self, name, opened(folder / name / "model.onnx", library=library))
         self.transformer: Session = opened(self._transformer_path, library=library)
         self.vae_decoder: Session = opened(folder / "vae_decoder" / "model.onnx", library=False)
+        self._adapters = {}
         self._parts = {k: v for k, v in vars(self).items() if not k.startswith("_")}
 
     @cached_property
@@ -351,6 +353,7 @@ class Pipeline(DiffusersNames):
             lambda: self._start(sampling) if start is None else start.rest(self._start(sampling)),
             partial(step_noise, seeds, shape=shape) if self.scheduler.stochastic else None,
             start,
+            self._adapters,
         )
         for made in denoising.steps(latents, self.placed):
             if on_step is not None:

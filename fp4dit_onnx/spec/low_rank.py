@@ -12,10 +12,13 @@ import numpy.typing as npt
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.spec.vector import Vector
 
-__all__ = ["BRANCH", "LowRank", "branch_name"]
+__all__ = ["BRANCH", "SLOT", "LowRank", "branch_name", "slot_name"]
 
 BRANCH = ".branch."
 """Between a layer's name and the role of a tensor of its branch."""
+
+SLOT = ".lora."
+"""The same of a tensor of its slot, which adapters fill at run time."""
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
@@ -24,6 +27,11 @@ T = TypeVar("T")
 def branch_name(layer: str, role: str) -> str:
     """In graphs and states: a tensor of a layer's branch."""
     return f"{layer}{BRANCH}{role}"
+
+
+def slot_name(layer: str, role: str) -> str:
+    """In graphs and adapters: a tensor of a layer's slot."""
+    return f"{layer}{SLOT}{role}"
 
 
 @dataclass(frozen=True)
@@ -93,10 +101,6 @@ class LowRank:
     def without_tensors(self) -> LowRank:
         """The same as graphs without weights know it."""
         return replace(self, down=None, up=None)
-
-    def tensor_name(self, layer: str, role: str) -> str:
-        """In graphs: of a tensor of the branch of `layer`."""
-        return branch_name(self.shared if self.shared and role == "down" else layer, role)
 
     @property
     def own(self) -> tuple[str, ...]:

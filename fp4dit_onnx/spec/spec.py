@@ -146,6 +146,7 @@ class LayerSpec:
         input_ops: what is done to the activations at run time before they are quantized, in order;
             the weight makes up for it.
         branch: what is added to its output beside; the weight is without it.
+        slot: of a LoRA that is added at run time, zeros until then; it has no tensors.
 
     Raises:
         UsageError: `input_ops` are not each once and in the order of `TRANSFORMS`.
@@ -155,6 +156,7 @@ class LayerSpec:
     input: TensorSpec | None
     input_ops: tuple[Transform, ...] = ()
     branch: LowRank | None = None
+    slot: LowRank | None = None
 
     def __post_init__(self) -> None:
         """Check the order of `input_ops`, which files do not keep."""

@@ -16,7 +16,7 @@ from fp4dit_onnx.bundle.probe import load_model
 from fp4dit_onnx.families import Family, family_of
 from fp4dit_onnx.files import BUNDLE
 from fp4dit_onnx.files.settings import transformer_settings
-from fp4dit_onnx.spec.low_rank import LowRank, branch_name
+from fp4dit_onnx.spec.low_rank import LowRank, branch_name, slot_name
 from fp4dit_onnx.spec.transforms import tensor_name
 
 __all__ = ["Check", "Subject", "Verification", "float_copies"]
@@ -97,6 +97,7 @@ def float_copies(manifest: Manifest, tensors: Iterable[onnx.TensorProto]) -> lis
     shapes = [shape for row in rows for shape in (row.shape, row.shape[::-1])]
     kept = {row.name + WEIGHT for row in manifest.skipped}
     kept |= {part_of(row.name, "scale") for row in rows}
+    kept |= {slot_name(row.name, role) for row in rows for role in LowRank.roles}
     kept |= {branch_name(row.name, role) for row in rows if row.branch for role in LowRank.roles}
     kept |= {tensor_name(o.owner, role) for row in rows for o in row.input_ops for role in o.roles}
     return [
