@@ -173,7 +173,11 @@ def test_loras_and_adapters_that_do_not_fit(slotted: Path, run: Run, tmp_path: P
     slots = shapes(slotted)
     model = Model(slotted)
     name = next(n for n in slots if n.endswith("down"))
-    write_adapter({name: np.zeros((slots[name][0], 2), np.float16)}, made)
+    write_adapter({name: np.zeros(slots[name], np.float16)}, made)
+    with pytest.raises(UsageError, match=r"lacks .*\.lora\.up: expected both matrices"):
+        model(str(made))
+    pair = {n: np.zeros(s, np.float16) for n, s in slots.items() if n.rpartition(".")[0] in name}
+    write_adapter({**pair, name: np.zeros((slots[name][0], 2), np.float16)}, made)
     with pytest.raises(UsageError, match=r"is float16 \[192, 2\]: expected float16 \[192, 4\]"):
         model(str(made))
     write_adapter({"other.lora.down": np.zeros((192, 4), np.float16)}, made)

@@ -68,7 +68,8 @@ def in_half(matrices: Mapping[str, Array], whose: str) -> dict[str, Array]:
     for name, value in halves.items():
         if not np.isfinite(value).all():
             raise UsageError(
-                f"{whose}: {name} has numbers beyond float16's, 65504 at most; give a smaller scale"
+                f"{whose}: {name} has numbers beyond float16's, which adapters are stored in: expected "
+                "65504 at most, of a smaller scale or alpha"
             )
     return halves
 
@@ -104,7 +105,7 @@ class WithAdapters:
         Raises:
             UsageError: see `matrices_of`.
         """
-        held = getattr(self.transformer, "get_overridable_initializers", list)()
+        held: list[Any] = getattr(self.transformer, "get_overridable_initializers", list)()
         self._adapters = matrices_of(adapters, {item.name: item.shape for item in held})
 
 
@@ -112,7 +113,7 @@ def matrices_of(texts: Sequence[str], slots: Shapes) -> dict[str, Array]:
     """What a session is given besides its inputs to add adapters.
 
     Several are added as one: their ranks lie side by side in the slots. ONNX Runtime's own adapters
-    would not do: runs with an I/O binding leave them out without a word.
+    would not do: runs with an I/O binding ignore them.
 
     Args:
         texts: each ``FILE`` or ``FILE:SCALE``.
@@ -161,6 +162,14 @@ def _check(path: Path, tensors: Mapping[str, Array], slots: Shapes) -> None:
         raise UsageError(
             f"adapter {path} has {strangers[0] if strangers else 'nothing'}, and this bundle has no "
             "such slot: expected an adapter of this model; make it with  fp4dit-onnx lora convert"
+        )
+    layers = {name.rpartition(SLOT)[0]: None for name in tensors}
+    names = [slot_name(layer, role) for layer in layers for role in LowRank.roles]
+    lacking = [name for name in names if name not in tensors]
+    if lacking:
+        raise UsageError(
+            f"adapter {path} lacks {lacking[0]}: expected both matrices of each layer; make it again "
+            "with  fp4dit-onnx lora convert"
         )
     for name, value in tensors.items():
         wanted = tuple(slots[name])
