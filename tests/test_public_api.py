@@ -89,7 +89,7 @@ def test_export_the_command_and_the_request_agree() -> None:
     request = {field.name: field.default for field in fields(ExportRequest)}
     assert called == {**request, "output": None}
     memory = {name: request[name] / 2**30 for name in ("max_ram", "max_vram")}
-    changed = {"output": None, "rules": None, "lora": None, **memory}
+    changed = {"output": None, "rules": None, "lora": None, "lora_layers": None, **memory}
     assert command == {**request, **changed}
     assert request_of(ExportRequest, {**command, "output": Path("x")}) == ExportRequest(Path("x"))
 
@@ -108,7 +108,7 @@ def test_export_gives_every_option_on(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     module = importlib.import_module("fp4dit_onnx.exporting.export")
     monkeypatch.setattr(module, "export", lambda request, reporter: seen.append(request))
-    several = {"rules": ["a=e2m1"], "lora": ["file:0.5"]}
+    several = {"rules": ["a=e2m1"], "lora": ["file:0.5"], "lora_layers": ["*.attn1.*"]}
     fp4dit_onnx.export(**{**values, **several})
     (request,) = seen
     for field in fields(ExportRequest):

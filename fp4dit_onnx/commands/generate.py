@@ -171,7 +171,8 @@ def run(
     placed = place(device, reporter().note)
     kernels = with_library(placed, library)
     pipeline = Pipeline(opened.folder, device=placed, library=kernels, threads=threads)
-    pipeline.use_adapters(*adapter or ())
+    if adapter:
+        pipeline.use_adapters(*adapter)
     loaded = time.monotonic()
     settings = pipeline.settings(steps=steps, guidance=guidance, height=height, width=width)
     check_place(paths[0], len(images) * settings.height * settings.width * CHANNELS)
