@@ -46,7 +46,7 @@ def trail(seeds: Sequence[int], steps: int, on_step: Any, relative_error: float 
 class FakePipeline:
     """Generates grey images: float's colour, plus what the bundle's folder is called."""
 
-    def __init__(self, folder: Path, *, library: bool, threads: int | None) -> None:
+    def __init__(self, folder: Path, **_: object) -> None:
         self.offset = int(folder.name)
         self.defaults = SAMPLING if self.offset < 100 else Sampling(3, 3.0, 64, 64, 16)
 
