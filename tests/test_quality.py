@@ -17,7 +17,7 @@ from PIL import Image
 
 from fp4dit_onnx.bundle.bundle import REQUIRED_FILES, write_manifest
 from fp4dit_onnx.commands import evaluate as command
-from fp4dit_onnx.errors import CheckpointError, UsageError
+from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.evaluation import picturing, quality
 from fp4dit_onnx.evaluation.metrics import METRICS, Metric
 from fp4dit_onnx.evaluation.prompts import evaluation_prompts
@@ -383,27 +383,3 @@ def test_prompts_are_those_that_the_models_family_knows(tmp_path: Path) -> None:
         index.write_text(json.dumps({"_class_name": name}))
         assert evaluation_prompts(None, tmp_path, 2) == wanted
     assert evaluation_prompts(None, None, 2) == demo_prompts("evaluation")[:2]
-
-
-def test_float_images_are_those_of_the_seed(demo_folder: Path) -> None:
-    pytest.importorskip("diffusers")
-    first, second = picturing.float_images(demo_folder, ["chipmunk", "bat"], [3, 4], SAMPLING)
-    (alone,) = picturing.float_images(demo_folder, ["bat"], [4], SAMPLING)
-    assert first.size == (64, 64)
-    a, b = np.asarray(second, np.int16), np.asarray(alone, np.int16)
-    assert np.abs(a - b).max() <= 1  # a value next to a half may be rounded to either side
-    assert np.abs(a - np.asarray(first, np.int16)).max() > 10
-
-
-def test_float_images_refuse_a_broken_model(
-    demo_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("diffusers")
-    import torch
-
-    from fp4dit_onnx.calibration import sampling
-
-    broken = torch.full((1, 4, 8, 8), torch.nan)
-    monkeypatch.setattr(sampling, "sample_latents", lambda *_, **__: broken)
-    with pytest.raises(CheckpointError, match="not finite in float32"):
-        picturing.float_images(demo_folder, ["bat"], [0], SAMPLING)

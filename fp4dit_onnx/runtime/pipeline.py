@@ -18,7 +18,7 @@ from PIL import Image
 
 from fp4dit_onnx.bundle.manifest import read_manifest
 from fp4dit_onnx.bundle.names import MANIFEST, VAE_ENCODER, model_of
-from fp4dit_onnx.errors import BundleError, UsageError, VerificationError
+from fp4dit_onnx.errors import UsageError, VerificationError
 from fp4dit_onnx.families.request import Encoded, Request, Text, tokenizer_of
 from fp4dit_onnx.files import BUNDLE, read_json
 from fp4dit_onnx.files.settings import transformer_settings, vae_settings
@@ -34,6 +34,7 @@ from fp4dit_onnx.runtime.beginning import (
 )
 from fp4dit_onnx.runtime.calling import DiffusersNames
 from fp4dit_onnx.runtime.denoising import Denoising, declared
+from fp4dit_onnx.runtime.encoding import encoded
 from fp4dit_onnx.runtime.parts import family_in
 from fp4dit_onnx.runtime.providers import Placement, placed_on
 from fp4dit_onnx.runtime.reopening import check_process
@@ -65,9 +66,6 @@ __all__ = ["Pipeline", "Sampling", "Step", "initial_latents"]
 FloatArray = npt.NDArray[np.float32]
 OnStep = Callable[["Step"], None]
 OnLatents = Callable[[int, FloatArray], None]
-
-_POOLED = ("text_embeds", "pooler_output")
-"""Outputs of text encoders with one vector per text."""
 
 
 class Pipeline(DiffusersNames, WithAdapters):
@@ -398,22 +396,5 @@ class Pipeline(DiffusersNames, WithAdapters):
 
     def _encode(self, text: Text, length: int, texts: Sequence[str]) -> Encoded:
         """See `families.request.Encode`; runs the parts as they are now."""
-        encoder: Session = getattr(self, text.encoder)
-        names = [item.name for item in encoder.get_outputs()]
-        if text.output not in names:
-            raise BundleError(
-                f"{text.encoder} gives {', '.join(names)}: expected {text.output} among them; "
-                "export the bundle again"
-            )
-        tokenizer: Tokenizer = getattr(self, tokenizer_of(text.encoder))
-        before = text.before(self._model_index)
-        # Less 2 as diffusers has it: for the first token, and one that joins the prompt's first.
-        more = tokenizer.length(before) - 2 if before else 0
-        ids, mask = tokenizer([before + one for one in texts], length + more)
-        feed = {"input_ids": ids, "attention_mask": mask if text.masked else np.ones_like(mask)}
-        found = dict(
-            zip(names, encoder.run(None, declared(encoder, feed, text.encoder)), strict=True)
-        )
-        pooled = [found[name] for name in _POOLED if name in found]
-        encoded = Encoded(found[text.output], mask, pooled[0] if pooled else None)
-        return encoded.ends(length) if before else encoded
+        encoder, tokenizer = getattr(self, text.encoder), getattr(self, tokenizer_of(text.encoder))
+        return encoded(encoder, tokenizer, text, length, texts, self._model_index)
