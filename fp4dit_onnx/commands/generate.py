@@ -214,6 +214,7 @@ def run(
 
 def _original(image: Path | None, strength: float | None, mask: Path | None) -> dict[str, Any]:
     """The image to begin with, as `Pipeline.generate` takes it."""
+    chosen = checked_strength(STRENGTH if strength is None else strength)
     if image is None:
         for name, given in (("--strength", strength), ("--mask", mask)):
             if given is not None:
@@ -221,7 +222,7 @@ def _original(image: Path | None, strength: float | None, mask: Path | None) -> 
         return {}
     found = {
         "image": read_image(image, "an image to begin with"),
-        "strength": checked_strength(STRENGTH if strength is None else strength),
+        "strength": chosen,
     }
     return found if mask is None else {**found, "mask": read_image(mask, "a mask")}
 
