@@ -346,3 +346,10 @@ def test_a_size_of_calibration_that_the_network_cannot_take(
     )
     with pytest.raises(UsageError, match="images of 64 pixels alone"):
         plan(asked)
+
+
+@pytest.mark.parametrize("name", ["bits", "form", "target", "scale"])
+def test_nothing_is_not_the_default(tmp_path: Path, name: str) -> None:
+    """An empty text, of an unset variable of a shell, is none of the choices."""
+    with pytest.raises(UsageError, match="expected"):
+        plan(request(tmp_path / "out", **{name: ""}))

@@ -367,17 +367,17 @@ class ExportRequest(MachineOptions, SourceOptions, SlotOptions):
     @property
     def resolved_bits(self) -> str:
         """Bits of weights and activations."""
-        return self.bits or DEFAULT_BITS
+        return DEFAULT_BITS if self.bits is None else self.bits
 
     @property
     def resolved_form(self) -> str:
         """One of `FORMS`."""
-        return self.form or DEFAULT_FORM
+        return DEFAULT_FORM if self.form is None else self.form
 
     @property
     def resolved_target(self) -> str:
         """One of `TARGETS`."""
-        return self.target or DEFAULT_TARGET
+        return DEFAULT_TARGET if self.target is None else self.target
 
     @property
     def resolved_group_size(self) -> int:
@@ -388,7 +388,8 @@ class ExportRequest(MachineOptions, SourceOptions, SlotOptions):
     @property
     def resolved_scale(self) -> str:
         """The scale format, where none is given the target's."""
-        return self.scale or target_by_name(self.resolved_target).scale
+        usual = target_by_name(self.resolved_target).scale
+        return usual if self.scale is None else self.scale
 
     def resolved_method(self) -> Method:
         """The method with its settings.
