@@ -35,18 +35,10 @@ def export(
     device: str = "auto",
     precision: str = "float32",
     bits: str | None = None,
-    method: str = "fp4dit",
-    recipe: Path | str | None = None,
-    save_recipe: Path | str | None = None,
-    preset: str = "balanced",
-    time: str | None = None,
     range: str | None = None,
     scale: str | None = None,
     target_bits: float | None = None,
     min_sqnr: float | None = None,
-    iterations: int | None = None,
-    samples: int | None = None,
-    inputs: str | None = None,
     weight_format: str | None = None,
     activation_format: str | None = None,
     attention_format: str | None = None,
@@ -54,6 +46,15 @@ def export(
     activation_group_size: int | None = None,
     outer_layers: str | None = None,
     rules: Sequence[str] = (),
+    text_encoder_bits: str | None = None,
+    method: str = "fp4dit",
+    recipe: Path | str | None = None,
+    save_recipe: Path | str | None = None,
+    preset: str = "balanced",
+    time: str | None = None,
+    iterations: int | None = None,
+    samples: int | None = None,
+    inputs: str | None = None,
     form: str | None = None,
     lora: Sequence[str] = (),
     prompts: Path | str | None = None,
@@ -67,7 +68,6 @@ def export(
     state: Path | str | None = None,
     measure: bool | None = None,
     components: str = "all",
-    text_encoder_bits: str | None = None,
     target: str | None = None,
     report: bool = True,
     reporter: Reporter | None = None,
@@ -106,17 +106,6 @@ def export(
             parameters and rounding are float32 either way. One of: float32, bfloat16.
         bits: Bits of weights and activations, w<4|6|8>a<4|6|8|16|32>; by default those of the
             method, else w4a6.
-        method: How weights are rounded; the -rtn methods round to nearest and need no calibration
-            data. One of: fp4dit, 2dquant, activation-regularization, affinequant, awq, four-over-six,
-            fp-adaround, fp-rtn, gptq, hq-dit, int-adaround, int-rtn, llm-fp4, ptq1.61, ptq4dit, q-dit,
-            repq-vit, smoothquant, svdquant, tuned, tuned-best, vidit-q.
-        recipe: Your own recipe file in place of --method, in the form that --save-recipe writes;
-            other options override it, unless they have their default value.
-        save_recipe: Also write the resolved method and formats to this recipe file.
-        preset: Calibration effort. One of: fast, balanced, best.
-        time: How long the export may take, such as 90s, 30m or 2h, in place of --preset: images,
-            denoising steps and size of the calibration, samples and optimizer steps are picked once
-            this machine was timed; those that are given stay.
         range: How the scale of a group is computed: absmax maps the group's largest weight to the
             format's largest value, mse minimizes the squared error; by default the method's. One of:
             absmax, mse, weighted, four-over-six, output-range, dobi.
@@ -132,12 +121,6 @@ def export(
         min_sqnr: Mixed precision: the fewest bits with which the guided prediction of the whole
             network, activations quantized, keeps this SQNR against the float network, on recorded
             calls of its trajectory weighted by importance; in place of --target-bits.
-        iterations: Training steps per block; by default the preset's.
-        samples: Recorded inputs to calibrate with; by default the preset's.
-        inputs: Which network a block that is trained receives its inputs from: sequential, the one
-            quantized so far, so that it makes up for earlier blocks' errors; parallel, the float one,
-            so that no block waits for another; by default the method's choice. One of: sequential,
-            parallel.
         weight_format: One format for all weights, or auto: e2m1, e1m2 or e3m0 per layer, by
             measured output error; by default the target's, or FP4DiT's assignment (paper). One of:
             e2m1, e1m2, e3m0, e2m3, e3m2, e3m4, e4m3, e5m2, int4, int6, int8, auto, paper.
@@ -154,6 +137,25 @@ def export(
             others.
         rules: Formats of single layers: PATTERN=WEIGHT or PATTERN=WEIGHT/ACTIVATION, where PATTERN
             is a layer name with shell wildcards; none keeps float. Repeatable; the first match wins.
+        text_encoder_bits: Bits of the text encoders' linear layers, such as w4a16, or none for
+            float; by default w4a16 from 1 GiB in float32 on.
+        method: How weights are rounded; the -rtn methods round to nearest and need no calibration
+            data. One of: fp4dit, 2dquant, activation-regularization, affinequant, awq, four-over-six,
+            fp-adaround, fp-rtn, gptq, hq-dit, int-adaround, int-rtn, llm-fp4, ptq1.61, ptq4dit, q-dit,
+            repq-vit, smoothquant, svdquant, tuned, tuned-best, vidit-q.
+        recipe: Your own recipe file in place of --method, in the form that --save-recipe writes;
+            other options override it, unless they have their default value.
+        save_recipe: Also write the resolved method and formats to this recipe file.
+        preset: Calibration effort. One of: fast, balanced, best.
+        time: How long the export may take, such as 90s, 30m or 2h, in place of --preset: images,
+            denoising steps and size of the calibration, samples and optimizer steps are picked once
+            this machine was timed; those that are given stay.
+        iterations: Training steps per block; by default the preset's.
+        samples: Recorded inputs to calibrate with; by default the preset's.
+        inputs: Which network a block that is trained receives its inputs from: sequential, the one
+            quantized so far, so that it makes up for earlier blocks' errors; parallel, the float one,
+            so that no block waits for another; by default the method's choice. One of: sequential,
+            parallel.
         form: fused, the default: one FpLinear per layer, computing on integers; qdq: quantize and
             dequantize nodes with plain MatMuls. One of: fused, qdq.
         lora: LoRA to add to the weights before anything else, FILE or FILE:SCALE: safetensors with
@@ -178,8 +180,6 @@ def export(
             float32.
         components: What to export; transformer leaves out text encoders and VAE. One of: all,
             transformer.
-        text_encoder_bits: Bits of the text encoders' linear layers, such as w4a16, or none for
-            float; by default w4a16 from 1 GiB in float32 on.
         target: What the graphs are made of, by default fp4dit; fp4dit: our operators and their
             bodies, opset 21: what export writes; inline: standard operators only: the bodies in place
             of our operators; standard: standard types of opset 23: FLOAT4E2M1 weights, FLOAT8E4M3FN
@@ -217,18 +217,10 @@ def export(
         device=device,
         precision=precision,
         bits=bits,
-        method=method,
-        recipe=None if recipe is None else Path(recipe),
-        save_recipe=None if save_recipe is None else Path(save_recipe),
-        preset=preset,
-        time=time,
         range=range,
         scale=scale,
         target_bits=target_bits,
         min_sqnr=min_sqnr,
-        iterations=iterations,
-        samples=samples,
-        inputs=inputs,
         weight_format=weight_format,
         activation_format=activation_format,
         attention_format=attention_format,
@@ -236,6 +228,15 @@ def export(
         activation_group_size=activation_group_size,
         outer_layers=outer_layers,
         rules=tuple(rules),
+        text_encoder_bits=text_encoder_bits,
+        method=method,
+        recipe=None if recipe is None else Path(recipe),
+        save_recipe=None if save_recipe is None else Path(save_recipe),
+        preset=preset,
+        time=time,
+        iterations=iterations,
+        samples=samples,
+        inputs=inputs,
         form=form,
         lora=tuple(lora),
         prompts=None if prompts is None else Path(prompts),
@@ -249,7 +250,6 @@ def export(
         state=None if state is None else Path(state),
         measure=measure,
         components=components,
-        text_encoder_bits=text_encoder_bits,
         target=target,
         report=report,
     )

@@ -11,32 +11,27 @@ from fp4dit_onnx.calibration.methods import (
     Method,
     method_by_name,
     preset_names,
-    range_names,
     read_method,
 )
 from fp4dit_onnx.calibration.recipe_tables import method_names
 from fp4dit_onnx.exporting.budgeted import budgeted
+from fp4dit_onnx.exporting.format_options import FormatOptions
 from fp4dit_onnx.exporting.machine_options import MachineOptions
-from fp4dit_onnx.exporting.options import CALIBRATION, FORMATS, INPUT, OUTPUT, Option
+from fp4dit_onnx.exporting.options import CALIBRATION, INPUT, OUTPUT, Option
 from fp4dit_onnx.exporting.slots import SlotOptions
 from fp4dit_onnx.exporting.source_options import SourceOptions
-from fp4dit_onnx.numbers.formats import FORMATS as ELEMENT_FORMATS
-from fp4dit_onnx.numbers.scale_formats import SCALE_FORMATS
-from fp4dit_onnx.spec.recipe import ACTIVATION_FORMATS, AUTO, FLOAT, FORMS, PAPER, WEIGHT_FORMATS
+from fp4dit_onnx.spec.recipe import AUTO, FORMS
 from fp4dit_onnx.targets.table import TARGETS, target_by_name
 from fp4dit_onnx.targets.target import DEFAULT_TARGET
 
 __all__ = ["COMPONENTS", "ExportRequest"]
 
 COMPONENTS = ("all", "transformer")
-DEFAULT_BITS, DEFAULT_FORM = "w4a6", FORMS[0]
-BITS = "w<{}>a<{}>".format(
-    *("|".join(map(str, table["fp"])) for table in (WEIGHT_FORMATS, ACTIVATION_FORMATS))
-)
+DEFAULT_FORM = FORMS[0]
 
 
 @dataclass(frozen=True)
-class ExportRequest(MachineOptions, SourceOptions, SlotOptions):
+class ExportRequest(FormatOptions, MachineOptions, SourceOptions, SlotOptions):
     """What to export and how; each field's option says what it is."""
 
     output: Annotated[
@@ -51,15 +46,6 @@ class ExportRequest(MachineOptions, SourceOptions, SlotOptions):
             INPUT,
             unit="MODEL",
             positional=True,
-        ),
-    ] = None
-    bits: Annotated[
-        str | None,
-        Option(
-            f"Bits of weights and activations, {BITS}; by default those of the method, else "
-            f"{DEFAULT_BITS}.",
-            FORMATS,
-            unit="BITS",
         ),
     ] = None
     method: Annotated[
@@ -102,50 +88,6 @@ class ExportRequest(MachineOptions, SourceOptions, SlotOptions):
             unit="DURATION",
         ),
     ] = None
-    range: Annotated[
-        str | None,
-        Option(
-            "How the scale of a group is computed: absmax maps the group's largest weight to the "
-            "format's largest value, mse minimizes the squared error; by default the method's.",
-            FORMATS,
-            unit="RULE",
-            choices=range_names(),
-        ),
-    ] = None
-    scale: Annotated[
-        str | None,
-        Option(
-            "How a scale is stored: "
-            + "; ".join(f"{name}, {fmt.summary}" for name, fmt in SCALE_FORMATS.items())
-            + "; by default "
-            + ", ".join(f"{t.scale} ({name})" for name, t in TARGETS.items())
-            + ", by target.",
-            FORMATS,
-            unit="FORMAT",
-            choices=SCALE_FORMATS,
-        ),
-    ] = None
-    target_bits: Annotated[
-        float | None,
-        Option(
-            "Mixed precision: the most bits per weight over all quantized layers of the transformer, "
-            "scales included. Layers get 4 or 8 bits and long or short groups where that saves "
-            "the most error, by measured sensitivity. For methods that measure second moments, such as "
-            "tuned.",
-            FORMATS,
-            unit="BITS",
-        ),
-    ] = None
-    min_sqnr: Annotated[
-        float | None,
-        Option(
-            "Mixed precision: the fewest bits with which the guided prediction of the whole network, "
-            "activations quantized, keeps this SQNR against the float network, on recorded calls of "
-            "its trajectory weighted by importance; in place of --target-bits.",
-            FORMATS,
-            unit="DB",
-        ),
-    ] = None
     iterations: Annotated[
         int | None,
         Option("Training steps per block; by default the preset's.", CALIBRATION, unit="STEPS"),
@@ -169,72 +111,6 @@ class ExportRequest(MachineOptions, SourceOptions, SlotOptions):
             choices=INPUTS_FROM,
         ),
     ] = None
-    weight_format: Annotated[
-        str | None,
-        Option(
-            "One format for all weights, or auto: e2m1, e1m2 or e3m0 per layer, by measured output "
-            "error; by default the target's, or FP4DiT's assignment (paper).",
-            FORMATS,
-            unit="FORMAT",
-            choices=(*ELEMENT_FORMATS, AUTO, PAPER),
-        ),
-    ] = None
-    activation_format: Annotated[
-        str | None,
-        Option(
-            "One format for all activations; by default that of the bits.",
-            FORMATS,
-            unit="FORMAT",
-            choices=(*ELEMENT_FORMATS, FLOAT),
-        ),
-    ] = None
-    attention_format: Annotated[
-        str | None,
-        Option(
-            "Format of q, k and v in attention, none for float; by default that of the "
-            "activations.",
-            FORMATS,
-            unit="FORMAT",
-            choices=(*ELEMENT_FORMATS, FLOAT),
-        ),
-    ] = None
-    group_size: Annotated[
-        int | None,
-        Option(
-            "Input channels that share one weight scale; by default "
-            + ", ".join(f"{t.group_size} ({name})" for name, t in TARGETS.items())
-            + ", by target.",
-            FORMATS,
-            unit="CHANNELS",
-        ),
-    ] = None
-    activation_group_size: Annotated[
-        int | None,
-        Option(
-            "Inputs of a token that share one activation scale; by default all.",
-            FORMATS,
-            unit="CHANNELS",
-        ),
-    ] = None
-    outer_layers: Annotated[
-        str | None,
-        Option(
-            "WEIGHT/ACTIVATION for the layers outside of the blocks that the family's record names: "
-            "time embedder, adaLN, text projection, final linear; by default as all others.",
-            FORMATS,
-            unit="FORMATS",
-        ),
-    ] = None
-    rules: Annotated[
-        tuple[str, ...],
-        Option(
-            "Formats of single layers: PATTERN=WEIGHT or PATTERN=WEIGHT/ACTIVATION, where PATTERN is "
-            "a layer name with shell wildcards; none keeps float. Repeatable; the first match wins.",
-            FORMATS,
-            unit="RULE",
-            flags=("--rule",),
-        ),
-    ] = ()
     form: Annotated[
         str | None,
         Option(
@@ -335,15 +211,6 @@ class ExportRequest(MachineOptions, SourceOptions, SlotOptions):
             choices=COMPONENTS,
         ),
     ] = COMPONENTS[0]
-    text_encoder_bits: Annotated[
-        str | None,
-        Option(
-            "Bits of the text encoders' linear layers, such as w4a16, or none for float; by default "
-            "w4a16 from 1 GiB in float32 on.",
-            FORMATS,
-            unit="BITS",
-        ),
-    ] = None
     target: Annotated[
         str | None,
         Option(
@@ -363,11 +230,6 @@ class ExportRequest(MachineOptions, SourceOptions, SlotOptions):
             OUTPUT,
         ),
     ] = True
-
-    @property
-    def resolved_bits(self) -> str:
-        """Bits of weights and activations."""
-        return DEFAULT_BITS if self.bits is None else self.bits
 
     @property
     def resolved_form(self) -> str:

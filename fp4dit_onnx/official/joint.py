@@ -1,6 +1,6 @@
 """Official pipelines whose attention joins text and image: SD3, Flux, AuraFlow, Z-Image, FLUX.2.
 
-Facts only, as in official_models.py.
+Facts only, as in `official.models`.
 """
 
 from __future__ import annotations
