@@ -90,6 +90,8 @@ def test_a_linear(name: str, form: str, half: bool, tmp_path: Path) -> None:
         stored = [tensors[i] for i in node.input[1:]]
         found = values(*stored, given["K"], given["bits"])
         assert np.array_equal(found.view(np.uint32) << 1, weight.view(np.uint32) << 1)
+        whole = values(*stored, stored[0][0].size * 8 // given["bits"], given["bits"])
+        assert not whole[:, shape[0] :].any()  # beyond the row
         x = np.random.default_rng(2).standard_normal((3, shape[0])).astype(np.float32)
         onnx.save(made, tmp_path / "model.onnx")
         y = session(tmp_path / "model.onnx", library=False, threads=1).run(None, {"x": x})[0]
