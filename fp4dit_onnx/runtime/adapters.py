@@ -19,6 +19,7 @@ __all__ = [
     "ADAPTER_SUFFIX",
     "Shapes",
     "WithAdapters",
+    "filled",
     "in_half",
     "matrices_of",
     "read_adapter",
@@ -91,6 +92,22 @@ def read_adapter(path: Path) -> dict[str, Array]:
         ) from error
 
 
+def filled(layer: str, down: Array, up: Array, rank: int) -> dict[str, Array]:
+    """The matrices of a layer's slot by name, of a LoRA of at most its rank; the rest is zeros.
+
+    Args:
+        layer: its name.
+        down: [K, r].
+        up: [r, N].
+        rank: of the slot.
+    """
+    rest = (0, rank - len(up))
+    return {
+        slot_name(layer, "down"): np.pad(down, ((0, 0), rest)),
+        slot_name(layer, "up"): np.pad(up, (rest, (0, 0))),
+    }
+
+
 class WithAdapters:
     """A pipeline whose transformer may have slots."""
 
@@ -142,7 +159,7 @@ def matrices_of(texts: Sequence[str], slots: Shapes) -> dict[str, Array]:
                 )
                 used = down.any(axis=0) & up.any(axis=1)
                 found.setdefault(layer, []).append((down[:, used], scale * up[used]))
-    merged = {}
+    merged: dict[str, Array] = {}
     for layer, pairs in found.items():
         down, up = np.hstack([d for d, _ in pairs]), np.vstack([u for _, u in pairs])
         rank = slots[slot_name(layer, "up")][0]
@@ -151,8 +168,7 @@ def matrices_of(texts: Sequence[str], slots: Shapes) -> dict[str, Array]:
                 f"adapters {', '.join(texts)} are of rank {len(up)} together at layer {layer}: expected "
                 f"{rank} at most, the rank of the bundle's slots; use fewer, or export more slots"
             )
-        merged[slot_name(layer, "down")] = np.pad(down, ((0, 0), (0, rank - len(up))))
-        merged[slot_name(layer, "up")] = np.pad(up, ((0, rank - len(up)), (0, 0)))
+        merged |= filled(layer, down, up, rank)
     return in_half(merged, f"adapters {', '.join(texts)}")
 
 

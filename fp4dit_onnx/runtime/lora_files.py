@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from fp4dit_onnx.checkpoint.low_rank import low_rank_parts, named_file
 from fp4dit_onnx.checkpoint.tensor_files import TensorInfo
 from fp4dit_onnx.checkpoint.tensor_reading import read_float32
 from fp4dit_onnx.errors import CheckpointError, UsageError
-from fp4dit_onnx.runtime.adapters import Shapes, in_half
+from fp4dit_onnx.runtime.adapters import Shapes, filled, in_half
 from fp4dit_onnx.spec.low_rank import SLOT, slot_name
 
 __all__ = ["adapter_of"]
@@ -45,7 +44,7 @@ def adapter_of(file: Path, slots: Shapes) -> dict[str, npt.NDArray[Any]]:
         raise UsageError(
             f"{error}; of its linears the bundle has slots for {len(weights)} (export --lora-layers)"
         ) from error
-    made = {}
+    made: dict[str, npt.NDArray[Any]] = {}
     for (_, name), delta in parts.items():
         layer = name.removesuffix(".weight")
         own, rank = delta.down.shape[0], slots[slot_name(layer, "up")][0]
@@ -56,8 +55,7 @@ def adapter_of(file: Path, slots: Shapes) -> dict[str, npt.NDArray[Any]]:
             )
         down = read_float32(delta.down).reshape(own, -1).T
         up = delta.scale * read_float32(delta.up).reshape(-1, own).T
-        made[slot_name(layer, "down")] = np.pad(down, ((0, 0), (0, rank - own)))
-        made[slot_name(layer, "up")] = np.pad(up, ((0, rank - own), (0, 0)))
+        made |= filled(layer, down, up, rank)
     if not made:
         raise UsageError(f"{file} has no layer of the transformer: expected a LoRA of it")
     return in_half(made, str(file))
