@@ -138,6 +138,7 @@ def test_steps_taken(steps: int, strength: float, taken: int) -> None:
         ({"strength": 0}, "strength = 0: expected more than 0"),
         ({"strength": 1.5}, "strength = 1.5: expected a number from 0 to 1"),
         ({"strength": float("nan")}, "strength = nan"),
+        ({"image": None, "strength": 1.5}, "strength = 1.5"),
     ],
 )
 def test_what_images_do_not_begin_with(

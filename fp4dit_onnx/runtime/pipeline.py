@@ -260,7 +260,8 @@ class Pipeline(DiffusersNames, WithAdapters):
         self.check(sampling, prompts, negative_prompt)
         if image is None and mask is not None:
             raise UsageError("mask without an image: expected the image that it is of; give image")
-        steps = sampling.steps if image is None else steps_taken(sampling.steps, strength)
+        taken = steps_taken(sampling.steps, strength)
+        steps = sampling.steps if image is None else taken
         starts = range(0, len(prompts), batch_size)
         total, counter = len(starts) * steps, itertools.count(1)
 
