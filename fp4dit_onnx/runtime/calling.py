@@ -26,7 +26,7 @@ OURS = {
 }
 """diffusers' name of an argument -> that of `Pipeline.generate`; all others are the same."""
 SEEDS = 2**63
-"""What a generator of numpy draws a seed below."""
+"""Seeds from a generator of numpy are below it."""
 
 
 class PipelineOutput(NamedTuple):
@@ -60,7 +60,7 @@ def in_our_names(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def seeds_of(generator: Any) -> Any:
-    """Seeds of generators: of torch's the one it was made with; of numpy's a number that it draws."""
+    """Seeds of generators: of torch's the one it was made with; of numpy's its next number."""
     if isinstance(generator, list | tuple):
         return [seeds_of(one) for one in generator]
     if hasattr(generator, "initial_seed"):
