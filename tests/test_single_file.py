@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import Run
-from original_layout import ORIGINALS, rounded, save_gguf, save_original, weights_of
 from random_pipeline import make
 from safetensors.numpy import save_file
+
+pytest.importorskip("gguf")
+
+import gguf
+from original_layout import ORIGINALS, rounded, save_gguf, save_original, weights_of
 
 from fp4dit_onnx.checkpoint.assembling import assembled
 from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.checkpoint.tensor_reading import read_float32
 
-gguf = pytest.importorskip("gguf")
 Folders = Callable[[str], Path]
 
 
