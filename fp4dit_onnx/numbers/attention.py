@@ -8,7 +8,7 @@ import numpy.typing as npt
 from fp4dit_onnx.numbers.formats import FloatArray, FloatFormat
 from fp4dit_onnx.numbers.numerics import SUM_LIMIT, fma, group_count, largest_sum, linear, quantize
 
-__all__ = ["KEY_TILE", "attention", "exp"]
+__all__ = ["KEY_TILE", "attention", "exp", "value_group"]
 
 KEY_TILE = 256
 """Keys that attention scores at a time."""
@@ -35,6 +35,14 @@ def exp(x: FloatArray) -> FloatArray:
         found = p * power.view(np.float32)
     result: FloatArray = np.where(x < np.float32(-87), np.float32(0), found)
     return result
+
+
+def value_group(fmt: FloatFormat) -> int:
+    """Keys whose products with values of `fmt` fit a sum: a power of two, `KEY_TILE` at most."""
+    group = KEY_TILE
+    while largest_sum(PROBABILITY_FORMAT, fmt, group) >= SUM_LIMIT:
+        group //= 2
+    return group
 
 
 def attention(
@@ -94,9 +102,7 @@ def _weighted(
     most = np.full((scores.shape[0], 1), -np.inf, np.float32)
     total = np.zeros_like(most)
     y = np.zeros((scores.shape[0], v.shape[1]), np.float32)
-    group = KEY_TILE
-    while largest_sum(PROBABILITY_FORMAT, fmt, group) >= SUM_LIMIT:
-        group //= 2
+    group = value_group(fmt)
     for start in range(0, scores.shape[1], KEY_TILE):
         part = slice(start, min(start + KEY_TILE, scores.shape[1]))
         before, most = most, np.fmax(most, np.fmax.reduce(scores[:, part], 1, keepdims=True))

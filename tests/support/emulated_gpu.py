@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fp4dit_onnx.numbers import numerics
-from fp4dit_onnx.numbers.attention import KEY_TILE, PROBABILITY_FORMAT
+from fp4dit_onnx.numbers.attention import value_group
 from fp4dit_onnx.numbers.formats import FloatArray, FloatFormat
 
 SOURCE = Path(__file__).resolve().parents[2] / "custom_ops"
@@ -43,14 +43,6 @@ def compile_kernels(
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return library
-
-
-def value_group(fmt: FloatFormat) -> int:
-    """Keys whose products with values of `fmt` fit a sum, see `attention.attention`."""
-    group = KEY_TILE
-    while numerics.largest_sum(PROBABILITY_FORMAT, fmt, group) >= numerics.SUM_LIMIT:
-        group //= 2
-    return group
 
 
 class Guarded:
