@@ -287,17 +287,16 @@ OrtStatus* FindDevice(const Node& node, const Device** device) {
 
 size_t MostSharedBytes(const Device& device) { return static_cast<size_t>(device.most_shared); }
 
-OrtStatus* StreamOf(const Node& node, OrtKernelContext* context, void** stream) {
-  return node.api->KernelContext_GetGPUComputeStream()(context, stream);
-}
-
 OrtStatus* Finish(const Node& node) {
   const int result = TheDriver().Synchronize();
   return result == kSuccess ? nullptr : Failed(node, "cuCtxSynchronize", result);
 }
 
-OrtStatus* Run(const Node& node, const Device& device, const Launch& launch, void* stream) {
+OrtStatus* Run(const Node& node, const Device& device, const Launch& launch,
+               OrtKernelContext* context) {
   if (launch.blocks == 0) return nullptr;
+  void* stream = nullptr;
+  FP4DIT_RETURN_IF_ERROR(node.api->KernelContext_GetGPUComputeStream()(context, &stream));
   for (size_t i = 0; i < kKernelCount; ++i) {
     if (std::strcmp(kKernels[i], launch.kernel) != 0) continue;
     void* parameters[] = {const_cast<uint8_t*>(launch.argument)};

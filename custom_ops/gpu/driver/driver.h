@@ -21,11 +21,9 @@ OrtStatus* FindDevice(const Node& node, const Device** device);
 // Bytes of shared memory that a block can have.
 size_t MostSharedBytes(const Device& device);
 
-// The stream that the call's work belongs to.
-OrtStatus* StreamOf(const Node& node, OrtKernelContext* context, void** stream);
-
-// Queues the kernel on `stream`, if there is anything to do.
-OrtStatus* Run(const Node& node, const Device& device, const Launch& launch, void* stream);
+// Queues the kernel on the stream that the call's work belongs to, if there is anything to do.
+OrtStatus* Run(const Node& node, const Device& device, const Launch& launch,
+               OrtKernelContext* context);
 
 // Waits for all that was queued on the device.
 OrtStatus* Finish(const Node& node);

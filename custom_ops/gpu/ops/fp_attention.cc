@@ -46,9 +46,7 @@ class FpAttention {
     call.attention_scale = attention_.attention_scale;
     call.type = attention_.type;
     call.value_group = attention_.value_group;
-    void* stream = nullptr;
-    FP4DIT_RETURN_IF_ERROR(StreamOf(attention_.node, context, &stream));
-    return Run(attention_.node, *device_, PlanAttention(call), stream);
+    return Run(attention_.node, *device_, PlanAttention(call), context);
   }
 
  private:

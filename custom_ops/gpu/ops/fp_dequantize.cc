@@ -48,9 +48,7 @@ class FpDequantize {
     launch.threads = 256;
     launch.Set(a);
     FP4DIT_RETURN_IF_ERROR(SetBlocks(node_, call.q.Rows(), a.rows, 1, &launch));
-    void* stream = nullptr;
-    FP4DIT_RETURN_IF_ERROR(StreamOf(node_, context, &stream));
-    return Run(node_, *device_, launch, stream);
+    return Run(node_, *device_, launch, context);
   }
 
  private:

@@ -45,9 +45,7 @@ class FpHadamard {
     launch.shared_bytes = kWarps * kMostRotated * sizeof(float);
     launch.Set(a);
     FP4DIT_RETURN_IF_ERROR(SetBlocks(node_, x.Rows(), a.rows, kWarps, &launch));
-    void* stream = nullptr;
-    FP4DIT_RETURN_IF_ERROR(StreamOf(node_, context, &stream));
-    return Run(node_, *device_, launch, stream);
+    return Run(node_, *device_, launch, context);
   }
 
  private:

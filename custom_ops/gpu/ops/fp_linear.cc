@@ -72,13 +72,11 @@ class Linear {
     FP4DIT_RETURN_IF_ERROR(linear_.MakeResult(context, q, packed.weights.n(), &call->y));
     if (q.Rows() == 0 || packed.weights.n() == 0) return nullptr;
     linear_.CountCall(kCountGpu);
-    void* stream = nullptr;
-    FP4DIT_RETURN_IF_ERROR(StreamOf(linear_.node, context, &stream));
     call->q = q.data;
     call->scale = scale.As<float>();
     call->rows = q.Rows();
     call->weights = packed.memory.As<uint8_t>();
-    return Run(linear_.node, *device_, packed.weights.Plan(*call), stream);
+    return Run(linear_.node, *device_, packed.weights.Plan(*call), context);
   }
 
   LinearNode linear_;

@@ -33,8 +33,6 @@ class Quantize {
     FP4DIT_RETURN_IF_ERROR(settings_.Begin(context, &call));
     if (call.rows == 0) return nullptr;
     settings_.CountCall(kCountGpu);
-    void* stream = nullptr;
-    FP4DIT_RETURN_IF_ERROR(StreamOf(settings_.node, context, &stream));
     QuantizeCall plan = {};
     plan.format = settings_.format;
     plan.rows = call.rows;
@@ -47,13 +45,14 @@ class Quantize {
     plan.q = call.q;
     plan.scale = call.scale;
     const Launch launch = PlanQuantize(plan);
-    if (kKind == Quantizer::kRotated) return RunRotated(call, launch, stream);
-    return Run(settings_.node, *device_, launch, stream);
+    if (kKind == Quantizer::kRotated) return RunRotated(call, launch, context);
+    return Run(settings_.node, *device_, launch, context);
   }
 
  private:
   // A row that is too long for shared memory, longer than any layer's, takes memory for the call.
-  OrtStatus* RunRotated(const Quantizer::Call& call, const Launch& plain, void* stream) const {
+  OrtStatus* RunRotated(const Quantizer::Call& call, const Launch& plain,
+                        OrtKernelContext* context) const {
     constexpr size_t kThreads = 256;
     constexpr size_t kMostRows = 0x7fffffff;
     constexpr size_t kFewBlocks = 64;
@@ -80,7 +79,7 @@ class Quantize {
     a.scratch = scratch.As<float>();
     launch.blocks = static_cast<uint32_t>(blocks);
     launch.Set(a);
-    FP4DIT_RETURN_IF_ERROR(Run(settings_.node, *device_, launch, stream));
+    FP4DIT_RETURN_IF_ERROR(Run(settings_.node, *device_, launch, context));
     return is_short ? nullptr : Finish(settings_.node);
   }
 

@@ -82,9 +82,7 @@ class Unpack {
     launch.threads = 256;
     launch.Set(a);
     FP4DIT_RETURN_IF_ERROR(SetBlocks(unpack_.node, rows, a.rows, 1, &launch));
-    void* stream = nullptr;
-    FP4DIT_RETURN_IF_ERROR(StreamOf(unpack_.node, context, &stream));
-    return Run(unpack_.node, *device_, launch, stream);
+    return Run(unpack_.node, *device_, launch, context);
   }
 
   UnpackNode unpack_;
