@@ -9,15 +9,11 @@
 #include "gpu/arguments.h"
 #include "gpu/device.h"
 #include "gpu/kernels/attention_chunks.h"
+#include "gpu/kernels/floats.h"
 
 namespace attention {
 
-constexpr uint32_t kMinusInfinity = 0xff800000;
-constexpr uint32_t kInfinity = 0x7f800000;
-constexpr uint32_t kNan = 0x7fc00000;
-constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23
 constexpr float kMostProbability = 32767.0f;
-constexpr float kSmallestAmax = 0x1p-90f;
 
 DEVICE float Larger(float a, float b) { return b > a ? b : a; }  // passes over a NaN in b
 

@@ -5,6 +5,7 @@
 
 #include "gpu/arguments.h"
 #include "gpu/device.h"
+#include "gpu/kernels/floats.h"
 #include "gpu/kernels/weight_scale.h"
 
 namespace linear {
@@ -16,9 +17,6 @@ using fp4dit::gpu::LinearArguments;
 constexpr int kThreads = 256;
 constexpr int kStages = 3;
 constexpr int kStageSteps = 4;
-// 1.5 * 2^23, whose float's last bits are an integer's: sums that start from these bits are floats.
-constexpr int32_t kMagicBits = 0x4B400000;
-constexpr float kMagic = 12582912.0f;
 
 enum Storage { kCodes, kMultiplied, kBytes };
 

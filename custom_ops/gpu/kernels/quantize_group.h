@@ -5,14 +5,11 @@
 
 #include "gpu/arguments.h"
 #include "gpu/device.h"
+#include "gpu/kernels/floats.h"
 
 namespace {
 
 using fp4dit::gpu::QuantizeArguments;
-
-constexpr uint32_t kInfinity = 0x7f800000;
-constexpr uint32_t kNan = 0x7fc00000;
-constexpr float kSmallestAmax = 0x1p-90f;
 
 DEVICE uint32_t Larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
 
@@ -53,7 +50,7 @@ DEVICE uint32_t ErrorOf(const Group& group, float factor, int mantissa_bits) {
   for (int64_t i = group.thread; i < group.size; i += group.threads) {
     const float t = Mul(group.At(i), factor);
     const float parts = Mul(Sub(t, RoundToGrid(t, mantissa_bits)), 64.0f);
-    const auto error = static_cast<int32_t>(Sub(Add(parts, 12582912.0f), 12582912.0f));
+    const auto error = static_cast<int32_t>(Sub(Add(parts, kMagic), kMagic));
     sum += static_cast<uint32_t>(error * error);
   }
   UNROLL for (int mask = 16; mask > 0; mask /= 2) sum += ShuffleXor(sum, mask);
