@@ -21,7 +21,7 @@ struct AttentionCall {
   bool bias_by_batch, bias_by_key;  // or one for all
   float attention_scale;
   IntegerType type;    // int8 or int16
-  size_t value_group;  // keys whose products with v fit a sum, at most a tile; a power of two
+  size_t value_group;  // keys whose products with v fit a sum: whole chunks, at most a tile
 };
 
 Launch PlanAttention(const AttentionCall& call);

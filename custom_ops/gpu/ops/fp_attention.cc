@@ -10,6 +10,7 @@ namespace fp4dit::gpu {
 
 class FpAttention {
  public:
+  static_assert(fp4dit::kKeyTile == kKeyTile, "the kernel's tile");
   static constexpr const char* kName = fp4dit::FpAttention::kName;
   static constexpr auto& kInputs = fp4dit::FpAttention::kInputs;
   static constexpr auto& kOutputs = fp4dit::FpAttention::kOutputs;
@@ -18,6 +19,9 @@ class FpAttention {
 
   OrtStatus* Create(const Node& node) {
     FP4DIT_RETURN_IF_ERROR(attention_.Read(node));
+    if (attention_.value_group % kKeyChunk != 0) {  // formats that there are keep well within it
+      return node.Fail("format '%s' is wider than its kernels take", attention_.format->name);
+    }
     return FindDevice(node, &device_);
   }
 
