@@ -42,7 +42,7 @@ from fp4dit_onnx.passes.insert_branch import InsertBranch
 from fp4dit_onnx.passes.insert_qdq import InsertQdq
 from fp4dit_onnx.passes.name_tensors import NameTensors
 from fp4dit_onnx.passes.pack_weights import PackWeights
-from fp4dit_onnx.passes.pipeline import run_passes
+from fp4dit_onnx.passes.pipeline import _renamed, run_passes
 from fp4dit_onnx.spec.diagonal import Diagonal
 from fp4dit_onnx.spec.hadamard import Hadamard
 from fp4dit_onnx.spec.low_rank import LowRank
@@ -141,6 +141,10 @@ def test_what_reads_one_tensor_shares_a(bench: Any, agree: Any, tmp_path: Path) 
     apart = QuantizedState({"m.0.a": a, "m.1.b": replace(b, name="m.1.b")}).layers["m.1.b"]
     assert apart.spec.branch is not None
     assert apart.spec.branch.shared == "", "of another block"
+    of_both = QuantizedState(
+        {f"m.{i}.{n}": replace(one, name=f"m.{i}.{n}") for i in (0, 1) for n in ("a", "b")}
+    ).layout
+    assert _renamed(of_both, "m.1", "m.0") == _renamed(of_both, "m.0", "m.0"), "are of one kind"
 
     parameters = bench.layer_parameters("m.0.a") | bench.layer_parameters("m.0.b")
     linears = "".join(
@@ -166,7 +170,8 @@ def test_linears_of_one_tensor_are_decomposed_together() -> None:
     draft, alternatives = problem(PLAIN)
     second = replace(draft, name="second", weight=draft.weight.flip(0) * 0.7)
     wide = replace(draft, name="wide", spec=LayerSpec.of("int8", "int8", 8))
-    drafts = {one.name: one for one in (draft, second, wide)}
+    turned = replace(problem(SPECS["turned"])[0], name="turned")
+    drafts = {one.name: one for one in (draft, second, wide, turned)}
     once = Branch(rank=2, share=1.0, rounds=1)
     made = once.apply(drafts, alternatives.evidence)
     assert made["wide"] is wide
@@ -179,6 +184,10 @@ def test_linears_of_one_tensor_are_decomposed_together() -> None:
     assert b is not None
     assert a.down == b.down
     assert a.up != b.up
+    apart = made["turned"]
+    assert apart.spec.branch is not None
+    assert apart.spec.branch.down != a.down, "of other transforms"
+    assert torch.allclose(target_weight(draft.weight, apart.spec), apart.weight, atol=1e-5)
     again = once.apply(made, alternatives.evidence)
     assert again == made, "a branch that is there stays"
 
