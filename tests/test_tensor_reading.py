@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fp4dit_onnx.checkpoint.rows import Rows
 from fp4dit_onnx.checkpoint.tensor_files import TensorInfo
-from fp4dit_onnx.checkpoint.tensor_reading import check_tensors, read_chunks, read_float32
+from fp4dit_onnx.checkpoint.tensor_reading import (
+    check_tensors,
+    read_chunks,
+    read_float32,
+    readable,
+)
 from fp4dit_onnx.errors import CheckpointError
 
 BEFORE = b"header"
@@ -73,6 +80,19 @@ def test_pieces_are_the_tensor(tmp_path: Path, dtype: str, elements: int) -> Non
     assert [piece.size for piece in pieces[:-1]] == [elements] * (len(pieces) - 1)
     assert 0 < pieces[-1].size <= elements
     same(np.concatenate(pieces).reshape(8, 8), read_float32(place))
+
+
+def test_joined_rows_are_cut_across_their_parts(tmp_path: Path) -> None:
+    values = np.arange(15, dtype=np.float32).reshape(5, 3)
+    whole = Rows(stored(tmp_path, "F32", values, (5, 3)))
+    turned = Rows.joined([whole[3:], whole[:3]])
+    wanted = np.concatenate([values[3:], values[:3]])
+    for start, stop in ((0, 5), (1, 4), (2, 5), (3, 4)):
+        same(read_float32(turned[start:stop].info), wanted[start:stop])
+    assert [part.shape for part in turned.chunk(2)] == [(3, 3), (2, 3)]
+    one, other = turned.info.parts
+    assert readable(turned.info)
+    assert not readable(replace(turned.info, parts=(one, replace(other, dtype="I8"))))
 
 
 def test_a_file_that_became_shorter(tmp_path: Path) -> None:
