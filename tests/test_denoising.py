@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from scheduler_configs import ddim, ddpm, dpm, flow, unipc
+from scheduler_configs import ddim, ddpm, dpm, euler, flow, unipc
 
 pytest.importorskip("onnxruntime")
 
@@ -78,6 +78,7 @@ def denoising(folder: Path, family: Family, config: dict[str, Any], steps: int =
 CASES: dict[str, tuple[Family, dict[str, Any]]] = {
     "pixart-dpm": (PIXART_ALPHA, dpm()),
     "pixart-unipc": (PIXART_ALPHA, unipc(solver_order=3)),
+    "pixart-euler": (PIXART_ALPHA, euler()),
     "dit-ddpm": (DIT, ddpm()),
     "dit-ddim": (DIT, ddim()),
     "flux": (FLUX, flow(shift=3.0)),
