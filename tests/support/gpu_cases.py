@@ -156,9 +156,9 @@ def attention_case(
     for tokens in (queries, keys, keys):
         x = rng.standard_normal((batch, tokens, heads, size)) * np.exp(rng.standard_normal())
         tensors += list(numerics.quantize(x.astype(np.float32), fmt))
-    bias = np.zeros((1, 1, 1, 1), np.float32)
+    rows = batch if rng.random() < 0.5 else 1
+    bias = rng.standard_normal((rows, 1, 1, 1)).astype(np.float32)
     if mask:
-        rows = batch if rng.random() < 0.5 else 1
         value = -np.inf if mask == "infinite" else -1e4
         drop = rng.random((rows, 1, 1, keys)) < rng.choice([0.3, 0.9])
         bias = np.where(drop, np.float32(value), rng.standard_normal(drop.shape)).astype(
