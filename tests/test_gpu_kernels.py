@@ -66,6 +66,18 @@ def test_tile_edges(gpu: EmulatedGpu, sizes: tuple[int, int, int]) -> None:
         linear_case(gpu, np.random.default_rng(2), FORMATS["e2m3"], FORMATS["e2m1"], sizes, group)
 
 
+@pytest.mark.parametrize("k", [258, 259, 1024])
+def test_the_largest_sums(gpu: EmulatedGpu, k: int) -> None:
+    """On both sides of 2^22, below which sums are the last bits of a float."""
+    fmt = FORMATS["int8"]
+    codes = np.full((2, k), np.nanargmax(fmt.grid), np.uint8)
+    codes[1] = np.nanargmin(fmt.grid)
+    q, one = np.full((3, k), 127, np.int8), np.ones((3, 1), np.float32)
+    steps, bias = np.ones((2, 1), np.float32), np.zeros(2, np.float32)
+    wanted = numerics.linear(q, one, numerics.decode(codes, fmt), steps, bias, k)
+    assert_same_bits(gpu.linear(q, one, codes, fmt, steps, bias, k), wanted)
+
+
 def test_empty_inputs(gpu: EmulatedGpu) -> None:
     for sizes in [(0, 5, 32), (5, 0, 32)]:
         for act in (FORMATS["int8"], None):
