@@ -52,6 +52,19 @@ def test_quantize(gpu: EmulatedGpu, name: str) -> None:
             assert_same_bits(found, wanted)
 
 
+def test_candidates_of_a_long_group(gpu: EmulatedGpu) -> None:
+    """A warp sums all rounding errors of a group, however long it is."""
+    fmt = FORMATS["e2m3"]
+    candidates = [float(v) for v in fmt.lesser_limits[:3]]
+    x = rows_of_all_kinds(19, 600, np.random.default_rng(7))
+    for found, wanted in zip(
+        gpu.quantize(x, fmt, candidates=candidates),
+        numerics.quantize(x, fmt, None, candidates),
+        strict=True,
+    ):
+        assert_same_bits(found, wanted)
+
+
 @pytest.mark.parametrize("act", ["int8", "e3m2"])
 @pytest.mark.parametrize("weight", WIDE_WEIGHTS)
 def test_linear_of_integers(gpu: EmulatedGpu, act: str, weight: str) -> None:
