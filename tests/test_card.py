@@ -13,6 +13,7 @@ from command_line import Run
 from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.bundle.card import card_text, licence_of
 from fp4dit_onnx.bundle.manifest import Manifest, read_manifest
+from fp4dit_onnx.bundle.remote import url_of
 from fp4dit_onnx.errors import UsageError
 
 
@@ -69,6 +70,19 @@ def test_licences_of_sources(tmp_path: Path, card: str | None, found: str | None
     if card is not None:
         (tmp_path / "README.md").write_text(card, newline="")
     assert licence_of(tmp_path) == ({} if found is None else {"license": found})
+
+
+@pytest.mark.parametrize(
+    ("path", "url"),
+    [
+        ("s3://bucket/bundle", "s3://bucket/bundle"),
+        ("file:///shelf/bundle", "file:///shelf/bundle"),
+        ("C:/shelf/bundle", None),
+        ("shelf/bundle", None),
+    ],
+)
+def test_addresses_are_told_from_paths(path: str, url: str | None) -> None:
+    assert url_of(Path(path)) == url
 
 
 def test_inspect_reads_bundles_elsewhere(run: Run, bundle: Path) -> None:
