@@ -91,6 +91,11 @@ def test_the_largest_sums(gpu: EmulatedGpu, k: int) -> None:
     assert_same_bits(gpu.linear(q, one, codes, fmt, steps, bias, k), wanted)
 
 
+def test_multipliers_of_runs_that_are_no_whole_steps(gpu: EmulatedGpu) -> None:
+    formats = FORMATS["int8"], FORMATS["int4"]
+    linear_case(gpu, np.random.default_rng(8), *formats, (5, 20, 128), 32, 17, "multiplied")
+
+
 def test_empty_inputs(gpu: EmulatedGpu) -> None:
     for sizes in [(0, 5, 32), (5, 0, 32)]:
         for act in (FORMATS["int8"], None):
