@@ -12,7 +12,7 @@ from onnx import numpy_helper
 pytest.importorskip("onnxruntime")
 
 from fp4dit_onnx.spec.affine import Affine
-from fp4dit_onnx.verification.verify import float_copies
+from fp4dit_onnx.verification.subject import float_copies
 
 K = 8
 
@@ -33,8 +33,8 @@ def test_a_float_tensor_of_a_weights_shape_is_a_copy() -> None:
 
 
 def test_what_a_layer_itself_holds_is_none() -> None:
-    """A float weight that stays, scales, the matrix of a transform and those of a branch."""
-    kept = tensors("out.weight", "fc.weight.scale")
+    """A float weight that stays, scales, the matrix of a transform, those of a branch and of a slot."""
+    kept = tensors("out.weight", "fc.weight.scale", "fc.lora.down", "fc.lora.up")
     assert float_copies(manifest(), kept) == []
     matrix, branch = tensors("fc.input.matrix"), tensors("fc.branch.down", "fc.branch.up")
     assert float_copies(manifest(), [*matrix, *branch]) != []

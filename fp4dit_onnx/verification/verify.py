@@ -54,7 +54,7 @@ from fp4dit_onnx.verification.subject import Check, Subject, Verification, float
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.parity import Simulation
 
-__all__ = ["Check", "Verification", "float_copies", "verify"]
+__all__ = ["Check", "Verification", "verify"]
 
 Array = npt.NDArray[Any]
 Run = Callable[[Mapping[str, Array]], list[Array]]
