@@ -1,4 +1,4 @@
-"""What `verify` takes for a float copy of a quantized weight, and what it knows to be none."""
+"""What `verify` takes for a float copy of a quantized weight, and of whom it asks the reference's bits."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from onnx import numpy_helper
 pytest.importorskip("onnxruntime")
 
 from fp4dit_onnx.spec.affine import Affine
+from fp4dit_onnx.verification.node_checks import LIBRARY, NodeChecks
 from fp4dit_onnx.verification.subject import float_copies
 
 K = 8
@@ -41,3 +42,11 @@ def test_what_a_layer_itself_holds_is_none() -> None:
     assert float_copies(manifest(input_ops=(Affine("fc"),)), matrix) == []
     assert float_copies(manifest(input_ops=(Affine("other"),)), matrix) == ["fc.input.matrix"]
     assert float_copies(manifest(branch=K), branch) == []
+
+
+def test_the_library_gives_the_references_bits_on_every_device() -> None:
+    asked = [
+        NodeChecks({}, {}, f"{who}{on}") for on in ("", " on cuda:1") for who in (LIBRARY, "stock")
+    ]
+    assert [checks.kernels for checks in asked] == [True, False, True, False]
+    assert asked[2].bound == "bit for bit the reference" != asked[3].bound
