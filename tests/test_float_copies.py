@@ -1,4 +1,4 @@
-"""What `verify` takes for a float copy of a quantized weight, and of whom it asks the reference's bits."""
+"""What `verify` takes for a float copy of a quantized weight, and whom it asks for exact bits."""
 
 from __future__ import annotations
 
