@@ -261,9 +261,8 @@ class Pipeline(DiffusersNames, WithAdapters):
         if image is None and mask is not None:
             raise UsageError("mask without an image: expected the image that it is of; give image")
         taken = steps_taken(sampling.steps, strength)
-        steps = sampling.steps if image is None else taken
-        starts = range(0, len(prompts), batch_size)
-        total, counter = len(starts) * steps, itertools.count(1)
+        starts, counter = range(0, len(prompts), batch_size), itertools.count(1)
+        total = len(starts) * (sampling.steps if image is None else taken)
 
         def advance() -> None:
             if progress is not None:
