@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,29 @@ def test_rows_that_are_measured_anew_take_the_place_of_their_old_ones() -> None:
     found = model_table.merged(table("b", "flux-dev"), table("a", "auraflow", "flux-dev", "gone"))
     rows = [(row.split(" | ")[0], row.split(" | ")[6]) for row in found.splitlines()[2:]]
     assert rows == [("| flux-dev", "commit b"), ("| auraflow", "commit a")]
+
+
+def test_calibrations_of_full_size_are_judged_and_replaced_alone() -> None:
+    """By minutes and memory; a case that is measured anew leaves the others' rows."""
+    seconds = {"total": 4490.0, "calibrating": 3000.0}
+    used = SimpleNamespace(
+        peak_rss_bytes=5_900_000_000, peak_rss_bytes_after_imports=400_000_000, seconds=seconds
+    )
+    manifest = SimpleNamespace(files={}, resources=used, model_sqnr_db=9.5)
+
+    def rows(name: str, at: str) -> str:
+        found = full_size.row(name, full_size.CASES[name], Path("none"), manifest)  # type: ignore[arg-type]
+        return full_size.calibrated_table([found], at)
+
+    assert rows("pixart-hour", "a").endswith(
+        "| 74.8 | 0.0 | 50.0 | 5.90 | RSS < 6, 75 minutes | 9.5 | commit a | ok |"
+    )
+    seconds["total"] = 4501.0
+    assert rows("pixart-hour", "a").endswith("| missed |")
+    both = model_table.merged(
+        rows("hunyuan-short", "b"), rows("pixart-hour", "a"), full_size.CASES
+    ).splitlines()
+    assert [line.split(" | ")[0] for line in both[2:]] == ["| pixart-hour", "| hunyuan-short"]
 
 
 @pytest.mark.parametrize(

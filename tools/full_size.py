@@ -4,7 +4,8 @@
 
 Each case makes a checkpoint in bfloat16 as tools/random_pipeline.py does it, exports it in a process
 of its own, and deletes both unless told to keep them. The export measures its own time and memory;
-they are read from its quantization.json. The table goes to docs/models.md, between its marks.
+they are read from its quantization.json. The tables, of exports without data and of calibrated
+ones, go to docs/models.md, between their marks.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pages import Section, written_by
+from model_table import merged
+from pages import Section, commit, written_by
 from random_pipeline import make
 
 from fp4dit_onnx.bundle.manifest import Manifest, read_manifest
@@ -29,7 +31,9 @@ from fp4dit_onnx.errors import Fp4DitError, UsageError
 __all__ = ["CASES", "Case", "table"]
 
 GB = 1e9
+MINUTE = 60.0
 TABLE = Section("models.md", "full size")
+CALIBRATED = Section("models.md", "calibrated full size")
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Case:
         ram: GB of peak memory that it must stay below.
         seconds: that it must stay below; None for any.
         size: GB that the transformer's files must stay below; None for any.
+        method: of quantization.
     """
 
     model: str
@@ -51,6 +56,12 @@ class Case:
     ram: float
     seconds: float | None = None
     size: float | None = None
+    method: str = "fp-rtn"
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it needs data."""
+        return self.method != "fp-rtn"
 
 
 TRANSFORMER = ("--components", "transformer")
@@ -58,6 +69,10 @@ ALL_OF_HUNYUAN = (
     "transformer",
     *("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
     *("vae", "scheduler"),
+)
+SHORTENED = (
+    *("--preset", "fast", "--calibration-prompts", "8", "--steps", "4"),
+    *("--iterations", "20", "--calibration-size", "256"),
 )
 CASES = {
     "pixart": Case("pixart-alpha-512", ("transformer",), TRANSFORMER, 2.5, 90, 0.36),
@@ -77,6 +92,17 @@ CASES = {
         4.0,
     ),
     "flux": Case("flux-dev", ("transformer",), TRANSFORMER, 6.0),
+    "pixart-hour": Case(
+        "pixart-alpha-256",
+        ("transformer", "text_encoder", "tokenizer", "vae", "scheduler"),
+        ("--time", "60m", *TRANSFORMER),
+        6.0,
+        75 * MINUTE,
+        method="fp4dit",
+    ),
+    "hunyuan-short": Case(
+        "hunyuan-dit-1.2", ALL_OF_HUNYUAN, (*SHORTENED, *TRANSFORMER), 8.0, method="fp4dit"
+    ),
 }
 
 
@@ -87,8 +113,9 @@ def export(case: Case, source: Path, bundle: Path) -> Manifest:
         Fp4DitError: the export failed.
     """
     command = [sys.executable, "-P", "-m", "fp4dit_onnx", "export", str(source), "-o", str(bundle)]
-    command += ["--bits", "w4a6", "--method", "fp-rtn", "--no-measure", "--overwrite"]
-    done = subprocess.run([*command, *case.options], check=False, stdout=subprocess.DEVNULL)
+    command += ["--bits", "w4a6", "--method", case.method, "--no-report", "--overwrite"]
+    command += [*([] if case.calibrated else ["--no-measure"]), *case.options]
+    done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
     if done.returncode:
         raise Fp4DitError(f"the export of {case.model} failed with code {done.returncode}")
     return read_manifest(bundle / MANIFEST)
@@ -107,6 +134,8 @@ def row(name: str, case: Case, source: Path, manifest: Manifest) -> dict[str, An
         "transformer": own / GB,
         "bundle": sum(sizes.values()) / GB,
         "seconds": used.seconds["total"],
+        "stages": used.seconds,
+        "db": manifest.model_sqnr_db,
         "peak": (used.peak_rss_bytes or 0) / GB,
         "imports": (used.peak_rss_bytes_after_imports or 0) / GB,
     }
@@ -140,6 +169,33 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def calibrated_table(rows: Sequence[dict[str, Any]], at: str) -> str:
+    """Those that need data, with the commit `at` which they were measured."""
+    heads = ["case", "model", "options", "minutes", "prompts and sampling", "blocks"]
+    heads += ("peak RSS, GB", "wanted", "prediction, dB", "measured at", "")
+    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    for found in rows:
+        case, took = CASES[found["case"]], found["stages"]
+        before = sum(took.get(name, 0.0) for name in _BEFORE)
+        minutes = [found["seconds"], before, took["calibrating"]]
+        wanted = [f"RSS < {case.ram:g}"]
+        wanted += [f"{case.seconds / MINUTE:g} minutes"] if case.seconds else []
+        lines.append(
+            f"| {found['case']} | {case.model} | `{' '.join(('--method', case.method, *case.options))}` "
+            f"| {' | '.join(f'{n / MINUTE:.1f}' for n in minutes)} | {found['peak']:.2f} "
+            f"| {', '.join(wanted)} | {found['db']:.1f} | commit {at} "
+            f"| {'ok' if found['ok'] else 'missed'} |"
+        )
+    return "\n".join(lines)
+
+
+_BEFORE = (
+    "encoding the prompts",
+    "measuring the importance of denoising steps",
+    "sampling with the float model",
+)
+
+
 def run(name: str, folder: Path, *, keep: bool) -> dict[str, Any]:
     """Make, export and measure one case."""
     case = CASES[name]
@@ -154,6 +210,16 @@ def run(name: str, folder: Path, *, keep: bool) -> dict[str, Any]:
         if not keep:
             shutil.rmtree(source, ignore_errors=True)
             shutil.rmtree(bundle, ignore_errors=True)
+
+
+def _write(rows: Sequence[dict[str, Any]]) -> None:
+    """Put the rows into their tables; those of calibrations take the place of their old ones."""
+    plain = [found for found in rows if not CASES[found["case"]].calibrated]
+    if plain:
+        TABLE.write(f"{written_by('full_size.py --folder DIR --write')}.\n\n{table(plain)}")
+    if len(plain) < len(rows):
+        others = [found for found in rows if CASES[found["case"]].calibrated]
+        CALIBRATED.write(merged(calibrated_table(others, commit()), CALIBRATED.read(), CASES))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -172,12 +238,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = []
         for name in given.cases or CASES:
             rows.append(run(name, given.folder, keep=given.keep))
-            print(table(rows[-1:]).splitlines()[-1], flush=True)
+            shown = (
+                calibrated_table(rows[-1:], commit())
+                if CASES[name].calibrated
+                else table(rows[-1:])
+            )
+            print(shown.splitlines()[-1], flush=True)
     except Fp4DitError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     if given.write:
-        TABLE.write(f"{written_by('full_size.py --folder DIR --write')}.\n\n{table(rows)}")
+        _write(rows)
     return 0 if all(found["ok"] for found in rows) else 1
 
 

@@ -14,7 +14,7 @@ import argparse
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -242,14 +242,20 @@ def table(rows: Sequence[Row], at: str) -> str:
     return "\n".join(lines)
 
 
-def merged(new: str, old: str) -> str:
-    """The table `new`, with the rows of `old` for the models that it lacks."""
+def merged(new: str, old: str, names: Iterable[str] | None = None) -> str:
+    """The table `new`, with the rows of `old` for the models that it lacks.
+
+    Args:
+        new: its rows take the place of old ones that begin alike.
+        old: what was measured before.
+        names: with which rows begin, in their order; those of known models by default.
+    """
     rows = {
         line.split(" | ")[0].removeprefix("| "): line
         for text in (old, new)
         for line in text.splitlines()[2:]
     }
-    kept = (rows[name] for name in known_models() if name in rows)
+    kept = (rows[name] for name in names or known_models() if name in rows)
     return "\n".join([*new.splitlines()[:2], *kept])
 
 
