@@ -314,8 +314,9 @@ def decode(pipeline: Any, family: Family, latents: torch.Tensor) -> list[Image.I
     images: list[Image.Image] = []
     decoder = VaeDecoder(pipeline.vae)
     for row in torch.split(latents, 1):  # [1, C, H, W]
-        given = family.latents.for_decoder(row, pipeline.vae.config).to(pipeline.vae.device)
-        images.append(image_of(host(decoder(given)[0][0]).numpy()))
+        given = family.latents.for_decoder(row, pipeline.vae.config)
+        found = decoder(given.to(pipeline.vae.device, pipeline.vae.dtype))[0]
+        images.append(image_of(host(found[0]).float().numpy()))
     return images
 
 

@@ -1,7 +1,8 @@
 """Benchmarks: this project's kernels against other CPU libraries on the same computation.
 
-A *case* is one computation (`linear`, `attention`, `step`), a *backend* one way to carry it out.
-Backends are entries of tables, loaded into one process and timed in turns (`rounds`).
+A *case* is one computation (`linear`, `attention`, `step`, `picture`), a *backend* one way to carry it
+out. Backends are entries of tables, timed in turns (`rounds`): loaded into one process, or, of
+pictures, each turn in a process of its own (`picture_rounds`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from fp4dit_onnx.benchmark.backend import Absent, Backend, Loaded
 from fp4dit_onnx.benchmark.case import Case, parse_sizes
 from fp4dit_onnx.benchmark.linear import DEFAULT_SHAPES, LinearCase
 from fp4dit_onnx.benchmark.machine import Machine
+from fp4dit_onnx.benchmark.picture import PictureCase
+from fp4dit_onnx.benchmark.picture_rounds import PictureOutcome, PictureReport, run_picture
 from fp4dit_onnx.benchmark.run import Outcome, Report, Settings, run_case
 from fp4dit_onnx.benchmark.step import StepCase
 from fp4dit_onnx.benchmark.tables import BASELINES, PEERS, backends, choose
@@ -27,6 +30,9 @@ __all__ = [
     "Loaded",
     "Machine",
     "Outcome",
+    "PictureCase",
+    "PictureOutcome",
+    "PictureReport",
     "Report",
     "Settings",
     "StepCase",
@@ -34,4 +40,5 @@ __all__ = [
     "choose",
     "parse_sizes",
     "run_case",
+    "run_picture",
 ]

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from fp4dit_onnx.benchmark.case import Array
+from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.system.silence import quiet
 
-__all__ = ["Absent", "Backend", "Loaded", "package"]
+__all__ = ["Absent", "Backend", "Loaded", "package", "reason_of"]
 
 CaseT = TypeVar("CaseT")
 
@@ -49,6 +50,8 @@ class Backend(Generic[CaseT]):
         isa: instruction set of this project's kernels; None for peers.
         by_default: whether it runs without being named.
         absent: a reason to leave it out that is known beforehand.
+        prepare: makes the files that `load` reads, once and in a process of its own; of pictures
+            only.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Backend(Generic[CaseT]):
     isa: str | None = None
     by_default: bool = True
     absent: str | None = None
+    prepare: Callable[[CaseT], object] | None = None
 
     def why_absent(self) -> str | None:
         """The reason to be absent that is known without loading it, or None."""
@@ -85,3 +89,11 @@ def package(name: str) -> Any:
 
 def _not_installed(name: str) -> str:
     return f"{name} is not installed: run  pip install 'fp4dit-onnx[{EXTRAS[name]}]'"
+
+
+def reason_of(cause: Exception) -> str:
+    """The first line of what went wrong with a backend."""
+    text = str(cause).strip()
+    first = text.splitlines()[0] if text else "no message"
+    known = isinstance(cause, Absent | Fp4DitError)
+    return first if known else f"{type(cause).__name__}: {first}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from fp4dit_onnx.benchmark.backend import Absent, Loaded, package
 from fp4dit_onnx.benchmark.case import Array
 
-__all__ = ["linear_f32", "linear_u4", "onnx_model"]
+__all__ = ["OpenVinoSession", "linear_f32", "linear_u4", "onnx_model"]
 
 PRECISION = "INFERENCE_PRECISION_HINT"
 DYNAMIC_GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
@@ -76,15 +77,63 @@ def _linear(
     return _compiled(ov, model, {"x": x}, threads, settings)
 
 
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a model; axes of any size have the name ``?``."""
+
+    name: str
+    shape: tuple[int | str, ...]
+
+
+class OpenVinoSession:
+    """An ONNX model as a `runtime.session.Session`, computed by OpenVINO.
+
+    It is compiled for the sizes of the first call, and anew for others.
+
+    Args:
+        path: of the model.
+        threads: how many.
+        precision: ``f32`` or ``bf16``.
+    """
+
+    def __init__(self, path: Path, threads: int, precision: str) -> None:
+        self._ov = package("openvino")
+        self._model = self._ov.Core().read_model(str(path))
+        self._threads, self._settings = threads, {PRECISION: precision}
+        self._sizes: dict[str, tuple[int, ...]] = {}
+
+    def get_inputs(self) -> list[Port]:
+        """See `Session`."""
+        return [_port(port) for port in self._model.inputs]
+
+    def get_outputs(self) -> list[Port]:
+        """See `Session`."""
+        return [_port(port) for port in self._model.outputs]
+
+    def compile(self, sizes: Mapping[str, tuple[int, ...]]) -> None:
+        """Make it ready for inputs of these sizes."""
+        self._model.reshape({name: list(shape) for name, shape in sizes.items()})
+        self._request = _request(self._ov, self._model, self._threads, self._settings)
+        self._sizes = dict(sizes)
+
+    def run(self, outputs: Sequence[str] | None, feed: Mapping[str, Any]) -> list[Array]:
+        """See `Session`."""
+        sizes = {name: np.shape(value) for name, value in feed.items()}
+        if sizes != self._sizes:
+            self.compile(sizes)
+        found = self._request.infer({name: np.asarray(value) for name, value in feed.items()})
+        return [np.array(found[name]) for name in outputs or [p.name for p in self.get_outputs()]]
+
+
+def _port(port: Any) -> Port:
+    shape = tuple(d.get_length() if d.is_static else "?" for d in port.partial_shape)
+    return Port(port.get_any_name(), shape)
+
+
 def _compiled(
     ov: Any, model: Any, feed: Mapping[str, Array], threads: int, settings: Mapping[str, Any]
 ) -> Loaded:
-    core = ov.Core()
-    wanted = settings.get(PRECISION)
-    if wanted == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise Absent("OpenVINO computes bf16 with instructions that this CPU lacks")
-    common = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
-    request = core.compile_model(model, "CPU", {**common, **settings}).create_infer_request()
+    request = _request(ov, model, threads, settings)
     held = {
         name: ov.Tensor(np.ascontiguousarray(value), shared_memory=True)
         for name, value in feed.items()
@@ -97,3 +146,13 @@ def _compiled(
         request.wait()
 
     return Loaded(run, lambda: np.array(request.get_output_tensor(0).data))
+
+
+def _request(ov: Any, model: Any, threads: int, settings: Mapping[str, Any]) -> Any:
+    """What runs `model` on the CPU."""
+    core = ov.Core()
+    wanted = settings.get(PRECISION)
+    if wanted == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise Absent("OpenVINO computes bf16 with instructions that this CPU lacks")
+    common = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+    return core.compile_model(model, "CPU", {**common, **settings}).create_infer_request()

@@ -9,17 +9,25 @@ from pathlib import Path
 from fp4dit_onnx.benchmark.attention import AttentionCase
 from fp4dit_onnx.benchmark.case import Case, parse_sizes
 from fp4dit_onnx.benchmark.linear import DEFAULT_SHAPES, LinearCase
+from fp4dit_onnx.benchmark.picture import PictureCase
 from fp4dit_onnx.benchmark.step import StepCase
 from fp4dit_onnx.bundle.bundle import Bundle
+from fp4dit_onnx.bundle.names import CONFIG, MODEL_INDEX, TRANSFORMER, VAE_DECODER
 from fp4dit_onnx.calibration.methods import method_by_name
+from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.families.pixart import PIXART_ALPHA
+from fp4dit_onnx.files import BUNDLE, read_json
+from fp4dit_onnx.files.settings import transformer_settings, vae_settings
 from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE
+from fp4dit_onnx.runtime.parts import family_in
+from fp4dit_onnx.runtime.sizes import check_sides, pixels_a_latent
 from fp4dit_onnx.spec.hadamard import Hadamard
 from fp4dit_onnx.spec.recipe import Recipe, make_recipe
 from fp4dit_onnx.spec.spec import DEFAULT_GROUP_SIZE, LayerSpec
+from fp4dit_onnx.system.texts import utf8_text
 
-__all__ = ["Formats", "operator_cases", "step_case"]
+__all__ = ["Formats", "PictureRequest", "operator_cases", "picture_case", "step_case"]
 
 LAYER = "linear"
 
@@ -124,3 +132,65 @@ def step_case(bundle: Path, float_model: Path | None, batch: int, tokens: int | 
     if tokens is None:
         tokens = opened.manifest.sampling.max_sequence_length
     return StepCase(opened.transformer, float_model, batch, tokens)
+
+
+@dataclass(frozen=True)
+class PictureRequest:
+    """A whole picture; None is the bundle's own, or the first example prompt of its family.
+
+    Attributes:
+        float_bundle: folder of the bundle that leaves all layers in float.
+        model: folder of the diffusers pipeline.
+        prompt: text, or a class.
+        steps: denoising steps.
+        guidance: scale of classifier-free guidance.
+        height: in pixels.
+        width: in pixels.
+    """
+
+    float_bundle: Path | None = None
+    model: Path | None = None
+    prompt: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    height: int | None = None
+    width: int | None = None
+
+
+def picture_case(bundle: Path, request: PictureRequest, device: str) -> PictureCase:
+    """One picture by `bundle`, which ONNX Runtime runs on `device`.
+
+    Raises:
+        BundleError: no bundle.
+        CheckpointError: no diffusers pipeline.
+        UsageError: it makes no pictures, or not such.
+    """
+    manifest = Bundle.open(bundle).manifest
+    family = family_in(bundle, read_json(bundle / MODEL_INDEX, "the list of components", BUNDLE))
+    if request.float_bundle is not None:
+        _check_float(Bundle.open(request.float_bundle))
+    if request.model is not None:
+        open_checkpoint(request.model)
+    wanted = ((name, getattr(request, name)) for name in ("steps", "guidance", "height", "width"))
+    given = {name: value for name, value in wanted if value is not None}
+    sampling = replace(manifest.sampling, **given)
+    factor = pixels_a_latent(vae_settings(bundle / VAE_DECODER / CONFIG, BUNDLE))
+    config = transformer_settings(bundle / TRANSFORMER / CONFIG, BUNDLE)
+    check_sides(sampling.height, sampling.width, family, config, factor)
+    return PictureCase(
+        bundle,
+        request.float_bundle,
+        request.model,
+        family.prompts[0] if request.prompt is None else utf8_text("prompt", request.prompt),
+        sampling,
+        device=device,
+    )
+
+
+def _check_float(bundle: Bundle) -> None:
+    """Refuse a bundle whose layers are quantized, as one to compare with."""
+    if layers := len(bundle.manifest.layers):
+        raise UsageError(
+            f"{bundle.folder} has {layers} quantized layers: expected the bundle of "
+            "export --rule '*=none' --text-encoder-bits none --attention-format none"
+        )

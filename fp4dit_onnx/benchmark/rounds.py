@@ -150,7 +150,7 @@ def takes_part(number: int, own: int, total: int) -> bool:
 
 
 def interleave(
-    turns: Mapping[str, Callable[[], float]],
+    turns: Mapping[str, Callable[[], float | None]],
     counts: Mapping[str, int],
     *,
     rest: Callable[[], object] = settle,
@@ -159,7 +159,7 @@ def interleave(
     """Run all rounds; each starts with the next backend in line.
 
     Args:
-        turns: backend -> takes its turn, returns seconds per call.
+        turns: backend -> takes its turn, returns seconds per call, None if it could not.
         counts: as `plan_rounds` gives them.
         rest: called before every turn.
         advance: called after every turn.

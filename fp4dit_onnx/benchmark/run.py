@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fp4dit_onnx.benchmark.backend import Absent, Backend, Loaded
+from fp4dit_onnx.benchmark.backend import Absent, Backend, Loaded, reason_of
 from fp4dit_onnx.benchmark.case import Case
 from fp4dit_onnx.benchmark.rounds import (
     Spread,
@@ -135,7 +135,7 @@ def run_case(
             try:
                 ready[backend.name] = _prepare(case, backend, settings)
             except Exception as cause:  # a peer may fail in any way: it is named, the others run
-                absent[backend.name] = _reason(cause)
+                absent[backend.name] = reason_of(cause)
             advance(1, backend.name)
     turns = {name: one.turn for name, one in ready.items()}
     lengths = {name: turn.seconds for name, turn in turns.items()}
@@ -162,13 +162,6 @@ def _prepare(case: Case, backend: Backend[Any], settings: Settings) -> _Ready:
     settle()
     seconds = estimate(loaded.run)
     return _Ready(backend, Turn(loaded.run, seconds), case.sqnr(loaded.result()))
-
-
-def _reason(cause: Exception) -> str:
-    """The first line of what went wrong."""
-    text = str(cause).strip()
-    first = text.splitlines()[0] if text else "no message"
-    return first if isinstance(cause, Absent) else f"{type(cause).__name__}: {first}"
 
 
 def _outcome(

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 
-from fp4dit_onnx.benchmark.backend import Absent, Backend, Loaded, package
+from fp4dit_onnx.benchmark.backend import Absent, Backend, Loaded
 from fp4dit_onnx.benchmark.case import Array, checked_sqnr
+from fp4dit_onnx.benchmark.int8_models import quantized
 from fp4dit_onnx.benchmark.openvino_models import onnx_model
 from fp4dit_onnx.benchmark.sessions import bound, make_session
 from fp4dit_onnx.bundle.probe import load_graph
@@ -21,15 +21,11 @@ from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import BUNDLE
 from fp4dit_onnx.files.settings import transformer_settings
 from fp4dit_onnx.system.resources import usable_cores
-from fp4dit_onnx.system.silence import quiet
 from fp4dit_onnx.values import whole
 
 __all__ = ["PEERS", "StepCase", "ours"]
 
 TIMESTEP = 500.0
-QUANTIZED = ("MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
-EXTERNAL_DATA = "session.optimized_model_external_initializers_file_name"
-"""A file for the weights of the folded model, which may have more than the 2 GiB of one file."""
 NO_FLOAT = "needs the float model: give it with --float"
 
 
@@ -159,37 +155,9 @@ def _ort_float32(case: StepCase, threads: int) -> Loaded:
 
 def _ort_int8(case: StepCase, threads: int) -> Loaded:
     """`quantize_dynamic` of the float model."""
-    source, quantization = _float_path(case), package("onnxruntime.quantization")
     with tempfile.TemporaryDirectory() as folder:
-        folded, quantized = Path(folder, "folded.onnx"), Path(folder, "int8.onnx")
-        _fold_constants(source, folded)
-        with quiet():
-            quantization.quantize_dynamic(
-                folded,
-                quantized,
-                op_types_to_quantize=["MatMul"],
-                per_channel=True,
-                use_external_data_format=True,
-            )
-        graph = onnx.load(quantized, load_external_data=False).graph
-        if not any(node.op_type in QUANTIZED for node in graph.node):
-            raise Absent("quantize_dynamic found no product to quantize")
-        return bound(make_session(quantized, threads), case.feed)
-
-
-def _fold_constants(source: Path, folded: Path) -> None:
-    """Write `source` with the transposes of its weights carried out, as exporters leave them.
-
-    quantize_dynamic takes products with a constant only, which a transposed weight is not before.
-    """
-    ort = package("onnxruntime")
-
-    def configure(options: Any) -> None:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(folded)
-        options.add_session_config_entry(EXTERNAL_DATA, f"{folded.name}.data")
-
-    make_session(source, 1, configure=configure)
+        model = quantized(_float_path(case), Path(folder, "int8.onnx"))
+        return bound(make_session(model, threads), case.feed)
 
 
 def _openvino(precision: str, short: str) -> Backend[StepCase]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fp4dit_onnx.commands.output import decibels, print_json, print_line, print_table, reporter
+from fp4dit_onnx.commands.bench_tables import print_machine, print_report
+from fp4dit_onnx.commands.output import print_json, print_table, reporter
 from fp4dit_onnx.commands.parameters import Device, Json
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.options import FORMATS as FORMATS_PANEL
-from fp4dit_onnx.exporting.options import INPUT, MACHINE, OUTPUT, Option
+from fp4dit_onnx.exporting.options import INPUT, MACHINE, OUTPUT, SAMPLING, Option
 from fp4dit_onnx.numbers.formats import FORMATS
 from fp4dit_onnx.numbers.scale_formats import DEFAULT_SCALE, SCALE_FORMATS
 from fp4dit_onnx.runtime.library import LibraryError, supported_isas
@@ -21,17 +22,11 @@ from fp4dit_onnx.spec.spec import DEFAULT_GROUP_SIZE
 from fp4dit_onnx.system.devices import CPU
 
 if TYPE_CHECKING:
-    from fp4dit_onnx.benchmark import Case, Machine, Outcome, Report, Settings
+    from fp4dit_onnx.benchmark import Case, PictureReport, Report, Settings
+    from fp4dit_onnx.benchmark.requests import PictureRequest
     from fp4dit_onnx.runtime.providers import Placement
 
 __all__ = ["run"]
-
-BUSY = 0.5
-"""Load average from which on other processes are mentioned."""
-FAIRNESS = (
-    "one process: every round runs each backend once, in rotating order, all on the same number of "
-    "threads, and waits before each turn until no thread computes"
-)
 
 
 def _isas() -> tuple[str, ...]:
@@ -78,10 +73,55 @@ def run(
         Path | None,
         Option("The bundle's float model, an ONNX file.", INPUT, unit="FILE", flags=("--float",)),
     ] = None,
-    batch: Annotated[int, Option("Batch size of a denoising step.", INPUT, unit="ROWS")] = 2,
+    batch: Annotated[
+        int | None, Option("Batch size of a denoising step; by default 2.", INPUT, unit="ROWS")
+    ] = None,
     tokens: Annotated[
         int | None,
         Option("Text tokens of a denoising step; by default the bundle's.", INPUT, unit="TOKENS"),
+    ] = None,
+    end_to_end: Annotated[
+        bool,
+        Option(
+            "Measure a whole picture by the bundle, from prompt to PNG, in place of a step: seconds "
+            "by stage, load time and peak memory, each backend in a process of its own.",
+            INPUT,
+        ),
+    ] = False,
+    float_bundle: Annotated[
+        Path | None,
+        Option(
+            "For --end-to-end: the same pipeline exported with --rule '*=none' "
+            "--text-encoder-bits none --attention-format none, for ONNX Runtime and OpenVINO.",
+            INPUT,
+            unit="BUNDLE",
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        Option(
+            "For --end-to-end: the diffusers pipeline of the bundle, for torch.", INPUT, unit="DIR"
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        Option("For --end-to-end: prompt, or class; by default an example.", INPUT, unit="TEXT"),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        Option("For --end-to-end: by default the bundle's.", SAMPLING, unit="STEPS"),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        Option("For --end-to-end: by default the bundle's; 1 for none.", SAMPLING, unit="SCALE"),
+    ] = None,
+    height: Annotated[
+        int | None,
+        Option("For --end-to-end: by default the bundle's.", SAMPLING, unit="PIXELS"),
+    ] = None,
+    width: Annotated[
+        int | None,
+        Option("For --end-to-end: by default the bundle's.", SAMPLING, unit="PIXELS"),
     ] = None,
     bits: Annotated[
         str, Option("Bits of single operators, as for export.", FORMATS_PANEL, unit="BITS")
@@ -137,7 +177,11 @@ def run(
     ] = 10.0,
     rounds: Annotated[
         int | None,
-        Option("Rounds to measure each case for, in place of --seconds.", MACHINE, unit="ROUNDS"),
+        Option(
+            "Rounds to measure each case for, in place of --seconds; of pictures by default 3.",
+            MACHINE,
+            unit="ROUNDS",
+        ),
     ] = None,
     isa: Annotated[
         list[str] | None,
@@ -164,15 +208,16 @@ def run(
 ) -> None:
     """Measure speed against other libraries, interleaved in one run."""
     from fp4dit_onnx.benchmark import Settings, choose
-    from fp4dit_onnx.benchmark.requests import Formats, operator_cases, step_case
+    from fp4dit_onnx.benchmark.requests import Formats, PictureRequest, operator_cases
     from fp4dit_onnx.runtime.providers import place
     from fp4dit_onnx.system.resources import usable_cores
 
     placed = place(device, reporter().note)
     if isa and not placed.on_cpu:
         raise UsageError(f"--isa is one of the CPU, and --device is {placed.name}: leave one out")
-    if bundle is None and float_model is not None:
-        raise UsageError("--float is the float model of a bundle: give the bundle too")
+    picture = PictureRequest(float_bundle, model, prompt, steps, guidance, height, width)
+    step = {"--float": float_model, "--batch": batch, "--tokens": tokens}
+    _check_options(bundle, step, picture, end_to_end=end_to_end)
     count = usable_cores() if threads is None else threads
     settings = Settings(count, seconds, rounds, placed=placed)
     formats = Formats(
@@ -186,7 +231,7 @@ def run(
     )
     cases: list[Case] = []
     if bundle is not None:
-        cases.append(step_case(bundle, float_model, batch, tokens))
+        cases.append(_bundle_case(bundle, step, picture if end_to_end else None, placed))
     cases += operator_cases(shape or (), attention or (), formats, default=bundle is None)
     peers = None if peer is None else choose("peer", peer, _peers())
     supported = supported_isas() if placed.on_cpu else (placed.name,)
@@ -195,6 +240,31 @@ def run(
         _print_plan(cases, isas, peers, placed, json=json)
         return
     _measure(cases, isas, peers, settings, json=json)
+
+
+def _check_options(
+    bundle: Path | None, step: Mapping[str, Any], picture: PictureRequest, *, end_to_end: bool
+) -> None:
+    """Refuse options of what is not measured."""
+    pictures = {f"--{name.replace('_', '-')}": value for name, value in vars(picture).items()}
+    wrong, what = (step, "a single step") if end_to_end else (pictures, "--end-to-end")
+    given = [name for name, value in wrong.items() if value is not None]
+    if given:
+        raise UsageError(f"{given[0]} is an option of {what}: leave it out, or measure that")
+    if bundle is None and (end_to_end or step["--float"] is not None):
+        name = "--end-to-end" if end_to_end else "--float"
+        raise UsageError(f"{name} without a bundle: expected  bench BUNDLE {name}")
+
+
+def _bundle_case(
+    bundle: Path, step: Mapping[str, Any], picture: PictureRequest | None, placed: Placement
+) -> Case:
+    from fp4dit_onnx.benchmark.requests import picture_case, step_case
+
+    if picture is not None:
+        return picture_case(bundle, picture, placed.name)
+    batch = 2 if step["--batch"] is None else step["--batch"]
+    return step_case(bundle, step["--float"], batch, step["--tokens"])
 
 
 def _print_plan(
@@ -231,7 +301,14 @@ def _measure(
     *,
     json: bool,
 ) -> None:
-    from fp4dit_onnx.benchmark import BASELINES, Machine, backends, run_case
+    from fp4dit_onnx.benchmark import (
+        BASELINES,
+        Machine,
+        PictureCase,
+        backends,
+        run_case,
+        run_picture,
+    )
 
     progress, own = reporter(), isas if settings.placed.on_cpu else ()
     with progress.stage(
@@ -240,70 +317,21 @@ def _measure(
         machine = Machine.measure(own, settings.threads)
         advance(len(own))
     if not json:
-        _print_machine(machine)
-    settings, reports = replace(settings, limits=machine.limits), []
+        print_machine(machine)
+    settings = replace(settings, limits=machine.limits)
+    reports: list[Report | PictureReport] = []
     for case in cases:
-        everyone = backends(case.kind, isas, peers, settings.placed)
-        reports.append(run_case(case, everyone, BASELINES[case.kind], settings, progress))
+        everyone, baseline = (
+            backends(case.kind, isas, peers, settings.placed),
+            BASELINES[case.kind],
+        )
+        if isinstance(case, PictureCase):
+            reports.append(run_picture(case, everyone, baseline, settings, progress))
+        else:
+            reports.append(run_case(case, everyone, baseline, settings, progress))
         if not json:
-            _print_report(reports[-1])
+            print_report(reports[-1])
     if json:
         print_json({"machine": machine.to_json(), "cases": [r.to_json() for r in reports]})
-    else:
-        print_line(FAIRNESS)
     if not all(report.outcomes for report in reports):
         raise typer.Exit(1)
-
-
-def _print_machine(machine: Machine) -> None:
-    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
-    print_line(f"{machine.cpu}, {machine.threads} threads on {machine.cores} cores; {versions}")
-    if machine.load is not None and machine.load >= BUSY:
-        print_line(
-            f"load average {machine.load:.1f}: other processes use the cores, so times will scatter"
-        )
-    if not machine.limits:
-        return
-    kinds = list(dict.fromkeys(kind for row in machine.limits.values() for kind in row))
-    rows = [
-        (isa, *(_number(limits[kind]) for kind in kinds)) for isa, limits in machine.limits.items()
-    ]
-    columns = ("dot product on registers", *(f">{kind}" for kind in kinds))
-    print_table("Limits, GOP/s", columns, rows)
-
-
-def _print_report(report: Report) -> None:
-    columns = (
-        "backend",
-        ">median ms",
-        ">quartiles",
-        ">rounds",
-        ">GOP/s",
-        ">of limit",
-        f">x {report.baseline}",
-        ">SQNR",
-        "what",
-    )
-    rows = [_row(outcome) for outcome in report.outcomes]
-    print_table(f"{report.kind} {report.name}", columns, rows)
-    for name, reason in report.absent.items():
-        print_line(f"absent: {name}: {reason}")
-
-
-def _row(outcome: Outcome) -> tuple[object, ...]:
-    time, ratio, share = outcome.seconds, outcome.ratio, outcome.limit_share
-    return (
-        outcome.name,
-        f"{1e3 * time.median:.3f}",
-        f"{1e3 * time.low:.3f} - {1e3 * time.high:.3f}",
-        outcome.rounds,
-        _number(outcome.gops),
-        "-" if share is None else f"{share:.0%}",
-        "-" if ratio is None else f"{ratio.median:.2f}",
-        decibels(outcome.sqnr_db),
-        outcome.about,
-    )
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f}"

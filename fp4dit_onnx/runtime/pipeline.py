@@ -83,6 +83,7 @@ class Pipeline(DiffusersNames, WithAdapters):
             device.
         threads: how many threads run one operator on the CPU; None leaves the choice to ONNX
             Runtime.
+        open_session: opens the model of a part, called as `session` is; by default `session`.
 
     Raises:
         BundleError: a file is missing or damaged.
@@ -106,9 +107,15 @@ class Pipeline(DiffusersNames, WithAdapters):
         device: str | Placement = CPU,
         library: bool | None = None,
         threads: int | None = None,
+        open_session: Callable[..., Session] = session,
     ) -> None:
         folder = self._folder = Path(bundle_folder)
-        self._arguments = {"device": device, "library": library, "threads": threads}
+        self._arguments = {
+            "device": device,
+            "library": library,
+            "threads": threads,
+            "open_session": open_session,
+        }
         self._process = os.getpid()
         self._model_index = read_json(
             folder / "model_index.json", "the list of components", BUNDLE
@@ -124,7 +131,7 @@ class Pipeline(DiffusersNames, WithAdapters):
         )
         self._vae_config = vae_settings(folder / "vae_decoder" / "config.json", BUNDLE)
         self.placed = placed_on(device)
-        self._opened = opened = partial(session, device=self.placed, threads=threads)
+        self._opened = opened = partial(open_session, device=self.placed, threads=threads)
         for name in self._family.encoders_of(self._model_index):
             tokenizer = tokenizer_of(name)
             setattr(self, tokenizer, Tokenizer(folder / tokenizer))

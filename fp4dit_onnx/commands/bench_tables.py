@@ -1,0 +1,134 @@
+"""What ``fp4dit-onnx bench`` prints for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fp4dit_onnx.commands.output import decibels, print_line, print_table
+
+if TYPE_CHECKING:
+    from fp4dit_onnx.benchmark import Machine, Outcome, PictureOutcome, PictureReport, Report
+
+__all__ = ["print_machine", "print_report"]
+
+BUSY = 0.5
+"""Load average from which on other processes are mentioned."""
+FAIRNESS = (
+    "one process: every round runs each backend once, in rotating order, all on the same number of "
+    "threads, and waits before each turn until no thread computes"
+)
+PICTURES = (
+    "a process for each turn, which loads, makes the picture and ends; every round takes each backend "
+    "once, in rotating order, all on the same number of threads"
+)
+
+
+def print_machine(machine: Machine) -> None:
+    """CPU, versions, load and the limits of its instruction sets."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    print_line(f"{machine.cpu}, {machine.threads} threads on {machine.cores} cores; {versions}")
+    if machine.load is not None and machine.load >= BUSY:
+        print_line(
+            f"load average {machine.load:.1f}: other processes use the cores, so times will scatter"
+        )
+    if not machine.limits:
+        return
+    kinds = list(dict.fromkeys(kind for row in machine.limits.values() for kind in row))
+    rows = [
+        (isa, *(_number(limits[kind]) for kind in kinds)) for isa, limits in machine.limits.items()
+    ]
+    columns = ("dot product on registers", *(f">{kind}" for kind in kinds))
+    print_table("Limits, GOP/s", columns, rows)
+
+
+def print_report(report: Report | PictureReport) -> None:
+    """The table of a case, who was absent, and how turns were taken."""
+    from fp4dit_onnx.benchmark import PictureReport
+
+    columns: tuple[str, ...]
+    rows: list[tuple[object, ...]]
+    if isinstance(report, PictureReport):
+        title, turns = f"{report.kind} {report.name}: {report.prompt}", PICTURES
+        stages = report.outcomes[0].stages if report.outcomes else ()
+        columns = _picture_columns(tuple(stages), report.baseline)
+        rows = [_picture_row(outcome) for outcome in report.outcomes]
+    else:
+        title, turns = f"{report.kind} {report.name}", FAIRNESS
+        columns, rows = _columns(report.baseline), [_row(outcome) for outcome in report.outcomes]
+    print_table(title, columns, rows)
+    for name, reason in report.absent.items():
+        print_line(f"absent: {name}: {reason}")
+    print_line(turns)
+
+
+def _columns(baseline: str) -> tuple[str, ...]:
+    return (
+        "backend",
+        ">median ms",
+        ">quartiles",
+        ">rounds",
+        ">GOP/s",
+        ">of limit",
+        f">x {baseline}",
+        ">SQNR",
+        "what",
+    )
+
+
+def _picture_columns(stages: tuple[str, ...], baseline: str) -> tuple[str, ...]:
+    return (
+        "backend",
+        ">load s",
+        *(f">{stage} s" for stage in stages),
+        ">a step s",
+        ">picture s",
+        ">quartiles",
+        ">rounds",
+        f">x {baseline}",
+        ">peak MB",
+        ">of its memory",
+        ">PSNR",
+        "what",
+    )
+
+
+def _row(outcome: Outcome) -> tuple[object, ...]:
+    time, ratio, share = outcome.seconds, outcome.ratio, outcome.limit_share
+    return (
+        outcome.name,
+        f"{1e3 * time.median:.3f}",
+        f"{1e3 * time.low:.3f} - {1e3 * time.high:.3f}",
+        outcome.rounds,
+        _number(outcome.gops),
+        "-" if share is None else f"{share:.0%}",
+        "-" if ratio is None else f"{ratio.median:.2f}",
+        decibels(outcome.sqnr_db),
+        outcome.about,
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
+
+
+def _picture_row(outcome: PictureOutcome) -> tuple[object, ...]:
+    time, ratio, peak, share = (
+        outcome.seconds,
+        outcome.ratio,
+        outcome.peak_bytes,
+        outcome.memory_ratio,
+    )
+    return (
+        outcome.name,
+        f"{outcome.load.median:.2f}",
+        *(f"{stage.median:.2f}" for stage in outcome.stages.values()),
+        f"{outcome.step.median:.3f}",
+        f"{time.median:.2f}",
+        f"{time.low:.2f} - {time.high:.2f}",
+        outcome.rounds,
+        "-" if ratio is None else f"{ratio.median:.2f}",
+        "-" if peak is None else f"{peak.median / 1e6:.0f}",
+        "-" if share is None else f"{share:.0%}",
+        decibels(outcome.psnr_db),
+        outcome.about,
+    )
