@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fp4dit_onnx.benchmark import Backend, Settings, backends, machine, picture_rounds, run_picture
+from fp4dit_onnx.benchmark import (
+    Absent,
+    Backend,
+    Settings,
+    backends,
+    machine,
+    picture_rounds,
+    run_picture,
+)
 from fp4dit_onnx.benchmark.picture import DECODER, ENCODER, LOAD, STEP, PictureCase
 from fp4dit_onnx.benchmark.requests import PictureRequest, picture_case
 from fp4dit_onnx.benchmark.stopwatch import Stopwatch
@@ -71,10 +80,11 @@ def test_turns_are_compared_with_the_baseline(
     def ask(turns: Any, **more: object) -> dict[str, Any]:
         name = turns.backend.name
         if name not in numbers:
-            raise picture_rounds.Absent(f"no {name}")
+            raise Absent(f"no {name}")
         if name not in told:
             told[name] = answers(turns.picture, numbers[name])
-        return next(told[name])  # type: ignore[no-any-return]
+        found: dict[str, Any] = next(told[name])
+        return found
 
     monkeypatch.setattr(picture_rounds._Turns, "_ask", ask)
     everyone = backends("picture", [ISA], ["ort-float32", "ort-functions"])
@@ -100,9 +110,9 @@ def test_a_process_that_ends_by_itself_is_absent(
     killed = tmp_path / "killed"
     killed.write_text("#!/bin/sh\nkill -9 $$\n")
     killed.chmod(0o755)
-    monkeypatch.setattr(picture_rounds.sys, "executable", str(killed))
+    monkeypatch.setattr(sys, "executable", str(killed))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(picture_rounds.Absent, match="signal 9, perhaps for lack of memory"):
+    with pytest.raises(Absent, match="signal 9, perhaps for lack of memory"):
         turns()
 
 
@@ -170,7 +180,7 @@ def test_who_lacks_something_says_so(demo_bundle: Path) -> None:
     case = case_of(demo_bundle)
     for peer in backends("picture", [], None):
         one: Backend[Any] = peer
-        with pytest.raises(picture_rounds.Absent, match=r"--float-bundle|--model|not installed"):
+        with pytest.raises(Absent, match=r"--float-bundle|--model|not installed"):
             one.load(case, 1)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,13 +95,21 @@ class OpenVinoSession:
         path: of the model.
         threads: how many.
         precision: ``f32`` or ``bf16``.
+        compiling: entered while it compiles.
     """
 
-    def __init__(self, path: Path, threads: int, precision: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: int,
+        precision: str,
+        compiling: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._ov = package("openvino")
         self._model = self._ov.Core().read_model(str(path))
         self._threads, self._settings = threads, {PRECISION: precision}
         self._sizes: dict[str, tuple[int, ...]] = {}
+        self._compiling = compiling
 
     def get_inputs(self) -> list[Port]:
         """See `Session`."""
@@ -110,17 +119,18 @@ class OpenVinoSession:
         """See `Session`."""
         return [_port(port) for port in self._model.outputs]
 
-    def compile(self, sizes: Mapping[str, tuple[int, ...]]) -> None:
+    def _compile(self, sizes: Mapping[str, tuple[int, ...]]) -> None:
         """Make it ready for inputs of these sizes."""
-        self._model.reshape({name: list(shape) for name, shape in sizes.items()})
-        self._request = _request(self._ov, self._model, self._threads, self._settings)
-        self._sizes = dict(sizes)
+        with self._compiling():
+            self._model.reshape({name: list(shape) for name, shape in sizes.items()})
+            self._request = _request(self._ov, self._model, self._threads, self._settings)
+            self._sizes = dict(sizes)
 
     def run(self, outputs: Sequence[str] | None, feed: Mapping[str, Any]) -> list[Array]:
         """See `Session`."""
         sizes = {name: np.shape(value) for name, value in feed.items()}
         if sizes != self._sizes:
-            self.compile(sizes)
+            self._compile(sizes)
         found = self._request.infer({name: np.asarray(value) for name, value in feed.items()})
         return [np.array(found[name]) for name in outputs or [p.name for p in self.get_outputs()]]
 

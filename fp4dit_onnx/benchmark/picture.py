@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +117,11 @@ def _of_bundle(
     folder: Path,
     threads: int,
     open_session: Callable[..., Session],
+    watch: Stopwatch | None = None,
     **given: Any,
 ) -> Painter:
     """The picture by the pipeline of a bundle, whose parts `open_session` opens."""
-    watch = Stopwatch()
+    watch = watch or Stopwatch()
 
     def timed_session(path: Path, **named: Any) -> Session:
         part = open_session(path, **named)
@@ -188,23 +190,20 @@ def _prepare_int8(case: PictureCase) -> None:
 def _ort_int8(case: PictureCase, threads: int) -> Painter:
     def opened(path: Path, **named: Any) -> Session:
         int8 = _int8_models(case) / path.parent.name / MODEL
-        return session(int8 if int8.is_file() else path, **named)
+        found: Session = session(int8 if int8.is_file() else path, **named)
+        return found
 
     return _of_bundle(case, _floats(case), threads, opened, library=False)
 
 
 def _openvino(precision: str, short: str) -> Backend[PictureCase]:
     def load(case: PictureCase, threads: int) -> Painter:
-        held: list[OpenVinoSession] = []
+        watch = Stopwatch()
 
         def opened(path: Path, **named: Any) -> Session:
-            held.append(OpenVinoSession(path, threads, precision))
-            return held[-1]
+            return OpenVinoSession(path, threads, precision, partial(watch.stage, LOAD))
 
-        painter = _of_bundle(case, _floats(case), threads, opened, library=False)
-        for part in held:  # it compiles for the sizes of the first call
-            part.compile = painter.watch.timed(LOAD, part.compile)
-        return painter
+        return _of_bundle(case, _floats(case), threads, opened, watch, library=False)
 
     about = f"the float models, {precision}"
     return Backend(f"openvino-{short}", about, load, "openvino")
