@@ -50,7 +50,7 @@ class Backend(Generic[CaseT]):
         isa: instruction set of this project's kernels; None for peers.
         by_default: whether it runs without being named.
         absent: a reason to leave it out that is known beforehand.
-        prepare: makes the files that `load` reads, once and in a process of its own; of pictures
+        prepare: makes the files that `load` reads, once and in a process of its own; of images
             only.
     """
 

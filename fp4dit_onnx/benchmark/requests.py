@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fp4dit_onnx.benchmark.attention import AttentionCase
 from fp4dit_onnx.benchmark.case import Case, parse_sizes
+from fp4dit_onnx.benchmark.image import ImageCase
 from fp4dit_onnx.benchmark.linear import DEFAULT_SHAPES, LinearCase
-from fp4dit_onnx.benchmark.picture import PictureCase
 from fp4dit_onnx.benchmark.step import StepCase
 from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.bundle.names import CONFIG, MODEL_INDEX, TRANSFORMER, VAE_DECODER
@@ -27,7 +27,7 @@ from fp4dit_onnx.spec.recipe import Recipe, make_recipe
 from fp4dit_onnx.spec.spec import DEFAULT_GROUP_SIZE, LayerSpec
 from fp4dit_onnx.system.texts import utf8_text
 
-__all__ = ["Formats", "PictureRequest", "operator_cases", "picture_case", "step_case"]
+__all__ = ["Formats", "ImageRequest", "image_case", "operator_cases", "step_case"]
 
 LAYER = "linear"
 
@@ -135,8 +135,8 @@ def step_case(bundle: Path, float_model: Path | None, batch: int, tokens: int | 
 
 
 @dataclass(frozen=True)
-class PictureRequest:
-    """A whole picture; None is the bundle's own, or the first example prompt of its family.
+class ImageRequest:
+    """A whole image; None is the bundle's own, or the first example prompt of its family.
 
     Attributes:
         float_bundle: folder of the bundle that leaves all layers in float.
@@ -157,13 +157,13 @@ class PictureRequest:
     width: int | None = None
 
 
-def picture_case(bundle: Path, request: PictureRequest, device: str) -> PictureCase:
-    """One picture by `bundle`, which ONNX Runtime runs on `device`.
+def image_case(bundle: Path, request: ImageRequest, device: str) -> ImageCase:
+    """One image by `bundle`, which ONNX Runtime runs on `device`.
 
     Raises:
         BundleError: no bundle.
         CheckpointError: no diffusers pipeline.
-        UsageError: it makes no pictures, or not such.
+        UsageError: it makes no images, or not such.
     """
     manifest = Bundle.open(bundle).manifest
     family = family_in(bundle, read_json(bundle / MODEL_INDEX, "the list of components", BUNDLE))
@@ -177,7 +177,7 @@ def picture_case(bundle: Path, request: PictureRequest, device: str) -> PictureC
     factor = pixels_a_latent(vae_settings(bundle / VAE_DECODER / CONFIG, BUNDLE))
     config = transformer_settings(bundle / TRANSFORMER / CONFIG, BUNDLE)
     check_sides(sampling.height, sampling.width, family, config, factor)
-    return PictureCase(
+    return ImageCase(
         bundle,
         request.float_bundle,
         request.model,

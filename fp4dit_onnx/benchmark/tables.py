@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fp4dit_onnx.benchmark import attention, linear, picture, step
+from fp4dit_onnx.benchmark import attention, image, linear, step
 from fp4dit_onnx.benchmark.backend import Backend
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.runtime.providers import ON_CPU, Placement
@@ -19,7 +19,7 @@ PEERS: Mapping[str, tuple[Backend[Any], ...]] = {
     "linear": linear.PEERS,
     "attention": attention.PEERS,
     "step": step.PEERS,
-    "picture": picture.PEERS,
+    "image": image.PEERS,
 }
 """Kind of case -> other backends."""
 
@@ -27,7 +27,7 @@ OURS: Mapping[str, Callable[[str], Backend[Any]]] = {
     "linear": linear.ours,
     "attention": attention.ours,
     "step": step.ours,
-    "picture": picture.ours,
+    "image": image.ours,
 }
 """Kind of case -> instruction set -> this project's own backend."""
 
@@ -35,7 +35,7 @@ BASELINES: Mapping[str, str] = {
     "linear": "ort-float32",
     "attention": "ort-matmul-softmax",
     "step": "ort-float32",
-    "picture": "ort-float32",
+    "image": "ort-float32",
 }
 """Kind of case -> the backend that ratios are taken to: plain float32 in ONNX Runtime."""
 

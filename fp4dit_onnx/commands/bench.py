@@ -22,8 +22,8 @@ from fp4dit_onnx.spec.spec import DEFAULT_GROUP_SIZE
 from fp4dit_onnx.system.devices import CPU
 
 if TYPE_CHECKING:
-    from fp4dit_onnx.benchmark import Case, PictureReport, Report, Settings
-    from fp4dit_onnx.benchmark.requests import PictureRequest
+    from fp4dit_onnx.benchmark import Case, ImageReport, Report, Settings
+    from fp4dit_onnx.benchmark.requests import ImageRequest
     from fp4dit_onnx.runtime.providers import Placement
 
 __all__ = ["run"]
@@ -83,7 +83,7 @@ def run(
     end_to_end: Annotated[
         bool,
         Option(
-            "Measure a whole picture by the bundle, from prompt to PNG, in place of a step: seconds "
+            "Measure a whole image by the bundle, from prompt to PNG, in place of a step: seconds "
             "by stage, load time and peak memory, each backend in a process of its own.",
             INPUT,
         ),
@@ -178,7 +178,7 @@ def run(
     rounds: Annotated[
         int | None,
         Option(
-            "Rounds to measure each case for, in place of --seconds; of pictures by default 3.",
+            "Rounds to measure each case for, in place of --seconds; of images by default 3.",
             MACHINE,
             unit="ROUNDS",
         ),
@@ -208,16 +208,16 @@ def run(
 ) -> None:
     """Measure speed against other libraries, interleaved in one run."""
     from fp4dit_onnx.benchmark import Settings, choose
-    from fp4dit_onnx.benchmark.requests import Formats, PictureRequest, operator_cases
+    from fp4dit_onnx.benchmark.requests import Formats, ImageRequest, operator_cases
     from fp4dit_onnx.runtime.providers import place
     from fp4dit_onnx.system.resources import usable_cores
 
     placed = place(device, reporter().note)
     if isa and not placed.on_cpu:
         raise UsageError(f"--isa is one of the CPU, and --device is {placed.name}: leave one out")
-    picture = PictureRequest(float_bundle, model, prompt, steps, guidance, height, width)
+    image = ImageRequest(float_bundle, model, prompt, steps, guidance, height, width)
     step = {"--float": float_model, "--batch": batch, "--tokens": tokens}
-    _check_options(bundle, step, picture, end_to_end=end_to_end)
+    _check_options(bundle, step, image, end_to_end=end_to_end)
     count = usable_cores() if threads is None else threads
     settings = Settings(count, seconds, rounds, placed=placed)
     formats = Formats(
@@ -231,7 +231,7 @@ def run(
     )
     cases: list[Case] = []
     if bundle is not None:
-        cases.append(_bundle_case(bundle, step, picture if end_to_end else None, placed))
+        cases.append(_bundle_case(bundle, step, image if end_to_end else None, placed))
     cases += operator_cases(shape or (), attention or (), formats, default=bundle is None)
     peers = None if peer is None else choose("peer", peer, _peers())
     supported = supported_isas() if placed.on_cpu else (placed.name,)
@@ -243,11 +243,11 @@ def run(
 
 
 def _check_options(
-    bundle: Path | None, step: Mapping[str, Any], picture: PictureRequest, *, end_to_end: bool
+    bundle: Path | None, step: Mapping[str, Any], image: ImageRequest, *, end_to_end: bool
 ) -> None:
     """Refuse options of what is not measured."""
-    pictures = {f"--{name.replace('_', '-')}": value for name, value in vars(picture).items()}
-    wrong, what = (step, "a single step") if end_to_end else (pictures, "--end-to-end")
+    images = {f"--{name.replace('_', '-')}": value for name, value in vars(image).items()}
+    wrong, what = (step, "a single step") if end_to_end else (images, "--end-to-end")
     given = [name for name, value in wrong.items() if value is not None]
     if given:
         raise UsageError(f"{given[0]} is an option of {what}: leave it out, or measure that")
@@ -257,12 +257,12 @@ def _check_options(
 
 
 def _bundle_case(
-    bundle: Path, step: Mapping[str, Any], picture: PictureRequest | None, placed: Placement
+    bundle: Path, step: Mapping[str, Any], image: ImageRequest | None, placed: Placement
 ) -> Case:
-    from fp4dit_onnx.benchmark.requests import picture_case, step_case
+    from fp4dit_onnx.benchmark.requests import image_case, step_case
 
-    if picture is not None:
-        return picture_case(bundle, picture, placed.name)
+    if image is not None:
+        return image_case(bundle, image, placed.name)
     batch = 2 if step["--batch"] is None else step["--batch"]
     return step_case(bundle, step["--float"], batch, step["--tokens"])
 
@@ -303,11 +303,11 @@ def _measure(
 ) -> None:
     from fp4dit_onnx.benchmark import (
         BASELINES,
+        ImageCase,
         Machine,
-        PictureCase,
         backends,
         run_case,
-        run_picture,
+        run_image,
     )
 
     progress, own = reporter(), isas if settings.placed.on_cpu else ()
@@ -319,14 +319,14 @@ def _measure(
     if not json:
         print_machine(machine)
     settings = replace(settings, limits=machine.limits)
-    reports: list[Report | PictureReport] = []
+    reports: list[Report | ImageReport] = []
     for case in cases:
         everyone, baseline = (
             backends(case.kind, isas, peers, settings.placed),
             BASELINES[case.kind],
         )
-        if isinstance(case, PictureCase):
-            reports.append(run_picture(case, everyone, baseline, settings, progress))
+        if isinstance(case, ImageCase):
+            reports.append(run_image(case, everyone, baseline, settings, progress))
         else:
             reports.append(run_case(case, everyone, baseline, settings, progress))
         if not json:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fp4dit_onnx.commands.output import decibels, print_line, print_table
 
 if TYPE_CHECKING:
-    from fp4dit_onnx.benchmark import Machine, Outcome, PictureOutcome, PictureReport, Report
+    from fp4dit_onnx.benchmark import ImageOutcome, ImageReport, Machine, Outcome, Report
 
 __all__ = ["print_machine", "print_report"]
 
@@ -17,8 +17,8 @@ FAIRNESS = (
     "one process: every round runs each backend once, in rotating order, all on the same number of "
     "threads, and waits before each turn until no thread computes"
 )
-PICTURES = (
-    "a process for each turn, which loads, makes the picture and ends; every round takes each backend "
+IMAGES = (
+    "a process for each turn, which loads, makes the image and ends; every round takes each backend "
     "once, in rotating order, all on the same number of threads"
 )
 
@@ -41,17 +41,17 @@ def print_machine(machine: Machine) -> None:
     print_table("Limits, GOP/s", columns, rows)
 
 
-def print_report(report: Report | PictureReport) -> None:
+def print_report(report: Report | ImageReport) -> None:
     """The table of a case, who was absent, and how turns were taken."""
-    from fp4dit_onnx.benchmark import PictureReport
+    from fp4dit_onnx.benchmark import ImageReport
 
     columns: tuple[str, ...]
     rows: list[tuple[object, ...]]
-    if isinstance(report, PictureReport):
-        title, turns = f"{report.kind} {report.name}: {report.prompt}", PICTURES
+    if isinstance(report, ImageReport):
+        title, turns = f"{report.kind} {report.name}: {report.prompt}", IMAGES
         stages = report.outcomes[0].stages if report.outcomes else ()
-        columns = _picture_columns(tuple(stages), report.baseline)
-        rows = [_picture_row(outcome) for outcome in report.outcomes]
+        columns = _image_columns(tuple(stages), report.baseline)
+        rows = [_image_row(outcome) for outcome in report.outcomes]
     else:
         title, turns = f"{report.kind} {report.name}", FAIRNESS
         columns, rows = _columns(report.baseline), [_row(outcome) for outcome in report.outcomes]
@@ -75,13 +75,13 @@ def _columns(baseline: str) -> tuple[str, ...]:
     )
 
 
-def _picture_columns(stages: tuple[str, ...], baseline: str) -> tuple[str, ...]:
+def _image_columns(stages: tuple[str, ...], baseline: str) -> tuple[str, ...]:
     return (
         "backend",
         ">load s",
         *(f">{stage} s" for stage in stages),
         ">a step s",
-        ">picture s",
+        ">image s",
         ">quartiles",
         ">rounds",
         f">x {baseline}",
@@ -111,7 +111,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"
 
 
-def _picture_row(outcome: PictureOutcome) -> tuple[object, ...]:
+def _image_row(outcome: ImageOutcome) -> tuple[object, ...]:
     time, ratio, peak, share = (
         outcome.seconds,
         outcome.ratio,

@@ -1,6 +1,6 @@
-"""The process in which one backend loads its models and makes one picture.
+"""The process in which one backend loads its models and makes one image.
 
-    python -m fp4dit_onnx.benchmark.picture_process ORDER.json
+    python -m fp4dit_onnx.benchmark.image_process ORDER.json
 
 It writes what it measured to the file that the order names, or why it could not.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fp4dit_onnx.benchmark.backend import reason_of
-from fp4dit_onnx.benchmark.picture import DECODER, ENCODER, LOAD, STEP, Painter, PictureCase
+from fp4dit_onnx.benchmark.image import DECODER, ENCODER, LOAD, STEP, ImageCase, Painter
 from fp4dit_onnx.benchmark.stopwatch import Stopwatch
 from fp4dit_onnx.benchmark.tables import backends
 from fp4dit_onnx.errors import UsageError
@@ -26,8 +26,8 @@ __all__ = ["PREPARE", "main"]
 PREPARE, TOTAL, REST = "prepare", "total", "rest"
 
 
-def _measured(case: PictureCase, order: Mapping[str, Any]) -> dict[str, Any]:
-    """Seconds by stage and the peak of memory; writes the picture."""
+def _measured(case: ImageCase, order: Mapping[str, Any]) -> dict[str, Any]:
+    """Seconds by stage and the peak of memory; writes the image."""
     name, isas, threads = order["backend"], order["isas"], int(order["threads"])
     (backend,) = (one for one in backends(case.kind, isas, [name]) if one.name == name)
     if order.get(PREPARE):
@@ -39,7 +39,7 @@ def _measured(case: PictureCase, order: Mapping[str, Any]) -> dict[str, Any]:
         painter = backend.load(case, threads)
     assert isinstance(painter, Painter)
     with painter.watch.stage(REST):
-        painter.run().save(order["picture"])  # type: ignore[attr-defined]
+        painter.run().save(order["image"])  # type: ignore[attr-defined]
     found = {name: sum(values) for name, values in painter.watch.seconds.items()}
     load = found.pop(LOAD, 0.0) + sum(loading.seconds[LOAD])
     steps = painter.watch.seconds.get(STEP, [])
@@ -54,9 +54,9 @@ def _measured(case: PictureCase, order: Mapping[str, Any]) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> None:
     """Carry out an order."""
-    order = read_json(Path(arguments[0]), "what a picture is made of", GIVEN)
+    order = read_json(Path(arguments[0]), "what an image is made of", GIVEN)
     try:
-        found = _measured(PictureCase.from_json(order["case"]), order)
+        found = _measured(ImageCase.from_json(order["case"]), order)
     except Exception as cause:  # a peer may fail in any way: it is named, the others run
         found = {"refused": reason_of(cause), "usage": isinstance(cause, UsageError)}
     Path(order["result"]).write_text(json.dumps(found), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Benchmark of a whole picture: its processes and stages, what backends make, and refusals."""
+"""Benchmark of a whole image: its processes and stages, what backends make, and refusals."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fp4dit_onnx.benchmark import (
     Backend,
     Settings,
     backends,
+    image_rounds,
     machine,
-    picture_rounds,
-    run_picture,
+    run_image,
 )
-from fp4dit_onnx.benchmark.picture import DECODER, ENCODER, LOAD, STEP, PictureCase
-from fp4dit_onnx.benchmark.requests import PictureRequest, picture_case
+from fp4dit_onnx.benchmark.image import DECODER, ENCODER, LOAD, STEP, ImageCase
+from fp4dit_onnx.benchmark.requests import ImageRequest, image_case
 from fp4dit_onnx.benchmark.stopwatch import Stopwatch
 from fp4dit_onnx.bundle.manifest import Sampling
 from fp4dit_onnx.errors import UsageError
@@ -49,13 +49,13 @@ def test_a_stage_within_another_counts_once() -> None:
     assert watch.seconds == {"inner": [2.0, 1.0], "outer": [7.0]}
 
 
-def case_of(bundle: Path, **more: Any) -> PictureCase:
-    return picture_case(bundle, PictureRequest(prompt="tiger face", **more), "cpu")
+def case_of(bundle: Path, **more: Any) -> ImageCase:
+    return image_case(bundle, ImageRequest(prompt="tiger face", **more), "cpu")
 
 
-def answers(picture: Path, numbers: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What a backend's process finds, turn after turn; its picture is of one grey."""
-    Image.new("RGB", (8, 8), (numbers["grey"],) * 3).save(picture)
+def answers(image: Path, numbers: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What a backend's process finds, turn after turn; its image is of one grey."""
+    Image.new("RGB", (8, 8), (numbers["grey"],) * 3).save(image)
     for seconds in numbers["seconds"]:
         stages = {ENCODER: 0.5, STEP: seconds - 1, DECODER: 0.25, "rest": 0.25}
         yield {
@@ -82,13 +82,13 @@ def test_turns_are_compared_with_the_baseline(
         if name not in numbers:
             raise Absent(f"no {name}")
         if name not in told:
-            told[name] = answers(turns.picture, numbers[name])
+            told[name] = answers(turns.image, numbers[name])
         found: dict[str, Any] = next(told[name])
         return found
 
-    monkeypatch.setattr(picture_rounds._Turns, "_ask", ask)
-    everyone = backends("picture", [ISA], ["ort-float32", "ort-functions"])
-    found = run_picture(
+    monkeypatch.setattr(image_rounds._Turns, "_ask", ask)
+    everyone = backends("image", [ISA], ["ort-float32", "ort-functions"])
+    found = run_image(
         case_of(demo_bundle), everyone, "ort-float32", Settings(1, 0.0), SilentReporter()
     )
     assert found.absent == {"ort-functions": "no ort-functions"}
@@ -105,8 +105,8 @@ def test_turns_are_compared_with_the_baseline(
 def test_a_process_that_ends_by_itself_is_absent(
     monkeypatch: pytest.MonkeyPatch, demo_bundle: Path, tmp_path: Path
 ) -> None:
-    (own,) = backends("picture", [ISA], [])
-    turns = picture_rounds._Turns(case_of(demo_bundle), own, 1, [])
+    (own,) = backends("image", [ISA], [])
+    turns = image_rounds._Turns(case_of(demo_bundle), own, 1, [])
     killed = tmp_path / "killed"
     killed.write_text("#!/bin/sh\nkill -9 $$\n")
     killed.chmod(0o755)
@@ -116,7 +116,7 @@ def test_a_process_that_ends_by_itself_is_absent(
         turns()
 
 
-def test_the_command_makes_pictures(run: Any, demo_bundle: Path, bundle: Path) -> None:
+def test_the_command_makes_images(run: Any, demo_bundle: Path, bundle: Path) -> None:
     """By two processes; the fixture `bundle` has a transformer that is not quantized."""
     code, out, err = run(
         *(
@@ -133,7 +133,7 @@ def test_the_command_makes_pictures(run: Any, demo_bundle: Path, bundle: Path) -
     )
     assert code == 0, err
     (case,) = json.loads(out)["cases"]
-    assert (case["kind"], case["prompt"], case["absent"]) == ("picture", "tiger face", {})
+    assert (case["kind"], case["prompt"], case["absent"]) == ("image", "tiger face", {})
     assert case["name"] == "64 x 64 pixels, 1 steps, guidance 3"
     own, base = case["outcomes"]
     for one in (own, base):
@@ -149,14 +149,14 @@ def test_the_command_makes_pictures(run: Any, demo_bundle: Path, bundle: Path) -
 def test_backends_begin_with_the_same_noise(
     demo_bundle: Path, demo_folder: Path, tmp_path: Path
 ) -> None:
-    """Torch in both types makes the float pipeline's picture; in bfloat16 with its rounding."""
+    """Torch in both types makes the float pipeline's image; in bfloat16 with its rounding."""
     pytest.importorskip("diffusers")
     from fp4dit_onnx.evaluation.picturing import float_images
 
     case = case_of(demo_bundle, model=demo_folder, steps=2)
     (reference,) = float_images(demo_folder, [case.prompt], [0], case.sampling)
     for name, least, most in (("torch-float32", 60.0, 99.0), ("torch-bf16", 10.0, 50.0)):
-        (one,) = backends("picture", [], [name])
+        (one,) = backends("image", [], [name])
         painter = one.load(case, 1)
         painter.run()
         assert least < psnr(painter.result(), np.asarray(reference)) < most
@@ -165,10 +165,10 @@ def test_backends_begin_with_the_same_noise(
 
 
 def test_openvino_opens_the_parts(demo_bundle: Path, bundle: Path) -> None:
-    """It compiles once a part, which counts as loading, and its picture is ONNX Runtime's."""
+    """It compiles once a part, which counts as loading, and its image is ONNX Runtime's."""
     pytest.importorskip("openvino")
     case = case_of(demo_bundle, float_bundle=bundle, steps=2)
-    (one,) = backends("picture", [], ["openvino-float32"])
+    (one,) = backends("image", [], ["openvino-float32"])
     painter = one.load(case, 1)
     painter.run()
     assert len(painter.watch.seconds[LOAD]) == 3  # type: ignore[attr-defined]
@@ -178,7 +178,7 @@ def test_openvino_opens_the_parts(demo_bundle: Path, bundle: Path) -> None:
 
 def test_who_lacks_something_says_so(demo_bundle: Path) -> None:
     case = case_of(demo_bundle)
-    for peer in backends("picture", [], None):
+    for peer in backends("image", [], None):
         one: Backend[Any] = peer
         with pytest.raises(Absent, match=r"--float-bundle|--model|not installed"):
             one.load(case, 1)

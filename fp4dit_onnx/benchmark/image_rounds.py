@@ -1,7 +1,7 @@
-"""Pictures in turns: each turn is a process of its own, which loads, makes one picture and ends.
+"""Images in turns: each turn is a process of its own, which loads, makes one image and ends.
 
 So a backend has the machine's memory to itself, the peak is its own, and loading is measured as often
-as the picture.
+as the image.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image
 
 from fp4dit_onnx.benchmark.backend import Absent, Backend
-from fp4dit_onnx.benchmark.picture import PictureCase
-from fp4dit_onnx.benchmark.picture_process import PREPARE
+from fp4dit_onnx.benchmark.image import ImageCase
+from fp4dit_onnx.benchmark.image_process import PREPARE
 from fp4dit_onnx.benchmark.rounds import Spread, interleave, ratios
 from fp4dit_onnx.benchmark.run import Settings
 from fp4dit_onnx.errors import UsageError
@@ -30,14 +30,14 @@ from fp4dit_onnx.evaluation.metrics import psnr
 from fp4dit_onnx.files import GIVEN, read_json
 from fp4dit_onnx.system.progress import Reporter
 
-__all__ = ["ROUNDS", "PictureOutcome", "PictureReport", "run_picture"]
+__all__ = ["ROUNDS", "ImageOutcome", "ImageReport", "run_image"]
 
 ROUNDS = 3
 """Unless another number is asked for."""
 
 
 @dataclass(frozen=True)
-class PictureOutcome:
+class ImageOutcome:
     """The result of one backend; seconds and bytes are spreads over rounds.
 
     Attributes:
@@ -48,11 +48,11 @@ class PictureOutcome:
         load: seconds from the start of loading until it is ready, imports included.
         seconds: from the prompt to the file.
         stages: stage -> seconds of all its calls; ``rest`` is tokenizer, scheduler and file.
-        step: seconds of a call of the transformer, the mean of a picture.
+        step: seconds of a call of the transformer, the mean of an image.
         peak_bytes: largest resident set of the process; None where the system does not say.
         ratio: how many times as fast as the baseline it was, round by round; None without baseline.
         memory_ratio: its peak over the baseline's, medians; None without.
-        psnr_db: of its picture against the baseline's; None of the baseline itself.
+        psnr_db: of its image against the baseline's; None of the baseline itself.
     """
 
     name: str
@@ -70,14 +70,14 @@ class PictureOutcome:
 
 
 @dataclass(frozen=True)
-class PictureReport:
+class ImageReport:
     """A case and the results of all backends; fields as `run.Report` has them."""
 
     kind: str
     name: str
     prompt: str
     baseline: str
-    outcomes: tuple[PictureOutcome, ...]
+    outcomes: tuple[ImageOutcome, ...]
     absent: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
@@ -89,13 +89,13 @@ class PictureReport:
 class _Turns:
     """The turns of one backend."""
 
-    case: PictureCase
+    case: ImageCase
     backend: Backend[Any]
     threads: int
     found: list[dict[str, Any]]
 
     @property
-    def picture(self) -> Path:
+    def image(self) -> Path:
         """The file that its turns write."""
         return self.case.work / f"{self.backend.name}.png"
 
@@ -110,7 +110,7 @@ class _Turns:
         """Take a turn; seconds from the prompt to the file.
 
         Raises:
-            Absent: it cannot make the picture.
+            Absent: it cannot make the image.
             UsageError: ours cannot, so that what was asked for is at fault.
         """
         self.found.append(self._ask())
@@ -125,11 +125,11 @@ class _Turns:
             "backend": own.name,
             "isas": [own.isa] if own.isa else [],
             "threads": self.threads,
-            "picture": str(self.picture),
+            "image": str(self.image),
             "result": str(result),
         }
         order.write_text(json.dumps({**asked, **more}), encoding="utf-8")
-        command = [sys.executable, "-P", "-m", "fp4dit_onnx.benchmark.picture_process", str(order)]
+        command = [sys.executable, "-P", "-m", "fp4dit_onnx.benchmark.image_process", str(order)]
         kernels = {"FP4DIT_ISA": own.isa} if own.isa and self.case.device == "cpu" else {}
         done = subprocess.run(
             command, env={**os.environ, **kernels}, capture_output=True, text=True
@@ -147,14 +147,14 @@ def _ending(code: int) -> str:
     return f"signal {-code}, perhaps for lack of memory" if code < 0 else f"exit code {code}"
 
 
-def run_picture(
-    case: PictureCase,
+def run_image(
+    case: ImageCase,
     backends: Sequence[Backend[Any]],
     baseline: str,
     settings: Settings,
     reporter: Reporter,
-) -> PictureReport:
-    """Make the picture with all `backends`, in turns.
+) -> ImageReport:
+    """Make the image with all `backends`, in turns.
 
     Raises:
         UsageError: the bundle cannot make it.
@@ -164,14 +164,14 @@ def run_picture(
         placed = replace(case, work=Path(work))
         turns = {b.name: _Turns(placed, b, settings.threads, []) for b in backends}
         absent: dict[str, str] = {}
-        with reporter.stage("picture: preparing", len(turns), "backends") as advance:
+        with reporter.stage("image: preparing", len(turns), "backends") as advance:
             for name, one in turns.items():
                 _tried(one.prepare, name, absent)
                 advance(1, name)
         present = {
             n: partial(_tried, one, n, absent) for n, one in turns.items() if n not in absent
         }
-        with reporter.stage(f"picture {case.name}", rounds * len(present), "pictures") as advance:
+        with reporter.stage(f"image {case.name}", rounds * len(present), "images") as advance:
             times = interleave(
                 present,
                 dict.fromkeys(present, rounds),
@@ -182,7 +182,7 @@ def run_picture(
             _outcome(turns[n], ratios(times, n, baseline)) for n in present if n not in absent
         ]
         compared = tuple(_against(one, turns, outcomes, baseline) for one in outcomes)
-    return PictureReport(case.kind, case.name, case.prompt, baseline, compared, absent)
+    return ImageReport(case.kind, case.name, case.prompt, baseline, compared, absent)
 
 
 def _tried(call: Any, name: str, absent: dict[str, str]) -> float | None:
@@ -197,14 +197,14 @@ def _tried(call: Any, name: str, absent: dict[str, str]) -> float | None:
     return found
 
 
-def _outcome(turns: _Turns, compared: Sequence[float]) -> PictureOutcome:
+def _outcome(turns: _Turns, compared: Sequence[float]) -> ImageOutcome:
     found, own = turns.found, turns.backend
 
     def spread(values: Sequence[float]) -> Spread:
         return Spread.of([float(value) for value in values])
 
     peaks = [one["peak_bytes"] for one in found if one["peak_bytes"] is not None]
-    return PictureOutcome(
+    return ImageOutcome(
         name=own.name,
         about=own.about,
         isa=own.isa,
@@ -219,12 +219,12 @@ def _outcome(turns: _Turns, compared: Sequence[float]) -> PictureOutcome:
 
 
 def _against(
-    one: PictureOutcome,
+    one: ImageOutcome,
     turns: Mapping[str, _Turns],
-    outcomes: Sequence[PictureOutcome],
+    outcomes: Sequence[ImageOutcome],
     baseline: str,
-) -> PictureOutcome:
-    """`one` with its memory and picture beside the baseline's."""
+) -> ImageOutcome:
+    """`one` with its memory and image beside the baseline's."""
     base = next((b for b in outcomes if b.name == baseline), None)
     if base is None:
         return one
@@ -233,5 +233,5 @@ def _against(
         memory = one.peak_bytes.median / base.peak_bytes.median
     if one is base:
         return replace(one, memory_ratio=memory)
-    pixels = [np.asarray(Image.open(turns[name].picture)) for name in (one.name, baseline)]
+    pixels = [np.asarray(Image.open(turns[name].image)) for name in (one.name, baseline)]
     return replace(one, memory_ratio=memory, psnr_db=psnr(*pixels))

@@ -1,4 +1,4 @@
-"""A whole picture, from a prompt to a PNG file: a bundle, and what would be run in its place."""
+"""A whole image, from a prompt to a PNG file: a bundle, and what would be run in its place."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fp4dit_onnx.runtime.session import Session, session
 from fp4dit_onnx.system.devices import CPU
 from fp4dit_onnx.system.resources import available_memory
 
-__all__ = ["DECODER", "ENCODER", "LOAD", "PEERS", "STEP", "Painter", "PictureCase", "ours"]
+__all__ = ["DECODER", "ENCODER", "LOAD", "PEERS", "STEP", "ImageCase", "Painter", "ours"]
 
 LOAD, ENCODER, STEP, DECODER = "load", "text encoder", "step", "VAE decoder"
 """Stages that are timed."""
@@ -34,8 +34,8 @@ INT8 = "ort-int8"
 
 
 @dataclass(frozen=True)
-class PictureCase:
-    """One picture of a prompt; all backends begin with the same noise.
+class ImageCase:
+    """One image of a prompt; all backends begin with the same noise.
 
     Attributes:
         bundle: folder.
@@ -57,7 +57,7 @@ class PictureCase:
     device: str = CPU
     seed: int = 0
 
-    kind = "picture"
+    kind = "image"
     operations = None
     product = None
 
@@ -69,15 +69,15 @@ class PictureCase:
         return f"{s.width} x {s.height} pixels, {s.steps} steps, {guided}"
 
     def sqnr(self, result: Array) -> float | None:
-        """None: pictures are compared with the baseline's, see `picture_rounds`."""
+        """None: images are compared with the baseline's, see `image_rounds`."""
         return None
 
     def to_json(self) -> dict[str, Any]:
-        """For the process that makes the picture."""
+        """For the process that makes the image."""
         return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
 
     @classmethod
-    def from_json(cls, given: Mapping[str, Any]) -> PictureCase:
+    def from_json(cls, given: Mapping[str, Any]) -> ImageCase:
         """What `to_json` gave."""
         paths = {
             name: None if given[name] is None else Path(given[name])
@@ -88,7 +88,7 @@ class PictureCase:
 
 @dataclass(frozen=True)
 class Painter(Loaded):
-    """A backend that is ready to make the picture.
+    """A backend that is ready to make the image.
 
     Attributes:
         watch: has the times of the stages.
@@ -113,14 +113,14 @@ def _stage_of(part: str) -> str:
 
 
 def _of_bundle(
-    case: PictureCase,
+    case: ImageCase,
     folder: Path,
     threads: int,
     open_session: Callable[..., Session],
     watch: Stopwatch | None = None,
     **given: Any,
 ) -> Painter:
-    """The picture by the pipeline of a bundle, whose parts `open_session` opens."""
+    """The image by the pipeline of a bundle, whose parts `open_session` opens."""
     watch = watch or Stopwatch()
 
     def timed_session(path: Path, **named: Any) -> Session:
@@ -143,20 +143,20 @@ def _of_bundle(
     return _painter(watch, paint)
 
 
-def ours(isa: str) -> Backend[PictureCase]:
+def ours(isa: str) -> Backend[ImageCase]:
     """The bundle with the kernels of one instruction set."""
 
-    def load(case: PictureCase, threads: int) -> Painter:
+    def load(case: ImageCase, threads: int) -> Painter:
         return _of_bundle(case, case.bundle, threads, session)
 
     return Backend(f"fp4dit {isa}", "the bundle", load, isa=isa)
 
 
-def _bodies(case: PictureCase, threads: int) -> Painter:
+def _bodies(case: ImageCase, threads: int) -> Painter:
     return _of_bundle(case, case.bundle, threads, session, library=False)
 
 
-def _floats(case: PictureCase) -> Path:
+def _floats(case: ImageCase) -> Path:
     """The float bundle, which fits into memory."""
     if case.float_bundle is None:
         raise Absent(NO_FLOAT)
@@ -171,15 +171,15 @@ def _check_room(needed: float) -> None:
         raise Absent(f"its weights take {needed / 1e9:.1f} GB, and {there / 1e9:.1f} GB are free")
 
 
-def _ort_float32(case: PictureCase, threads: int) -> Painter:
+def _ort_float32(case: ImageCase, threads: int) -> Painter:
     return _of_bundle(case, _floats(case), threads, session, library=False)
 
 
-def _int8_models(case: PictureCase) -> Path:
+def _int8_models(case: ImageCase) -> Path:
     return case.work / INT8
 
 
-def _prepare_int8(case: PictureCase) -> None:
+def _prepare_int8(case: ImageCase) -> None:
     """`quantize_dynamic` of the transformer and the text encoders; the VAE has convolutions."""
     for path in sorted(_floats(case).glob(f"*/{MODEL}")):
         part = path.parent.name
@@ -187,7 +187,7 @@ def _prepare_int8(case: PictureCase) -> None:
             quantized(path, _int8_models(case) / part / MODEL)
 
 
-def _ort_int8(case: PictureCase, threads: int) -> Painter:
+def _ort_int8(case: ImageCase, threads: int) -> Painter:
     def opened(path: Path, **named: Any) -> Session:
         int8 = _int8_models(case) / path.parent.name / MODEL
         found: Session = session(int8 if int8.is_file() else path, **named)
@@ -196,8 +196,8 @@ def _ort_int8(case: PictureCase, threads: int) -> Painter:
     return _of_bundle(case, _floats(case), threads, opened, library=False)
 
 
-def _openvino(precision: str, short: str) -> Backend[PictureCase]:
-    def load(case: PictureCase, threads: int) -> Painter:
+def _openvino(precision: str, short: str) -> Backend[ImageCase]:
+    def load(case: ImageCase, threads: int) -> Painter:
         watch = Stopwatch()
 
         def opened(path: Path, **named: Any) -> Session:
@@ -209,8 +209,8 @@ def _openvino(precision: str, short: str) -> Backend[PictureCase]:
     return Backend(f"openvino-{short}", about, load, "openvino")
 
 
-def _torch(dtype: str, short: str) -> Backend[PictureCase]:
-    def load(case: PictureCase, threads: int) -> Painter:
+def _torch(dtype: str, short: str) -> Backend[ImageCase]:
+    def load(case: ImageCase, threads: int) -> Painter:
         torch = package("torch")
         torch.set_num_threads(threads)
         if case.model is None:
@@ -243,7 +243,7 @@ def _torch(dtype: str, short: str) -> Backend[PictureCase]:
     return Backend(f"torch-{short}", about, load, "torch")
 
 
-PEERS: tuple[Backend[PictureCase], ...] = (
+PEERS: tuple[Backend[ImageCase], ...] = (
     Backend("ort-float32", "the float models", _ort_float32),
     Backend(
         INT8,
@@ -257,4 +257,4 @@ PEERS: tuple[Backend[PictureCase], ...] = (
     _openvino("f32", "float32"),
     _openvino("bf16", "bf16"),
 )
-"""Other backends for a picture; another one is another entry."""
+"""Other backends for an image; another one is another entry."""
