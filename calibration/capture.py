@@ -6,8 +6,7 @@ Rows are drawn evenly over all calls of a layer: every timestep and every prompt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,11 @@ class InputRecorder:
     """
 
     def __init__(
-        self, network: torch.nn.Module, layers: Sequence[str], rows_per_call: int, seed: int
+        self,
+        network: torch.nn.Module,
+        layers: Sequence[str],
+        rows_per_call: int,
+        seed: int | tuple[int, ...],
     ) -> None:
         self._rows: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
         self._random = np.random.default_rng(seed)
@@ -53,16 +56,6 @@ class InputRecorder:
         """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
-
-    def state(self, place: Path) -> dict[str, Any]:
-        """See `recording.Recorder`."""
-        rows = {name: torch.cat(parts) for name, parts in self._rows.items() if parts}
-        return {"rows": rows, "random": self._random.bit_generator.state}
-
-    def resume(self, state: Mapping[str, Any], place: Path) -> None:
-        """See `recording.Recorder`."""
-        self._rows |= {name: [rows] for name, rows in state["rows"].items()}
-        self._random.bit_generator.state = state["random"]
 
     def rows(self, name: str) -> torch.Tensor:
         """Recorded rows of layer `name`, float32 [R, K], in order of time.
@@ -104,11 +97,3 @@ class CallRecorder:
     def close(self) -> None:
         """Remove the hook."""
         self._handle.remove()
-
-    def state(self, place: Path) -> dict[str, Any]:
-        """See `recording.Recorder`."""
-        return {"calls": self.calls, "seen": self._seen}
-
-    def resume(self, state: Mapping[str, Any], place: Path) -> None:
-        """See `recording.Recorder`."""
-        self.calls, self._seen = state["calls"], state["seen"]

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
 from fp4dit_onnx.calibration.patching import patched
+from fp4dit_onnx.network.execution import HOST, Execution
 
-__all__ = ["Encodings", "drop_encoders", "encode"]
+__all__ = ["Encodings", "drop_encoders", "encode", "load_encodings"]
 
 TOGETHER = 32
 """Prompts that an encoder is given at a time."""
@@ -45,12 +47,25 @@ class Encodings:
         with patched(pipeline, "encode_prompt", lambda *_, **__: next(answers)):
             yield
 
+    def save(self, file: Path) -> None:
+        """Write them, from any device."""
+        there = {"parts": HOST.there(self.parts), "count": self.count}
+        partial = file.with_name(f".{file.name}.partial")
+        torch.save(there, partial)
+        partial.replace(file)
+
     def _of(self, chosen: range) -> list[Any]:
         """Each call's result for `chosen`, which lie in one group."""
         group, start = divmod(chosen.start, TOGETHER)
         count = min(TOGETHER, self.count - group * TOGETHER)
         rows = slice(start, start + len(chosen))
         return [_rows(result, count, rows) for result in self.parts[group]]
+
+
+def load_encodings(file: Path, execution: Execution) -> Encodings:
+    """What `Encodings.save` wrote, on a device."""
+    found = torch.load(file, weights_only=True)
+    return Encodings(execution.there(found["parts"]), found["count"])
 
 
 def _rows(result: Any, count: int, rows: slice) -> Any:

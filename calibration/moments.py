@@ -6,10 +6,9 @@ memory is bounded by the page cache, whatever the model. Linears that read one t
 
 from __future__ import annotations
 
-import shutil
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,20 @@ from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.families.guidance import led
 from fp4dit_onnx.network.execution import host
 
-__all__ = ["HalfWeights", "MomentRecorder", "Moments", "Rows"]
+__all__ = [
+    "HalfWeights",
+    "MomentRecorder",
+    "MomentSettings",
+    "Moments",
+    "Rows",
+    "add_sums",
+    "joined",
+]
 
 ROWS = 512
 """Pairs of rows, about, that are kept of each input."""
+SUMS, ROWS_FILE, PEAKS = ".sums.npy", ".rows.npy", ".peaks.npy"
+"""What follows a layer's name in its files."""
 
 
 @dataclass(frozen=True)
@@ -101,14 +110,14 @@ class Moments:
     def matrix(self, layer: str) -> torch.Tensor:
         """``E[x x^T]`` of what `layer` receives, float64 [K, K]."""
         first = self.readers[layer]
-        sums = Array(self.folder / f"{first}.sums.npy").read(slice(None))
+        sums = Array(self.folder / f"{first}{SUMS}").read(slice(None))
         return sums.double() / self.total[first]
 
     def rows(self, layer: str) -> Rows:
         """Some of what `layer` receives."""
         first = self.readers[layer]
         weight = torch.tensor(self.weights[first])
-        kept = Array(self.folder / f"{first}.rows.npy").read(slice(len(weight)))
+        kept = Array(self.folder / f"{first}{ROWS_FILE}").read(slice(len(weight)))
         return Rows(kept, weight, self.guidance)
 
     def peaks(self, layer: str) -> torch.Tensor:
@@ -117,18 +126,8 @@ class Moments:
         In order of time; of a table that is the same for all samples there is one in each call.
         """
         first = self.readers[layer]
-        kept = Array(self.folder / f"{first}.peaks.npy")
+        kept = Array(self.folder / f"{first}{PEAKS}")
         return kept.read(slice(self.samples[first]))
-
-    def add(self, other: Moments) -> Moments:
-        """Both passes' sums, in this one's files; rows and maxima stay this one's."""
-        for first in self.total:
-            path = self.folder / f"{first}.sums.npy"
-            sums = np.load(path, mmap_mode="r+")
-            sums += np.load(other.folder / f"{other.readers[first]}.sums.npy", mmap_mode="r")
-            sums.flush()
-        total = {n: t + other.total[other.readers[n]] for n, t in self.total.items()}
-        return replace(self, total=total)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; the folder by its name."""
@@ -139,6 +138,70 @@ class Moments:
         """What `to_json` made of one in the folder `work`."""
         guidance = HalfWeights(**fields["guidance"])
         return cls(**{**fields, "folder": work / fields["folder"], "guidance": guidance})
+
+
+def add_sums(batch: Path, whole: Path, number: int) -> None:
+    """Add the sums of a batch to those of all before it, file by file; killed, it may be done again.
+
+    Args:
+        batch: folder of its moments, which lose their sums.
+        whole: folder of the sums; a file's name says how many batches are in it.
+        number: of the batch, from 0.
+    """
+    whole.mkdir(exist_ok=True)
+    for own in batch.glob(f"*{SUMS}"):
+        before, after = (whole / f"{own.name}.{n}" for n in (number, number + 1))
+        if number and not after.exists():
+            partial = own.with_suffix(".partial")
+            with partial.open("wb") as file:
+                np.save(file, np.load(before) + np.load(own, mmap_mode="r"))
+            partial.replace(after)
+            own.unlink()
+        elif not number:
+            own.replace(after)
+        own.unlink(missing_ok=True)
+        before.unlink(missing_ok=True)
+
+
+def joined(batches: Sequence[Moments], folder: Path) -> Moments:
+    """The moments of all batches, in the folder of their sums, see `add_sums`."""
+    total: dict[str, float] = {}
+    weights: dict[str, list[float]] = {}
+    samples: dict[str, int] = {}
+    for first in batches[0].total:
+        sums = folder / f"{first}{SUMS}"
+        if not sums.exists():
+            sums.with_name(f"{sums.name}.{len(batches)}").replace(sums)
+        total[first] = sum(each.total[first] for each in batches)
+        weights[first] = [w for each in batches for w in each.weights[first]]
+        samples[first] = sum(each.samples[first] for each in batches)
+        for what, counts in (
+            (ROWS_FILE, [len(each.weights[first]) for each in batches]),
+            (PEAKS, [each.samples[first] for each in batches]),
+        ):
+            parts = [Array(each.folder / f"{first}{what}") for each in batches]
+            rows = [p.read(slice(n)) for p, n in zip(parts, counts, strict=True) if n]
+            if rows:
+                kept = Array(folder / f"{first}{what}")
+                kept.create(sum(counts), rows[0])
+                kept.write(0, torch.cat(rows))
+    readers, guidance = batches[0].readers, batches[0].guidance
+    return Moments(folder, readers, total, weights, samples, guidance)
+
+
+@dataclass(frozen=True)
+class MomentSettings:
+    """How moments are summed.
+
+    Attributes:
+        importance: [steps].
+        guided: weight of the guided combination.
+        maxima: whether each sample's are recorded.
+    """
+
+    importance: Sequence[float]
+    guided: float
+    maxima: bool = False
 
 
 @dataclass
@@ -163,12 +226,10 @@ class MomentRecorder:
     Args:
         network: the float transformer.
         layers: names of linears.
-        sampler: what will be run.
-        importance: [steps].
-        guided: weight of the guided combination.
+        sampler: one batch of it will be run.
+        settings: how they are summed.
         folder: for the sums; made if need be.
         seed: of the choice of rows.
-        maxima: whether each sample's are recorded.
     """
 
     def __init__(
@@ -176,20 +237,18 @@ class MomentRecorder:
         network: torch.nn.Module,
         layers: Sequence[str],
         sampler: Sampler,
-        importance: Sequence[float],
-        guided: float,
+        settings: MomentSettings,
         folder: Path,
-        seed: int,
-        *,
-        maxima: bool = False,
+        seed: int | tuple[int, ...],
     ) -> None:
-        self._maxima = maxima
+        self._maxima = settings.maxima
         folder.mkdir(parents=True, exist_ok=True)
         self._layers, self._folder = tuple(layers), folder
         self._sampling = sampler.guidance
-        self._guidance = HalfWeights(sampler.guidance.weight if sampler.paired else 1.0, guided)
-        self._importance, self._random = importance, np.random.default_rng(seed)
-        self._calls, self._each = sampler.calls, -(-ROWS // sampler.calls)
+        weight = sampler.guidance.weight if sampler.paired else 1.0
+        self._guidance = HalfWeights(weight, settings.guided)
+        self._importance, self._random = settings.importance, np.random.default_rng(seed)
+        self._calls, self._each = sampler.calls_each, -(-ROWS // sampler.calls)
         self._call, self._samples = -1, 0
         self._readers: dict[str, str] = {}
         self._inputs: dict[str, _Input] = {}
@@ -262,8 +321,8 @@ class MomentRecorder:
     def _input(self, name: str, rows: torch.Tensor, samples: int) -> _Input:
         if name not in self._inputs:
             k = rows.shape[-1]
-            sums = np.lib.format.open_memmap(self._sums(name), "w+", np.float32, (k, k))
-            kept, peaks = (Array(self._file(name, what)) for what in ("rows", "peaks"))
+            sums = np.lib.format.open_memmap(self._file(name, SUMS), "w+", np.float32, (k, k))
+            kept, peaks = (Array(self._file(name, what)) for what in (ROWS_FILE, PEAKS))
             kept.create(self._calls * self._each, rows.float())
             if self._maxima:
                 peaks.create(self._calls * samples, rows[0].float())
@@ -275,31 +334,8 @@ class MomentRecorder:
         for handle in self._handles:
             handle.remove()
 
-    def state(self, place: Path) -> dict[str, Any]:
-        """See `recording.Recorder`; the files of sums move to `place`."""
-        counted = {n: (kept.total, kept.weights, kept.samples) for n, kept in self._inputs.items()}
-        self._inputs.clear()  # and with them the mapped files
-        for name in counted:
-            self._sums(name).replace(place / self._sums(name).name)
-        random = self._random.bit_generator.state
-        return {"call": self._call, "readers": self._readers, "inputs": counted, "random": random}
-
-    def resume(self, state: Mapping[str, Any], place: Path) -> None:
-        """See `recording.Recorder`; rows are on disk, and are written again in their places."""
-        self._call, self._readers = state["call"], dict(state["readers"])
-        self._random.bit_generator.state = state["random"]
-        for name, (total, weights, samples) in state["inputs"].items():
-            path = self._sums(name)
-            shutil.copyfile(place / path.name, path)
-            rows, peaks = (Array(self._file(name, what)) for what in ("rows", "peaks"))
-            sums = np.load(path, mmap_mode="r+")
-            self._inputs[name] = _Input(sums, rows, peaks, total, samples, list(weights))
-
-    def _sums(self, name: str) -> Path:
-        return self._file(name, "sums")
-
     def _file(self, name: str, what: str) -> Path:
-        return self._folder / f"{name}.{what}.npy"
+        return self._folder / f"{name}{what}"
 
     def moments(self) -> Moments:
         """What was recorded.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from fp4dit_onnx.calibration.importance import step_shares
-from fp4dit_onnx.calibration.samples import Call, Samples, Tape, batch_of, map_leaves, map_rows
+from fp4dit_onnx.calibration.samples import Call, Tape, batch_of, map_leaves, map_rows
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.families.guidance import Guided
 
@@ -25,8 +25,8 @@ class Sampler:
     """The float sampler over the calibration prompts.
 
     Attributes:
-        sample: generates all images from a batch on, 0 for the first; calls its first argument once
-            after each call of the network.
+        sample: generates the images of a batch, by its number; calls its first argument once after
+            each call of the network.
         calls: how many calls that will be.
         prompts: images generated.
         batch: images in a batch.
@@ -55,6 +55,16 @@ class Sampler:
     def paired(self) -> bool:
         """Whether each call holds both halves of guidance."""
         return self.guidance.paired
+
+    @property
+    def batches(self) -> int:
+        """How many there are."""
+        return -(-self.prompts // self.batch)
+
+    @property
+    def calls_each(self) -> int:
+        """Calls of the network for a batch."""
+        return self.calls // self.batches
 
 
 class _FirstCallError(Exception):
@@ -113,6 +123,14 @@ class Choice:
     def count(self) -> int:
         """P, images over all calls."""
         return int(self.weight.shape[0])
+
+    def part(self, calls: range) -> Choice:
+        """Of some calls, which are numbered from 0 there."""
+        sizes = {call: len(rows) for call, rows in self.rows.items()}
+        before = sum(n for call, n in sizes.items() if call < calls.start)
+        own = {call - calls.start: rows for call, rows in self.rows.items() if call in calls}
+        count = sum(map(len, own.values()))
+        return Choice(own, self.weight[before : before + count])
 
 
 def choose(
@@ -192,18 +210,10 @@ class SampleRecorder:
         """Remove the hook."""
         self._handle.remove()
 
-    def state(self, place: Path) -> dict[str, Any]:
-        """See `recording.Recorder`; the tensors are on disk, and are written again in their places."""
-        return {"call": self._call, "written": self._written, "structure": self._tape.call}
-
-    def resume(self, state: Mapping[str, Any], place: Path) -> None:
-        """See `recording.Recorder`."""
-        self._call, self._written = state["call"], state["written"]
-        self._tape.call = state["structure"]
-
-    def samples(self) -> Samples:
-        """What was recorded."""
-        return self._tape.finish(self._choice.weight, paired=self._paired)
+    @property
+    def structure(self) -> Call | None:
+        """Of what was written, see `Tape`; None for nothing."""
+        return self._tape.call
 
 
 def _check_finite(leaf: Any) -> None:

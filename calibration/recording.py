@@ -1,25 +1,27 @@
 """One run of the float sampler, and all that calibration looks at afterwards.
 
-What is recorded is kept in the work folder batch by batch: a killed run goes on after its last batch.
+Batches of images are apart, so that other machines may generate them. What is recorded is kept in the
+work folder batch by batch: a killed run goes on with those that it lacks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from fp4dit_onnx.calibration.applying import quantize_layers
-from fp4dit_onnx.calibration.capture import CallRecorder, InputRecorder
+from fp4dit_onnx.calibration.batches import Here, Source, Watch, record_batch
 from fp4dit_onnx.calibration.importance import step_importance
 from fp4dit_onnx.calibration.methods import Method
-from fp4dit_onnx.calibration.moments import MomentRecorder, Moments
+from fp4dit_onnx.calibration.moments import Moments, MomentSettings, add_sums
+from fp4dit_onnx.calibration.moments import joined as joined_moments
 from fp4dit_onnx.calibration.overflow import overflow_refused
-from fp4dit_onnx.calibration.record import Sampler, SampleRecorder, choose
+from fp4dit_onnx.calibration.record import Sampler, choose
 from fp4dit_onnx.calibration.samples import Call, Samples
+from fp4dit_onnx.calibration.samples import joined as joined_samples
 from fp4dit_onnx.calibration.stages import MAXIMA, MOMENTS
 from fp4dit_onnx.calibration.stages.nearest import Nearest
 from fp4dit_onnx.calibration.work import RECORDED, Work
@@ -27,35 +29,18 @@ from fp4dit_onnx.network.execution import Execution
 from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedState
-from fp4dit_onnx.system.progress import Reporter, SilentReporter
+from fp4dit_onnx.system.executors import LOCAL, Executor, Task
+from fp4dit_onnx.system.progress import Advance, Reporter, SilentReporter
 from fp4dit_onnx.system.resources import return_memory
 
-__all__ = ["BEGUN", "MEASURED_CALLS", "ROWS_PER_CALL", "Recorded", "Recorder", "record"]
+__all__ = ["MEASURED_CALLS", "Recorded", "begun", "record"]
 
-ROWS_PER_CALL = 4
 MEASURED_CALLS = 4
 """Calls of the network, spread over the trajectory, on which the whole simulation is measured."""
-BEGUN = "begun"
-"""What a run of the sampler kept that is not at its end."""
-
-
-class Recorder(Protocol):
-    """Hooks of a network that record while the sampler runs."""
-
-    def state(self, place: Path) -> dict[str, Any]:
-        """What `resume` goes on from; large tensors move to the folder `place`.
-
-        Between the two nothing may be recorded.
-        """
-        ...
-
-    def resume(self, state: Mapping[str, Any], place: Path) -> None:
-        """Go on from a state, this recorder's or that of a killed run; `place` stays as it is."""
-        ...
-
-    def close(self) -> None:
-        """Remove the hooks."""
-        ...
+SUMMED = "moments"
+"""Folder of the moments of all batches."""
+COPIED = 16
+"""Samples that are copied at a time."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +60,11 @@ class Recorded:
     moments: Moments | None = None
 
 
+def begun(work: Work) -> bool:
+    """Whether a batch is kept, or all of them."""
+    return work.keeps(RECORDED) or any(work.folder.glob("batch.*.pt"))
+
+
 def record(
     network: Network,
     specs: Mapping[str, LayerSpec],
@@ -83,6 +73,8 @@ def record(
     seed: int,
     reporter: Reporter,
     work: Work | None,
+    executor: Executor = LOCAL,
+    source: Source | None = None,
 ) -> Recorded:
     """Run the float sampler once and keep what calibration looks at; a kept run is read again.
 
@@ -94,105 +86,125 @@ def record(
         seed: of the choice of rows and samples.
         reporter: progress.
         work: where everything goes; None where no stage needs data.
+        executor: where batches of images are generated, if `source` is given.
+        source: gives the network and the sampler there; None to generate with these, here.
 
     Raises:
         UsageError: a layer was never run, or what is recorded is not finite.
     """
     if work is not None and (kept := work.load(RECORDED)) is not None:
         return _read(kept, work, network.execution)
-    module, layers = network.module, tuple(specs)
-    chosen = moments = begun = None
-    importance: Sequence[float] = ()
-    if work is not None:  # before any hook is there
-        with overflow_refused(network):
-            importance = _importance(network, specs, method, sampler, reporter, work)
-        begun = work.load(BEGUN)
-    which = [sampler.calls * i // MEASURED_CALLS for i in range(MEASURED_CALLS)]
-    rows, calls = InputRecorder(module, layers, ROWS_PER_CALL, seed), CallRecorder(module, which)
+    calls = [sampler.calls * i // MEASURED_CALLS for i in range(MEASURED_CALLS)]
+    watch = Watch(tuple(specs), calls, seed)
     if work is not None:
-        place = work.folder.joinpath if begun else work.clear
-        choice = choose(sampler, method.data.samples, importance, method.data.even, seed)
-        chosen = SampleRecorder(
-            module, choice, place("inputs"), paired=sampler.paired, tables=sampler.tables
-        )
+        importance = _importance(network, specs, method, sampler, reporter, work)
+        moments = None
         if method.needs(MOMENTS):
-            guided, folder = method.data.guided, place("moments")
-            moments = MomentRecorder(
-                module,
-                layers,
-                sampler,
-                importance,
-                guided,
-                folder,
-                seed,
-                maxima=method.needs(MAXIMA),
-            )
-    every: dict[str, Recorder | None] = {"rows": rows, "calls": calls}
-    every |= {"samples": chosen, "moments": moments}
-    recorders = {name: one for name, one in every.items() if one is not None}
-    try:
-        with overflow_refused(network):
-            _run(recorders, sampler, reporter, work, begun)
-    finally:
-        for recorder in recorders.values():
-            recorder.close()
-    received = {name: rows.rows(name) for name in layers}
-    if work is None or chosen is None:
-        return Recorded(received, calls.calls, None)
-    work.save("samples", chosen.samples())
-    found = moments and moments.moments().to_json()
-    work.save(RECORDED, {"rows": received, "calls": calls.calls, "moments": found})
-    for path in work.folder.glob(f"{BEGUN}.*"):
+            moments = MomentSettings(importance, method.data.guided, method.needs(MAXIMA))
+        choice = choose(sampler, method.data.samples, importance, method.data.even, seed)
+        watch = replace(watch, choice=choice, moments=moments, folder=work.folder)
+    if source is None:
+        source, executor = Here(network, sampler), LOCAL
+    batches = _sampled(watch, sampler, source, executor, reporter, work)
+    rows = {name: torch.cat([each["rows"][name] for each in batches]) for name in specs}
+    whole = [call for each in batches for call in each["calls"]]
+    if work is None or watch.choice is None:
+        return Recorded(rows, whole, None)
+    work.save("samples", _samples(watch, sampler, batches, work))
+    sums = _moments(watch, batches, work)
+    work.save(RECORDED, {"rows": rows, "calls": whole, "moments": sums and sums.to_json()})
+    for path in work.folder.glob("batch.*"):
         work.clear(path.name)
     return _read(work.load(RECORDED), work, network.execution)
 
 
-def _run(
-    recorders: Mapping[str, Recorder],
+@dataclass
+class _Steps:
+    """Advances a stage by the calls of a batch, which may be told one by one or not at all."""
+
+    left: int
+    advance: Advance
+
+    def __call__(self) -> None:
+        self.left -= 1
+        self.advance(1)
+
+    def end(self) -> None:
+        """All are done."""
+        if self.left:
+            self.advance(self.left)
+
+
+def _sampled(
+    watch: Watch,
     sampler: Sampler,
+    source: Source,
+    executor: Executor,
     reporter: Reporter,
     work: Work | None,
-    begun: Mapping[str, Any] | None,
-) -> None:
-    """Run the sampler, or what a killed run left of it, and keep its state after each batch."""
+) -> list[dict[str, Any]]:
+    """What `record_batch` gives for each batch; those that an earlier run kept are read."""
     what = "sampling with the float model"
     if work is None:
         what = f"{what} to measure errors (--no-measure skips that)"
-    done = 0
+    found: dict[int, dict[str, Any]] = {}
     with reporter.stage(what, sampler.calls, "denoising steps") as advance:
-        if work is not None and begun is not None:
-            done = begun["done"]
-            advance(done, timed=False)
-            _resume(recorders, begun, work)
 
-        def on_call() -> None:
-            nonlocal done
-            done += 1
-            advance(1)
+        def tasks() -> Iterator[Task[dict[str, Any]]]:
+            for batch in range(sampler.batches):
+                if work is not None and work.keeps(f"batch.{batch}"):
+                    advance(sampler.calls_each, timed=False)
+                    continue
+                steps = _Steps(sampler.calls_each, advance)
+                yield Task(f"batch {batch}", record_batch, (source, watch, batch), steps)
+
+        for task, result in executor.results(tasks()):
+            batch = task.arguments[-1]
+            if work is None:
+                found[batch] = result
+            else:
+                work.save(f"batch.{batch}", result)
+                _add_sums(watch, sampler, work)
+            task.on_step.end()  # type: ignore[attr-defined]
             return_memory()
-            if work is not None and done % sampler.steps == 0 and done < sampler.calls:
-                _keep(recorders, done, work)
-
-        sampler.sample(on_call, done // sampler.steps)
-
-
-def _keep(recorders: Mapping[str, Recorder], done: int, work: Work) -> None:
-    """Keep the state after `done` calls in place of an earlier one, and go on from it."""
-    earlier = list(work.folder.glob(f"{BEGUN}.*[0-9]"))
-    place = work.clear(f"{BEGUN}.{done}")
-    place.mkdir()
-    state = {"done": done, **{name: one.state(place) for name, one in recorders.items()}}
-    work.save(BEGUN, state)
-    for path in earlier:
-        if path != place:
-            work.clear(path.name)
-    _resume(recorders, state, work)
+    if work is None:
+        return [found[batch] for batch in range(sampler.batches)]
+    _add_sums(watch, sampler, work)  # of batches that a killed run kept
+    return [work.load(f"batch.{batch}") for batch in range(sampler.batches)]
 
 
-def _resume(recorders: Mapping[str, Recorder], state: Mapping[str, Any], work: Work) -> None:
-    place = work.folder / f"{BEGUN}.{state['done']}"
-    for name, recorder in recorders.items():
-        recorder.resume(state[name], place)
+def _add_sums(watch: Watch, sampler: Sampler, work: Work) -> None:
+    """Add the moments of all batches up to the first that is not there yet, in their order."""
+    if watch.moments is None:
+        return
+    for batch in range(sampler.batches):
+        if not work.keeps(f"batch.{batch}"):
+            return
+        add_sums(watch.sums(batch), work.folder / SUMMED, batch)
+
+
+def _samples(
+    watch: Watch, sampler: Sampler, batches: Sequence[Mapping[str, Any]], work: Work
+) -> Samples:
+    """Those of all batches in one folder."""
+    assert watch.choice is not None
+    parts = []
+    for batch, each in enumerate(batches):
+        first = batch * sampler.calls_each
+        weight = watch.choice.part(range(first, first + sampler.calls_each)).weight
+        if len(weight):
+            count = len(weight) * (2 if sampler.paired else 1)
+            place = watch.samples(batch)
+            parts.append(Samples(place, each["samples"], count, weight, sampler.paired))
+    return joined_samples(parts, work.clear("inputs"), watch.choice.weight, COPIED)
+
+
+def _moments(watch: Watch, batches: Sequence[Mapping[str, Any]], work: Work) -> Moments | None:
+    """Those of all batches in one folder."""
+    if watch.moments is None:
+        return None
+    parts = [Moments.from_json(b["moments"], watch.place(i)) for i, b in enumerate(batches)]
+    return joined_moments(parts, work.folder / SUMMED)
 
 
 def _read(kept: Mapping[str, Any], work: Work, execution: Execution) -> Recorded:
@@ -214,7 +226,8 @@ def _importance(
     known: list[float] | None = work.load("importance")
     if known is not None:
         return known
-    with reporter.stage("measuring the importance of denoising steps", 1) as advance:
+    what = "measuring the importance of denoising steps"
+    with overflow_refused(network), reporter.stage(what, 1) as advance:
         found = [1.0] * sampler.steps
         if sampler.probe is not None:
             weights_only = {name: replace(spec, input=None) for name, spec in specs.items()}

@@ -13,13 +13,14 @@ import torch
 from fp4dit_onnx.bundle.calibration_notes import Compared, Spent
 from fp4dit_onnx.bundle.manifest import Outliers
 from fp4dit_onnx.calibration.applying import check_weight, quantize_layers
+from fp4dit_onnx.calibration.batches import Source
 from fp4dit_onnx.calibration.blockwise import Blockwise, Recipes, Same
 from fp4dit_onnx.calibration.choosing import Choosing, Chosen
 from fp4dit_onnx.calibration.evidence import Parts
 from fp4dit_onnx.calibration.methods import Method
 from fp4dit_onnx.calibration.outliers import outliers_of
 from fp4dit_onnx.calibration.record import Sampler, check_disk, first_call, part_of
-from fp4dit_onnx.calibration.recording import BEGUN, record
+from fp4dit_onnx.calibration.recording import begun, record
 from fp4dit_onnx.calibration.samples import Call, nbytes
 from fp4dit_onnx.calibration.simulate import SimulatedLinear, simulated
 from fp4dit_onnx.calibration.solving import UnitRecipe
@@ -28,7 +29,7 @@ from fp4dit_onnx.calibration.timing import Pace, PacedRecipes, paced_recipes
 from fp4dit_onnx.calibration.transforming import target_weight, transformed_weight
 from fp4dit_onnx.calibration.units import Unit, sample_bytes, units_of
 from fp4dit_onnx.calibration.walk import Walk, chunk_size
-from fp4dit_onnx.calibration.work import RECORDED, Work
+from fp4dit_onnx.calibration.work import Work
 from fp4dit_onnx.network.execution import host
 from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.network.topology import Topology, with_rows
@@ -125,6 +126,7 @@ def calibrate(
     max_ram: int = 2**31,
     executor: Executor = LOCAL,
     parts: Parts | None = None,
+    source: Source | None = None,
     pace: Pace | None = None,
 ) -> Calibration:
     """Quantize the linears of a float transformer.
@@ -143,8 +145,9 @@ def calibrate(
         precisions: layer -> what its weight may be under the method's budget.
         work: folder for what is recorded and for finished units; needed where a stage looks at inputs.
         max_ram: bytes of recorded activations that may be in memory at a time.
-        executor: where units are solved.
+        executor: where images are generated and units are solved.
         parts: gives the parts of the network there; by default the network itself.
+        source: gives network and sampler there; None to generate images here.
         pace: settles how many iterations there are; by default those of the method.
 
     Raises:
@@ -167,7 +170,7 @@ def calibrate(
         assert work is not None, "a work folder is needed"
         prepared = _prepared(network, specs, method, sampler, work, max_ram, executor.ahead - 1)
         topology, units, chunk = prepared
-        recorded = record(network, specs, method, sampler, seed, reporter, work)
+        recorded = record(network, specs, method, sampler, seed, reporter, work, executor, source)
         if method.evolution is None:
             sampler.close()
         network.forget()
@@ -249,12 +252,12 @@ def _prepared(
     units = units_of(topology, network.blocks, tuple(specs))
     memory, disk = sample_bytes(topology, waiting)
     samples = method.data.samples
-    if not (work.keeps(RECORDED) or work.keeps(BEGUN)):
+    if not begun(work):
         widths = [network.module.get_parameter(f"{name}.weight").shape[1] for name in specs]
-        sums = 2 * sum(4 * width * width for width in widths)  # now, and after the last batch
+        sums = (2 + waiting) * sum(4 * width * width for width in widths)  # of all, and of a batch
         if method.needs(MAXIMA):
             sums += 4 * sum(widths) * sampler.calls * sampler.batch * (2 if sampler.paired else 1)
-        needed = samples * (nbytes(call) + disk) + (sums if method.needs(MOMENTS) else 0)
+        needed = samples * (2 * nbytes(call) + disk) + (sums if method.needs(MOMENTS) else 0)
         check_disk(work.folder, needed, samples)
     return topology, units, chunk_size(int(min(max_ram, network.execution.limit / 2)), memory)
 

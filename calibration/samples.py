@@ -26,6 +26,7 @@ __all__ = [
     "Tape",
     "batch_of",
     "by_sample",
+    "joined",
     "map_leaves",
     "map_rows",
     "nbytes",
@@ -220,6 +221,14 @@ class Tape:
             if isinstance(leaf, Stored):
                 self._array(leaf).write(start, by_sample(value.detach(), leaf.rows))
 
+    def begin(self, like: Samples) -> None:
+        """Make room for samples of a structure that is known."""
+        self.folder.mkdir(parents=True)
+        self.call = like.call
+        for leaf, value in _leaves(like.call, like.take(slice(0, 1))):
+            if isinstance(leaf, Stored):
+                self._array(leaf).create(self.count, by_sample(value, leaf.rows))
+
     def _array(self, leaf: Stored) -> Array:
         return Array(self.folder / f"{leaf.name}.npy")
 
@@ -242,6 +251,28 @@ class Tape:
         """What was written, to be taken to where `execution` says."""
         assert self.call is not None, "nothing was recorded"
         return Samples(self.folder, self.call, self.count, weight, paired, execution)
+
+
+def joined(parts: Sequence[Samples], folder: Path, weight: torch.Tensor, chunk: int) -> Samples:
+    """All samples of `parts`, one part after the other; twins behind the firsts of all parts.
+
+    Args:
+        parts: at least one; of equal structure.
+        folder: for the tensors, made new.
+        weight: see `Samples`.
+        chunk: samples that are copied at a time.
+    """
+    first, count = parts[0], sum(part.count for part in parts)
+    tape = Tape(folder, count)
+    tape.begin(first)
+    start = 0
+    for half in range(2 if first.paired else 1):
+        for part in parts:
+            for at in range(half * part.pairs, (half + 1) * part.pairs, chunk):
+                end = min(at + chunk, (half + 1) * part.pairs)
+                tape.write(start, part.take(slice(at, end)), end - at)
+                start += end - at
+    return tape.finish(weight, paired=first.paired)
 
 
 def _leaves(structure: Any, value: Any) -> Sequence[tuple[Any, Any]]:

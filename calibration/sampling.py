@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -15,7 +16,7 @@ import torch
 import transformers
 from PIL import Image
 
-from fp4dit_onnx.calibration.encoding import Encodings, drop_encoders, encode
+from fp4dit_onnx.calibration.encoding import Encodings, drop_encoders, encode, load_encodings
 from fp4dit_onnx.calibration.pipeline_run import PipelineRun
 from fp4dit_onnx.calibration.record import Sampler
 from fp4dit_onnx.checkpoint.checkpoint import Checkpoint, Component
@@ -330,6 +331,7 @@ def pipeline_sampler(
     *,
     last: bool = True,
     known: npt.NDArray[np.float32] | None = None,
+    kept: Path | None = None,
 ) -> Sampler:
     """The float pipeline over `prompts` as calibration runs it.
 
@@ -344,6 +346,7 @@ def pipeline_sampler(
         known: latents [P, C, H, W] of images without noise that each step begins with, noised to its
             timestep, where the first begins with noise alone; None to generate images. The importance
             of steps is that of images that are generated either way.
+        kept: file for the encodings of the prompts; those in it are read in place of encoding.
     """
     generating = _Generation(pipeline, family, prompts, seeds, sampling, execution)
     generation = replace(generating, known=known)
@@ -352,14 +355,19 @@ def pipeline_sampler(
     @torch.no_grad()
     def prepare() -> None:
         nonlocal encodings
-        encodings = generation.encodings()
+        if kept is not None and kept.exists():
+            encodings = load_encodings(kept, execution)
+        else:
+            encodings = generation.encodings()
+            if kept is not None and encodings is not None:
+                encodings.save(kept)
         if last:
             drop_encoders(pipeline)
 
     @torch.no_grad()
-    def sample(on_call: Callable[[], None], first: int) -> torch.Tensor:
-        left = range(first * BATCH, len(prompts))
-        return generation.latents(left, on_call, encodings=encodings)
+    def sample(on_call: Callable[[], None], batch: int) -> torch.Tensor:
+        rows = range(batch * BATCH, min((batch + 1) * BATCH, len(prompts)))
+        return generation.latents(rows, on_call, encodings=encodings)
 
     @torch.no_grad()
     def probe(steps: int = sampling.steps) -> torch.Tensor:

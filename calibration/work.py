@@ -27,10 +27,12 @@ from fp4dit_onnx.spec.state import (
     save_state,
 )
 
-__all__ = ["RECORDED", "Work", "model_digest"]
+__all__ = ["ENCODINGS", "RECORDED", "Work", "model_digest"]
 
 RECORDED = "recorded"
 """What one whole run of the sampler gave."""
+ENCODINGS = "encodings.pt"
+"""File of the prompts' encodings."""
 
 
 def model_digest(network: Network) -> str:

@@ -18,7 +18,7 @@ from toy_network import LAYERS, PICTURES, STEPS, draw, sampler_of, toy_network
 from fp4dit_onnx.calibration import affine, balancing
 from fp4dit_onnx.calibration.draft import Draft
 from fp4dit_onnx.calibration.methods import method_by_name, read_method
-from fp4dit_onnx.calibration.moments import MomentRecorder
+from fp4dit_onnx.calibration.moments import MomentRecorder, MomentSettings
 from fp4dit_onnx.calibration.run import Calibration, calibrate
 from fp4dit_onnx.calibration.stages import STAGES, Evidence
 from fp4dit_onnx.calibration.work import Work, model_digest
@@ -153,9 +153,10 @@ def test_maxima_of_each_sample_and_step(maxima: bool, tmp_path: Path) -> None:
     """Where a stage looks at them: of a large model they take more room than its weights."""
     network, found = toy_network(), []
     handle = network.blocks[1].mix.register_forward_pre_hook(lambda _, args: found.append(args[0]))
-    layers, sampler, place = ("blocks.1.mix",), sampler_of(network), tmp_path / "m"
+    layers, place = ("blocks.1.mix",), tmp_path / "m"
+    sampler = sampler_of(network, batch=PICTURES)
     recorder = MomentRecorder(
-        network, layers, sampler, [1.0] * STEPS, 1.0, place, 0, maxima=maxima
+        network, layers, sampler, MomentSettings([1.0] * STEPS, 1.0, maxima), place, 0
     )
     draw(network, 0, PICTURES)
     recorder.close()

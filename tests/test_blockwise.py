@@ -44,6 +44,7 @@ from fp4dit_onnx.calibration.record import (
     part_of,
 )
 from fp4dit_onnx.calibration.run import Calibration, calibrate
+from fp4dit_onnx.calibration.samples import Samples
 from fp4dit_onnx.calibration.units import Unit, sample_bytes, units_of
 from fp4dit_onnx.calibration.walk import chunk_size
 from fp4dit_onnx.calibration.work import Work, model_digest
@@ -123,9 +124,11 @@ def test_recorded_twins_belong_together(network: Network, tmp_path: Path) -> Non
     sampler = sampler_of(network)
     choice = choose(sampler, 32, [1.0] * STEPS, 1.0, seed=3)
     recorder = SampleRecorder(network, choice, tmp_path / "inputs", paired=True)
-    sampler.sample(lambda: None, 0)
+    draw(network, 0, PICTURES)
     recorder.close()
-    samples = recorder.samples()
+    assert recorder.structure is not None
+    place, count = tmp_path / "inputs", 2 * choice.count
+    samples = Samples(place, recorder.structure, count, choice.weight, paired=True)
     assert samples.count == 2 * choice.count
     pairs = torch.arange(samples.pairs)
     (x,), kwargs = samples.take(samples.twins(pairs))

@@ -27,7 +27,13 @@ from toy_network import (
 from fp4dit_onnx.calibration.choosing import CHOSEN
 from fp4dit_onnx.calibration.draft import Draft
 from fp4dit_onnx.calibration.methods import Method, method_by_name
-from fp4dit_onnx.calibration.moments import MomentRecorder, Moments
+from fp4dit_onnx.calibration.moments import (
+    MomentRecorder,
+    Moments,
+    MomentSettings,
+    add_sums,
+    joined,
+)
 from fp4dit_onnx.calibration.run import Calibration, calibrate
 from fp4dit_onnx.calibration.stages import STAGES, Evidence
 from fp4dit_onnx.calibration.work import Work, model_digest
@@ -51,12 +57,17 @@ def network() -> Network:
 
 def recorded(network: Any, folder: Path, layers: tuple[str, ...] = LAYERS) -> Moments:
     sampler = sampler_of(network)
-    recorder = MomentRecorder(network, layers, sampler, IMPORTANCE, GUIDED, folder, seed=0)
-    try:
-        sampler.sample(lambda: None, 0)
-    finally:
-        recorder.close()
-    return recorder.moments()
+    settings, parts = MomentSettings(IMPORTANCE, GUIDED), []
+    for batch in range(sampler.batches):
+        place = folder.with_name(f"{folder.name}.{batch}")
+        recorder = MomentRecorder(network, layers, sampler, settings, place, (0, batch))
+        try:
+            sampler.sample(lambda: None, batch)
+        finally:
+            recorder.close()
+        parts.append(recorder.moments())
+        add_sums(place, folder, batch)
+    return joined(parts, folder)
 
 
 @torch.no_grad()
@@ -66,7 +77,7 @@ def received(network: Any, name: str) -> list[torch.Tensor]:
     layer = network.get_submodule(name)
     handle = layer.register_forward_pre_hook(lambda _, args: found.append(args[0].double()))
     try:
-        sampler_of(network).sample(lambda: None, 0)
+        draw(network, 0, PICTURES)
     finally:
         handle.remove()
     return found
@@ -119,9 +130,11 @@ def test_layers_that_read_one_tensor_share_its_moments(tmp_path: Path) -> None:
         for _ in range(2):
             module(torch.randn(6, 4))
 
-    sampler = sampler_of(module, sample=sample, calls=2, steps=2)
+    sampler = sampler_of(module, sample=sample, calls=2, steps=2, prompts=1)
     names = ("q", "k", "out")
-    recorder = MomentRecorder(module, names, sampler, [1.0, 1.0], 1.0, tmp_path / "m", 0)
+    recorder = MomentRecorder(
+        module, names, sampler, MomentSettings([1.0, 1.0], 1.0), tmp_path / "m", 0
+    )
     with torch.no_grad():
         sample(None)
     recorder.close()
@@ -144,8 +157,10 @@ class Again(torch.nn.Module):
 @torch.no_grad()
 def test_a_layer_that_runs_twice_gives_rows_of_one_run(tmp_path: Path) -> None:
     module, calls = Again(), 512
-    sampler = sampler_of(module, calls=calls, steps=calls, guidance=Guided())
-    recorder = MomentRecorder(module, ("fc",), sampler, [1.0], 1.0, tmp_path / "m", 0)
+    sampler = sampler_of(module, calls=calls, steps=calls, batch=PICTURES, guidance=Guided())
+    recorder = MomentRecorder(
+        module, ("fc",), sampler, MomentSettings([1.0], 1.0), tmp_path / "m", 0
+    )
     given = [torch.randn(1, 4) for _ in range(calls)]
     for x in given:
         module(x)
@@ -156,11 +171,23 @@ def test_a_layer_that_runs_twice_gives_rows_of_one_run(tmp_path: Path) -> None:
     assert torch.allclose(found.matrix("fc"), 2.5 * x.T @ x / calls, rtol=1e-4, atol=1e-5)
 
 
-def test_passes_of_several_workers_add_up(network: Network, tmp_path: Path) -> None:
-    once, again = recorded(network, tmp_path / "a"), recorded(network, tmp_path / "b")
-    both = once.add(again)
-    assert both.total["embed"] == 2 * again.total["embed"]
-    assert torch.allclose(both.matrix("head"), again.matrix("head"))
+def test_sums_of_a_batch_are_added_once(tmp_path: Path) -> None:
+    """Whoever is killed after a file was replaced adds the batch again."""
+    given = [torch.randn(3, 3) for _ in range(3)]
+    for again in (False, True):
+        for number, sums in enumerate(given):
+            batch = tmp_path / f"batch.{number}"
+            batch.mkdir(exist_ok=True)
+            np.save(batch / "fc.sums.npy", sums.numpy())
+            add_sums(batch, tmp_path / "whole", number)
+            assert not list(batch.iterdir())
+            if again and number:
+                np.save(batch / "fc.sums.npy", sums.numpy())
+                add_sums(batch, tmp_path / "whole", number)
+        (found,) = (tmp_path / "whole").iterdir()
+        assert found.name == "fc.sums.npy.3"
+        assert np.array_equal(np.load(found), given[0] + given[1] + given[2])
+        found.unlink()
 
 
 @pytest.mark.parametrize(
@@ -310,7 +337,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     monkeypatch.setattr(MomentRecorder, "moments", killed)
     with pytest.raises(KeyboardInterrupt):
         tuned(network, tmp_path / "b", sample=sample, probe=None)  # importance is known
-    assert calls == STEPS + 2 + 2 * STEPS  # the first batch is not sampled again
+    assert calls == STEPS + 2 + STEPS  # the first batch is not sampled again
     monkeypatch.setattr(MomentRecorder, "moments", right)
     finish, done = Work.finish, []
 

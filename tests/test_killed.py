@@ -133,7 +133,7 @@ def test_an_export_killed_at_two_places_goes_on(
     def again(*_: Any) -> Any:
         raise AssertionError("the sampler ran before")
 
-    monkeypatch.setattr(recording, "_run", again)
+    monkeypatch.setattr(recording, "record_batch", again)
     monkeypatch.setattr(Alternatives, "best", counted)
     result = export(ExportRequest(output=output, **common))
     assert files(output) == files(whole.bundle)

@@ -92,7 +92,7 @@ def test_a_machine_dies_and_the_bytes_are_the_same(cluster: Any, tmp_path: Path)
     victims = [*cluster.worker_nodes][:1]
     command = [sys.executable, "-P", "-m", "fp4dit_onnx", "export", "model", "--no-report"]
     command += ["--components", "transformer", "--inputs", "parallel", "--iterations", "20"]
-    command += ["--steps", "2", "--calibration-prompts", "8", "--samples", "16", "--verbose"]
+    command += ["--steps", "2", "--calibration-prompts", "20", "--samples", "16", "--verbose"]
     spread = [*command, "-o", "spread", "--state", "spread.state"]
     spread += ["--executor", f"ray={cluster.address}"]
     said = []

@@ -16,6 +16,7 @@ from fp4dit_onnx.exporting.request import ExportRequest
 from fp4dit_onnx.files import plain
 from fp4dit_onnx.numbers.compare import sqnr_db
 from fp4dit_onnx.spec.state import QuantizedState
+from fp4dit_onnx.system.executors import place_of
 from fp4dit_onnx.system.progress import Reporter
 from fp4dit_onnx.system.resources import Resources
 from fp4dit_onnx.system.versions import versions
@@ -24,6 +25,7 @@ from fp4dit_onnx.verification.cases import CASES, case_inputs
 
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.run import Calibration
+    from fp4dit_onnx.checkpoint.checkpoint import Checkpoint
     from fp4dit_onnx.network.network import Network
 
 __all__ = ["calibrated", "case_errors", "provenance_of"]
@@ -34,6 +36,7 @@ def calibrated(
     planned: Plan,
     network: Network,
     pipeline: Any,
+    source: Checkpoint,
     report: Reporter,
     resources: Resources,
 ) -> Calibration:
@@ -44,6 +47,7 @@ def calibrated(
         planned: how.
         network: float transformer.
         pipeline: around it.
+        source: of the pipeline.
         report: progress.
         resources: since when the export runs.
 
@@ -52,7 +56,8 @@ def calibrated(
     """
     from fp4dit_onnx.calibration.run import calibrate
     from fp4dit_onnx.calibration.sampling import pipeline_sampler
-    from fp4dit_onnx.calibration.work import RECORDED, Work
+    from fp4dit_onnx.calibration.sources import StoredSampler
+    from fp4dit_onnx.calibration.work import ENCODINGS, RECORDED, Work
 
     work, sampling, pace = None, planned.recorded, None
     if planned.trains:
@@ -77,15 +82,12 @@ def calibrated(
             if planned.data is not None:
                 where = planned.family, planned.checkpoint, network.execution, report
                 known = repeated(planned.data.encoded(sampling, *where), len(seeds))
-            sampler = pipeline_sampler(
-                pipeline,
-                planned.family,
-                planned.prompts,
-                seeds,
-                sampling,
-                network.execution,
-                known=known,
-            )
+            images = tuple(planned.prompts), tuple(seeds), sampling, network.execution
+            kept = None if work is None else work.folder / ENCODINGS
+            sampler = pipeline_sampler(pipeline, planned.family, *images, known=known, kept=kept)
+            there = None
+            if kept is not None and place_of(request.executor).elsewhere:
+                there = StoredSampler(source, *images, request.max_ram, kept, known)
             return calibrate(
                 network,
                 planned.specs,
@@ -101,6 +103,7 @@ def calibrated(
                 max_ram=int(request.max_ram),
                 executor=executor,
                 parts=parts,
+                source=there,
                 pace=pace,
             )
     except BaseException as error:

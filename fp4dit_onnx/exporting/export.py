@@ -238,7 +238,9 @@ class _Export:
                     source = open_checkpoint(self._request.model, lora=self._request.lora)
                 pipeline = load_pipeline(source, network, budget, calibrates=True, execution=where)
                 advance(1)
-            result = calibrated(self._request, planned, network, pipeline, told, self._resources)
+            result = calibrated(
+                self._request, planned, network, pipeline, source, told, self._resources
+            )
             self._planned = planned = replace(planned, method=result.method)
             state = result.state
             measured = {

@@ -33,7 +33,7 @@ from fp4dit_onnx.network.networks import (
 from fp4dit_onnx.network.streaming import StoredTensors, cast_rest, streamed
 from fp4dit_onnx.system.silence import quiet
 
-__all__ = ["StoredParts", "fitted", "hollow", "loaded", "opened"]
+__all__ = ["StoredParts", "fitted", "hollow", "loaded", "opened", "rooted"]
 
 SHOWN = 3
 """Names in a note."""
@@ -172,9 +172,7 @@ class StoredParts:
     @classmethod
     def of(cls, part: Component, execution: Execution) -> StoredParts:
         """Those of the network of a component."""
-        files = {n: replace(t, file=t.file.absolute()) for n, t in part.tensors.items()}
-        part = replace(part, folder=part.folder.absolute(), tensors=files)
-        return cls(part, execution)
+        return cls(rooted(part), execution)
 
     def materialize(self, name: str, execution: Execution | None = None) -> torch.nn.Module:
         """See `Network.materialize`; raises as `fitted`."""
@@ -183,6 +181,12 @@ class StoredParts:
     def tensor(self, name: str) -> torch.Tensor:
         """See `Network.tensor`; raises as `fitted`."""
         return _blank(self).tensor(name)
+
+
+def rooted(part: Component) -> Component:
+    """A component with absolute paths."""
+    files = {n: replace(t, file=t.file.absolute()) for n, t in part.tensors.items()}
+    return replace(part, folder=part.folder.absolute(), tensors=files)
 
 
 @lru_cache(maxsize=1)

@@ -65,9 +65,13 @@ def toy_network() -> Network:
 
 
 def draw(
-    network: Any, seed: int, count: int, on_call: Callable[[], None] = lambda: None, first: int = 0
+    network: Any,
+    seed: int,
+    count: int,
+    on_call: Callable[[], None] = lambda: None,
+    only: int | None = None,
 ) -> Any:
-    """A sampler of `STEPS` steps with guidance, from batch `first` on; both halves in one batch."""
+    """A sampler of `STEPS` steps with guidance, of batch `only` or all; both halves in one batch."""
     generator = torch.Generator().manual_seed(seed)
     where = next(network.parameters())
     results = []
@@ -75,7 +79,7 @@ def draw(
         x = torch.randn((BATCH, TOKENS, WIDTH), generator=generator)
         text = torch.randn((BATCH, WIDTH), generator=generator)
         x, text = x.to(where), text.to(where)
-        for step in range(STEPS if batch >= first else 0):
+        for step in range(STEPS if only in (None, batch) else 0):
             time = torch.cat([torch.zeros_like(text), text]) + step
             both = network(torch.cat([x, x]), time=time)[0]
             unconditional, conditional = both.chunk(2)
@@ -88,7 +92,7 @@ def draw(
 def sampler_of(network: Any, **changes: Any) -> Sampler:
     """The sampler over `PICTURES` images."""
     fields = {
-        "sample": lambda on_call, first: draw(network, 0, PICTURES, on_call, first),
+        "sample": lambda on_call, batch: draw(network, 0, PICTURES, on_call, batch),
         "calls": STEPS * PICTURES // BATCH,
         "prompts": PICTURES,
         "batch": BATCH,
