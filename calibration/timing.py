@@ -16,6 +16,8 @@ from fp4dit_onnx.calibration.pacing import Division
 from fp4dit_onnx.calibration.record import Sampler, first_call
 from fp4dit_onnx.calibration.samples import batch_of
 from fp4dit_onnx.calibration.solving import UnitRecipe, solve
+from fp4dit_onnx.calibration.stages import Stage
+from fp4dit_onnx.calibration.stages.nearest import Nearest
 from fp4dit_onnx.calibration.units import Unit
 from fp4dit_onnx.calibration.walk import Walk
 from fp4dit_onnx.calibration.work import Work
@@ -70,10 +72,12 @@ class PacedRecipes:
 
     def begin(self, name: str) -> UnitRecipe:
         """See `blockwise.Recipes`."""
-        made = self.method(self.division.begin(name))
-        self.iterations[name] = made.iterations
+        steps = self.division.begin(name)
+        made = self.method(max(1, steps))
+        self.iterations[name] = made.iterations if steps else 0
         self.work.save(ITERATIONS, self.iterations)
-        return replace(self.recipe, stages=made.after_choices)
+        stages = made.after_choices if steps else _untrained(made.after_choices)
+        return replace(self.recipe, stages=stages)
 
     def skip(self, name: str) -> None:
         """See `blockwise.Recipes`."""
@@ -88,7 +92,12 @@ class PacedRecipes:
         """The method with the mean of the units' iterations, each weighted by its size."""
         sizes = {name: self.division.sizes[name] for name in self.iterations}
         total = sum(sizes[name] * count for name, count in self.iterations.items())
-        return self.method(round(total / max(sum(sizes.values()), 1e-9)))
+        return self.method(max(1, round(total / max(sum(sizes.values()), 1e-9))))
+
+
+def _untrained(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """`stages` with rounding to nearest in place of rounding that is trained."""
+    return tuple(Nearest() if s.kind == "rounding" and s.iterations else s for s in stages)
 
 
 @torch.no_grad()

@@ -152,7 +152,22 @@ def test_iterations_have_bounds() -> None:
         return Division(lambda: left, 10.0, 10.0, 0.5, {"a": 1.0, "b": 0.0}).begin("a")
 
     assert first(1e9) == MOST_ITERATIONS
-    assert first(-5) == first(0) == FEWEST_ITERATIONS
+    assert first(-5) == first(0) == 0
+
+
+def test_units_without_time_leave_theirs_to_later_ones() -> None:
+    """280 steps are useless to 28 units of 10, and enough for five."""
+    now, steps = 0.0, []
+    sizes = {str(i): 1.0 for i in range(28)}
+    division = Division(lambda: 280.0 - now, 0.0, 0.0, 1.0, sizes, lambda: now)
+    for name in sizes:
+        steps.append(division.begin(name))
+        now += steps[-1]
+        division.finish(name)
+    trained = [n for n in steps if n]
+    assert min(trained) >= FEWEST_ITERATIONS
+    assert steps == [0] * (28 - len(trained)) + trained
+    assert 230 < sum(trained) <= 280
 
 
 def test_what_an_earlier_run_finished_takes_no_time() -> None:
@@ -191,8 +206,8 @@ def test_a_resumed_calibration_keeps_what_is_finished(tmp_path: Path) -> None:
         run(1e9, 2)
     found = run(0.0, 0)
     (first, *others) = found.state.provenance["iterations"].values()
-    assert (first, {*others}) == (20, {FEWEST_ITERATIONS})
-    assert FEWEST_ITERATIONS < found.method.iterations < 20
+    assert (first, {*others}) == (20, {0})
+    assert 0 < found.method.iterations < 20
     assert found.state.provenance["method"] == found.method.to_json()
     again = run(1e9, 2)
     assert again.state.provenance == found.state.provenance
