@@ -16,7 +16,7 @@ import torch
 
 from fp4dit_onnx.calibration.samples import Samples, Stored
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.files import Origin, plain, read_json
+from fp4dit_onnx.files import Origin, plain, read_json, write_text
 from fp4dit_onnx.network.execution import HOST, Execution
 from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.spec.state import (
@@ -105,7 +105,7 @@ class Work:
     @staticmethod
     def _write(path: Path, text: str) -> None:
         partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(text)
+        write_text(partial, text)
         partial.replace(path)
 
     def finished(self, unit: str) -> tuple[dict[str, QuantizedLayer], float] | None:

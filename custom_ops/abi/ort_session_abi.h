@@ -17,6 +17,12 @@ struct OrtAllocator;
 
 namespace fp4dit::ort {
 
+#if defined(_WIN32)
+using PathChar = wchar_t;
+#else
+using PathChar = char;
+#endif
+
 enum LogLevel : int32_t { kLogErrors = 3, kLogFatal = 4 };
 enum AllocatorKind : int32_t { kDeviceAllocator = 0 };
 
@@ -30,7 +36,7 @@ constexpr ElementType kDouble = static_cast<ElementType>(11);
   X(GetErrorMessage, 2, const char*, (const OrtStatus*))                                      \
   X(CreateEnv, 3, OrtStatus*, (LogLevel, const char*, OrtEnv**))                              \
   X(CreateSession, 7, OrtStatus*,                                                             \
-    (const OrtEnv*, const char*, const OrtSessionOptions*, OrtSession**))                     \
+    (const OrtEnv*, const PathChar*, const OrtSessionOptions*, OrtSession**))                 \
   X(Run, 9, OrtStatus*,                                                                       \
     (OrtSession*, const OrtRunOptions*, const char* const*, const OrtValue* const*, size_t,   \
      const char* const*, size_t, OrtValue**))                                                 \
@@ -52,7 +58,7 @@ constexpr ElementType kDouble = static_cast<ElementType>(11);
   X(ReleaseValue, 96, void, (OrtValue*))                                                      \
   X(ReleaseSessionOptions, 100, void, (OrtSessionOptions*))                                   \
   X(AddSessionConfigEntry, 130, OrtStatus*, (OrtSessionOptions*, const char*, const char*))   \
-  X(RegisterCustomOpsLibrary_V2, 228, OrtStatus*, (OrtSessionOptions*, const char*))
+  X(RegisterCustomOpsLibrary_V2, 228, OrtStatus*, (OrtSessionOptions*, const PathChar*))
 
 // These functions of a table; `base()` has those of ort_abi.h.
 class SessionApi {

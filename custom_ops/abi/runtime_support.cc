@@ -3,7 +3,13 @@
 // glibc that the library needs from 2.17 to 2.35. Linked into the shared library only, not
 // exported.
 
+#if defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#include <malloc.h>
+#include <windows.h>
+#else
 #include <sched.h>
+#endif
 
 #include <cstddef>
 #include <cstdint>
@@ -11,6 +17,23 @@
 #include <new>
 
 // The names are the Itanium C++ ABI's.
+
+namespace {
+
+#if defined(_WIN32)
+void* AllocateAligned(size_t alignment, size_t size) { return _aligned_malloc(size, alignment); }
+void FreeAligned(void* memory) { _aligned_free(memory); }
+void GiveWay() { SwitchToThread(); }
+#else
+void* AllocateAligned(size_t alignment, size_t size) {
+  void* memory = nullptr;
+  return posix_memalign(&memory, alignment, size) == 0 ? memory : nullptr;
+}
+void FreeAligned(void* memory) { std::free(memory); }
+void GiveWay() { sched_yield(); }
+#endif
+
+}  // namespace
 
 namespace std {
 const nothrow_t nothrow = nothrow_t{};
@@ -21,15 +44,13 @@ void* operator new(size_t size, const std::nothrow_t&) noexcept {
 }
 
 void* operator new(size_t size, std::align_val_t alignment, const std::nothrow_t&) noexcept {
-  void* memory = nullptr;
-  const int error = posix_memalign(&memory, static_cast<size_t>(alignment), size);
-  return error == 0 ? memory : nullptr;
+  return AllocateAligned(static_cast<size_t>(alignment), size == 0 ? 1 : size);
 }
 
 void operator delete(void* memory) noexcept { std::free(memory); }
 void operator delete(void* memory, size_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { FreeAligned(memory); }
+void operator delete(void* memory, size_t, std::align_val_t) noexcept { FreeAligned(memory); }
 
 namespace {
 
@@ -52,7 +73,7 @@ extern "C" int __cxa_guard_acquire(uint64_t* guard) {
       __atomic_store_n(Busy(guard), kFree, __ATOMIC_RELEASE);
       return 0;
     }
-    sched_yield();
+    GiveWay();
   }
   return 0;
 }

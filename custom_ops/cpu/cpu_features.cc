@@ -18,6 +18,9 @@
 #include <sys/auxv.h>
 #elif defined(__APPLE__)
 #include <sys/sysctl.h>
+#elif defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
 #endif
 #endif
 
@@ -135,11 +138,24 @@ bool MacSays(const char* name) {
 #endif
 }
 
+// `feature` is Windows' number, which old headers lack.
+bool WindowsSays(int feature) {
+#if defined(_WIN32)
+  return IsProcessorFeaturePresent(static_cast<DWORD>(feature)) != 0;
+#else
+  return feature < 0;
+#endif
+}
+
 }  // namespace
 
 bool CpuHasNeon() { return true; }
-bool CpuHasNeonDotprod() { return LinuxSays(20) || MacSays("hw.optional.arm.FEAT_DotProd"); }
-bool CpuHasNeonI8mm() { return LinuxSays(64 + 13) || MacSays("hw.optional.arm.FEAT_I8MM"); }
+bool CpuHasNeonDotprod() {
+  return LinuxSays(20) || MacSays("hw.optional.arm.FEAT_DotProd") || WindowsSays(43);
+}
+bool CpuHasNeonI8mm() {
+  return LinuxSays(64 + 13) || MacSays("hw.optional.arm.FEAT_I8MM") || WindowsSays(66);
+}
 
 #else
 

@@ -1,9 +1,15 @@
 // Every kernel of every instruction set on buffers that end at a page nobody may touch. A kernel
 // that reads or writes one byte too many ends the test there, with the case on the screen.
 
-#include <signal.h>
+#if defined(_WIN32)
+#include <io.h>
+#else
+#include <unistd.h>
+#endif
 
+#include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <random>
 #include <vector>
 
@@ -17,9 +23,14 @@ namespace {
 
 char current_case[256];
 
+// In a signal handler: nothing that the program may be in the middle of.
 void SayWhere(int) {
-  const ssize_t written = write(1, current_case, std::strlen(current_case));
-  _exit(written > 0 ? 1 : 2);
+#if defined(_WIN32)
+  const bool said = _write(1, current_case, static_cast<unsigned>(std::strlen(current_case))) > 0;
+#else
+  const bool said = write(1, current_case, std::strlen(current_case)) > 0;
+#endif
+  std::_Exit(said ? 1 : 2);
 }
 
 template <typename... Arguments>

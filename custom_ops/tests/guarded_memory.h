@@ -3,8 +3,14 @@
 #ifndef FP4DIT_TESTS_GUARDED_MEMORY_H_
 #define FP4DIT_TESTS_GUARDED_MEMORY_H_
 
+#if defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#define NOMINMAX
+#include <windows.h>
+#else
 #include <sys/mman.h>
 #include <unistd.h>
+#endif
 
 #include <cstddef>
 #include <cstdint>
@@ -14,18 +20,42 @@
 
 namespace fp4dit::test {
 
+// Pages of the system's: null if there are none; whether a page can be closed; giving them back.
+#if defined(_WIN32)
+inline size_t PageSize() {
+  SYSTEM_INFO info;
+  GetSystemInfo(&info);
+  return info.dwPageSize;
+}
+inline void* MapPages(size_t size) {
+  return VirtualAlloc(nullptr, size, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
+}
+inline bool ClosePage(void* page) {
+  DWORD before;
+  return VirtualProtect(page, PageSize(), PAGE_NOACCESS, &before) != 0;
+}
+inline void UnmapPages(void* pages, size_t) { VirtualFree(pages, 0, MEM_RELEASE); }
+#else
+inline size_t PageSize() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
+inline void* MapPages(size_t size) {
+  void* const pages =
+      mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return pages == MAP_FAILED ? nullptr : pages;
+}
+inline bool ClosePage(void* page) { return mprotect(page, PageSize(), PROT_NONE) == 0; }
+inline void UnmapPages(void* pages, size_t size) { munmap(pages, size); }
+#endif
+
 class GuardedMemory {
  public:
   explicit GuardedMemory(size_t capacity) {
-    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    const size_t page = PageSize();
     capacity_ = (capacity + kFence + page - 1) / page * page;
-    void* memory =
-        mmap(nullptr, capacity_ + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    CHECK(memory != MAP_FAILED, "mmap of %zu bytes", capacity_);
-    base_ = static_cast<uint8_t*>(memory);
-    CHECK(mprotect(base_ + capacity_, page, PROT_NONE) == 0, "mprotect");
+    base_ = static_cast<uint8_t*>(MapPages(capacity_ + page));
+    CHECK(base_ != nullptr, "no %zu bytes", capacity_);
+    CHECK(ClosePage(base_ + capacity_), "a page that stays open");
   }
-  ~GuardedMemory() { munmap(base_, capacity_ + static_cast<size_t>(sysconf(_SC_PAGESIZE))); }
+  ~GuardedMemory() { UnmapPages(base_, capacity_ + PageSize()); }
   GuardedMemory(const GuardedMemory&) = delete;
   GuardedMemory& operator=(const GuardedMemory&) = delete;
 

@@ -18,10 +18,8 @@ void RunAll() {
   TestRegistry();
   TestQuantizeKernels();
   TestLinearKernels();
-#if !defined(_WIN32)
   TestGuards();
   TestRotations();
-#endif
 #if defined(FP4DIT_EMULATE_AMX)
   TestAmxEmulation();
 #endif

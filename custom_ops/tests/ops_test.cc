@@ -162,7 +162,7 @@ void TestNames() {
     const std::string wanted = std::string("node '") + (shown == nullptr ? name : shown) + "': ";
     CHECK(outcome.error.find(wanted) != std::string::npos, "%s", outcome.error.c_str());
   }
-  for (const size_t size : {0, 1, 254, 255, 256, 100000}) {
+  for (const size_t size : {0u, 1u, 254u, 255u, 256u, 100000u}) {
     Sample sample = MakeSample("FpLinear", "e2m3", "e2m1", 1, 8, 1, 8);
     sample.node.name.assign(size, 'n');
     sample.node.ints["K"] = 0;

@@ -95,7 +95,7 @@ int64_t ErrorOf(const std::vector<float>& x, const QuantizeGrid& grid, const For
 void CheckErrors(const Isa& isa, const Format& format, Memory* m) {
   std::mt19937 random(12);
   std::normal_distribution<float> normal;
-  for (const size_t k : {1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 64, 100, 1000, 1024}) {
+  for (const size_t k : {1u, 2u, 7u, 8u, 15u, 16u, 17u, 31u, 32u, 33u, 64u, 100u, 1000u, 1024u}) {
     for (int largest = 1; largest < format.magnitude_count; largest += 3) {
       const QuantizeGrid grid = {format.magnitudes[largest], format.mantissa_bits};
       std::vector<float> x(k);

@@ -10,15 +10,15 @@
 //
 // Exit codes: 2 for usage, 1 for anything that fails, with a line on standard error.
 
-#include <dlfcn.h>
-
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <string>
 #include <vector>
 
 #include "abi/ort_session_abi.h"
+#include "core/shared_library.h"
 #include "npy.h"
 
 namespace fp4dit::test {
@@ -31,9 +31,9 @@ namespace {
 }
 
 struct Options {
-  const char* library = nullptr;
+  std::filesystem::path library;
   int threads = 1;
-  std::vector<const char*> places;  // runtime, model, folders
+  std::vector<std::filesystem::path> places;  // runtime, model, folders
 };
 
 bool ParseOptions(int count, char** arguments, Options* options) {
@@ -55,16 +55,16 @@ bool ParseOptions(int count, char** arguments, Options* options) {
   return options->places.size() >= 2;
 }
 
-void* Open(const char* path) {
-  void* const handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-  if (handle == nullptr) Fail(dlerror());
+void* Open(const std::filesystem::path& path) {
+  void* const handle = OpenLibrary(path.c_str());
+  if (handle == nullptr) Fail(path.string() + ": " + LibraryError());
   return handle;
 }
 
 template <typename Function>
 Function Symbol(void* handle, const char* name) {
-  void* const found = dlsym(handle, name);
-  if (found == nullptr) Fail(dlerror());
+  void* const found = FindSymbol(handle, name);
+  if (found == nullptr) Fail(LibraryError());
   return reinterpret_cast<Function>(found);
 }
 
@@ -78,11 +78,11 @@ class Runner {
     // As fp4dit_onnx.runtime.session has it.
     Check(api_.AddSessionConfigEntry()(session_options, "session.qdq_matmulnbits_accuracy_level",
                                        "0"));
-    if (options.library != nullptr) {
+    if (!options.library.empty()) {
       library_ = Open(options.library);
-      Check(api_.RegisterCustomOpsLibrary_V2()(session_options, options.library));
+      Check(api_.RegisterCustomOpsLibrary_V2()(session_options, options.library.c_str()));
     }
-    Check(api_.CreateSession()(env_, options.places[1], session_options, &session_));
+    Check(api_.CreateSession()(env_, options.places[1].c_str(), session_options, &session_));
     Check(api_.CreateCpuMemoryInfo()(ort::kDeviceAllocator, ort::kDefaultMemory, &memory_));
     api_.ReleaseSessionOptions()(session_options);
     ReadNames();
@@ -139,12 +139,12 @@ class Runner {
   }
 
  private:
-  static ort::SessionApi LoadRuntime(const char* path) {
+  static ort::SessionApi LoadRuntime(const std::filesystem::path& path) {
     const auto get_base = Symbol<const ort::ApiBase* (*)()>(Open(path), "OrtGetApiBase");
     const ort::ApiBase* const base = get_base();
     const ort::Api* const api = base->GetApi(ort::kApiVersion);
     if (api == nullptr) {
-      Fail(std::string(path) + ": ONNX Runtime " + base->GetVersionString() +
+      Fail(path.string() + ": ONNX Runtime " + base->GetVersionString() +
            " is too old: expected 1." + std::to_string(ort::kApiVersion) + " or newer");
     }
     std::printf("runtime %s\n", base->GetVersionString());
@@ -220,7 +220,7 @@ int main(int count, char** arguments) {
   }
   const Runner runner(options);
   runner.Describe();
-  for (size_t i = 2; i < options.places.size(); ++i) runner.Run(options.places[i]);
+  for (size_t i = 2; i < options.places.size(); ++i) runner.Run(options.places[i].string());
   char line[4096];
   while (options.places.size() == 2 && std::fgets(line, sizeof(line), stdin) != nullptr) {
     line[std::strcspn(line, "\n")] = '\0';

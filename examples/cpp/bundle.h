@@ -24,11 +24,11 @@ struct Step {
 struct Bundle {
   explicit Bundle(const std::filesystem::path& place) : folder(place) {
     if (!std::filesystem::is_directory(folder)) {
-      throw Error(folder.string() + " is no folder: expected a bundle of fp4dit-onnx export");
+      throw Error(folder.u8string() + " is no folder: expected a bundle of fp4dit-onnx export");
     }
     const std::string pipeline = JsonFile(folder / "model_index.json").Text("/_class_name");
     if (pipeline.rfind("PixArt", 0) != 0) {
-      throw Error(folder.string() + " is a " + pipeline + ": this example runs PixArt only");
+      throw Error(folder.u8string() + " is a " + pipeline + ": this example runs PixArt only");
     }
     const JsonFile manifest(folder / "quantization.json");
     const JsonFile transformer(folder / "transformer" / "config.json");
@@ -62,7 +62,7 @@ struct Bundle {
     ReadSteps(JsonFile(folder / "scheduler" / "steps.json"));
   }
 
-  std::string Model(const char* part) const { return (folder / part / "model.onnx").string(); }
+  std::filesystem::path Model(const char* part) const { return folder / part / "model.onnx"; }
   bool guided() const { return guidance > 1; }
   // Rows of the transformer's batch: with guidance the empty prompt's and the prompt's.
   int64_t batch() const { return guided() ? 2 : 1; }

@@ -19,7 +19,7 @@ using Json = nlohmann::json;
 
 class JsonFile {
  public:
-  explicit JsonFile(const std::filesystem::path& path) : path_(path.string()) {
+  explicit JsonFile(const std::filesystem::path& path) : path_(path.u8string()) {
     std::ifstream file(path, std::ios::binary);
     if (!file) throw Error(path_ + " cannot be read: expected a file of the bundle");
     json_ = Json::parse(file, nullptr, /*allow_exceptions=*/false);

@@ -9,10 +9,15 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
+
+#if defined(_WIN32)
+#include <shellapi.h>
+#endif
 
 #include "ort.h"
 
@@ -27,16 +32,17 @@ constexpr const char* kUsage =
     "  --threads N       that run one operator (default: ONNX Runtime's choice)\n"
     "  --ids 1,2,3       the prompt's token ids with its special tokens, in place of PROMPT\n";
 
-#if defined(__APPLE__)
+#if defined(_WIN32)
+constexpr const char* kRuntime = "onnxruntime.dll";
+#elif defined(__APPLE__)
 constexpr const char* kRuntime = "libonnxruntime.dylib";
 #else
 constexpr const char* kRuntime = "libonnxruntime.so";
 #endif
 
 struct Options {
-  std::string bundle, prompt, picture;
-  std::string library;
-  std::string runtime = kRuntime;
+  std::filesystem::path bundle, picture, library, runtime = kRuntime;
+  std::string prompt;
   uint64_t seed = 0;
   int threads = 0;
   std::vector<int64_t> ids;
@@ -57,14 +63,33 @@ inline uint64_t WholeNumber(const std::string& option, const std::string& text, 
   return value;
 }
 
-inline Options ParseOptions(int count, char** arguments) {
+// The program's arguments in UTF-8. Windows gives main() those of an older encoding.
+#if defined(_WIN32)
+inline std::vector<std::string> Arguments(int, char**) {
+  int count = 0;
+  wchar_t** const words = CommandLineToArgvW(GetCommandLineW(), &count);
+  if (words == nullptr) throw Error("the command line cannot be read");
+  std::vector<std::string> arguments;
+  for (int i = 0; i < count; ++i) {
+    arguments.push_back(std::filesystem::path(words[i]).u8string());
+  }
+  LocalFree(words);
+  return arguments;
+}
+#else
+inline std::vector<std::string> Arguments(int count, char** words) {
+  return {words, words + count};
+}
+#endif
+
+inline Options ParseOptions(const std::vector<std::string>& arguments) {
   Options options;
   std::vector<std::string> places;
   const char* const known = std::getenv("FP4DIT_LIBRARY");
   if (known != nullptr) options.library = known;
   bool library = true;
-  for (int i = 1; i < count; ++i) {
-    const std::string name = arguments[i];
+  for (size_t i = 1; i < arguments.size(); ++i) {
+    const std::string& name = arguments[i];
     if (name == "--help") {
       std::fputs(kUsage, stdout);
       std::exit(0);
@@ -77,12 +102,13 @@ inline Options ParseOptions(int count, char** arguments) {
       places.push_back(name);
       continue;
     }
-    if (i + 1 == count) throw Error(name + " needs a value, or is unknown; --help lists options");
-    const std::string value = arguments[++i];
+    if (i + 1 == arguments.size())
+      throw Error(name + " needs a value, or is unknown; --help lists options");
+    const std::string& value = arguments[++i];
     if (name == "--library") {
-      options.library = value;
+      options.library = std::filesystem::u8path(value);
     } else if (name == "--runtime") {
-      options.runtime = value;
+      options.runtime = std::filesystem::u8path(value);
     } else if (name == "--seed") {
       options.seed = WholeNumber(name, value, UINT64_MAX);
     } else if (name == "--threads") {
@@ -100,9 +126,9 @@ inline Options ParseOptions(int count, char** arguments) {
   if (places.size() != 3) throw Error("expected BUNDLE, PROMPT and OUT.bmp; see --help");
   if (!library) options.library.clear();
   if (library && options.library.empty()) throw Error("give --library PATH, or --no-library");
-  options.bundle = places[0];
+  options.bundle = std::filesystem::u8path(places[0]);
   options.prompt = places[1];
-  options.picture = places[2];
+  options.picture = std::filesystem::u8path(places[2]);
   return options;
 }
 

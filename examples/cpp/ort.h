@@ -1,16 +1,16 @@
-// ONNX Runtime's sessions for this example, on the C interface of whatever libonnxruntime.so is
-// given at run time. ONNX Runtime's headers come with its releases, not with its Python or Node
-// packages; a program that has them will include onnxruntime_cxx_api.h in place of this file and
-// call Ort::Env, Ort::SessionOptions (RegisterCustomOpsLibrary, AddConfigEntry) and Ort::Session.
+// ONNX Runtime's sessions for this example, on the C interface of whatever libonnxruntime.so or
+// onnxruntime.dll is given at run time. ONNX Runtime's headers come with its releases, not with its
+// Python or Node packages; a program that has them will include onnxruntime_cxx_api.h in place of
+// this file and call Ort::Env, Ort::SessionOptions (RegisterCustomOpsLibrary, AddConfigEntry) and
+// Ort::Session.
 
 #ifndef FP4DIT_EXAMPLES_ORT_H_
 #define FP4DIT_EXAMPLES_ORT_H_
 
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <stdexcept>
@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "abi/ort_session_abi.h"
+#include "core/shared_library.h"
 
 namespace example {
 
@@ -55,7 +56,8 @@ using Handle = std::unique_ptr<T, void(FP4DIT_ORT_CALL*)(T*)>;
 // A loaded ONNX Runtime. Lives longer than its sessions.
 class Runtime {
  public:
-  explicit Runtime(const std::string& path) : api_(Load(path)), env_(nullptr, api_.ReleaseEnv()) {
+  explicit Runtime(const std::filesystem::path& path)
+      : api_(Load(path)), env_(nullptr, api_.ReleaseEnv()) {
     OrtEnv* env = nullptr;
     Check(api_.CreateEnv()(fp4dit::ort::kLogFatal, "example", &env), path);
     env_.reset(env);
@@ -65,23 +67,27 @@ class Runtime {
   const OrtEnv* env() const { return env_.get(); }
 
   // Throws the first line of a failed call's message, after the file it is about.
-  void Check(OrtStatus* status, const std::string& file) const {
+  void Check(OrtStatus* status, const std::filesystem::path& file) const {
     if (status == nullptr) return;
     const std::string text = api_.GetErrorMessage()(status);
     api_.base()->ReleaseStatus()(status);
-    throw Error(file + ": " + text.substr(0, text.find('\n')));
+    throw Error(file.u8string() + ": " + text.substr(0, text.find('\n')));
   }
 
  private:
-  static fp4dit::ort::SessionApi Load(const std::string& path) {
-    void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (library == nullptr) throw Error(std::string(dlerror()) + "; name it with --runtime");
-    using GetBase = const fp4dit::ort::ApiBase* (*)();
-    const auto get_base = reinterpret_cast<GetBase>(dlsym(library, "OrtGetApiBase"));
-    if (get_base == nullptr) throw Error(path + " is no ONNX Runtime: it lacks OrtGetApiBase");
+  static fp4dit::ort::SessionApi Load(const std::filesystem::path& path) {
+    const std::string name = path.u8string();
+    void* const library = fp4dit::OpenLibrary(path.c_str());
+    if (library == nullptr) {
+      throw Error(name + " cannot be loaded: " + fp4dit::LibraryError() +
+                  "; name it with --runtime");
+    }
+    using GetBase = const fp4dit::ort::ApiBase*(FP4DIT_ORT_CALL*)();
+    const auto get_base = reinterpret_cast<GetBase>(fp4dit::FindSymbol(library, "OrtGetApiBase"));
+    if (get_base == nullptr) throw Error(name + " is no ONNX Runtime: it lacks OrtGetApiBase");
     const fp4dit::ort::Api* const api = get_base()->GetApi(fp4dit::ort::kApiVersion);
     if (api == nullptr) {
-      throw Error(path + " is ONNX Runtime " + get_base()->GetVersionString() + ": expected 1." +
+      throw Error(name + " is ONNX Runtime " + get_base()->GetVersionString() + ": expected 1." +
                   std::to_string(fp4dit::ort::kApiVersion) + " or newer");
     }
     return fp4dit::ort::SessionApi(api);
@@ -92,14 +98,14 @@ class Runtime {
 };
 
 struct SessionOptions {
-  std::string library;  // of custom operators; none if empty
-  int threads = 0;      // that run one operator; 0 leaves the choice to the runtime
+  std::filesystem::path library;  // of custom operators; none if empty
+  int threads = 0;                // that run one operator; 0 leaves the choice to the runtime
 };
 
 // A model, ready to run on the CPU.
 class Session {
  public:
-  Session(const Runtime& runtime, const std::string& model, const SessionOptions& options)
+  Session(const Runtime& runtime, const std::filesystem::path& model, const SessionOptions& options)
       : runtime_(runtime),
         model_(model),
         session_(nullptr, api().ReleaseSession()),
@@ -133,14 +139,14 @@ class Session {
     std::vector<const OrtValue*> values;
     for (const std::string& input : inputs_) {
       const auto found = inputs.find(input);
-      if (found == inputs.end()) throw Error(model_ + ": unknown input " + input);
+      if (found == inputs.end()) throw Error(model_.u8string() + ": unknown input " + input);
       names.push_back(input.c_str());
       std::visit([&](auto& tensor) { held.push_back(Value(&tensor)); }, found->second);
       values.push_back(held.back().get());
     }
     const std::string& wanted = name.empty() && !outputs_.empty() ? outputs_[0] : name;
     if (std::find(outputs_.begin(), outputs_.end(), wanted) == outputs_.end()) {
-      throw Error(model_ + ": no output " + wanted);
+      throw Error(model_.u8string() + ": no output " + wanted);
     }
     const char* const output = wanted.c_str();
     OrtValue* raw = nullptr;
@@ -185,13 +191,14 @@ class Session {
     const fp4dit::ort::Api& base = *api().base();
     int is_tensor = 0;
     Check(api().IsTensor()(value, &is_tensor));
-    if (is_tensor == 0) throw Error(model_ + ": output " + name + " is no tensor");
+    if (is_tensor == 0) throw Error(model_.u8string() + ": output " + name + " is no tensor");
     OrtTensorTypeAndShapeInfo* info = nullptr;
     Check(base.GetTensorTypeAndShape()(value, &info));
     const Handle<OrtTensorTypeAndShapeInfo> held(info, base.ReleaseTensorTypeAndShapeInfo());
     auto type = fp4dit::ort::kUndefined;
     Check(base.GetTensorElementType()(info, &type));
-    if (type != fp4dit::ort::kFloat) throw Error(model_ + ": output " + name + " is not float32");
+    if (type != fp4dit::ort::kFloat)
+      throw Error(model_.u8string() + ": output " + name + " is not float32");
     size_t rank = 0;
     Check(base.GetDimensionsCount()(info, &rank));
     Floats result;
@@ -207,7 +214,7 @@ class Session {
   }
 
   const Runtime& runtime_;
-  std::string model_;
+  std::filesystem::path model_;
   Handle<OrtSession> session_;
   Handle<OrtMemoryInfo> memory_;
   std::vector<std::string> inputs_, outputs_;

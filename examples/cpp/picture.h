@@ -51,7 +51,7 @@ inline void WriteBmp(const std::filesystem::path& path, const std::vector<uint8_
   if (!file || error) {
     std::error_code ignored;
     std::filesystem::remove(partial, ignored);
-    throw Error(path.string() + " cannot be written");
+    throw Error(path.u8string() + " cannot be written");
   }
 }
 

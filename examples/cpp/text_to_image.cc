@@ -62,7 +62,8 @@ std::vector<float> Predict(const Session& transformer, const Bundle& bundle, Inp
   // Behind the prediction some models give a variance, which samplers leave alone.
   const size_t stride = output.size() / count;
   if (output.size() % count != 0 || (stride != sample.size() && stride != 2 * sample.size())) {
-    throw Error(bundle.Model("transformer") + ": the output has another size than the latents");
+    throw Error(bundle.Model("transformer").u8string() +
+                ": the output has another size than the latents");
   }
   std::vector<float> prediction(output.begin(), output.begin() + static_cast<long>(sample.size()));
   for (size_t i = 0; count == 2 && i < prediction.size(); ++i) {
@@ -125,7 +126,8 @@ std::vector<uint8_t> Decode(const Session& decoder, const Bundle& bundle,
   const std::vector<float> planes = decoder.Run({{"latent_sample", input}}).values;
   const size_t size = bundle.height * bundle.width;
   if (planes.size() != 3 * size) {
-    throw Error(bundle.Model("vae_decoder") + ": the output has another size than the image");
+    throw Error(bundle.Model("vae_decoder").u8string() +
+                ": the output has another size than the image");
   }
   std::vector<uint8_t> pixels(planes.size());
   for (size_t i = 0; i < planes.size(); ++i) {
@@ -148,7 +150,7 @@ int Draw(const Options& options) {
   for (const float value : latents) {
     if (std::isfinite(value)) continue;
     std::fprintf(stderr, "error: %s gave numbers that are not finite\n",
-                 bundle.Model("transformer").c_str());
+                 bundle.Model("transformer").u8string().c_str());
     return 1;
   }
   WriteBmp(options.picture, Decode(decoder, bundle, latents), bundle.height, bundle.width);
@@ -160,7 +162,7 @@ int Draw(const Options& options) {
 
 int main(int count, char** arguments) {
   try {
-    return example::Draw(example::ParseOptions(count, arguments));
+    return example::Draw(example::ParseOptions(example::Arguments(count, arguments)));
   } catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", example::Shown(error.what()).c_str());
     return 2;

@@ -30,7 +30,7 @@ from fp4dit_onnx.bundle.names import (
 )
 from fp4dit_onnx.bundle.writing import new_bundle
 from fp4dit_onnx.errors import BundleError
-from fp4dit_onnx.files import BUNDLE
+from fp4dit_onnx.files import BUNDLE, write_text
 from fp4dit_onnx.system.links import followed
 from fp4dit_onnx.system.locking import locked
 from fp4dit_onnx.system.outputs import check_file, written_whole
@@ -125,7 +125,7 @@ class Bundle:
         path = self.folder / CARD
         check_file(path, overwrite=overwrite)
         with written_whole(path, overwrite=overwrite) as partial:
-            partial.write_text(card_text(self.manifest), encoding="utf-8")
+            write_text(partial, card_text(self.manifest))
         return path
 
     def check_files(self, *, deep: bool) -> None:

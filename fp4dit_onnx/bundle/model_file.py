@@ -16,7 +16,15 @@ from onnx import numpy_helper
 
 from fp4dit_onnx.bundle.skeleton import is_placeholder
 from fp4dit_onnx.errors import Fp4DitError, UsageError
-from fp4dit_onnx.files import GIVEN, Count, WrongType, decoded, parse_object
+from fp4dit_onnx.files import (
+    GIVEN,
+    Count,
+    WrongType,
+    append_text,
+    decoded,
+    parse_object,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -110,7 +118,7 @@ class ModelFile:
             self._places[place.name] = place
         end = max((place.end for place in self._places.values()), default=0)
         lines = [json.dumps(asdict(place)) + "\n" for place in self._places.values()]
-        self._journal.write_text("".join(lines))
+        write_text(self._journal, "".join(lines))
         file = data.open("r+b" if data.exists() else "wb")
         file.truncate(end)
         file.seek(end)
@@ -175,8 +183,7 @@ class ModelFile:
         self._places[tensor.name] = place
         if self._journal is not None:
             self._file.flush()
-            with self._journal.open("a") as journal:
-                journal.write(json.dumps(asdict(place)) + "\n")
+            append_text(self._journal, json.dumps(asdict(place)) + "\n")
         _refer(tensor, place, self._name)
 
 

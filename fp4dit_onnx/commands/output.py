@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.files import plain
+from fp4dit_onnx.files import append_text, plain
 from fp4dit_onnx.system.outputs import check_place
 from fp4dit_onnx.system.progress import LineReporter, Reporter, Reporters, RichReporter
 from fp4dit_onnx.system.texts import clean
@@ -87,8 +87,7 @@ def _log(file: Path | None, text: str, kind: str = "") -> None:
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     lines = [f"{now} {kind + ': ' if kind else ''}{clean(line)}\n" for line in text.splitlines()]
     try:
-        with file.open("a", encoding="utf-8") as log:
-            log.writelines(lines)
+        append_text(file, "".join(lines))
     except OSError as error:
         raise UsageError(
             f"log file {file} cannot be written ({error.strerror}): choose another with --log-file"

@@ -15,7 +15,7 @@ from fp4dit_onnx.exporting.component_writing import Component, ComponentWriter
 from fp4dit_onnx.families.autoencoders import DECODER, VAES, encoder, older_vae_name
 from fp4dit_onnx.families.request import tokenizer_of
 from fp4dit_onnx.families.table import find_family
-from fp4dit_onnx.files import CHECKPOINT, json_text, read_json
+from fp4dit_onnx.files import CHECKPOINT, json_text, read_json, write_text
 from fp4dit_onnx.files.settings import vae_settings
 from fp4dit_onnx.runtime.sizes import pixels_a_latent
 from fp4dit_onnx.runtime.step_table import write_step_table
@@ -110,7 +110,7 @@ def copy_settings(
             copy_files(part.folder, bundle_folder / name)
             if part.notes:  # the file is not what is used
                 text = json.dumps(checkpoint.scheduler_settings(part), indent=2)
-                (bundle_folder / SCHEDULER_CONFIG).write_text(text + "\n", encoding="utf-8")
+                write_text(bundle_folder / SCHEDULER_CONFIG, text + "\n")
         elif name.startswith("tokenizer"):
             copy_tokenizer(part.folder, part.class_name, bundle_folder / name)
     encoders = [n for n in source.components if n.startswith("text_encoder")]

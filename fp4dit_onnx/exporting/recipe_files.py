@@ -14,7 +14,7 @@ from fp4dit_onnx.calibration.methods import Method
 from fp4dit_onnx.calibration.recipe_tables import read_recipe, recipe_table
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.request import ExportRequest
-from fp4dit_onnx.files import WrongType, of_type, plain
+from fp4dit_onnx.files import WrongType, of_type, plain, write_text
 from fp4dit_onnx.system.outputs import written_whole
 
 __all__ = ["FIELDS", "recipe_text", "save_recipe", "with_recipe"]
@@ -92,5 +92,5 @@ def save_recipe(request: ExportRequest, method: Method) -> Path | None:
     if path is None:
         return None
     with written_whole(path) as partial:
-        partial.write_text(recipe_text(request, method), encoding="utf-8")
+        write_text(partial, recipe_text(request, method))
     return path

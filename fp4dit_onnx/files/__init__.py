@@ -1,4 +1,4 @@
-"""Text and JSON from disk: read in one place, with limits, and checked against dataclasses."""
+"""Text and JSON on disk: read in one place, with limits, and checked against dataclasses."""
 
 from fp4dit_onnx.files.decoding import (
     Count,
@@ -24,6 +24,7 @@ from fp4dit_onnx.files.reading import (
     read_json,
     read_text,
 )
+from fp4dit_onnx.files.writing import append_text, write_text
 
 __all__ = [
     "BUNDLE",
@@ -35,6 +36,7 @@ __all__ = [
     "Positive",
     "Range",
     "WrongType",
+    "append_text",
     "checked",
     "decoded",
     "json_text",
@@ -46,4 +48,5 @@ __all__ = [
     "read_json",
     "read_text",
     "shown",
+    "write_text",
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from fp4dit_onnx.bundle.bundle import EVIDENCE, REPORT, Bundle, put_files
 from fp4dit_onnx.bundle.manifest import Manifest
 from fp4dit_onnx.errors import MissingExtraError, UsageError
-from fp4dit_onnx.files import json_text, plain
+from fp4dit_onnx.files import json_text, plain, write_text
 from fp4dit_onnx.report.data import Evidence
 from fp4dit_onnx.report.facts import Subject, open_subject
 from fp4dit_onnx.system.outputs import written_whole
@@ -115,4 +115,4 @@ def report_of_export(folder: Path, evidence: Evidence | None, reporter: Reporter
 def write_file(path: Path, text: str) -> None:
     """Write a page to its own file; raises as `written_whole` does."""
     with written_whole(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        write_text(partial, text)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import os
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.files import GIVEN, parse_object
 from fp4dit_onnx.system.resources import checked_threads
+from fp4dit_onnx.system.shared_objects import file_name
 
 __all__ = [
     "DOT_KINDS",
@@ -36,8 +36,7 @@ LIMIT_ROUNDS, LIMIT_SECONDS = 10_000_000, 0.3  # of a run; of measuring a limit
 
 ENVIRONMENT = "FP4DIT_LIBRARY"
 
-_NAMES = {"win32": "fp4dit_ops.dll", "darwin": "libfp4dit_ops.dylib"}
-_NAME = _NAMES.get(sys.platform, "libfp4dit_ops.so")
+_NAME = file_name("fp4dit_ops")
 
 
 class LibraryError(Fp4DitError):

@@ -18,7 +18,7 @@ from typing import Any
 from fp4dit_onnx.errors import MissingExtraError, UsageError
 from fp4dit_onnx.system.devices import AUTO, CPU
 from fp4dit_onnx.system.nvidia import Trouble, nvidia_driver
-from fp4dit_onnx.system.shared_objects import loads, missing
+from fp4dit_onnx.system.shared_objects import file_name, loads, missing, versioned_name
 from fp4dit_onnx.system.silence import quiet
 from fp4dit_onnx.system.versions import version
 
@@ -130,12 +130,12 @@ def _built_for() -> int | None:
 def _libraries_trouble() -> Trouble | None:
     """Names the libraries of CUDA that the provider needs and that are not found."""
     preload()
-    path = _capi() / "libonnxruntime_providers_cuda.so"
+    path = _capi() / file_name("onnxruntime_providers_cuda")
     absent = missing(path) if path.is_file() else []
     if not absent:
         return None
     wanted = _built_for()
-    others = [m for m in _CUDA_OF_DRIVERS if m != wanted and loads(f"libcudart.so.{m}")]
+    others = [m for m in _CUDA_OF_DRIVERS if m != wanted and loads(versioned_name("cudart", m))]
     beside = f"; the CUDA that is here is {others[0]}, expected {wanted}" if others else ""
     return Trouble(
         f"{', '.join(absent)} cannot be loaded{beside}",

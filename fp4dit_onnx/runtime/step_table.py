@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.families import family_of_pipeline
-from fp4dit_onnx.files import BUNDLE, read_json
+from fp4dit_onnx.files import BUNDLE, read_json, write_text
 from fp4dit_onnx.runtime.runs import start_run
 from fp4dit_onnx.runtime.schedulers import Run, scheduler_from_config
 
@@ -169,5 +169,5 @@ def write_step_table(folder: Path, steps: int) -> bool:
         table = bundle_step_table(folder, steps)
     except UsageError:
         return False
-    (folder / STEP_TABLE).write_text(table.dumps(), encoding="utf-8")
+    write_text(folder / STEP_TABLE, table.dumps())
     return True

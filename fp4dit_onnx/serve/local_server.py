@@ -74,6 +74,8 @@ class FileServer(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
     request_queue_size = 128
+    allow_reuse_address = os.name == "posix"
+    """Elsewhere the option would let another program listen on the same port."""
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from pathlib import Path
 from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.bundle.writing import new_bundle
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.files import write_text
 from fp4dit_onnx.runtime.step_table import STEP_TABLE
 from fp4dit_onnx.serve.serving import HEADERS, WEBGPU, page_files, served_files
 from fp4dit_onnx.system.progress import Reporter
@@ -55,5 +56,5 @@ def write_site(bundle: Bundle, output: Path, reporter: Reporter) -> int:
                 shutil.copyfile(path, target)
                 advance(1)
         lines = ["/*", *(f"  {name}: {value}" for name, value in HEADERS.items())]
-        (folder / HEADER_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_text(folder / HEADER_FILE, "\n".join(lines) + "\n")
         return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())

@@ -20,13 +20,17 @@ from pathlib import Path
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.system.outputs import made_parents
 
-if sys.platform != "win32":
+if sys.platform == "win32":
+    import msvcrt
+else:
     import fcntl
 
 __all__ = ["is_running", "locked"]
 
 _HOLDER = re.compile(r"process (\d{1,9}) on (\S{1,255}) since [-+: 0-9]{1,40}")
 _MOST_BYTES = 400
+_LOCKED_BYTE = 1 << 30
+"""Windows locks bytes, which nobody else can read then: one behind all that a lock file says."""
 
 
 @contextmanager
@@ -53,9 +57,20 @@ def locked(folder: Path, note: Callable[[str], None] = lambda text: None) -> Ite
             _write(number, f"process {os.getpid()} on {platform.node()} since {since}")
             yield
         finally:
-            with suppress(OSError):
-                file.unlink()
-            os.close(number)
+            _release(number, file)
+
+
+def _release(number: int, file: Path) -> None:
+    """Delete the lock file and let go of it; in this order, or it may be another's already.
+
+    Windows deletes no file that is open: there it is deleted after, if nobody has opened it.
+    """
+    if sys.platform == "win32":
+        os.close(number)
+    with suppress(OSError):
+        file.unlink()
+    if sys.platform != "win32":
+        os.close(number)
 
 
 def _acquired(file: Path, folder: Path) -> int:
@@ -84,15 +99,18 @@ def _acquired(file: Path, folder: Path) -> int:
 
 
 def _lock(number: int) -> bool:
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:  # not on this file system
-            pass
+    try:
+        if sys.platform == "win32":
+            os.lseek(number, _LOCKED_BYTE, os.SEEK_SET)
+            msvcrt.locking(number, msvcrt.LK_NBLCK, 1)
         else:
-            return True
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:  # not on this file system
+        pass
+    else:
+        return True
     holder = _HOLDER.fullmatch(_text(number))
     return holder is None or (holder[2] == platform.node() and not is_running(int(holder[1])))
 

@@ -1,20 +1,34 @@
-"""Which other libraries a shared library needs, and which of them are not here."""
+"""Shared libraries: what their files are called, which others they need, which of those are not here."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["loads", "missing", "needed"]
+__all__ = ["file_name", "loads", "missing", "needed", "versioned_name"]
+
+_FILES = {"win32": "{}.dll", "darwin": "lib{}.dylib"}
+_VERSIONED = {"win32": "{}64_{}.dll", "darwin": "lib{}.{}.dylib"}
 
 _ELF64_LITTLE = b"\x7fELF\x02\x01"
 _HEADERS, _HEADER = "<Q14xHH", "<IIQQQQQQ"
 """Of e_phoff, e_phentsize and e_phnum; of a program header."""
 _LOAD, _DYNAMIC = 1, 2
 _NEEDED, _STRINGS = 1, 5
+
+
+def file_name(name: str, system: str = sys.platform) -> str:
+    """The file of a library on a system, as in libfp4dit_ops.so of fp4dit_ops."""
+    return _FILES.get(system, "lib{}.so").format(name)
+
+
+def versioned_name(name: str, version: int, system: str = sys.platform) -> str:
+    """The same of one of several versions, as CUDA's are called: libcudart.so.12, cudart64_12.dll."""
+    return _VERSIONED.get(system, "lib{}.so.{}").format(name, version)
 
 
 def needed(path: Path) -> list[str]:

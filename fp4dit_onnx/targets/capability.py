@@ -19,7 +19,7 @@ from typing import Any
 
 import onnx
 
-from fp4dit_onnx.files import GIVEN, parse_json
+from fp4dit_onnx.files import GIVEN, append_text, parse_json
 from fp4dit_onnx.numbers.scale_formats import NVFP4_BLOCK
 from fp4dit_onnx.targets.table import TARGETS
 from fp4dit_onnx.targets.tiny_model import tiny_linear
@@ -137,13 +137,13 @@ def _main(runtime: str, folder: Path) -> None:
     """Note [runtime, target, reason] as a line of JSON for each; nothing where it is absent."""
     if importlib.util.find_spec(runtime) is None:
         return
-    with (folder / f"{runtime}{RESULTS}").open("w") as results:
-        loads: list[tuple[str, Callable[[str], Any] | None]] = []
-        failed = _reason(lambda: loads.extend(RUNTIMES[runtime]()))
-        for name, load in loads or [(runtime, None)]:
-            for target, path in _models(folder).items():
-                reason = _reason(load, str(path)) if load else failed
-                print(json.dumps([name, target, reason]), file=results, flush=True)
+    results = folder / f"{runtime}{RESULTS}"
+    loads: list[tuple[str, Callable[[str], Any] | None]] = []
+    failed = _reason(lambda: loads.extend(RUNTIMES[runtime]()))
+    for name, load in loads or [(runtime, None)]:
+        for target, path in _models(folder).items():
+            reason = _reason(load, str(path)) if load else failed
+            append_text(results, json.dumps([name, target, reason]) + "\n")
 
 
 if __name__ == "__main__":

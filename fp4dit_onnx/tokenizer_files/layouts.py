@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from fp4dit_onnx.bundle.writing import copy_files
 from fp4dit_onnx.errors import CheckpointError
-from fp4dit_onnx.files import CHECKPOINT, LARGE, read_json, read_text
+from fp4dit_onnx.files import CHECKPOINT, LARGE, read_json, read_text, write_text
 from fp4dit_onnx.tokenizer_files.settings import CONFIG, Settings, made_elsewhere
 from fp4dit_onnx.tokenizer_files.unigram import read_unigram
 from fp4dit_onnx.tokenizer_files.vocabularies import read_bert, read_clip
@@ -82,7 +82,7 @@ def copy_tokenizer(folder: Path, class_name: str, target: Path) -> None:
     token, said = settings.special["pad"].content, settings.values.get("pad_token")
     if token != (said.get("content") if isinstance(said, dict) else said):
         stated = {**settings.values, "pad_token": token}  # another file, or the class, says it
-        (target / CONFIG).write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
+        write_text(target / CONFIG, json.dumps(stated, indent=2) + "\n")
 
 
 def _layout(folder: Path, class_name: str) -> Layout:

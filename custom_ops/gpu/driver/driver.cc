@@ -5,11 +5,23 @@
 #include <cstring>
 #include <new>
 
+#include "core/shared_library.h"
 #include "gpu/driver/image.h"
-#include "gpu/driver/libraries.h"
+
+#if defined(_WIN32)
+#define FP4DIT_CUDA_CALL __stdcall
+#else
+#define FP4DIT_CUDA_CALL
+#endif
 
 namespace fp4dit::gpu {
 namespace {
+
+#if defined(_WIN32)
+constexpr const char kDriverFile[] = "nvcuda.dll";
+#else
+constexpr const char kDriverFile[] = "libcuda.so.1";
+#endif
 
 // Results of the driver that have a cure of their own.
 constexpr int kSuccess = 0;
@@ -54,7 +66,7 @@ struct Driver {
 #undef FP4DIT_FIELD
 
   Driver() {
-    void* const library = OpenLibrary(kDriverFile);
+    void* const library = OpenSystemLibrary(kDriverFile);
     if (library == nullptr) {
       missing = kDriverFile;
       return;

@@ -1,31 +1,38 @@
-// Opening a shared library by name.
+// Opening a shared library by name, or by path in the system's own characters.
 
-#ifndef FP4DIT_GPU_DRIVER_LIBRARIES_H_
-#define FP4DIT_GPU_DRIVER_LIBRARIES_H_
+#ifndef FP4DIT_CORE_SHARED_LIBRARY_H_
+#define FP4DIT_CORE_SHARED_LIBRARY_H_
+
+#include <string>
 
 #if defined(_WIN32)
 #define WIN32_LEAN_AND_MEAN
+#if !defined(NOMINMAX)
+#define NOMINMAX
+#endif
 #include <windows.h>
-#define FP4DIT_CUDA_CALL __stdcall
 #else
 #include <dlfcn.h>
-#define FP4DIT_CUDA_CALL
 #endif
 
-namespace fp4dit::gpu {
+namespace fp4dit {
 
 #if defined(_WIN32)
 
-constexpr const char kDriverFile[] = "nvcuda.dll";
-
-inline void* OpenLibrary(const char* file) { return LoadLibraryA(file); }
+// A file of the system's own folder: one of this name that lies elsewhere is not taken for it.
+inline void* OpenSystemLibrary(const char* file) {
+  return LoadLibraryExA(file, nullptr, LOAD_LIBRARY_SEARCH_SYSTEM32);
+}
+inline void* OpenLibrary(const wchar_t* path) { return LoadLibraryW(path); }
+inline void* OpenLibrary(const char* path) { return LoadLibraryA(path); }
 inline void* FindSymbol(void* library, const char* name) {
   return reinterpret_cast<void*>(GetProcAddress(static_cast<HMODULE>(library), name));
 }
 
-#else
+// Why the last of these calls failed.
+inline std::string LibraryError() { return "Windows' error " + std::to_string(GetLastError()); }
 
-constexpr const char kDriverFile[] = "libcuda.so.1";
+#else
 
 // A linker takes the versions of these two that glibc 2.34 brought, which older ones lack. There
 // they are in a library that whoever loads libraries has loaded; if not, there is no driver.
@@ -45,10 +52,17 @@ inline bool CanOpenLibraries() { return true; }
 inline void* OpenLibrary(const char* file) {
   return CanOpenLibraries() ? dlopen(file, RTLD_NOW | RTLD_LOCAL) : nullptr;
 }
+inline void* OpenSystemLibrary(const char* file) { return OpenLibrary(file); }
 inline void* FindSymbol(void* library, const char* name) { return dlsym(library, name); }
+
+// Why the last of these calls failed.
+inline std::string LibraryError() {
+  const char* const text = dlerror();
+  return text == nullptr ? "no such symbol" : text;
+}
 
 #endif
 
-}  // namespace fp4dit::gpu
+}  // namespace fp4dit
 
-#endif  // FP4DIT_GPU_DRIVER_LIBRARIES_H_
+#endif  // FP4DIT_CORE_SHARED_LIBRARY_H_
