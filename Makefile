@@ -15,7 +15,7 @@ WEB := fp4dit_onnx/web/vendor/stamp.json
 WHEEL := $(PIP) wheel --quiet --no-deps --no-build-isolation .
 ON_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help demo test lint docs wheel wheel-aarch64 install web gpu gpu-demo clean
+.PHONY: help demo test lint docs wheel wheel-aarch64 cross install web gpu gpu-demo clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -45,6 +45,10 @@ wheel-aarch64: web gpu  ## the same for aarch64, with Debian's g++-aarch64-linux
 	  CMAKE_ARGS="-DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/custom_ops/toolchains/aarch64-linux-gnu.cmake" \
 	  $(WHEEL) --wheel-dir build/wheel-aarch64
 	@$(ON_PATH) auditwheel repair --wheel-dir dist build/wheel-aarch64/*.whl
+
+cross: web gpu  ## wheels for Windows, macOS and musl, or for TARGETS='x86_64-windows ...', with PyPI's ziglang
+	@$(PIP) install --quiet --quiet ziglang
+	@$(BIN)/python tools/cross_build.py $(or $(TARGETS),all) --wheel
 
 install: $(VENV)/.installed  ## make .venv with the package and everything it needs
 

@@ -91,10 +91,12 @@ def _macho(parsed: lief.MachO.Binary) -> Binary:
     build = parsed.build_version
     oldest = ".".join(str(n) for n in build.minos[:2]) if build else ""
     own = parsed.get(lief.MachO.LoadCommand.TYPE.ID_DYLIB)
+    table = parsed.dyld_exports_trie or parsed.dyld_info  # linkers write one or the other
+    exported = [entry.symbol for entry in table.exports] if table else []
     return Binary(
         "Mach-O",
         _machine(parsed.header.cpu_type.name),
-        frozenset(str(symbol.name).removeprefix("_") for symbol in parsed.exported_symbols),
+        frozenset(str(symbol.name).removeprefix("_") for symbol in exported if symbol),
         tuple(str(item.name) for item in parsed.libraries if item != own),
         f"macOS {oldest}" if oldest else "",
     )

@@ -37,6 +37,7 @@ FOLDER = ROOT / "build" / "cross"
 _WINDOWS = ("kernel32.dll", "api-ms-win-crt-*.dll")
 _MACOS = ("/usr/lib/libSystem.B.dylib",)
 _LINUX = ("libc.so", "libm.so", "libdl.so")
+_ANDROID = ("libfp4dit_ops.so", "", _LINUX)
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,10 @@ class Target:
         name: on the command line.
         zig: the same for zig, with the oldest system that the library shall run on.
         system: CMake's name of it.
-        tag: a wheel's platform.
+        tag: a wheel's platform; empty: there are no wheels for it.
         container: the library's format.
         file: its name.
+        oldest: the system that it must run on.
         may_need: patterns of the libraries that it may load.
         emulator: runs a program of it here, on an x86-64 Linux; empty: nothing does.
         package: Debian's package with that.
@@ -61,6 +63,7 @@ class Target:
     tag: str
     container: str
     file: str
+    oldest: str
     may_need: tuple[str, ...]
     emulator: tuple[str, ...] = ()
     package: str = ""
@@ -78,17 +81,26 @@ class Target:
 
 def _windows(machine: str, tag: str, *runs: str) -> Target:
     zig = f"{machine}-windows-gnu"
-    rest = ("Windows", tag, "PE", "fp4dit_ops.dll", _WINDOWS, runs, "wine64")
+    rest = ("Windows", tag, "PE", "fp4dit_ops.dll", "Windows 6.0", _WINDOWS, runs, "wine64")
     return Target(f"{machine}-windows", zig, *rest)
 
 
 def _macos(machine: str, tag: str) -> Target:
-    rest = ("Darwin", tag, "Mach-O", "libfp4dit_ops.dylib", _MACOS)
+    rest = ("Darwin", tag, "Mach-O", "libfp4dit_ops.dylib", "macOS 11.0", _MACOS)
     return Target(f"{machine}-macos", f"{machine}-macos.11.0-none", *rest)
 
 
 def _musl(machine: str, *runs: str, package: str = "") -> Target:
-    rest = ("Linux", f"musllinux_1_2_{machine}", "ELF", "libfp4dit_ops.so", _LINUX, runs, package)
+    rest = (
+        "Linux",
+        f"musllinux_1_2_{machine}",
+        "ELF",
+        "libfp4dit_ops.so",
+        "",
+        _LINUX,
+        runs,
+        package,
+    )
     return Target(f"{machine}-musl", f"{machine}-linux-musl", *rest)
 
 
@@ -101,9 +113,10 @@ TARGETS = {
         _macos("aarch64", "macosx_11_0_arm64"),
         _musl("x86_64", "/lib/ld-musl-x86_64.so.1", package="musl"),
         _musl("aarch64"),
+        Target("aarch64-android", "aarch64-linux-android", "Linux", "", "ELF", *_ANDROID),
     )
 }
-"""Android is not among them: zig has its triple and none of its C library."""
+"""Android's C library is not in ziglang 0.17: tools/cross_table.py asks each version anew."""
 
 
 def zig() -> Path:
@@ -114,7 +127,7 @@ def zig() -> Path:
     """
     spec = importlib.util.find_spec("ziglang")
     if spec is None or not spec.submodule_search_locations:
-        raise CheckError("ziglang is not installed: pip install ziglang")
+        raise CheckError("ziglang is not installed: pip install .[cross]")
     return Path(spec.submodule_search_locations[0]) / "zig"
 
 
@@ -183,6 +196,9 @@ def faults(target: Target, found: Binary) -> list[str]:
         wrong.append(
             f"needs {', '.join(sorted(own))}: expected {', '.join(target.may_need)} at most"
         )
+    if found.oldest != target.oldest:
+        expected = target.oldest or "no version of glibc"
+        wrong.append(f"runs from {found.oldest or 'an unknown system'} on: expected {expected}")
     return wrong
 
 
@@ -272,7 +288,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--wheel", action="store_true", help="a wheel too, in dist/")
     given = parser.parse_args(arguments)
     if "all" in given.targets:
-        given.targets = list(TARGETS)
+        given.targets = [name for name, target in TARGETS.items() if target.tag]
     return given
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.metadata
 import json
 import os
@@ -32,6 +33,7 @@ __all__ = [
     "aarch64_runtime",
     "build",
     "missing_tools",
+    "windows_runtime",
     "x86_runtime",
 ]
 
@@ -203,31 +205,41 @@ def _aarch64_prefix(work: Path) -> Path:
 def x86_runtime() -> Path:
     """The installed ONNX Runtime's shared library."""
     package = importlib.metadata.distribution("onnxruntime")
-    return _only(Path(str(package.locate_file("onnxruntime/capi"))))
+    return _first(Path(str(package.locate_file("onnxruntime/capi"))), "libonnxruntime.so*")
 
 
 def aarch64_runtime(work: Path) -> Path:
     """libonnxruntime.so for aarch64, of the installed version, from the package index's wheel."""
+    return _from_wheel(work, "libonnxruntime.so*", WHEEL_TAGS)
+
+
+def windows_runtime(work: Path) -> Path:
+    """onnxruntime.dll for x86-64, likewise."""
+    return _from_wheel(work, "onnxruntime*.dll", ("win_amd64",))
+
+
+def _from_wheel(work: Path, pattern: str, platforms: Sequence[str]) -> Path:
+    """The first of the files of a name in the installed ONNX Runtime's wheel for another platform."""
     version = importlib.metadata.version("onnxruntime")
-    folder = work / f"onnxruntime-{version}-aarch64"
+    folder = work / f"onnxruntime-{version}-{platforms[0]}"
     if not folder.is_dir():
         with tempfile.TemporaryDirectory(dir=work) as scratch:
-            tags = [word for tag in WHEEL_TAGS for word in ("--platform", tag)]
+            tags = [word for tag in platforms for word in ("--platform", tag)]
             pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download"]
             only = ["--quiet", "--no-deps", "--only-binary=:all:", *tags, "--dest", scratch]
             call([*pip, *only, f"onnxruntime=={version}"])
             wheel = next(Path(scratch).glob("onnxruntime-*.whl"))
             with zipfile.ZipFile(wheel) as archive:
-                names = [n for n in archive.namelist() if "capi/libonnxruntime.so" in n]
+                names = fnmatch.filter(archive.namelist(), f"onnxruntime/capi/{pattern}")
                 archive.extractall(Path(scratch) / "wheel", names)
             (Path(scratch) / "wheel" / "onnxruntime" / "capi").rename(folder)
-    return _only(folder)
+    return _first(folder, pattern)
 
 
-def _only(folder: Path) -> Path:
-    found = sorted(folder.glob("libonnxruntime.so*"))
+def _first(folder: Path, pattern: str) -> Path:
+    found = sorted(folder.glob(pattern))
     if not found:
-        raise CheckError(f"{folder} has no libonnxruntime.so: expected it in the wheel")
+        raise CheckError(f"{folder} has no {pattern}: expected it in the wheel")
     return found[0]
 
 
