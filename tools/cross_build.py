@@ -34,6 +34,8 @@ __all__ = ["TARGETS", "Target", "build", "faults", "library", "runner"]
 
 TOOLCHAIN = SOURCE / "toolchains" / "zig.cmake"
 FOLDER = ROOT / "build" / "cross"
+LIMIT_S = 3600
+"""Of a build: the first one compiles C++'s library too."""
 _WINDOWS = ("kernel32.dll", "api-ms-win-crt-*.dll")
 _MACOS = ("/usr/lib/libSystem.B.dylib",)
 _LINUX = ("libc.so", "libm.so", "libdl.so")
@@ -159,7 +161,8 @@ def build(
     given = [*cmake_options(target), "-DFP4DIT_WERROR=ON", *options]
     call(["cmake", "-G", "Ninja", "-S", source, "-B", folder, *given], environment())
     jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
-    call(["cmake", "--build", folder, "--parallel", jobs, "--target", *names], environment())
+    words = ["cmake", "--build", folder, "--parallel", jobs, "--target", *names]
+    call(words, environment(), LIMIT_S)
     return folder
 
 
@@ -271,7 +274,7 @@ def wheel(target: Target, dist: Path) -> Path:
     only = ["--no-deps", "--no-build-isolation", "--wheel-dir", fresh]
     settings = [f"-Cwheel.tags=py3-none-{target.tag}", f"-Cbuild-dir={target.folder / 'package'}"]
     options = {"CMAKE_ARGS": " ".join(cmake_options(target)), "CMAKE_GENERATOR": "Ninja"}
-    call([*pip, *only, *settings, ROOT], {**environment(), **options})
+    call([*pip, *only, *settings, ROOT], {**environment(), **options}, LIMIT_S)
     (made,) = fresh.glob("*.whl")
     dist.mkdir(parents=True, exist_ok=True)
     return Path(shutil.move(made, dist / made.name))

@@ -78,7 +78,9 @@ def missing_tools(names: Iterable[str]) -> list[str]:
     return [f"{name} not found: install Debian's {PACKAGES[name]}" for name in absent]
 
 
-def call(command: Sequence[str | Path], env: Mapping[str, str] | None = None) -> str:
+def call(
+    command: Sequence[str | Path], env: Mapping[str, str] | None = None, limit_s: int = LIMIT_S
+) -> str:
     """Output of a command that must succeed.
 
     Raises:
@@ -88,10 +90,10 @@ def call(command: Sequence[str | Path], env: Mapping[str, str] | None = None) ->
     environment = {**os.environ, **(env or {})}
     try:
         result = subprocess.run(
-            words, env=environment, capture_output=True, text=True, check=False, timeout=LIMIT_S
+            words, env=environment, capture_output=True, text=True, check=False, timeout=limit_s
         )
     except subprocess.TimeoutExpired as error:
-        raise CheckError(f"no end after {LIMIT_S} s: {' '.join(words)}") from error
+        raise CheckError(f"no end after {limit_s} s: {' '.join(words)}") from error
     if result.returncode != 0:
         tail = "\n".join((result.stdout + result.stderr).strip().splitlines()[-12:])
         raise CheckError(f"exit code {result.returncode}: {' '.join(words)}\n{tail}")

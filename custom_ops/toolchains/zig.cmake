@@ -6,6 +6,11 @@ string(REGEX REPLACE "-.*" "" CMAKE_SYSTEM_PROCESSOR "${FP4DIT_ZIG_TARGET}")
 set(CMAKE_CXX_COMPILER "${FP4DIT_ZIG}" c++ -target ${FP4DIT_ZIG_TARGET})
 set(CMAKE_FIND_ROOT_PATH_MODE_PACKAGE ONLY)
 
+# zig links musl's programs statically unless told, and those load no library.
+if(FP4DIT_ZIG_TARGET MATCHES "musl")
+  set(CMAKE_EXE_LINKER_FLAGS_INIT -dynamic)
+endif()
+
 # Nothing that CMake asks the compiler takes C++'s library, which zig would build for it: minutes.
 get_property(asking GLOBAL PROPERTY IN_TRY_COMPILE)
 if(asking)
