@@ -217,13 +217,19 @@ def _guarded(run: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _reader_left(error: OSError) -> bool:
+    """Whether our output is a pipe that nobody reads any more, which Windows calls invalid."""
+    invalid = sys.platform == "win32" and error.errno == errno.EINVAL and error.filename is None
+    return isinstance(error, BrokenPipeError) or invalid
+
+
 def _failed(error: OSError) -> int:
     """Print what the system refused as one line; gives the exit code."""
     try:
         sys.stdout.flush()
     except OSError:  # it is stdout that failed, and the interpreter will flush it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if isinstance(error, BrokenPipeError):  # the reader of our output has left: nobody to tell
+    if _reader_left(error):  # nobody to tell
         return 1
     return _said(str(error), 1)
 

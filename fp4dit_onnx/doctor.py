@@ -9,13 +9,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.runtime.providers import DEVICES, FLAVOURS, survey
 from fp4dit_onnx.runtime.session import MIN_ORT
 from fp4dit_onnx.system.nvidia import Driver, Trouble, nvidia_driver
+from fp4dit_onnx.system.outputs import scratch_folder
 from fp4dit_onnx.system.versions import version as _version
 
 __all__ = ["CHECKS", "Diagnosis", "Finding", "diagnose"]
@@ -126,7 +126,7 @@ def _refused(device: str) -> Trouble | None:
     from fp4dit_onnx.runtime.session import session
     from fp4dit_onnx.targets.tiny_model import tiny_linear
 
-    with TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         path = Path(folder) / "model.onnx"
         onnx.save_model(tiny_linear(), path)
         try:
@@ -193,7 +193,7 @@ def _kernels(name: str) -> Finding:
     from fp4dit_onnx.targets.tiny_model import tiny_linear
 
     x = np.linspace(-1, 1, 3 * 32, dtype=np.float32).reshape(3, 32)
-    with TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         path = Path(folder) / "model.onnx"
         onnx.save_model(tiny_linear(), path)
         with_library, without = (

@@ -10,9 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from fp4dit_onnx import cli
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import append_text, write_text
 from fp4dit_onnx.system import locking
+from fp4dit_onnx.system.outputs import scratch_folder
 from fp4dit_onnx.system.shared_objects import file_name, versioned_name
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +33,44 @@ def text_writes(source: str) -> list[int]:
         if opened or (name == "write_text" and isinstance(call.func, ast.Attribute)):
             found.append(call.lineno)
     return found
+
+
+def test_scratch_folders_are_made_in_one_place() -> None:
+    """Windows fails to delete one in which a session has still a file open."""
+    made = [
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        if "TemporaryDirectory(" in path.read_text(encoding="utf-8")
+    ]
+    assert made == ["fp4dit_onnx/system/outputs.py"]
+
+
+def left_in_scratch(patch: pytest.MonkeyPatch) -> Path:
+    with scratch_folder() as place:
+        patch.setattr(os, "rmdir", refuse)
+    return Path(place)
+
+
+def test_what_windows_cannot_delete_yet_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="is being used"):
+        left_in_scratch(patch)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "platform", "win32")
+        folder = left_in_scratch(patch)
+    folder.rmdir()
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise OSError(32, "The process cannot access the file because it is being used")
+
+
+def test_a_pipe_that_nobody_reads_is_no_error_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    invalid = OSError(22, "Invalid argument")
+    assert cli._reader_left(BrokenPipeError(32, "Broken pipe"))
+    assert not cli._reader_left(invalid)
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert cli._reader_left(invalid)
+    assert not cli._reader_left(OSError(22, "Invalid argument", "a?b"))
 
 
 def test_text_is_written_in_one_place() -> None:

@@ -18,7 +18,7 @@ from fp4dit_onnx.benchmark.image import DECODER, ENCODER, LOAD, STEP, ImageCase,
 from fp4dit_onnx.benchmark.stopwatch import Stopwatch
 from fp4dit_onnx.benchmark.tables import backends
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.files import GIVEN, read_json
+from fp4dit_onnx.files import GIVEN, read_json, write_text
 from fp4dit_onnx.system.resources import peak_rss
 
 __all__ = ["PREPARE", "main"]
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> None:
         found = _measured(ImageCase.from_json(order["case"]), order)
     except Exception as cause:  # a peer may fail in any way: it is named, the others run
         found = {"refused": reason_of(cause), "usage": isinstance(cause, UsageError)}
-    Path(order["result"]).write_text(json.dumps(found), encoding="utf-8")
+    write_text(Path(order["result"]), json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -27,7 +26,8 @@ from fp4dit_onnx.benchmark.rounds import Spread, interleave, ratios
 from fp4dit_onnx.benchmark.run import Settings
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.evaluation.metrics import psnr
-from fp4dit_onnx.files import GIVEN, read_json
+from fp4dit_onnx.files import GIVEN, read_json, write_text
+from fp4dit_onnx.system.outputs import scratch_folder
 from fp4dit_onnx.system.progress import Reporter
 
 __all__ = ["ROUNDS", "ImageOutcome", "ImageReport", "run_image"]
@@ -128,7 +128,7 @@ class _Turns:
             "image": str(self.image),
             "result": str(result),
         }
-        order.write_text(json.dumps({**asked, **more}), encoding="utf-8")
+        write_text(order, json.dumps({**asked, **more}))
         command = [sys.executable, "-P", "-m", "fp4dit_onnx.benchmark.image_process", str(order)]
         kernels = {"FP4DIT_ISA": own.isa} if own.isa and self.case.device == "cpu" else {}
         done = subprocess.run(
@@ -160,7 +160,7 @@ def run_image(
         UsageError: the bundle cannot make it.
     """
     rounds = ROUNDS if settings.rounds is None else settings.rounds
-    with tempfile.TemporaryDirectory(prefix="fp4dit-bench-") as work:
+    with scratch_folder() as work:
         placed = replace(case, work=Path(work))
         turns = {b.name: _Turns(placed, b, settings.threads, []) for b in backends}
         absent: dict[str, str] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import onnx
 
 from fp4dit_onnx.benchmark.backend import Absent, package
 from fp4dit_onnx.benchmark.sessions import make_session
+from fp4dit_onnx.system.outputs import scratch_folder
 from fp4dit_onnx.system.silence import quiet
 
 __all__ = ["quantized"]
@@ -27,7 +27,7 @@ def quantized(source: Path, target: Path) -> Path:
     """
     quantization = package("onnxruntime.quantization")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+    with scratch_folder(target.parent) as folder:
         folded = Path(folder, "folded.onnx")
         _fold_constants(source, folded)
         with quiet():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ from fp4dit_onnx.bundle.probe import load_graph
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import BUNDLE
 from fp4dit_onnx.files.settings import transformer_settings
+from fp4dit_onnx.system.outputs import scratch_folder
 from fp4dit_onnx.system.resources import usable_cores
 from fp4dit_onnx.values import whole
 
@@ -155,7 +155,7 @@ def _ort_float32(case: StepCase, threads: int) -> Loaded:
 
 def _ort_int8(case: StepCase, threads: int) -> Loaded:
     """`quantize_dynamic` of the float model."""
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         model = quantized(_float_path(case), Path(folder, "int8.onnx"))
         return bound(make_session(model, threads), case.feed)
 

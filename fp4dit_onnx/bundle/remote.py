@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from fp4dit_onnx.bundle.bundle import REQUIRED_FILES
 from fp4dit_onnx.bundle.manifest import read_manifest
 from fp4dit_onnx.bundle.names import MANIFEST
 from fp4dit_onnx.errors import BundleError, MissingExtraError
+from fp4dit_onnx.system.outputs import scratch_folder
 
 __all__ = ["here", "url_of"]
 
@@ -45,7 +45,7 @@ def here(url: str) -> Iterator[Path]:
         fsspec: Any = importlib.import_module("fsspec")
     except ModuleNotFoundError as cause:
         raise MissingExtraError("fsspec", "export") from cause
-    with tempfile.TemporaryDirectory(prefix="fp4dit-onnx-") as place:
+    with scratch_folder() as place:
         folder = Path(place)
         try:
             system, root = fsspec.core.url_to_fs(url)

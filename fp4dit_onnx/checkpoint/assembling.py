@@ -28,6 +28,7 @@ from fp4dit_onnx.files import CHECKPOINT, json_text, read_json
 from fp4dit_onnx.files.settings import transformer_settings
 from fp4dit_onnx.official.models import MODELS, Part, Pipeline
 from fp4dit_onnx.official.modules import meta_model
+from fp4dit_onnx.system.outputs import scratch_folder
 
 __all__ = ["SOURCES", "assembled"]
 
@@ -150,7 +151,7 @@ def assembled(
         raise unknown_layout(file, names)
     given = Path(config) if config is not None and Path(config).is_dir() else None
     base = _Base.of_folder(given) if given else _Base.official(_pipeline(file, names, config))
-    _KEPT.append(tempfile.TemporaryDirectory(prefix="fp4dit-onnx-"))
+    _KEPT.append(scratch_folder())
     folder = Path(_KEPT[-1].name) / file.stem
     (folder / "transformer").mkdir(parents=True)
     (folder / "transformer" / "config.json").write_bytes(json_text(base.transformer))

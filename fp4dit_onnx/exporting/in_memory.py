@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.call import export
+from fp4dit_onnx.system.outputs import scratch_folder
 
 if TYPE_CHECKING:
     from fp4dit_onnx.exporting.export import ExportResult
@@ -43,7 +43,7 @@ def quantize(pipe: Any, output: Path | str, **options: Any) -> ExportResult:
     from fp4dit_onnx.system.silence import quiet
 
     known = Path(str(getattr(pipe, "name_or_path", None) or type(pipe).__name__)).name
-    with tempfile.TemporaryDirectory(prefix="fp4dit-onnx-") as place:
+    with scratch_folder() as place:
         folder = Path(place) / known
         with quiet():
             pipe.save_pretrained(folder, safe_serialization=True)

@@ -5,13 +5,22 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from fp4dit_onnx.errors import UsageError
 
-__all__ = ["check_file", "check_place", "check_room", "made_parents", "written_whole"]
+__all__ = [
+    "check_file",
+    "check_place",
+    "check_room",
+    "made_parents",
+    "scratch_folder",
+    "written_whole",
+]
 
 SMALL = 1 << 20
 """Bytes that a file of a size not known beforehand is taken to need."""
@@ -104,6 +113,18 @@ def made_parents(path: Path) -> Iterator[None]:
         for parent in missing:
             with suppress(OSError):
                 parent.rmdir()
+
+
+def scratch_folder(beside: Path | None = None) -> TemporaryDirectory[str]:
+    """A new folder that is deleted with what is in it at the end of a ``with``.
+
+    Windows deletes no file that is open, such as one that a session has mapped: it stays there.
+
+    Args:
+        beside: the folder to make it in; by default the system's own for such files.
+    """
+    windows = sys.platform == "win32"
+    return TemporaryDirectory(prefix="fp4dit-onnx-", dir=beside, ignore_cleanup_errors=windows)
 
 
 @contextmanager

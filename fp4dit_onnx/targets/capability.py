@@ -14,13 +14,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx
 
 from fp4dit_onnx.files import GIVEN, append_text, parse_json
 from fp4dit_onnx.numbers.scale_formats import NVFP4_BLOCK
+from fp4dit_onnx.system.outputs import scratch_folder
 from fp4dit_onnx.targets.table import TARGETS
 from fp4dit_onnx.targets.tiny_model import tiny_linear
 
@@ -87,7 +87,7 @@ library."""
 def capabilities() -> dict[str, dict[str, str]]:
     """Runtime -> target -> why it does not load, empty where it does; installed runtimes only."""
     linear = tiny_linear(NVFP4_BLOCK)
-    with TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         for name, target in TARGETS.items():
             onnx.save_model(target.linear(linear), Path(folder) / f"{name}.onnx")
         found: dict[str, dict[str, str]] = {}

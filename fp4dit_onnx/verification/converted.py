@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from fp4dit_onnx.bundle.names import WEIGHT
 from fp4dit_onnx.numbers.compare import within
 from fp4dit_onnx.runtime.providers import Placement
 from fp4dit_onnx.runtime.session import session
+from fp4dit_onnx.system.outputs import scratch_folder
 from fp4dit_onnx.targets import Target
 from fp4dit_onnx.verification.cases import CASES, case_inputs
 from fp4dit_onnx.verification.subject import Check, Subject, float_copies
@@ -48,7 +48,7 @@ def converted_checks(
     touched = {name for node in nodes for name in (*node.input, *node.output)}
     names = sorted(touched - known.keys() - given)
     exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         path = Path(folder) / "exposed.onnx"
         onnx.save(exposed, path)
         runtime = session(path, device=placed, library=False)

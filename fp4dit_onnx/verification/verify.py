@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -44,6 +43,7 @@ from fp4dit_onnx.runtime.library import Library
 from fp4dit_onnx.runtime.providers import Placement, placed_on
 from fp4dit_onnx.runtime.session import session, with_library
 from fp4dit_onnx.system.devices import CPU
+from fp4dit_onnx.system.outputs import scratch_folder
 from fp4dit_onnx.system.progress import Reporter, SilentReporter
 from fp4dit_onnx.targets import target_by_name
 from fp4dit_onnx.verification.cases import CASES, case_inputs
@@ -101,7 +101,7 @@ def verify(
         return Verification((*checks, *converted_checks(subject, target, len(cases), placed)))
     checks += _structure(subject)
     with (
-        tempfile.TemporaryDirectory() as folder,
+        scratch_folder() as folder,
         report.stage("verifying", len(cases), "cases") as advance,
     ):
         evaluators = _Evaluators(subject, Path(folder), placed, whole_reference=not quick)
