@@ -143,16 +143,29 @@ class Table:
         self.stochastic = any(self.rows["noise"])
         self.samples: list[Array] = []
         self.outputs: list[Array] = []
-        self.index = 0
+        self.index = self.first = 0
+        self.begun: list[dict[str, Any]] = []
 
     def start(self, steps: int, plan: Any = None) -> Table:
         """The run: the table's own steps."""
         del steps, plan
         return self
 
+    def since(self, index: int) -> Table:
+        """The steps of a run that begins with an image."""
+        self.index = self.first = index
+        self.timesteps = self.timesteps[index:]
+        self.begun = self.rows["begun"]
+        return self
+
+    def noised(self, data: Array, noise: Array, index: int = 0) -> Array:
+        """The image's sample, a sum in float32."""
+        kept, added = np.array(self.rows["levels"][self.first + index], np.float32)
+        return np.asarray(kept * data + added * noise)
+
     def model_input(self, index: int, sample: Array) -> Array:
         """What the model is given, a product in float64."""
-        return (sample.astype(np.float64) * self.rows["input"][index]).astype(np.float32)
+        return (sample.astype(np.float64) * self.rows["input"][self.index]).astype(np.float32)
 
     def step(self, output: Array, sample: Array, noise: Array | None = None) -> Array:
         """The next sample, summed in float64."""
@@ -160,10 +173,11 @@ class Table:
         self.samples = [sample, *self.samples][:taps]
         self.outputs = [output, *self.outputs][:taps]
         i, total = self.index, np.zeros(sample.shape)
+        weights = [*self.begun, *[self.rows] * len(self.timesteps)][i - self.first]
         self.index += 1
         for j, (x, o) in enumerate(zip(self.samples, self.outputs, strict=True)):
-            total += self.rows["sample"][i][j] * x.astype(np.float64)
-            total += self.rows["output"][i][j] * o.astype(np.float64)
+            total += weights["sample"][i][j] * x.astype(np.float64)
+            total += weights["output"][i][j] * o.astype(np.float64)
         if noise is not None:
             total += self.rows["noise"][i] * noise.astype(np.float64)
         return total.astype(np.float32)
@@ -226,6 +240,44 @@ def test_schedulers_of_few_steps(
         found = draw(bundle, "--seed", 3)
         np.testing.assert_array_equal(found, drawn_in_python(bundle, seeds=3))
         assert psnr(found, drawn_in_python(bundle, table=False, seeds=3)) > SAME_PICTURE_DB
+
+
+@pytest.fixture
+def originals(tmp_path: Path) -> list[Any]:
+    """Options that begin with an image, in half of it."""
+    image = tmp_path / "image.bmp"
+    rows, columns = np.mgrid[:64, :64] * 4
+    colours = np.stack([rows, columns, 255 - rows], axis=-1).astype(np.uint8)
+    Image.fromarray(colours).save(image)
+    mask = Image.new("L", (64, 64), 100)
+    mask.paste(200, (0, 0, 64, 32))
+    mask.save(tmp_path / "mask.bmp")
+    return ["--image", image, "--strength", 0.75, "--mask", tmp_path / "mask.bmp"]
+
+
+def test_images_to_begin_with(
+    four_steps: Path, draw: Callable[..., Array], originals: list[Any]
+) -> None:
+    """Three of four steps, of a scheduler that looks back; the same pixels by the same table."""
+    image, mask = Image.open(originals[1]), Image.open(originals[5])
+    found = draw(four_steps, *originals, "--seed", 2**40 + 7)
+    options = {"seeds": 2**40 + 7, "strength": 0.75, "image": image}
+    expected = drawn_in_python(four_steps, **options, mask=mask)
+    np.testing.assert_array_equal(found, expected)
+    assert psnr(found[40:], np.asarray(image)[40:]) > psnr(found[:24], np.asarray(image)[:24])
+    assert not np.array_equal(draw(four_steps, *originals[:4]), draw(four_steps, *originals))
+
+
+def test_bundles_that_cannot_begin_with_images(
+    programs: Path, damaged: Callable[..., Path], tmp_path: Path, originals: list[Any]
+) -> None:
+    folder = damaged("scheduler/steps.json", ["levels"], None)
+    options = ["--runtime", emulation.x86_runtime(), *LIBRARY, *originals]
+    places = [folder, PROMPT, tmp_path / "out.bmp"]
+    assert "no levels, which --image needs" in refusal(programs, *options, *places)
+    write_table(folder, STEPS)
+    shutil.rmtree(folder / "vae_encoder")
+    assert "model.onnx not found, which --image" in refusal(programs, *options, *places)
 
 
 def test_token_ids_in_place_of_a_prompt(four_steps: Path, draw: Callable[..., Array]) -> None:
@@ -348,12 +400,31 @@ def test_altered_bundles_are_refused_in_a_line(
         (["--\x1b[31m\x9b7m", "1", "BUNDLE", PROMPT, "OUT"], "--?[31m??7m is unknown"),
         (["--runtime", "/absent.so", "BUNDLE", PROMPT, "OUT"], "name it with --runtime"),
         (["--library", "/absent.so", "BUNDLE", PROMPT, "OUT"], "Failed to load library"),
+        (["--mask", "MASK", "BUNDLE", PROMPT, "OUT"], "without an image: expected --image"),
+        (["--strength", "0", "BUNDLE", PROMPT, "OUT"], "--strength 0: expected more than 0"),
+        (["--strength", "nan", "BUNDLE", PROMPT, "OUT"], "--strength nan: expected more than 0"),
+        (["--image", "SMALL", "BUNDLE", PROMPT, "OUT"], "has 32 x 64 pixels: expected 64 x 64"),
+        (["--image", "CUT", "BUNDLE", PROMPT, "OUT"], "cut.bmp is no BMP file"),
+        (["--image", "/absent", "BUNDLE", PROMPT, "OUT"], "/absent is no BMP file"),
+        (
+            ["--image", "IMAGE", "--mask", "IMAGE", "BUNDLE", PROMPT, "OUT"],
+            "image.bmp has colours: expected a mask in greyscale",
+        ),
     ],
 )
 def test_bad_requests_are_refused_in_a_line(
-    programs: Path, four_steps: Path, tmp_path: Path, arguments: list[str], message: str
+    programs: Path,
+    four_steps: Path,
+    tmp_path: Path,
+    originals: list[Any],
+    arguments: list[str],
+    message: str,
 ) -> None:
     names = {"BUNDLE": four_steps, "OUT": tmp_path / "out.bmp"}
+    names |= {"IMAGE": originals[1], "MASK": originals[5], "CUT": tmp_path / "cut.bmp"}
+    names["CUT"].write_bytes((tmp_path / "image.bmp").read_bytes()[:-1])
+    names["SMALL"] = tmp_path / "small.bmp"
+    Image.new("L", (32, 64)).save(names["SMALL"])
     given: list[object] = [names.get(word, word) for word in arguments]
     library = [] if "--library" in arguments else LIBRARY
     runtime = [] if "--runtime" in arguments else ["--runtime", emulation.x86_runtime()]

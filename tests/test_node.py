@@ -20,7 +20,9 @@ import small_tokenizers
 from PIL import Image
 
 from fp4dit_onnx.families import FAMILIES, family_of_pipeline
+from fp4dit_onnx.families.latents import Latents
 from fp4dit_onnx.families.request import Encoded, Request, Text
+from fp4dit_onnx.runtime.beginning import STRENGTH, drawn, mask_of, pixels_of, steps_taken
 from fp4dit_onnx.runtime.denoising import Denoising
 from fp4dit_onnx.runtime.pipeline import Pipeline
 from fp4dit_onnx.runtime.sampling import Sampling, initial_latents, step_noise
@@ -82,10 +84,11 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 NOISE = """
-const { initialLatents, stepNoise } = await import(process.argv[1]);
+const { encoderNoise, initialLatents, stepNoise } = await import(process.argv[1]);
 const draws = [
   ...JSON.parse(process.argv[2]).map(([seed, count]) => initialLatents(BigInt(seed), count)),
   ...JSON.parse(process.argv[3]).map(([seed, i, count]) => stepNoise(BigInt(seed), i, count)),
+  ...JSON.parse(process.argv[4]).map(([seed, count]) => encoderNoise(BigInt(seed), count)),
 ];
 for (const draw of draws) process.stdout.write(Buffer.from(draw.buffer).toString("base64") + "\\n");
 """
@@ -98,11 +101,17 @@ def test_noise_is_numpys_bit_for_bit() -> None:
     text = script(
         NOISE,
         JS / "noise.js",
-        *(json.dumps([[str(s), *rest] for s, *rest in rows]) for rows in (initial, steps)),
+        *(
+            json.dumps([[str(s), *rest] for s, *rest in rows])
+            for rows in (initial, steps, initial)
+        ),
     )
     found = [np.frombuffer(base64.b64decode(line), np.float32) for line in text.split()]
     expected = [initial_latents(seed, (count,)) for seed, count in initial]
     expected += [step_noise([seed], index, (count,))[0] for seed, index, count in steps]
+    expected += [
+        drawn(np.zeros((1, 2, count), np.float32), [seed], 1)[0, 0] for seed, count in initial
+    ]
     assert len(found) == len(expected)
     for ours, numpys in zip(found, expected, strict=True):
         body = np.abs(numpys) < 3.654  # where the ziggurat's tail begins
@@ -356,10 +365,113 @@ def test_example_draws_what_python_draws(
     assert (found != other).mean() > 0.1
 
 
+BEGIN = """
+const { startOf, stepsTaken } = await import(process.argv[1]);
+const { parameters, originals, strengths } = JSON.parse(process.argv[2]);
+const told = [];
+const pipeline = {
+  begins: true,
+  sessions: { vae_encoder: null },
+  scaling: { scaling: 0.5, shift: Math.fround(0.1) },
+  latentDims: () => [1, 2, 3, 5],
+  run: async (part, { image }) => {
+    told.push(Array.from(image.data));
+    return { parameters: { data: Float32Array.from(parameters) } };
+  },
+};
+const found = [];
+for (const { begins = true, ...original } of originals) {
+  try {
+    const sampling = { steps: 20, height: 6, width: 8 };
+    const start = await startOf({ ...pipeline, begins }, original, sampling, 7n);
+    found.push({ ...start, latents: Array.from(start.latents) });
+  } catch (error) {
+    found.push(error.message);
+  }
+}
+const taken = strengths.map((strength) => stepsTaken(20, strength));
+console.log(JSON.stringify({ told, found, taken }));
+"""
+
+
+def pixels(image: Image.Image) -> dict[str, Any]:
+    rgba = np.asarray(image.convert("RGBA")).ravel().tolist()
+    return {"width": image.width, "height": image.height, "rgba": rgba}
+
+
+def test_images_begin_as_in_python() -> None:
+    """Pixels, latents, masks and steps bit for bit; and what is refused."""
+    random = np.random.default_rng(0)
+    image = Image.fromarray(random.integers(0, 256, (6, 8, 3), np.uint8))
+    mask = Image.fromarray(random.integers(0, 256, (6, 8), np.uint8))
+    parameters = random.standard_normal((1, 4, 3, 5)).astype(np.float32) * 9
+    whole, shade = pixels(image), pixels(mask)
+    clear = pixels(Image.new("RGBA", (8, 6)))
+    originals: list[tuple[dict[str, Any], str]] = [
+        ({"mask": shade}, "a mask and no image"),
+        (
+            {"image": {**whole, "width": 6, "height": 8}},
+            "The image has 6 x 8 pixels: expected 8 x 6",
+        ),
+        ({"image": clear}, "transparent"),
+        ({"image": whole, "mask": {**shade, "width": 1}}, "The mask has 1 x 6 pixels"),
+        ({"image": whole, "mask": whole}, "mask has colours"),
+        ({"image": whole, "mask": clear}, "is transparent"),
+        ({"image": whole, "strength": 0}, "strength is 0: expected more than 0"),
+        ({"image": whole, "strength": 1.5}, "strength is 1.5"),
+        ({"image": whole, "strength": "x"}, "strength is x"),
+        ({"image": whole, "begins": False}, "no vae_encoder"),
+    ]
+    strengths = [0.6, 0.3, 1, 1e-9, 0.95, 0.05]
+    content = {
+        "parameters": parameters.ravel().tolist(),
+        "originals": [{"image": whole, "mask": shade}, *[given for given, _ in originals]],
+        "strengths": strengths,
+    }
+    found = json.loads(script(BEGIN, JS / "beginning.js", json.dumps(content)))
+    sampling = Sampling(steps=20, guidance=3.0, height=6, width=8, max_sequence_length=16)
+    assert found["told"] == [pixels_of(image, sampling).ravel().tolist()]
+    start, *refused = found["found"]
+    layout = Latents(scaling=0.5, shift=0.1)
+    expected = layout.from_encoder(drawn(parameters, [7], 2), {})
+    assert start["latents"] == expected.ravel().tolist()
+    assert start["mask"] == (mask_of(mask, sampling, (3, 5)).ravel() == 1).tolist()
+    assert start["strength"] == STRENGTH
+    for message, (_, words) in zip(refused, originals, strict=True):
+        assert words in message
+    assert found["taken"] == [steps_taken(20, strength) for strength in strengths]
+
+
+def test_example_begins_with_an_image(
+    drawable: Callable[[str], Path], example: Path, tmp_path: Path
+) -> None:
+    """The picture of another seed, made anew in half of it."""
+    folder, out = drawable("w4a16"), tmp_path / "out.png"
+    pipeline = Pipeline(folder, library=False)
+    (image,) = pipeline.generate([PROMPT], seeds=9, steps=4)
+    mask = Image.new("L", image.size)
+    mask.paste(255, (0, 0, 64, 32))
+    image.save(tmp_path / "image.png")
+    mask.save(tmp_path / "mask.png")
+    more = ["--image", tmp_path / "image.png", "--mask", tmp_path / "mask.png"]
+    done = node(example / "generate.mjs", folder, PROMPT, out, 3, *more, "--strength", 0.3)
+    assert done.returncode == 0, done.stderr
+    options: Any = {"seeds": 3, "strength": 0.3, "image": image}
+    (expected,) = pipeline.generate([PROMPT], mask=mask, **options)
+    (other,) = pipeline.generate([PROMPT], **options)
+    found = np.asarray(Image.open(out).convert("RGB"))
+    assert np.abs(found.astype(int) - np.asarray(expected)).max() <= 1
+    assert (found != np.asarray(expected)).mean() <= 0.01
+    assert (found != np.asarray(other)).mean() > 0.1
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ([], ["usage", "BUNDLE"]),
+        (["bundle", PROMPT, "x.png", "--size", "9"], ["usage", "--image"]),
+        (["bundle", PROMPT, "x.png", "--strength", "0.5"], ["--strength without an image"]),
+        (["bundle", PROMPT, "x.png", "--image", "package.json"], ["package.json is no PNG file"]),
         (["no-such-folder", PROMPT, "x.png"], ["quantization.json", "not found", "bundle"]),
         (["no-such-folder", PROMPT, "x.png", "-3"], ["usage", "SEED"]),
     ],

@@ -135,6 +135,40 @@ def test_page_draws_what_python_draws(drawable: Callable[[str], Path], ready: An
     assert hosts == {"127.0.0.1"}
 
 
+def test_page_begins_with_an_image(
+    drawable: Callable[[str], Path], ready: Any, tmp_path: Path
+) -> None:
+    """In half of it; then without one again."""
+    files = {name: tmp_path / f"{name}.png" for name in ("image", "mask", "clear")}
+    levels = np.add.outer(4 * np.arange(64), [0, 1, 2])  # [width, channel]
+    image = Image.fromarray(np.broadcast_to(levels, (64, 64, 3)).astype(np.uint8))
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 64, 32))
+    image.save(files["image"])
+    mask.save(files["mask"])
+    Image.new("RGBA", (64, 64)).save(files["clear"])
+    pipeline = Pipeline(drawable(FLOAT_ACTIVATIONS), library=False)
+    given: Any = {"steps": 4, "seeds": 7, "strength": 0.5, "image": image, "mask": mask}
+    expected = np.asarray(pipeline.generate([PROMPT], **given)[0])
+    ready.set_input_files("#image", files["image"])
+    ready.set_input_files("#mask", files["mask"])
+    ready.fill("#strength", "0.5")
+    assert nearly_equal(drawn(ready, steps=4, seed=7), expected)
+    for field, name, words in (
+        ("#image", "clear", "The image is transparent in places: expected RGB"),
+        ("#image", None, "There is a mask and no image"),
+        ("#mask", "image", "The mask has colours"),
+    ):
+        ready.set_input_files("#image", files["image"])
+        ready.set_input_files(field, [files[name]] if name else [])
+        ready.click("#draw")
+        ready.locator("#error:visible").wait_for()
+        assert words in settled(ready)
+    ready.set_input_files("#image", [])
+    ready.set_input_files("#mask", [])
+    assert not nearly_equal(drawn(ready, steps=4, seed=7), expected)
+
+
 def test_page_with_quantized_activations(drawable: Callable[[str], Path], page: Any) -> None:
     folder = drawable(FP6_ACTIVATIONS)
     expected, another = python_pictures(folder, 20, 0, 1)

@@ -21,6 +21,7 @@ from fp4dit_onnx.runtime.step_table import (
     StepTable,
     bundle_step_table,
     step_table,
+    with_begun,
     write_step_table,
 )
 
@@ -109,6 +110,24 @@ def test_table_steps_as_the_scheduler(name: str, steps: int) -> None:
     taps = 4 if name == "UniPC of third order" and steps > 4 else 3
     assert table.sample.shape == table.output.shape == (steps, taps)
     assert worst_error(table, config, steps) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_run_that_begins_later(name: str) -> None:
+    """Its first steps look back to none before it, and its samples are of data and noise."""
+    start = started(CONFIGS[name], 20)
+    table = with_begun(step_table(start), start)
+    assert bool(table.begun) == (table.sample[:, 1:].any() or table.output[:, 1:].any())
+    for first in (0, 1, 11, 18, 19):
+        rest = step_table(lambda first=first: start().since(first))  # type: ignore[misc]
+        weights = [*table.begun, *[(table.sample, table.output)] * 20]
+        for step in range(20 - first):
+            for whole, part in zip(weights[step], (rest.sample, rest.output), strict=True):
+                row = part[step]
+                assert whole[first + step, : row.size].tolist() == row.tolist()
+        assert table.levels[first:].tolist() == rest.levels.tolist()
+    sample = start().noised(np.ones(1, np.float32), np.full(1, 7, np.float32), 11)
+    assert sample.tolist() == [table.levels[11] @ np.array([1, 7], np.float32)]
 
 
 def test_comparison_finds_a_wrong_table() -> None:

@@ -14,11 +14,19 @@ namespace example {
 
 // A step of the sampler: x[i+1] = sum_j sample[j] * x[i-j] + output[j] * o[i-j]  +  noise * z[i],
 // with o[i] the prediction given input * x[i], and x[0] the first noise times Bundle::initial.
-struct Step {
-  float timestep;                      // what the transformer is told
-  double input;                        // weight of x[i] in what the transformer is given
-  std::vector<double> sample, output;  // weights of the latest sample or output, and those before
-  double noise;                        // weight of fresh noise
+struct Weights {
+  std::vector<double> sample, output;  // of the latest sample or output, and those before
+};
+struct Step : Weights {
+  float timestep;              // what the transformer is told
+  double input;                // weight of x[i] in what the transformer is given
+  double noise;                // weight of fresh noise
+  std::vector<double> levels;  // weights of an image's latents and of noise in x[i]; may be empty
+  std::vector<Weights> begun;  // in place of the step's own, by how many steps were taken before
+
+  const Weights& After(size_t before) const {
+    return before < begun.size() ? begun[before] : *this;
+  }
 };
 
 struct Bundle {
@@ -98,13 +106,21 @@ struct Bundle {
     for (const char* key : {"/sample", "/output"}) {
       if (table[key].size() != count) table.Fail(key, "a list of " + std::to_string(count));
     }
+    const size_t taps = table["/sample/0"].size(), begun = table["/begun"].size();
+    if (taps < 1 || taps > kMostTaps) table.Fail("/sample/0", "a list of 1 to 8");
+    if (begun > kMostTaps) table.Fail("/begun", "a list of at most 8");
+    const auto weights = [&](const std::string& place, const std::string& index) -> Weights {
+      return {table.Numbers(place + "/sample" + index, taps),
+              table.Numbers(place + "/output" + index, taps)};
+    };
     for (size_t i = 0; i < count; ++i) {
       const std::string index = "/" + std::to_string(i);
-      const size_t taps = table["/sample/0"].size();
-      if (taps < 1 || taps > kMostTaps) table.Fail("/sample/0", "a list of 1 to 8");
-      steps.push_back({static_cast<float>(timesteps[i]), input[i],
-                       table.Numbers("/sample" + index, taps),
-                       table.Numbers("/output" + index, taps), noise[i]});
+      Step step{weights("", index), static_cast<float>(timesteps[i]), input[i], noise[i], {}, {}};
+      if (!table["/levels"].is_null()) step.levels = table.Numbers("/levels" + index, 2);
+      for (size_t j = 0; j < begun; ++j) {
+        step.begun.push_back(weights("/begun/" + std::to_string(j), index));
+      }
+      steps.push_back(step);
     }
   }
 };

@@ -30,7 +30,10 @@ constexpr const char* kUsage =
     "  --runtime PATH    ONNX Runtime's shared library (default: what the loader finds)\n"
     "  --seed N          of the noise (default: 0)\n"
     "  --threads N       that run one operator (default: ONNX Runtime's choice)\n"
-    "  --ids 1,2,3       the prompt's token ids with its special tokens, in place of PROMPT\n";
+    "  --ids 1,2,3       the prompt's token ids with its special tokens, in place of PROMPT\n"
+    "  --image FILE.bmp  to begin with in place of noise alone; of the size that is generated\n"
+    "  --strength SHARE  of --image that is changed, above 0 and at most 1 (default: 0.6)\n"
+    "  --mask FILE.bmp   white where --image is made anew, black where it stays\n";
 
 #if defined(_WIN32)
 constexpr const char* kRuntime = "onnxruntime.dll";
@@ -46,6 +49,8 @@ struct Options {
   uint64_t seed = 0;
   int threads = 0;
   std::vector<int64_t> ids;
+  std::filesystem::path image, mask;  // none if empty
+  double strength = 0.6;
 };
 
 // Threads that may be asked for, as fp4dit_onnx/resources.py has it.
@@ -59,6 +64,15 @@ inline uint64_t WholeNumber(const std::string& option, const std::string& text, 
   if (!digits || *end != '\0' || errno != 0 || value > most) {
     throw Error(option + " " + text + ": expected a whole number from 0 to " +
                 std::to_string(most));
+  }
+  return value;
+}
+
+inline double Strength(const std::string& text) {
+  char* end = nullptr;
+  const double value = std::strtod(text.c_str(), &end);
+  if (text.empty() || *end != '\0' || !(value > 0 && value <= 1)) {
+    throw Error("--strength " + text + ": expected more than 0 and at most 1");
   }
   return value;
 }
@@ -87,7 +101,7 @@ inline Options ParseOptions(const std::vector<std::string>& arguments) {
   std::vector<std::string> places;
   const char* const known = std::getenv("FP4DIT_LIBRARY");
   if (known != nullptr) options.library = known;
-  bool library = true;
+  bool library = true, strength = false;
   for (size_t i = 1; i < arguments.size(); ++i) {
     const std::string& name = arguments[i];
     if (name == "--help") {
@@ -113,6 +127,13 @@ inline Options ParseOptions(const std::vector<std::string>& arguments) {
       options.seed = WholeNumber(name, value, UINT64_MAX);
     } else if (name == "--threads") {
       options.threads = static_cast<int>(WholeNumber(name, value, MostThreads()));
+    } else if (name == "--image") {
+      options.image = std::filesystem::u8path(value);
+    } else if (name == "--mask") {
+      options.mask = std::filesystem::u8path(value);
+    } else if (name == "--strength") {
+      options.strength = Strength(value);
+      strength = true;
     } else if (name == "--ids") {
       std::istringstream list(value);
       for (std::string id; std::getline(list, id, ',');) {
@@ -124,6 +145,9 @@ inline Options ParseOptions(const std::vector<std::string>& arguments) {
     }
   }
   if (places.size() != 3) throw Error("expected BUNDLE, PROMPT and OUT.bmp; see --help");
+  if (options.image.empty() && (strength || !options.mask.empty())) {
+    throw Error("--strength or --mask without an image: expected --image FILE.bmp with it");
+  }
   if (!library) options.library.clear();
   if (library && options.library.empty()) throw Error("give --library PATH, or --no-library");
   options.bundle = std::filesystem::u8path(places[0]);

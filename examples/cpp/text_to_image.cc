@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "beginning.h"
 #include "bundle.h"
 #include "noise.h"
 #include "options.h"
@@ -91,27 +92,41 @@ std::vector<float> Scaled(std::vector<float> values, double factor) {
   return values;
 }
 
-// Latents of an image, from noise step by step.
+// Latents of an image, step by step: from noise, or from the image that `start` has.
 std::vector<float> Denoise(const Session& transformer, const Bundle& bundle,
-                           const Inputs& conditions, uint64_t seed) {
+                           const Inputs& conditions, const Options& options, const Start& start) {
+  const std::vector<Step>& steps = bundle.steps;
+  const bool begins = !start.latents.empty();
+  const std::vector<float> noise = StandardNormal({options.seed}, bundle.latents());
+  const size_t first = begins ? FirstStep(steps.size(), options.strength) : 0;
   std::deque<std::vector<float>> outputs,
-      samples = {Scaled(StandardNormal({seed}, bundle.latents()), bundle.initial)};
-  for (size_t i = 0; i < bundle.steps.size(); ++i) {
-    const Step& step = bundle.steps[i];
+      samples = {begins ? Noised(steps[first], start.latents, noise)
+                        : Scaled(noise, bundle.initial)};
+  for (size_t i = first; i < steps.size(); ++i) {
+    const Step& step = steps[i];
     const std::vector<float> given = Scaled(samples[0], step.input);
     outputs.push_front(Predict(transformer, bundle, conditions, given, step.timestep));
+    const Weights& weights = begins ? step.After(i - first) : step;
     std::vector<double> next(bundle.latents());
-    for (size_t j = 0; j < std::min(step.sample.size(), samples.size()); ++j) {
+    for (size_t j = 0; j < std::min(weights.sample.size(), samples.size()); ++j) {
       for (size_t k = 0; k < next.size(); ++k) {
-        next[k] += step.sample[j] * samples[j][k];
-        next[k] += step.output[j] * outputs[j][k];
+        next[k] += weights.sample[j] * samples[j][k];
+        next[k] += weights.output[j] * outputs[j][k];
       }
     }
     if (step.noise != 0) {
-      const std::vector<float> noise = StandardNormal({seed, i + 1}, next.size());
-      for (size_t k = 0; k < next.size(); ++k) next[k] += step.noise * noise[k];
+      const std::vector<float> fresh = StandardNormal({options.seed, i - first + 1}, next.size());
+      for (size_t k = 0; k < next.size(); ++k) next[k] += step.noise * fresh[k];
     }
     samples.emplace_front(next.begin(), next.end());
+    if (!start.mask.empty()) {
+      const bool last = i + 1 == steps.size();
+      const std::vector<float> kept =
+          last ? start.latents : Noised(steps[i + 1], start.latents, noise);
+      for (size_t k = 0; k < kept.size(); ++k) {
+        if (!start.mask[k % start.mask.size()]) samples[0][k] = kept[k];
+      }
+    }
     if (samples.size() > step.sample.size()) samples.pop_back();
     if (outputs.size() > step.output.size()) outputs.pop_back();
   }
@@ -142,11 +157,12 @@ int Draw(const Options& options) {
   const Inputs tokens = Tokenize(bundle, options);
   const Runtime runtime(options.runtime);
   const SessionOptions with_library = {options.library, options.threads};
+  const Start start = Begin(runtime, bundle, options);
   const Session encoder(runtime, bundle.Model("text_encoder"), with_library);
   const Session transformer(runtime, bundle.Model("transformer"), with_library);
   const Session decoder(runtime, bundle.Model("vae_decoder"), {"", options.threads});
   const Inputs conditions = Conditions(encoder, bundle, tokens);
-  const std::vector<float> latents = Denoise(transformer, bundle, conditions, options.seed);
+  const std::vector<float> latents = Denoise(transformer, bundle, conditions, options, start);
   for (const float value : latents) {
     if (std::isfinite(value)) continue;
     std::fprintf(stderr, "error: %s gave numbers that are not finite\n",

@@ -180,9 +180,9 @@ def drawn(parameters: FloatArray, seeds: Sequence[int], channels: int) -> FloatA
     mean = parameters[:, :channels]
     if parameters.shape[1] == channels:
         return np.repeat(mean, len(seeds), axis=0)
-    spread = np.exp(
-        parameters[:, channels:].clip(LEAST_LOG_VARIANCE, LARGEST_LOG_VARIANCE) / np.float32(2)
-    )
+    logarithms = parameters[:, channels:].clip(LEAST_LOG_VARIANCE, LARGEST_LOG_VARIANCE)
+    # In float64 and rounded: exp of float32 differs from one library and processor to the next.
+    spread = np.exp(logarithms.astype(np.float64) / 2).astype(np.float32)
     sequences = (np.random.SeedSequence(seed, spawn_key=(_POSTERIOR,)) for seed in seeds)
     generators = (np.random.Generator(np.random.PCG64(sequence)) for sequence in sequences)
     noise = [generator.standard_normal(mean.shape[1:], np.float32) for generator in generators]

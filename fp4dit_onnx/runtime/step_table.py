@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,14 @@ from fp4dit_onnx.files import BUNDLE, read_json, write_text
 from fp4dit_onnx.runtime.runs import start_run
 from fp4dit_onnx.runtime.schedulers import Run, scheduler_from_config
 
-__all__ = ["STEP_TABLE", "StepTable", "bundle_step_table", "step_table", "write_step_table"]
+__all__ = [
+    "STEP_TABLE",
+    "StepTable",
+    "bundle_step_table",
+    "step_table",
+    "with_begun",
+    "write_step_table",
+]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -56,6 +64,9 @@ class StepTable:
         noise: weight of z[i] in x[i+1], float32 [steps]; 0 where a step takes none.
         initial: weight of the first noise in x[0].
         input: weight of x[i] in what the model is given, float32 [steps].
+        levels: weights of an image's latents and of noise in x[i], float32 [steps, 2].
+        begun: `sample` and `output` of steps with 0, 1, ... steps before them, which is as many as
+            there are entries before those of later steps are the same.
     """
 
     timesteps: npt.NDArray[Any]
@@ -64,6 +75,8 @@ class StepTable:
     noise: FloatArray
     initial: float
     input: FloatArray
+    levels: FloatArray
+    begun: tuple[tuple[FloatArray, FloatArray], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``scheduler/steps.json``; float32 values as they are."""
@@ -76,6 +89,8 @@ class StepTable:
             "noise": self.noise.tolist(),
             "initial": self.initial,
             "input": self.input.tolist(),
+            "levels": self.levels.tolist(),
+            "begun": [{"sample": x.tolist(), "output": o.tolist()} for x, o in self.begun],
         }
 
     def dumps(self) -> str:
@@ -94,8 +109,9 @@ def step_table(start: Callable[[], Run]) -> StepTable:
         UsageError: a step is not linear: it clips; or as `start` says.
     """
     run = start()
-    weights = _weights(run, np.float32(1))
-    if not np.array_equal(_weights(start(), _FACTOR), weights * _FACTOR):
+    steps = len(run.timesteps)
+    weights = _weights(run, np.float32(1), steps)
+    if not np.array_equal(_weights(start(), _FACTOR, steps), weights * _FACTOR):
         raise UsageError(
             "the scheduler's steps are not linear: expected clip_sample false in "
             "scheduler_config.json; run the bundle in Python"
@@ -112,17 +128,33 @@ def step_table(start: Callable[[], Run]) -> StepTable:
         noise=weights[:, -1],
         initial=run.initial_scale,
         input=(1 / divisors).astype(np.float32),
+        levels=np.stack(run.levels, axis=-1),
     )
 
 
-def _weights(run: Run, size: np.float32) -> FloatArray:
-    """Weights of the samples, the outputs and the noise in every next sample, [steps, 2 TAPS + 1].
+def with_begun(table: StepTable, start: Callable[[], Run]) -> StepTable:
+    """`table` of a run that `start` begins, with the steps of runs that begin at any of its own."""
+    steps, taps = table.sample.shape
+    if not (table.sample[:, 1:].any() or table.output[:, 1:].any()):
+        return table
+    found = np.stack([table.sample, table.output])[:, None].repeat(TAPS, axis=1)
+    for first in range(steps):
+        count = min(TAPS, steps - first)
+        rows = _weights(start().since(first), np.float32(1), count)
+        for before, row in enumerate(rows):
+            found[:, before, first + before] = row[:taps], row[TAPS : TAPS + taps]
+    last = found[:, -1:]
+    differing = int((found != last).any(axis=(0, 2, 3)).sum())
+    return replace(table, begun=tuple((found[0, k], found[1, k]) for k in range(differing)))
+
+
+def _weights(run: Run, size: np.float32, steps: int) -> FloatArray:
+    """Weights of the samples, the outputs and the noise in the next sample, [steps, 2 TAPS + 1].
 
     Basis vectors of length `size` stand for them. Sample and output of step i take place i modulo
     TAPS, so what a step gives holds the weights of its own and of those before.
     """
     basis = np.eye(2 * TAPS + 1, dtype=np.float32)[:, None, None] * size  # [places, 1, 1, places]
-    steps = len(run.timesteps)
     rows = np.zeros((steps, 2 * TAPS + 1), np.float32)
     for i in range(steps):
         sample, output, noise = basis[[i % TAPS]], basis[[TAPS + i % TAPS]], basis[[-1]]
@@ -155,7 +187,8 @@ def bundle_step_table(folder: Path, steps: int) -> StepTable:
             "use_dynamic_shifting makes the steps depend on the image's size: expected a "
             "scheduler whose steps are the same for every size; run the bundle in Python"
         )
-    return step_table(lambda: start_run(family, scheduler, steps, 0))
+    start = partial(start_run, family, scheduler, steps, 0)
+    return with_begun(step_table(start), start)
 
 
 def write_step_table(folder: Path, steps: int) -> bool:

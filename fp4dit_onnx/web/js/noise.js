@@ -219,3 +219,13 @@ export function initialLatents(seed, count) {
 export function stepNoise(seed, index, count) {
   return normals([seed, BigInt(index + 1)], count);
 }
+
+/**
+ * The noise on what a VAE's encoder gives: of numpy's `SeedSequence(seed, spawn_key=(0,))`.
+ * @param {bigint} seed 0 to 2^64 - 1.
+ * @param {number} count of latents.
+ * @returns {Float32Array} standard normal.
+ */
+export function encoderNoise(seed, count) {
+  return normals([seed & MASK_32, seed >> 32n, 0n, 0n, 0n], count); // the pool's words, then the key
+}

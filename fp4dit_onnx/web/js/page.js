@@ -5,6 +5,7 @@ const NAMES = {
   text_encoder_2: "the second text encoder",
   transformer: "the transformer",
   vae_decoder: "the decoder",
+  vae_encoder: "the encoder",
 };
 
 /**
@@ -63,6 +64,9 @@ function showReady(facts) {
   if (facts.encoders.length === 0) {
     element("prompt-label").textContent = "Class, by name or number";
     element("negative-field").hidden = true;
+  }
+  for (const field of document.querySelectorAll(".begins")) {
+    /** @type {HTMLElement} */ (field).hidden = !facts.begins;
   }
   element("bundle").textContent =
     `${facts.source?.name ?? ""} (${facts.source?.pipeline ?? "pipeline"}), ` +
@@ -159,11 +163,15 @@ form.addEventListener("submit", (/** @type {Event} */ event) => {
   event.preventDefault();
   if (element("draw").disabled) return;
   const number = (/** @type {string} */ id) => Number(element(id).value);
+  const file = (/** @type {string} */ id) => element(id).files[0] ?? null;
   asked = {
     type: "draw",
     prompt: element("prompt").value,
     negativePrompt: element("negative").value,
     seed: BigInt(element("seed").value),
+    image: file("image"),
+    strength: number("strength"),
+    mask: file("mask"),
     sampling: {
       steps: number("steps"),
       guidance: number("guidance"),

@@ -6,14 +6,19 @@
  * outputs and noise.
  */
 
+import { VAE_ENCODER, startOf, stepsTaken } from "./beginning.js";
 import { doubles, encodersOf, familyOfPipeline, feedOf, pack, unpack } from "./families.js";
 import { initialLatents, stepNoise } from "./noise.js";
-import { before } from "./sources.js";
+import { before, ends } from "./sources.js";
+import { nextSample, noised, scaled } from "./steps.js";
 import { Tokens } from "./tokens.js";
 
 /**
  * @typedef {import("./sources.js").Value} Value
  * @typedef {import("./sources.js").Request} Request
+ * @typedef {import("./beginning.js").Pixels} Pixels
+ * @typedef {import("./beginning.js").Start} Start
+ * @typedef {import("./steps.js").StepTable} StepTable
  *
  * @typedef {object} Files where a bundle comes from.
  * @property {(name: string) => boolean} has whether the bundle has a file, by its path in there.
@@ -21,15 +26,6 @@ import { Tokens } from "./tokens.js";
  * @property {(steps: number) => Promise<StepTable>} steps the table of a run.
  * @property {(folder: string) => Promise<{model: string | Uint8Array, externalData?: object[]}>}
  *   model what InferenceSession.create takes.
- *
- * @typedef {object} StepTable see `fp4dit_onnx/runtime/step_table.py`.
- * @property {number} steps
- * @property {number[]} timesteps
- * @property {number[][]} sample
- * @property {number[][]} output
- * @property {number[]} noise
- * @property {number} [initial] tables of the first version have neither: 1.
- * @property {number[]} [input]
  *
  * @typedef {object} Picture
  * @property {number} width
@@ -82,11 +78,14 @@ export class Pipeline {
       pipeline.tokens[encoder] = new Tokens(Tokenizer, description, chosen);
     }
     const options = { extra: EXACT_MATMUL, logSeverityLevel: ERRORS_ONLY, ...sessionOptions };
-    for (const name of [...pipeline.encoders, "transformer", "vae_decoder"]) {
+    pipeline.load = async (name) => {
       onLoad(name);
       const { model, externalData } = await files.model(name);
       const all = externalData === undefined ? options : { ...options, externalData };
       pipeline.sessions[name] = await ort.InferenceSession.create(model, all);
+    };
+    for (const name of [...pipeline.encoders, "transformer", "vae_decoder"]) {
+      await pipeline.load(name);
     }
     return pipeline;
   }
@@ -107,12 +106,28 @@ export class Pipeline {
     this.tokens = {};
     /** @type {string[]} Folders of the text encoders. */
     this.encoders = [];
+    /** @type {(name: string) => Promise<void>} makes the session of a part. */
+    this.load = async () => {};
+  }
+
+  /** @returns {boolean} whether the bundle has what begins with images. */
+  get begins() {
+    return this.files.has(`${VAE_ENCODER}/model.onnx`);
   }
 
   /** Pixels a latent, along one side. */
   get scaleFactor() {
     const { block_out_channels: own, encoder_block_out_channels: other } = this.vaeConfig;
     return 2 ** ((own ?? other).length - 1);
+  }
+
+  /** What the VAE multiplied its latents by, and what it subtracted before. */
+  get scaling() {
+    const { scaling, shift } = this.family.latents;
+    return {
+      scaling: Math.fround(this.vaeConfig.scaling_factor || scaling),
+      shift: Math.fround(this.vaeConfig.shift_factor || shift),
+    };
   }
 
   /** Latents a token of the transformer, along one side, where it does not make them itself. */
@@ -163,6 +178,9 @@ export class Pipeline {
    * @param {string} [options.negativePrompt] what the image should not show.
    * @param {bigint} [options.seed] of the noise, 0 to 2^64 - 1.
    * @param {Partial<import("./sources.js").Sampling>} [options.sampling] changes.
+   * @param {Pixels | null} [options.image] to begin with in place of noise alone.
+   * @param {number} [options.strength] how much of it is changed, above 0 and at most 1.
+   * @param {Pixels | null} [options.mask] white where the image is made anew, black where it stays.
    * @param {(done: number, of: number) => void | Promise<void>} [options.onStep] called after each
    *   step and waited for.
    * @param {() => boolean} [options.cancelled] asked before each step.
@@ -183,9 +201,10 @@ export class Pipeline {
       transformerConfig: this.transformerConfig,
       modelIndex: this.modelIndex,
     };
+    const start = await startOf(this, options, sampling, seed);
     const table = await this.files.steps(sampling.steps);
     const fixed = await feedOf(this.family, request, (...asked) => this.encode(...asked));
-    const latents = await this.sample(request, fixed, table, seed, onStep, cancelled);
+    const latents = await this.sample(request, fixed, table, { seed, start, onStep, cancelled });
     if (!latents.data.every(Number.isFinite)) {
       throw new Error(
         "The transformer gave numbers that are not finite: export the bundle again with another " +
@@ -196,32 +215,53 @@ export class Pipeline {
   }
 
   /**
+   * @param {import("./sources.js").Sampling} sampling
+   * @returns {number[]} the shape of one image's latents, [1, C, H, W].
+   */
+  latentDims({ height, width }) {
+    const channels = this.transformerConfig.in_channels / this.packing ** 2;
+    return [1, channels, height / this.scaleFactor, width / this.scaleFactor];
+  }
+
+  /**
    * @param {Request} request
    * @param {Record<string, Value>} fixed inputs that no step changes.
    * @param {StepTable} table
-   * @param {bigint} seed
-   * @param {(done: number, of: number) => void | Promise<void>} onStep
-   * @param {() => boolean} cancelled
+   * @param {object} run
+   * @param {bigint} run.seed
+   * @param {Start | null} run.start what it begins with in place of noise alone.
+   * @param {(done: number, of: number) => void | Promise<void>} run.onStep
+   * @param {() => boolean} run.cancelled
    * @returns {Promise<Value>} denoised latents, [1, C, H, W].
    */
-  async sample(request, fixed, table, seed, onStep, cancelled) {
-    const { height, width } = request.sampling;
-    const channels = this.transformerConfig.in_channels / this.packing ** 2;
-    const dims = [1, channels, height / this.scaleFactor, width / this.scaleFactor];
+  async sample(request, fixed, table, { seed, start, onStep, cancelled }) {
+    const dims = this.latentDims(request.sampling);
     const count = dims.reduce((a, b) => a * b);
     const { initial = 1, input = table.timesteps.map(() => 1) } = table;
-    let samples = [scaled(initialLatents(seed, count), initial)]; // the newest first
+    const noise = initialLatents(seed, count);
+    const taken = start === null ? table.steps : stepsTaken(table.steps, start.strength);
+    const first = table.steps - taken;
+    let samples = [
+      start === null ? scaled(noise, initial) : noised(table, first, start.latents, noise),
+    ]; // the newest first
     /** @type {Float32Array[]} */
     let outputs = [];
-    for (let i = 0; i < table.steps; i++) {
+    for (let done = 0; done < taken; done++) {
       if (cancelled()) throw new Cancelled();
+      const i = first + done;
       const given = scaled(samples[0], input[i]);
       const output = await this.predict(given, dims, table.timesteps[i], fixed, request);
       outputs = [output, ...outputs].slice(0, table.output[i].length);
-      const noise = table.noise[i] === 0 ? null : stepNoise(seed, i, count);
-      const next = nextSample(table, i, samples, outputs, noise);
+      const fresh = table.noise[i] === 0 ? null : stepNoise(seed, done, count);
+      const weights = (start !== null && table.begun?.[done]) || table;
+      let next = nextSample(table, weights, i, samples, outputs, fresh);
+      if (start !== null && start.mask !== null) {
+        const { latents, mask } = start;
+        const kept = done + 1 === taken ? latents : noised(table, i + 1, latents, noise);
+        next = next.map((value, k) => (mask[k % mask.length] ? value : kept[k]));
+      }
       samples = [next, ...samples].slice(0, table.sample[i].length);
-      await onStep(i + 1, table.steps);
+      await onStep(done + 1, taken);
     }
     return { type: "float32", data: samples[0], dims };
   }
@@ -302,9 +342,7 @@ export class Pipeline {
    * @returns {Promise<Picture>}
    */
   async decode(latents) {
-    const { scaling: usualScaling, shift: usualShift } = this.family.latents;
-    const scaling = Math.fround(this.vaeConfig.scaling_factor || usualScaling);
-    const shift = Math.fround(this.vaeConfig.shift_factor || usualShift);
+    const { scaling, shift } = this.scaling;
     const data = latents.data.map((x) => Math.fround(x / scaling) + shift);
     const found = await this.run("vae_decoder", { latent_sample: { ...latents, data } });
     const { data: pixels, dims } = Object.values(found)[0]; // [1, 3, height, width], -1 .. 1
@@ -344,47 +382,4 @@ export class Pipeline {
     await Promise.all(Object.values(this.sessions).map((session) => session.release()));
     this.sessions = {};
   }
-}
-
-/**
- * @param {Value} value [rows, L, ...].
- * @param {number} length
- * @returns {Value} the first of each row and its last ones, `length` in all.
- */
-function ends({ type, data, dims: [rows, all, ...rest] }, length) {
-  const width = rest.reduce((a, b) => a * b, 1);
-  /** @type {any} */
-  const kept = data.slice(0, rows * length * width);
-  for (let row = 0; row < rows; row++) {
-    const [from, to] = [row * all * width, row * length * width];
-    kept.set(data.subarray(from, from + width), to);
-    kept.set(data.subarray(from + (all - length + 1) * width, from + all * width), to + width);
-  }
-  return { type, data: kept, dims: [rows, length, ...rest] };
-}
-
-/**
- * @param {Float32Array} values
- * @param {number} factor
- * @returns {Float32Array}
- */
-function scaled(values, factor) {
-  return factor === 1 ? values : values.map((value) => value * factor);
-}
-
-/**
- * @param {StepTable} table
- * @param {number} i the step.
- * @param {Float32Array[]} samples x[i], x[i-1], ...
- * @param {Float32Array[]} outputs o[i], o[i-1], ...
- * @param {Float32Array | null} noise z[i].
- * @returns {Float32Array} x[i+1].
- */
-function nextSample(table, i, samples, outputs, noise) {
-  return samples[0].map((_, k) => {
-    let sum = noise === null ? 0 : table.noise[i] * noise[k];
-    samples.forEach((sample, j) => (sum += table.sample[i][j] * sample[k]));
-    outputs.forEach((output, j) => (sum += table.output[i][j] * output[k]));
-    return sum;
-  });
 }

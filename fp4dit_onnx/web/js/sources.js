@@ -255,3 +255,20 @@ function padded(value, width) {
   const zeros = new Float32Array(dims.reduce((a, b) => a * b));
   return joined([value, { type: "float32", data: zeros, dims }], 2);
 }
+
+/**
+ * @param {Value} value [rows, L, ...].
+ * @param {number} length
+ * @returns {Value} the first of each row and its last ones, `length` in all.
+ */
+export function ends({ type, data, dims: [rows, all, ...rest] }, length) {
+  const width = rest.reduce((a, b) => a * b, 1);
+  /** @type {any} */
+  const kept = data.slice(0, rows * length * width);
+  for (let row = 0; row < rows; row++) {
+    const [from, to] = [row * all * width, row * length * width];
+    kept.set(data.subarray(from, from + width), to);
+    kept.set(data.subarray(from + (all - length + 1) * width, from + all * width), to + width);
+  }
+  return { type, data: kept, dims: [rows, length, ...rest] };
+}

@@ -109,6 +109,7 @@ async function load({ root, threads, device: wanted }) {
     multiple: pipeline.sizeMultiple,
     largest: pipeline.largestSize,
     encoders: pipeline.encoders,
+    begins: pipeline.begins,
     source: files.manifest.source,
     bits: files.manifest.recipe.bits,
     bytes: files.total,
@@ -121,14 +122,42 @@ async function load({ root, threads, device: wanted }) {
 }
 
 /**
- * @param {any} request prompt, negativePrompt, seed, sampling.
+ * @param {File | null} file
+ * @param {string} what its role, for messages.
+ * @returns {Promise<import("./beginning.js").Pixels | null>}
+ */
+async function decoded(file, what) {
+  if (file === null) return null;
+  try {
+    const bitmap = await createImageBitmap(file, {
+      colorSpaceConversion: "none",
+      premultiplyAlpha: "none",
+    });
+    const { width, height } = bitmap;
+    const context = new OffscreenCanvas(width, height).getContext("2d", {
+      willReadFrequently: true,
+    });
+    context.drawImage(bitmap, 0, 0);
+    bitmap.close();
+    return { width, height, rgba: context.getImageData(0, 0, width, height).data };
+  } catch {
+    throw new Error(
+      `${file.name} is no image that this browser reads: expected ${what}, such as a PNG file.`,
+    );
+  }
+}
+
+/**
+ * @param {any} request prompt, negativePrompt, seed, sampling, strength, and the files image and mask.
  * @returns {Promise<object>}
  */
-async function draw({ prompt, ...options }) {
+async function draw({ prompt, image, mask, ...options }) {
   cancelled = false;
   const start = performance.now();
   const picture = await pipeline.draw(prompt, {
     ...options,
+    image: await decoded(image, "an image to begin with"),
+    mask: await decoded(mask, "a mask"),
     cancelled: () => cancelled,
     onStep: async (done, of) => {
       postMessage({ type: "step", done, of });
