@@ -13,10 +13,12 @@ namespace {
 
 using In = AttentionTensors;
 
-// Rows of one task: whole steps of every kernel.
-constexpr size_t kRows = 48;
+// Most rows of one task.
+constexpr size_t kRows = kMaxTileRows;
 // Group scales and biases of a panel of values.
-constexpr size_t kMostScales = 512;
+constexpr size_t kMostScales = 1024;
+// A decoded panel of a tile of values.
+constexpr size_t kDecodedBytes = size_t{3} << 14;
 struct Constants {
   float one[kMostScales];
   float zero[kMostScales];
@@ -66,6 +68,8 @@ struct FpAttention::Call : AttentionTensors {
 
 // Keys and values of every head, laid out for the kernels, in one buffer.
 struct FpAttention::Packed {
+  const LinearKernel* kernel;  // of the values
+  size_t task_rows;
   size_t key_panel, keys;     // bytes of a panel, of a head
   size_t value_tile, values;  // bytes of a whole tile's panels, of a head
   size_t floats;              // of each of the three arrays below, a head
@@ -81,11 +85,11 @@ struct FpAttention::Packed {
 
 // What a task keeps on its stack.
 struct FpAttention::Workspace {
-  alignas(64) float scores[kRows * kKeyTile];
+  // Scores; before there are any, queries to be staged, and when they are spent, staged weights.
+  alignas(64) uint8_t spare[kRows * kKeyTile * sizeof(float)];
   alignas(64) int16_t weights[kRows * kKeyTile];
-  alignas(64) uint8_t staged[kRows * (kKeyTile * sizeof(int16_t) + 8 * 64 + 64)];
+  alignas(64) uint8_t decoded[kDecodedBytes];
   alignas(64) uint8_t staged_queries[kRows * (kMaxHeadSize * sizeof(int16_t) + 128)];
-  uint8_t queries[kRows * kMaxHeadSize * sizeof(int16_t)];
   float query_scale[kRows];
   float weight_scale[kRows];
   float max[kRows];
@@ -93,6 +97,8 @@ struct FpAttention::Workspace {
   float shrink[kRows];
   int32_t max_query;
   float* y;  // of the first row
+
+  float* scores() { return reinterpret_cast<float*>(spare); }
 };
 
 OrtStatus* FpAttention::Create(const Node& node) {
@@ -101,16 +107,15 @@ OrtStatus* FpAttention::Create(const Node& node) {
   const size_t isa = Selected().isa;
   const WeightStorage storage = type == kInt8Type ? kBytes : kShorts;
   scores_ = ChooseLinear(isa, attention_.kind(), storage);
-  values_ = ChooseNarrow(isa, storage);
+  values_ = ChooseLinear(isa, kDotInt16, storage);
   softmax_ = ChooseSoftmax(isa);
-  quantize_ = ChooseQuantize(isa, kInt16Type);
   // Bounds of what a task keeps on its stack: kernels that there are keep well within them.
   const size_t group = attention_.value_group;
   const size_t weights =
       values_.kernel->staged_bytes({nullptr, kInt16Type, kRows, kKeyTile, group});
   const size_t queries =
       scores_.kernel->staged_bytes({nullptr, type, kRows, kMaxHeadSize, kMaxHeadSize});
-  if (weights > sizeof(Workspace::staged) || queries > sizeof(Workspace::staged_queries) ||
+  if (weights > sizeof(Workspace::spare) || queries > sizeof(Workspace::staged_queries) ||
       kKeyTile / group * values_.kernel->layout.panel_width > kMostScales) {
     return node.Fail("format '%s' is wider than its kernels take", attention_.format->name);
   }
@@ -120,8 +125,12 @@ OrtStatus* FpAttention::Create(const Node& node) {
 FpAttention::Packed FpAttention::Layout(const Call& call) const {
   const size_t element = attention_.type == kInt8Type ? 1 : 2;
   const PanelLayout& keys = scores_.kernel->layout;
-  const PanelLayout& values = values_.kernel->layout;
   Packed p = {};
+  p.kernel = ChooseNarrow(values_, attention_.type == kInt8Type ? kBytes : kShorts, call.size);
+  // As few tasks as may be, of the same size, in whole steps.
+  const size_t even = Tiles(call.queries, Tiles(call.queries, kRows));
+  p.task_rows = std::min(kRows, RoundUp(even, p.kernel->row_step));
+  const PanelLayout& values = p.kernel->layout;
   p.key_panel = PanelBytes(keys, call.size, call.size, element);
   p.keys = RoundUp(Tiles(call.keys, keys.panel_width) * p.key_panel, 64);
   const size_t panels = Tiles(call.size, values.panel_width);
@@ -160,9 +169,10 @@ void FpAttention::PackHead(const Call& call, const Packed& packed, size_t head) 
 
 void FpAttention::PackValues(const Call& call, const Packed& packed, size_t head) const {
   const size_t element = attention_.type == kInt8Type ? 1 : 2;
-  const PanelLayout& layout = values_.kernel->layout;
+  const PanelLayout& layout = packed.kernel->layout;
   const size_t group_bytes =
       RoundUp(attention_.value_group, layout.k_step) * layout.panel_width * element;
+  const size_t unit = layout.k_unit;
   for (size_t token = 0; token < call.keys; ++token) {
     const size_t tile = token / kKeyTile;
     const size_t size = std::min(kKeyTile, call.keys - tile * kKeyTile);
@@ -171,15 +181,25 @@ void FpAttention::PackValues(const Call& call, const Packed& packed, size_t head
                            token % kKeyTile / attention_.value_group * group_bytes;
     const size_t k = token % kKeyTile % attention_.value_group;
     const uint8_t* row = call.Integers(In::kV, head / call.heads, token, head % call.heads);
+    const bool pair = element == 1 && unit == 2 && token + 1 < call.keys;
+    const uint8_t* next = pair ? row + call.heads * call.size : row;
     for (size_t d = 0; d < call.size; d += layout.panel_width) {
       uint8_t* to =
           group + d / layout.panel_width * panel_bytes + ElementAt(layout, 0, k) * element;
       const size_t count = std::min(layout.panel_width, call.size - d);
-      for (size_t n = 0; element == 1 && n < count; ++n) to[n * layout.k_unit] = row[d + n];
+      if (pair) {
+        for (size_t n = 0; n < count; ++n) {
+          to[2 * n] = row[d + n];
+          to[2 * n + 1] = next[d + n];
+        }
+        continue;
+      }
+      for (size_t n = 0; element == 1 && n < count; ++n) to[n * unit] = row[d + n];
       for (size_t n = 0; element == 2 && n < count; ++n) {
-        std::memcpy(to + n * layout.k_unit * 2, row + (d + n) * 2, 2);
+        std::memcpy(to + n * unit * 2, row + (d + n) * 2, 2);
       }
     }
+    token += pair ? 1 : 0;
   }
 }
 
@@ -209,7 +229,7 @@ void FpAttention::Score(const Call& call, const Packed& packed, size_t head, siz
     tile.group_scale = packed.KeyScale(head) + panel * width;
     tile.bias = packed.KeyBias(head) + panel * width;
     tile.max_act = work->max_query;
-    tile.y = work->scores + n;
+    tile.y = work->scores() + n;
     tile.y_stride = kKeyTile;
     tile.columns = std::min(width, count - n);
     tile.k = tile.group_size = call.size;
@@ -217,29 +237,41 @@ void FpAttention::Score(const Call& call, const Packed& packed, size_t head, siz
   }
 }
 
-// Softmax and its integers, row by row; then y = y * shrink + the tile's weighted values.
+// Softmax and its integers; then y = y * shrink + the tile's weighted values.
 void FpAttention::Weigh(const Call& call, const Packed& packed, size_t head, size_t first,
                         size_t count, size_t rows, Workspace* work) const {
   const size_t padded = RoundUp(count, kSoftmaxLanes);
-  for (size_t r = 0; r < rows; ++r) {
-    float* scores = work->scores + r * kKeyTile;
-    for (size_t i = count; i < padded; ++i) scores[i] = -INFINITY;
-    SoftmaxRow row = {scores, packed.ValueScale(head) + first, padded, work->max[r], 0.0f, 0.0f};
-    softmax_.run(&row);
-    work->max[r] = row.max;
-    work->shrink[r] = row.shrink;
-    work->sum[r] = work->sum[r] * row.shrink + row.sum;
-    quantize_.run(scores, count, kProbabilities, work->weights + r * count, &work->weight_scale[r]);
+  for (size_t r = 0; r < rows && count < padded; ++r) {
+    std::fill(work->scores() + r * kKeyTile + count, work->scores() + r * kKeyTile + padded,
+              -INFINITY);
   }
-  const LinearKernel& kernel = *values_.kernel;
+  SoftmaxTile softmax = {};
+  softmax.scores = work->scores();
+  softmax.stride = kKeyTile;
+  softmax.value_scale = packed.ValueScale(head) + first;
+  softmax.count = padded;
+  softmax.rows = rows;
+  softmax.max = work->max;
+  softmax.shrink = work->shrink;
+  softmax.sum = work->sum;
+  softmax.q = work->weights;
+  softmax.q_stride = count;
+  softmax.scale = work->weight_scale;
+  softmax_.run(softmax);
+  const LinearKernel& kernel = *packed.kernel;
   const size_t width = kernel.layout.panel_width;
   const Activations weights = {work->weights, kInt16Type, rows, count,
                                std::min(count, attention_.value_group)};
-  LinearTile tile = MakeTile(work->staged, work->weight_scale, rows);
-  tile.max_act = kernel.stage(weights, work->staged);
+  LinearTile tile = MakeTile(work->spare, work->weight_scale, rows);
+  if (kernel.copies_rows && count == weights.group_size && count % kernel.layout.k_step == 0) {
+    tile.staged = work->weights;
+  } else {
+    tile.max_act = kernel.stage(weights, work->spare);
+  }
   tile.group_scale = kConstants.one;
   tile.bias = kConstants.zero;
-  tile.y_stride = call.size;
+  tile.y_stride = call.heads * call.size;
+  tile.keep = first == 0 ? nullptr : work->shrink;
   tile.k = count;
   tile.group_size = weights.group_size;
   const size_t panel_bytes = PanelBytes(kernel.layout, count, attention_.value_group,
@@ -247,37 +279,34 @@ void FpAttention::Weigh(const Call& call, const Packed& packed, size_t head, siz
   for (size_t d = 0; d < call.size; d += width) {
     tile.panel =
         packed.Values(head) + first / kKeyTile * packed.value_tile + d / width * panel_bytes;
-    tile.y = work->scores + d;  // the scores are spent
+    tile.y = work->y + d;
     tile.columns = std::min(width, call.size - d);
-    kernel.run(tile);
-  }
-  const size_t y_stride = call.heads * call.size;
-  for (size_t r = 0; r < rows; ++r) {
-    float* y = work->y + r * y_stride;
-    const float* add = work->scores + r * call.size;
-    for (size_t d = 0; d < call.size; ++d) {
-      y[d] = first == 0 ? add[d] : y[d] * work->shrink[r] + add[d];
+    tile.decoded = nullptr;
+    if (kernel.decoded_bytes(tile) <= kDecodedBytes) {
+      kernel.decode(tile, work->decoded);
+      tile.decoded = work->decoded;
     }
+    kernel.run(tile);
   }
 }
 
 void FpAttention::RunTask(const Call& call, const Packed& packed, size_t task) const {
-  const size_t row_tiles = Tiles(call.queries, kRows);
+  const size_t row_tiles = Tiles(call.queries, packed.task_rows);
   const size_t head = task / row_tiles;
-  const size_t row = task % row_tiles * kRows;
-  const size_t rows = std::min(kRows, call.queries - row);
+  const size_t row = task % row_tiles * packed.task_rows;
+  const size_t rows = std::min(packed.task_rows, call.queries - row);
   const size_t b = head / call.heads;
   const size_t h = head % call.heads;
   const size_t bytes = call.size * (attention_.type == kInt8Type ? 1 : 2);
   Workspace work;
   for (size_t r = 0; r < rows; ++r) {
-    std::memcpy(work.queries + r * bytes, call.Integers(In::kQ, b, row + r, h), bytes);
+    std::memcpy(work.spare + r * bytes, call.Integers(In::kQ, b, row + r, h), bytes);
     work.query_scale[r] = call.Scale(In::kQScale, b, row + r, h);
     work.max[r] = -INFINITY;
     work.sum[r] = 0.0f;
   }
-  work.max_query = scores_.kernel->stage(
-      {work.queries, attention_.type, rows, call.size, call.size}, work.staged_queries);
+  work.max_query = scores_.kernel->stage({work.spare, attention_.type, rows, call.size, call.size},
+                                         work.staged_queries);
   work.y = call.y + ((b * call.queries + row) * call.heads + h) * call.size;
   for (size_t first = 0; first < call.keys; first += kKeyTile) {
     const size_t count = std::min(kKeyTile, call.keys - first);
@@ -307,7 +336,8 @@ OrtStatus* FpAttention::Compute(OrtKernelContext* context) const {
   const auto run = [&](size_t begin, size_t end) {
     for (size_t task = begin; task < end; ++task) RunTask(call, packed, task);
   };
-  return ParallelFor(attention_.node.api, context, heads * Tiles(call.queries, kRows), 1, run);
+  return ParallelFor(attention_.node.api, context, heads * Tiles(call.queries, packed.task_rows), 1,
+                     run);
 }
 
 void FpAttention::InferShapes(const ShapeInference& inference) {

@@ -15,8 +15,6 @@ namespace fp4dit {
 constexpr size_t kKeyTile = 256;
 // Largest size of a head.
 constexpr size_t kMaxHeadSize = 256;
-// Probabilities are quantized to 16-bit integers, as a format of 15 mantissa bits.
-constexpr QuantizeGrid kProbabilities = {32767.0f, 15};
 
 // The tensors of a call: q [B, S, H, D], k and v [B, L, H, D].
 struct AttentionTensors {
@@ -75,7 +73,6 @@ class FpAttention {
   ChosenLinear scores_ = {};
   ChosenLinear values_ = {};
   Chosen<SoftmaxKernel> softmax_ = {};
-  Chosen<QuantizeRow> quantize_ = {};
 };
 
 }  // namespace fp4dit

@@ -42,6 +42,7 @@ void TestGuards();
 void TestAmxEmulation();
 // Random cases through the ops on every instruction set; see random_test.cc.
 void TestRandom(unsigned seed, unsigned count, bool on_gpu = false);
+void TestAttention(unsigned seed, unsigned count);  // random cases too
 // The other operators of the CUDA provider.
 void TestGpuOps(unsigned cases);
 // Why the GPU's kernel of an operator cannot be created; empty: it can.

@@ -28,6 +28,7 @@ void RunAll() {
   TestOddRows();
   TestLongestGroups();
   TestRandom(1, 500);
+  TestAttention(1, 60);
 }
 
 // Whether this machine runs the instruction set called `wanted`.
@@ -59,6 +60,7 @@ int main(int count, char** arguments) {
   if (count > 2 && std::strcmp(arguments[1], "--random") == 0) {
     const unsigned cases = Number(arguments[2]);
     TestRandom(count > 3 ? Number(arguments[3]) : 1, cases);
+    TestAttention(count > 3 ? Number(arguments[3]) : 1, cases);
     std::printf("%u random cases\n", cases);
   } else if (count > 2 && std::strcmp(arguments[1], "--gpu") == 0) {
     TestRandom(count > 3 ? Number(arguments[3]) : 1, Number(arguments[2]), true);

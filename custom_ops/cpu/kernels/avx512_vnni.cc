@@ -33,7 +33,8 @@ const Kernels kAvx512VnniKernels = {
     {Quantize<Vector512, int8_t>, Quantize<Vector512, int16_t>, Quantize<Vector512, float>},
     {},
     Softmax<Vector512>,
-    kLinear<BroadcastDot<Shorts, 16, 12>>,
+    {kLinear<BroadcastDot<Shorts, 16, 12>>, kLinear<BroadcastDot<Shorts, 32, 12>>,
+     kLinear<BroadcastDot<Shorts, 48, 8>>, kLinear<BroadcastDot<Shorts, 80, 5>>},
     RoundingError<Vector512>,
     Hadamard<Vector512>,
 };

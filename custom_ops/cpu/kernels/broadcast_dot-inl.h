@@ -1,6 +1,5 @@
-// Dots whose inner loop multiplies vectors of weights by the activations of one row, broadcast; and
-// what decodes those weights. Included by files of kernels only; see linear_tile-inl.h on the
-// anonymous namespace.
+// Dots whose inner loop multiplies vectors of weights by the activations of one row, broadcast.
+// Included by files of kernels only; see linear_tile-inl.h on the anonymous namespace.
 //
 // `V` is a vector of 32-bit lanes: Vector<256> of x86-inl.h or what has the same members.
 
@@ -11,114 +10,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/kernels/decode_panel-inl.h"
 #include "cpu/kernels/linear_tile-inl.h"
 
 namespace fp4dit {
 namespace {
-
-constexpr size_t kWordBytes = 4;
-
-// Entries of the low and of the high nibbles of bytes.
-template <typename V>
-typename V::Int LowCodes(typename V::Int table, typename V::Int codes) {
-  return V::Lookup(table, V::And(codes, V::Bytes(15)));
-}
-template <typename V>
-typename V::Int HighCodes(typename V::Int table, typename V::Int codes) {
-  return LowCodes<V>(table, V::ShiftRight4(codes));
-}
-
-// Decoding int8, from 4-bit codes or bytes; a block has kBlock elements. `flip` is xored to what is
-// stored as bytes.
-template <typename V, size_t kBlock>
-size_t DecodeToBytes(const LinearTile& tile, const uint8_t* packed, size_t blocks,
-                     typename V::Int table, uint8_t flip, int8_t* out) {
-  constexpr size_t kVector = V::kLanes * kWordBytes;
-  if (tile.storage == kBytes) {
-    const auto flips = V::Bytes(flip);
-    for (size_t i = 0; i < kBlock * blocks; i += kVector) {
-      V::Store(out + i, V::Xor(V::Load(packed + i), flips));
-    }
-    return kBlock * blocks;
-  }
-  for (size_t b = 0; b < blocks; ++b, packed += kBlock / 2, out += kBlock) {
-    for (size_t i = 0; i < kBlock / 2; i += kVector) {
-      const auto codes = V::Load(packed + i);
-      V::Store(out + i, LowCodes<V>(table, codes));
-      V::Store(out + kBlock / 2 + i, HighCodes<V>(table, codes));
-    }
-  }
-  return kBlock / 2 * blocks;
-}
-
-// Decoding int16 or float, of any storage. `To` is the type's
-//   Bytes, kCount                    vector in which codes are looked up; elements at a time
-//   Load(packed)                     kCount bytes
-//   Store(out, bytes)                kCount elements from them
-//   StoreWide(out, packed, storage)  kCount elements from shorts or bfloats
-template <typename To, size_t kBlock, typename Operand>
-size_t DecodeWide(const LinearTile& tile, const uint8_t* packed, size_t blocks, Operand* out) {
-  using Bytes = typename To::Bytes;
-  const size_t bytes = tile.storage == kNibbles ? kBlock / 2
-                       : tile.storage == kBytes ? kBlock
-                                                : 2 * kBlock;
-  const auto table = Bytes::Table(tile.table);
-  for (size_t b = 0; b < blocks; ++b, packed += bytes, out += kBlock) {
-    if (tile.storage == kNibbles) {
-      for (size_t i = 0; i < kBlock / 2; i += To::kCount) {
-        const auto codes = To::Load(packed + i);
-        To::Store(out + i, LowCodes<Bytes>(table, codes));
-        To::Store(out + kBlock / 2 + i, HighCodes<Bytes>(table, codes));
-      }
-      continue;
-    }
-    for (size_t i = 0; i < kBlock; i += To::kCount) {
-      if (tile.storage == kBytes) {
-        To::Store(out + i, To::Load(packed + i));
-      } else {
-        To::StoreWide(out + i, packed + 2 * i, tile.storage);
-      }
-    }
-  }
-  return blocks * bytes;
-}
-
-// Decoding int8 that are grid integers times multipliers, from 4-bit codes; see DecodeToBytes. Made
-// unsigned first, by adding the largest, a grid integer times a multiplier fits its byte, and words
-// of two bytes can be multiplied.
-template <typename V, size_t kUnit, size_t kPanel>
-size_t DecodeMultiplied(const LinearTile& tile, const uint8_t* packed, size_t k, size_t blocks,
-                        uint8_t flip, int8_t* out) {
-  constexpr size_t kVector = V::kLanes * kWordBytes;
-  constexpr size_t kHalf = kUnit * kPanel / 2;
-  const auto offset = V::Bytes(static_cast<uint8_t>(tile.max_weight));
-  const auto table = V::AddBytes(V::Table(tile.table), offset);
-  for (size_t left = blocks; left > 0;) {
-    const size_t rest = (tile.multiplier_group - k % tile.multiplier_group) / kUnit;
-    const size_t count = left < rest ? left : rest;
-    alignas(64) uint8_t spread[2 * kHalf];
-    const uint8_t* const multipliers = tile.multipliers + k / tile.multiplier_group * kPanel;
-    for (size_t i = 0; i < 2 * kHalf; ++i) spread[i] = multipliers[i / kUnit];
-    for (size_t i = 0; i < kHalf; i += kVector) {
-      const auto low = V::Factors(V::Load(spread + i));
-      const auto high = V::Factors(V::Load(spread + kHalf + i));
-      const auto low_start = V::SubBytes(V::Bytes(flip), V::MulBytes(offset, low));
-      const auto high_start = V::SubBytes(V::Bytes(flip), V::MulBytes(offset, high));
-      for (size_t b = 0; b < count; ++b) {
-        const auto codes = V::Load(packed + b * kHalf + i);
-        const auto first = V::MulBytes(LowCodes<V>(table, codes), low);
-        const auto second = V::MulBytes(HighCodes<V>(table, codes), high);
-        V::Store(out + 2 * b * kHalf + i, V::AddBytes(first, low_start));
-        V::Store(out + (2 * b + 1) * kHalf + i, V::AddBytes(second, high_start));
-      }
-    }
-    left -= count;
-    k += count * kUnit;
-    packed += count * kHalf;
-    out += 2 * count * kHalf;
-  }
-  return blocks * kHalf;
-}
 
 // sum = fma(group scale, a group's total, sum) at `at` of a few rows' sums, [row][panel].
 template <typename V, typename Dot>
@@ -152,21 +48,28 @@ void FoldVectors(float scale, const float* sum, float* y) {
   }
 }
 
+// y of `count` rows from row `first` on, of their sums.
 template <typename V, size_t kPanel>
-void FinishRows(const LinearTile& tile, const float* sum) {
-  for (size_t r = 0; r < tile.rows; ++r, sum += kPanel) {
+void FinishRows(const LinearTile& tile, size_t first, size_t count, const float* sum) {
+  for (size_t r = first; r < first + count; ++r, sum += kPanel) {
     const auto scale = V::Splat(tile.scale[r * tile.scale_stride]);
-    float* const target = tile.y + r * tile.y_stride;
-    float rest[kPanel];
-    float* const y = tile.columns == kPanel ? target : rest;
-    for (size_t n = 0; n < kPanel; n += V::kLanes) {
+    float* const y = tile.y + r * tile.y_stride;
+    for (size_t n = 0; n < tile.columns; n += V::kLanes) {
       const auto total = V::LoadFloats(sum + n);
       const auto bias = V::LoadFloats(tile.bias + n);
-      V::StoreFloats(y + n,
-                     tile.plain ? V::Add(V::Mul(scale, total), bias) : V::Fma(scale, total, bias));
+      auto found = tile.plain ? V::Add(V::Mul(scale, total), bias) : V::Fma(scale, total, bias);
+      const size_t left = tile.columns - n;
+      if (tile.keep != nullptr) {
+        found = V::Add(V::Mul(V::LoadFirst(y + n, left), V::Splat(tile.keep[r])), found);
+      }
+      V::StoreFirst(y + n, found, left);
     }
-    if (y == rest) std::memcpy(target, rest, tile.columns * sizeof(float));
   }
+}
+
+template <typename V, size_t kPanel>
+void FinishRows(const LinearTile& tile, const float* sum) {
+  FinishRows<V, kPanel>(tile, 0, tile.rows, sum);
 }
 
 // Bytes of no pattern, for the loops that measure: processors that compute on zeros or ones use
@@ -264,7 +167,7 @@ struct BroadcastDot {
   template <size_t R>
   static FP4DIT_ALWAYS_INLINE void Begin(Rest& rows, Totals<R>& total) {
     Unroll<R * kVectors>(
-        [](size_t i, Totals<R>& t, Rest& rest) {
+        [](size_t i, Totals<R>& t, Rest& rest) FP4DIT_INLINE_LAMBDA {
           const size_t r = i / kVectors;
           const size_t at = r * kPanel + i % kVectors * V::kLanes;
           t[r][i % kVectors] =
@@ -278,17 +181,18 @@ struct BroadcastDot {
                                         Totals<R>& total) {
     Weight w[kVectors];
     Unroll<kVectors>(
-        [](size_t v, Weight(&to)[kVectors], const Operand* from) {
-          to[v] = Multiply::Load(from + v * V::kLanes * kUnit);
-        },
+        [](size_t v, Weight(&to)[kVectors], const Operand* from)
+            FP4DIT_INLINE_LAMBDA { to[v] = Multiply::Load(from + v * V::kLanes * kUnit); },
         w, weight);
     Unroll<R>(
-        [](size_t r, Totals<R>& t, Weight(&weights)[kVectors], const Act* acts, size_t distance) {
-          const Factor factor = Multiply::Broadcast(acts + r * distance);
-          Unroll<kVectors>([](size_t v, Total(&row)[kVectors], Weight(&all)[kVectors],
-                              const Factor& f) { row[v] = Multiply::Step(row[v], all[v], f); },
-                           t[r], weights, factor);
-        },
+        [](size_t r, Totals<R>& t, Weight(&weights)[kVectors], const Act* acts, size_t distance)
+            FP4DIT_INLINE_LAMBDA {
+              const Factor factor = Multiply::Broadcast(acts + r * distance);
+              Unroll<kVectors>(
+                  [](size_t v, Total(&row)[kVectors], Weight(&all)[kVectors], const Factor& f)
+                      FP4DIT_INLINE_LAMBDA { row[v] = Multiply::Step(row[v], all[v], f); },
+                  t[r], weights, factor);
+            },
         total, w, q, stride);
   }
 
@@ -296,24 +200,83 @@ struct BroadcastDot {
   template <size_t R>
   static FP4DIT_ALWAYS_INLINE void FoldActs(Rest& rows, Totals<R>& total) {
     Unroll<R>(
-        [](size_t r, Totals<R>& t, const float* scale, const size_t& stride, float* sum) {
+        [](size_t r, Totals<R>& t, const float* scale, const size_t& stride,
+           float* sum) FP4DIT_INLINE_LAMBDA {
           const auto factor = V::Splat(scale[r * stride]);
           float* const first = sum + r * kPanel;
           Unroll<kVectors>(
-              [](size_t v, Total(&row)[kVectors], const typename V::Float& by, float* const& to) {
-                float* const at = to + v * V::kLanes;
-                V::StoreFloats(at, V::Fma(by, Multiply::ToFloat(row[v]), V::LoadFloats(at)));
-              },
+              [](size_t v, Total(&row)[kVectors], const typename V::Float& by, float* const& to)
+                  FP4DIT_INLINE_LAMBDA {
+                    float* const at = to + v * V::kLanes;
+                    V::StoreFloats(at, V::Fma(by, Multiply::ToFloat(row[v]), V::LoadFloats(at)));
+                  },
               t[r], factor, first);
         },
         total, rows.act_scale, rows.tile->act_stride, rows.sum);
   }
 
+  // The totals of the only group are y's, without a sum in memory. Nothing is asked between them:
+  // that would cost as much as what it saves. The last vector may not be whole.
+  static constexpr bool kFinishes = true;
+  enum Finish { kFused, kPlain, kKeeping };
+  template <size_t R, Finish kHow, bool kWhole>
+  static FP4DIT_ALWAYS_INLINE void FinishTotals(Rest& rows, Totals<R>& total) {
+    using Float = typename V::Float;
+    Unroll<R>(
+        [](size_t r, Totals<R>& t, Rest& rest) FP4DIT_INLINE_LAMBDA {
+          const LinearTile& tile = *rest.tile;
+          const size_t row = rest.finishes + r;
+          const Float scale = V::Splat(tile.scale[row * tile.scale_stride]);
+          const Float keep = V::Splat(kHow == kKeeping ? tile.keep[row] : 0.0f);
+          float* const y = tile.y + row * tile.y_stride;
+          Unroll<kVectors>(
+              [](size_t v, Total(&of_row)[kVectors], Rest& all, const Float& by, const Float& kept,
+                 float* const& to) FP4DIT_INLINE_LAMBDA {
+                const size_t n = v * V::kLanes;
+                const Float sum = V::Fma(V::LoadFloats(all.group_scale + n),
+                                         Multiply::ToFloat(of_row[v]), V::Splat(0.0f));
+                const Float bias = V::LoadFloats(all.tile->bias + n);
+                Float y_n = kHow == kPlain ? V::Add(V::Mul(by, sum), bias) : V::Fma(by, sum, bias);
+                if (kWhole || v + 1 < kVectors) {
+                  if (kHow == kKeeping) y_n = V::Add(V::Mul(V::LoadFloats(to + n), kept), y_n);
+                  V::StoreFloats(to + n, y_n);
+                } else {
+                  const size_t left = all.tile->columns - n;
+                  if (kHow == kKeeping) y_n = V::Add(V::Mul(V::LoadFirst(to + n, left), kept), y_n);
+                  V::StoreFirst(to + n, y_n, left);
+                }
+              },
+              t[r], rest, scale, keep, y);
+        },
+        total, rows);
+  }
+
+  template <size_t R, Finish kHow>
+  static FP4DIT_ALWAYS_INLINE void FinishTotals(Rest& rows, Totals<R>& total) {
+    const size_t columns = rows.tile->columns;
+    const bool fits = kHow == kFused || rows.tile->plain == (kHow == kPlain);
+    if (columns == kPanel && fits) return FinishTotals<R, kHow, true>(rows, total);
+    if (columns > kPanel - V::kLanes && fits) return FinishTotals<R, kHow, false>(rows, total);
+    Unroll<R * kVectors>(
+        [](size_t i, Totals<R>& t, Rest& rest) FP4DIT_INLINE_LAMBDA {
+          const auto scale = V::LoadFloats(rest.group_scale + i % kVectors * V::kLanes);
+          const auto sum = Multiply::ToFloat(t[i / kVectors][i % kVectors]);
+          V::StoreFloats(rest.sum + i * V::kLanes, V::Fma(scale, sum, V::Splat(0.0f)));
+        },
+        total, rows);
+    FinishRows<V, kPanel>(*rows.tile, rows.finishes, R, rows.sum);
+  }
+
   template <size_t R>
   static FP4DIT_ALWAYS_INLINE void End(Rest& rows, Totals<R>& total) {
     if (rows.last && rows.act_scale != nullptr) return FoldActs<R>(rows, total);
+    if (rows.last && rows.finishes != SIZE_MAX) {
+      const bool keeps = rows.tile->keep != nullptr;
+      if (!keeps && !rows.tile->plain) return FinishTotals<R, kFused>(rows, total);
+      return FinishTotals<R, sizeof(Act) == 1 ? kPlain : kKeeping>(rows, total);
+    }
     Unroll<R * kVectors>(
-        [](size_t i, Totals<R>& t, Rest& rest) {
+        [](size_t i, Totals<R>& t, Rest& rest) FP4DIT_INLINE_LAMBDA {
           const Total& done = t[i / kVectors][i % kVectors];
           const size_t at = i / kVectors * kPanel + i % kVectors * V::kLanes;
           if (rest.last) {

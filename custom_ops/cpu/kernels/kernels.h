@@ -95,7 +95,10 @@ struct LinearTile {
   const float* act_scale;
   size_t act_stride;
   size_t act_group;
-  bool plain;           // y = scale * sum + bias, rounded twice, in place of fma
+  bool plain;  // y = scale * sum + bias, rounded twice, in place of fma
+  // Null, or one for each row, if neither plain nor with act_scale: what is said above is added to
+  // y * keep.
+  const float* keep;
   const int8_t* table;  // [16] grid integers of the codes; any sixteen if not kNibbles
   WeightStorage storage;
   int32_t max_weight;  // largest |grid integer| of a weight, its multiplier left aside
@@ -127,6 +130,8 @@ struct LinearKernel {
   // Repeats the kernel's dot-product instruction on registers `rounds` times; returns the number of
   // products, or 0 where nothing would be measured. It is the limit that benchmarks compare with.
   double (*peak)(size_t rounds);
+  // Whether `stage` copies rows of one group and whole steps as they are: they need no staging.
+  bool copies_rows = false;
 };
 
 // What quantizing needs of a format.
@@ -158,16 +163,25 @@ constexpr float kHadamardFactors[] = {1.0f,    0x1.6a09e6p-1f, 0.5f,    0x1.6a09
 // A run of integers under one scale: y[i] = q[i] * scale.
 using DequantizeRun = void (*)(const void* q, size_t count, float scale, float* y);
 
-// A row of attention scores against one tile of keys, see attention.attention.
-struct SoftmaxRow {
-  float* scores;             // [count]; become exp(score - max) * value_scale
+// Probabilities, times the values' scales, become 16-bit integers, as of a format of 15 mantissa
+// bits.
+constexpr QuantizeGrid kProbabilities = {32767.0f, 15};
+
+// Rows of attention scores against one tile of keys, see attention.attention.
+struct SoftmaxTile {
+  float* scores;  // [rows, stride]; become exp(score - max) * value_scale
+  size_t stride;
   const float* value_scale;  // [count]
   size_t count;              // a multiple of kSoftmaxLanes: what is missing is -inf, with scale 0
-  float max;                 // in: of earlier tiles, -inf before the first; out: of this one too
-  float shrink;              // out: exp(earlier max - max)
-  float sum;                 // out: of exp(score - max), in kSoftmaxLanes partial sums
+  size_t rows;
+  float* max;     // [rows] of earlier tiles, -inf before the first; become those of this one too
+  float* shrink;  // [rows] out: exp(earlier max - max)
+  float* sum;     // [rows]; becomes sum * shrink + exp(score - max), these in kSoftmaxLanes sums
+  int16_t* q;     // [rows, q_stride] out: kProbabilities of exp(score - max) * value_scale, `count`
+  size_t q_stride;  // at least; elements past it are the next row's
+  float* scale;     // [rows] out: theirs
 };
-using SoftmaxKernel = void (*)(SoftmaxRow* row);
+using SoftmaxKernel = void (*)(const SoftmaxTile& tile);
 constexpr size_t kSoftmaxLanes = 16;
 
 // The constants of attention.exp. ln 2 is split so that n * high is exact.
@@ -179,13 +193,16 @@ constexpr float kExpLeast = -87.0f;         // below this the result is 0
 constexpr size_t kExpTermCount = 6;
 constexpr float kExpTerms[kExpTermCount] = {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
 
+constexpr size_t kNarrowKernels = 4;
+
 // A null entry means: not here, use the next lower instruction set's.
 struct Kernels {
   LinearKernel linear[kDotKinds];
   QuantizeRow quantize[kIntegerTypes];
   DequantizeRun dequantize[kIntegerTypes];
   SoftmaxKernel softmax = nullptr;
-  LinearKernel narrow = {};       // kDotInt16 for few channels; null: linear[kDotInt16] does
+  LinearKernel narrow[kNarrowKernels] =
+      {};                         // kDotInt16 in panels of other widths, for few channels
   QuantizeError error = nullptr;  // of grid integers that are int8
   HadamardRow hadamard = nullptr;
 };

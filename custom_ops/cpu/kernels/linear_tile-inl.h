@@ -28,6 +28,7 @@
 //                                           than one row, they are staged plus the largest
 //                                           magnitude
 // and kFoldsActs, true if Rows folds a group under rows' scales too, not from accumulators;
+// and kFinishes, true if Rows finishes y of a tile that has but one group;
 // and, if its kExtra is not 0, so many elements of its own behind a chunk's operand, of weights
 // with multipliers.
 
@@ -61,6 +62,7 @@ struct DotRows {
   const float* act_scale;                  // null, or of the first row: see LinearTile
   typename Dot::Accumulator* accumulator;  // of the rows
   float* sum;                              // of the rows
+  size_t finishes = SIZE_MAX;  // the first row in the tile, if `last` is to finish y, not to fold
 };
 
 // A function of its own: inlined into the loops around it, it would compete for registers with
@@ -90,6 +92,7 @@ void RunChunk(DotRows<Dot> rows) {
     rows.accumulator += count * Dot::kPanel;
     rows.sum += count * Dot::kPanel;
     if (rows.act_scale != nullptr) rows.act_scale += count * rows.tile->act_stride;
+    if (rows.finishes != SIZE_MAX) rows.finishes += count;
   }
 }
 
@@ -196,13 +199,24 @@ constexpr bool kFoldsActScales = false;
 template <typename Dot>
 constexpr bool kFoldsActScales<Dot, std::enable_if_t<Dot::kFoldsActs>> = true;
 
+template <typename Dot, typename = void>
+constexpr bool kFinishesTiles = false;
+template <typename Dot>
+constexpr bool kFinishesTiles<Dot, std::enable_if_t<Dot::kFinishes>> = true;
+
+// Whether a tile is one row straight from its codes.
+template <typename Dot>
+bool IsRunFromCodes(const LinearTile& tile) {
+  return kHasRunCodes<Dot> && tile.rows == 1 && tile.storage == kNibbles;
+}
+
 // One group of all rows.
 template <typename Dot>
 void RunGroup(DotRows<Dot> rows, Weights<Dot>* weights) {
   const LinearTile& tile = *rows.tile;
   const float* const act_scale = rows.act_scale;
   if constexpr (kHasRunCodes<Dot>) {
-    if (tile.rows == 1 && tile.storage == kNibbles) {
+    if (IsRunFromCodes<Dot>(tile)) {
       alignas(64) float scale[Dot::kPanel];
       for (size_t n = 0; n < Dot::kPanel && act_scale != nullptr; ++n) scale[n] = *act_scale;
       if (act_scale != nullptr) rows.group_scale = scale;
@@ -236,7 +250,9 @@ void RunLinearTile(const LinearTile& tile) {
   alignas(64) typename Dot::Accumulator accumulator[kMaxTileRows * Dot::kPanel];
   alignas(64) float sum[kMaxTileRows * Dot::kPanel];
   FoldedRows<Dot> folded;
-  for (size_t i = 0; i < tile.rows * Dot::kPanel; ++i) sum[i] = 0.0f;
+  const bool finishes = kFinishesTiles<Dot> && tile.k <= tile.group_size &&
+                        tile.act_scale == nullptr && !IsRunFromCodes<Dot>(tile);
+  for (size_t i = 0; i < tile.rows * Dot::kPanel && !finishes; ++i) sum[i] = 0.0f;
   if (tile.act_scale != nullptr) folded.Begin(tile);
   Weights<Dot> weights = {tile.panel, static_cast<const typename Dot::Operand*>(tile.decoded),
                           operand};
@@ -251,7 +267,7 @@ void RunLinearTile(const LinearTile& tile) {
         tile.act_scale == nullptr ? nullptr : tile.act_scale + begin / tile.act_group;
     RunGroup<Dot>({&tile, reinterpret_cast<const typename Dot::Act*>(q), padded,
                    reinterpret_cast<const int32_t*>(staged), begin, padded / Dot::kUnit, true, true,
-                   nullptr, scale, act_scale, accumulator, sum},
+                   nullptr, scale, act_scale, accumulator, sum, finishes ? 0 : SIZE_MAX},
                   &weights);
     staged += StagedGroupsBytes<Dot>(tile.rows, size,
                                      StagedGroup<Dot>(tile.rows, size, tile.multiplier_group));
@@ -260,7 +276,7 @@ void RunLinearTile(const LinearTile& tile) {
   }
   if (tile.act_scale != nullptr) {
     folded.End(tile);
-  } else {
+  } else if (!finishes) {
     Dot::Finish(tile, sum);
   }
 }
@@ -282,7 +298,8 @@ constexpr LinearKernel kLinear = {{Dot::kPanel, Dot::kUnit, Dot::kStep},
                                   RunLinearTile<Dot>,
                                   DecodedBytes<Dot>,
                                   DecodePanel<Dot>,
-                                  Dot::Peak};
+                                  Dot::Peak,
+                                  !Dot::kSums && !kShifts<Dot>};
 
 }  // namespace
 }  // namespace fp4dit

@@ -71,14 +71,23 @@ struct Neon {
     return kDistance == 1 ? vrev64q_f32(v) : vextq_f32(v, v, 2);
   }
 
-  static Float ZeroIfBelow(Float v, Float x, Float limit) {
-    return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(v), vcltq_f32(x, limit)));
+  // v * 2^n, or 0 where x is below the limit; n is in the lowest bits of z.
+  static Float ScaleUnlessBelow(Float v, Float z, Float, Float x, Float limit) {
+    const Float power = AsFloats(AddInts(ShiftLeft23(AsInts(z)), SplatInt(127 << 23)));
+    const uint32x4_t found = vreinterpretq_u32_f32(Mul(v, power));
+    return vreinterpretq_f32_u32(vbicq_u32(found, vcltq_f32(x, limit)));
   }
   static Float LoadFirst(const float* x, size_t count) {
     float first[kLanes] = {};
     std::memcpy(first, x, (count < kLanes ? count : kLanes) * sizeof(float));
     return vld1q_f32(first);
   }
+  static void StoreFirst(float* y, Float v, size_t count) {
+    float first[kLanes];
+    vst1q_f32(first, v);
+    std::memcpy(y, first, (count < kLanes ? count : kLanes) * sizeof(float));
+  }
+  static void StoreRounded(Float v, int16_t* q) { vst1_s16(q, vmovn_s32(vcvtnq_s32_f32(v))); }
   static int16x4_t Shorts(Float v) { return vmovn_s32(vcvtq_s32_f32(v)); }
   static void StoreIntegers(Float v, Float, int16_t* q) { vst1_s16(q, Shorts(v)); }
   static void StoreIntegers(Float v, Float, int8_t* q) {

@@ -64,11 +64,21 @@ ChosenLinear ChooseLinear(size_t isa, DotKind kind, WeightStorage storage) {
   return {&kIsas[isa].kernels->linear[kind], isa};
 }
 
-ChosenLinear ChooseNarrow(size_t isa, WeightStorage storage) {
-  const ChosenLinear wide = ChooseLinear(isa, kDotInt16, storage);
-  const LinearKernel& narrow = kIsas[wide.isa].kernels->narrow;
-  const bool takes = narrow.run != nullptr && storage <= narrow.widest;
-  return takes ? ChosenLinear{&narrow, wide.isa} : wide;
+const LinearKernel* ChooseNarrow(const ChosenLinear& chosen, WeightStorage storage,
+                                 size_t channels) {
+  const auto padded = [channels](const LinearKernel& kernel) {
+    const size_t width = kernel.layout.panel_width;
+    return (channels + width - 1) / width * width;
+  };
+  const LinearKernel* best = chosen.kernel;
+  for (const LinearKernel& narrow : kIsas[chosen.isa].kernels->narrow) {
+    if (narrow.run == nullptr || storage > narrow.widest) continue;
+    const bool wider = narrow.layout.panel_width > best->layout.panel_width;
+    if (padded(narrow) < padded(*best) || (wider && padded(narrow) == padded(*best))) {
+      best = &narrow;
+    }
+  }
+  return best;
 }
 
 Chosen<SoftmaxKernel> ChooseSoftmax(size_t isa) {

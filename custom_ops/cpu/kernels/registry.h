@@ -34,8 +34,9 @@ struct Chosen {
 
 // The best supported kernels from instruction set `isa` downwards, for weights held as `storage`.
 ChosenLinear ChooseLinear(size_t isa, DotKind kind, WeightStorage storage);
-// Of int16, for few channels.
-ChosenLinear ChooseNarrow(size_t isa, WeightStorage storage);
+// Of int16, that of `chosen`'s instruction set whose panels fit `channels` best.
+const LinearKernel* ChooseNarrow(const ChosenLinear& chosen, WeightStorage storage,
+                                 size_t channels);
 Chosen<QuantizeRow> ChooseQuantize(size_t isa, IntegerType type);
 Chosen<SoftmaxKernel> ChooseSoftmax(size_t isa);
 Chosen<QuantizeError> ChooseError(size_t isa);

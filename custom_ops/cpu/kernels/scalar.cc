@@ -109,7 +109,9 @@ struct ScalarDot {
       float* const y = tile.y + r * tile.y_stride;
       for (size_t n = 0; n < tile.columns; ++n) {
         const float total = sum[r * kPanel + n];
-        y[n] = tile.plain ? scale * total + tile.bias[n] : std::fma(scale, total, tile.bias[n]);
+        const float found =
+            tile.plain ? scale * total + tile.bias[n] : std::fma(scale, total, tile.bias[n]);
+        y[n] = tile.keep == nullptr ? found : y[n] * tile.keep[r] + found;
       }
     }
   }
@@ -212,22 +214,29 @@ float Exp(float x) {
   return x < kExpLeast ? 0.0f : p * FromBits((Bits(z) << 23) + (127u << 23));
 }
 
-void SoftmaxOfRow(SoftmaxRow* row) {
-  float max = row->max;
-  for (size_t i = 0; i < row->count; ++i) max = row->scores[i] > max ? row->scores[i] : max;
+void SoftmaxOfRow(const SoftmaxTile& tile, size_t r) {
+  float* const scores = tile.scores + r * tile.stride;
+  float max = tile.max[r];
+  for (size_t i = 0; i < tile.count; ++i) max = scores[i] > max ? scores[i] : max;
   const float base = std::isinf(max) && max < 0 ? 0.0f : max;
   float sum[kSoftmaxLanes] = {};
-  for (size_t i = 0; i < row->count; ++i) {
-    const float e = Exp(row->scores[i] - base);
+  for (size_t i = 0; i < tile.count; ++i) {
+    const float e = Exp(scores[i] - base);
     sum[i % kSoftmaxLanes] += e;
-    row->scores[i] = e * row->value_scale[i];
+    scores[i] = e * tile.value_scale[i];
   }
   for (size_t half = kSoftmaxLanes / 2; half > 0; half /= 2) {
     for (size_t i = 0; i < half; ++i) sum[i] += sum[i + half];
   }
-  row->shrink = Exp(row->max - base);
-  row->sum = sum[0];
-  row->max = max;
+  tile.shrink[r] = Exp(tile.max[r] - base);
+  tile.sum[r] = tile.sum[r] * tile.shrink[r] + sum[0];
+  tile.max[r] = max;
+  int16_t* const q = tile.q + r * tile.q_stride;
+  Quantize<int16_t>(scores, tile.count, kProbabilities, q, &tile.scale[r]);
+}
+
+void Softmax(const SoftmaxTile& tile) {
+  for (size_t r = 0; r < tile.rows; ++r) SoftmaxOfRow(tile, r);
 }
 
 }  // namespace
@@ -238,7 +247,7 @@ const Kernels kScalarKernels = {
      kLinear<ScalarDot<float, float>>},
     {Quantize<int8_t>, Quantize<int16_t>, Quantize<float>},
     {Dequantize<int8_t>, Dequantize<int16_t>, Dequantize<float>},
-    SoftmaxOfRow,
+    Softmax,
     {},
     RoundingError,
     RotateRow,

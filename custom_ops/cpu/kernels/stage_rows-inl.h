@@ -16,6 +16,7 @@
 
 #if defined(__GNUC__)
 #define FP4DIT_ALWAYS_INLINE inline __attribute__((always_inline))
+#define FP4DIT_INLINE_LAMBDA __attribute__((always_inline))  // behind its parameters
 #define FP4DIT_NEVER_INLINE __attribute__((noinline))
 #define FP4DIT_PREFETCH(address) __builtin_prefetch(address)
 // The compiler must have `value` in a register here, in this order with other such places: it may
@@ -23,6 +24,7 @@
 #define FP4DIT_KEEP(constraint, value) __asm__ volatile("" : "+" constraint(value))
 #else
 #define FP4DIT_ALWAYS_INLINE inline
+#define FP4DIT_INLINE_LAMBDA
 #define FP4DIT_NEVER_INLINE __declspec(noinline)
 #define FP4DIT_PREFETCH(address) static_cast<void>(address)
 #define FP4DIT_KEEP(constraint, value) static_cast<void>(value)
