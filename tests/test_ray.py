@@ -14,19 +14,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
 from command_line import Run
+from toy_network import toy_network
 
 from fp4dit_onnx.calibration.methods import method_by_name
+from fp4dit_onnx.calibration.work import Work
+from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import MissingExtraError, UsageError
-from fp4dit_onnx.exporting.executing import check_executor
+from fp4dit_onnx.exporting.executing import check_executor, executor_of
+from fp4dit_onnx.exporting.request import ExportRequest
+from fp4dit_onnx.network.network import whole as whole_network
 from fp4dit_onnx.runtime import Sampling
 from fp4dit_onnx.system import ray_cluster
 from fp4dit_onnx.system.executors import Need, Task
 from fp4dit_onnx.system.progress import SilentReporter
 from fp4dit_onnx.values import whole
 
-pytest.importorskip("torch")
-pytest.importorskip("diffusers")
 NEED = Need(cpus=1, memory=2**20)
 NOTED = "of nearest rounding"
 """In the line about each unit."""
@@ -159,6 +166,28 @@ def test_what_a_cluster_must_have(
     message = r"machine .* has fp4dit-onnx 0\.1\.0, torch .*, this one fp4dit-onnx 9\.9, torch"
     with pytest.raises(UsageError, match=message), connected(cluster.address):
         pytest.fail("the body must not run")
+
+
+def test_machines_must_see_settings_too(
+    demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a single file lie in a folder that was made here."""
+    seen: list[Path] = []
+
+    @contextlib.contextmanager
+    def only_looking(_: Any, need: Need, files: Any, note: Any) -> Iterator[Any]:
+        seen.extend(files)
+        yield None
+
+    monkeypatch.setattr(ray_cluster, "connected", only_looking)
+    request = ExportRequest(tmp_path / "bundle", executor="ray")
+    source, work = open_checkpoint(demo_folder), Work(tmp_path / "work", {})
+    with executor_of(request, source, whole_network(toy_network()), work, SilentReporter()):
+        pass
+    named = {str(path.relative_to(demo_folder)) for path in seen if path != work.manifest}
+    assert {"model_index.json", "transformer/config.json", "text_encoder/config.json"} <= named
+    assert any(name.startswith("transformer/") and name.endswith(".safetensors") for name in named)
+    assert work.manifest in seen
 
 
 def test_calls_that_fail(cluster: Any) -> None:

@@ -62,9 +62,8 @@ def calibrated(
     work, sampling, pace = None, planned.recorded, None
     if planned.trains:
         work = Work(work_folder(request), _fingerprint(request, planned, network))
-    part = planned.checkpoint.components["transformer"]
     try:
-        with executor_of(request, part, network, work, report) as (executor, parts):
+        with executor_of(request, source, network, work, report) as (executor, parts):
             if work is not None and request.time is not None:
                 end = seconds_of(request.time)
                 found = paced(

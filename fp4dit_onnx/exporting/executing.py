@@ -14,7 +14,7 @@ from fp4dit_onnx.system.executors import HERE, LOCAL, Executor, place_of
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.evidence import Parts
     from fp4dit_onnx.calibration.work import Work
-    from fp4dit_onnx.checkpoint.checkpoint import Component
+    from fp4dit_onnx.checkpoint.checkpoint import Checkpoint
     from fp4dit_onnx.exporting.request import ExportRequest
     from fp4dit_onnx.network.network import Network
     from fp4dit_onnx.system.progress import Reporter
@@ -45,7 +45,7 @@ def check_executor(text: str, method: Method) -> None:
 @contextmanager
 def executor_of(
     request: ExportRequest,
-    part: Component,
+    source: Checkpoint,
     network: Network,
     work: Work | None,
     reporter: Reporter,
@@ -54,8 +54,8 @@ def executor_of(
 
     Args:
         request: names the executor.
-        part: of the checkpoint, the network's.
-        network: to be calibrated.
+        source: of the pipeline.
+        network: its transformer, to be calibrated.
         work: of the calibration.
         reporter: told what was found.
 
@@ -70,12 +70,14 @@ def executor_of(
     from fp4dit_onnx.system.ray_cluster import connected
 
     where = network.execution
-    parts = StoredParts.of(part, where)
+    parts = StoredParts.of(source.components["transformer"], where)
     largest = max(
         sum(p.numel() for p in network.module.get_submodule(name).parameters())
         for name in network.blocks
     )
     need = where.need(int(request.max_ram) + WEIGHT_BYTES * largest)
     files = {work.manifest, *(info.file for info in parts.part.tensors.values())}
+    for folder in (source.folder, *(part.folder for part in source.components.values())):
+        files.update(path.absolute() for path in folder.glob("*.json"))
     with connected(place.address, need, sorted(files), reporter.note) as cluster:
         yield cluster, parts
