@@ -10,11 +10,12 @@ import ctypes
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import random_gpu_cases
-from emulated_gpu import EmulatedGpu
+from emulated_gpu import PATHS, EmulatedGpu
 from gpu_cases import (
     WIDE_WEIGHTS,
     assert_same_bits,
@@ -96,6 +97,42 @@ def test_multipliers_of_runs_that_are_no_whole_steps(gpu: EmulatedGpu) -> None:
     linear_case(gpu, np.random.default_rng(8), *formats, (5, 20, 128), 32, 17, "multiplied")
 
 
+LINEARS_OF_PATHS: dict[str, list[Any]] = {
+    "decoded": [
+        (("int8", "e2m1"), (17, 130, 300), 256),
+        (("e2m3", "int4"), (130, 9, 292), 64, None, "multiplied"),
+        (("int6", "e1m2"), (5, 9, 200), 200, None, "signs"),
+    ],
+    "shared": [
+        (("int8", "e2m1"), (2, 130, 1030), 128),  # a run a block, or several
+        (("e2m3", "e2m1"), (2, 9, 1500), 96, 32),  # groups of activations
+        (("e2m3", "int4"), (3, 9, 1000), 96, None, "multiplied"),  # one run, cut within groups
+        (("int8", "int8"), (3, 9, 600), 600),
+        (("e3m2", "e2m1"), (3, 9, 1700), 128),
+    ],
+}
+"""Formats, and what `linear_case` takes, of the ways that need scratch memory."""
+
+
+@pytest.mark.parametrize("path", LINEARS_OF_PATHS)
+def test_ways_of_linear(gpu: EmulatedGpu, path: str) -> None:
+    run_case_of(gpu, path, 0)
+    gpu.path = ""
+
+
+def test_the_way_that_is_chosen(gpu: EmulatedGpu) -> None:
+    for sizes, path in {
+        (1024, 1, 32): "decoded",
+        (1023, 1, 32): "direct",
+        (33, 1, 2048): "direct",
+        (2, 1, 2048): "shared",
+        (32, 1, 2048): "direct",  # more traffic of sums than of weights
+        (2, 1, 1920): "direct",
+    }.items():
+        linear_case(gpu, np.random.default_rng(9), FORMATS["int8"], FORMATS["e2m1"], sizes, 128)
+        assert (sizes, gpu.taken) == (sizes, path)
+
+
 def test_empty_inputs(gpu: EmulatedGpu) -> None:
     for sizes in [(0, 5, 32), (5, 0, 32)]:
         for act in (FORMATS["int8"], None):
@@ -145,7 +182,7 @@ def mutants(tmp_path_factory: pytest.TempPathFactory) -> EmulatedGpu:
 def run_case_of(gpu: EmulatedGpu, operator: str, seed: int) -> None:
     """A case that shows the faults of an operator's kernels."""
     rng = np.random.default_rng(seed)
-    gpu.seed = seed
+    gpu.seed, gpu.path = seed, ""
     if operator == "quantize":
         x = rows_of_all_kinds(10, 600, rng)
         found, wanted = gpu.quantize(x, FORMATS["int8"]), numerics.quantize(x, FORMATS["int8"])
@@ -158,6 +195,11 @@ def run_case_of(gpu: EmulatedGpu, operator: str, seed: int) -> None:
             gpu, rng, FORMATS["e2m3"], FORMATS["int4"], (9, 20, 128), 64, None, "multiplied"
         )
         linear_case(gpu, rng, FORMATS["e3m2"], FORMATS["e2m1"], (9, 20, 128), 64)
+    elif operator in PATHS:
+        gpu.path = operator
+        for formats, *given in LINEARS_OF_PATHS[operator]:
+            linear_case(gpu, rng, *(FORMATS[name] for name in formats), *given)
+            assert gpu.taken == operator
     else:
         attention_case(gpu, rng, FORMATS["int8"], (1, 40, 300, 1, 64), "finite")
         attention_case(gpu, rng, FORMATS["e3m2"], (1, 20, 70, 1, 250))
@@ -165,7 +207,7 @@ def run_case_of(gpu: EmulatedGpu, operator: str, seed: int) -> None:
 
 def test_the_emulation_shows_faults(mutants: EmulatedGpu) -> None:
     chosen = ctypes.c_int.in_dll(mutants.library, "fp4dit_mutant")
-    for operator in ("quantize", "plain", "linear", "attention"):
+    for operator in ("quantize", "plain", "linear", "attention", "decoded", "shared"):
         run_case_of(mutants, operator, 0)
     missed = []
     for chosen.value, name in enumerate(MUTANTS, 1):

@@ -87,6 +87,26 @@ def test_operators_of_a_gpu(build: Path, emulated_kernels: Path) -> None:
     assert re.search(r"\d{4,} checks, 0 failures", output) is not None, output
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the driver is emulated for Linux")
+@pytest.mark.parametrize("capturing", ["0", "1"])
+def test_what_a_call_queues(
+    build: Path, emulated_kernels: Path, tmp_path: Path, capturing: str
+) -> None:
+    """Memory is allocated in a first call alone, and never in one that a CUDA graph captures."""
+    trace = tmp_path / "trace"
+    there = {"LD_LIBRARY_PATH": str(emulated_kernels.parent), "FAKE_CUDA_TRACE": str(trace)}
+    command = [str(build / "tests" / "fp4dit_tests"), "--gpu", "0"]
+    run(command, **there, FAKE_CUDA_CAPTURING=capturing)
+    ours = "fp4dit_linear_"
+    many, few = "decode_codes", "int8_codes_shared"
+    wanted = ["allocate", "allocate", many, "int8_bytes_128", many, "int8_bytes_128"]
+    wanted += ["allocate", "allocate", few, "fold", few, "fold"]
+    if capturing == "1":
+        wanted = ["allocate", *2 * ["int8_codes_128"], "allocate", *2 * ["int8_codes_16"]]
+    lines = [line.removeprefix(ours) for line in trace.read_text().splitlines()]
+    assert lines[: len(wanted)] == wanted
+
+
 NO_GPU = {
     "FAKE_CUDA_DEVICES=0": "the NVIDIA driver finds no GPU: see nvidia-smi",
     "FAKE_CUDA_DEVICES=2": "2 GPUs, and the provider has made none of them current",

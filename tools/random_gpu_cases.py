@@ -18,7 +18,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
-from emulated_gpu import EmulatedGpu, compile_kernels  # noqa: E402
+from emulated_gpu import PATHS, EmulatedGpu, compile_kernels  # noqa: E402
 from gpu_cases import random_attention, random_linear, random_quantize  # noqa: E402
 
 OPERATORS = {
@@ -34,13 +34,14 @@ def run(gpu: EmulatedGpu, operator: str, seeds: range) -> int:
     for seed in seeds:
         # A quarter begins at any byte, as a caller's own buffers may.
         gpu.seed, gpu.alignment = seed, 16 if seed % 4 else 1
+        gpu.path = ("", *PATHS)[seed // 4 % (1 + len(PATHS))]
         try:
             with np.errstate(all="ignore"):
                 OPERATORS[operator](gpu, np.random.default_rng(seed))
         except AssertionError as error:
             failed += 1
             print(f"{operator}, seed {seed}: {error}")
-    gpu.seed, gpu.alignment = 1, 16
+    gpu.seed, gpu.alignment, gpu.path = 1, 16, ""
     return failed
 
 

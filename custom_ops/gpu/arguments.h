@@ -72,10 +72,14 @@ struct HadamardQuantizeArguments {
   float* scratch;  // a row for each block; null: in shared memory, after a word a warp
 };
 
-// Inputs of a step of linear's fragments: of one mma.
+// Inputs of a step of linear's fragments: of one mma; steps of a stage.
 constexpr int kStep = 32;
+constexpr int kStageSteps = 4;
 // Channels of a tile, to a multiple of which packed weights are padded.
 constexpr int kTileN = 128;
+
+// What fragments hold: codes of 4 bits, such codes and multipliers, bytes. Plain: there are none.
+enum Storage { kPlain, kCodes, kMultiplied, kBytes };
 
 // numerics.linear and linear_integer: q [m, k] to y [m, n]. Inputs are cut into runs, which are
 // summed before any scale is applied: parts of groups of weights and of groups of activations.
@@ -88,6 +92,7 @@ struct LinearArguments {
   const void* weight_scale;    // [groups, n_padded]
   const float* bias;
   const float* grid;  // grid integers of all codes; of the plain kernel
+  void* scratch;      // fragments of bytes, decoded; or sums [slots, m, n_padded] of int32
   int64_t m, n, n_padded;
   int64_t scale_stride;
   int32_t k;
@@ -98,6 +103,8 @@ struct LinearArguments {
   int32_t steps, run_steps;
   int32_t multiplier_steps;  // of a group that has a multiplier
   uint32_t low, high;        // magnitudes of the codes 0 to 3 and 4 to 7, a byte each
+  // Where blocks share the inputs: stages of a block, steps of a sum, sums of a run.
+  int32_t part_stages, slot_steps, run_slots;
   // Of the plain kernel: bytes of a row of codes and of multipliers, inputs of a multiplier, inputs
   // that have codes rather than signs, bits of a code, the code of -1.
   int32_t row_bytes, multiplier_bytes, multiplier_group, wide;

@@ -1,27 +1,14 @@
 #include "gpu/linear.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <cstring>
 
 namespace fp4dit::gpu {
 namespace {
 
-constexpr size_t kStageSteps = 4;
 constexpr size_t kAlignment = 256;
-constexpr uint32_t kThreads = 256;
-// Rows up to which a tile of 16 is worth its weights' traffic.
-constexpr size_t kFewRows = 32;
 // Below this sums of integers are the last bits of a float.
 constexpr double kShortSums = 4194304.0;  // 2^22
-
-constexpr const char* kCodes = "codes";
-constexpr const char* kMultiplied = "multiplied";
-constexpr const char* kBytes = "bytes";
-constexpr const char* kActs[kIntegerTypes] = {"int8", "int16", "float"};
-
-size_t Tiles(size_t size, size_t tile) { return size / tile + (size % tile != 0 ? 1 : 0); }
-size_t RoundUp(size_t size, size_t step) { return Tiles(size, step) * step; }
 
 // Where an input is in its fragment.
 struct FragmentPlace {
@@ -37,26 +24,11 @@ FragmentPlace PlaceOf(size_t channel, size_t input, IntegerType act) {
   return {channel % 8 * 4 + quad, half * 4 + byte};
 }
 
-const char* LinearKernelName(const char* act, const char* storage, const char* tile) {
-#define FP4DIT_GPU_KERNEL(name, Arguments) #name,
-  static constexpr const char* kNames[] = {
-#include "gpu/kernels.inc"
-  };
-#undef FP4DIT_GPU_KERNEL
-  char wanted[64];
-  std::snprintf(wanted, sizeof(wanted), "fp4dit_linear_%s_%s%s%s", act, storage,
-                *tile == '\0' ? "" : "_", tile);
-  for (const char* name : kNames) {
-    if (std::strcmp(name, wanted) == 0) return name;
-  }
-  return "";
-}
-
 }  // namespace
 
 // Whether tensor cores take them, and how they hold the weights.
 bool LinearWeights::ChooseFragments(const WeightSource& source) {
-  storage_ = nullptr;
+  storage_ = kPlain;
   if (act_ == kFloatType || source.format->max_integer() > 127.0f) return false;
   storage_ = source.format->storage_bits == 4 ? kCodes : kBytes;
   if (source.multipliers == nullptr) return HasKernel(source);
@@ -73,7 +45,7 @@ bool LinearWeights::ChooseFragments(const WeightSource& source) {
 // rare.
 bool LinearWeights::HasKernel(const WeightSource& source) {
   if (storage_ != kBytes || (act_ == kInt8Type && source.act_group >= source.k)) return true;
-  storage_ = nullptr;
+  storage_ = kPlain;
   return false;
 }
 
@@ -104,9 +76,8 @@ PackResult LinearWeights::Pack(const WeightSource& source, IntegerType act) {
     a.run_steps = narrow(Tiles(run, kStep));
     const size_t last = source.k - (Tiles(source.k, run) - 1) * run;
     a.steps = narrow((Tiles(source.k, run) - 1) * Tiles(run, kStep) + Tiles(last, kStep));
-    const size_t stages = Tiles(static_cast<size_t>(a.steps), kStageSteps);
     const size_t step_bytes = storage_ == kBytes ? kStep : kStep / 2;  // of a channel
-    sizes[kCodesPart] = stages * kStageSteps * n_padded * step_bytes;
+    sizes[kCodesPart] = Stages() * kStageSteps * n_padded * step_bytes;
     if (storage_ == kMultiplied) sizes[kMultipliersPart] = source.groups() * n_padded;
     a.multiplier_steps = narrow(Tiles(source.group_size, kStep));
     const double most = storage_ == kBytes        ? 127.0
@@ -203,52 +174,6 @@ void LinearWeights::PackScales(const WeightSource& source) {
     }
   }
   if (source.n != 0) std::memcpy(At(kBiasPart), source.bias, source.n * sizeof(float));
-}
-
-Launch LinearWeights::Plan(const LinearCall& call) const {
-  LinearArguments a = arguments_;
-  a.q = call.q;
-  a.scale = call.scale;
-  a.y = call.y;
-  a.m = static_cast<int64_t>(call.rows);
-  a.scale_stride = static_cast<int64_t>(call.scale_stride);
-  a.codes = call.weights + offsets_[kCodesPart];
-  if (offsets_[kScalesPart] != offsets_[kMultipliersPart]) {
-    a.multipliers = call.weights + offsets_[kMultipliersPart];
-  }
-  a.weight_scale = call.weights + offsets_[kScalesPart];
-  a.bias = reinterpret_cast<const float*>(call.weights + offsets_[kBiasPart]);
-  a.grid = reinterpret_cast<const float*>(call.weights + offsets_[kGridPart]);
-  Launch launch;
-  launch.threads = kThreads;
-  const size_t n = static_cast<size_t>(a.n);
-  if (storage_ == nullptr) {
-    launch.kernel = LinearKernelName("plain", kActs[act_], "");
-    launch.blocks = static_cast<uint32_t>(Tiles(call.rows, 64) * Tiles(n, 64));
-    launch.shared_bytes = 2 * 32 * 68 * sizeof(float);
-    launch.Set(a);
-    return launch;
-  }
-  const size_t element = act_ == kInt8Type ? 1 : 2;
-  const size_t piece = 16 / element;
-  const bool whole_runs =
-      arguments_.run == arguments_.k || static_cast<size_t>(arguments_.run) % piece == 0;
-  a.aligned = whole_runs && static_cast<size_t>(a.k) % piece == 0 &&
-                      reinterpret_cast<uintptr_t>(call.q) % 16 == 0
-                  ? 1
-                  : 0;
-  const bool few = act_ == kInt8Type && a.several == 0 && call.rows <= kFewRows;
-  const bool large = act_ == kInt8Type && a.several == 0 && !few;
-  const size_t rows = few ? 16 : large ? 128 : 64;
-  launch.kernel = LinearKernelName(kActs[act_], storage_,
-                                   a.several != 0 ? "several"
-                                   : few          ? "16"
-                                   : large        ? "128"
-                                                  : "64");
-  launch.blocks = static_cast<uint32_t>(Tiles(call.rows, rows) * Tiles(n, kTileN));
-  launch.shared_bytes = static_cast<uint32_t>(3 * rows * kStageSteps * kStep * element);
-  launch.Set(a);
-  return launch;
 }
 
 }  // namespace fp4dit::gpu

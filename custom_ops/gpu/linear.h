@@ -13,6 +13,23 @@
 
 namespace fp4dit::gpu {
 
+inline size_t Tiles(size_t size, size_t tile) { return size / tile + (size % tile != 0 ? 1 : 0); }
+inline size_t RoundUp(size_t size, size_t step) { return Tiles(size, step) * step; }
+
+// How a product is made; its bits are the same in all ways.
+enum LinearPath {
+  kDirect,   // one kernel
+  kDecoded,  // codes are decoded to bytes once, and not by every block that reads them
+  kShared,   // blocks share the inputs; their sums, which are exact, are folded by a second kernel
+};
+constexpr size_t kMostLaunches = 2;
+
+struct LinearWay {
+  LinearPath path = kDirect;
+  size_t scratch_bytes = 0;  // of the device's memory, beside the weights
+  int32_t part_stages = 0;   // of kShared: stages of a block
+};
+
 // Rows of activations and where their products go, on the device.
 struct LinearCall {
   const void* q;  // [rows, k]
@@ -21,6 +38,8 @@ struct LinearCall {
   size_t rows;
   float* y;                // [rows, n]
   const uint8_t* weights;  // the copy of LinearWeights' bytes
+  LinearWay way;
+  void* scratch;  // way.scratch_bytes, aligned to 16
 };
 
 // The weights of a linear as the kernels read them: one block of bytes, to be copied once to memory
@@ -39,7 +58,14 @@ class LinearWeights {
   // Once they are on the device the host needs them no more.
   void Release() { bytes_.Allocate(0); }
 
-  Launch Plan(const LinearCall& call) const;
+  // The way that suits so many rows on a GPU of so many streaming multiprocessors.
+  LinearWay Choose(size_t rows, size_t processors) const;
+  // The way that takes `path`, or kDirect if that cannot be had.
+  LinearWay WayOf(LinearPath path, size_t rows, size_t processors) const;
+  // The most that `Choose` asks for.
+  size_t MostScratchBytes() const;
+  // Kernels to be queued one after the other.
+  void Plan(const LinearCall& call, Launch (&launches)[kMostLaunches]) const;
 
  private:
   // The parts of the block, by offset.
@@ -50,13 +76,21 @@ class LinearWeights {
   void PackFragments(const WeightSource& source);
   void PackFragmentMultipliers(const WeightSource& source);
   void PackScales(const WeightSource& source);
+  size_t Stages() const { return Tiles(static_cast<size_t>(arguments_.steps), kStageSteps); }
+  size_t MostSumBytes() const;
+  LinearWay Decoded() const;
+  LinearWay Shared(size_t rows, size_t processors) const;
+  LinearArguments Arguments(const LinearCall& call) const;
+  Launch PlanPlain(const LinearArguments& a) const;
+  Launch PlanFragments(const LinearArguments& a, Storage storage) const;
+  Launch PlanShared(const LinearArguments& a) const;
   uint8_t* At(Part part) { return bytes_.data() + offsets_[part]; }
 
   AlignedBuffer bytes_;
   size_t size_ = 0;
   size_t offsets_[kParts + 1] = {};
   IntegerType act_ = kInt8Type;
-  const char* storage_ = nullptr;  // of fragments, as kernels' names have it; null: plain
+  Storage storage_ = kPlain;
   LinearArguments arguments_ = {};
 };
 

@@ -45,6 +45,8 @@ void TestRandom(unsigned seed, unsigned count, bool on_gpu = false);
 void TestAttention(unsigned seed, unsigned count);  // random cases too
 // The other operators of the CUDA provider.
 void TestGpuOps(unsigned cases);
+// Memory that kernels on a GPU share.
+void TestGpuScratch();
 // Why the GPU's kernel of an operator cannot be created; empty: it can.
 std::string CreateOnGpu(const char* op);
 void TestOddRows();

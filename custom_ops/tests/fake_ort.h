@@ -68,6 +68,9 @@ int LiveObjects();
 std::map<std::string, const ort::CustomOp*> RegisterAll(std::string* error,
                                                         const char* provider = nullptr);
 
+// The stream of calls from now on; null: the usual one.
+void SetStream(void* stream);
+
 // Creates a kernel of `op` for `node`, and runs it `runs` times.
 Outcome Run(const ort::CustomOp* op, Node* node, int runs = 1);
 

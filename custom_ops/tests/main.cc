@@ -65,6 +65,7 @@ int main(int count, char** arguments) {
   } else if (count > 2 && std::strcmp(arguments[1], "--gpu") == 0) {
     TestRandom(count > 3 ? Number(arguments[3]) : 1, Number(arguments[2]), true);
     TestGpuOps(Number(arguments[2]));
+    TestGpuScratch();
   } else if (count > 2 && std::strcmp(arguments[1], "--create") == 0) {
     const std::string error = CreateOnGpu(arguments[2]);
     std::printf("%s\n", error.empty() ? "created" : error.c_str());

@@ -24,10 +24,13 @@ HOST = (
     "cpu/packing/packed_weights.cc",
     "gpu/attention.cc",
     "gpu/linear.cc",
+    "gpu/linear_plan.cc",
     "gpu/quantize.cc",
 )
 LARGEST = ctypes.c_size_t(-1).value
 ACTS = (np.int8, np.int16, np.float32)
+PATHS = ("direct", "decoded", "shared")
+"""Ways of a linear, as custom_ops/gpu/linear.h has them."""
 
 
 def compile_kernels(
@@ -73,12 +76,18 @@ class EmulatedGpu:
         library: what `compile_kernels` made.
         seed: what the order of threads follows from.
         alignment: of all arrays, in bytes; a GPU's are aligned to 16 at least, if no caller's.
+
+    Attributes:
+        path: the way of linears, of `PATHS`, where they can take it; "" for the one that is chosen.
+        taken: that of the last linear.
     """
 
     def __init__(self, library: Path, seed: int = 1, alignment: int = 16) -> None:
         self.library = ctypes.CDLL(str(library))
         self.seed = seed
         self.alignment = alignment
+        self.path = ""
+        self.taken = ""
 
     def _place(self, values: npt.NDArray[np.generic]) -> Guarded:
         return Guarded(values, max(self.alignment, values.itemsize))
@@ -141,6 +150,7 @@ class EmulatedGpu:
         (m, k), n = q.shape, len(codes)
         y = self._place(np.full((m, n), 77, np.float32))
         packed = None if multipliers is None else self._place(numerics.pack(multipliers, 4))
+        path = ctypes.c_int(PATHS.index(self.path) if self.path else -1)
         self._call(
             "fp4dit_test_linear",
             fmt.name.encode(),
@@ -158,7 +168,9 @@ class EmulatedGpu:
             ctypes.c_size_t(0 if len(scale) == 1 else scale.shape[1]),
             ctypes.c_size_t(m),
             y,
+            ctypes.byref(path),
         )
+        self.taken = PATHS[path.value]
         return y.array.copy()
 
     def attention(

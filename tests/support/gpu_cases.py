@@ -140,6 +140,8 @@ def random_linear(gpu: EmulatedGpu, rng: np.random.Generator) -> None:
         group = min(group, 64)
         act_group = None if act_group is None else group
     sizes = (size_near(rng, 150), size_near(rng, 140), k)
+    if act_group is None and rng.random() < 0.2:  # long rows, but few
+        sizes = (size_near(rng, 20), size_near(rng, 20), k + 512)
     linear_case(gpu, rng, FORMATS.get(act), FORMATS[weight], sizes, group, act_group, kind)
 
 

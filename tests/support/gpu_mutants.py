@@ -60,7 +60,8 @@ MUTANTS = {
     ),
     "linear: no wait": _linear("WaitCopies<kStages - 2>();", ";"),
     "linear: overwrites what is read": _linear(
-        "Stage<C>(a, first_row, s + kStages - 1);", "Stage<C>(a, first_row, s + kStages);"
+        "Stage<C>(a, first_row, s + kStages - 1, stages);",
+        "Stage<C>(a, first_row, s + kStages, stages);",
     ),
     "linear: fma of groups split": _sums(
         "sums.y[i][j][e] = Fma(scale[e % 2], part, sums.y[i][j][e]);",
@@ -78,12 +79,35 @@ MUTANTS = {
         "LoadMatrices(Piece<C>(stage, row + lane % 16, step * 2 + lane / 16), a[0]);",
         "LoadMatrices(Piece<C>(stage, row + lane / 2, step * 2 + lane % 2), a[0]);",
     ),
-    "linear: a sign without its one": _linear(
-        "b[i] = (magnitude ^ minus) + (minus & 0x01010101u);", "b[i] = magnitude ^ minus;"
+    "linear: a sign without its one": Mutant(
+        "decode.h",
+        "b[i] = (magnitude ^ minus) + (minus & 0x01010101u);",
+        "b[i] = magnitude ^ minus;",
     ),
     "linear: planes swapped": _linear(
         "a[1][half * 2 + i] = Permute(wide[i], wide[i + 2], 0x7531);",
         "a[1][half * 2 + i] = Permute(wide[i], wide[i + 2], 0x6420);",
+    ),
+    "decoded: halves swapped": Mutant(
+        "linear_decode.cu", "to[half * 32] = bytes;", "to[32 - half * 32] = bytes;"
+    ),
+    "shared: begins with the first multipliers": _linear(
+        "multipliers += step / a.multiplier_steps * a.n_padded;", ";"
+    ),
+    "shared: leaves its first multipliers late": _linear(
+        "multiplier_left += 1 - step % a.multiplier_steps;", "multiplier_left += 1;"
+    ),
+    "shared: every sum in the first place": _sums("++slot;", ";"),
+    "shared: a run's last sum alone": Mutant("linear_fold.cu", "sum += *sums;", "sum = *sums;"),
+    "shared: fma of groups split": Mutant(
+        "fold.h",
+        "y = Fma(WeightScale(a, run / a.scale_runs, channel), sum, y);",
+        "y = ::Add(Mul(WeightScale(a, run / a.scale_runs, channel), sum), y);",
+    ),
+    "shared: groups of weights and of activations confused": Mutant(
+        "fold.h",
+        "group = Fma(a.scale[row * a.scale_stride + run / a.act_runs], sum, group);",
+        "group = Fma(a.scale[row * a.scale_stride + run / a.scale_runs], sum, group);",
     ),
     "attention: no barrier": _chunks("Sync();", ";", "WaitCopies<1>();\n    "),
     "attention: waits for too little": _chunks("WaitCopies<1>();", "WaitCopies<2>();"),

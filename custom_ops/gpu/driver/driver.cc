@@ -28,7 +28,7 @@ constexpr int kSuccess = 0;
 constexpr int kOutOfMemory = 2;
 constexpr int kNoDevice = 100;
 
-enum DeviceAttribute : int { kMajor = 75, kMinor = 76, kMostSharedBytes = 97 };
+enum DeviceAttribute : int { kProcessors = 16, kMajor = 75, kMinor = 76, kMostSharedBytes = 97 };
 constexpr int kFunctionSharedBytes = 8;  // a function's limit of dynamic shared memory
 
 // X(name, symbol, parameters) of the functions of libcuda.so.1; all return a CUresult.
@@ -54,6 +54,7 @@ constexpr int kFunctionSharedBytes = 8;  // a function's limit of dynamic shared
   X(Allocate, "cuMemAlloc_v2", (void**, size_t))                                                 \
   X(Free, "cuMemFree_v2", (void*))                                                               \
   X(CopyToDevice, "cuMemcpyHtoD_v2", (void*, const void*, size_t))                               \
+  X(IsCapturing, "cuStreamIsCapturing", (void*, int*))                                           \
   X(Launch, "cuLaunchKernel",                                                                    \
     (void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, \
      void**))
@@ -132,6 +133,7 @@ struct Device {
   void* context = nullptr;
   int arch = 0;
   int most_shared = 0;
+  int processors = 0;
   char name[96] = "";
   void* functions[kKernelCount] = {};
   Device* next = nullptr;
@@ -175,6 +177,7 @@ OrtStatus* ReadDevice(const Node& node, Device* device) {
   if (result == kSuccess) {
     result = driver.GetAttribute(&device->most_shared, kMostSharedBytes, id);
   }
+  if (result == kSuccess) result = driver.GetAttribute(&device->processors, kProcessors, id);
   device->name[sizeof(device->name) - 1] = '\0';
   device->arch = major * 10 + minor;
   return result == kSuccess ? nullptr : Failed(node, "cuDeviceGetAttribute", result);
@@ -298,6 +301,16 @@ OrtStatus* FindDevice(const Node& node, const Device** device) {
 }
 
 size_t MostSharedBytes(const Device& device) { return static_cast<size_t>(device.most_shared); }
+size_t Processors(const Device& device) { return static_cast<size_t>(device.processors); }
+
+OrtStatus* StreamOf(const Node& node, OrtKernelContext* context, void** stream) {
+  return node.api->KernelContext_GetGPUComputeStream()(context, stream);
+}
+
+bool IsCaptured(void* stream) {
+  int status = 0;
+  return TheDriver().IsCapturing(stream, &status) != kSuccess || status != 0;
+}
 
 OrtStatus* Finish(const Node& node) {
   const int result = TheDriver().Synchronize();
@@ -308,7 +321,7 @@ OrtStatus* Run(const Node& node, const Device& device, const Launch& launch,
                OrtKernelContext* context) {
   if (launch.blocks == 0) return nullptr;
   void* stream = nullptr;
-  FP4DIT_RETURN_IF_ERROR(node.api->KernelContext_GetGPUComputeStream()(context, &stream));
+  FP4DIT_RETURN_IF_ERROR(StreamOf(node, context, &stream));
   for (size_t i = 0; i < kKernelCount; ++i) {
     if (std::strcmp(kKernels[i], launch.kernel) != 0) continue;
     void* parameters[] = {const_cast<uint8_t*>(launch.argument)};
@@ -329,12 +342,20 @@ DeviceMemory::~DeviceMemory() {
   driver.PopContext(&context);
 }
 
-OrtStatus* DeviceMemory::Allocate(const Node& node, const Device& device, size_t size) {
+int DeviceMemory::Take(const Device& device, size_t size) {
   const Driver& driver = TheDriver();
   if (data_ != nullptr) driver.Free(data_);
   data_ = nullptr;
   device_ = &device;
-  const int result = driver.Allocate(&data_, size);
+  return driver.Allocate(&data_, size);
+}
+
+bool DeviceMemory::TryAllocate(const Device& device, size_t size) {
+  return Take(device, size) == kSuccess;
+}
+
+OrtStatus* DeviceMemory::Allocate(const Node& node, const Device& device, size_t size) {
+  const int result = Take(device, size);
   if (result == kOutOfMemory) return OutOfMemory(node, size);
   return result == kSuccess ? nullptr : Failed(node, "cuMemAlloc", result);
 }

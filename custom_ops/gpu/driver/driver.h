@@ -21,6 +21,14 @@ OrtStatus* FindDevice(const Node& node, const Device** device);
 // Bytes of shared memory that a block can have.
 size_t MostSharedBytes(const Device& device);
 
+// Streaming multiprocessors: how many blocks run at the same time at least.
+size_t Processors(const Device& device);
+
+// The stream that the call's work belongs to, and whether a CUDA graph is made of what is queued on
+// it: then nothing may be allocated.
+OrtStatus* StreamOf(const Node& node, OrtKernelContext* context, void** stream);
+bool IsCaptured(void* stream);
+
 // Queues the kernel on the stream that the call's work belongs to, if there is anything to do.
 OrtStatus* Run(const Node& node, const Device& device, const Launch& launch,
                OrtKernelContext* context);
@@ -38,6 +46,8 @@ class DeviceMemory {
 
   // Room for `size` bytes, at least one; what it held is freed.
   OrtStatus* Allocate(const Node& node, const Device& device, size_t size);
+  // The same; false if there is no such memory.
+  bool TryAllocate(const Device& device, size_t size);
   // Copies `size` bytes there, at least one, and waits until all has arrived; what it held is
   // freed.
   OrtStatus* Fill(const Node& node, const Device& device, const void* from, size_t size);
@@ -47,6 +57,8 @@ class DeviceMemory {
   }
 
  private:
+  int Take(const Device& device, size_t size);
+
   const Device* device_ = nullptr;
   void* data_ = nullptr;
 };

@@ -7,6 +7,8 @@
 #include "gpu/kernels/hadamard.cu"
 #include "gpu/kernels/hadamard_quantize.cu"
 #include "gpu/kernels/linear.cu"
+#include "gpu/kernels/linear_decode.cu"
+#include "gpu/kernels/linear_fold.cu"
 #include "gpu/kernels/linear_plain.cu"
 #include "gpu/kernels/quantize.cu"
 #include "gpu/kernels/unpack.cu"

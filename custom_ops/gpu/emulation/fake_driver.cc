@@ -3,7 +3,8 @@
 //
 // The environment says what it pretends: FAKE_CUDA_DEVICES (1), FAKE_CUDA_ARCH (80),
 // FAKE_CUDA_BYTES of memory (2^32), FAKE_CUDA_LOAD, the result of loading a module (0),
-// FAKE_CUDA_SEED of the order of threads (1), FAKE_CUDA_TRACE, a file to which calls are written.
+// FAKE_CUDA_SEED of the order of threads (1), FAKE_CUDA_CAPTURING, the status of a stream (0),
+// FAKE_CUDA_TRACE, a file to which calls are written.
 
 #include <sys/mman.h>
 
@@ -128,7 +129,11 @@ int cuDeviceGetName(char* name, int size, int) {
 }
 int cuDeviceGetAttribute(int* value, int attribute, int) {
   const int arch = static_cast<int>(Setting("FAKE_CUDA_ARCH", 80));
-  *value = attribute == 75 ? arch / 10 : attribute == 76 ? arch % 10 : attribute == 97 ? 101376 : 0;
+  *value = attribute == 75   ? arch / 10
+           : attribute == 76 ? arch % 10
+           : attribute == 97 ? 101376
+           : attribute == 16 ? 4
+                             : 0;
   return kSuccess;
 }
 
@@ -174,12 +179,17 @@ int cuMemGetInfo_v2(size_t* free, size_t* total) {
   return kSuccess;
 }
 int cuMemAlloc_v2(void** data, size_t size) {
+  fake_cuda_note("allocate");
   *data = fake_cuda_allocate(size);
   return *data == nullptr ? kOutOfMemory : kSuccess;
 }
 int cuMemFree_v2(void* data) { return fake_cuda_free(data); }
 int cuMemcpyHtoD_v2(void* to, const void* from, size_t size) {
   fake_cuda_copy(to, from, size);
+  return kSuccess;
+}
+int cuStreamIsCapturing(void*, int* status) {
+  *status = static_cast<int>(Setting("FAKE_CUDA_CAPTURING", 0));
   return kSuccess;
 }
 int cuLaunchKernel(void* function, unsigned blocks, unsigned, unsigned, unsigned threads, unsigned,

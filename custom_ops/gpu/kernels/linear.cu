@@ -8,6 +8,7 @@
 
 #include "gpu/arguments.h"
 #include "gpu/device.h"
+#include "gpu/kernels/decode.h"
 #include "gpu/kernels/linear_sums.h"
 
 namespace linear {
@@ -16,23 +17,6 @@ namespace linear {
 template <typename C>
 DEVICE uint8_t* Piece(uint8_t* stage, int row, int piece) {
   return stage + row * C::kRowBytes + ((piece ^ (row & 7)) << 4);
-}
-
-// Magnitudes of codes 0 to 7, a byte each.
-struct Table {
-  uint32_t low, high;
-};
-
-// Eight codes to the bytes of a lane's fragment: the lower four nibbles to b[0]. No code of zero
-// has a sign: minus a magnitude is its complement and 1, and no byte carries.
-DEVICE void Decode(uint32_t codes, const Table& table, uint32_t (&b)[2]) {
-  const uint32_t index = codes & 0x77777777u;
-  const uint32_t sign = codes >> 1 & 0x44444444u;
-  UNROLL for (int i = 0; i < 2; ++i) {
-    const uint32_t minus = Permute(0, ~0u, sign >> (16 * i) & 0xffffu);
-    const uint32_t magnitude = Permute(table.low, table.high, index >> (16 * i) & 0xffffu);
-    b[i] = (magnitude ^ minus) + (minus & 0x01010101u);
-  }
 }
 
 // Where a step of padded inputs comes from.
@@ -58,13 +42,13 @@ DEVICE Word4 ReadInputs(const Act* from, int count) {
   return r;
 }
 
-// Starts to copy stage `index` of the block's rows; stages beyond the last are empty.
+// Starts to copy stage `index` of the block's rows; stages from `end` on are empty.
 template <typename C>
-DEVICE void Stage(const LinearArguments& a, int64_t first_row, int index) {
+DEVICE void Stage(const LinearArguments& a, int64_t first_row, int index, int end) {
   using Act = typename C::Act;
   constexpr int kPieceInputs = 16 / C::kPlanes;
   constexpr int kStepPieces = kStep / kPieceInputs;
-  if (index * kStageSteps < a.steps) {
+  if (index < end) {
     uint8_t* const to = Shared() + index % kStages * C::kStageBytes;
     const int piece = Thread() % C::kRowPieces;  // the same in all rounds
     const Source source = SourceOf(a, index * kStageSteps + piece / kStepPieces);
@@ -119,12 +103,21 @@ struct Weights {
   int multiplier_left = 0;
   const uint8_t* multipliers;  // of the next group
 
-  DEVICE Weights(const LinearArguments& a, const Place<C>& place) {
+  DEVICE Weights(const LinearArguments& a, const Place<C>& place, int first_stage) {
     const int64_t tile = place.first_column / 8;
-    at = reinterpret_cast<const Word4*>(a.codes) + tile * C::kWords * 32 + place.lane;
     stage_words = a.n_padded / 8 * C::kWords * 32;
+    at = reinterpret_cast<const Word4*>(a.codes) + tile * C::kWords * 32 + place.lane +
+         first_stage * stage_words;
     table[0] = {a.low, a.high};
-    multipliers = a.multipliers + (C::kStorage == kMultiplied ? place.first_column : 0);
+    if constexpr (C::kStorage == kMultiplied) {
+      multipliers = a.multipliers + place.first_column;
+      if constexpr (C::kShared) {  // it may begin within a group
+        const int step = first_stage * kStageSteps;
+        multipliers += step / a.multiplier_steps * a.n_padded;
+        NextStep(a, place.lane);
+        multiplier_left += 1 - step % a.multiplier_steps;
+      }
+    }
     Load();
   }
   // The next stage, which `Take` makes the present one.
@@ -187,33 +180,42 @@ DEVICE void MultiplyStep(uint8_t* stage, int first_row, int step, const Weights<
 template <typename C>
 DEVICE void Run(const LinearArguments& a) {
   const int64_t tiles_n = a.n_padded / kTileN;
-  const int64_t first_row = Block() / tiles_n * C::kRows;
+  const int all_stages = (a.steps + kStageSteps - 1) / kStageSteps;
+  int64_t tile = Block();
+  int first_stage = 0;
+  int stages = all_stages;  // where the block's end
+  if constexpr (C::kShared) {
+    const int parts = (all_stages + a.part_stages - 1) / a.part_stages;
+    first_stage = static_cast<int>(tile % parts) * a.part_stages;
+    tile /= parts;
+    if (stages - first_stage > a.part_stages) stages = first_stage + a.part_stages;
+  }
+  const int64_t first_row = tile / tiles_n * C::kRows;
   const int warp = Thread() / 32;
   const int warp_row = warp / C::kWarpsN * C::kTilesM * 16;
   Place<C> place;
   place.lane = Thread() % 32;
   place.first_row = first_row + warp_row;
-  place.first_column = Block() % tiles_n * kTileN + warp % C::kWarpsN * C::kTilesN * 8;
-  const int stages = (a.steps + kStageSteps - 1) / kStageSteps;
-  Weights<C> weights(a, place);
+  place.first_column = tile % tiles_n * kTileN + warp % C::kWarpsN * C::kTilesN * 8;
+  const int end = a.steps < stages * kStageSteps ? a.steps : stages * kStageSteps;  // step
+  Weights<C> weights(a, place, first_stage);
   Sums<C> sums;
   StartSums(a, place, sums);
   StartRun(a, sums);
-  Runs runs(a);
+  typename RunsOf<C::kShared>::Type runs(a, first_stage);
   // Runs whose steps are whole stages end with one; others may end with any step.
-  const bool whole = a.run_steps % kStageSteps == 0;
-  ROLLED for (int s = 1 - kStages; s < stages; ++s) {
-    if (s >= 0) {
+  const bool whole = runs.step_left % kStageSteps == 0;
+  ROLLED for (int s = first_stage + 1 - kStages; s < stages; ++s) {
+    if (s >= first_stage) {
       WaitCopies<kStages - 2>();
       Sync();
     }
-    Stage<C>(a, first_row, s + kStages - 1);
-    if (s < 0) continue;
+    Stage<C>(a, first_row, s + kStages - 1, stages);
+    if (s < first_stage) continue;
     weights.Take();
     if (s + 1 < stages) weights.Load();
     uint8_t* const stage = Shared() + s % kStages * C::kStageBytes;
-    const int steps =
-        a.steps - s * kStageSteps < kStageSteps ? a.steps - s * kStageSteps : kStageSteps;
+    const int steps = end - s * kStageSteps < kStageSteps ? end - s * kStageSteps : kStageSteps;
     ROLLED for (int step = 0; step < steps;) {
       int done = 1;
       if (whole && steps == kStageSteps) {
@@ -228,21 +230,21 @@ DEVICE void Run(const LinearArguments& a) {
       }
       step += done;
       runs.step_left -= done;
-      const bool last = s * kStageSteps + step == a.steps;
+      const bool last = s * kStageSteps + step == end;
       if (runs.step_left > 0 && !last) continue;
-      FoldRun(a, runs, last, place, sums);
+      EndRun(a, runs, last, place, sums);
       StartRun(a, sums);
       runs.Next(a);
     }
   }
-  StoreSums(a, place, sums);
+  if constexpr (!C::kShared) StoreSums(a, place, sums);
 }
 
 }  // namespace linear
 
-#define FP4DIT_LINEAR(name, act, storage, several, rows)                 \
-  KERNEL(256) name(fp4dit::gpu::LinearArguments a) {                     \
-    linear::Run<linear::Config<act, linear::storage, several, rows>>(a); \
+#define FP4DIT_LINEAR(name, act, storage, ...)                         \
+  KERNEL(256) name(fp4dit::gpu::LinearArguments a) {                   \
+    linear::Run<linear::Config<act, linear::storage, __VA_ARGS__>>(a); \
   }
 FP4DIT_LINEAR(fp4dit_linear_int8_codes_128, int8_t, kCodes, false, 128)
 FP4DIT_LINEAR(fp4dit_linear_int8_codes_16, int8_t, kCodes, false, 16)
@@ -254,3 +256,7 @@ FP4DIT_LINEAR(fp4dit_linear_int8_bytes_128, int8_t, kBytes, false, 128)
 FP4DIT_LINEAR(fp4dit_linear_int8_bytes_16, int8_t, kBytes, false, 16)
 FP4DIT_LINEAR(fp4dit_linear_int16_codes_64, int16_t, kCodes, false, 64)
 FP4DIT_LINEAR(fp4dit_linear_int16_codes_several, int16_t, kCodes, true, 64)
+FP4DIT_LINEAR(fp4dit_linear_int8_codes_shared, int8_t, kCodes, false, 16, true)
+FP4DIT_LINEAR(fp4dit_linear_int8_multiplied_shared, int8_t, kMultiplied, false, 16, true)
+FP4DIT_LINEAR(fp4dit_linear_int8_bytes_shared, int8_t, kBytes, false, 16, true)
+FP4DIT_LINEAR(fp4dit_linear_int16_codes_shared, int16_t, kCodes, false, 16, true)

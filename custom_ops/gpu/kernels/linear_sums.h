@@ -10,22 +10,25 @@
 
 namespace linear {
 
+using fp4dit::gpu::kBytes;
+using fp4dit::gpu::kCodes;
+using fp4dit::gpu::kMultiplied;
+using fp4dit::gpu::kStageSteps;
 using fp4dit::gpu::kStep;
 using fp4dit::gpu::kTileN;
 using fp4dit::gpu::LinearArguments;
+using fp4dit::gpu::Storage;
 
 constexpr int kThreads = 256;
 constexpr int kStages = 3;
-constexpr int kStageSteps = 4;
 
-enum Storage { kCodes, kMultiplied, kBytes };
-
-template <typename Act_, Storage kStorage_, bool kSeveral_, int kRows_>
+template <typename Act_, Storage kStorage_, bool kSeveral_, int kRows_, bool kShared_ = false>
 struct Config {
   using Act = Act_;
   static constexpr Storage kStorage = kStorage_;
   static constexpr bool kSeveral = kSeveral_;  // scales a row
   static constexpr int kRows = kRows_;         // of the block's tile
+  static constexpr bool kShared = kShared_;    // blocks share inputs: only sums are made
   static constexpr int kPlanes = static_cast<int>(sizeof(Act));
   static constexpr int kWarpsM = kRows == 16 ? 1 : 2;
   static constexpr int kWarpsN = 8 / kWarpsM;
@@ -60,7 +63,7 @@ struct Runs {
   int32_t step_left, scale_left, act_left;
   int32_t scale_group = 0, act_group = 0;
 
-  DEVICE explicit Runs(const LinearArguments& a)
+  DEVICE Runs(const LinearArguments& a, int)
       : step_left(a.run_steps), scale_left(a.scale_runs), act_left(a.act_runs) {}
   DEVICE void Next(const LinearArguments& a) {
     step_left = a.run_steps;
@@ -75,9 +78,36 @@ struct Runs {
   }
 };
 
+// Counts the sums of a block that shares the inputs with others: parts of a run, or runs.
+struct Slots {
+  int32_t step_left, slot;
+
+  DEVICE Slots(const LinearArguments& a, int first_stage)
+      : step_left(a.slot_steps), slot(first_stage * kStageSteps / a.slot_steps) {}
+  DEVICE void Next(const LinearArguments& a) {
+    step_left = a.slot_steps;
+    ++slot;
+  }
+};
+
+template <bool kShared>
+struct RunsOf {
+  using Type = Runs;
+};
+template <>
+struct RunsOf<true> {
+  using Type = Slots;
+};
+
+// Whether sums start from the bits of a float.
+template <typename C>
+DEVICE bool AreFloats(const LinearArguments& a) {
+  return C::kPlanes == 1 && !C::kShared && a.short_sums != 0;
+}
+
 template <typename C>
 DEVICE void StartRun(const LinearArguments& a, Sums<C>& sums) {
-  const int32_t start = C::kPlanes == 1 && a.short_sums != 0 ? kMagicBits : 0;
+  const int32_t start = AreFloats<C>(a) ? kMagicBits : 0;
   UNROLL for (int p = 0; p < C::kPlanes; ++p) {
     UNROLL for (int i = 0; i < C::kTilesM; ++i) {
       UNROLL for (int j = 0; j < C::kTilesN; ++j) {
@@ -87,14 +117,21 @@ DEVICE void StartRun(const LinearArguments& a, Sums<C>& sums) {
   }
 }
 
+// The exact sum of a run.
+template <typename C>
+DEVICE uint32_t RunBits(const Sums<C>& sums, int i, int j, int e) {
+  auto sum = static_cast<uint32_t>(sums.run[0][i][j][e]);
+  if constexpr (C::kPlanes == 2) sum += static_cast<uint32_t>(sums.run[1][i][j][e]) << 8;
+  return sum;
+}
+
 // Makes the exact sums of a run floats, which stay in sums.run[0].
 template <bool kShort, typename C>
 DEVICE void ConvertRun(Sums<C>& sums) {
   UNROLL for (int i = 0; i < C::kTilesM; ++i) {
     UNROLL for (int j = 0; j < C::kTilesN; ++j) {
       UNROLL for (int e = 0; e < 4; ++e) {
-        auto sum = static_cast<uint32_t>(sums.run[0][i][j][e]);
-        if constexpr (C::kPlanes == 2) sum += static_cast<uint32_t>(sums.run[1][i][j][e]) << 8;
+        const uint32_t sum = RunBits(sums, i, j, e);
         const float converted =
             kShort ? Sub(AsFloat(sum), kMagic) : ToFloat(static_cast<int32_t>(sum));
         sums.run[0][i][j][e] = static_cast<int32_t>(AsBits(converted));
@@ -108,11 +145,26 @@ DEVICE float RunSum(const Sums<C>& sums, int i, int j, int e) {
   return AsFloat(static_cast<uint32_t>(sums.run[0][i][j][e]));
 }
 
+// The last of the slot's steps is done: its sums go to memory.
+template <typename C>
+DEVICE void EndRun(const LinearArguments& a, const Slots& slots, bool, const Place<C>& place,
+                   Sums<C>& sums) {
+  uint32_t* const to = static_cast<uint32_t*>(a.scratch) + slots.slot * a.m * a.n_padded;
+  UNROLL for (int i = 0; i < C::kTilesM; ++i) {
+    UNROLL for (int j = 0; j < C::kTilesN; ++j) {
+      UNROLL for (int e = 0; e < 4; ++e) {
+        const int64_t row = place.Row(i, e);
+        if (row < a.m) to[row * a.n_padded + place.Column(j, e)] = RunBits(sums, i, j, e);
+      }
+    }
+  }
+}
+
 // The last of `runs` steps is done; `last` of all.
 template <typename C>
-DEVICE void FoldRun(const LinearArguments& a, const Runs& runs, bool last, const Place<C>& place,
-                    Sums<C>& sums) {
-  if (C::kPlanes == 1 && a.short_sums != 0) {
+DEVICE void EndRun(const LinearArguments& a, const Runs& runs, bool last, const Place<C>& place,
+                   Sums<C>& sums) {
+  if (AreFloats<C>(a)) {
     ConvertRun<true>(sums);
   } else {
     ConvertRun<false>(sums);

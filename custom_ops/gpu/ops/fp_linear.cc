@@ -5,6 +5,7 @@
 #include "core/counters.h"
 #include "core/page_out.h"
 #include "gpu/driver/driver.h"
+#include "gpu/driver/scratch.h"
 #include "gpu/linear.h"
 #include "ops/fp_quantize.h"
 
@@ -36,6 +37,7 @@ class Linear {
     if (!is_constant_) return nullptr;
     FP4DIT_RETURN_IF_ERROR(Pack(inputs, &packed_));
     packed_.weights.Release();
+    scratch_.Reserve(*device_, packed_.weights.MostScratchBytes());
     // The runtime keeps them, and nobody reads them any more.
     PageOut(inputs.codes.data, inputs.codes.count);
     return nullptr;
@@ -76,13 +78,25 @@ class Linear {
     call->scale = scale.As<float>();
     call->rows = q.Rows();
     call->weights = packed.memory.As<uint8_t>();
-    return Run(linear_.node, *device_, packed.weights.Plan(*call), context);
+    if (is_constant_) call->way = packed.weights.Choose(call->rows, Processors(*device_));
+    if (call->way.scratch_bytes != 0) {
+      FP4DIT_RETURN_IF_ERROR(
+          scratch_.Find(linear_.node, context, call->way.scratch_bytes, &call->scratch));
+      if (call->scratch == nullptr) call->way = LinearWay();
+    }
+    Launch launches[kMostLaunches];
+    packed.weights.Plan(*call, launches);
+    for (const Launch& launch : launches) {
+      FP4DIT_RETURN_IF_ERROR(Run(linear_.node, *device_, launch, context));
+    }
+    return nullptr;
   }
 
   LinearNode linear_;
   const Device* device_ = nullptr;
   bool is_constant_ = false;
   Packed packed_;  // filled at creation if the weights are constant
+  Scratch scratch_;
 };
 
 }  // namespace
