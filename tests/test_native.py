@@ -101,6 +101,7 @@ def test_what_a_call_queues(
     many, few = "decode_codes", "int8_codes_shared"
     wanted = ["allocate", "allocate", many, "int8_bytes_128", many, "int8_bytes_128"]
     wanted += ["allocate", "allocate", few, "fold", few, "fold"]
+    wanted += ["allocate", *2 * ["fp4dit_hadamard_quantize"]]
     if capturing == "1":
         wanted = ["allocate", *2 * ["int8_codes_128"], "allocate", *2 * ["int8_codes_16"]]
     lines = [line.removeprefix(ours) for line in trace.read_text().splitlines()]

@@ -25,9 +25,11 @@ struct Source {
 };
 
 DEVICE Source SourceOf(const LinearArguments& a, int step) {
+  if (step >= a.steps) return {0, 0};
+  if (a.steps == a.run_steps) return {step * kStep, a.k};  // divisions are slow
   const int run = step / a.run_steps * a.run;
   const int end = a.k - run < a.run ? a.k : run + a.run;
-  return {run + step % a.run_steps * kStep, step < a.steps ? end : 0};
+  return {run + step % a.run_steps * kStep, end};
 }
 
 // Sixteen bytes of a row of q, of which only `count` inputs may be read.
@@ -55,19 +57,21 @@ DEVICE void Stage(const LinearArguments& a, int64_t first_row, int index, int en
     const int column = source.first + piece % kStepPieces * kPieceInputs;
     const int left = source.end - column;
     const int count = left < 0 ? 0 : left < kPieceInputs ? left : kPieceInputs;
-    const Act* const q = static_cast<const Act*>(a.q) + column;
-    const auto live = [&](int row) { return count > 0 && first_row + row < a.m; };
-    const auto from = [&](int row) { return q + (live(row) ? first_row + row : 0) * a.k; };
+    const int64_t rows_left = a.m - first_row;
+    const int rows = count == 0 ? 0 : rows_left < C::kRows ? static_cast<int>(rows_left) : C::kRows;
     constexpr int kRound = kThreads / C::kRowPieces;
-    const int first = Thread() / C::kRowPieces;
+    static_assert(kRound % 8 == 0);  // pieces of all rounds are in the same banks
+    int row = Thread() / C::kRowPieces;
+    const Act* from = static_cast<const Act*>(a.q) + (first_row + row) * a.k + column;
+    uint8_t* at = Piece<C>(to, row, piece);
+    const int64_t next = int64_t{kRound} * a.k;
     if (a.aligned != 0) {
-      UNROLL for (int row = first; row < C::kRows; row += kRound) {
-        CopyAsync<16>(Piece<C>(to, row, piece), live(row) ? from(row) : a.q, live(row));
+      UNROLL for (; row < C::kRows; row += kRound, from += next, at += kRound * C::kRowBytes) {
+        CopyAsync<16>(at, row < rows ? from : a.q, row < rows);
       }
     } else {
-      ROLLED for (int row = first; row < C::kRows; row += kRound) {
-        *reinterpret_cast<Word4*>(Piece<C>(to, row, piece)) =
-            ReadInputs(from(row), live(row) ? count : 0);
+      ROLLED for (; row < C::kRows; row += kRound, from += next, at += kRound * C::kRowBytes) {
+        *reinterpret_cast<Word4*>(at) = ReadInputs(from, row < rows ? count : 0);
       }
     }
   }
@@ -144,15 +148,17 @@ struct Weights {
     }
   }
   DEVICE void Fragment(int j, int step, uint32_t (&b)[2]) const {
+    // Not indexed: registers have no addresses.
+    const auto of_step = [step](uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+      return step < 2 ? (step == 0 ? a : b) : (step == 2 ? c : d);
+    };
+    const uint32_t (&first)[4] = words[j][0].word;
     if constexpr (C::kStorage == kBytes) {
-      const Word4& two = step < 2 ? words[j][0] : words[j][1];
-      b[0] = step % 2 == 0 ? two.word[0] : two.word[2];
-      b[1] = step % 2 == 0 ? two.word[1] : two.word[3];
+      const uint32_t (&second)[4] = words[j][1].word;
+      b[0] = of_step(first[0], first[2], second[0], second[2]);
+      b[1] = of_step(first[1], first[3], second[1], second[3]);
     } else {
-      // Not indexed: registers have no addresses.
-      const uint32_t (&word)[4] = words[j][0].word;
-      const uint32_t codes =
-          step < 2 ? (step == 0 ? word[0] : word[1]) : (step == 2 ? word[2] : word[3]);
+      const uint32_t codes = of_step(first[0], first[1], first[2], first[3]);
       Decode(codes, table[C::kStorage == kMultiplied ? j : 0], b);
     }
   }

@@ -7,6 +7,7 @@
 
 #include "core/counters.h"
 #include "gpu/driver/driver.h"
+#include "gpu/driver/scratch.h"
 #include "gpu/ops/rows.h"
 #include "gpu/quantize.h"
 
@@ -25,7 +26,9 @@ class Quantize {
 
   OrtStatus* Create(const Node& node) {
     FP4DIT_RETURN_IF_ERROR(settings_.Read(node, kType, kKind));
-    return FindDevice(node, &device_);
+    FP4DIT_RETURN_IF_ERROR(FindDevice(node, &device_));
+    if (kKind == Quantizer::kRotated) scratch_.Reserve(*device_, 0);  // the first call knows
+    return nullptr;
   }
 
   OrtStatus* Compute(OrtKernelContext* context) const {
@@ -50,7 +53,7 @@ class Quantize {
   }
 
  private:
-  // A row that is too long for shared memory, longer than any layer's, takes memory for the call.
+  // A row that is too long for shared memory, longer than any layer's, takes the device's.
   OrtStatus* RunRotated(const Quantizer::Call& call, const Launch& plain,
                         OrtKernelContext* context) const {
     constexpr size_t kThreads = 256;
@@ -65,26 +68,32 @@ class Quantize {
     launch.threads = kThreads;
     launch.shared_bytes = kThreads / 32 * sizeof(uint32_t);
     size_t blocks = std::min(call.rows, kMostRows);
-    DeviceMemory scratch;
+    DeviceMemory own;  // where there is none that stays
+    void* memory = nullptr;
     const bool is_short =
         call.k <= (MostSharedBytes(*device_) - launch.shared_bytes) / sizeof(float);
     if (is_short) {
       launch.shared_bytes += static_cast<uint32_t>(call.k * sizeof(float));
     } else {
       blocks = std::min(call.rows, kFewBlocks);
-      FP4DIT_RETURN_IF_ERROR(
-          scratch.Allocate(settings_.node, *device_, blocks * call.k * sizeof(float)));
+      const size_t bytes = blocks * call.k * sizeof(float);
+      FP4DIT_RETURN_IF_ERROR(scratch_.Find(settings_.node, context, bytes, &memory));
+      if (memory == nullptr) {
+        FP4DIT_RETURN_IF_ERROR(own.Allocate(settings_.node, *device_, bytes));
+        memory = own.As<void>();
+      }
     }
     a.blocks = static_cast<int64_t>(blocks);
-    a.scratch = scratch.As<float>();
+    a.scratch = static_cast<float*>(memory);
     launch.blocks = static_cast<uint32_t>(blocks);
     launch.Set(a);
     FP4DIT_RETURN_IF_ERROR(Run(settings_.node, *device_, launch, context));
-    return is_short ? nullptr : Finish(settings_.node);
+    return own.As<void>() == nullptr ? nullptr : Finish(settings_.node);
   }
 
   Quantizer settings_;
   const Device* device_ = nullptr;
+  Scratch scratch_;
 };
 
 }  // namespace
