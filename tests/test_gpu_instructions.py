@@ -38,7 +38,7 @@ def test_blocks_of_a_listing() -> None:
     assert [block.size for block in first.blocks if block.size] == [2, 1, 5, 1]
     assert [block.products for block in first.blocks if block.products] == [2]
     assert list(gpu_instructions.lines(first)) == [
-        "multiply: 40 registers, 1 of local memory",
+        "multiply, 40 registers, 1 accesses of spilled ones",
         "    5 instructions, 2 products: 1 LDSM, 1 UIADD3, 1 BRA",
     ]
     assert (second.kernel, second.registers) == ("copy", 8)

@@ -121,14 +121,15 @@ def test_ways_of_linear(gpu: EmulatedGpu, path: str) -> None:
 
 
 def test_the_way_that_is_chosen(gpu: EmulatedGpu) -> None:
-    for sizes, path in {
-        (1024, 1, 32): "decoded",
-        (1023, 1, 32): "direct",
-        (33, 1, 2048): "direct",
-        (2, 1, 2048): "shared",
-        (32, 1, 2048): "direct",  # more traffic of sums than of weights
-        (2, 1, 1920): "direct",
-    }.items():
+    for gpu.arch, sizes, path in [
+        (86, (1024, 1, 32), "direct"),
+        (90, (1024, 1, 32), "decoded"),
+        (80, (1023, 1, 32), "direct"),
+        (80, (33, 1, 2048), "direct"),
+        (80, (2, 1, 2048), "shared"),
+        (80, (32, 1, 2048), "direct"),  # more traffic of sums than of weights
+        (80, (2, 1, 1920), "direct"),
+    ]:
         linear_case(gpu, np.random.default_rng(9), FORMATS["int8"], FORMATS["e2m1"], sizes, 128)
         assert (sizes, gpu.taken) == (sizes, path)
 

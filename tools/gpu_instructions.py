@@ -3,9 +3,9 @@
 
 The kernels are compiled as for a wheel (tools/build_gpu.py) and disassembled by nvdisasm, on the
 PATH or of the Python package nvidia-cuda-nvdisasm. Printed are, of each kernel with tensor-core
-products: registers a thread, and of its blocks of instructions without a branch those that have
-products or asynchronous copies, the most products first: their instructions, products, and the kinds
-of the others. These are counts of what is written, and no times.
+products, the blocks of instructions without a branch of its outermost loop that multiplies, in their
+order, the shortest left out: their instructions, products, and the kinds of the others. A warp runs
+some of them, and not all: these are counts of what is written, and no times.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import build_gpu  # noqa: E402
+import build_gpu
 
 PRODUCTS = ("IMMA", "IGMMA", "HMMA")
 """Instructions of tensor cores."""
 _SECTION = re.compile(r'\.section\s+\.text\.([^",\s]+)')
 _LABEL = re.compile(r"\s*(\.L_\w+):")
+_TARGET = re.compile(r"\(?(\.L_\w+)\)?")
+SHORT = 16
+"""Instructions of a block that is left out, if it has no product."""
 _REGISTERS = re.compile(r"SHI_REGISTERS=(\d+)")
 _INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
 _ENDS = ("BRA", "BRX", "EXIT", "RET", "JMP")
@@ -39,6 +42,8 @@ _ENDS = ("BRA", "BRX", "EXIT", "RET", "JMP")
 class Block:
     """Instructions without a branch, by their first word."""
 
+    label: str = ""
+    target: str = ""
     counts: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -65,6 +70,17 @@ class Listing:
         """Loads and stores of registers that did not fit."""
         return sum(block.counts["LDL"] + block.counts["STL"] for block in self.blocks)
 
+    def loop(self) -> list[Block]:
+        """The blocks of the outermost loop that has products; all that have some if there is none."""
+        first = {block.label: at for at, block in enumerate(self.blocks) if block.label}
+        loops = [
+            self.blocks[first[block.target] : at + 1]
+            for at, block in enumerate(self.blocks)
+            if first.get(block.target, at + 1) <= at
+        ]
+        loops = [loop for loop in loops if any(block.products for block in loop)]
+        return max(loops, key=len, default=[block for block in self.blocks if block.products])
+
 
 def listings(text: str) -> Iterator[Listing]:
     """The kernels of what nvdisasm prints."""
@@ -78,12 +94,14 @@ def listings(text: str) -> Iterator[Listing]:
             continue
         elif found := _REGISTERS.search(line):
             listing.registers = int(found[1])
-        elif _LABEL.match(line):
-            listing.blocks.append(Block())
+        elif label := _LABEL.match(line):
+            listing.blocks.append(Block(label[1]))
         elif instruction := _INSTRUCTION.match(line):
             name = instruction[1].split(".")[0]
             listing.blocks[-1].counts[name] += 1
             if name in _ENDS:
+                target = _TARGET.search(line)
+                listing.blocks[-1].target = target[1] if target else ""
                 listing.blocks.append(Block())
     if listing:
         yield listing
@@ -115,12 +133,14 @@ def disassembled(code: bytes, program: str) -> str:
 
 def lines(listing: Listing) -> Iterator[str]:
     """What is printed of a kernel; nothing if it has no products."""
-    if not any(block.products for block in listing.blocks):
+    blocks = listing.loop()
+    if not blocks:
         return
-    blocks = [block for block in listing.blocks if block.products or block.counts["LDGSTS"]]
-    spilled = f", {listing.spills} of local memory" if listing.spills else ""
-    yield f"{listing.kernel}: {listing.registers} registers{spilled}"
-    for block in sorted(blocks, key=lambda b: (-b.products, -b.size)):
+    registers = f", {listing.registers} registers" if listing.registers else ""
+    yield f"{listing.kernel}{registers}, {listing.spills} accesses of spilled ones"
+    for block in blocks:
+        if block.size < SHORT and not block.products:
+            continue
         others = [
             f"{count} {name}" for name, count in block.counts.most_common() if name not in PRODUCTS
         ]

@@ -24,6 +24,12 @@ enum LinearPath {
 };
 constexpr size_t kMostLaunches = 2;
 
+// What the way depends on.
+struct Gpu {
+  int arch;           // 90: sm_90
+  size_t processors;  // streaming multiprocessors
+};
+
 struct LinearWay {
   LinearPath path = kDirect;
   size_t scratch_bytes = 0;  // of the device's memory, beside the weights
@@ -58,10 +64,10 @@ class LinearWeights {
   // Once they are on the device the host needs them no more.
   void Release() { bytes_.Allocate(0); }
 
-  // The way that suits so many rows on a GPU of so many streaming multiprocessors.
-  LinearWay Choose(size_t rows, size_t processors) const;
+  // The way that suits so many rows.
+  LinearWay Choose(size_t rows, const Gpu& gpu) const;
   // The way that takes `path`, or kDirect if that cannot be had.
-  LinearWay WayOf(LinearPath path, size_t rows, size_t processors) const;
+  LinearWay WayOf(LinearPath path, size_t rows, const Gpu& gpu) const;
   // The most that `Choose` asks for.
   size_t MostScratchBytes() const;
   // Kernels to be queued one after the other.

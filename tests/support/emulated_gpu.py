@@ -80,6 +80,7 @@ class EmulatedGpu:
     Attributes:
         path: the way of linears, of `PATHS`, where they can take it; "" for the one that is chosen.
         taken: that of the last linear.
+        arch: the compute capability that the choice depends on.
     """
 
     def __init__(self, library: Path, seed: int = 1, alignment: int = 16) -> None:
@@ -87,6 +88,7 @@ class EmulatedGpu:
         self.seed = seed
         self.alignment = alignment
         self.path = ""
+        self.arch = 80
         self.taken = ""
 
     def _place(self, values: npt.NDArray[np.generic]) -> Guarded:
@@ -168,6 +170,7 @@ class EmulatedGpu:
             ctypes.c_size_t(0 if len(scale) == 1 else scale.shape[1]),
             ctypes.c_size_t(m),
             y,
+            ctypes.c_int(self.arch),
             ctypes.byref(path),
         )
         self.taken = PATHS[path.value]

@@ -302,6 +302,7 @@ OrtStatus* FindDevice(const Node& node, const Device** device) {
 
 size_t MostSharedBytes(const Device& device) { return static_cast<size_t>(device.most_shared); }
 size_t Processors(const Device& device) { return static_cast<size_t>(device.processors); }
+int Arch(const Device& device) { return device.arch; }
 
 OrtStatus* StreamOf(const Node& node, OrtKernelContext* context, void** stream) {
   return node.api->KernelContext_GetGPUComputeStream()(context, stream);

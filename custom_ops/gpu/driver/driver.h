@@ -21,8 +21,9 @@ OrtStatus* FindDevice(const Node& node, const Device** device);
 // Bytes of shared memory that a block can have.
 size_t MostSharedBytes(const Device& device);
 
-// Streaming multiprocessors: how many blocks run at the same time at least.
+// Streaming multiprocessors, and the compute capability: 90 is 9.0.
 size_t Processors(const Device& device);
+int Arch(const Device& device);
 
 // The stream that the call's work belongs to, and whether a CUDA graph is made of what is queued on
 // it: then nothing may be allocated.

@@ -66,7 +66,7 @@ const char* fp4dit_test_linear(const char* format, size_t n, size_t k, size_t gr
                                const uint8_t* codes, const void* scales, int scales_are_half,
                                const float* bias, const uint8_t* multipliers, size_t act_group,
                                size_t wide, int act, const void* q, const float* scale,
-                               size_t scale_stride, size_t rows, float* y, int* path,
+                               size_t scale_stride, size_t rows, float* y, int arch, int* path,
                                uint32_t seed) {
   const WeightSource source = {FindFormat(format),   n,    k,           group_size, codes, scales,
                                scales_are_half != 0, bias, multipliers, act_group,  wide};
@@ -75,9 +75,9 @@ const char* fp4dit_test_linear(const char* format, size_t n, size_t k, size_t gr
     return "the weights cannot be packed";
   }
   LinearCall call = {q, scale, scale_stride, rows, y, weights.bytes(), {}, nullptr};
-  constexpr size_t kProcessors = 16;
-  call.way = *path < 0 ? weights.Choose(rows, kProcessors)
-                       : weights.WayOf(static_cast<LinearPath>(*path), rows, kProcessors);
+  const Gpu gpu = {arch, 16};
+  call.way = *path < 0 ? weights.Choose(rows, gpu)
+                       : weights.WayOf(static_cast<LinearPath>(*path), rows, gpu);
   if (*path < 0 && call.way.scratch_bytes > weights.MostScratchBytes()) {
     return "more scratch memory than is reserved";
   }

@@ -78,7 +78,8 @@ class Linear {
     call->scale = scale.As<float>();
     call->rows = q.Rows();
     call->weights = packed.memory.As<uint8_t>();
-    if (is_constant_) call->way = packed.weights.Choose(call->rows, Processors(*device_));
+    const Gpu gpu = {Arch(*device_), Processors(*device_)};
+    if (is_constant_) call->way = packed.weights.Choose(call->rows, gpu);
     if (call->way.scratch_bytes != 0) {
       FP4DIT_RETURN_IF_ERROR(
           scratch_.Find(linear_.node, context, call->way.scratch_bytes, &call->scratch));
