@@ -34,8 +34,8 @@ Array = npt.NDArray[Any]
 
 ACTIVATIONS = ("e2m3", "e3m2", "int8", "e3m4", "e2m1")
 WEIGHTS = ("e2m1", "e1m2", "e3m0", "int4", "int8")
-SIZES = ((1, 1, 1), (33, 70, 65), (129, 290, 129), (257, 1152, 320))
-"""M, K and N: tile edges, and one of PixArt's."""
+SIZES = ((1, 1, 1), (33, 70, 65), (129, 290, 129), (257, 1152, 320), (2, 2304, 130))
+"""M, K and N: tile edges, one of PixArt's, and long rows that are few."""
 LARGE = ((1024, 1152, 1152), (4096, 1152, 4608))
 GROUPS = (32, 128)
 ATTENTIONS = ((1, 70, 2, 72), (2, 33, 1, 64), (1, 17, 3, 128))

@@ -65,8 +65,8 @@ LinearWay LinearWeights::Choose(size_t rows, const Gpu& gpu) const {
 
 LinearWay LinearWeights::WayOf(LinearPath path, size_t rows, const Gpu& gpu) const {
   if (path == kDecoded) return Decoded();
-  return path == kShared && storage_ != kPlain && rows != 0 ? Shared(rows, gpu.processors)
-                                                            : LinearWay();
+  const bool is_work = storage_ != kPlain && rows != 0 && n() != 0;
+  return path == kShared && is_work ? Shared(rows, gpu.processors) : LinearWay();
 }
 
 size_t LinearWeights::MostScratchBytes() const {
