@@ -17,6 +17,14 @@ namespace {
 
 using gpu::Scratch;
 
+void PretendToCapture(const char* status) {
+#if defined(_WIN32)
+  _putenv_s("FAKE_CUDA_CAPTURING", status);
+#else
+  setenv("FAKE_CUDA_CAPTURING", status, 1);
+#endif
+}
+
 struct Streams {
   Node node;
   const gpu::Device* device = nullptr;
@@ -52,10 +60,10 @@ void CheckRefusals(const Streams& s) {
   Scratch scratch;
   scratch.Reserve(*s.device, 100);
   void* const one = s.Find(scratch, 0, 100);
-  setenv("FAKE_CUDA_CAPTURING", "1", 1);
+  PretendToCapture("1");
   CHECK(s.Find(scratch, 0, 100) == one, "what there is serves a capture");
   CHECK(s.Find(scratch, 1, 100) == nullptr, "nothing is allocated in a capture");
-  unsetenv("FAKE_CUDA_CAPTURING");
+  PretendToCapture("0");
   CHECK(s.Find(scratch, 1, size_t{1} << 40) == nullptr, "more than the device has");
   for (int i = 1; i < 8; ++i) CHECK(s.Find(scratch, i, 100) != nullptr, "stream %d", i);
   CHECK(s.Find(scratch, 8, 100) == nullptr, "too many streams");
