@@ -48,6 +48,7 @@ class Case:
         seconds: that it must stay below; None for any.
         size: GB that the transformer's files must stay below; None for any.
         method: of quantization.
+        only: patterns of the layers that it trains; the others are rounded to nearest.
     """
 
     model: str
@@ -57,6 +58,7 @@ class Case:
     seconds: float | None = None
     size: float | None = None
     method: str = "fp-rtn"
+    only: str = ""
 
     @property
     def calibrated(self) -> bool:
@@ -72,7 +74,7 @@ ALL_OF_HUNYUAN = (
 )
 SHORTENED = (
     *("--preset", "fast", "--calibration-prompts", "8", "--steps", "4"),
-    *("--iterations", "20", "--calibration-size", "256"),
+    *("--iterations", "20", "--samples", "16", "--calibration-size", "256"),
 )
 CASES = {
     "pixart": Case("pixart-alpha-512", ("transformer",), TRANSFORMER, 2.5, 90, 0.36),
@@ -101,7 +103,12 @@ CASES = {
         method="fp4dit",
     ),
     "hunyuan-short": Case(
-        "hunyuan-dit-1.2", ALL_OF_HUNYUAN, (*SHORTENED, *TRANSFORMER), 8.0, method="fp4dit"
+        "hunyuan-dit-1.2",
+        ALL_OF_HUNYUAN,
+        (*SHORTENED, *TRANSFORMER),
+        8.0,
+        method="fp4dit",
+        only="blocks.5.* blocks.30.*",
     ),
 }
 
@@ -113,12 +120,22 @@ def export(case: Case, source: Path, bundle: Path) -> Manifest:
         Fp4DitError: the export failed.
     """
     command = [sys.executable, "-P", "-m", "fp4dit_onnx", "export", str(source), "-o", str(bundle)]
-    command += ["--bits", "w4a6", "--method", case.method, "--no-report", "--overwrite"]
+    command += ["--bits", "w4a6", "--no-report", "--overwrite"]
+    command += (
+        ["--method", case.method] if not case.only else ["--recipe", str(_recipe(case, bundle))]
+    )
     command += [*([] if case.calibrated else ["--no-measure"]), *case.options]
     done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
     if done.returncode:
         raise Fp4DitError(f"the export of {case.model} failed with code {done.returncode}")
     return read_manifest(bundle / MANIFEST)
+
+
+def _recipe(case: Case, bundle: Path) -> Path:
+    """The method of a case that trains some layers, in a file beside its bundle."""
+    path = bundle.with_suffix(".toml")
+    path.write_text(f'extends = "{case.method}"\n[adaround]\nonly = "{case.only}"\n')
+    return path
 
 
 def row(name: str, case: Case, source: Path, manifest: Manifest) -> dict[str, Any]:
@@ -178,10 +195,12 @@ def calibrated_table(rows: Sequence[dict[str, Any]], at: str) -> str:
         case, took = CASES[found["case"]], found["stages"]
         before = sum(took.get(name, 0.0) for name in _BEFORE)
         minutes = [found["seconds"], before, took["calibrating"]]
+        said = " ".join(("--method", case.method, *case.options))
+        trained = f", `{case.only}` trained" if case.only else ""
         wanted = [f"RSS < {case.ram:g}"]
         wanted += [f"{case.seconds / MINUTE:g} minutes"] if case.seconds else []
         lines.append(
-            f"| {found['case']} | {case.model} | `{' '.join(('--method', case.method, *case.options))}` "
+            f"| {found['case']} | {case.model} | `{said}`{trained} "
             f"| {' | '.join(f'{n / MINUTE:.1f}' for n in minutes)} | {found['peak']:.2f} "
             f"| {', '.join(wanted)} | {found['db']:.1f} | commit {at} "
             f"| {'ok' if found['ok'] else 'missed'} |"
@@ -210,6 +229,7 @@ def run(name: str, folder: Path, *, keep: bool) -> dict[str, Any]:
         if not keep:
             shutil.rmtree(source, ignore_errors=True)
             shutil.rmtree(bundle, ignore_errors=True)
+            bundle.with_suffix(".toml").unlink(missing_ok=True)
 
 
 def _write(rows: Sequence[dict[str, Any]]) -> None:
