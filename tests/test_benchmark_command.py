@@ -22,6 +22,7 @@ from fp4dit_onnx.benchmark import (
     machine,
     requests,
     run_case,
+    sessions,
 )
 from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.errors import UsageError
@@ -123,6 +124,7 @@ def test_step_inputs(models: tuple[Path, Path], tmp_path: Path) -> None:
         _ = StepCase(path, None, batch=1, tokens=1).feed
 
 
+SPREAD = {"median", "low", "high", "least", "most"}
 SHORT = ["--rounds", "2", "--threads", "1", "--peer", "ort-float32", "--peer", "openvino-u4"]
 
 
@@ -138,10 +140,50 @@ def test_command_prints_json(run: Any) -> None:
     assert (case["kind"], case["name"], case["baseline"]) == ("linear", "4x130x8", "ort-float32")
     assert [one["name"] for one in case["outcomes"]] == [f"fp4dit {isa}", "ort-float32"]
     assert set(case["absent"]) == {"openvino-u4"}, "not installed, or no groups of 128 in 130"
-    keys = {"name", "about", "isa", "seconds", "rounds", "gops", "limit_share", "ratio", "sqnr_db"}
+    keys = {
+        "name",
+        "about",
+        "isa",
+        "threads",
+        "spinning",
+        "seconds",
+        "rounds",
+        "gops",
+        "limit_share",
+        "ratio",
+        "sqnr_db",
+    }
     for outcome in case["outcomes"]:
         assert set(outcome) == keys
-        assert set(outcome["seconds"]) == set(outcome["ratio"]) == {"median", "low", "high"}
+        assert set(outcome["seconds"]) == set(outcome["ratio"]) == SPREAD
+
+
+def test_settings_are_rows_of_a_table(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each number of threads with spinning on and off, against the baseline of its own."""
+    entries: list[tuple[int, str]] = []
+    start = sessions.started
+
+    def started(source: Any, options: Any, placed: Any) -> Any:
+        spinning = options.get_session_config_entry("session.intra_op.allow_spinning")
+        entries.append((options.intra_op_num_threads, spinning))
+        return start(source, options, placed)
+
+    evicted: list[None] = []
+    monkeypatch.setattr(sessions, "started", started)
+    monkeypatch.setattr("fp4dit_onnx.benchmark.run.evictor", lambda: lambda: evicted.append(None))
+    isa = supported_isas()[0]
+    given = ("--shape", "4x32x8", "--isa", isa, "--peer", "ort-float32", "--rounds", "2", "--cold")
+    code, out, _ = run("bench", *given, "--threads", "1,2", "--spinning", "both", "--json")
+    assert code == 0
+    (case,) = json.loads(out)["cases"]
+    found = [(one["name"], one["threads"], one["spinning"]) for one in case["outcomes"]]
+    wanted = [(count, spins) for count in (1, 2) for spins in (True, False)]
+    names = (f"fp4dit {isa}", "ort-float32")
+    assert found == [(name, *setting) for setting in wanted for name in names]
+    assert entries == [(count, str(int(spins))) for count, spins in wanted for _ in names]
+    assert len(evicted) == 2 * len(found)
+    base = [one["ratio"]["median"] for one in case["outcomes"] if one["name"] == "ort-float32"]
+    assert base == [1.0] * 4
 
 
 def test_command_prints_tables(run: Any) -> None:
@@ -206,6 +248,10 @@ def test_dry_run_lists_and_measures_nothing(run: Any, monkeypatch: pytest.Monkey
         (["--weight-format", "e9m9"], ("e9m9", "e2m1")),
         (["--group-size", "7"], ("group size 7", "128")),
         (["--float", "x.onnx"], ("--float", "bundle")),
+        (["--threads", "two"], ("'two'", "such as 1,2,4")),
+        (["--threads", "0"], ("threads 0", "usable cores")),
+        (["--threads", "1,99999"], ("1,99999", "such as 1,2,4")),
+        (["--spinning", "often"], ("'often'", "both")),
         (["/nowhere"], ("/nowhere not found", "check the path")),
     ],
 )

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import mmap
+import os
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from fp4dit_onnx.benchmark import cold
 from fp4dit_onnx.benchmark.rounds import (
     FEWEST,
     FEWEST_SLOW,
@@ -40,8 +47,8 @@ class FakeClock:
 
 
 def test_spread_is_median_and_quartiles() -> None:
-    assert Spread.of([5.0, 1.0, 4.0, 2.0, 3.0]) == Spread(3.0, 2.0, 4.0)
-    assert Spread.of([7.0]) == Spread(7.0, 7.0, 7.0)
+    assert Spread.of([5.0, 1.0, 4.0, 2.0, 3.0]) == Spread(3.0, 2.0, 4.0, 1.0, 5.0)
+    assert Spread.of([7.0]) == Spread(*5 * [7.0])
     assert Spread.of([1.0, 1.0, 1.0, 1.0, 900.0]).median == 1.0
 
 
@@ -59,6 +66,65 @@ def test_a_long_call_is_a_turn() -> None:
     assert (turn.calls, turn.wakes, turn.seconds) == (1, False, 2.5)
     assert turn() == 3.0
     assert clock.calls == 1
+
+
+def test_a_cold_call_is_timed_alone() -> None:
+    """What empties the caches is not timed, and no call before it fills them again."""
+    clock, order = FakeClock(), []
+
+    def said(what: str, seconds: float) -> None:
+        order.append(what)
+        clock.now += seconds
+
+    turn = Turn(
+        lambda: said("run", 0.001), TURN_SECONDS / 10, clock, before=lambda: said("evict", 9.0)
+    )
+    assert (turn.calls, turn.wakes) == (1, False)
+    assert [turn(), turn()] == pytest.approx([0.001, 0.001])
+    assert order == ["evict", "run"] * 2
+
+
+def test_buffers_fill_the_largest_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index, size in enumerate(("32K", "1024K", "8M", "odd")):
+        (tmp_path / f"index{index}").mkdir()
+        (tmp_path / f"index{index}" / "size").write_text(f"{size}\n")
+    assert cold.cache_bytes(tmp_path) == 8 * 2**20
+    assert cold.cache_bytes(tmp_path / "none") == cold.UNKNOWN_CACHE
+    affinity, bound = os.sched_getaffinity(0), set()
+
+    def add(buffer: Any, value: int, out: Any) -> None:
+        bound.add((*os.sched_getaffinity(0), out.nbytes))
+
+    monkeypatch.setattr(cold, "LEAST", 1000)
+    monkeypatch.setattr(cold, "cache_bytes", lambda: 5000 * len(affinity))
+    monkeypatch.setattr(np, "add", add)
+    cold.evictor.__wrapped__()()
+    assert bound == {(core, 10_000) for core in affinity}
+    assert os.sched_getaffinity(0) == affinity, "threads are bound, the process is not"
+
+
+def test_pages_of_files_leave_memory(tmp_path: Path) -> None:
+    """Pages that are in memory before are not after."""
+    path = tmp_path / "part" / "model.onnx.data"
+    path.parent.mkdir()
+    path.write_bytes(bytes(2**20))
+    if resident_pages(path) == 0:
+        pytest.skip("this file system keeps no pages")
+    cold.drop_pages([tmp_path])
+    assert resident_pages(path) == 0
+
+
+def resident_pages(path: Path) -> int:
+    """Pages of a file that are in memory."""
+    libc, size = ctypes.CDLL(None), ctypes.c_size_t(path.stat().st_size)
+    libc.mmap.restype = ctypes.c_void_p
+    pages = (ctypes.c_ubyte * (size.value // mmap.PAGESIZE))()
+    with path.open("rb") as file:
+        mapped = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
+        at = ctypes.c_void_p(mapped)
+        assert libc.mincore(at, size, pages) == 0
+        libc.munmap(at, size)
+    return sum(page & 1 for page in pages)
 
 
 def test_estimate_is_the_least_of_short_calls_and_one_long_call() -> None:

@@ -106,7 +106,7 @@ def test_a_process_that_ends_by_itself_is_absent(
     monkeypatch: pytest.MonkeyPatch, demo_bundle: Path, tmp_path: Path
 ) -> None:
     (own,) = backends("image", [ISA], [])
-    turns = image_rounds._Turns(case_of(demo_bundle), own, 1, [])
+    turns = image_rounds._Turns(case_of(demo_bundle), own, Settings(1, 0.0), [])
     killed = tmp_path / "killed"
     killed.write_text("#!/bin/sh\nkill -9 $$\n")
     killed.chmod(0o755)

@@ -28,8 +28,11 @@ def tool() -> ModuleType:
 
 def outcome(name: str, ms: float, share: float | None = None) -> dict[str, Any]:
     seconds = {"median": ms / 1e3, "low": ms / 2e3, "high": ms / 5e2}
+    seconds |= {"least": ms / 4e3, "most": ms / 250}
     return {
         "name": name,
+        "threads": 2,
+        "spinning": True,
         "seconds": seconds,
         "gops": 1 / ms,
         "limit_share": share,
@@ -77,10 +80,13 @@ def test_page(tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     text = page.read_text()
     assert "old" not in text
     assert text.endswith("\n## Reading\nby a person\n")
-    assert "| fp4dit avx512_vnni | 4.000 | 2.000 - 8.000 | 0 | 60% | 5.00 | 22.0 |" in text
+    assert (
+        "| fp4dit avx512_vnni | 4.000 | 2.000 - 8.000 | 1.000 - 16.000 | 0 | 60% | 5.00 | 22.0 |"
+        in text
+    )
     assert "Absent: torch-bf16: no torch" in text
     assert "avx512_vnni int8 1800" in text
-    assert text.count("**case of") == 4
+    assert text.count("**case of") == 6
     assert tool.STEP not in text.split("## Goals")[1].split("## ", 1)[1]
     tool.main(["--output", str(page), "--step", str(tmp_path)])
     assert (

@@ -64,6 +64,7 @@ class Goal:
 
 LINEARS, WIDE, ATTENTION, STEP = "Linear layers, W4A6", "W4A8", "Attention", "One denoising step"
 TUNED = "Linear layers of the recipe tuned, W4A6"
+THREADS, COLD, ALONE = "Threads and spinning", "Cold caches", "One denoising step, batch 1"
 MANY_ROWS = ("1024x",)
 GOALS = (
     Goal(LINEARS, MANY_ROWS, "amx_int8", "ort-int8", 2.0),
@@ -100,12 +101,16 @@ def measurements(step: Path | None, seconds: float) -> Iterator[Measurement]:
     yield Measurement(WIDE, ("--bits", "w4a8", "--shape", "1024x1152x4608", *isas, *budget))
     heads = ("--attention", "2x1024x16x72", "--attention", "2x4096x16x72")
     yield Measurement(ATTENTION, (*heads, *isas, *budget))
+    uneven = ("--shape", "1024x1152x1152", "--shape", "1001x1152x1100", "--shape", "1x1152x6912")
+    few = (*isas[:2], "--peer", "ort-float32", "--peer", "ort-int8", *budget)
+    yield Measurement(THREADS, (*uneven, "--threads", "1,2,4", "--spinning", "both", *few))
+    yield Measurement(COLD, (*uneven, "--cold", *few))
     if step is not None:
         model = step / "float" / "model.onnx"
         best = isas[:2]
-        yield Measurement(
-            STEP, (str(step), "--float", str(model), "--tokens", "120", *best, *budget)
-        )
+        given = (str(step), "--float", str(model), "--tokens", "120", *best, *budget)
+        yield Measurement(STEP, given)
+        yield Measurement(ALONE, (*given, "--batch", "1"))
 
 
 def _fast_isas() -> tuple[str, ...]:
@@ -140,15 +145,22 @@ def run(measurement: Measurement) -> dict[str, Any]:
 def case_table(case: Mapping[str, Any]) -> Iterator[str]:
     """Lines of the table of one case."""
     yield f"**{case['name']}**\n"
-    yield "| backend | median ms | quartiles | GOP/s | of limit | x baseline | SQNR dB |"
-    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    heads = ("backend", "median ms", "quartiles", "least - most", "GOP/s", "of limit")
+    heads += ("x baseline", "SQNR dB")
+    settings = {(one["threads"], one["spinning"]) for one in case["outcomes"]}
+    heads = (*(("threads", "spinning") if len(settings) > 1 else ()), *heads)
+    yield f"| {' | '.join(heads)} |"
+    yield f"|{' --- |' * len(heads)}"
     for outcome in case["outcomes"]:
         t = {name: 1e3 * value for name, value in outcome["seconds"].items()}
         share, ratio, sqnr = outcome["limit_share"], outcome["ratio"], outcome["sqnr_db"]
+        setting = (str(outcome["threads"]), "on" if outcome["spinning"] else "off")
         cells = (
+            *(setting if len(settings) > 1 else ()),
             outcome["name"],
             f"{t['median']:.3f}",
             f"{t['low']:.3f} - {t['high']:.3f}",
+            f"{t['least']:.3f} - {t['most']:.3f}",
             f"{outcome['gops']:.0f}" if outcome["gops"] else "",
             f"{share:.0%}" if share else "",
             f"{ratio['median']:.2f}" if ratio else "",

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,7 @@ def make(
     shard_bytes: int | None = None,
     components: Collection[str] | None = None,
     legacy: bool = False,
+    encoder_layers: int | None = None,
     note: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Write a pipeline with random weights to the new folder `folder`, whole or not at all.
@@ -102,6 +103,7 @@ def make(
             official repository has.
         components: folders to write; None is all. The index lists what is written.
         legacy: the transformer's class as the published files have it, where that is older.
+        encoder_layers: of each text encoder, in place of its own number.
         note: takes a line on each component.
 
     Raises:
@@ -111,6 +113,8 @@ def make(
     pipeline = _pipeline(name)
     _check(pipeline, name, dtype, seed, shard_bytes, components)
     parts = {n: p for n, p in pipeline.parts.items() if components is None or n in components}
+    if encoder_layers is not None:
+        parts = {n: _shortened(n, p, encoder_layers) for n, p in parts.items()}
     described = {
         n: describe(p, twin=twin, dtype=dtype, legacy=legacy)
         for n, p in parts.items()
@@ -128,6 +132,16 @@ def make(
             most = shard_bytes or bytes_of_shards(tensors, dtype, part.shards)
             _write_weights(partial / part_name, described[part_name], drawer, dtype, most)
         _write_index(partial, pipeline, parts, legacy=legacy)
+
+
+def _shortened(name: str, part: Part, layers: int) -> Part:
+    """A text encoder with so many layers; other parts as they are."""
+    if not name.startswith("text_encoder"):
+        return part
+    if layers < 1:
+        raise UsageError(f"text encoder with {layers} layers: expected at least 1")
+    (key,) = {"num_layers", "num_hidden_layers"} & part.config.keys()
+    return replace(part, config={**part.config, key: layers})
 
 
 def _pipeline(name: str) -> Pipeline:
@@ -238,6 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--legacy", action="store_true", help="the class name of older published files"
     )
+    parser.add_argument("--encoder-layers", type=int, help="of each text encoder; else its own")
     parser.add_argument("--list", action="store_true", help="show the models and leave")
     given = parser.parse_args(arguments)
     if given.list:
@@ -257,6 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             shard_bytes=given.shard_bytes,
             components=None if given.components is None else given.components.split(","),
             legacy=given.legacy,
+            encoder_layers=given.encoder_layers,
             note=note,
         )
         note(f"{given.output} is made")

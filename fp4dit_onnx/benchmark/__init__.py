@@ -14,7 +14,7 @@ from fp4dit_onnx.benchmark.image import ImageCase
 from fp4dit_onnx.benchmark.image_rounds import ImageOutcome, ImageReport, run_image
 from fp4dit_onnx.benchmark.linear import DEFAULT_SHAPES, LinearCase
 from fp4dit_onnx.benchmark.machine import Machine
-from fp4dit_onnx.benchmark.run import Outcome, Report, Settings, run_case
+from fp4dit_onnx.benchmark.run import Outcome, Report, Settings, run_case, together
 from fp4dit_onnx.benchmark.step import StepCase
 from fp4dit_onnx.benchmark.tables import BASELINES, PEERS, backends, choose
 
@@ -41,4 +41,5 @@ __all__ = [
     "parse_sizes",
     "run_case",
     "run_image",
+    "together",
 ]

@@ -68,6 +68,12 @@ class ImageCase:
         guided = f"guidance {s.guidance:g}" if s.guidance > 1 else "no guidance"
         return f"{s.width} x {s.height} pixels, {s.steps} steps, {guided}"
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Of the files that backends read."""
+        given = (self.bundle, self.float_bundle, self.model, self.work)
+        return tuple(folder for folder in given if folder is not None)
+
     def sqnr(self, result: Array) -> float | None:
         """None: images are compared with the baseline's, see `image_rounds`."""
         return None

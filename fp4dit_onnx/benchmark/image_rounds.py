@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from fp4dit_onnx.benchmark.backend import Absent, Backend
+from fp4dit_onnx.benchmark.cold import drop_pages
 from fp4dit_onnx.benchmark.image import ImageCase
 from fp4dit_onnx.benchmark.image_process import PREPARE
 from fp4dit_onnx.benchmark.rounds import Spread, interleave, ratios
@@ -44,6 +45,7 @@ class ImageOutcome:
         name: of the backend.
         about: what it computed.
         isa: its instruction set, of ours only.
+        threads: how many.
         rounds: that it took part in.
         load: seconds from the start of loading until it is ready, imports included.
         seconds: from the prompt to the file.
@@ -58,6 +60,7 @@ class ImageOutcome:
     name: str
     about: str
     isa: str | None
+    threads: int
     rounds: int
     load: Spread
     seconds: Spread
@@ -91,7 +94,7 @@ class _Turns:
 
     case: ImageCase
     backend: Backend[Any]
-    threads: int
+    settings: Settings
     found: list[dict[str, Any]]
 
     @property
@@ -113,6 +116,8 @@ class _Turns:
             Absent: it cannot make the image.
             UsageError: ours cannot, so that what was asked for is at fault.
         """
+        if self.settings.cold:
+            drop_pages(self.case.folders)
         self.found.append(self._ask())
         return float(self.found[-1]["seconds"])
 
@@ -124,7 +129,7 @@ class _Turns:
             "case": self.case.to_json(),
             "backend": own.name,
             "isas": [own.isa] if own.isa else [],
-            "threads": self.threads,
+            "threads": self.settings.threads,
             "image": str(self.image),
             "result": str(result),
         }
@@ -162,7 +167,7 @@ def run_image(
     rounds = ROUNDS if settings.rounds is None else settings.rounds
     with scratch_folder() as work:
         placed = replace(case, work=Path(work))
-        turns = {b.name: _Turns(placed, b, settings.threads, []) for b in backends}
+        turns = {b.name: _Turns(placed, b, settings, []) for b in backends}
         absent: dict[str, str] = {}
         with reporter.stage("image: preparing", len(turns), "backends") as advance:
             for name, one in turns.items():
@@ -208,6 +213,7 @@ def _outcome(turns: _Turns, compared: Sequence[float]) -> ImageOutcome:
         name=own.name,
         about=own.about,
         isa=own.isa,
+        threads=turns.settings.threads,
         rounds=len(found),
         load=spread([one["load"] for one in found]),
         seconds=spread([one["seconds"] for one in found]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,9 +26,11 @@ from fp4dit_onnx.runtime.sizes import check_sides, pixels_a_latent
 from fp4dit_onnx.spec.hadamard import Hadamard
 from fp4dit_onnx.spec.recipe import Recipe, make_recipe
 from fp4dit_onnx.spec.spec import DEFAULT_GROUP_SIZE, LayerSpec
+from fp4dit_onnx.system.resources import checked_threads, usable_cores
 from fp4dit_onnx.system.texts import utf8_text
+from fp4dit_onnx.values import shown
 
-__all__ = ["Formats", "ImageRequest", "image_case", "operator_cases", "step_case"]
+__all__ = ["Formats", "ImageRequest", "image_case", "operator_cases", "step_case", "thread_counts"]
 
 LAYER = "linear"
 
@@ -84,6 +87,19 @@ class Formats:
         if self.hadamard is None:
             return spec
         return replace(spec, input_ops=(Hadamard(self.hadamard),))
+
+
+def thread_counts(text: str | None) -> tuple[int, ...]:
+    """The numbers in `text`, such as ``1,2,4``; all cores for None.
+
+    Raises:
+        UsageError: other than numbers of threads, see `checked_threads`.
+    """
+    if text is None:
+        return (usable_cores(),)
+    if not re.fullmatch(r"\d{1,4}(,\d{1,4})*", text):
+        raise UsageError(f"threads {shown(text)}: expected numbers with commas, such as 1,2,4")
+    return tuple(dict.fromkeys(checked_threads(int(number)) for number in text.split(",")))
 
 
 def operator_cases(

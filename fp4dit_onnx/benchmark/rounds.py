@@ -43,19 +43,21 @@ SLOW = 4.0
 
 @dataclass(frozen=True)
 class Spread:
-    """A median and the quartiles around it, all of one unit."""
+    """A median, the quartiles around it, the least and the most, all of one unit."""
 
     median: float
     low: float
     high: float
+    least: float
+    most: float
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """The spread of `values`, at least one."""
         if len(values) == 1:
-            return cls(values[0], values[0], values[0])
+            return cls(*5 * (values[0],))
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-        return cls(median, low, high)
+        return cls(median, low, high, min(values), max(values))
 
 
 class Turn:
@@ -65,13 +67,18 @@ class Turn:
         run: computes once.
         seconds: about what a call takes; from `TURN_SECONDS` on a turn is one call.
         clock: seconds.
+        before: called before every call, and not timed; then no call wakes the threads.
     """
 
     def __init__(
-        self, run: Callable[[], object], seconds: float, clock: Clock = time.perf_counter
+        self,
+        run: Callable[[], object],
+        seconds: float,
+        clock: Clock = time.perf_counter,
+        before: Callable[[], object] | None = None,
     ) -> None:
-        self._run, self._clock = run, clock
-        self.calls = max(1, math.ceil(TURN_SECONDS / max(seconds, 1e-7)))
+        self._run, self._clock, self._before = run, clock, before
+        self.calls = max(1, math.ceil(TURN_SECONDS / max(seconds, 1e-7))) if before is None else 1
         self.wakes = self.calls > 1
         self.seconds = seconds * (self.calls + self.wakes)
 
@@ -79,6 +86,8 @@ class Turn:
         """Take the turn; seconds per call."""
         if self.wakes:
             self._run()
+        if self._before is not None:
+            self._before()
         start = self._clock()
         for _ in range(self.calls):
             self._run()

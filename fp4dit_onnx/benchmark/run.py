@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fp4dit_onnx.benchmark.backend import Absent, Backend, Loaded, reason_of
 from fp4dit_onnx.benchmark.case import Case
+from fp4dit_onnx.benchmark.cold import evictor
 from fp4dit_onnx.benchmark.rounds import (
     Spread,
     Turn,
@@ -24,7 +25,10 @@ from fp4dit_onnx.system.progress import Reporter
 from fp4dit_onnx.system.resources import checked_threads
 from fp4dit_onnx.values import real, whole
 
-__all__ = ["Outcome", "Report", "Settings", "run_case"]
+if TYPE_CHECKING:
+    from fp4dit_onnx.benchmark.image_rounds import ImageReport
+
+__all__ = ["Outcome", "Report", "Settings", "run_case", "together"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Settings:
         rounds: in place of as many as fit; None for these.
         limits: as `Machine.limits`.
         placed: where sessions of ONNX Runtime run.
+        spinning: whether threads of ONNX Runtime's sessions wait busily for the next task.
+        cold: empty the CPU's caches before every call; of images, drop the files' pages.
     """
 
     threads: int
@@ -44,6 +50,8 @@ class Settings:
     rounds: int | None = None
     limits: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     placed: Placement = ON_CPU
+    spinning: bool = True
+    cold: bool = False
 
     def __post_init__(self) -> None:
         """Refuse settings that nothing can be timed with."""
@@ -65,6 +73,8 @@ class Outcome:
         name: of the backend.
         about: what it computed.
         isa: its instruction set, of ours only.
+        threads: how many.
+        spinning: see `Settings`.
         seconds: a call.
         rounds: that it took part in.
         gops: 10^9 operations per second at the median; None where they are not counted.
@@ -76,6 +86,8 @@ class Outcome:
     name: str
     about: str
     isa: str | None
+    threads: int
+    spinning: bool
     seconds: Spread
     rounds: int
     gops: float | None
@@ -107,6 +119,16 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
         return asdict(self)
+
+
+ReportT = TypeVar("ReportT", bound="Report | ImageReport")
+
+
+def together(reports: Sequence[ReportT]) -> ReportT:
+    """Reports of one case, with different settings, as one with the outcomes of all."""
+    outcomes = tuple(outcome for report in reports for outcome in report.outcomes)
+    absent = {name: reason for report in reports for name, reason in report.absent.items()}
+    return replace(reports[0], outcomes=outcomes, absent=absent)
 
 
 @dataclass(frozen=True)
@@ -147,8 +169,7 @@ def run_case(
         times = interleave(turns, counts, advance=lambda name: advance(1, name))
     outcomes = []
     for name, one in ready.items():
-        limit = settings.limit(one.backend.isa, case.product)
-        outcomes.append(_outcome(case, one, times[name], ratios(times, name, baseline), limit))
+        outcomes.append(_outcome(case, one, times[name], ratios(times, name, baseline), settings))
     return Report(case.kind, case.name, case.operations, baseline, tuple(outcomes), absent)
 
 
@@ -156,12 +177,13 @@ def _prepare(case: Case, backend: Backend[Any], settings: Settings) -> _Ready:
     """Load it, warm it up, and hold its result against the reference."""
     if reason := backend.why_absent():
         raise Absent(reason)
-    with running_on(settings.placed):
+    with running_on(settings.placed, spinning=settings.spinning):
         loaded: Loaded = backend.load(case, settings.threads)
     loaded.run()
     settle()
     seconds = estimate(loaded.run)
-    return _Ready(backend, Turn(loaded.run, seconds), case.sqnr(loaded.result()))
+    turn = Turn(loaded.run, seconds, before=evictor() if settings.cold else None)
+    return _Ready(backend, turn, case.sqnr(loaded.result()))
 
 
 def _outcome(
@@ -169,15 +191,18 @@ def _outcome(
     one: _Ready,
     times: Sequence[float | None],
     compared: Sequence[float],
-    limit: float | None,
+    settings: Settings,
 ) -> Outcome:
     own = [seconds for seconds in times if seconds is not None]
     seconds = Spread.of(own)
+    limit = settings.limit(one.backend.isa, case.product)
     gops = None if case.operations is None else 1e-9 * case.operations / seconds.median
     return Outcome(
         name=one.backend.name,
         about=one.backend.about,
         isa=one.backend.isa,
+        threads=settings.threads,
+        spinning=settings.spinning,
         seconds=seconds,
         rounds=len(own),
         gops=gops,

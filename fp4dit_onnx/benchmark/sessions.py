@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ MICROSOFT = "com.microsoft"
 _STOP_SPINNING = "session.force_spinning_stop"
 """Threads spin within a run, as by default, and stop with it: they leave the cores to the next one.
 A model of one operator therefore pays for waking them at every call, ours and ONNX Runtime's alike."""
+_SPINNING = "session.intra_op.allow_spinning"
 _ERRORS_ONLY = 4
 
 
@@ -83,7 +85,8 @@ def make_session(
     if configure is not None:
         configure(options)
     source = model if isinstance(model, bytes) else str(model)
-    placed = _PLACED.get()
+    placed, spinning = _CONDITIONS.get().placed, _CONDITIONS.get().spinning
+    options.add_session_config_entry(_SPINNING, str(int(spinning)))
     options.enable_mem_pattern = placed.mem_pattern
     if isa is not None and with_library(placed, None):
         options.register_custom_ops_library(str(library_path()))
@@ -96,23 +99,35 @@ def make_session(
         select_isa(None)
 
 
-_PLACED: ContextVar[Placement] = ContextVar("placed", default=ON_CPU)
+@dataclass(frozen=True)
+class _Conditions:
+    placed: Placement = ON_CPU
+    spinning: bool = True
+
+
+_USUAL = _Conditions()
+_CONDITIONS: ContextVar[_Conditions] = ContextVar("conditions", default=_USUAL)
 
 
 @contextmanager
-def running_on(placed: Placement) -> Iterator[None]:
-    """While open, `make_session` makes sessions for that device, and `bound` binds to its memory."""
-    token = _PLACED.set(placed)
+def running_on(placed: Placement, *, spinning: bool = True) -> Iterator[None]:
+    """While open, `make_session` makes sessions for that device, and `bound` binds to its memory.
+
+    Args:
+        placed: the device.
+        spinning: whether threads of a session wait busily for the next task within a run.
+    """
+    token = _CONDITIONS.set(_Conditions(placed, spinning))
     try:
         yield
     finally:
-        _PLACED.reset(token)
+        _CONDITIONS.reset(token)
 
 
 def bound(session: Any, feed: Mapping[str, Array]) -> Loaded:
     """`session` on the inputs `feed`, without copies into or out of numpy at every run."""
     ort = package("onnxruntime")
-    binding, memory = session.io_binding(), _PLACED.get().memory or (CPU, 0)
+    binding, memory = session.io_binding(), _CONDITIONS.get().placed.memory or (CPU, 0)
     for declared in session.get_inputs():
         value = ort.OrtValue.ortvalue_from_numpy(feed[declared.name], *memory)
         binding.bind_ortvalue_input(declared.name, value)

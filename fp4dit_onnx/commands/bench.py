@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fp4dit_onnx.commands.bench_tables import print_machine, print_report
+from fp4dit_onnx.commands.bench_tables import print_machines, print_report
 from fp4dit_onnx.commands.output import print_json, print_table, reporter
 from fp4dit_onnx.commands.parameters import Device, Json
 from fp4dit_onnx.errors import UsageError
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from fp4dit_onnx.runtime.providers import Placement
 
 __all__ = ["run"]
+
+
+SPINNING = {"on": (True,), "off": (False,), "both": (True, False)}
+"""Choice -> settings that are measured, one after the other."""
 
 
 def _isas() -> tuple[str, ...]:
@@ -169,9 +173,30 @@ def run(
     ] = None,
     device: Device = CPU,
     threads: Annotated[
-        int | None,
-        Option("Threads of every backend; by default all cores.", MACHINE, unit="THREADS", min=1),
+        str | None,
+        Option(
+            "Threads of every backend, or several numbers with commas, such as 1,2,4: a row for "
+            "each; by default all cores.",
+            MACHINE,
+            unit="THREADS",
+        ),
     ] = None,
+    spinning: Annotated[
+        str,
+        Option(
+            "Whether threads of ONNX Runtime wait busily for the next task of a run.",
+            MACHINE,
+            choices=SPINNING,
+        ),
+    ] = "on",
+    cold: Annotated[
+        bool,
+        Option(
+            "Empty the CPU's caches before every call, by writing to buffers twice as large; of "
+            "images, drop the pages of all files before every load.",
+            MACHINE,
+        ),
+    ] = False,
     seconds: Annotated[
         float, Option("Time to measure each case for.", MACHINE, unit="SECONDS")
     ] = 10.0,
@@ -208,9 +233,8 @@ def run(
 ) -> None:
     """Measure speed against other libraries, interleaved in one run."""
     from fp4dit_onnx.benchmark import Settings, choose
-    from fp4dit_onnx.benchmark.requests import Formats, ImageRequest, operator_cases
+    from fp4dit_onnx.benchmark.requests import Formats, ImageRequest, operator_cases, thread_counts
     from fp4dit_onnx.runtime.providers import place
-    from fp4dit_onnx.system.resources import usable_cores
 
     placed = place(device, reporter().note)
     if isa and not placed.on_cpu:
@@ -218,8 +242,14 @@ def run(
     image = ImageRequest(float_bundle, model, prompt, steps, guidance, height, width)
     step = {"--float": float_model, "--batch": batch, "--tokens": tokens}
     _check_options(bundle, step, image, end_to_end=end_to_end)
-    count = usable_cores() if threads is None else threads
-    settings = Settings(count, seconds, rounds, placed=placed)
+    choose("spinning", (spinning,), tuple(SPINNING))
+    if end_to_end and spinning != "on":
+        raise UsageError("--spinning is an option of operators and steps: leave it out")
+    settings = [
+        Settings(count, seconds, rounds, placed=placed, spinning=spins, cold=cold)
+        for count in thread_counts(threads)
+        for spins in SPINNING[spinning]
+    ]
     formats = Formats(
         bits,
         weight_format,
@@ -297,10 +327,11 @@ def _measure(
     cases: Sequence[Case],
     isas: Sequence[str],
     peers: Sequence[str] | None,
-    settings: Settings,
+    settings: Sequence[Settings],
     *,
     json: bool,
 ) -> None:
+    """Measure all cases with each of the settings, which have one device, and print the results."""
     from fp4dit_onnx.benchmark import (
         BASELINES,
         ImageCase,
@@ -308,30 +339,39 @@ def _measure(
         backends,
         run_case,
         run_image,
+        together,
     )
 
-    progress, own = reporter(), isas if settings.placed.on_cpu else ()
+    progress, placed = reporter(), settings[0].placed
+    own, counts = (isas if placed.on_cpu else ()), dict.fromkeys(one.threads for one in settings)
     with progress.stage(
-        "measuring the limits of the machine", len(own), "instruction sets"
+        "measuring the limits of the machine", len(counts), "numbers of threads"
     ) as advance:
-        machine = Machine.measure(own, settings.threads)
-        advance(len(own))
+        machines = {}
+        for count in counts:
+            machines[count] = Machine.measure(own, count)
+            advance(1)
     if not json:
-        print_machine(machine)
-    settings = replace(settings, limits=machine.limits)
+        print_machines(list(machines.values()))
     reports: list[Report | ImageReport] = []
     for case in cases:
-        everyone, baseline = (
-            backends(case.kind, isas, peers, settings.placed),
-            BASELINES[case.kind],
-        )
-        if isinstance(case, ImageCase):
-            reports.append(run_image(case, everyone, baseline, settings, progress))
-        else:
-            reports.append(run_case(case, everyone, baseline, settings, progress))
+        everyone, baseline = backends(case.kind, isas, peers, placed), BASELINES[case.kind]
+        parts: list[Any] = []
+        for one in settings:
+            limited = replace(one, limits=machines[one.threads].limits)
+            if isinstance(case, ImageCase):
+                parts.append(run_image(case, everyone, baseline, limited, progress))
+            else:
+                parts.append(run_case(case, everyone, baseline, limited, progress))
+        reports.append(together(parts))
         if not json:
             print_report(reports[-1])
     if json:
-        print_json({"machine": machine.to_json(), "cases": [r.to_json() for r in reports]})
+        print_json(
+            {
+                "machine": machines[settings[0].threads].to_json(),
+                "cases": [r.to_json() for r in reports],
+            }
+        )
     if not all(report.outcomes for report in reports):
         raise typer.Exit(1)

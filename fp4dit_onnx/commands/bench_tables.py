@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fp4dit_onnx.commands.output import decibels, print_line, print_table
@@ -9,7 +10,7 @@ from fp4dit_onnx.commands.output import decibels, print_line, print_table
 if TYPE_CHECKING:
     from fp4dit_onnx.benchmark import ImageOutcome, ImageReport, Machine, Outcome, Report
 
-__all__ = ["print_machine", "print_report"]
+__all__ = ["print_machines", "print_report"]
 
 BUSY = 0.5
 """Load average from which on other processes are mentioned."""
@@ -23,10 +24,12 @@ IMAGES = (
 )
 
 
-def print_machine(machine: Machine) -> None:
-    """CPU, versions, load and the limits of its instruction sets."""
+def print_machines(machines: Sequence[Machine]) -> None:
+    """CPU, versions and load, and the limits of its instruction sets for each number of threads."""
+    machine = machines[0]
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
-    print_line(f"{machine.cpu}, {machine.threads} threads on {machine.cores} cores; {versions}")
+    threads = ", ".join(str(one.threads) for one in machines)
+    print_line(f"{machine.cpu}, {threads} threads on {machine.cores} cores; {versions}")
     if machine.load is not None and machine.load >= BUSY:
         print_line(
             f"load average {machine.load:.1f}: other processes use the cores, so times will scatter"
@@ -35,9 +38,11 @@ def print_machine(machine: Machine) -> None:
         return
     kinds = list(dict.fromkeys(kind for row in machine.limits.values() for kind in row))
     rows = [
-        (isa, *(_number(limits[kind]) for kind in kinds)) for isa, limits in machine.limits.items()
+        (isa, one.threads, *(_number(limits[kind]) for kind in kinds))
+        for one in machines
+        for isa, limits in one.limits.items()
     ]
-    columns = ("dot product on registers", *(f">{kind}" for kind in kinds))
+    columns = ("dot product on registers", ">threads", *(f">{kind}" for kind in kinds))
     print_table("Limits, GOP/s", columns, rows)
 
 
@@ -64,8 +69,11 @@ def print_report(report: Report | ImageReport) -> None:
 def _columns(baseline: str) -> tuple[str, ...]:
     return (
         "backend",
+        ">threads",
+        "spinning",
         ">median ms",
         ">quartiles",
+        ">least - most",
         ">rounds",
         ">GOP/s",
         ">of limit",
@@ -78,11 +86,13 @@ def _columns(baseline: str) -> tuple[str, ...]:
 def _image_columns(stages: tuple[str, ...], baseline: str) -> tuple[str, ...]:
     return (
         "backend",
+        ">threads",
         ">load s",
         *(f">{stage} s" for stage in stages),
         ">a step s",
         ">image s",
         ">quartiles",
+        ">least - most",
         ">rounds",
         f">x {baseline}",
         ">peak MB",
@@ -96,8 +106,11 @@ def _row(outcome: Outcome) -> tuple[object, ...]:
     time, ratio, share = outcome.seconds, outcome.ratio, outcome.limit_share
     return (
         outcome.name,
+        outcome.threads,
+        "on" if outcome.spinning else "off",
         f"{1e3 * time.median:.3f}",
         f"{1e3 * time.low:.3f} - {1e3 * time.high:.3f}",
+        f"{1e3 * time.least:.3f} - {1e3 * time.most:.3f}",
         outcome.rounds,
         _number(outcome.gops),
         "-" if share is None else f"{share:.0%}",
@@ -120,11 +133,13 @@ def _image_row(outcome: ImageOutcome) -> tuple[object, ...]:
     )
     return (
         outcome.name,
+        outcome.threads,
         f"{outcome.load.median:.2f}",
         *(f"{stage.median:.2f}" for stage in outcome.stages.values()),
         f"{outcome.step.median:.3f}",
         f"{time.median:.2f}",
         f"{time.low:.2f} - {time.high:.2f}",
+        f"{time.least:.2f} - {time.most:.2f}",
         outcome.rounds,
         "-" if ratio is None else f"{ratio.median:.2f}",
         "-" if peak is None else f"{peak.median / 1e6:.0f}",
