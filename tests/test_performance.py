@@ -75,10 +75,10 @@ def test_page(tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """All cases, who was absent, and what a person wrote below stays."""
     monkeypatch.setattr(tool, "run", lambda measurement: result(f"case of {measurement.title}"))
     page = tmp_path / "performance.md"
-    page.write_text("old\n## Reading\nby a person\n")
+    page.write_text("earlier words\n## Reading\nby a person\n")
     tool.main(["--output", str(page), "--seconds", "1"])
     text = page.read_text()
-    assert "old" not in text
+    assert "earlier words" not in text
     assert text.endswith("\n## Reading\nby a person\n")
     assert (
         "| fp4dit avx512_vnni | 4.000 | 2.000 - 8.000 | 1.000 - 16.000 | 0 | 60% | 5.00 | 22.0 |"
