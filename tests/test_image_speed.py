@@ -54,7 +54,9 @@ def test_the_commands_and_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     made = {"cpu": "an EPYC", "threads": 2, "cores": 2, "versions": {"python": "3"}}
     monkeypatch.setattr(tool, "run", lambda _: {"machine": made, "cases": [case(4, 1e9)]})
     page = tmp_path / "performance.md"
-    page.write_text("kept\n<!-- a whole image -->\nearlier words\n<!-- end of a whole image -->\nkept too\n")
+    page.write_text(
+        "kept\n<!-- a whole image -->\nearlier words\n<!-- end of a whole image -->\nkept too\n"
+    )
     monkeypatch.setattr(tool.Section, "path", page)
     tool.main(["--folder", str(tmp_path), "--rounds", "5", "--write"])
     assert [words[2] for words in exports] == [str(tmp_path / "bundle"), str(tmp_path / "float")]

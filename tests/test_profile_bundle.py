@@ -258,7 +258,8 @@ def test_a_bundle_from_end_to_end(
         assert load == pytest.approx(
             memory["times_model"] * found["target"]["nbytes"] + memory["before_bytes"]
         )
-        assert memory["within"] == (load <= 1.3 * found["target"]["nbytes"] + 150e6)
+        assert memory["within"] == (load <= 1.2 * found["target"]["nbytes"] + 100e6)
+        assert memory["load_seconds"] > 0
 
 
 def test_other_models_are_printed_as_tables(

@@ -23,7 +23,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from session_memory import GOAL_BYTES, GOAL_FACTOR, Target, feed_of, measure_memory
+from session_memory import GOAL_BYTES, GOAL_FACTOR, GOAL_SECONDS, Target, feed_of, measure_memory
 
 from fp4dit_onnx import ops
 
@@ -303,7 +303,8 @@ def _show_memory(memory: Mapping[str, Any]) -> None:
         f"{memory['times_model']:.2f} times the model's {_mb(memory['model_bytes'])} MB + "
         f"{_mb(memory['before_bytes'])} MB of the process before; "
         f"{GOAL_FACTOR} times + {_mb(GOAL_BYTES)} MB = {_mb(memory['allowed_bytes'])} MB: "
-        f"{'within' if memory['within'] else 'above'}"
+        f"{'within' if memory['within'] else 'above'}; "
+        f"loaded in {memory['load_seconds']:.2f} s of {GOAL_SECONDS:g}"
     )
 
 
