@@ -15,7 +15,7 @@ from PIL import Image
 from fp4dit_onnx.benchmark.backend import Absent, Backend, Loaded, package
 from fp4dit_onnx.benchmark.case import Array
 from fp4dit_onnx.benchmark.int8_models import quantized
-from fp4dit_onnx.benchmark.openvino_models import OpenVinoSession
+from fp4dit_onnx.benchmark.openvino_models import INT8, OpenVinoSession, int8_model
 from fp4dit_onnx.benchmark.stopwatch import Stopwatch
 from fp4dit_onnx.bundle.manifest import Sampling
 from fp4dit_onnx.bundle.names import MODEL, VAE_DECODER
@@ -30,7 +30,7 @@ LOAD, ENCODER, STEP, DECODER = "load", "text encoder", "step", "VAE decoder"
 """Stages that are timed."""
 NO_FLOAT = "needs the float models as a bundle: give it with --float-bundle"
 NO_MODEL = "needs the diffusers pipeline: give it with --model"
-INT8 = "ort-int8"
+ORT_INT8 = "ort-int8"
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def _ort_float32(case: ImageCase, threads: int) -> Painter:
 
 
 def _int8_models(case: ImageCase) -> Path:
-    return case.work / INT8
+    return case.work / ORT_INT8
 
 
 def _prepare_int8(case: ImageCase) -> None:
@@ -202,17 +202,33 @@ def _ort_int8(case: ImageCase, threads: int) -> Painter:
     return _of_bundle(case, _floats(case), threads, opened, library=False)
 
 
+def _prepare_openvino(case: ImageCase) -> None:
+    """The float models as OpenVINO's own, linear layers' weights in int8."""
+    package("openvino")
+    for path in sorted(_floats(case).glob(f"*/{MODEL}")):
+        target = _openvino_model(case, path)
+        target.parent.mkdir(parents=True)
+        int8_model(path, target)
+
+
+def _openvino_model(case: ImageCase, path: Path) -> Path:
+    return case.work / "openvino" / path.parent.name / "model.xml"
+
+
 def _openvino(precision: str, short: str) -> Backend[ImageCase]:
     def load(case: ImageCase, threads: int) -> Painter:
         watch = Stopwatch()
 
         def opened(path: Path, **named: Any) -> Session:
-            return OpenVinoSession(path, threads, precision, partial(watch.stage, LOAD))
+            model = _openvino_model(case, path) if precision == INT8 else path
+            return OpenVinoSession(model, threads, precision, partial(watch.stage, LOAD))
 
         return _of_bundle(case, _floats(case), threads, opened, watch, library=False)
 
-    about = f"the float models, {precision}"
-    return Backend(f"openvino-{short}", about, load, "openvino")
+    about, prepare = f"the float models, {precision}", None
+    if precision == INT8:
+        about, prepare = "int8 weights, activations quantized at run time", _prepare_openvino
+    return Backend(f"openvino-{short}", about, load, "openvino", prepare=prepare)
 
 
 def _torch(dtype: str, short: str) -> Backend[ImageCase]:
@@ -252,7 +268,7 @@ def _torch(dtype: str, short: str) -> Backend[ImageCase]:
 PEERS: tuple[Backend[ImageCase], ...] = (
     Backend("ort-float32", "the float models", _ort_float32),
     Backend(
-        INT8,
+        ORT_INT8,
         "quantize_dynamic of transformer and text encoders",
         _ort_int8,
         prepare=_prepare_int8,
@@ -262,5 +278,6 @@ PEERS: tuple[Backend[ImageCase], ...] = (
     _torch("bfloat16", "bf16"),
     _openvino("f32", "float32"),
     _openvino("bf16", "bf16"),
+    _openvino(INT8, "int8"),
 )
 """Other backends for an image; another one is another entry."""

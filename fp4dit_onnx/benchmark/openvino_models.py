@@ -13,10 +13,13 @@ import numpy as np
 from fp4dit_onnx.benchmark.backend import Absent, Loaded, package
 from fp4dit_onnx.benchmark.case import Array
 
-__all__ = ["OpenVinoSession", "linear_f32", "linear_u4", "onnx_model"]
+__all__ = ["INT8", "OpenVinoSession", "int8_model", "linear_f32", "linear_u4", "onnx_model"]
 
 PRECISION = "INFERENCE_PRECISION_HINT"
 DYNAMIC_GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+INT8, INT8_GROUP = "int8", 128
+TINY = np.float32(2.0**-90)
+"""A scale below this is of weights that are all zero."""
 
 
 def linear_f32(x: Array, weight: Array, bias: Array, threads: int, precision: str) -> Loaded:
@@ -94,7 +97,8 @@ class OpenVinoSession:
     Args:
         path: of the model.
         threads: how many.
-        precision: ``f32`` or ``bf16``.
+        precision: ``f32``, ``bf16``, or ``int8``: activations of linear layers whose weights are
+            int8, see `int8_model`, are quantized at run time in groups of `INT8_GROUP`.
         compiling: entered while it compiles.
     """
 
@@ -108,6 +112,8 @@ class OpenVinoSession:
         self._ov = package("openvino")
         self._model = self._ov.Core().read_model(str(path))
         self._threads, self._settings = threads, {PRECISION: precision}
+        if precision == INT8:
+            self._settings = {PRECISION: "f32", DYNAMIC_GROUP: str(INT8_GROUP)}
         self._sizes: dict[str, tuple[int, ...]] = {}
         self._compiling = compiling
 
@@ -133,6 +139,29 @@ class OpenVinoSession:
             self._compile(sizes)
         found = self._request.infer({name: np.asarray(value) for name, value in feed.items()})
         return [np.array(found[name]) for name in outputs or [p.name for p in self.get_outputs()]]
+
+
+def int8_model(source: Path, target: Path) -> None:
+    """Write the ONNX model `source` as OpenVINO's `target`, linear layers' weights [N, K] in int8.
+
+    Each output has a scale.
+    """
+    ov = package("openvino")
+    model, nodes = ov.Core().read_model(str(source)), ov.opset13
+    for product in model.get_ordered_ops():
+        if product.get_type_name() != "MatMul":
+            continue
+        stored = product.input_value(1).get_node()
+        if stored.get_type_name() == "Transpose":
+            stored = stored.input_value(0).get_node()
+        if stored.get_type_name() != "Constant" or len(stored.shape) != 2:
+            continue
+        weight = np.array(stored.data, np.float32)
+        scale = np.maximum(np.abs(weight).max(-1, keepdims=True) / np.float32(127), TINY)
+        codes = nodes.constant(np.rint(weight / scale).astype(np.int8))
+        value = nodes.multiply(nodes.convert(codes, "f32"), nodes.constant(scale))
+        stored.output(0).replace(value.output(0))
+    ov.save_model(model, str(target), compress_to_fp16=False)
 
 
 def _port(port: Any) -> Port:
