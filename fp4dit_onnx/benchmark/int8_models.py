@@ -12,7 +12,7 @@ from fp4dit_onnx.benchmark.sessions import make_session
 from fp4dit_onnx.system.outputs import scratch_folder
 from fp4dit_onnx.system.silence import quiet
 
-__all__ = ["quantized"]
+__all__ = ["fold_constants", "quantized"]
 
 QUANTIZED = ("MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
 EXTERNAL_DATA = "session.optimized_model_external_initializers_file_name"
@@ -29,7 +29,7 @@ def quantized(source: Path, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(target.parent) as folder:
         folded = Path(folder, "folded.onnx")
-        _fold_constants(source, folded)
+        fold_constants(source, folded)
         with quiet():
             quantization.quantize_dynamic(
                 folded,
@@ -44,7 +44,7 @@ def quantized(source: Path, target: Path) -> Path:
     return target
 
 
-def _fold_constants(source: Path, folded: Path) -> None:
+def fold_constants(source: Path, folded: Path) -> None:
     """Write `source` with the transposes of its weights carried out, as exporters leave them.
 
     quantize_dynamic takes products with a constant only, which a transposed weight is not before.

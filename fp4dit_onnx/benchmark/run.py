@@ -121,7 +121,7 @@ class Report:
         return asdict(self)
 
 
-ReportT = TypeVar("ReportT", bound="Report | ImageReport")
+ReportT = TypeVar("ReportT", "Report", "ImageReport")
 
 
 def together(reports: Sequence[ReportT]) -> ReportT:
