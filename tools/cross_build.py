@@ -5,10 +5,10 @@
     python tools/cross_build.py x86_64-windows --tests --example     # and run where this machine can
     python tools/cross_build.py all --wheel                          # dist/: a wheel for each
 
-Builds are kept in build/cross/TARGET. The first one for a system takes minutes: the package brings
-clang, and the C and C++ libraries of every target as sources. Each library must be of the target's
-format and processor, must export what custom_ops/abi/exports.map names and nothing else, and load
-the system's libraries only. Tests run under wine or musl's loader.
+Builds are kept in build/cross/TARGET. The package brings clang, and the C and C++ libraries of
+every target as sources: the first tests or example of a target take minutes. Each library must be
+of the target's format and processor, must export what custom_ops/abi/exports.map names and nothing
+else, and load the system's libraries only. Tests run under wine or musl's loader.
 
 Exit codes: 0 all hold, 1 one does not.
 """
@@ -239,15 +239,19 @@ def tests(target: Target) -> str:
     names = ("fp4dit_tests", "fp4dit_run_model")
     options = ["-DFP4DIT_BUILD_TESTS=ON"]
     folder = build(SOURCE, target.folder / "library", target, *names, options=options)
-    program = next((folder / "tests").glob("fp4dit_tests*"))
     if not target.emulator:
-        return f"{program.name} built, not run"
-    said = call([*runner(target), program], quiet())
+        return "built, not run"
+    said = call([*runner(target), program(folder / "tests", names[0])], quiet())
     sets = re.findall(r"^(\w+): ran\s*$", said, re.MULTILINE)
     checks = re.search(r"(\d+) checks, 0 failures", said)
     if checks is None:
         raise CheckError(f"no count of checks in: {said[-500:]}")
     return f"{', '.join(sets)}: {int(checks[1]):,} checks, 0 failures, under {target.emulator[0]}"
+
+
+def program(folder: Path, name: str) -> Path:
+    """A program that was built in a folder, with or without Windows' ending."""
+    return next(p for p in (folder / name, folder / f"{name}.exe") if p.is_file())
 
 
 def quiet() -> dict[str, str]:
@@ -263,16 +267,16 @@ def example(target: Target) -> Path:
     include = f"-DNLOHMANN_JSON_INCLUDE={nlohmann_json.get_include()}"
     folder = target.folder / "example"
     build(ROOT / "examples" / "cpp", folder, target, "text_to_image", options=[include])
-    return next(p for p in folder.glob("text_to_image*") if p.suffix in ("", ".exe"))
+    return program(folder, "text_to_image")
 
 
 def wheel(target: Target, dist: Path) -> Path:
-    """A wheel of the package with this library."""
+    """A wheel of the package with this library, which is built where `library` built it."""
     fresh = target.folder / "wheel"
     shutil.rmtree(fresh, ignore_errors=True)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
     only = ["--no-deps", "--no-build-isolation", "--wheel-dir", fresh]
-    settings = [f"-Cwheel.tags=py3-none-{target.tag}", f"-Cbuild-dir={target.folder / 'package'}"]
+    settings = [f"-Cwheel.tags=py3-none-{target.tag}", f"-Cbuild-dir={target.folder / 'library'}"]
     options = {"CMAKE_ARGS": " ".join(cmake_options(target)), "CMAKE_GENERATOR": "Ninja"}
     call([*pip, *only, *settings, ROOT], {**environment(), **options}, LIMIT_S)
     (made,) = fresh.glob("*.whl")

@@ -11,7 +11,14 @@ if(FP4DIT_ZIG_TARGET MATCHES "musl")
   set(CMAKE_EXE_LINKER_FLAGS_INIT -dynamic)
 endif()
 
-# Nothing that CMake asks the compiler takes C++'s library, which zig would build for it: minutes.
+# The library takes nothing of C++'s, which zig compiles for minutes when a program is linked with it. So CMake
+# is told which compiler this is, where it would link a program to find out, and links the others without.
+set(CMAKE_CXX_COMPILER_ID_RUN TRUE)
+set(CMAKE_CXX_COMPILER_ID Clang)
+set(CMAKE_CXX_COMPILER_VERSION 22)
+set(CMAKE_CXX_COMPILER_FRONTEND_VARIANT GNU)
+set(CMAKE_CXX_STANDARD_COMPUTED_DEFAULT 17)
+set(CMAKE_CXX_EXTENSIONS_COMPUTED_DEFAULT ON)
 get_property(asking GLOBAL PROPERTY IN_TRY_COMPILE)
 if(asking)
   add_link_options(-nostdlib++)
