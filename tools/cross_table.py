@@ -30,6 +30,7 @@ from emulation import CheckError, windows_runtime
 from pages import Section, written_by
 from PIL import Image
 
+from fp4dit_onnx.bundle.bundle import Bundle
 from fp4dit_onnx.evaluation.metrics import psnr
 
 __all__ = ["Outcome", "outcome", "table", "verdict"]
@@ -151,8 +152,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 2
         found = [outcome(t, Stage(bundle, work, given.prompt)) for t in TARGETS.values()]
-    command = written_by("cross_table.py --write")
-    text = f"{command}: the demo's bundle, {given.prompt!r}, seed 0.\n\n{table(found)}"
+    recipe = Bundle.open(bundle).manifest.recipe
+    text = (
+        f"{written_by('cross_table.py --write')}. Images: the embedded pipeline at {recipe.bits} by "
+        f"{recipe.method}, {given.prompt!r}, seed 0, its 20 steps of 64x64 pixels.\n\n{table(found)}"
+    )
     print(text)
     if given.write:
         TABLE.write(text)
