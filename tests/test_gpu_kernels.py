@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import random_gpu_cases
-from emulated_gpu import PATHS, EmulatedGpu
+from emulated_gpu import PATHS, EmulatedGpu, Guarded
 from gpu_cases import (
     WIDE_WEIGHTS,
     assert_same_bits,
@@ -27,6 +27,7 @@ from gpu_mutants import MUTANTS, compile_mutants
 
 from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.formats import FORMATS
+from fp4dit_onnx.numbers.hadamard import hadamard
 
 pytestmark = [
     pytest.mark.skipif(
@@ -175,6 +176,27 @@ def test_a_case_that_differs_is_told(
     assert "linear, seed 3: " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"moved": 2}, "an access whose address is no multiple of its size"),
+        ({"shared": 4 * 4096 - 4}, "an access beyond shared memory"),
+    ],
+)
+def test_accesses_that_a_gpu_refuses(gpu: EmulatedGpu, given: dict[str, int], said: str) -> None:
+    x = np.ones((4, 1024), np.float32)
+    assert_same_bits(gpu.hadamard(x, 1024), hadamard(x, 1024))
+    with pytest.raises(AssertionError, match=said):
+        gpu.hadamard(x, 1024, **given)
+
+
+@pytest.mark.parametrize("alignment", [1, 16, 256])
+def test_arrays_are_aligned_to_no_more_than_is_said(alignment: int) -> None:
+    for size in (1, 4095, 4096, 4097):
+        address = Guarded(np.zeros(size, np.int8), alignment).address
+        assert address & -address == alignment
+
+
 @pytest.fixture(scope="module")
 def mutants(tmp_path_factory: pytest.TempPathFactory) -> EmulatedGpu:
     return EmulatedGpu(compile_mutants(tmp_path_factory.mktemp("mutants")))
@@ -190,12 +212,18 @@ def run_case_of(gpu: EmulatedGpu, operator: str, seed: int) -> None:
         assert_same_bits(found[0], wanted[0])
     elif operator == "plain":
         linear_case(gpu, rng, None, FORMATS["e2m1"], (70, 20, 100), 50)
+    elif operator == "rotate":
+        x = rng.standard_normal((9, 128 + 24)).astype(np.float32)
+        assert_same_bits(gpu.hadamard(x, 128), hadamard(x, 128))
     elif operator == "linear":
         linear_case(gpu, rng, FORMATS["int8"], FORMATS["e2m1"], (40, 20, 1024), 256)
         linear_case(
             gpu, rng, FORMATS["e2m3"], FORMATS["int4"], (9, 20, 128), 64, None, "multiplied"
         )
         linear_case(gpu, rng, FORMATS["e3m2"], FORMATS["e2m1"], (9, 20, 128), 64)
+        gpu.alignment = 1
+        linear_case(gpu, rng, FORMATS["int8"], FORMATS["e2m1"], (9, 20, 128), 128)
+        gpu.alignment = 16
     elif operator in PATHS:
         gpu.path = operator
         for formats, *given in LINEARS_OF_PATHS[operator]:
@@ -204,23 +232,46 @@ def run_case_of(gpu: EmulatedGpu, operator: str, seed: int) -> None:
     else:
         attention_case(gpu, rng, FORMATS["int8"], (1, 40, 300, 1, 64), "finite")
         attention_case(gpu, rng, FORMATS["e3m2"], (1, 20, 70, 1, 250))
+        gpu.alignment = 1
+        attention_case(gpu, rng, FORMATS["int8"], (1, 3, 3, 1, 64))
+        gpu.alignment = 16
+
+
+def fault_of(gpu: EmulatedGpu, name: str, seed: int) -> str:
+    """What `run_case_of` says of a mutant; empty: nothing."""
+    gpu.alignment = 16
+    try:
+        run_case_of(gpu, name.split(":")[0], seed)
+    except AssertionError as error:
+        return str(error) or "differs"
+    return ""
 
 
 def test_the_emulation_shows_faults(mutants: EmulatedGpu) -> None:
     chosen = ctypes.c_int.in_dll(mutants.library, "fp4dit_mutant")
-    for operator in ("quantize", "plain", "linear", "attention", "decoded", "shared"):
+    for operator in ("quantize", "plain", "rotate", "linear", "attention", "decoded", "shared"):
         run_case_of(mutants, operator, 0)
     missed = []
-    for chosen.value, name in enumerate(MUTANTS, 1):
-        operator = name.split(":")[0]
-        if not any(fails(mutants, operator, seed) for seed in range(6)):
+    for chosen.value, (name, mutant) in enumerate(MUTANTS.items(), 1):
+        if not mutant.race and not any(fault_of(mutants, name, seed) for seed in range(6)):
             missed.append(name)
     assert not missed
 
 
-def fails(gpu: EmulatedGpu, operator: str, seed: int) -> bool:
-    try:
-        run_case_of(gpu, operator, seed)
-    except AssertionError:
-        return True
-    return False
+def test_races_are_told_in_whatever_order_threads_run(mutants: EmulatedGpu) -> None:
+    """Also in the one that gives the right values."""
+    chosen = ctypes.c_int.in_dll(mutants.library, "fp4dit_mutant")
+    check = ctypes.c_int.in_dll(mutants.library, "fp4dit_check_races")
+    hidden = []
+    for chosen.value, (name, mutant) in enumerate(MUTANTS.items(), 1):
+        if not mutant.race:
+            continue
+        for seed in range(3):
+            assert "a race at byte" in fault_of(mutants, name, seed), (name, seed)
+        check.value = 0
+        hidden += [] if fault_of(mutants, name, 0) else [name]
+        check.value = 1
+    assert {
+        "linear: waits for too little",
+        "attention: no barrier before the only chunk",
+    } <= set(hidden)

@@ -27,6 +27,8 @@ HOST = (
     "gpu/linear_plan.cc",
     "gpu/quantize.cc",
 )
+KERNELS = "gpu/emulation/emulate.cc"
+"""Includes all kernels; the calls that the sanitizer's option adds are answered by races.cc."""
 LARGEST = ctypes.c_size_t(-1).value
 ACTS = (np.int8, np.int16, np.float32)
 PATHS = ("direct", "decoded", "shared")
@@ -37,32 +39,40 @@ def compile_kernels(
     library: Path, flags: Sequence[str] = FLAGS, changed: Path | None = None
 ) -> Path:
     """Builds `library` of custom_ops, where files of `changed` stand in for those of the same names."""
-    files = sorted(SOURCE.glob("gpu/emulation/*.cc"))
-    files += [SOURCE / name for name in HOST]
+    folders = [changed, SOURCE] if changed else [SOURCE]
+    names = sorted(str(path.relative_to(SOURCE)) for path in SOURCE.glob("gpu/emulation/*.cc"))
+    files = [next(f / name for f in folders if (f / name).is_file()) for name in (*names, *HOST)]
     files += changed.glob("*.cc") if changed else []
-    command = ["c++", *flags, "-ffp-contract=off", "-fno-exceptions", "-fPIC", "-shared"]
-    command += [*([f"-I{changed}"] if changed else []), f"-I{SOURCE}", "-o", str(library)]
-    command += map(str, files)
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    files.remove(SOURCE / KERNELS)
+    common = ["c++", *flags, "-ffp-contract=off", "-fno-exceptions", "-fPIC"]
+    common += [f"-I{folder}" for folder in folders]
+    kernels = library.with_suffix(".o")
+    for command in (
+        [*common, "-fsanitize=thread", "-c", "-o", kernels, SOURCE / KERNELS],
+        [*common, "-shared", "-o", library, kernels, *files],
+    ):
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+    kernels.unlink()
     return library
 
 
 class Guarded:
     """Memory of an array, with a page after it that nobody may read or write.
 
-    The array ends at that page, or less than `alignment` bytes before it: it starts at a multiple of
-    `alignment`.
+    The array ends at that page, or less than twice `alignment` bytes before it: it starts at a multiple
+    of `alignment`, and of no larger power of two.
     """
 
     def __init__(self, values: npt.NDArray[np.generic], alignment: int = 16) -> None:
         page = mmap.PAGESIZE
-        pages = -(-values.nbytes // page) + 1
+        pages = -(-(values.nbytes + alignment) // page) + 1
         self.memory = mmap.mmap(-1, pages * page)
         base = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         last = ctypes.c_void_p(base + (pages - 1) * page)
         assert ctypes.CDLL(None).mprotect(last, ctypes.c_size_t(page), 0) == 0
         start = ((pages - 1) * page - values.nbytes) // alignment * alignment
+        start -= 0 if start & alignment else alignment
         self.address = base + start
         room = np.frombuffer(self.memory, values.dtype, values.size, start)
         self.array = room.reshape(values.shape)
@@ -75,7 +85,8 @@ class EmulatedGpu:
     Args:
         library: what `compile_kernels` made.
         seed: what the order of threads follows from.
-        alignment: of all arrays, in bytes; a GPU's are aligned to 16 at least, if no caller's.
+        alignment: of all arrays, in bytes, where their elements need no more: 16 are less than ONNX
+            Runtime's own arrays have, 1 is what those have that a caller binds.
 
     Attributes:
         path: the way of linears, of `PATHS`, where they can take it; "" for the one that is chosen.
@@ -174,6 +185,28 @@ class EmulatedGpu:
             ctypes.byref(path),
         )
         self.taken = PATHS[path.value]
+        return y.array.copy()
+
+    def hadamard(
+        self, x: FloatArray, block: int, *, moved: int = 0, shared: int = 4 * 4096
+    ) -> FloatArray:
+        """`hadamard` of x [rows, k], `block` a power of two up to 1024.
+
+        Args:
+            x: what is rotated.
+            block: elements of a matrix.
+            moved: bytes that the kernel is told of x that it begins too early.
+            shared: bytes of shared memory.
+        """
+        rows, k = x.shape
+        parts = -(-k // block)
+        given, y = self._place(x), self._place(np.full(x.shape, 77, np.float32))
+        words = (given.address - moved, y.address, rows * parts, k, block, parts)
+        argument = (ctypes.c_int64 * len(words))(*words)  # HadamardArguments
+        parameters = (ctypes.c_void_p * 1)(ctypes.addressof(argument))
+        warps = 4
+        sizes = map(ctypes.c_uint32, (-(-rows * parts // warps), warps * 32, shared))
+        self._call("fp4dit_emulate", b"fp4dit_hadamard", *sizes, parameters)
         return y.array.copy()
 
     def attention(

@@ -16,52 +16,77 @@ KERNELS = "gpu/kernels"
 
 @dataclass(frozen=True)
 class Mutant:
-    """`fault` in place of the statement `source`, which stands in `file` once after `before`."""
+    """`fault` in place of the statement `source`, which stands in `file` once after `before`.
+
+    Attributes:
+        race: whether it is one, which is told whatever order threads run in.
+    """
 
     file: str
     source: str
     fault: str
     before: str = ""
+    race: bool = False
 
 
-def _linear(source: str, fault: str, before: str = "") -> Mutant:
-    return Mutant("linear.cu", source, fault, before)
+def _linear(source: str, fault: str) -> Mutant:
+    return Mutant(f"{KERNELS}/linear.cu", source, fault)
 
 
-def _sums(source: str, fault: str, before: str = "") -> Mutant:
-    return Mutant("linear_sums.h", source, fault, before)
+def _sums(source: str, fault: str) -> Mutant:
+    return Mutant(f"{KERNELS}/linear_sums.h", source, fault)
 
 
-def _chunks(source: str, fault: str, before: str = "") -> Mutant:
-    return Mutant("attention_chunks.h", source, fault, before)
+def _attention(source: str, fault: str) -> Mutant:
+    return Mutant(f"{KERNELS}/attention.cu", source, fault)
 
 
-def _attention(source: str, fault: str, before: str = "") -> Mutant:
-    return Mutant("attention.cu", source, fault, before)
+def _race(file: str, source: str, fault: str = ";", before: str = "") -> Mutant:
+    return Mutant(f"{KERNELS}/{file}", source, fault, before, race=True)
 
 
 MUTANTS = {
-    "quantize: no barrier": Mutant("quantize_group.h", "Sync();", ";"),
+    "quantize: no barrier": _race("quantize_group.h", "Sync();"),
     "quantize: half a warp's maximum": Mutant(
-        "quantize_group.h",
+        f"{KERNELS}/quantize_group.h",
         "v = Larger(v, ShuffleXor(v, mask));",
         "v = Larger(v, ShuffleXor(v, mask / 2));",
     ),
-    "plain: no barrier before staging": Mutant(
-        "linear_plain.cu", "Sync();", ";", "kChunk;\n      "
+    "plain: no barrier before staging": _race(
+        "linear_plain.cu", "Sync();", before="kChunk;\n      "
     ),
-    "plain: no barrier after staging": Mutant("linear_plain.cu", "Sync();", ";", "q, w);\n      "),
+    "plain: no barrier after staging": _race(
+        "linear_plain.cu", "Sync();", before="q, w);\n      "
+    ),
     "plain: fma split": Mutant(
-        "linear_plain.cu", "return Fma(a, b, c);", "return Add(Mul(a, b), c);"
+        f"{KERNELS}/linear_plain.cu", "return Fma(a, b, c);", "return Add(Mul(a, b), c);"
     ),
-    "linear: no barrier": _linear("Sync();", ";", "WaitCopies<kStages - 2>();\n      "),
-    "linear: waits for too little": _linear(
-        "WaitCopies<kStages - 2>();", "WaitCopies<kStages - 1>();"
+    "rotate: no barrier of the warp before": _race(
+        "rotate.h", "SyncWarp();", before="y[i] = x[i];\n  "
     ),
-    "linear: no wait": _linear("WaitCopies<kStages - 2>();", ";"),
-    "linear: overwrites what is read": _linear(
+    "rotate: no barrier of the warp within": _race("rotate.h", "SyncWarp();", before="}\n    "),
+    "rotate: no barrier of the warp after": _race(
+        "rotate.h", "SyncWarp();", before="factor);\n  "
+    ),
+    "linear: no barrier": _race(
+        "linear.cu", "Sync();", before="WaitCopies<kStages - 2>();\n      "
+    ),
+    "linear: waits for too little": _race(
+        "linear.cu", "WaitCopies<kStages - 2>();", "WaitCopies<kStages - 1>();"
+    ),
+    "linear: no wait": _race("linear.cu", "WaitCopies<kStages - 2>();"),
+    "linear: overwrites what is read": _race(
+        "linear.cu",
         "Stage<C>(a, first_row, s + kStages - 1, stages);",
         "Stage<C>(a, first_row, s + kStages, stages);",
+    ),
+    "linear: pieces of 16 bytes wherever they begin": Mutant(
+        "gpu/linear_plan.cc",
+        "a.aligned = whole_runs && static_cast<size_t>(a.k) % piece == 0 &&\n"
+        "                      reinterpret_cast<uintptr_t>(call.q) % 16 == 0\n"
+        "                  ? 1\n"
+        "                  : 0;",
+        "a.aligned = whole_runs && static_cast<size_t>(a.k) % piece == 0 ? 1 : 0;",
     ),
     "linear: fma of groups split": _sums(
         "sums.y[i][j][e] = Fma(scale[e % 2], part, sums.y[i][j][e]);",
@@ -89,7 +114,7 @@ MUTANTS = {
         "a[1][half * 2 + i] = Permute(wide[i], wide[i + 2], 0x6420);",
     ),
     "decoded: halves swapped": Mutant(
-        "linear_decode.cu", "to[half * 32] = bytes;", "to[32 - half * 32] = bytes;"
+        f"{KERNELS}/linear_decode.cu", "to[half * 32] = bytes;", "to[32 - half * 32] = bytes;"
     ),
     "shared: begins with the first multipliers": _linear(
         "multipliers += step / a.multiplier_steps * a.n_padded;", ";"
@@ -98,24 +123,33 @@ MUTANTS = {
         "multiplier_left += 1 - step % a.multiplier_steps;", "multiplier_left += 1;"
     ),
     "shared: every sum in the first place": _sums("++slot;", ";"),
-    "shared: a run's last sum alone": Mutant("linear_fold.cu", "sum += *sums;", "sum = *sums;"),
+    "shared: a run's last sum alone": Mutant(
+        f"{KERNELS}/linear_fold.cu", "sum += *sums;", "sum = *sums;"
+    ),
     "shared: fma of groups split": Mutant(
-        "fold.h",
+        f"{KERNELS}/fold.h",
         "y = Fma(WeightScale(a, run / a.scale_runs, channel), sum, y);",
         "y = ::Add(Mul(WeightScale(a, run / a.scale_runs, channel), sum), y);",
     ),
     "shared: groups of weights and of activations confused": Mutant(
-        "fold.h",
+        f"{KERNELS}/fold.h",
         "group = Fma(a.scale[row * a.scale_stride + run / a.act_runs], sum, group);",
         "group = Fma(a.scale[row * a.scale_stride + run / a.scale_runs], sum, group);",
     ),
-    "attention: no barrier": _chunks("Sync();", ";", "WaitCopies<1>();\n    "),
-    "attention: waits for too little": _chunks("WaitCopies<1>();", "WaitCopies<2>();"),
-    "attention: no barrier before the only chunk": _chunks(
-        "Sync();", ";", "if (a.stages == 1) {\n    "
+    "attention: no barrier": _race(
+        "attention_chunks.h", "Sync();", before="WaitCopies<1>();\n    "
     ),
-    "attention: no barrier after the only chunk": _chunks(
-        "Sync();", ";", "WaitCopies<0>();\n    "
+    "attention: waits for too little": _race(
+        "attention_chunks.h", "WaitCopies<1>();", "WaitCopies<2>();"
+    ),
+    "attention: no barrier before the only chunk": _race(
+        "attention_chunks.h", "Sync();", before="if (a.stages == 1) {\n    "
+    ),
+    "attention: no barrier after the only chunk": _race(
+        "attention_chunks.h", "Sync();", before="WaitCopies<0>();\n    "
+    ),
+    "attention: pieces of 8 bytes wherever they begin": Mutant(
+        "gpu/attention.cc", "return ends % 8 == 0;", "return row_bytes % 8 == 0;"
     ),
     "attention: fma of scores split": _attention(
         "at = Fma(rows.query_scale[e / 2], Mul(place.key_scale[key], ToFloat(sums[t][e])),\n"
@@ -145,7 +179,7 @@ MUTANTS = {
 
 def _with_mutants(file: str) -> str:
     """The text of `file` with the choice of its mutants."""
-    text = (SOURCE / KERNELS / file).read_text()
+    text = (SOURCE / file).read_text()
     statements: dict[int, str] = {}
     chosen: dict[int, str] = {}
     for number, mutant in enumerate(MUTANTS.values(), 1):
@@ -164,9 +198,8 @@ def _with_mutants(file: str) -> str:
 
 def compile_mutants(folder: Path) -> Path:
     """A library of all mutants, number 1 the first of `MUTANTS`."""
-    kernels = folder / KERNELS
-    kernels.mkdir(parents=True)
+    (folder / KERNELS).mkdir(parents=True)
     for file in {mutant.file for mutant in MUTANTS.values()}:
-        (kernels / file).write_text(_with_mutants(file))
+        (folder / file).write_text(_with_mutants(file))
     (folder / "mutant.cc").write_text('extern "C" {\nint fp4dit_mutant = 0;\n}\n')
     return compile_kernels(folder / "libmutants.so", ("-std=c++17", "-O1"), folder)

@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "gpu/emulation/block_state.h"
 #include "gpu/kernels/attention.cu"
 #include "gpu/kernels/dequantize.cu"
 #include "gpu/kernels/hadamard.cu"

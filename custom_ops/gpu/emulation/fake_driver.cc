@@ -1,5 +1,6 @@
 // A libcuda.so.1 for machines without a GPU: one device, whose kernels are emulated. Its memory is
-// pages that only copies and kernels may touch, so that a host that reads it dies.
+// pages that only copies and kernels may touch, so that a host that reads it dies; it ends near a
+// page that nobody may touch, and is aligned to no more than is promised.
 //
 // The environment says what it pretends: FAKE_CUDA_DEVICES (1), FAKE_CUDA_ARCH (80),
 // FAKE_CUDA_BYTES of memory (2^32), FAKE_CUDA_LOAD, the result of loading a module (0),
@@ -12,6 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 
 #include "gpu/emulation/emulate.h"
 
@@ -24,7 +26,9 @@ constexpr int kNoDevice = 100;
 constexpr int kInvalidImage = 200;
 constexpr int kNotFound = 500;
 constexpr int kLaunchFailed = 719;
+constexpr int kCapturing = 900;  // what may not be done while launches are recorded
 constexpr size_t kPage = 4096;
+constexpr size_t kAlignment = 256;
 constexpr unsigned char kGarbage = 0xA5;
 
 long Setting(const char* name, long otherwise) {
@@ -33,8 +37,9 @@ long Setting(const char* name, long otherwise) {
 }
 
 struct Region {
+  uint8_t* pages;
+  size_t size;  // of those that may be touched; one follows
   uint8_t* data;
-  size_t size;  // of whole pages
   Region* next;
 };
 Region* regions = nullptr;
@@ -42,7 +47,7 @@ size_t allocated = 0;
 int opened = 0;
 
 void Protect(int access) {
-  for (const Region* r = regions; r != nullptr; r = r->next) mprotect(r->data, r->size, access);
+  for (const Region* r = regions; r != nullptr; r = r->next) mprotect(r->pages, r->size, access);
 }
 
 // While one lives, device memory can be touched.
@@ -54,6 +59,25 @@ struct Opened {
     if (--opened == 0) Protect(PROT_NONE);
   }
 };
+
+// Launches that are recorded rather than run, until they are replayed. There is one such graph.
+struct Recorded {
+  const char* kernel;
+  unsigned blocks, threads, shared_bytes;
+  uint8_t argument[256];
+};
+std::vector<Recorded> recorded;
+bool recording = false;
+
+int Emulate(const char* kernel, unsigned blocks, unsigned threads, unsigned shared_bytes,
+            void* argument) {
+  const Opened open;
+  const auto seed = static_cast<uint32_t>(Setting("FAKE_CUDA_SEED", 1));
+  const char* const error = fp4dit_emulate(kernel, blocks, threads, shared_bytes, &argument, seed);
+  if (error == nullptr) return kSuccess;
+  std::fprintf(stderr, "%s: %s\n", kernel, error);
+  return kLaunchFailed;
+}
 
 size_t TotalBytes() { return static_cast<size_t>(Setting("FAKE_CUDA_BYTES", 1l << 32)); }
 
@@ -71,16 +95,21 @@ void fake_cuda_note(const char* what) {
 }
 
 void* fake_cuda_allocate(size_t size) {
-  const size_t whole = (size + kPage) / kPage * kPage;
+  const size_t taken = (size + kAlignment - 1) / kAlignment * kAlignment;
+  const size_t whole = (taken + kAlignment + kPage - 1) / kPage * kPage;
   if (whole > TotalBytes() || allocated > TotalBytes() - whole) return nullptr;
-  void* const data =
-      mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (data == MAP_FAILED) return nullptr;
-  std::memset(data, kGarbage, size);
-  regions = new Region{static_cast<uint8_t*>(data), whole, regions};
+  void* const found =
+      mmap(nullptr, whole + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (found == MAP_FAILED) return nullptr;
+  auto* const pages = static_cast<uint8_t*>(found);
+  size_t start = whole - taken;
+  if (start % (2 * kAlignment) == 0) start -= kAlignment;
+  std::memset(pages + start, kGarbage, size);
+  regions = new Region{pages, whole, pages + start, regions};
   allocated += whole;
-  if (opened == 0) mprotect(data, whole, PROT_NONE);
-  return data;
+  mprotect(pages + whole, kPage, PROT_NONE);
+  if (opened == 0) mprotect(pages, whole, PROT_NONE);
+  return pages + start;
 }
 
 int fake_cuda_free(void* data) {
@@ -88,7 +117,7 @@ int fake_cuda_free(void* data) {
     Region* const region = *at;
     if (region->data != data) continue;
     *at = region->next;
-    munmap(region->data, region->size);
+    munmap(region->pages, region->size + kPage);
     allocated -= region->size;
     delete region;
     return kSuccess;
@@ -104,6 +133,20 @@ void fake_cuda_copy(void* to, const void* from, size_t size) {
 void fake_cuda_set(void* to, int value, size_t size) {
   const Opened open;
   std::memset(to, value, size);
+}
+
+void fake_cuda_record(int on) {
+  recording = on != 0;
+  if (recording) recorded.clear();
+}
+int fake_cuda_recording() { return recording ? 1 : 0; }
+int fake_cuda_replay() {
+  fake_cuda_note("replay");
+  for (Recorded& r : recorded) {
+    const int result = Emulate(r.kernel, r.blocks, r.threads, r.shared_bytes, r.argument);
+    if (result != kSuccess) return result;
+  }
+  return kSuccess;
 }
 
 int cuInit(unsigned) { return Setting("FAKE_CUDA_DEVICES", 1) == 0 ? kNoDevice : kSuccess; }
@@ -155,7 +198,7 @@ int cuCtxSetCurrent(void* context) {
 int cuCtxPushCurrent_v2(void*) { return kSuccess; }
 int cuCtxPopCurrent_v2(void** context) { return cuCtxGetCurrent(context); }
 int cuCtxGetDevice(int* device) { return cuDeviceGet(device, 0); }
-int cuCtxSynchronize() { return kSuccess; }
+int cuCtxSynchronize() { return recording ? kCapturing : kSuccess; }
 
 // Machine code is an ELF file, and PTX begins with its version; a test's says for which GPU it is.
 int cuModuleLoadData(void** module, const void* image) {
@@ -179,12 +222,14 @@ int cuMemGetInfo_v2(size_t* free, size_t* total) {
   return kSuccess;
 }
 int cuMemAlloc_v2(void** data, size_t size) {
+  if (recording) return kCapturing;
   fake_cuda_note("allocate");
   *data = fake_cuda_allocate(size);
   return *data == nullptr ? kOutOfMemory : kSuccess;
 }
-int cuMemFree_v2(void* data) { return fake_cuda_free(data); }
+int cuMemFree_v2(void* data) { return recording ? kCapturing : fake_cuda_free(data); }
 int cuMemcpyHtoD_v2(void* to, const void* from, size_t size) {
+  if (recording) return kCapturing;
   fake_cuda_copy(to, from, size);
   return kSuccess;
 }
@@ -195,13 +240,13 @@ int cuStreamIsCapturing(void*, int* status) {
 int cuLaunchKernel(void* function, unsigned blocks, unsigned, unsigned, unsigned threads, unsigned,
                    unsigned, unsigned shared_bytes, void*, void** parameters, void**) {
   const auto* const name = static_cast<const char*>(function);
-  fake_cuda_note(name);
-  const Opened open;
-  const auto seed = static_cast<uint32_t>(Setting("FAKE_CUDA_SEED", 1));
-  const char* const error = fp4dit_emulate(name, blocks, threads, shared_bytes, parameters, seed);
-  if (error == nullptr) return kSuccess;
-  std::fprintf(stderr, "%s: %s\n", name, error);
-  return kLaunchFailed;
+  fake_cuda_note(recording ? "record" : name);
+  if (recording) {
+    recorded.push_back({name, blocks, threads, shared_bytes, {}});
+    std::memcpy(recorded.back().argument, parameters[0], sizeof(recorded.back().argument));
+    return kSuccess;
+  }
+  return Emulate(name, blocks, threads, shared_bytes, parameters[0]);
 }
 
 // The CUDA provider links it.

@@ -14,20 +14,8 @@
 namespace fp4dit::emulation {
 
 #if defined(__x86_64__) && defined(__linux__)
-extern "C" void fp4dit_switch_stack(void** from, void* to);
 // Saves what a called function must keep, and takes what the other stack saved.
-asm(".text\n"
-    ".p2align 4\n"
-    ".globl fp4dit_switch_stack\n"
-    ".type fp4dit_switch_stack, @function\n"
-    "fp4dit_switch_stack:\n"
-    "  pushq %rbp\n  pushq %rbx\n  pushq %r12\n  pushq %r13\n  pushq %r14\n  pushq %r15\n"
-    "  movq %rsp, (%rdi)\n"
-    "  movq %rsi, %rsp\n"
-    "  popq %r15\n  popq %r14\n  popq %r13\n  popq %r12\n  popq %rbx\n  popq %rbp\n"
-    "  ret\n"
-    ".size fp4dit_switch_stack, .-fp4dit_switch_stack\n");
-
+extern "C" void fp4dit_switch_stack(void** from, void* to);
 class Fiber {
  public:
   // The next switch to it calls `enter`, which must not return.
