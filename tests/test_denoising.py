@@ -15,6 +15,7 @@ from scheduler_configs import ddim, ddpm, dpm, euler, flow, unipc
 
 pytest.importorskip("onnxruntime")
 
+from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.families import Family
 from fp4dit_onnx.families.dit import DIT
 from fp4dit_onnx.families.flux import FLUX
@@ -22,6 +23,7 @@ from fp4dit_onnx.families.pixart import PIXART_ALPHA
 from fp4dit_onnx.families.request import Request
 from fp4dit_onnx.families.z_image import Z_IMAGE
 from fp4dit_onnx.numbers.compare import sqnr_db
+from fp4dit_onnx.runtime.bound import Recorder
 from fp4dit_onnx.runtime.denoising import Denoising, Made
 from fp4dit_onnx.runtime.providers import CPU_PROVIDER, ON_CPU, Placement
 from fp4dit_onnx.runtime.runs import start_run
@@ -115,6 +117,61 @@ def test_adapters_are_added_on_a_device_too(tmp_path: Path) -> None:
     one = replace(one, adapters={"slot": np.full(1, 0.5, np.float32)})
     here, there = (list(one.steps(latents, placed))[-1].latents() for placed in (ON_CPU, PRETEND))
     assert sqnr_db(here, there) > TURNED_DB > sqnr_db(here, plain)
+
+
+RECORDING = replace(PRETEND, capture={})
+
+
+def recorder(folder: Path) -> Recorder:
+    return Recorder(partial(session, folder / "model.onnx", library=False), RECORDING)
+
+
+@pytest.mark.parametrize("case", ["pixart-dpm", "dit-ddpm", "flux"])
+def test_a_recorded_run_reads_and_writes_the_same_memory(case: str, tmp_path: Path) -> None:
+    family, config = CASES[case]
+    one = denoising(tmp_path, family, config)
+    replayed = replace(one, recorder=recorder(tmp_path))
+    places = []
+    for seed in range(2):
+        latents = np.random.default_rng(seed).standard_normal((2, *SHAPE), np.float32)
+        there = [arrays(m) for m in one.steps(latents, PRETEND)]
+        again = [arrays(m) for m in replayed.steps(latents, RECORDING)]
+        for a, b in zip(there, again, strict=True):
+            assert all(map(np.array_equal, a, b))
+        last = replayed.recorder and replayed.recorder.last
+        places.append({name: v.data_ptr() for name, v in last.inputs.items()} if last else {})
+    assert places[0] == places[1] != {}
+
+
+def test_sizes_are_recorded_once(tmp_path: Path) -> None:
+    model = transformer(tmp_path, PIXART_ALPHA)
+    recorded = recorder(tmp_path)
+    feed = {
+        "hidden_states": np.zeros((2, *SHAPE), np.float32),
+        "timestep": np.zeros(2, PIXART_ALPHA.timestep.dtype),
+        "text": np.zeros(2, np.float32),
+        "slot": np.zeros(1, np.float32),
+    }
+    first = recorded(model, feed)
+    assert recorded(model, feed) is first
+    feed["hidden_states"] = np.zeros((2, 4, 6, 10), np.float32)
+    other = recorded(model, feed)
+    other.write(feed)
+    assert other is not first
+    assert other.run()[0].shape() == [2, 8, 6, 10]
+
+
+def test_what_cannot_be_recorded_is_refused(tmp_path: Path) -> None:
+    one = denoising(tmp_path, PIXART_ALPHA, {**ddim(), "clip_sample": True})
+    one = replace(one, recorder=recorder(tmp_path))
+    with pytest.raises(UsageError, match="--cuda-graph takes latents that stay on the device"):
+        list(one.steps(np.zeros((2, *SHAPE), np.float32), RECORDING))
+    with pytest.raises(
+        UsageError, match="device cpu records no CUDA graphs: expected --device cu"
+    ):
+        Recorder(session, ON_CPU)
+    placed = Placement("cuda:0", (("CUDA", {"a": "1"}), ("CPU", {})), capture={"b": "2"})
+    assert placed.capturing().providers == (("CUDA", {"a": "1", "b": "2"}), ("CPU", {}))
 
 
 def test_steps_that_are_not_linear_run_in_the_machines_memory(tmp_path: Path) -> None:

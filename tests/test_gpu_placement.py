@@ -38,6 +38,9 @@ def test_all_nodes_of_one_provider() -> None:
     placement = gpu_placement.placement_of(log)
     assert placement.nodes["CUDAExecutionProvider"].total() == 7
     assert set(placement.nodes) == {"CUDAExecutionProvider"}
+    assert (
+        gpu_placement.row("bundle", placement) == "| bundle | all | 0 | all; 7 of both | 0 | 0 |"
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,6 +57,7 @@ def test_a_log_that_is_not_understood(log: str, said: str) -> None:
 )
 def test_the_cuda_provider_runs_our_operators(tmp_path: Path) -> None:
     cuda = gpu_placement.FakeCuda(Path(PYTHON), tmp_path)
-    placement, different = gpu_placement.differences(cuda, tmp_path)
-    assert set(placement.nodes) == {"CUDAExecutionProvider"}
-    assert different == 0
+    for sizes in (None, {"M": gpu_placement.ROWS}):
+        placement, different = gpu_placement.differences(cuda, tmp_path, sizes)
+        assert set(placement.nodes) == {"CUDAExecutionProvider"}
+        assert different == 0

@@ -11,8 +11,11 @@ void* fake_cuda_allocate(size_t size);
 int fake_cuda_free(void* data);
 void fake_cuda_copy(void* to, const void* from, size_t size);
 void fake_cuda_set(void* to, int value, size_t size);
+void fake_cuda_record(int on);
+int fake_cuda_recording(void);
+int fake_cuda_replay(void);
 
-enum { kSuccess = 0, kOutOfMemory = 2, kMajor = 8, kProcessors = 108, kVersion = 13000 };
+enum { kSuccess = 0, kOutOfMemory = 2, kCapturing = 900, kMajor = 8, kProcessors = 108, kVersion = 13000 };
 static const size_t kTotalBytes = (size_t)8 << 30;
 
 static int Handle(void** handle) {
@@ -65,10 +68,11 @@ int cudaDeviceGetAttribute(int* value, int attribute, int device) {
   return kSuccess;
 }
 int cudaMalloc(void** data, size_t size) {
+  if (fake_cuda_recording()) return kCapturing;
   *data = fake_cuda_allocate(size);
   return *data == NULL ? kOutOfMemory : kSuccess;
 }
-int cudaFree(void* data) { return fake_cuda_free(data); }
+int cudaFree(void* data) { return fake_cuda_recording() ? kCapturing : fake_cuda_free(data); }
 int cudaFreeAsync(void* data, void* stream) { return fake_cuda_free(data); }
 int cudaMallocHost(void** data, size_t size) {
   return posix_memalign(data, 256, size == 0 ? 1 : size) == 0 ? kSuccess : kOutOfMemory;
@@ -78,7 +82,9 @@ int cudaFreeHost(void* data) {
   free(data);
   return kSuccess;
 }
+// Of a recorded run nothing is copied: there may be no copies in it, so none is replayed.
 int cudaMemcpy(void* to, const void* from, size_t size, int kind) {
+  if (fake_cuda_recording()) return kCapturing;
   fake_cuda_note("copy");
   fake_cuda_copy(to, from, size);
   return kSuccess;
@@ -101,9 +107,23 @@ int cudaStreamCreate(void** stream) { return Handle(stream); }
 int cudaStreamCreateWithFlags(void** stream, unsigned flags) { return Handle(stream); }
 int cudaStreamDestroy(void* stream) { return cudaFreeHost(stream); }
 int cudaStreamIsCapturing(void* stream, int* status) {
-  *status = 0;
+  *status = fake_cuda_recording();
   return kSuccess;
 }
+int cudaStreamBeginCapture(void* stream, int mode) {
+  fake_cuda_record(1);
+  return kSuccess;
+}
+int cudaStreamEndCapture(void* stream, void** graph) {
+  fake_cuda_record(0);
+  return Handle(graph);
+}
+int cudaGraphInstantiate(void** made, void* graph, unsigned long long flags) {
+  return Handle(made);
+}
+int cudaGraphLaunch(void* made, void* stream) { return fake_cuda_replay(); }
+int cudaGraphDestroy(void* graph) { return kSuccess; }
+int cudaGraphExecDestroy(void* made) { return kSuccess; }
 int cudaEventCreate(void** event) { return Handle(event); }
 int cudaEventCreateWithFlags(void** event, unsigned flags) { return Handle(event); }
 int cudaEventDestroy(void* event) { return cudaFreeHost(event); }

@@ -5,7 +5,9 @@ onnxruntime-gpu, which stands in an environment of its own (--python), loads its
 over fakes of CUDA's libraries: device memory is pages that only copies and launches may touch, the
 custom-op library's kernels run on the emulated GPU of custom_ops/gpu/emulation, and the provider's own
 kernels do not run. So bundles are only loaded, and their nodes and copies counted; a model of our
-operators alone is also run, and must give the CPU's bits.
+operators alone is also run, and must give the CPU's bits. With --fix NAME=SIZE for all sizes that the
+bundles leave open, sessions are those of --cuda-graph: ONNX Runtime says whether it records a run, and
+that of our operators is recorded and replayed.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +36,10 @@ from fp4dit_onnx.runtime.library import library_path
 from fp4dit_onnx.runtime.session import session
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ROOT / "custom_ops"
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+
+from emulated_gpu import compile_kernels  # noqa: E402
+
 RUNTIME = Path(__file__).with_name("fake_cuda.c")
 DRIVER = "libcuda.so.1"
 SYMBOL = re.compile(r"UND\s+(\w+)@(libcu\w+\.so\.\d+)")
@@ -48,13 +54,35 @@ options = onnxruntime.SessionOptions()
 options.log_severity_level = 0
 options.register_custom_ops_library(given["library"])
 providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-session = onnxruntime.InferenceSession(given["model"], options, providers=providers)
+for name, size in given["sizes"].items():
+    options.add_free_dimension_override_by_name(name, size)
+capture = {"enable_cuda_graph": "1"} if given["sizes"] else {}
+named = [(providers[0], capture), providers[1]]
+session = onnxruntime.InferenceSession(given["model"], options, providers=named)
 if session.get_providers() != providers:
     sys.exit(f"providers: {session.get_providers()}")
 if given["inputs"]:
-    feed = dict(np.load(given["inputs"]))
-    names = [output.name for output in session.get_outputs()]
-    np.savez(given["outputs"], **dict(zip(names, session.run(names, feed))))
+    feed, value = dict(np.load(given["inputs"])), onnxruntime.OrtValue
+    outputs = session.get_outputs()
+    if capture:
+        binding = session.io_binding()
+        there = {k: value.ortvalue_from_numpy(np.zeros_like(v), "cuda", 0) for k, v in feed.items()}
+        made = {
+            o.name: value.ortvalue_from_shape_and_type(o.shape, np.float32, "cuda", 0)
+            for o in outputs
+        }
+        for name, one in there.items():
+            binding.bind_ortvalue_input(name, one)
+        for name, one in made.items():
+            binding.bind_ortvalue_output(name, one)
+        session.run_with_iobinding(binding)
+        for name, one in there.items():
+            one.update_inplace(feed[name])
+        session.run_with_iobinding(binding)
+        np.savez(given["outputs"], **{name: one.numpy() for name, one in made.items()})
+    else:
+        names = [output.name for output in outputs]
+        np.savez(given["outputs"], **dict(zip(names, session.run(names, feed))))
 """
 
 
@@ -105,10 +133,7 @@ class FakeCuda:
             raise ValueError(done.stderr)
 
     def _build_driver(self) -> None:
-        files = [*SOURCES.glob("gpu/emulation/*.cc"), *SOURCES.glob("gpu/*.cc")]
-        flags = ("-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", f"-I{SOURCES}")
-        others = (SOURCES / "core/formats.cc", *SOURCES.glob("cpu/packing/*.cc"))
-        self._call("c++", *flags, "-o", self.folder / DRIVER, *files, *others)
+        compile_kernels(self.folder / DRIVER)
 
     def _build_runtime(self, provider: Path) -> None:
         elf = subprocess.run(
@@ -134,7 +159,11 @@ class FakeCuda:
             self._call("cc", *flags, linker, "-o", target, RUNTIME, stubs, self.folder / DRIVER)
 
     def load(
-        self, model: Path, inputs: Path | None = None, outputs: Path | None = None
+        self,
+        model: Path,
+        inputs: Path | None = None,
+        outputs: Path | None = None,
+        sizes: Mapping[str, int] | None = None,
     ) -> Placement:
         """Make a session of `model`, with the custom-op library, and run it if there are inputs.
 
@@ -142,6 +171,7 @@ class FakeCuda:
             model: an ONNX file.
             inputs: an .npz file.
             outputs: the .npz file to write.
+            sizes: all that the model leaves open: its run is recorded with other inputs, and replayed.
 
         Raises:
             ValueError: that failed; the message has the end of ONNX Runtime's log.
@@ -151,20 +181,31 @@ class FakeCuda:
             "model": str(model),
             "inputs": inputs and str(inputs),
             "outputs": outputs and str(outputs),
+            "sizes": dict(sizes or {}),
         }
+        trace = self.folder / "trace"
+        trace.unlink(missing_ok=True)
         done = subprocess.run(
             [self.python, "-c", CHILD, json.dumps(given)],
-            env={**os.environ, "LD_LIBRARY_PATH": str(self.folder)},
+            env={
+                **os.environ,
+                "LD_LIBRARY_PATH": str(self.folder),
+                "FAKE_CUDA_TRACE": str(trace),
+            },
             capture_output=True,
             text=True,
         )
         if done.returncode:
             raise ValueError(f"exit code {done.returncode}\n" + done.stderr[-2000:])
+        if inputs and sizes and "replay" not in trace.read_text().split():
+            raise ValueError("ONNX Runtime recorded no CUDA graph, or did not replay it")
         return placement_of(done.stderr)
 
 
 PLACED = re.compile(r"(?:All nodes|Node\(s\)) placed on \[(\w+)\]\. Number of nodes: (\d+)")
 NODE = re.compile(r"VerifyEachNodeIsAssignedToAnEp\]\s+(\w+) \(")
+UNLISTED = "(not listed)"
+"""Stands for all operators where all nodes are on one provider: the log only counts them then."""
 COPIES = ("MemcpyFromHost", "MemcpyToHost")
 
 
@@ -181,7 +222,7 @@ def placement_of(log: str) -> Placement:
             provider = placed[1]
             nodes[provider], counts[provider] = Counter(), int(placed[2])
             if line.endswith(f"Number of nodes: {placed[2]}") and "All nodes" in line:
-                nodes[provider]["(not listed)"] = counts[provider]
+                nodes[provider][UNLISTED] = counts[provider]
         elif node := NODE.search(line):
             nodes[provider][node[1]] += 1
     listed = {provider: found.total() for provider, found in nodes.items()}
@@ -194,6 +235,10 @@ def placement_of(log: str) -> Placement:
 
 
 # --- a model of our operators alone, which the emulation runs -------------------------------------
+
+
+ROWS = 37
+"""Of the inputs of `chain`."""
 
 
 def chain() -> onnx.ModelProto:
@@ -245,14 +290,19 @@ def chain() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=opsets, ir_version=ops.IR_VERSION)
 
 
-def differences(cuda: FakeCuda, folder: Path) -> tuple[Placement, int]:
-    """Where the nodes of `chain` are, and how many of its values differ from the CPU's."""
+def differences(
+    cuda: FakeCuda, folder: Path, sizes: Mapping[str, int] | None = None
+) -> tuple[Placement, int]:
+    """Where the nodes of `chain` are, and how many of its values differ from the CPU's.
+
+    With `sizes` ({"M": 37}) its run is recorded and replayed.
+    """
     path, inputs, outputs = folder / "chain.onnx", folder / "x.npz", folder / "y.npz"
     onnx.save(chain(), path)
-    x = np.random.default_rng(2).standard_normal((2, 37, 160)).astype(np.float32)
+    x = np.random.default_rng(2).standard_normal((2, ROWS, 160)).astype(np.float32)
     x[0, 3, 5], x[1, 2] = np.nan, 0
     np.savez(inputs, x=x)
-    placement = cuda.load(path, inputs, outputs)
+    placement = cuda.load(path, inputs, outputs, sizes)
     found = np.load(outputs)["y"]
     wanted = session(path, library=True).run(None, {"x": x})[0]
     bits = [np.where(np.isnan(a), np.float32(np.nan), a).view(np.uint32) for a in (found, wanted)]
@@ -268,24 +318,30 @@ HEAD = "| bundle | ours on CUDA | ours on the CPU | others on CUDA | others on t
 def row(name: str, placement: Placement) -> str:
     """A line of the table."""
     counts = [placement.count(p, ours=ours) for ours in (True, False) for p in (CUDA, CPU)]
-    return f"| {name} | " + " | ".join(map(str, [*counts, placement.copies])) + " |"
+    cells = list(map(str, [*counts, placement.copies]))
+    if UNLISTED in placement.nodes.get(CUDA, Counter()):
+        cells[0], cells[2] = "all", f"all; {counts[2]} of both"
+    return f"| {name} | " + " | ".join(cells) + " |"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the table; 0 if all nodes of ours are on CUDA and the bits are the CPU's."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--python", type=Path, required=True, help="that has onnxruntime-gpu")
+    parser.add_argument("--fix", nargs="*", default=[], metavar="NAME=SIZE", help="see above")
     parser.add_argument("bundles", type=Path, nargs="*", help="folders of bundles")
     given = parser.parse_args(arguments)
+    sizes = {name: int(size) for name, _, size in (word.partition("=") for word in given.fix)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
             cuda = FakeCuda(given.python, folder)
             print(f"onnxruntime-gpu {cuda.version}, CUDA's libraries faked, no GPU\n")
-            placement, different = differences(cuda, folder)
+            placement, different = differences(cuda, folder, {"M": ROWS} if sizes else None)
             found = {}
             for bundle in given.bundles:
-                found[bundle.name] = cuda.load(bundle / "transformer" / "model.onnx")
+                path = bundle / "transformer" / "model.onnx"
+                found[bundle.name] = cuda.load(path, sizes=sizes)
         except (ValueError, OSError, subprocess.SubprocessError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

@@ -149,6 +149,14 @@ def run(
             MACHINE,
         ),
     ] = None,
+    cuda_graph: Annotated[
+        bool,
+        Option(
+            "Record the launches of a denoising step once, and replay them: less work of the CPU "
+            "between kernels, and the weights once more on the GPU.",
+            MACHINE,
+        ),
+    ] = False,
     overwrite: Annotated[bool, Option("Replace existing image files.", OUTPUT)] = False,
     json: Json = False,
 ) -> None:
@@ -170,7 +178,9 @@ def run(
     start = time.monotonic()
     placed = place(device, reporter().note)
     kernels = with_library(placed, library)
-    pipeline = Pipeline(opened.folder, device=placed, library=kernels, threads=threads)
+    pipeline = Pipeline(
+        opened.folder, device=placed, library=kernels, threads=threads, cuda_graph=cuda_graph
+    )
     if adapter:
         pipeline.use_adapters(*adapter)
     loaded = time.monotonic()

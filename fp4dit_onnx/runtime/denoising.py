@@ -14,7 +14,8 @@ from fp4dit_onnx.errors import BundleError, UsageError
 from fp4dit_onnx.families import Family
 from fp4dit_onnx.families.request import Request
 from fp4dit_onnx.runtime.beginning import Start
-from fp4dit_onnx.runtime.providers import Placement, runtime_package
+from fp4dit_onnx.runtime.bound import Bound, Recorder
+from fp4dit_onnx.runtime.providers import Placement
 from fp4dit_onnx.runtime.schedulers import Run
 from fp4dit_onnx.runtime.session import Session, explaining, session_options, started
 from fp4dit_onnx.runtime.step_table import StepTable, step_table
@@ -57,6 +58,7 @@ class Denoising:
         noise: of the step of an index, float32 [B, C, H, W]; None where the scheduler takes none.
         begun: what it begins with in place of noise alone, whose steps alone are in a run of `start`.
         adapters: matrices for slots of the transformer, which every call is given too.
+        recorder: makes the transformer whose run is replayed; None: it is run.
     """
 
     transformer: Session
@@ -67,6 +69,7 @@ class Denoising:
     noise: Callable[[int], FloatArray] | None
     begun: Start | None = None
     adapters: Mapping[str, Array] = field(default_factory=dict)
+    recorder: Recorder | None = None
 
     def steps(self, noise: FloatArray, placed: Placement) -> Iterator[Made]:
         """One after the other, from noise, or from an image with noise.
@@ -77,6 +80,9 @@ class Denoising:
         Args:
             noise: standard normal, [B, C, H, W].
             placed: of the transformer.
+
+        Raises:
+            UsageError: the transformer's run is to be replayed, and latents cannot stay there.
         """
         run = self.start()
         if self.begun is None:
@@ -90,6 +96,11 @@ class Denoising:
             except UsageError:  # steps that are not linear
                 table = None
         if table is None:
+            if self.recorder is not None:
+                raise UsageError(
+                    "--cuda-graph takes latents that stay on the device: expected no mask and a "
+                    "scheduler whose steps are linear; leave it out"
+                )
             return self._here(latents, run, noise)
         return self._there(latents, table, placed)
 
@@ -129,8 +140,7 @@ class Denoising:
             stochastic=self.noise is not None,
         )
         loaded = started(step_model(step), session_options(placed), placed)
-        stepper = _Bound(explaining(loaded, "a step of the sampler", placed), placed)
-        transformer = _Bound(self.transformer, placed)
+        stepper = Bound(explaining(loaded, "a step of the sampler", placed), placed)
         put = stepper.put
 
         def back(value: Any, factor: np.float32) -> FloatArray:
@@ -145,13 +155,16 @@ class Denoising:
         samples: list[Any] = [put(packed)]
         predictions: list[Any] = []
         first = packed * table.input[0]
-        rows = put(np.concatenate([first, first]) if request.guided else first)
-        fixed: dict[str, Any] = {}
-        constant = {*self.fixed, *self.adapters}
+        rows = np.concatenate([first, first]) if request.guided else first
+        feed = self._feed(rows, float(table.timesteps[0]))
+        transformer = Bound(self.transformer, placed)
+        if self.recorder is not None:
+            transformer = self.recorder(self.transformer, feed)
+        transformer.write(feed)
         for index, timestep in enumerate(table.timesteps.tolist()):
-            feed = self._feed(rows, timestep)
-            fixed = fixed or {name: put(feed[name]) for name in feed if name in constant}
-            (output, *_) = transformer({**feed, **fixed})
+            told = self._feed(rows, timestep)["timestep"]
+            transformer.write({"timestep": told})
+            (output, *_) = transformer.run()
             weights = [*table.sample[index], *(sign * table.output[index])]
             noise = [table.noise[index]] if self.noise is not None else []
             numbers = np.asarray([*weights, *noise, following[index]], np.float32)
@@ -162,11 +175,11 @@ class Denoising:
                 taken[name] = _tap(predictions or samples, tap)
             if self.noise is not None:
                 taken["z"] = put(layout.pack(self.noise(index)))
-            sample, prediction, following_rows = stepper(taken)
+            given = samples[0], table.input[index]
+            sample, prediction, _ = stepper(taken, {"given": transformer.inputs["hidden_states"]})
             samples = [sample, *samples][: step.taps]
             predictions = [prediction, *predictions][: step.taps]
-            shown = (rows, np.float32(1)), (prediction, sign), (samples[0], np.float32(1))
-            rows = following_rows
+            shown = given, (prediction, sign), (samples[0], np.float32(1))
             yield Made(index, timestep, *(partial(back, *one) for one in shown))
 
 
@@ -192,34 +205,3 @@ def _constant(value: FloatArray) -> Callable[[], FloatArray]:
 
 def _tap(values: list[Any], tap: int) -> Any:
     return values[min(tap, len(values) - 1)]
-
-
-class _Bound:
-    """A session whose inputs and outputs stay in the memory of its device.
-
-    Args:
-        session: an onnxruntime.InferenceSession.
-        placed: its, with a memory.
-    """
-
-    def __init__(self, session: Any, placed: Placement) -> None:
-        self._session, self._memory = session, placed.memory or ()
-        self._outputs = [item.name for item in session.get_outputs()]
-        self._value = runtime_package().OrtValue
-
-    def put(self, array: Array) -> Any:
-        """A copy of an array there."""
-        return self._value.ortvalue_from_numpy(np.ascontiguousarray(array), *self._memory)
-
-    def __call__(self, feed: Mapping[str, Any]) -> list[Any]:
-        """All outputs, there, of inputs there or in numpy."""
-        binding = self._session.io_binding()
-        for name, value in feed.items():
-            if isinstance(value, np.ndarray):
-                binding.bind_cpu_input(name, value)
-            else:
-                binding.bind_ortvalue_input(name, value)
-        for name in self._outputs:
-            binding.bind_output(name, *self._memory)
-        self._session.run_with_iobinding(binding)
-        return list(binding.get_outputs())

@@ -32,6 +32,7 @@ from fp4dit_onnx.runtime.beginning import (
     pixels_of,
     steps_taken,
 )
+from fp4dit_onnx.runtime.bound import Recorder
 from fp4dit_onnx.runtime.calling import DiffusersNames
 from fp4dit_onnx.runtime.denoising import Denoising, declared
 from fp4dit_onnx.runtime.encoding import encoded
@@ -84,6 +85,8 @@ class Pipeline(DiffusersNames, WithAdapters):
         threads: how many threads run one operator on the CPU; None leaves the choice to ONNX
             Runtime.
         open_session: opens the model of a part, called as `session` is; by default `session`.
+        cuda_graph: record the transformer's launches at the first step of a size and replay them at
+            the others. A second copy of its weights is then on the device.
 
     Raises:
         BundleError: a file is missing or damaged.
@@ -108,6 +111,7 @@ class Pipeline(DiffusersNames, WithAdapters):
         library: bool | None = None,
         threads: int | None = None,
         open_session: Callable[..., Session] = session,
+        cuda_graph: bool = False,
     ) -> None:
         folder = self._folder = Path(bundle_folder)
         self._arguments = {
@@ -115,6 +119,7 @@ class Pipeline(DiffusersNames, WithAdapters):
             "library": library,
             "threads": threads,
             "open_session": open_session,
+            "cuda_graph": cuda_graph,
         }
         self._process = os.getpid()
         self._model_index = read_json(
@@ -132,6 +137,8 @@ class Pipeline(DiffusersNames, WithAdapters):
         self._vae_config = vae_settings(folder / "vae_decoder" / "config.json", BUNDLE)
         self.placed = placed_on(device)
         self._opened = opened = partial(open_session, device=self.placed, threads=threads)
+        recorded = partial(open_session, self._transformer_path, library=library)
+        self._recorder = Recorder(recorded, self.placed) if cuda_graph else None
         for name in self._family.encoders_of(self._model_index):
             tokenizer = tokenizer_of(name)
             setattr(self, tokenizer, Tokenizer(folder / tokenizer))
@@ -359,6 +366,7 @@ class Pipeline(DiffusersNames, WithAdapters):
             partial(step_noise, seeds, shape=shape) if self.scheduler.stochastic else None,
             start,
             self._adapters,
+            self._recorder,
         )
         for made in denoising.steps(latents, self.placed):
             if on_step is not None:

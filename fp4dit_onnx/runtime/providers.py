@@ -11,7 +11,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ class Device:
         memory: ONNX Runtime's name of its memory, where inputs and outputs can be bound to it.
         mem_pattern: whether sessions may plan their memory ahead, which not every provider takes.
         kernels: the custom-op library has some for it.
+        capture: options of the first provider that make it record the launches of a run as a graph,
+            which later runs replay; None where it cannot.
         hardware: why there is no such device of that number, or None; for devices that can be asked
             for without their provider.
         software: why the provider, which is there, cannot run on it, or None.
@@ -73,6 +75,7 @@ class Device:
     memory: str | None = None
     mem_pattern: bool = True
     kernels: bool = False
+    capture: Mapping[str, str] | None = None
     hardware: Callable[[int], Trouble | None] | None = None
     software: Callable[[], Trouble | None] = lambda: None
 
@@ -167,6 +170,7 @@ DEVICES: dict[str, Device] = {
         options={"use_tf32": "0"},
         memory="cuda",
         kernels=True,
+        capture={"enable_cuda_graph": "1"},
         hardware=_gpu_trouble,
         software=_cuda_trouble,
     ),
@@ -204,6 +208,7 @@ class Placement:
             machine's.
         mem_pattern: see `Device`.
         kernels: whether the custom-op library may have some for the devices.
+        capture: see `Device`; of the first device.
     """
 
     name: str
@@ -211,6 +216,22 @@ class Placement:
     memory: tuple[str, int] | None = None
     mem_pattern: bool = True
     kernels: bool = False
+    capture: Mapping[str, str] | None = None
+
+    def capturing(self) -> Placement:
+        """The same, where runs are recorded and replayed: for inputs of fixed sizes and addresses.
+
+        Raises:
+            UsageError: the device cannot do that.
+        """
+        if self.capture is None:
+            able = " or ".join(name for name, device in DEVICES.items() if device.capture)
+            raise UsageError(
+                f"device {self.name} records no CUDA graphs: expected --device {able}, or leave "
+                "--cuda-graph out"
+            )
+        (first, options), *others = self.providers
+        return replace(self, providers=((first, {**options, **self.capture}), *others))
 
     @property
     def on_cpu(self) -> bool:
@@ -352,4 +373,5 @@ def _placement(asked: list[tuple[str, int]]) -> Placement:
         (memory, number) if memory else None,
         all(DEVICES[kind].mem_pattern for kind, _ in asked),
         all(DEVICES[kind].kernels for kind, _ in asked),
+        DEVICES[first].capture,
     )

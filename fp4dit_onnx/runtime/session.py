@@ -64,6 +64,7 @@ def session(
     device: str | Placement = CPU,
     library: bool | None = None,
     threads: int | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> onnxruntime.InferenceSession:
     """A session of the model at `path`.
 
@@ -75,6 +76,8 @@ def session(
             None where it has kernels for the device.
         threads: how many threads run one operator on the CPU; None leaves the choice to ONNX
             Runtime.
+        sizes: of inputs, by the names that the model gives them: the only ones that it will be run
+            with. What is computed of sizes alone is then computed now, and no node of it is left.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
@@ -95,6 +98,8 @@ def session(
     name = utf8_text("path", str(path))
     placed = placed_on(device)
     options = session_options(placed, threads)
+    for size, value in (sizes or {}).items():
+        options.add_free_dimension_override_by_name(size, value)
     if with_library(placed, library):
         from fp4dit_onnx.runtime.library import library_path
 
