@@ -198,8 +198,8 @@ def test_webgpu_where_the_browser_has_it(
 
 ON_WEBGPU = """async ([model, x, dims]) => {
     const vendor = `${location.origin}/vendor/`;
-    const ort = await import(`${vendor}ort.webgpu.min.mjs`);
-    const binary = `${vendor}ort-wasm-simd-threaded.asyncify`;
+    const ort = await import(`${vendor}ort.jspi.min.mjs`);
+    const binary = `${vendor}ort-wasm-simd-threaded.jspi`;
     ort.env.wasm.wasmPaths = { mjs: `${binary}.mjs`, wasm: `${binary}.wasm` };
     ort.env.wasm.numThreads = 1;
     const bytes = Uint8Array.from(atob(model), (letter) => letter.charCodeAt(0));

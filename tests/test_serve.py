@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -33,9 +34,11 @@ pytest.importorskip("torch")  # the bundle that the small one is a copy of
 def web(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Stands in for ONNX Runtime for the web, which tests of the server alone do not run."""
     if not serving.RUNTIME.is_file():
-        stand_in = tmp_path / "runtime.wasm"
-        stand_in.write_bytes(b"\0asm")
-        monkeypatch.setattr(serving, "RUNTIME", stand_in)
+        module = tmp_path / "ort.wasm"
+        module.write_bytes(b"\0asm")
+        with tarfile.open(tmp_path / "runtime.tar.xz", "w:xz") as packed:
+            packed.add(module, module.name)
+        monkeypatch.setattr(serving, "RUNTIME", tmp_path / "runtime.tar.xz")
 
 
 def serve(folder: Path) -> AbstractContextManager[serving.Server]:
@@ -176,8 +179,23 @@ def test_host_of_another_machine(small: Path) -> None:
 def test_without_the_runtime_one_line_says_what_to_run(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "RUNTIME", tmp_path / "absent.wasm")
-    with pytest.raises(UsageError, match=r"absent\.wasm not found.*tools/vendor_web\.py"):
+    monkeypatch.setattr(serving, "RUNTIME", tmp_path / "absent.tar.xz")
+    with pytest.raises(UsageError, match=r"absent\.tar\.xz not found.*tools/vendor_web\.py"):
+        serving.Server(Bundle.open(small), "127.0.0.1", 0)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 90])
+def test_a_damaged_runtime_is_refused(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    damaged = tmp_path / "runtime.tar.xz"
+    with tarfile.open(damaged, "w:xz") as packed:
+        packed.add(small / "quantization.json", "a.wasm")
+    damaged.write_bytes(damaged.read_bytes()[:kept])
+    monkeypatch.setattr(serving, "RUNTIME", damaged)
+    with pytest.raises(
+        UsageError, match=r"runtime\.tar\.xz cannot be unpacked .*install the wheel"
+    ):
         serving.Server(Bundle.open(small), "127.0.0.1", 0)
 
 

@@ -72,7 +72,7 @@ def test_files_of_others_come_with_their_licences(
     """A folder from before they were copied is made again."""
     pytest.importorskip("onnxruntime")
     modules = tmp_path / "node_modules"
-    for place in vendor_web.FILES.values():
+    for place in (*vendor_web.FILES.values(), *vendor_web.PACKED.values()):
         (modules / place).parent.mkdir(parents=True, exist_ok=True)
         (modules / place).write_text(place)
     for name in vendor_web.PACKAGES:
@@ -81,12 +81,14 @@ def test_files_of_others_come_with_their_licences(
     vendor = tmp_path / "vendor"
     vendor_web.vendor_files(vendor)
     assert vendor_web.is_current(vendor)
+    first = (vendor / vendor_web.ARCHIVE).read_bytes()
     for name in vendor_web.LICENCES:
         text = (vendor / name).read_text(encoding="utf-8")
         assert "Microsoft" in text or "ONNX Runtime" in text
         (vendor / name).unlink()
         assert not vendor_web.is_current(vendor)
         vendor_web.vendor_files(vendor)
+    assert (vendor / vendor_web.ARCHIVE).read_bytes() == first
 
 
 @LINUX

@@ -3,8 +3,9 @@
 
 The versions are those of fp4dit_onnx/web/package-lock.json. ``npm ci`` runs in build/web, without
 the packages' scripts, and only the files below are copied: ONNX Runtime's WebAssembly builds for
-the CPU and for WebGPU, and the tokenizer. Its npm package has no licence texts, so those of the
-installed Python package are copied. A second run with the same lock file does nothing.
+the CPU and for WebGPU, and the tokenizer. The builds are packed together, which halves what they take
+of a wheel. ONNX Runtime's npm package has no licence texts, so those of the installed Python package
+are copied. A second run with the same lock file does nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,14 +28,18 @@ LOCK = ("package.json", "package-lock.json")
 FILES = {
     "ort.wasm.min.mjs": "onnxruntime-web/dist/ort.wasm.min.mjs",
     "ort-wasm-simd-threaded.mjs": "onnxruntime-web/dist/ort-wasm-simd-threaded.mjs",
-    "ort-wasm-simd-threaded.wasm": "onnxruntime-web/dist/ort-wasm-simd-threaded.wasm",
-    "ort.webgpu.min.mjs": "onnxruntime-web/dist/ort.webgpu.min.mjs",
-    "ort-wasm-simd-threaded.asyncify.mjs": "onnxruntime-web/dist/ort-wasm-simd-threaded.asyncify.mjs",
-    "ort-wasm-simd-threaded.asyncify.wasm": "onnxruntime-web/dist/ort-wasm-simd-threaded.asyncify.wasm",
+    "ort.jspi.min.mjs": "onnxruntime-web/dist/ort.jspi.min.mjs",
+    "ort-wasm-simd-threaded.jspi.mjs": "onnxruntime-web/dist/ort-wasm-simd-threaded.jspi.mjs",
     "tokenizers.min.mjs": "@huggingface/tokenizers/dist/tokenizers.min.mjs",
     "tokenizers.LICENSE.txt": "@huggingface/tokenizers/LICENSE",
 }
 """Name in vendor/ -> place in node_modules/."""
+PACKED = {
+    "ort-wasm-simd-threaded.wasm": "onnxruntime-web/dist/ort-wasm-simd-threaded.wasm",
+    "ort-wasm-simd-threaded.jspi.wasm": "onnxruntime-web/dist/ort-wasm-simd-threaded.jspi.wasm",
+}
+"""The same of what `ARCHIVE` holds."""
+ARCHIVE = "runtime.tar.xz"
 LICENCES = {
     "onnxruntime.LICENSE.txt": "LICENSE",
     "onnxruntime.ThirdPartyNotices.txt": "ThirdPartyNotices.txt",
@@ -54,7 +60,9 @@ def is_current(vendor: Path) -> bool:
         stored = json.loads((vendor / STAMP).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return stored == stamp() and all((vendor / name).is_file() for name in (*FILES, *LICENCES))
+    return stored == stamp() and all(
+        (vendor / name).is_file() for name in (*FILES, ARCHIVE, *LICENCES)
+    )
 
 
 def install() -> Path:
@@ -91,6 +99,18 @@ def notices(modules: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def pack(modules: Path, archive: Path) -> None:
+    """Make `ARCHIVE`: the same bytes of the same files."""
+    with tarfile.open(
+        archive, "w:xz", preset=8
+    ) as packed:  # 32 MiB: each is matched with the other
+        for name, source in PACKED.items():
+            entry, path = tarfile.TarInfo(name), modules / source
+            entry.size = path.stat().st_size
+            with path.open("rb") as stream:
+                packed.addfile(entry, stream)
+
+
 def vendor_files(vendor: Path) -> None:
     """Make `vendor` again, in a temporary folder that is then renamed."""
     package, modules = runtime_package(), install()
@@ -99,6 +119,7 @@ def vendor_files(vendor: Path) -> None:
     partial.mkdir()
     for name, source in FILES.items():
         shutil.copyfile(modules / source, partial / name)
+    pack(modules, partial / ARCHIVE)
     for name, source in LICENCES.items():
         shutil.copyfile(package / source, partial / name)
     (partial / "NOTICES.txt").write_text(notices(modules), encoding="utf-8")
@@ -114,8 +135,9 @@ def main() -> None:
         print(f"{vendor.relative_to(ROOT)} is current")
         return
     vendor_files(vendor)
-    total = sum((vendor / name).stat().st_size for name in FILES)
-    print(f"{vendor.relative_to(ROOT)}: {len(FILES)} files, {total / 2**20:.1f} MiB")
+    names = (*FILES, ARCHIVE)
+    total = sum((vendor / name).stat().st_size for name in names)
+    print(f"{vendor.relative_to(ROOT)}: {len(names)} files, {total / 2**20:.1f} MiB")
 
 
 if __name__ == "__main__":

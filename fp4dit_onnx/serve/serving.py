@@ -6,8 +6,12 @@ nothing else: no path from outside ever reaches the file system.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import re
+import shutil
+import tarfile
+import tempfile
 from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -32,14 +36,14 @@ __all__ = [
 ]
 
 WEB = Path(__file__).parents[1] / "web"
-RUNTIME = WEB / "vendor" / "ort-wasm-simd-threaded.wasm"
-"""Of the files that tools/vendor_web.py brings, the one that is looked for."""
+RUNTIME = WEB / "vendor" / "runtime.tar.xz"
+"""Of the files that tools/vendor_web.py brings, the one that is looked for: WebAssembly, packed."""
 WEBGPU = tuple(
     f"/vendor/{name}"
     for name in (
-        "ort.webgpu.min.mjs",
-        "ort-wasm-simd-threaded.asyncify.mjs",
-        "ort-wasm-simd-threaded.asyncify.wasm",
+        "ort.jspi.min.mjs",
+        "ort-wasm-simd-threaded.jspi.mjs",
+        "ort-wasm-simd-threaded.jspi.wasm",
     )
 )
 """Of the page's files, those that it loads where it uses WebGPU; see js/worker.js."""
@@ -78,7 +82,7 @@ def page_files() -> dict[str, Path]:
     """The page's files by their path in a URL.
 
     Raises:
-        UsageError: ONNX Runtime for the web is not in this installation.
+        UsageError: ONNX Runtime for the web is not in this installation, or damaged.
     """
     if not RUNTIME.is_file():
         raise UsageError(
@@ -90,7 +94,34 @@ def page_files() -> dict[str, Path]:
         for path in sorted(WEB.rglob("*"))
         if path.suffix in MEDIA_TYPES and not path.name.startswith("package")
     }
-    return {"/": WEB / "index.html", **found}
+    binaries = {f"/vendor/{path.name}": path for path in sorted(_unpacked(RUNTIME).iterdir())}
+    return {"/": WEB / "index.html", **found, **binaries}
+
+
+@functools.cache
+def _unpacked(archive: Path) -> Path:
+    """The files of an archive, in a folder that lasts as long as the process."""
+    try:
+        from lzma import LZMAError
+    except ModuleNotFoundError as cause:
+        raise UsageError(
+            f"this Python has no module lzma, which {archive} is unpacked by: install a Python with "
+            "it, such as the system's"
+        ) from cause
+    folder = tempfile.mkdtemp(prefix="fp4dit-onnx-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    try:
+        with tarfile.open(archive, "r:xz") as packed:
+            for entry in packed:
+                content = packed.extractfile(entry)
+                if content is not None:
+                    (Path(folder) / Path(entry.name).name).write_bytes(content.read())
+    except (tarfile.TarError, LZMAError, EOFError) as cause:
+        raise UsageError(
+            f"{archive} cannot be unpacked ({cause}): expected ONNX Runtime for the web in it; "
+            "install the wheel again"
+        ) from cause
+    return Path(folder)
 
 
 def served_files(bundle: Bundle) -> dict[str, Path]:

@@ -8,8 +8,8 @@ import { Cancelled, Pipeline } from "./pipeline.js";
 const DEVICES = {
   wasm: { module: "ort.wasm.min.mjs", binary: "ort-wasm-simd-threaded", providers: ["wasm"] },
   webgpu: {
-    module: "ort.webgpu.min.mjs",
-    binary: "ort-wasm-simd-threaded.asyncify",
+    module: "ort.jspi.min.mjs",
+    binary: "ort-wasm-simd-threaded.jspi",
     providers: ["webgpu"],
   },
 };
@@ -48,6 +48,9 @@ async function chosenDevice(target, wanted) {
   if (wanted === "wasm") return { device: "wasm", why: "" };
   if (!FOR_WEBGPU.includes(target)) {
     return { device: "wasm", why: "For WebGPU convert the bundle with --target nbits." };
+  }
+  if (!("Suspending" in WebAssembly)) {
+    return { device: "wasm", why: "This browser's WebAssembly cannot wait for WebGPU (JSPI)." };
   }
   const { gpu } = /** @type {any} */ (navigator);
   const adapter = await gpu?.requestAdapter();
