@@ -234,7 +234,7 @@ int cuMemcpyHtoD_v2(void* to, const void* from, size_t size) {
   return kSuccess;
 }
 int cuStreamIsCapturing(void*, int* status) {
-  *status = static_cast<int>(Setting("FAKE_CUDA_CAPTURING", 0));
+  *status = recording ? 1 : static_cast<int>(Setting("FAKE_CUDA_CAPTURING", 0));
   return kSuccess;
 }
 int cuLaunchKernel(void* function, unsigned blocks, unsigned, unsigned, unsigned threads, unsigned,
