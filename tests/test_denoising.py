@@ -143,7 +143,7 @@ def test_a_recorded_run_reads_and_writes_the_same_memory(case: str, tmp_path: Pa
     assert places[0] == places[1] != {}
 
 
-def test_sizes_are_recorded_once(tmp_path: Path) -> None:
+def test_inputs_of_one_kind_are_recorded_once(tmp_path: Path) -> None:
     model = transformer(tmp_path, PIXART_ALPHA)
     recorded = recorder(tmp_path)
     feed = {
@@ -154,6 +154,7 @@ def test_sizes_are_recorded_once(tmp_path: Path) -> None:
     }
     first = recorded(model, feed)
     assert recorded(model, feed) is first
+    assert recorded(model, {name: x for name, x in feed.items() if name != "slot"}) is not first
     feed["hidden_states"] = np.zeros((2, 4, 6, 10), np.float32)
     other = recorded(model, feed)
     other.write(feed)

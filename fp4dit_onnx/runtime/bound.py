@@ -117,21 +117,21 @@ class Recorder:
 
     def __init__(self, opened: Callable[..., Any], placed: Placement) -> None:
         self._opened, self._placed = opened, placed.capturing()
-        self._sizes: dict[str, int] = {}
+        self._key: tuple[dict[str, int], set[str]] = ({}, set())
         self.last: Recorded | None = None
 
     def __call__(self, model: Session, feed: Mapping[str, Array]) -> Recorded:
-        """That for inputs of these sizes.
+        """That for inputs of these names and sizes.
 
         Args:
             model: a session of the same model.
             feed: all its inputs.
         """
         sizes = _sizes_of(model, feed)
-        if self.last is None or sizes != self._sizes:
+        if self.last is None or self._key != (sizes, {*feed}):
             self.last = None  # its memory first
             session = self._opened(device=self._placed, sizes=sizes)
-            self.last, self._sizes = Recorded(session, self._placed), sizes
+            self.last, self._key = Recorded(session, self._placed), (sizes, {*feed})
         return self.last
 
 
