@@ -105,7 +105,7 @@ MUTANTS = {
         "LoadMatrices(Piece<C>(stage, row + lane / 2, step * 2 + lane % 2), a[0]);",
     ),
     "linear: a sign without its one": Mutant(
-        "decode.h",
+        f"{KERNELS}/decode.h",
         "b[i] = (magnitude ^ minus) + (minus & 0x01010101u);",
         "b[i] = magnitude ^ minus;",
     ),
