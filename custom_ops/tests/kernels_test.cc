@@ -181,6 +181,7 @@ void CheckKind(LinearCase c, DotKind kind, std::mt19937* random) {
        {size_t{1}, unit, unit + 1, 2 * unit + 1, size_t{37}, size_t{256}, size_t{257}}) {
     for (const size_t group : {size_t{1}, size_t{3}, size_t{32}, k}) {
       for (const size_t columns : {size_t{1}, panel - 1, panel}) {
+        if (columns > c.kernel->most_columns) continue;
         // Blocks of rows: at most 8, and of tiles 16 and 32. All remainders, and a full tile.
         static constexpr size_t kRows[] = {1,  2,  3,  4,  5,  6,  7,  8,  9,           15,
                                            16, 17, 31, 32, 33, 47, 48, 49, kMaxTileRows};
@@ -243,6 +244,11 @@ void TestLinearKernels() {
         CheckKind({isas[i].name, &kernel, &formats[f], 0, 0, 0, 0, false, 0},
                   static_cast<DotKind>(kind), &random);
       }
+    }
+    for (const LinearKernel& narrow : isas[i].kernels->narrow) {
+      if (narrow.run == nullptr) continue;
+      CheckKind({isas[i].name, &narrow, FindFormat("e3m2"), 0, 0, 0, 0, false, 0}, kDotInt16,
+                &random);
     }
   }
 }

@@ -123,7 +123,9 @@ double RepeatStep(size_t rounds, double products) {
 //   kFlip                            of int8: what is xored to weights to make them unsigned, or 0
 //   kSums                            whether sums begin at what a group's sum of activations says:
 //                                    then it has Start(sum), and SumRow and RunCodes of a dot
-template <typename Multiply, size_t kPanel_, size_t kRows_>
+//   StepHalf(total, weight, factor)  Step of the lower half; the other half is any
+// Of a panel's channels from kColumns_ on, half a vector, there are no sums.
+template <typename Multiply, size_t kPanel_, size_t kRows_, size_t kColumns_ = kPanel_>
 struct BroadcastDot {
   using V = typename Multiply::Registers;
   using Act = typename Multiply::Act;
@@ -140,6 +142,8 @@ struct BroadcastDot {
   static constexpr Reach kReach = Multiply::kReach;
   static constexpr bool kSums = Multiply::kSums;
   static constexpr size_t kVectors = kPanel / V::kLanes;
+  static constexpr size_t kColumns = kColumns_;
+  static_assert(kColumns == kPanel || kColumns == kPanel - V::kLanes / 2, "all, or half a vector");
 
   static size_t Decode(const LinearTile& tile, const uint8_t* packed, size_t k, size_t blocks,
                        Operand* out) {
@@ -190,7 +194,15 @@ struct BroadcastDot {
               const Factor factor = Multiply::Broadcast(acts + r * distance);
               Unroll<kVectors>(
                   [](size_t v, Total(&row)[kVectors], Weight(&all)[kVectors], const Factor& f)
-                      FP4DIT_INLINE_LAMBDA { row[v] = Multiply::Step(row[v], all[v], f); },
+                      FP4DIT_INLINE_LAMBDA {
+                        if constexpr (kColumns < kPanel) {
+                          if (v + 1 == kVectors) {
+                            row[v] = Multiply::StepHalf(row[v], all[v], f);
+                            return;
+                          }
+                        }
+                        row[v] = Multiply::Step(row[v], all[v], f);
+                      },
                   t[r], weights, factor);
             },
         total, w, q, stride);

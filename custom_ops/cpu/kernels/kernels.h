@@ -132,6 +132,7 @@ struct LinearKernel {
   double (*peak)(size_t rounds);
   // Whether `stage` copies rows of one group and whole steps as they are: they need no staging.
   bool copies_rows = false;
+  size_t most_columns = SIZE_MAX;  // of a tile: what is in panels behind them has no sums
 };
 
 // What quantizing needs of a format.
@@ -193,7 +194,7 @@ constexpr float kExpLeast = -87.0f;         // below this the result is 0
 constexpr size_t kExpTermCount = 6;
 constexpr float kExpTerms[kExpTermCount] = {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
 
-constexpr size_t kNarrowKernels = 4;
+constexpr size_t kNarrowKernels = 5;
 
 // A null entry means: not here, use the next lower instruction set's.
 struct Kernels {

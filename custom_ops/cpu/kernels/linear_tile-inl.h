@@ -28,6 +28,7 @@
 //                                           than one row, they are staged plus the largest
 //                                           magnitude
 // and kFoldsActs, true if Rows folds a group under rows' scales too, not from accumulators;
+// and kColumns, of a panel, if it does not multiply all of its channels;
 // and kFinishes, true if Rows finishes y of a tile that has but one group;
 // and, if its kExtra is not 0, so many elements of its own behind a chunk's operand, of weights
 // with multipliers.
@@ -287,6 +288,11 @@ constexpr WeightStorage kWidest = kKind<Dot> == kDotInt8    ? kBytes
                                   : kKind<Dot> == kDotInt16 ? kShorts
                                                             : kBfloats;
 
+template <typename Dot, typename = void>
+constexpr size_t kMostColumns = Dot::kPanel;
+template <typename Dot>
+constexpr size_t kMostColumns<Dot, std::enable_if_t<(Dot::kColumns > 0)>> = Dot::kColumns;
+
 // The table entry of a dot.
 template <typename Dot>
 constexpr LinearKernel kLinear = {{Dot::kPanel, Dot::kUnit, Dot::kStep},
@@ -299,7 +305,8 @@ constexpr LinearKernel kLinear = {{Dot::kPanel, Dot::kUnit, Dot::kStep},
                                   DecodedBytes<Dot>,
                                   DecodePanel<Dot>,
                                   Dot::Peak,
-                                  !Dot::kSums && !kShifts<Dot>};
+                                  !Dot::kSums && !kShifts<Dot>,
+                                  kMostColumns<Dot>};
 
 }  // namespace
 }  // namespace fp4dit

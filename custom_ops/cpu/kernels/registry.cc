@@ -1,5 +1,6 @@
 #include "cpu/kernels/registry.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdio>
@@ -67,12 +68,14 @@ ChosenLinear ChooseLinear(size_t isa, DotKind kind, WeightStorage storage) {
 const LinearKernel* ChooseNarrow(const ChosenLinear& chosen, WeightStorage storage,
                                  size_t channels) {
   const auto padded = [channels](const LinearKernel& kernel) {
-    const size_t width = kernel.layout.panel_width;
+    const size_t width = std::min(kernel.layout.panel_width, kernel.most_columns);
     return (channels + width - 1) / width * width;
   };
   const LinearKernel* best = chosen.kernel;
   for (const LinearKernel& narrow : kIsas[chosen.isa].kernels->narrow) {
     if (narrow.run == nullptr || storage > narrow.widest) continue;
+    const bool whole = narrow.most_columns >= narrow.layout.panel_width;
+    if (!whole && channels > narrow.most_columns) continue;  // than one panel of these
     const bool wider = narrow.layout.panel_width > best->layout.panel_width;
     if (padded(narrow) < padded(*best) || (wider && padded(narrow) == padded(*best))) {
       best = &narrow;
