@@ -51,7 +51,9 @@ def compile_kernels(
         [*common, "-fsanitize=thread", "-c", "-o", kernels, SOURCE / KERNELS],
         [*common, "-shared", "-o", library, kernels, *files],
     ):
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            list(map(str, command)), capture_output=True, text=True, check=False
+        )
         assert result.returncode == 0, result.stderr
     kernels.unlink()
     return library
