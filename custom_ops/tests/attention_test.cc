@@ -52,7 +52,7 @@ Sample RandomAttention(std::mt19937* random) {
   const Format& format = *FindFormat(name);
   // From all scores alike to all but the largest lost.
   const float spread = static_cast<float>(0.3 * std::exp2((*random)() % 6)) / format.max_integer();
-  for (const size_t i : {0, 2, 4}) {
+  for (const size_t i : {0u, 2u, 4u}) {
     FillIntegers(format, random, sample.values[i].get());
     FillFloats(spread, 2000, kOdd[(*random)() % 4], random, sample.values[i + 1].get());
   }
