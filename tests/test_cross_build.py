@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("lief")
+pytest.importorskip("onnxruntime")
 
 import cross_build
+import cross_table
 from binaries import Binary, read_binary
 from cross_build import TARGETS, faults
+from cross_table import Outcome, table, verdict
 from emulation import CheckError
 from packaging.tags import mac_platforms
 
@@ -117,6 +120,24 @@ def test_a_program_of_another_system_is_not_run(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(cross_build.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(CheckError, match=r"ziglang is not installed: pip install"):
         cross_build.zig()
+
+
+def test_rows_say_what_ran() -> None:
+    windows = TARGETS["x86_64-windows"]
+    rows = {
+        "not built: no headers": Outcome(windows, problem="no headers"),
+        "fails: exit code 1": Outcome(windows, "400 kB", problem="exit code 1"),
+        "built, not run": Outcome(windows, "400 kB"),
+        "runs (wine)": Outcome(windows, "400 kB", "9 checks, 0 failures"),
+    }
+    for wanted, row in rows.items():
+        assert verdict(row) == wanted
+        assert table([row]).endswith(f"| {wanted} |")
+
+
+def test_the_page_has_a_row_for_every_target() -> None:
+    page = cross_table.TABLE.read()
+    assert [name for name in TARGETS if f"| {name} | " not in page] == []
 
 
 def test_a_build_that_fails_fails(capsys: pytest.CaptureFixture[str]) -> None:

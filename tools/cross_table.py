@@ -118,7 +118,7 @@ def verdict(row: Outcome) -> str:
         return f"not built: {row.problem}"
     if row.problem:
         return f"fails: {row.problem}"
-    if not row.target.emulator:
+    if not row.tests:
         return "built, not run"
     return f"runs ({Path(row.target.emulator[0]).name})"
 
