@@ -125,6 +125,10 @@ def test_page_draws_what_python_draws(drawable: Callable[[str], Path], ready: An
     expected, expected_other = python_pictures(folder, 4, 0, 2**40)
     assert "2 threads" in ready.inner_text("#threads")
     assert nearly_equal(drawn(ready, steps=4), expected)
+    measured = "() => performance.getEntriesByType('measure').map((entry) => entry.name)"
+    names = ready.workers[0].evaluate(measured)
+    assert names[:2] == ["read text_encoder", "load text_encoder"]
+    assert names[-6:] == ["run text_encoder", *["run transformer"] * 4, "run vae_decoder"]
     other = drawn(ready, steps=4, seed=2**40)
     assert nearly_equal(other, expected_other)
     assert not nearly_equal(other, expected)

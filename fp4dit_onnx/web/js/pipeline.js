@@ -80,9 +80,14 @@ export class Pipeline {
     const options = { extra: EXACT_MATMUL, logSeverityLevel: ERRORS_ONLY, ...sessionOptions };
     pipeline.load = async (name) => {
       onLoad(name);
+      const start = performance.now();
       const { model, externalData } = await files.model(name);
+      const read = performance.now();
       const all = externalData === undefined ? options : { ...options, externalData };
       pipeline.sessions[name] = await ort.InferenceSession.create(model, all);
+      // For a browser's profiler, and tools/draw_in_browser.py.
+      performance.measure(`read ${name}`, { start, end: read });
+      performance.measure(`load ${name}`, { start: read });
     };
     for (const name of [...pipeline.encoders, "transformer", "vae_decoder"]) {
       await pipeline.load(name);
@@ -374,7 +379,10 @@ export class Pipeline {
       const { type, data, dims } = feed[input];
       return [input, new this.ort.Tensor(type, data, dims)];
     });
-    return session.run(Object.fromEntries(tensors));
+    const start = performance.now();
+    const found = await session.run(Object.fromEntries(tensors));
+    performance.measure(`run ${name}`, { start });
+    return found;
   }
 
   /** Give the memory of all parts back. */

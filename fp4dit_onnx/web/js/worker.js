@@ -4,13 +4,22 @@ import { Tokenizer } from "../vendor/tokenizers.min.mjs";
 import { RemoteFiles } from "./download.js";
 import { Cancelled, Pipeline } from "./pipeline.js";
 
-/** Where models can run: files of ONNX Runtime in ../vendor/, and what a session is told. */
+/**
+ * Where models can run: files of ONNX Runtime in ../vendor/, and what a session is told.
+ *
+ * On WebAssembly nodes run one after the other in either mode. The parallel one plans no reuse of
+ * buffers, which for the thousands of nodes of function bodies takes most of the time of loading.
+ */
 const DEVICES = {
-  wasm: { module: "ort.wasm.min.mjs", binary: "ort-wasm-simd-threaded", providers: ["wasm"] },
+  wasm: {
+    module: "ort.wasm.min.mjs",
+    binary: "ort-wasm-simd-threaded",
+    options: { executionProviders: ["wasm"], executionMode: "parallel" },
+  },
   webgpu: {
     module: "ort.jspi.min.mjs",
     binary: "ort-wasm-simd-threaded.jspi",
-    providers: ["webgpu"],
+    options: { executionProviders: ["webgpu"] },
   },
 };
 
@@ -69,7 +78,7 @@ async function chosenDevice(target, wanted) {
  * @returns {Promise<any>} ONNX Runtime's environment; `pipeline` is open.
  */
 async function open(files, device, threads) {
-  const { module, binary, providers } = DEVICES[device];
+  const { module, binary, options } = DEVICES[device];
   const vendor = new URL("../vendor/", import.meta.url);
   const ort = await import(new URL(module, vendor).href);
   ort.env.wasm.wasmPaths = {
@@ -82,7 +91,7 @@ async function open(files, device, threads) {
     ort,
     Tokenizer,
     files,
-    sessionOptions: { executionProviders: providers },
+    sessionOptions: options,
     onLoad: (part) => postMessage({ type: "loading", part }),
   });
   return ort.env;
