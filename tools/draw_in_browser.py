@@ -38,7 +38,8 @@ ENDED = """() => {
 
 def cpu_seconds(root: int) -> float:
     """Of a process and of those below it that run, on Linux."""
-    found, rows = {root}, {}
+    found = {root}
+    rows: dict[int, tuple[int, int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it has ended
             words = path.read_text().rpartition(")")[2].split()
