@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
 import struct
 import sys
 from dataclasses import replace
@@ -114,10 +116,10 @@ def test_every_target_is_one_that_pip_and_the_package_know() -> None:
 def test_a_program_of_another_system_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckError, match="nothing here runs programs of aarch64-macos"):
         cross_build.runner(MACOS)
-    monkeypatch.setattr(cross_build.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(CheckError, match="wine not found: install Debian's wine64"):
         cross_build.runner(TARGETS["x86_64-windows"])
-    monkeypatch.setattr(cross_build.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(CheckError, match=r"ziglang is not installed: pip install"):
         cross_build.zig()
 

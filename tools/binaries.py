@@ -60,12 +60,12 @@ def _machine(name: str) -> str:
 
 
 def _elf(parsed: lief.ELF.Binary) -> Binary:
-    versions = [
-        symbol.name.split("_")[1]
+    names = [
+        str(symbol.name)
         for library in parsed.symbols_version_requirement
         for symbol in library.get_auxiliary_symbols()
-        if symbol.name.startswith("GLIBC_")
     ]
+    versions = [name.removeprefix("GLIBC_") for name in names if name.startswith("GLIBC_")]
     newest = max(versions, key=lambda text: [int(n) for n in text.split(".")], default="")
     return Binary(
         "ELF",

@@ -163,7 +163,7 @@ def build(
     given = [*cmake_options(target), "-DFP4DIT_WERROR=ON", *options]
     call(["cmake", "-G", "Ninja", "-S", source, "-B", folder, *given], environment())
     jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
-    words = ["cmake", "--build", folder, "--parallel", jobs, "--target", *names]
+    words: list[str | Path] = ["cmake", "--build", folder, "--parallel", jobs, "--target", *names]
     call(words, environment(), LIMIT_S)
     return folder
 
@@ -278,7 +278,7 @@ def wheel(target: Target, dist: Path) -> Path:
     fresh = target.folder / "wheel"
     shutil.rmtree(fresh, ignore_errors=True)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
-    only = ["--no-deps", "--no-build-isolation", "--wheel-dir", fresh]
+    only: list[str | Path] = ["--no-deps", "--no-build-isolation", "--wheel-dir", fresh]
     settings = [f"-Cwheel.tags=py3-none-{target.tag}", f"-Cbuild-dir={target.folder / 'library'}"]
     options = {"CMAKE_ARGS": " ".join(cmake_options(target)), "CMAKE_GENERATOR": "Ninja"}
     call([*pip, *only, *settings, ROOT], {**environment(), **options}, LIMIT_S)

@@ -89,8 +89,13 @@ def distance(target: Target, stage: Stage) -> str:
     """
     here = deploy_rows.cpp(Row("here", "here", KERNELS, deploy_rows.cpp), stage)
     picture = stage.picture(target.name, ".bmp")
-    words = (*cross_build.runner(target), cross_build.example(target))
-    options = ("--library", cross_build.library(target), "--runtime", windows_runtime(stage.work))
+    words: tuple[str | Path, ...] = (*cross_build.runner(target), cross_build.example(target))
+    options: tuple[str | Path, ...] = (
+        "--library",
+        cross_build.library(target),
+        "--runtime",
+        windows_runtime(stage.work),
+    )
     there = Command(
         (*words, *options, stage.bundle, stage.prompt, picture),
         picture,
