@@ -69,7 +69,7 @@ class LinearWeights {
   // The way that takes `path`, or kDirect if that cannot be had.
   LinearWay WayOf(LinearPath path, size_t rows, const Gpu& gpu) const;
   // The most that `Choose` asks for.
-  size_t MostScratchBytes() const;
+  size_t MostScratchBytes(const Gpu& gpu) const;
   // Kernels to be queued one after the other.
   void Plan(const LinearCall& call, Launch (&launches)[kMostLaunches]) const;
 

@@ -43,8 +43,8 @@ const char* LinearKernelName(const char* first, const char* second, const char* 
 }
 
 // Whether decoding is more work than the products that wait for it. For each product of the tensor
-// cores, which takes 8 cycles on sm_80 and fewer on sm_90 and sm_100, a warp that decodes issues 9
-// instructions, and 3 else. Other GPUs take 16, beside which 9 are hidden.
+// cores, which takes 8 cycles on sm_80 and fewer on sm_90 and sm_100, a warp that decodes issues 8
+// or 9 instructions, and 3 else. Other GPUs take 16, beside which decoding is hidden.
 bool HasFastProducts(const Gpu& gpu) {
   return gpu.arch == 80 || gpu.arch / 10 == 9 || gpu.arch / 10 == 10;
 }
@@ -69,9 +69,9 @@ LinearWay LinearWeights::WayOf(LinearPath path, size_t rows, const Gpu& gpu) con
   return path == kShared && is_work ? Shared(rows, gpu.processors) : LinearWay();
 }
 
-size_t LinearWeights::MostScratchBytes() const {
+size_t LinearWeights::MostScratchBytes(const Gpu& gpu) const {
   if (storage_ == kPlain) return 0;
-  const size_t decoded = Decoded().scratch_bytes;
+  const size_t decoded = HasFastProducts(gpu) ? Decoded().scratch_bytes : 0;
   return decoded != 0 ? decoded : MostSumBytes();
 }
 

@@ -78,7 +78,7 @@ const char* fp4dit_test_linear(const char* format, size_t n, size_t k, size_t gr
   const Gpu gpu = {arch, 16};
   call.way = *path < 0 ? weights.Choose(rows, gpu)
                        : weights.WayOf(static_cast<LinearPath>(*path), rows, gpu);
-  if (*path < 0 && call.way.scratch_bytes > weights.MostScratchBytes()) {
+  if (*path < 0 && call.way.scratch_bytes > weights.MostScratchBytes(gpu)) {
     return "more scratch memory than is reserved";
   }
   *path = call.way.path;

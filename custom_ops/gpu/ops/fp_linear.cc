@@ -37,7 +37,7 @@ class Linear {
     if (!is_constant_) return nullptr;
     FP4DIT_RETURN_IF_ERROR(Pack(inputs, &packed_));
     packed_.weights.Release();
-    scratch_.Reserve(*device_, packed_.weights.MostScratchBytes());
+    scratch_.Reserve(*device_, packed_.weights.MostScratchBytes(TheGpu()));
     // The runtime keeps them, and nobody reads them any more.
     PageOut(inputs.codes.data, inputs.codes.count);
     return nullptr;
@@ -58,6 +58,8 @@ class Linear {
   }
 
  private:
+  Gpu TheGpu() const { return {Arch(*device_), Processors(*device_)}; }
+
   OrtStatus* Pack(const LinearWeightInputs& inputs, Packed* packed) const {
     WeightSource source;
     FP4DIT_RETURN_IF_ERROR(linear_.SourceOf(inputs, &source));
@@ -78,8 +80,7 @@ class Linear {
     call->scale = scale.As<float>();
     call->rows = q.Rows();
     call->weights = packed.memory.As<uint8_t>();
-    const Gpu gpu = {Arch(*device_), Processors(*device_)};
-    if (is_constant_) call->way = packed.weights.Choose(call->rows, gpu);
+    if (is_constant_) call->way = packed.weights.Choose(call->rows, TheGpu());
     if (call->way.scratch_bytes != 0) {
       FP4DIT_RETURN_IF_ERROR(
           scratch_.Find(linear_.node, context, call->way.scratch_bytes, &call->scratch));
