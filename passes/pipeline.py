@@ -25,6 +25,7 @@ from fp4dit_onnx.passes.constant_reshape import ConstantReshape
 from fp4dit_onnx.passes.drop_identity import DropIdentity
 from fp4dit_onnx.passes.fold_constants import FoldConstants
 from fp4dit_onnx.passes.fuse_attention import FuseAttention
+from fp4dit_onnx.passes.fuse_gelu import FuseGelu
 from fp4dit_onnx.passes.fuse_linear import FuseLinear
 from fp4dit_onnx.passes.fuse_transform import FuseTransform
 from fp4dit_onnx.passes.insert_branch import InsertBranch
@@ -62,7 +63,9 @@ def quantize_passes(
 ) -> tuple[Pass, ...]:
     """Put the quantized state into a cleaned float graph, in the `form` asked for."""
     both = (FuseTransform(one) for one in TRANSFORMS.values() if one.quantizer)
-    fuse: tuple[Pass, ...] = (*both, FuseLinear(), FuseAttention()) if form == "fused" else ()
+    fuse: tuple[Pass, ...] = (
+        (*both, FuseGelu(), FuseLinear(), FuseAttention()) if form == "fused" else ()
+    )
     return (
         InsertBranch(state),
         InsertQdq(state),

@@ -152,6 +152,24 @@ def test_four_over_six_rotated_or_not() -> None:
     assert_quantized(ops.HADAMARD_QUANTIZE, rotated, x, q, scale)
 
 
+@pytest.mark.parametrize("op", ops.GELU_QUANTIZE)
+def test_quantizers_of_a_gelu(op: str) -> None:
+    wide = "Int16" in op
+    fmt = FORMATS["e3m4" if wide else "e2m3"]
+    given, x = ops.quantize_attributes(fmt, 16), rows_of(fmt)
+    limit, sizes = fmt.max_integer if wide else [fmt.max_integer], (16,)
+    arguments: tuple[Any, ...] = (fmt.mantissa_bits, limit, *sizes)
+    if "Hadamard" in op:
+        given, arguments = {"block": 8, **given}, (8, *arguments)
+    name = re.sub(r"(?<!^)(?=[A-Z])", "_", op).lower()
+    pages = ("FpQuantizeInt16",) if wide else ("FpQuantize", ops.HADAMARD, ops.HADAMARD_QUANTIZE)
+    before = (ops.LINEAR, ops.ATTENTION, *pages, "FpGeluQuantize")
+    with np.errstate(all="ignore"):
+        found = reference(name, op, *before)(x, *arguments)
+    for wanted, own in zip(ops.OPERATORS[op].reference(given, [x]), found, strict=True):
+        assert_same(wanted, own.astype(wanted.dtype))
+
+
 @pytest.mark.parametrize("block", [2, 8, 32, 1024])
 def test_hadamard(block: int) -> None:
     x = np.random.default_rng(8).standard_normal((2, 3, 43)).astype(np.float32)

@@ -41,7 +41,7 @@ class Fuzzer {
     const bool weight_only = op == "FpLinear" && Below(4) == 0;
     const auto size = [this](size_t limit) { return static_cast<int64_t>(Below(limit)); };
     const bool is_linear = op == "FpLinear" || op == "FpLinearInteger" || op == "FpLinearSigns";
-    const bool is_long = (is_linear || op == "FpHadamardQuantize") && Below(8) == 0;
+    const bool is_long = (is_linear || op.find("Hadamard") != std::string::npos) && Below(8) == 0;
     const int64_t k = 1 + (is_long ? size(300000) : size(300));
     const int64_t group_size = is_long ? k : 1 + size(140);
     Sample sample = test::MakeSample(op, weight_only ? "" : act.name, weight.name,

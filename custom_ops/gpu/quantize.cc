@@ -9,8 +9,10 @@ constexpr int64_t kWarps = kThreads / 32;
 constexpr size_t kWarpElements = 1024;
 constexpr size_t kManyGroups = 1024;
 
-const char* KernelFor(const Format& format) {
-  if (format.max_integer() <= 127.0f) return "fp4dit_quantize_int8";
+const char* KernelFor(const Format& format, bool gelu) {
+  const bool is_short = format.max_integer() <= 127.0f;
+  if (gelu) return is_short ? "fp4dit_gelu_quantize_int8" : "fp4dit_gelu_quantize_int16";
+  if (is_short) return "fp4dit_quantize_int8";
   return format.max_integer() <= 32767.0f ? "fp4dit_quantize_int16" : "fp4dit_quantize_float";
 }
 
@@ -38,7 +40,7 @@ Launch PlanQuantize(const QuantizeCall& call) {
                         (call.group_size <= kWarpElements && call.rows * groups >= kManyGroups);
   a.warps = one_warp ? 1 : static_cast<int32_t>(kWarps);
   Launch launch;
-  launch.kernel = KernelFor(*call.format);
+  launch.kernel = KernelFor(*call.format, call.gelu);
   const int64_t blocks = one_warp ? (a.count + kWarps - 1) / kWarps : a.count;
   launch.blocks = static_cast<uint32_t>(blocks);  // fits: x would have 2^39 bytes else
   launch.threads = kThreads;

@@ -19,6 +19,7 @@ struct QuantizeCall {
   float largest = 0.0f;               // see QuantizeArguments
   const float* candidates = nullptr;  // null: the format's largest integer
   size_t candidate_count = 1;
+  bool gelu = false;  // of the GELU of x; integers of 8 or 16 bits
   const float* x;
   void* q;
   float* scale;

@@ -12,12 +12,13 @@
 namespace fp4dit {
 namespace {
 
-// Elements of a row, rotated or cut off, that the stack has room for.
+// Elements of a row, made of x or cut off, that the stack has room for.
 constexpr size_t kStackElements = size_t{1} << 13;
 
 constexpr const char* kOpSuffixes[kIntegerTypes] = {"", "Int16", "Float"};
-constexpr CountedOp kCounts[] = {kCountFpQuantize, kCountFpHadamardQuantize,
-                                 kCountFpQuantizeStatic};
+constexpr CountedOp kCounts[Quantizer::kBefores][Quantizer::kKinds] = {
+    {kCountFpQuantize, kCountFpHadamardQuantize, kCountFpQuantizeStatic},
+    {kCountFpGeluQuantize, kCountFpGeluHadamardQuantize}};
 
 }  // namespace
 
@@ -40,10 +41,12 @@ OrtStatus* ReadRows(const Node& node, OrtKernelContext* context, Tensor* x) {
                    ShapeText(*x).text);
 }
 
-OrtStatus* Quantizer::Read(const Node& the_node, IntegerType the_type, Kind the_kind) {
+OrtStatus* Quantizer::Read(const Node& the_node, IntegerType the_type, Kind the_kind,
+                           Before the_before) {
   node = the_node;
   type = the_type;
   kind = the_kind;
+  before = the_before;
   FP4DIT_RETURN_IF_ERROR(node.CheckInputCount(1));
   if (kind == kRotated) FP4DIT_RETURN_IF_ERROR(ReadBlock(node, &block));
   FP4DIT_RETURN_IF_ERROR(node.ReadFormat("format", false, &format));
@@ -135,13 +138,14 @@ OrtStatus* Quantizer::Begin(OrtKernelContext* context, Call* call) const {
   return nullptr;
 }
 
-void Quantizer::CountCall(size_t isa) const { Count(kCounts[kind], type, isa); }
+void Quantizer::CountCall(size_t isa) const { Count(kCounts[before][kind], type, isa); }
 
-OrtStatus* FpQuantizeBase::Create(const Node& node, IntegerType type, Kind kind) {
-  FP4DIT_RETURN_IF_ERROR(settings_.Read(node, type, kind));
+OrtStatus* FpQuantizeBase::Create(const Node& node, IntegerType type, Kind kind, Before before) {
+  FP4DIT_RETURN_IF_ERROR(settings_.Read(node, type, kind, before));
   kernel_ = ChooseQuantize(Selected().isa, type);
   error_ = ChooseError(Selected().isa).run;
   hadamard_ = ChooseHadamard(Selected().isa).run;
+  gelu_ = ChooseGelu(Selected().isa).run;
   return nullptr;
 }
 
@@ -162,18 +166,31 @@ QuantizeGrid FpQuantizeBase::BestGrid(const float* x, size_t k) const {
   return best;
 }
 
-// Rows [begin, end); `rotated` has room for one, if they are to be rotated.
-void FpQuantizeBase::RunRows(const Call& call, size_t begin, size_t end, float* rotated) const {
+// What is quantized in place of the row x; whole matrices at a time, but for the row's rest, so that
+// what is between stays in the first cache.
+void FpQuantizeBase::MakeRow(const float* x, size_t k, float* made) const {
+  if (settings_.before == Before::kNothing) return hadamard_(x, k, settings_.block, made);
+  if (settings_.block == 0) return gelu_(x, k, made);
+  alignas(64) float part[kMostBlock];
+  for (size_t i = 0; i < k; i += kMostBlock) {
+    const size_t count = std::min(kMostBlock, k - i);
+    gelu_(x + i, count, part);
+    hadamard_(part, count, settings_.block, made + i);
+  }
+}
+
+// Rows [begin, end); `made` has room for one, if they are not quantized as they are.
+void FpQuantizeBase::RunRows(const Call& call, size_t begin, size_t end, float* made) const {
   const size_t element = TypeSize(ElementTypeOf(settings_.type));
   for (size_t r = begin; r < end; ++r) {
     const float* x = call.x + r * call.k;
     if (settings_.kind == Kind::kStatic) {
-      RunStaticRow(x, call.k, call.q + r * call.k * element, call.scale + r, rotated);
+      RunStaticRow(x, call.k, call.q + r * call.k * element, call.scale + r, made);
       continue;
     }
-    if (settings_.block != 0) {
-      hadamard_(x, call.k, settings_.block, rotated);
-      x = rotated;
+    if (settings_.MakesRows()) {
+      MakeRow(x, call.k, made);
+      x = made;
     }
     for (size_t g = 0; g < call.groups; ++g) {
       const size_t first = g * call.group_size;
@@ -211,17 +228,17 @@ OrtStatus* FpQuantizeBase::Compute(OrtKernelContext* context) const {
   if (call.rows == 0) return nullptr;
   settings_.CountCall(kernel_.isa);
   const size_t k = call.k;
-  if (settings_.block != 0 && k > kStackElements) {  // longer than any layer's
-    AlignedBuffer rotated;
-    if (k > SIZE_MAX / sizeof(float) || !rotated.Allocate(k * sizeof(float))) {
+  if (settings_.MakesRows() && k > kStackElements) {  // longer than any layer's
+    AlignedBuffer made;
+    if (k > SIZE_MAX / sizeof(float) || !made.Allocate(k * sizeof(float))) {
       return settings_.node.Fail("there is no memory for a row of K = %zu", k);
     }
-    RunRows(call, 0, call.rows, reinterpret_cast<float*>(rotated.data()));
+    RunRows(call, 0, call.rows, reinterpret_cast<float*>(made.data()));
     return nullptr;
   }
   const auto rows = [&](size_t begin, size_t end) {
-    alignas(64) float rotated[kStackElements];
-    RunRows(call, begin, end, rotated);
+    alignas(64) float made[kStackElements];
+    RunRows(call, begin, end, made);
   };
   return ParallelFor(settings_.node.api, context, call.rows, kPieceElements / k + 1, rows);
 }
@@ -242,6 +259,9 @@ FP4DIT_DEFINE_OP(FpQuantize)
 FP4DIT_DEFINE_OP(FpQuantizeInt16)
 FP4DIT_DEFINE_OP(FpQuantizeFloat)
 FP4DIT_DEFINE_OP(FpHadamardQuantize)
+FP4DIT_DEFINE_OP(FpGeluQuantize)
+FP4DIT_DEFINE_OP(FpGeluQuantizeInt16)
+FP4DIT_DEFINE_OP(FpGeluHadamardQuantize)
 FP4DIT_DEFINE_OP(FpQuantizeStatic)
 FP4DIT_DEFINE_OP(FpQuantizeStaticInt16)
 FP4DIT_DEFINE_OP(FpQuantizeStaticFloat)

@@ -1,7 +1,7 @@
 // FpQuantize, FpQuantizeInt16, FpQuantizeFloat: activations to grid integers, with one scale for
 // each group of a row; FpHadamardQuantize, which rotates rows before; FpQuantizeStatic and its
-// like, under one scale that is given. numerics.quantize and numerics.quantize_static are the
-// definitions.
+// like, under one scale that is given; FpGeluQuantize and its like, of the GELU of their input.
+// numerics.quantize, numerics.quantize_static and activations.gelu are the definitions.
 
 #ifndef FP4DIT_OPS_FP_QUANTIZE_H_
 #define FP4DIT_OPS_FP_QUANTIZE_H_
@@ -25,7 +25,8 @@ OrtStatus* ReadRows(const Node& node, OrtKernelContext* context, Tensor* x);
 
 // What the attributes of an operator that quantizes say, and how it is called: for every device.
 struct Quantizer {
-  enum Kind { kDynamic, kRotated, kStatic };
+  enum Kind { kDynamic, kRotated, kStatic, kKinds };
+  enum Before { kNothing, kGelu, kBefores };  // what is computed first
   static constexpr size_t kMostCandidates = 4;
   struct Call {
     const float* x;
@@ -36,6 +37,7 @@ struct Quantizer {
 
   Node node;
   Kind kind = kDynamic;
+  Before before = kNothing;
   IntegerType type = kInt8Type;
   const Format* format = nullptr;
   QuantizeGrid grid = {};
@@ -45,9 +47,12 @@ struct Quantizer {
   size_t candidate_count = 1;
 
   // Reads and checks the attributes of `the_node`.
-  OrtStatus* Read(const Node& the_node, IntegerType the_type, Kind the_kind);
+  OrtStatus* Read(const Node& the_node, IntegerType the_type, Kind the_kind,
+                  Before the_before = kNothing);
   // Reads the call's input, and makes its outputs.
   OrtStatus* Begin(OrtKernelContext* context, Call* call) const;
+  // Whether what is quantized is not x itself.
+  bool MakesRows() const { return block != 0 || before != kNothing; }
   // One more call, by what `isa` says in Count.
   void CountCall(size_t isa) const;
 
@@ -62,19 +67,23 @@ class FpQuantizeBase {
 
  protected:
   using Kind = Quantizer::Kind;
-  OrtStatus* Create(const Node& node, IntegerType type, Kind kind = Kind::kDynamic);
+  using Before = Quantizer::Before;
+  OrtStatus* Create(const Node& node, IntegerType type, Kind kind = Kind::kDynamic,
+                    Before before = Before::kNothing);
 
  private:
   using Call = Quantizer::Call;
 
   QuantizeGrid BestGrid(const float* x, size_t k) const;
-  void RunRows(const Call& call, size_t begin, size_t end, float* rotated) const;
+  void MakeRow(const float* x, size_t k, float* made) const;
+  void RunRows(const Call& call, size_t begin, size_t end, float* made) const;
   void RunStaticRow(const float* x, size_t k, uint8_t* q, float* scale, float* cut) const;
 
   Quantizer settings_;
   Chosen<QuantizeRow> kernel_ = {};
   QuantizeError error_ = nullptr;
   HadamardRow hadamard_ = nullptr;
+  GeluRow gelu_ = nullptr;
 };
 
 void InferQuantizeShapes(const ShapeInference& inference, ort::ElementType type);
@@ -114,6 +123,30 @@ class FpHadamardQuantize : public FpQuantizeBase {
   static void InferShapes(const ShapeInference& s) { InferQuantizeShapes(s, kOutputs[0]); }
   OrtStatus* Create(const Node& node) {
     return FpQuantizeBase::Create(node, kInt8Type, Kind::kRotated);
+  }
+};
+
+class FpGeluQuantize : public FpQuantize {
+ public:
+  static constexpr const char* kName = "FpGeluQuantize";
+  OrtStatus* Create(const Node& node) {
+    return FpQuantizeBase::Create(node, kInt8Type, Kind::kDynamic, Before::kGelu);
+  }
+};
+
+class FpGeluQuantizeInt16 : public FpQuantizeInt16 {
+ public:
+  static constexpr const char* kName = "FpGeluQuantizeInt16";
+  OrtStatus* Create(const Node& node) {
+    return FpQuantizeBase::Create(node, kInt16Type, Kind::kDynamic, Before::kGelu);
+  }
+};
+
+class FpGeluHadamardQuantize : public FpHadamardQuantize {
+ public:
+  static constexpr const char* kName = "FpGeluHadamardQuantize";
+  OrtStatus* Create(const Node& node) {
+    return FpQuantizeBase::Create(node, kInt8Type, Kind::kRotated, Before::kGelu);
   }
 };
 

@@ -169,7 +169,7 @@ void TestLongestRow() {
 }
 
 void TestQuantizeRefusals() {
-  for (const char* op : {"FpQuantize", "FpHadamardQuantize"}) {
+  for (const char* op : {"FpQuantize", "FpHadamardQuantize", "FpGeluHadamardQuantize"}) {
     Refuses(op, SetInt("group_size", 0), {"'group_size'", "0"});
     Refuses(op, SetInt("group_size", -4), {"'group_size'", "-4"});
     Refuses(op, [](Sample* s) { s->node.texts["group_size"] = "4"; }, {"'group_size'"});
@@ -193,7 +193,7 @@ void TestQuantizeRefusals() {
   Refuses("FpQuantizeStatic", [](Sample* s) { s->node.floats.erase("largest"); }, {"'largest'"});
   Refuses("FpQuantizeStatic", [](Sample* s) { s->node.texts["format"] = "e3m4"; },
           {"'e3m4'", "FpQuantizeStaticInt16"});
-  for (const char* op : {"FpHadamard", "FpHadamardQuantize"}) {
+  for (const char* op : {"FpHadamard", "FpHadamardQuantize", "FpGeluHadamardQuantize"}) {
     for (const int64_t block : {0, -2, 1, 3, 96, 2048}) {
       Refuses(op, SetInt("block", block), {"'block'", std::to_string(block).c_str()});
     }

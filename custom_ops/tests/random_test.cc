@@ -51,16 +51,17 @@ struct Case {
   size_t act_group = SIZE_MAX;
   size_t block = 0;  // of a rotation before quantizing; 0: none
   std::vector<float> candidates = {};
+  bool gelu = false;
 
   size_t act_groups() const { return act_group >= k ? 1 : (k + act_group - 1) / act_group; }
 };
 
 std::string Text(const Case& c) {
   char text[200];
-  std::snprintf(text, sizeof(text), "%s x %s%s [%zu, %zu] x %zu, groups of %zu and %zu, block %zu",
+  std::snprintf(text, sizeof(text), "%s x %s%s [%zu, %zu] x %zu, groups of %zu and %zu, block %zu%s",
                 c.act == nullptr ? "''" : c.act->name, c.weight->name,
                 c.multiplied ? " multiplied" : "", c.rows, c.k, c.n, c.group_size, c.act_group,
-                c.block);
+                c.block, c.gelu ? ", of the GELU" : "");
   return text;
 }
 
@@ -85,14 +86,15 @@ Rows Quantize(const Case& c, const std::vector<float>& x, const char* isa = "") 
   Sample sample = MakeSample("FpQuantize", c.act->name, "e2m1", static_cast<int64_t>(c.rows),
                              static_cast<int64_t>(c.k), 1, 1);
   std::memcpy(sample.values[0]->data.get(), x.data(), x.size() * sizeof(float));
-  const char* op = c.block != 0          ? "FpHadamardQuantize"
+  std::string op = c.block != 0          ? "FpHadamardQuantize"
                    : type == ort::kInt8  ? "FpQuantize"
                    : type == ort::kInt16 ? "FpQuantizeInt16"
                                          : "FpQuantizeFloat";
+  if (c.gelu) op.insert(2, "Gelu");
   if (c.act_group < c.k) sample.node.ints["group_size"] = static_cast<int64_t>(c.act_group);
   if (c.block != 0) sample.node.ints["block"] = static_cast<int64_t>(c.block);
   if (!c.candidates.empty()) sample.node.lists["candidates"] = c.candidates;
-  Outcome outcome = fake::Run(FindOp(isa, op), &sample.node);
+  Outcome outcome = fake::Run(FindOp(isa, op.c_str()), &sample.node);
   CHECK(outcome.error.empty(), "%s: %s", Text(c).c_str(), outcome.error.c_str());
   return {std::move(outcome.outputs[0]), std::move(outcome.outputs[1])};
 }
@@ -223,6 +225,7 @@ Case RandomCase(Chance* chance) {
     c.group_size = kind < 5 ? kGroups[kind] : 1 + chance->Below(c.k);
     c.constant = chance->Below(4) != 0;
     if (chance->Below(2) == 0) Enrich(&c, chance);
+    c.gelu = c.act != nullptr && c.act->max_integer() <= 32767.0f && chance->Below(4) == 0;
   } while (std::min(c.group_size, c.k) > LongestGroup(c.act, *c.weight));
   constexpr size_t kLong = 20000;  // as far as there is time for
   if (chance->Below(200) == 0) {

@@ -1,4 +1,4 @@
-// Rotations and rounding errors of rows, every instruction set against plain oracles, on buffers
+// Rotations, GELUs and rounding errors of rows, every instruction set against plain oracles, on buffers
 // that end at a page nobody may touch.
 
 #include <algorithm>
@@ -72,6 +72,28 @@ void CheckHadamards(const Isa& isa, Memory* m) {
   CheckHadamard(isa, std::vector<float>(203, -0.0f), 64, m);
 }
 
+// What the tests in Python hold to the definition is the scalar kernel.
+void CheckGelus(const Isa& isa, const Isa& scalar, Memory* m) {
+  static constexpr float kOdd[] = {NAN,  INFINITY, -INFINITY, -0.0f, 3e38f, -3e38f,
+                                   1e20f, -1e20f,  1e-45f,    -9.0f, 9.0f,  -100.0f};
+  std::mt19937 random(13);
+  std::normal_distribution<float> normal(0.0f, 3.0f);
+  for (size_t k = 1; k <= 200; ++k) {
+    std::vector<float> row(k);
+    std::vector<float> wanted(k);
+    for (float& v : row) v = normal(random);
+    row[random() % k] = kOdd[random() % 12];
+    scalar.kernels->gelu(row.data(), k, wanted.data());
+    float* y = m->y.Place<float>(k);
+    isa.kernels->gelu(m->x.Copy(row.data(), k), k, y);
+    for (size_t i = 0; i < k; ++i) {
+      CHECK(Same(y[i], wanted[i]), "%s: the GELU of %.9g is %.9g, wanted %.9g", isa.name,
+            static_cast<double>(row[i]), static_cast<double>(y[i]), static_cast<double>(wanted[i]));
+    }
+    CHECK(m->y.FenceIsWhole() && m->x.FenceIsWhole(), "%s: the GELU of %zu", isa.name, k);
+  }
+}
+
 // Of a row whose scale is `amax` by the grid's largest integer.
 int64_t ErrorOf(const std::vector<float>& x, const QuantizeGrid& grid, const Format& format) {
   float amax = 0.0f;
@@ -121,7 +143,10 @@ void TestRotations() {
   const Format* formats = AllFormats(&format_count);
   for (size_t i = 0; i < isa_count; ++i) {
     if (!isas[i].is_supported()) continue;
-    CHECK(ChooseHadamard(i).run != nullptr && ChooseError(i).run != nullptr, "%s", isas[i].name);
+    CHECK(ChooseHadamard(i).run != nullptr && ChooseError(i).run != nullptr &&
+              ChooseGelu(i).run != nullptr,
+          "%s", isas[i].name);
+    if (isas[i].kernels->gelu != nullptr) CheckGelus(isas[i], isas[isa_count - 1], &memory);
     if (isas[i].kernels->hadamard != nullptr) CheckHadamards(isas[i], &memory);
     for (size_t f = 0; isas[i].kernels->error != nullptr && f < format_count; ++f) {
       if (formats[f].max_integer() <= 127.0f) CheckErrors(isas[i], formats[f], &memory);

@@ -94,7 +94,7 @@ inline Sample MakeSample(const std::string& op, const std::string& act, const st
     s.node.ints["block"] = 8;
     s.Add(ort::kFloat, {m, k});
   } else {
-    if (op == "FpHadamardQuantize") s.node.ints["block"] = 8;
+    if (op.find("Hadamard") != std::string::npos) s.node.ints["block"] = 8;
     if (op.find("Static") != std::string::npos) s.node.floats["largest"] = 0.5f;
     s.node.texts["format"] = act;
     s.node.ints["mantissa_bits"] = a->mantissa_bits;

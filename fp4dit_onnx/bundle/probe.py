@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import numpy_helper
 
 from fp4dit_onnx import ops
+from fp4dit_onnx.bundle.calls import taken_apart
 from fp4dit_onnx.bundle.external_data import load_tensor
 from fp4dit_onnx.bundle.names import CODES, WEIGHT
 from fp4dit_onnx.errors import BundleError
@@ -177,7 +178,7 @@ def read_state(model: onnx.ModelProto) -> QuantizedState:
             branch is none; see `attention_formats` too.
     """
     layers = {}
-    makers = {name: node for node in model.graph.node for name in node.output}
+    makers = {name: node for node in taken_apart(model.graph.node) for name in node.output}
     tensors = {t.name: t for t in model.graph.initializer}
     for view in custom_nodes(model):
         op = ops.OPERATORS[view.node.op_type]

@@ -6,18 +6,23 @@ No comparator has a default tolerance; bounds are derived by the caller. NaN agr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fp4dit_onnx.numbers.formats import FloatArray, FloatFormat
+from fp4dit_onnx.numbers.hadamard import hadamard
+from fp4dit_onnx.numbers.numerics import SMALLEST_AMAX, group_count, quantize, round_to_grid
+
 __all__ = [
     "Comparison",
     "attention_rounding_bound",
     "linear_rounding_bound",
     "mean",
+    "quantize_rounding_bound",
     "ratio_db",
     "same_bits",
     "sqnr_db",
@@ -177,6 +182,67 @@ def attention_rounding_bound(
     bound = factor * (p @ np.abs(values)) + step * units
     total: npt.NDArray[np.float64] = np.swapaxes(bound, 1, 2)
     return total
+
+
+def quantize_rounding_bound(
+    x: FloatArray,
+    apart: npt.NDArray[np.float64],
+    fmt: FloatFormat,
+    group_size: int,
+    candidates: Sequence[float],
+    block: int = 1,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """How far two evaluations may lie apart that quantize values which lie `apart`.
+
+    A rotation adds up to ``sqrt(block)`` of the largest distances, and of the values ``log2(block)``
+    roundings each. With d the largest distance of a group whose largest magnitude is a, that of the
+    other is within d of it, so scales are within d by the largest integer m; and ``t = x m / a`` is
+    within ``m d (|x| / a + 1) / (a - d)`` and the roundings of factor and product. Rounding is monotone:
+    integers lie between what the ends of that range become. Of several candidates either may have
+    another one.
+
+    Args:
+        x: what the reference quantizes, before it is rotated, float32 [..., K].
+        apart: as x.
+        fmt: see `numerics.quantize`, as the next two.
+        group_size: elements that share a scale.
+        candidates: the format's largest integer first.
+        block: of the Hadamard matrices; 1 for none.
+
+    Returns:
+        Of the integers [..., K], and of the scales [..., G].
+    """
+    k = x.shape[-1]
+    size = min(group_size, k)
+    groups = group_count(k, size)
+
+    def grouped(values: Array) -> Array:
+        padded = np.pad(values, [(0, 0)] * (x.ndim - 1) + [(0, groups * size - k)])
+        return padded.reshape(*x.shape[:-1], groups, size)
+
+    with np.errstate(all="ignore"):
+        if block > 1:
+            roundings = 2 * (block.bit_length() + 1) * UNIT_ROUNDOFF
+            most = np.fmax.reduce(apart + roundings * np.abs(x), -1, keepdims=True)
+            apart = np.broadcast_to(math.sqrt(block) * most, x.shape)
+            x = hadamard(x, block)
+        q = grouped(quantize(x, fmt, group_size, candidates[1:])[0].astype(np.float64))
+        values, d = grouped(x), grouped(apart).max(-1, keepdims=True)
+        amax = np.abs(values.astype(np.float64)).max(-1, keepdims=True)
+        sure = (amax - d >= SMALLEST_AMAX) | (d == 0)
+        share = np.where(amax > 0, np.abs(values) / amax, 0)
+        ranges = []
+        for limit in candidates:
+            t = share * np.copysign(limit, values)
+            off = limit * (d * (share + 1) / (amax - d) + 8 * UNIT_ROUNDOFF)
+            ends = [np.clip(round_to_grid(t + s * off, fmt), -limit, limit) for s in (-1, 1)]
+            ranges.append(np.maximum(ends[1] - q, q - ends[0]))
+        integers = np.where(sure, np.maximum.reduce(ranges), np.where(d > 0, np.inf, 0))
+        least = min(candidates)
+        own = np.where(sure, (4 * UNIT_ROUNDOFF + 1) / least - 1 / max(candidates), 1 / least)
+        scales = d / least + amax * own
+    flat = integers.reshape(*x.shape[:-1], groups * size)[..., :k]
+    return flat, np.where(np.isfinite(scales), scales, 0)[..., 0]
 
 
 def sqnr_db(signal: Array, approximation: Array) -> float:

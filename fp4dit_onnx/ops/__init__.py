@@ -10,6 +10,7 @@ test oracle at once. A quantized tensor is grid integers and a scale, ``value = 
 from fp4dit_onnx.ops import (
     fp_attention,
     fp_dequantize,
+    fp_gelu_quantize,
     fp_hadamard,
     fp_linear,
     fp_linear_integer,
@@ -37,6 +38,7 @@ __all__ = [
     "ATTENTION",
     "DEQUANTIZE",
     "DOMAIN",
+    "GELU_QUANTIZE",
     "HADAMARD",
     "HADAMARD_QUANTIZE",
     "IR_VERSION",
@@ -75,6 +77,7 @@ IR_VERSION = 10
 
 ATTENTION = fp_attention.ATTENTION.name
 DEQUANTIZE = fp_dequantize.DEQUANTIZE.name
+GELU_QUANTIZE = tuple(op.name for op in fp_gelu_quantize.GELU_QUANTIZE)
 HADAMARD = fp_hadamard.HADAMARD.name
 HADAMARD_QUANTIZE = fp_hadamard.HADAMARD_QUANTIZE.name
 LINEAR = fp_linear.LINEAR.name

@@ -22,6 +22,7 @@ WHOLE_ROW = 2**31 - 1
 Array = npt.NDArray[Any]
 Attributes = Mapping[str, Any]
 """Of a node, by name; text is str."""
+Bound = npt.NDArray[np.float64] | tuple[npt.NDArray[np.float64], ...]
 Role = Literal["quantize", "dequantize", "unpack", "scale", "linear", "attention", "other"]
 
 
@@ -42,7 +43,8 @@ class Operator:
         caption: from attributes, and the size of its layer as ``K to N`` (None for a node that takes no
             packed weight), to what a node does. Netron shows some 60 letters.
         bound: from attributes and inputs to how far an evaluation of the body may lie from the
-            reference, float64, broadcast to the output; None where it has the same bits.
+            reference, float64, broadcast to the output, one for each where there are several; None
+            where it has the same bits.
         sample: of inputs and outputs the part that `verify` compares, where all would take long.
         role: what readers of graphs take it for: ``quantize`` makes q and scale of its first input,
             ``dequantize`` the value of both, ``unpack`` grid integers of a packed weight and
@@ -55,6 +57,10 @@ class Operator:
             calls; None where calls are not compared with the graph.
         shared: whether nodes of one input and the same attributes are one node once blocks are put
             together.
+        quantizer: of an operator that quantizes what it computes first, the one whose operator does
+            the second part, with the attributes of that name; its body has the standard nodes of the
+            first part, then that. Readers of graphs take it apart (`bundle.calls`).
+        before: of such an operator, from attributes and inputs to what it computes first.
         version: of its definition.
     """
 
@@ -64,7 +70,7 @@ class Operator:
     results: tuple[npt.DTypeLike, ...]
     reference: Callable[[Attributes, Sequence[Array]], Sequence[Array]]
     caption: Callable[[Attributes, str | None], str]
-    bound: Callable[[Attributes, Sequence[Array]], npt.NDArray[np.float64]] | None = None
+    bound: Callable[[Attributes, Sequence[Array]], Bound] | None = None
     sample: Callable[
         [Attributes, Sequence[Array], Sequence[Array]], tuple[Sequence[Array], Sequence[Array]]
     ] = _whole
@@ -74,4 +80,6 @@ class Operator:
     spec: Callable[[Attributes], LayerSpec] | None = None
     kernel: Callable[[Attributes], str] | None = None
     shared: bool = False
+    quantizer: str | None = None
+    before: Callable[[Attributes, Sequence[Array]], Array] | None = None
     version: int = VERSION

@@ -11,6 +11,7 @@ import onnx.parser
 
 from fp4dit_onnx.ops.fp_attention import ATTENTION
 from fp4dit_onnx.ops.fp_dequantize import DEQUANTIZE
+from fp4dit_onnx.ops.fp_gelu_quantize import GELU_QUANTIZE
 from fp4dit_onnx.ops.fp_hadamard import HADAMARD, HADAMARD_QUANTIZE
 from fp4dit_onnx.ops.fp_linear import LINEAR
 from fp4dit_onnx.ops.fp_linear_integer import LINEAR_INTEGER, LINEAR_SIGNS
@@ -29,6 +30,7 @@ OPERATORS: dict[str, Operator] = {
         *STATIC,
         HADAMARD,
         HADAMARD_QUANTIZE,
+        *GELU_QUANTIZE,
         SALIENT,
         UNPACK,
         UNPACK_SIGNS,

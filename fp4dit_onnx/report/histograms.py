@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.bundle.bundle import Bundle
+from fp4dit_onnx.bundle.calls import take_apart
 from fp4dit_onnx.bundle.external_data import load_tensor
 from fp4dit_onnx.bundle.manifest import Layer
 from fp4dit_onnx.bundle.names import CODES, WEIGHT, part_of
@@ -124,6 +125,7 @@ def histograms(
         pipeline: of the bundle; its transformer is replaced.
     """
     graph = load_graph(bundle.transformer)
+    take_apart(graph.graph)
     folder = bundle.transformer.parent
     layers = [_whole(graph, layer, folder) for layer in chosen_layers(bundle.manifest.layers)]
     found = []
@@ -330,6 +332,7 @@ def _exposing(path: Path, names: Sequence[str]) -> Any:
     from fp4dit_onnx.system.resources import usable_cores
 
     model = load_model(path)
+    take_apart(model.graph)
     declared = {output.name for output in model.graph.output}
     model.graph.output.extend(
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)

@@ -17,6 +17,7 @@ import onnx
 from onnx import numpy_helper
 
 from fp4dit_onnx import ops
+from fp4dit_onnx.bundle.calls import body_of
 from fp4dit_onnx.bundle.probe import load_graph
 from fp4dit_onnx.system.progress import Reporter
 from fp4dit_onnx.targets.target import Target
@@ -71,23 +72,8 @@ class _Inliner:
         function = self._functions.get((node.domain, node.op_type))
         if function is None:
             return [node]
-        names = dict(zip(function.output, node.output, strict=False))
-        names |= dict(zip(function.input, node.input, strict=False))
-        given = {attribute.name: attribute for attribute in node.attribute}
         found = []
-        for template in function.node:
-            inner = onnx.NodeProto()
-            inner.CopyFrom(template)
-            _resolve(inner, given)
-            if inner.op_type == "Constant" and not inner.domain:
-                names[inner.output[0]] = self._constant(inner)
-                continue
-            first = inner.output[0]
-            inner.input[:] = [names.get(name, name) for name in inner.input]
-            for name in inner.output:
-                names.setdefault(name, f"{node.name}/{name}")
-            inner.output[:] = [names[name] for name in inner.output]
-            inner.name = f"{node.name}/{first}"
+        for inner in body_of(node, function, self._constant):
             found.extend(self._expanded(inner))
         for inner in found:
             if node.output[0] in inner.output:  # what viewers showed of the call
@@ -117,23 +103,6 @@ class _Inliner:
             name = f"{stem}_{count}"
         self._taken.add(name)
         return name
-
-
-def _resolve(node: onnx.NodeProto, given: Mapping[str, onnx.AttributeProto]) -> None:
-    """Put the caller's attributes where the body refers to them."""
-    kept = []
-    for attribute in node.attribute:
-        resolved = onnx.AttributeProto()
-        if not attribute.ref_attr_name:
-            resolved.CopyFrom(attribute)
-        elif attribute.ref_attr_name in given:
-            resolved.CopyFrom(given[attribute.ref_attr_name])
-            resolved.name = attribute.name
-        else:  # the operator's default
-            continue
-        kept.append(resolved)
-    del node.attribute[:]
-    node.attribute.extend(kept)
 
 
 def _rewrite(source: Path, target: Path, bundle: Path, reporter: Reporter) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from fp4dit_onnx.bundle.calls import take_apart
 from fp4dit_onnx.bundle.probe import load_graph
 from fp4dit_onnx.runtime import Pipeline
 from fp4dit_onnx.runtime.session import session
@@ -32,6 +33,7 @@ def activation_ranges(bundle: Path, names: Sequence[str], reporter: Reporter) ->
     pipeline = Pipeline(bundle)
     source = bundle / "transformer"
     model = load_graph(source / "model.onnx")
+    take_apart(model.graph)
     for name in names:
         magnitude = onnx.helper.make_node("Abs", [name], [f"{name}/magnitude"])
         largest = onnx.helper.make_node(

@@ -11,6 +11,7 @@ import onnx
 from onnx import numpy_helper
 
 from fp4dit_onnx import ops
+from fp4dit_onnx.bundle.calls import taken_apart
 from fp4dit_onnx.bundle.probe import attributes, node_transform
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.numbers.formats import FloatArray
@@ -45,7 +46,7 @@ class Rewriter:
     def run(self) -> None:
         """Replace every node of our domain."""
         nodes: Nodes = []
-        for node in self._graph.node:
+        for node in taken_apart(self._graph.node):
             node.input[:] = [self._names.get(name, name) for name in node.input]
             nodes.extend(self._replaced(node))
         del self._graph.node[:]

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import onnx
 
 from fp4dit_onnx import ops
+from fp4dit_onnx.bundle.calls import taken_apart
 from fp4dit_onnx.bundle.names import CODES
 from fp4dit_onnx.bundle.probe import attributes, load_graph, node_transform
 from fp4dit_onnx.numbers.formats import FloatArray, format_by_name
@@ -194,7 +195,7 @@ class _Standard(Rewriter):
 def _linear_inputs(graph: onnx.GraphProto) -> list[str]:
     """The float values that linears read quantized: all that are, but attention's."""
     found = []
-    for node in graph.node:
+    for node in taken_apart(graph.node):
         part = node.name.removesuffix("/Quantize").rpartition(".")[2]
         plain = ops.has_role(node, "quantize") and node_transform(node) is None
         if plain and part not in ATTENTION_PARTS:

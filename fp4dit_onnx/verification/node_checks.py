@@ -41,7 +41,7 @@ class NodeChecks:
             return "bit for bit the reference"
         if self.who == TORCH:
             return "codes and scales bit for bit"
-        return "codes bit for bit, linears and attention to derived bounds"
+        return "codes bit for bit, linears, attention and what is fused to derived bounds"
 
     @property
     def kernels(self) -> bool:
@@ -57,15 +57,18 @@ class NodeChecks:
                 return None
             from fp4dit_onnx.calibration.parity import torch_quantize
 
+            if op.before is not None and op.quantizer is not None:
+                inputs, op = [op.before(given, inputs)], ops.OPERATORS[op.quantizer]
             found: Sequence[Array] = torch_quantize(inputs[0], op.name, given)
         else:
             found = [self.outputs[name] for name in view.node.output]
         inputs, found = op.sample(given, inputs, found)
         wanted = op.reference(given, inputs)
         bound = op.bound(given, inputs) if op.bound and not self.kernels else None
+        bounds = bound if isinstance(bound, tuple) else (bound,) * len(wanted)
         outcome = Comparison(True)
-        for reference, own in zip(wanted, found, strict=True):
-            outcome = same_bits(reference, own) if bound is None else within(reference, own, bound)
+        for reference, own, most in zip(wanted, found, bounds, strict=True):
+            outcome = same_bits(reference, own) if most is None else within(reference, own, most)
             if not outcome.ok:
                 break
         return outcome

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/kernels/gelu-inl.h"
 #include "cpu/kernels/hadamard-inl.h"
 #include "cpu/kernels/kernels.h"
 #include "cpu/kernels/quantize_row-inl.h"
@@ -348,6 +349,7 @@ const Kernels kAvx2Kernels = {
     {},
     RoundingError<Vector256>,
     Hadamard<Vector256>,
+    Gelu<Vector256>,
 };
 
 }  // namespace fp4dit

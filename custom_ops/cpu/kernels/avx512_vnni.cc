@@ -2,6 +2,7 @@
 
 #include <cstddef>
 
+#include "cpu/kernels/gelu-inl.h"
 #include "cpu/kernels/hadamard-inl.h"
 #include "cpu/kernels/kernels.h"
 #include "cpu/kernels/quantize_row-inl.h"
@@ -44,6 +45,7 @@ const Kernels kAvx512VnniKernels = {
      kLinear<BroadcastDot<Shorts, 80, 5, 72>>},
     RoundingError<Vector512>,
     Hadamard<Vector512>,
+    Gelu<Vector512>,
 };
 
 }  // namespace fp4dit

@@ -161,6 +161,12 @@ constexpr float kHadamardFactors[] = {1.0f,    0x1.6a09e6p-1f, 0.5f,    0x1.6a09
                                       0.25f,   0x1.6a09e6p-3f, 0.125f,  0x1.6a09e6p-4f,
                                       0.0625f, 0x1.6a09e6p-5f, 0.03125f};
 
+// y[i] = gelu(x[i]), see activations.gelu. y is not x.
+using GeluRow = void (*)(const float* x, size_t count, float* y);
+// The constants of activations.gelu: 2 sqrt(2 / pi), and 0.044715 times that.
+constexpr float kGeluLinear = 1.59576912f;
+constexpr float kGeluCubic = 0.0713548139f;
+
 // A run of integers under one scale: y[i] = q[i] * scale.
 using DequantizeRun = void (*)(const void* q, size_t count, float scale, float* y);
 
@@ -206,6 +212,7 @@ struct Kernels {
       {};                         // kDotInt16 in panels of other widths, for few channels
   QuantizeError error = nullptr;  // of grid integers that are int8
   HadamardRow hadamard = nullptr;
+  GeluRow gelu = nullptr;
 };
 
 // A row whose largest magnitude is below this, 2^-90, counts as zero.

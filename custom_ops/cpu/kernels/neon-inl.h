@@ -52,6 +52,7 @@ struct Neon {
   static Float Add(Float a, Float b) { return vaddq_f32(a, b); }
   static Float Sub(Float a, Float b) { return vsubq_f32(a, b); }
   static Float Mul(Float a, Float b) { return vmulq_f32(a, b); }
+  static Float Div(Float a, Float b) { return vdivq_f32(a, b); }
   static Float Max(Float a, Float b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }  // b of NaN
 
   static int32x4_t Ints(Int v) { return vreinterpretq_s32_s8(v); }

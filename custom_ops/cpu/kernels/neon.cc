@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/kernels/gelu-inl.h"
 #include "cpu/kernels/hadamard-inl.h"
 #include "cpu/kernels/kernels.h"
 #include "cpu/kernels/neon-inl.h"
@@ -196,6 +197,7 @@ const Kernels kNeonKernels = {
     {},
     RoundingError<Neon>,
     Hadamard<Neon>,
+    Gelu<Neon>,
 };
 
 }  // namespace fp4dit

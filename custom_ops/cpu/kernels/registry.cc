@@ -99,6 +99,11 @@ Chosen<HadamardRow> ChooseHadamard(size_t isa) {
   return {kIsas[isa].kernels->hadamard, isa};
 }
 
+Chosen<GeluRow> ChooseGelu(size_t isa) {
+  isa = FirstWith(isa, [](const Kernels& k) { return k.gelu != nullptr; });
+  return {kIsas[isa].kernels->gelu, isa};
+}
+
 Chosen<QuantizeRow> ChooseQuantize(size_t isa, IntegerType type) {
   isa = FirstWith(isa, [type](const Kernels& k) { return k.quantize[type] != nullptr; });
   return {kIsas[isa].kernels->quantize[type], isa};

@@ -214,6 +214,16 @@ float Exp(float x) {
   return x < kExpLeast ? 0.0f : p * FromBits((Bits(z) << 23) + (127u << 23));
 }
 
+// activations.gelu.
+void GeluOfRow(const float* x, size_t count, float* y) {
+  for (size_t i = 0; i < count; ++i) {
+    const float slope = std::fma(x[i] * x[i], -kGeluCubic, -kGeluLinear);
+    const float e = Exp(std::fabs(x[i]) * slope);
+    const float above = 0.0f > x[i] ? 0.0f : x[i];
+    y[i] = std::fma(x[i] - above, e, above) / (1.0f + e);
+  }
+}
+
 void SoftmaxOfRow(const SoftmaxTile& tile, size_t r) {
   float* const scores = tile.scores + r * tile.stride;
   float max = tile.max[r];
@@ -251,6 +261,7 @@ const Kernels kScalarKernels = {
     {},
     RoundingError,
     RotateRow,
+    GeluOfRow,
 };
 
 }  // namespace fp4dit

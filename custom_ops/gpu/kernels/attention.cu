@@ -9,6 +9,7 @@
 #include "gpu/arguments.h"
 #include "gpu/device.h"
 #include "gpu/kernels/attention_chunks.h"
+#include "gpu/kernels/exp.h"
 #include "gpu/kernels/floats.h"
 
 namespace attention {
@@ -16,21 +17,6 @@ namespace attention {
 constexpr float kMostProbability = 32767.0f;
 
 DEVICE float Larger(float a, float b) { return b > a ? b : a; }  // passes over a NaN in b
-
-// attention.exp.
-DEVICE float Exp(float x) {
-  const float z = Fma(x, 1.44269502f, kMagic);
-  const float n = Sub(z, kMagic);
-  const float r = Fma(n, 2.12194442e-4f, Fma(n, -0.693359375f, x));
-  float p = 1.0f / 120.0f;
-  p = Fma(p, r, 1.0f / 24.0f);
-  p = Fma(p, r, 1.0f / 6.0f);
-  p = Fma(p, r, 0.5f);
-  p = Fma(p, r, 1.0f);
-  p = Fma(p, r, 1.0f);
-  const float power = AsFloat((AsBits(z) << 23) + (127u << 23));
-  return x < -87.0f ? 0.0f : Mul(p, power);
-}
 
 DEVICE float ShuffleXorFloat(float v, int mask) { return AsFloat(ShuffleXor(AsBits(v), mask)); }
 

@@ -5,6 +5,7 @@
 
 #include "gpu/arguments.h"
 #include "gpu/device.h"
+#include "gpu/kernels/exp.h"
 #include "gpu/kernels/floats.h"
 
 namespace {
@@ -28,7 +29,8 @@ DEVICE float RoundToGrid(float t, int mantissa_bits) {
   return AsFloat(AsBits(Sub(Add(t, big), big)) | (AsBits(t) & 0x80000000u));
 }
 
-// A group of inputs, and the threads that share it.
+// A group of inputs, or of their GELU, and the threads that share it.
+template <bool kGelu>
 struct Group {
   const float* x;
   int64_t size;
@@ -36,8 +38,9 @@ struct Group {
   uint32_t largest;  // bits of the largest magnitude, or of `cut`
   float cut;         // infinite, or what magnitudes are cut off at
 
+  DEVICE float Value(int64_t i) const { return kGelu ? Gelu(x[i]) : x[i]; }
   DEVICE float At(int64_t i) const {
-    const float v = x[i];
+    const float v = Value(i);
     if (v > cut) return cut;
     return v < -cut ? -cut : v;
   }
@@ -45,7 +48,8 @@ struct Group {
 
 // Sum of the squares of rounding errors in 64ths of an integer, which fits for the groups that the
 // host gives one warp.
-DEVICE uint32_t ErrorOf(const Group& group, float factor, int mantissa_bits) {
+template <bool kGelu>
+DEVICE uint32_t ErrorOf(const Group<kGelu>& group, float factor, int mantissa_bits) {
   uint32_t sum = 0;
   for (int64_t i = group.thread; i < group.size; i += group.threads) {
     const float t = Mul(group.At(i), factor);
@@ -58,7 +62,8 @@ DEVICE uint32_t ErrorOf(const Group& group, float factor, int mantissa_bits) {
 }
 
 // The largest integer that costs the least rounding; the earlier of two.
-DEVICE float BestCandidate(const QuantizeArguments& a, const Group& group) {
+template <bool kGelu>
+DEVICE float BestCandidate(const QuantizeArguments& a, const Group<kGelu>& group) {
   float best = a.candidates[0];
   if (a.candidate_count == 1) return best;
   const float amax = AsFloat(group.largest);
@@ -75,9 +80,9 @@ DEVICE float BestCandidate(const QuantizeArguments& a, const Group& group) {
   return best;
 }
 
-template <typename Integer>
-DEVICE void QuantizeGroup(const QuantizeArguments& a, const Group& group, bool finite, Integer* q,
-                          float* scale) {
+template <typename Integer, bool kGelu>
+DEVICE void QuantizeGroup(const QuantizeArguments& a, const Group<kGelu>& group, bool finite,
+                          Integer* q, float* scale) {
   const float amax = AsFloat(group.largest);
   const bool live = finite && amax >= kSmallestAmax;
   const float most = live ? BestCandidate(a, group) : 1.0f;
@@ -91,19 +96,19 @@ DEVICE void QuantizeGroup(const QuantizeArguments& a, const Group& group, bool f
 
 // Group `index` of row `row`, whose inputs are at `x`, by this warp or, with the others' largest
 // magnitudes in `warps`, by the block.
-template <typename Integer>
+template <typename Integer, bool kGelu = false>
 DEVICE void QuantizeGroupAt(const QuantizeArguments& a, const float* x, int64_t row, int64_t index,
                             bool alone, uint32_t* warps) {
   const int lane = Thread() % 32;
   const int64_t first = index * a.group_size;
-  Group group;
+  Group<kGelu> group;
   group.x = x + first;
   group.size = a.k - first < a.group_size ? a.k - first : a.group_size;
   group.thread = alone ? lane : Thread();
   group.threads = alone ? 32 : Threads();
   uint32_t largest = 0;
   for (int64_t i = group.thread; i < group.size; i += group.threads) {
-    largest = Larger(largest, AsBits(group.x[i]) & 0x7fffffffu);
+    largest = Larger(largest, AsBits(group.Value(i)) & 0x7fffffffu);
   }
   largest = LargestOfWarp(largest);
   if (!alone) {

@@ -5,6 +5,7 @@
 
 #include "gpu/arguments.h"
 #include "gpu/device.h"
+#include "gpu/kernels/exp.h"
 
 namespace {
 
@@ -19,10 +20,11 @@ DEVICE float FactorOf(int size) {
   return exponent % 2 == 0 ? power : Mul(power, 0.70710678118654752440f);
 }
 
-// One matrix, by one warp: sums and differences of elements a power of two apart, ascending.
+// One matrix, by one warp, of x or its GELU: sums and differences of elements a power of two apart, ascending.
+template <bool kGelu>
 DEVICE void RotateBlock(const float* x, int size, float* y) {
   const int lane = Thread() % 32;
-  for (int i = lane; i < size; i += 32) y[i] = x[i];
+  for (int i = lane; i < size; i += 32) y[i] = kGelu ? Gelu(x[i]) : x[i];
   SyncWarp();
   for (int distance = 1; distance < size; distance *= 2) {
     for (int pair = lane; pair < size / 2; pair += 32) {
@@ -40,13 +42,14 @@ DEVICE void RotateBlock(const float* x, int size, float* y) {
 }
 
 // Part `index` of the row x, which is a block or the rest, to y: where that part goes.
+template <bool kGelu = false>
 DEVICE void RotatePart(const RowParts& parts, int64_t index, const float* x, float* y) {
   x += index * parts.part;
   int64_t left = parts.k - index * parts.part;
   if (left > parts.part) left = parts.part;
   for (int64_t size = parts.part; left > 0; size /= 2) {
     if (size > left) continue;
-    RotateBlock(x, static_cast<int>(size), y);
+    RotateBlock<kGelu>(x, static_cast<int>(size), y);
     x += size;
     y += size;
     left -= size;

@@ -15,7 +15,8 @@ namespace fp4dit::gpu {
 namespace {
 
 // Cpu: the operator's class for the CPU, which knows its name, inputs, outputs and shapes.
-template <typename Cpu, IntegerType kType, Quantizer::Kind kKind>
+template <typename Cpu, IntegerType kType, Quantizer::Kind kKind,
+          Quantizer::Before kBefore = Quantizer::kNothing>
 class Quantize {
  public:
   static constexpr const char* kName = Cpu::kName;
@@ -25,7 +26,7 @@ class Quantize {
   static void InferShapes(const ShapeInference& s) { Cpu::InferShapes(s); }
 
   OrtStatus* Create(const Node& node) {
-    FP4DIT_RETURN_IF_ERROR(settings_.Read(node, kType, kKind));
+    FP4DIT_RETURN_IF_ERROR(settings_.Read(node, kType, kKind, kBefore));
     FP4DIT_RETURN_IF_ERROR(FindDevice(node, &device_));
     if (kKind == Quantizer::kRotated) scratch_.Reserve(*device_, 0);  // the first call knows
     return nullptr;
@@ -44,6 +45,7 @@ class Quantize {
     plan.largest = settings_.grid.largest;
     plan.candidates = settings_.candidate_count > 1 ? settings_.candidates : nullptr;
     plan.candidate_count = settings_.candidate_count;
+    plan.gelu = kBefore == Quantizer::kGelu;
     plan.x = call.x;
     plan.q = call.q;
     plan.scale = call.scale;
@@ -64,7 +66,8 @@ class Quantize {
     a.parts = CutRows(call.k, settings_.block);
     a.rows = static_cast<int64_t>(call.rows);
     Launch launch;
-    launch.kernel = "fp4dit_hadamard_quantize";
+    launch.kernel = kBefore == Quantizer::kGelu ? "fp4dit_gelu_hadamard_quantize"
+                                                : "fp4dit_hadamard_quantize";
     launch.threads = kThreads;
     launch.shared_bytes = kThreads / 32 * sizeof(uint32_t);
     size_t blocks = std::min(call.rows, kMostRows);
@@ -102,6 +105,12 @@ using FpQuantize = Quantize<fp4dit::FpQuantize, kInt8Type, Quantizer::kDynamic>;
 using FpQuantizeInt16 = Quantize<fp4dit::FpQuantizeInt16, kInt16Type, Quantizer::kDynamic>;
 using FpQuantizeFloat = Quantize<fp4dit::FpQuantizeFloat, kFloatType, Quantizer::kDynamic>;
 using FpHadamardQuantize = Quantize<fp4dit::FpHadamardQuantize, kInt8Type, Quantizer::kRotated>;
+using FpGeluQuantize =
+    Quantize<fp4dit::FpGeluQuantize, kInt8Type, Quantizer::kDynamic, Quantizer::kGelu>;
+using FpGeluQuantizeInt16 =
+    Quantize<fp4dit::FpGeluQuantizeInt16, kInt16Type, Quantizer::kDynamic, Quantizer::kGelu>;
+using FpGeluHadamardQuantize =
+    Quantize<fp4dit::FpGeluHadamardQuantize, kInt8Type, Quantizer::kRotated, Quantizer::kGelu>;
 using FpQuantizeStatic = Quantize<fp4dit::FpQuantizeStatic, kInt8Type, Quantizer::kStatic>;
 using FpQuantizeStaticInt16 =
     Quantize<fp4dit::FpQuantizeStaticInt16, kInt16Type, Quantizer::kStatic>;
@@ -116,6 +125,9 @@ FP4DIT_DEFINE_GPU_OP(FpQuantize)
 FP4DIT_DEFINE_GPU_OP(FpQuantizeInt16)
 FP4DIT_DEFINE_GPU_OP(FpQuantizeFloat)
 FP4DIT_DEFINE_GPU_OP(FpHadamardQuantize)
+FP4DIT_DEFINE_GPU_OP(FpGeluQuantize)
+FP4DIT_DEFINE_GPU_OP(FpGeluQuantizeInt16)
+FP4DIT_DEFINE_GPU_OP(FpGeluHadamardQuantize)
 FP4DIT_DEFINE_GPU_OP(FpQuantizeStatic)
 FP4DIT_DEFINE_GPU_OP(FpQuantizeStaticInt16)
 FP4DIT_DEFINE_GPU_OP(FpQuantizeStaticFloat)
