@@ -13,26 +13,39 @@
 namespace fp4dit {
 namespace {
 
-template <typename V>
-typename V::Float GeluOf(typename V::Float x) {
-  const auto slope = V::Fma(V::Mul(x, x), V::Splat(-kGeluCubic), V::Splat(-kGeluLinear));
-  const auto magnitude = V::AsFloats(V::And(V::AsInts(x), V::SplatInt(0x7fffffff)));
-  const auto e = Exp<V>(V::Mul(magnitude, slope));
-  const auto above = V::Max(V::Splat(0.0f), x);
-  const auto part = V::Fma(V::Sub(x, above), e, above);
-  return V::Div(part, V::Add(V::Splat(1.0f), e));
+// x becomes its GELU.
+template <typename V, size_t N>
+FP4DIT_ALWAYS_INLINE void GeluOf(typename V::Float (&x)[N]) {
+  typename V::Float e[N];
+  for (size_t v = 0; v < N; ++v) {
+    const auto slope = V::Fma(V::Mul(x[v], x[v]), V::Splat(-kGeluCubic), V::Splat(-kGeluLinear));
+    e[v] = V::Mul(V::AsFloats(V::And(V::AsInts(x[v]), V::SplatInt(0x7fffffff))), slope);
+  }
+  Exp<V>(e);
+  for (size_t v = 0; v < N; ++v) {
+    const auto above = V::Max(V::Splat(0.0f), x[v]);
+    const auto part = V::Fma(V::Sub(x[v], above), e[v], above);
+    x[v] = V::Div(part, V::Add(V::Splat(1.0f), e[v]));
+  }
 }
 
 template <typename V>
 void Gelu(const float* x, size_t count, float* y) {
+  constexpr size_t kVectors = V::kLanes == 16 ? 4 : 2;  // as many as registers hold
   size_t i = 0;
-  for (; i + V::kLanes <= count; i += V::kLanes) {
-    V::StoreFloats(y + i, GeluOf<V>(V::LoadFloats(x + i)));
+  for (; i + kVectors * V::kLanes <= count; i += kVectors * V::kLanes) {
+    typename V::Float all[kVectors];
+    for (size_t v = 0; v < kVectors; ++v) all[v] = V::LoadFloats(x + i + v * V::kLanes);
+    GeluOf<V>(all);
+    for (size_t v = 0; v < kVectors; ++v) V::StoreFloats(y + i + v * V::kLanes, all[v]);
   }
-  if (i == count) return;
-  alignas(64) float rest[V::kLanes];
-  V::StoreFloats(rest, GeluOf<V>(V::LoadFirst(x + i, count - i)));
-  std::memcpy(y + i, rest, (count - i) * sizeof(float));
+  for (; i < count; i += V::kLanes) {
+    typename V::Float one[] = {V::LoadFirst(x + i, count - i)};
+    GeluOf<V>(one);
+    alignas(64) float lanes[V::kLanes];
+    V::StoreFloats(lanes, one[0]);
+    std::memcpy(y + i, lanes, (count - i < V::kLanes ? count - i : V::kLanes) * sizeof(float));
+  }
 }
 
 }  // namespace
