@@ -27,6 +27,7 @@ from fp4dit_onnx.passes.fold_constants import FoldConstants
 from fp4dit_onnx.passes.fuse_attention import FuseAttention
 from fp4dit_onnx.passes.fuse_gelu import FuseGelu
 from fp4dit_onnx.passes.fuse_linear import FuseLinear
+from fp4dit_onnx.passes.fuse_norm import FuseNorm
 from fp4dit_onnx.passes.fuse_transform import FuseTransform
 from fp4dit_onnx.passes.insert_branch import InsertBranch
 from fp4dit_onnx.passes.insert_qdq import InsertQdq
@@ -64,7 +65,9 @@ def quantize_passes(
     """Put the quantized state into a cleaned float graph, in the `form` asked for."""
     both = (FuseTransform(one) for one in TRANSFORMS.values() if one.quantizer)
     fuse: tuple[Pass, ...] = (
-        (*both, FuseGelu(), FuseLinear(), FuseAttention()) if form == "fused" else ()
+        (*both, FuseGelu(), FuseNorm(parameters), FuseLinear(), FuseAttention())
+        if form == "fused"
+        else ()
     )
     return (
         InsertBranch(state),

@@ -200,6 +200,7 @@ def test_attention_in_float(exported: ExportResult, tmp_path: Path) -> None:
         ops.LINEAR,
         "FpQuantize",
         "FpGeluQuantize",
+        "FpNormQuantize",
     }
     assert read_state(model).attention == {}
     assert result.manifest.model_sqnr_db > exported.manifest.model_sqnr_db
@@ -225,13 +226,30 @@ def test_qdq_form_verifies(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bits", "changes", "used"),
     [
-        ("w8a8", {}, {"FpQuantizeInt16", "FpGeluQuantizeInt16", ops.LINEAR, ops.ATTENTION}),
+        (
+            "w8a8",
+            {},
+            {
+                "FpQuantizeInt16",
+                "FpGeluQuantizeInt16",
+                "FpNormQuantizeInt16",
+                ops.LINEAR,
+                ops.ATTENTION,
+            },
+        ),
         ("w4a16", {}, {ops.LINEAR}),
         (
             "w4a4",
             {"scale": "int4*f32", "group_size": 32, "activation_group_size": 16},
             # The paper's e3m0 leaves no room for multipliers.
-            {"FpQuantize", "FpGeluQuantize", ops.LINEAR, ops.LINEAR_INTEGER, ops.ATTENTION},
+            {
+                "FpQuantize",
+                "FpGeluQuantize",
+                "FpNormQuantize",
+                ops.LINEAR,
+                ops.LINEAR_INTEGER,
+                ops.ATTENTION,
+            },
         ),
     ],
 )

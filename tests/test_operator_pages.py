@@ -152,21 +152,25 @@ def test_four_over_six_rotated_or_not() -> None:
     assert_quantized(ops.HADAMARD_QUANTIZE, rotated, x, q, scale)
 
 
-@pytest.mark.parametrize("op", ops.GELU_QUANTIZE)
-def test_quantizers_of_a_gelu(op: str) -> None:
+@pytest.mark.parametrize("op", [*ops.GELU_QUANTIZE, *ops.NORM_QUANTIZE])
+def test_quantizers_of_what_comes_first(op: str) -> None:
     wide = "Int16" in op
     fmt = FORMATS["e3m4" if wide else "e2m3"]
-    given, x = ops.quantize_attributes(fmt, 16), rows_of(fmt)
-    limit, sizes = fmt.max_integer if wide else [fmt.max_integer], (16,)
-    arguments: tuple[Any, ...] = (fmt.mantissa_bits, limit, *sizes)
+    given, inputs = ops.quantize_attributes(fmt, 16), [rows_of(fmt)]
+    limit = fmt.max_integer if wide else [fmt.max_integer]
+    sizes: tuple[Any, ...] = (fmt.mantissa_bits, limit, 16)
     if "Hadamard" in op:
-        given, arguments = {"block": 8, **given}, (8, *arguments)
+        given, sizes = {"block": 8, **given}, (8, *sizes)
+    if op in ops.NORM_QUANTIZE:
+        given, sizes = {"epsilon": 1e-6, **given}, (1e-6, *sizes)
+        inputs.extend(np.random.default_rng(9).standard_normal((2, 1, 40)).astype(np.float32))
     name = re.sub(r"(?<!^)(?=[A-Z])", "_", op).lower()
     pages = ("FpQuantizeInt16",) if wide else ("FpQuantize", ops.HADAMARD, ops.HADAMARD_QUANTIZE)
-    before = (ops.LINEAR, ops.ATTENTION, *pages, "FpGeluQuantize")
+    before = (ops.LINEAR, ops.ATTENTION, *pages, "FpGeluQuantize", "FpNormQuantize")
     with np.errstate(all="ignore"):
-        found = reference(name, op, *before)(x, *arguments)
-    for wanted, own in zip(ops.OPERATORS[op].reference(given, [x]), found, strict=True):
+        found = reference(name, op, *before)(*inputs, *sizes)
+        expected = ops.OPERATORS[op].reference(given, inputs)
+    for wanted, own in zip(expected, found, strict=True):
         assert_same(wanted, own.astype(wanted.dtype))
 
 

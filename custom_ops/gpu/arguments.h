@@ -72,6 +72,22 @@ struct HadamardQuantizeArguments {
   float* scratch;  // a row for each block; null: in shared memory, after a word a warp
 };
 
+// Rows that are broadcast to those of x: row r has `data` from r / inner % outer rows on.
+struct BroadcastRows {
+  const float* data;
+  int64_t inner, outer;
+};
+
+// FpNormQuantize and its like: as FpHadamardQuantize's, of the rows' norms; parts.part is 0 where they
+// are not rotated.
+struct NormQuantizeArguments {
+  HadamardQuantizeArguments rows;  // in shared memory a row comes after kNormLanes floats more
+  BroadcastRows gain, shift;
+  float epsilon;
+};
+// Partial sums of a row, see norms.layer_norm.
+constexpr int kNormLanes = 64;
+
 // Inputs of a step of linear's fragments: of one mma; steps of a stage.
 constexpr int kStep = 32;
 constexpr int kStageSteps = 4;

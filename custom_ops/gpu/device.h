@@ -41,6 +41,7 @@ DEVICE float Mul(float a, float b) { return __fmul_rn(a, b); }
 DEVICE float Add(float a, float b) { return __fadd_rn(a, b); }
 DEVICE float Sub(float a, float b) { return __fsub_rn(a, b); }
 DEVICE float Div(float a, float b) { return __fdiv_rn(a, b); }
+DEVICE float Sqrt(float v) { return __fsqrt_rn(v); }
 DEVICE float ToFloat(int32_t v) { return __int2float_rn(v); }
 DEVICE float AsFloat(uint32_t v) { return __uint_as_float(v); }
 DEVICE uint32_t AsBits(float v) { return __float_as_uint(v); }

@@ -18,7 +18,8 @@ constexpr size_t kStackElements = size_t{1} << 13;
 constexpr const char* kOpSuffixes[kIntegerTypes] = {"", "Int16", "Float"};
 constexpr CountedOp kCounts[Quantizer::kBefores][Quantizer::kKinds] = {
     {kCountFpQuantize, kCountFpHadamardQuantize, kCountFpQuantizeStatic},
-    {kCountFpGeluQuantize, kCountFpGeluHadamardQuantize}};
+    {kCountFpGeluQuantize, kCountFpGeluHadamardQuantize},
+    {kCountFpNormQuantize, kCountFpNormHadamardQuantize}};
 
 }  // namespace
 
@@ -47,7 +48,14 @@ OrtStatus* Quantizer::Read(const Node& the_node, IntegerType the_type, Kind the_
   type = the_type;
   kind = the_kind;
   before = the_before;
-  FP4DIT_RETURN_IF_ERROR(node.CheckInputCount(1));
+  FP4DIT_RETURN_IF_ERROR(node.CheckInputCount(before == kNorm ? 3 : 1));
+  if (before == kNorm) {
+    FP4DIT_RETURN_IF_ERROR(node.ReadFloat("epsilon", &epsilon));
+    if (!(epsilon > 0.0f) || !std::isfinite(epsilon)) {
+      return node.Fail("attribute 'epsilon' is %g, wanted a finite number above 0",
+                       static_cast<double>(epsilon));
+    }
+  }
   if (kind == kRotated) FP4DIT_RETURN_IF_ERROR(ReadBlock(node, &block));
   FP4DIT_RETURN_IF_ERROR(node.ReadFormat("format", false, &format));
   if (IntegerTypeOf(*format) != type) {
@@ -119,6 +127,36 @@ OrtStatus* Quantizer::ReadCandidates() {
   return nullptr;
 }
 
+OrtStatus* Quantizer::ReadBroadcast(OrtKernelContext* context, size_t index, const char* name,
+                                    const Tensor& x, Broadcast* rows) const {
+  Tensor given;
+  FP4DIT_RETURN_IF_ERROR(ReadInput(node, context, index, name, &given));
+  if (given.type != ort::kFloat) {
+    return node.Fail("input '%s' is %s, wanted float", name, TypeName(given.type));
+  }
+  bool fits = given.rank >= 1 && given.rank <= x.rank && given.Last() == x.Last();
+  int part = 0;  // sizes of one behind those of x, these, or sizes of one before
+  *rows = {given.As<float>()};
+  for (size_t axis = 1; fits && axis < x.rank; ++axis) {
+    const size_t size = x.Dim(x.rank - 1 - axis);
+    const size_t own = axis < given.rank ? given.Dim(given.rank - 1 - axis) : 1;
+    fits = own == 1 || own == size;
+    if (size == 1) continue;
+    if (own == size) {
+      fits = fits && part < 2;
+      part = 1;
+      rows->outer *= size;
+    } else if (part == 0) {
+      rows->inner *= size;
+    } else {
+      part = 2;
+    }
+  }
+  if (fits) return nullptr;
+  return node.Fail("input '%s' has shape %s, wanted one broadcast to %s as a whole", name,
+                   ShapeText(given).text, ShapeText(x).text);
+}
+
 OrtStatus* Quantizer::Begin(OrtKernelContext* context, Call* call) const {
   Tensor x;
   FP4DIT_RETURN_IF_ERROR(ReadRows(node, context, &x));
@@ -129,6 +167,10 @@ OrtStatus* Quantizer::Begin(OrtKernelContext* context, Call* call) const {
                      kMostErrors);
   }
   *call = {x.As<float>(), x.Rows(), k, size, k / size + (k % size != 0 ? 1 : 0)};
+  if (before == kNorm) {
+    FP4DIT_RETURN_IF_ERROR(ReadBroadcast(context, 1, "gain", x, &call->gain));
+    FP4DIT_RETURN_IF_ERROR(ReadBroadcast(context, 2, "shift", x, &call->shift));
+  }
   void* data = nullptr;
   FP4DIT_RETURN_IF_ERROR(MakeOutput(node, context, 0, x.dims, x.rank, &data));
   call->q = static_cast<uint8_t*>(data);
@@ -146,6 +188,7 @@ OrtStatus* FpQuantizeBase::Create(const Node& node, IntegerType type, Kind kind,
   error_ = ChooseError(Selected().isa).run;
   hadamard_ = ChooseHadamard(Selected().isa).run;
   gelu_ = ChooseGelu(Selected().isa).run;
+  norm_ = ChooseNorm(Selected().isa).run;
   return nullptr;
 }
 
@@ -168,13 +211,23 @@ QuantizeGrid FpQuantizeBase::BestGrid(const float* x, size_t k) const {
 
 // What is quantized in place of the row x; whole matrices at a time, but for the row's rest, so that
 // what is between stays in the first cache.
-void FpQuantizeBase::MakeRow(const float* x, size_t k, float* made) const {
+void FpQuantizeBase::MakeRow(const Call& call, size_t row, float* made) const {
+  const float* const x = call.x + row * call.k;
+  const size_t k = call.k;
   if (settings_.before == Before::kNothing) return hadamard_(x, k, settings_.block, made);
-  if (settings_.block == 0) return gelu_(x, k, made);
+  const bool is_norm = settings_.before == Before::kNorm;
+  const float factor = is_norm ? norm_.center(x, k, settings_.epsilon, made) : 1.0f;
+  const float* const gain = is_norm ? call.gain.At(row, k) : nullptr;
+  const float* const shift = is_norm ? call.shift.At(row, k) : nullptr;
+  const auto make = [&](size_t first, size_t count, float* to) {
+    if (!is_norm) return gelu_(x + first, count, to);
+    norm_.modulate(made + first, factor, gain + first, shift + first, count, to);
+  };
+  if (settings_.block == 0) return make(0, k, made);
   alignas(64) float part[kMostBlock];
   for (size_t i = 0; i < k; i += kMostBlock) {
     const size_t count = std::min(kMostBlock, k - i);
-    gelu_(x + i, count, part);
+    make(i, count, part);
     hadamard_(part, count, settings_.block, made + i);
   }
 }
@@ -189,7 +242,7 @@ void FpQuantizeBase::RunRows(const Call& call, size_t begin, size_t end, float* 
       continue;
     }
     if (settings_.MakesRows()) {
-      MakeRow(x, call.k, made);
+      MakeRow(call, r, made);
       x = made;
     }
     for (size_t g = 0; g < call.groups; ++g) {
@@ -262,6 +315,9 @@ FP4DIT_DEFINE_OP(FpHadamardQuantize)
 FP4DIT_DEFINE_OP(FpGeluQuantize)
 FP4DIT_DEFINE_OP(FpGeluQuantizeInt16)
 FP4DIT_DEFINE_OP(FpGeluHadamardQuantize)
+FP4DIT_DEFINE_OP(FpNormQuantize)
+FP4DIT_DEFINE_OP(FpNormQuantizeInt16)
+FP4DIT_DEFINE_OP(FpNormHadamardQuantize)
 FP4DIT_DEFINE_OP(FpQuantizeStatic)
 FP4DIT_DEFINE_OP(FpQuantizeStaticInt16)
 FP4DIT_DEFINE_OP(FpQuantizeStaticFloat)

@@ -1,7 +1,8 @@
 // FpQuantize, FpQuantizeInt16, FpQuantizeFloat: activations to grid integers, with one scale for
 // each group of a row; FpHadamardQuantize, which rotates rows before; FpQuantizeStatic and its
-// like, under one scale that is given; FpGeluQuantize and its like, of the GELU of their input.
-// numerics.quantize, numerics.quantize_static and activations.gelu are the definitions.
+// like, under one scale that is given; FpGeluQuantize and its like, of the GELU of their input, and
+// FpNormQuantize and its like, of its layer norm, scaled and shifted. numerics.quantize,
+// numerics.quantize_static, activations.gelu and norms.layer_norm are the definitions.
 
 #ifndef FP4DIT_OPS_FP_QUANTIZE_H_
 #define FP4DIT_OPS_FP_QUANTIZE_H_
@@ -26,13 +27,20 @@ OrtStatus* ReadRows(const Node& node, OrtKernelContext* context, Tensor* x);
 // What the attributes of an operator that quantizes say, and how it is called: for every device.
 struct Quantizer {
   enum Kind { kDynamic, kRotated, kStatic, kKinds };
-  enum Before { kNothing, kGelu, kBefores };  // what is computed first
+  enum Before { kNothing, kGelu, kNorm, kBefores };  // what is computed first
   static constexpr size_t kMostCandidates = 4;
+  // Rows [.., K] that are broadcast to those of x: row r has `data` from r / inner % outer rows on.
+  struct Broadcast {
+    const float* data = nullptr;
+    size_t inner = 1, outer = 1;
+    const float* At(size_t row, size_t k) const { return data + row / inner % outer * k; }
+  };
   struct Call {
     const float* x;
     size_t rows, k, group_size, groups;
     uint8_t* q = nullptr;
     float* scale = nullptr;
+    Broadcast gain = {}, shift = {};
   };
 
   Node node;
@@ -43,6 +51,7 @@ struct Quantizer {
   QuantizeGrid grid = {};
   size_t group_size = 0;
   size_t block = 0;  // 0: rows are not rotated
+  float epsilon = 0.0f;  // of the norm
   float candidates[kMostCandidates] = {};
   size_t candidate_count = 1;
 
@@ -59,6 +68,8 @@ struct Quantizer {
  private:
   OrtStatus* ReadCandidates();
   OrtStatus* ReadLargest();
+  OrtStatus* ReadBroadcast(OrtKernelContext* context, size_t index, const char* name,
+                           const Tensor& x, Broadcast* rows) const;
 };
 
 class FpQuantizeBase {
@@ -75,7 +86,7 @@ class FpQuantizeBase {
   using Call = Quantizer::Call;
 
   QuantizeGrid BestGrid(const float* x, size_t k) const;
-  void MakeRow(const float* x, size_t k, float* made) const;
+  void MakeRow(const Call& call, size_t row, float* made) const;
   void RunRows(const Call& call, size_t begin, size_t end, float* made) const;
   void RunStaticRow(const float* x, size_t k, uint8_t* q, float* scale, float* cut) const;
 
@@ -84,6 +95,7 @@ class FpQuantizeBase {
   QuantizeError error_ = nullptr;
   HadamardRow hadamard_ = nullptr;
   GeluRow gelu_ = nullptr;
+  NormKernels norm_ = {};
 };
 
 void InferQuantizeShapes(const ShapeInference& inference, ort::ElementType type);
@@ -147,6 +159,33 @@ class FpGeluHadamardQuantize : public FpHadamardQuantize {
   static constexpr const char* kName = "FpGeluHadamardQuantize";
   OrtStatus* Create(const Node& node) {
     return FpQuantizeBase::Create(node, kInt8Type, Kind::kRotated, Before::kGelu);
+  }
+};
+
+class FpNormQuantize : public FpQuantize {
+ public:
+  static constexpr const char* kName = "FpNormQuantize";
+  static constexpr ort::ElementType kInputs[] = {ort::kFloat, ort::kFloat, ort::kFloat};
+  OrtStatus* Create(const Node& node) {
+    return FpQuantizeBase::Create(node, kInt8Type, Kind::kDynamic, Before::kNorm);
+  }
+};
+
+class FpNormQuantizeInt16 : public FpQuantizeInt16 {
+ public:
+  static constexpr const char* kName = "FpNormQuantizeInt16";
+  static constexpr ort::ElementType kInputs[] = {ort::kFloat, ort::kFloat, ort::kFloat};
+  OrtStatus* Create(const Node& node) {
+    return FpQuantizeBase::Create(node, kInt16Type, Kind::kDynamic, Before::kNorm);
+  }
+};
+
+class FpNormHadamardQuantize : public FpHadamardQuantize {
+ public:
+  static constexpr const char* kName = "FpNormHadamardQuantize";
+  static constexpr ort::ElementType kInputs[] = {ort::kFloat, ort::kFloat, ort::kFloat};
+  OrtStatus* Create(const Node& node) {
+    return FpQuantizeBase::Create(node, kInt8Type, Kind::kRotated, Before::kNorm);
   }
 };
 

@@ -51,17 +51,17 @@ struct Case {
   size_t act_group = SIZE_MAX;
   size_t block = 0;  // of a rotation before quantizing; 0: none
   std::vector<float> candidates = {};
-  bool gelu = false;
+  const char* before = "";  // "Gelu" or "Norm": of x before quantizing
 
   size_t act_groups() const { return act_group >= k ? 1 : (k + act_group - 1) / act_group; }
 };
 
 std::string Text(const Case& c) {
   char text[200];
-  std::snprintf(text, sizeof(text), "%s x %s%s [%zu, %zu] x %zu, groups of %zu and %zu, block %zu%s",
+  std::snprintf(text, sizeof(text), "%s x %s%s [%zu, %zu] x %zu, groups of %zu and %zu, block %zu %s",
                 c.act == nullptr ? "''" : c.act->name, c.weight->name,
                 c.multiplied ? " multiplied" : "", c.rows, c.k, c.n, c.group_size, c.act_group,
-                c.block, c.gelu ? ", of the GELU" : "");
+                c.block, c.before);
   return text;
 }
 
@@ -83,14 +83,21 @@ Rows Quantize(const Case& c, const std::vector<float>& x, const char* isa = "") 
     return {Copy(ort::kFloat, {c.rows, c.k}, x), Copy(ort::kFloat, {c.rows, 1}, ones)};
   }
   const ort::ElementType type = ActivationType(c.act);
-  Sample sample = MakeSample("FpQuantize", c.act->name, "e2m1", static_cast<int64_t>(c.rows),
+  const std::string first = std::string("Fp") + c.before + "Quantize";
+  Sample sample = MakeSample(first, c.act->name, "e2m1", static_cast<int64_t>(c.rows),
                              static_cast<int64_t>(c.k), 1, 1);
   std::memcpy(sample.values[0]->data.get(), x.data(), x.size() * sizeof(float));
+  for (size_t i = 1; i < sample.values.size(); ++i) {  // gain and shift
+    float* const own = reinterpret_cast<float*>(sample.values[i]->data.get());
+    for (size_t j = 0; j < sample.values[i]->Bytes() / sizeof(float); ++j) {
+      own[j] = std::sin(static_cast<float>(i * j));
+    }
+  }
   std::string op = c.block != 0          ? "FpHadamardQuantize"
                    : type == ort::kInt8  ? "FpQuantize"
                    : type == ort::kInt16 ? "FpQuantizeInt16"
                                          : "FpQuantizeFloat";
-  if (c.gelu) op.insert(2, "Gelu");
+  op.insert(2, c.before);
   if (c.act_group < c.k) sample.node.ints["group_size"] = static_cast<int64_t>(c.act_group);
   if (c.block != 0) sample.node.ints["block"] = static_cast<int64_t>(c.block);
   if (!c.candidates.empty()) sample.node.lists["candidates"] = c.candidates;
@@ -225,7 +232,8 @@ Case RandomCase(Chance* chance) {
     c.group_size = kind < 5 ? kGroups[kind] : 1 + chance->Below(c.k);
     c.constant = chance->Below(4) != 0;
     if (chance->Below(2) == 0) Enrich(&c, chance);
-    c.gelu = c.act != nullptr && c.act->max_integer() <= 32767.0f && chance->Below(4) == 0;
+    static constexpr const char* kBefore[] = {"Gelu", "Norm", "", ""};
+    if (c.act != nullptr && c.act->max_integer() <= 32767.0f) c.before = kBefore[chance->Below(4)];
   } while (std::min(c.group_size, c.k) > LongestGroup(c.act, *c.weight));
   constexpr size_t kLong = 20000;  // as far as there is time for
   if (chance->Below(200) == 0) {

@@ -100,6 +100,11 @@ inline Sample MakeSample(const std::string& op, const std::string& act, const st
     s.node.ints["mantissa_bits"] = a->mantissa_bits;
     s.node.floats["max"] = a->max_integer();
     s.Add(ort::kFloat, {m, k});
+    if (op.find("Norm") != std::string::npos) {
+      s.node.floats["epsilon"] = 1e-6f;
+      s.Add(ort::kFloat, {m, k});
+      s.Add(ort::kFloat, {k});
+    }
   }
   return s;
 }

@@ -14,6 +14,7 @@ from fp4dit_onnx.ops import (
     fp_hadamard,
     fp_linear,
     fp_linear_integer,
+    fp_norm_quantize,
     fp_salient,
     fp_scale,
     fp_unpack,
@@ -45,6 +46,7 @@ __all__ = [
     "LINEAR",
     "LINEAR_INTEGER",
     "LINEAR_SIGNS",
+    "NORM_QUANTIZE",
     "OPERATORS",
     "OPSET",
     "QUANTIZE_OPS",
@@ -83,6 +85,7 @@ HADAMARD_QUANTIZE = fp_hadamard.HADAMARD_QUANTIZE.name
 LINEAR = fp_linear.LINEAR.name
 LINEAR_INTEGER = fp_linear_integer.LINEAR_INTEGER.name
 LINEAR_SIGNS = fp_linear_integer.LINEAR_SIGNS.name
+NORM_QUANTIZE = tuple(op.name for op in fp_norm_quantize.NORM_QUANTIZE)
 SALIENT = fp_salient.SALIENT.name
 SCALE = fp_scale.SCALE.name
 UNPACK = fp_unpack.UNPACK.name

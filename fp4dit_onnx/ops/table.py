@@ -15,6 +15,7 @@ from fp4dit_onnx.ops.fp_gelu_quantize import GELU_QUANTIZE
 from fp4dit_onnx.ops.fp_hadamard import HADAMARD, HADAMARD_QUANTIZE
 from fp4dit_onnx.ops.fp_linear import LINEAR
 from fp4dit_onnx.ops.fp_linear_integer import LINEAR_INTEGER, LINEAR_SIGNS
+from fp4dit_onnx.ops.fp_norm_quantize import NORM_QUANTIZE
 from fp4dit_onnx.ops.fp_quantize import QUANTIZE, STATIC
 from fp4dit_onnx.ops.fp_salient import SALIENT
 from fp4dit_onnx.ops.fp_scale import SCALE
@@ -31,6 +32,7 @@ OPERATORS: dict[str, Operator] = {
         HADAMARD,
         HADAMARD_QUANTIZE,
         *GELU_QUANTIZE,
+        *NORM_QUANTIZE,
         SALIENT,
         UNPACK,
         UNPACK_SIGNS,

@@ -8,6 +8,7 @@
 #include "cpu/kernels/gelu-inl.h"
 #include "cpu/kernels/hadamard-inl.h"
 #include "cpu/kernels/kernels.h"
+#include "cpu/kernels/norm-inl.h"
 #include "cpu/kernels/quantize_row-inl.h"
 #include "cpu/kernels/softmax-inl.h"
 #include "cpu/kernels/x86-inl.h"
@@ -350,6 +351,7 @@ const Kernels kAvx2Kernels = {
     RoundingError<Vector256>,
     Hadamard<Vector256>,
     Gelu<Vector256>,
+    {Center<Vector256>, Modulate<Vector256>},
 };
 
 }  // namespace fp4dit

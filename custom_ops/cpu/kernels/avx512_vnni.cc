@@ -5,6 +5,7 @@
 #include "cpu/kernels/gelu-inl.h"
 #include "cpu/kernels/hadamard-inl.h"
 #include "cpu/kernels/kernels.h"
+#include "cpu/kernels/norm-inl.h"
 #include "cpu/kernels/quantize_row-inl.h"
 #include "cpu/kernels/softmax-inl.h"
 #include "cpu/kernels/x86-inl.h"
@@ -46,6 +47,7 @@ const Kernels kAvx512VnniKernels = {
     RoundingError<Vector512>,
     Hadamard<Vector512>,
     Gelu<Vector512>,
+    {Center<Vector512>, Modulate<Vector512>},
 };
 
 }  // namespace fp4dit

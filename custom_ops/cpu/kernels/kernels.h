@@ -167,6 +167,15 @@ using GeluRow = void (*)(const float* x, size_t count, float* y);
 constexpr float kGeluLinear = 1.59576912f;
 constexpr float kGeluCubic = 0.0713548139f;
 
+// A row's layer norm, see norms.layer_norm: y = x - mean, and what makes it of variance one; then
+// y = fma(x * factor, gain, shift), where y may be x.
+struct NormKernels {
+  float (*center)(const float* x, size_t k, float epsilon, float* y);
+  void (*modulate)(const float* x, float factor, const float* gain, const float* shift,
+                   size_t count, float* y);
+};
+constexpr size_t kNormLanes = 64;  // partial sums
+
 // A run of integers under one scale: y[i] = q[i] * scale.
 using DequantizeRun = void (*)(const void* q, size_t count, float scale, float* y);
 
@@ -213,6 +222,7 @@ struct Kernels {
   QuantizeError error = nullptr;  // of grid integers that are int8
   HadamardRow hadamard = nullptr;
   GeluRow gelu = nullptr;
+  NormKernels norm = {};
 };
 
 // A row whose largest magnitude is below this, 2^-90, counts as zero.

@@ -9,6 +9,7 @@
 #include "cpu/kernels/hadamard-inl.h"
 #include "cpu/kernels/kernels.h"
 #include "cpu/kernels/neon-inl.h"
+#include "cpu/kernels/norm-inl.h"
 #include "cpu/kernels/quantize_row-inl.h"
 #include "cpu/kernels/softmax-inl.h"
 
@@ -198,6 +199,7 @@ const Kernels kNeonKernels = {
     RoundingError<Neon>,
     Hadamard<Neon>,
     Gelu<Neon>,
+    {Center<Neon>, Modulate<Neon>},
 };
 
 }  // namespace fp4dit

@@ -104,6 +104,11 @@ Chosen<GeluRow> ChooseGelu(size_t isa) {
   return {kIsas[isa].kernels->gelu, isa};
 }
 
+Chosen<NormKernels> ChooseNorm(size_t isa) {
+  isa = FirstWith(isa, [](const Kernels& k) { return k.norm.center != nullptr; });
+  return {kIsas[isa].kernels->norm, isa};
+}
+
 Chosen<QuantizeRow> ChooseQuantize(size_t isa, IntegerType type) {
   isa = FirstWith(isa, [type](const Kernels& k) { return k.quantize[type] != nullptr; });
   return {kIsas[isa].kernels->quantize[type], isa};

@@ -42,6 +42,7 @@ Chosen<SoftmaxKernel> ChooseSoftmax(size_t isa);
 Chosen<QuantizeError> ChooseError(size_t isa);
 Chosen<HadamardRow> ChooseHadamard(size_t isa);
 Chosen<GeluRow> ChooseGelu(size_t isa);
+Chosen<NormKernels> ChooseNorm(size_t isa);
 Chosen<DequantizeRun> ChooseDequantize(size_t isa, IntegerType type);
 
 // The largest sum that `size` products can be on the way to, in any kernel of any machine; must be

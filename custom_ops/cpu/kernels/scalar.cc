@@ -224,6 +224,32 @@ void GeluOfRow(const float* x, size_t count, float* y) {
   }
 }
 
+// norms.layer_norm.
+float SumOfLanes(float (&lanes)[kNormLanes]) {
+  for (size_t half = kNormLanes / 2; half > 0; half /= 2) {
+    for (size_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
+}
+
+float CenterRow(const float* x, size_t k, float epsilon, float* y) {
+  const auto size = static_cast<float>(k);
+  float sums[kNormLanes] = {};
+  for (size_t i = 0; i < k; ++i) sums[i % kNormLanes] += x[i];
+  const float mean = SumOfLanes(sums) / size;
+  float squares[kNormLanes] = {};
+  for (size_t i = 0; i < k; ++i) {
+    y[i] = x[i] - mean;
+    squares[i % kNormLanes] = std::fma(y[i], y[i], squares[i % kNormLanes]);
+  }
+  return 1.0f / std::sqrt(SumOfLanes(squares) / size + epsilon);
+}
+
+void ModulateRow(const float* x, float factor, const float* gain, const float* shift, size_t count,
+                 float* y) {
+  for (size_t i = 0; i < count; ++i) y[i] = std::fma(x[i] * factor, gain[i], shift[i]);
+}
+
 void SoftmaxOfRow(const SoftmaxTile& tile, size_t r) {
   float* const scores = tile.scores + r * tile.stride;
   float max = tile.max[r];
@@ -262,6 +288,7 @@ const Kernels kScalarKernels = {
     RoundingError,
     RotateRow,
     GeluOfRow,
+    {CenterRow, ModulateRow},
 };
 
 }  // namespace fp4dit

@@ -35,6 +35,7 @@ inline float Mul(float a, float b) { return a * b; }
 inline float Add(float a, float b) { return a + b; }
 inline float Sub(float a, float b) { return a - b; }
 inline float Div(float a, float b) { return a / b; }
+inline float Sqrt(float v) { return std::sqrt(v); }
 inline float ToFloat(int32_t v) { return static_cast<float>(v); }
 inline float AsFloat(uint32_t v) {
   float f;

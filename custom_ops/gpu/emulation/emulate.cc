@@ -11,6 +11,7 @@
 #include "gpu/kernels/linear_decode.cu"
 #include "gpu/kernels/linear_fold.cu"
 #include "gpu/kernels/linear_plain.cu"
+#include "gpu/kernels/norm_quantize.cu"
 #include "gpu/kernels/quantize.cu"
 #include "gpu/kernels/unpack.cu"
 

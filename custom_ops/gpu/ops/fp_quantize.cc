@@ -50,26 +50,33 @@ class Quantize {
     plan.q = call.q;
     plan.scale = call.scale;
     const Launch launch = PlanQuantize(plan);
-    if (kKind == Quantizer::kRotated) return RunRotated(call, launch, context);
+    if (kKind == Quantizer::kRotated || kBefore == Quantizer::kNorm) {
+      return RunRows(call, launch, context);
+    }
     return Run(settings_.node, *device_, launch, context);
   }
 
  private:
-  // A row that is too long for shared memory, longer than any layer's, takes the device's.
-  OrtStatus* RunRotated(const Quantizer::Call& call, const Launch& plain,
-                        OrtKernelContext* context) const {
+  // A row a block. One that is too long for shared memory, longer than any layer's, takes the device's.
+  OrtStatus* RunRows(const Quantizer::Call& call, const Launch& plain,
+                     OrtKernelContext* context) const {
     constexpr size_t kThreads = 256;
     constexpr size_t kMostRows = 0x7fffffff;
     constexpr size_t kFewBlocks = 64;
     HadamardQuantizeArguments a = {};
     std::memcpy(&a.quantize, plain.argument, sizeof(a.quantize));
-    a.parts = CutRows(call.k, settings_.block);
+    a.parts = CutRows(call.k, settings_.block != 0 ? settings_.block : call.k);
+    if (settings_.block == 0) a.parts.part = 0;
     a.rows = static_cast<int64_t>(call.rows);
     Launch launch;
-    launch.kernel = kBefore == Quantizer::kGelu ? "fp4dit_gelu_hadamard_quantize"
-                                                : "fp4dit_hadamard_quantize";
+    constexpr bool kIsNorm = kBefore == Quantizer::kNorm;
+    launch.kernel = kIsNorm ? kType == kInt8Type ? "fp4dit_norm_quantize_int8"
+                                                 : "fp4dit_norm_quantize_int16"
+                    : kBefore == Quantizer::kGelu ? "fp4dit_gelu_hadamard_quantize"
+                                                  : "fp4dit_hadamard_quantize";
     launch.threads = kThreads;
     launch.shared_bytes = kThreads / 32 * sizeof(uint32_t);
+    if (kIsNorm) launch.shared_bytes += kNormLanes * sizeof(float);
     size_t blocks = std::min(call.rows, kMostRows);
     DeviceMemory own;  // where there is none that stays
     void* memory = nullptr;
@@ -89,9 +96,17 @@ class Quantize {
     a.blocks = static_cast<int64_t>(blocks);
     a.scratch = static_cast<float*>(memory);
     launch.blocks = static_cast<uint32_t>(blocks);
-    launch.Set(a);
+    if (kIsNorm) {
+      launch.Set(NormQuantizeArguments{a, Of(call.gain), Of(call.shift), settings_.epsilon});
+    } else {
+      launch.Set(a);
+    }
     FP4DIT_RETURN_IF_ERROR(Run(settings_.node, *device_, launch, context));
     return own.As<void>() == nullptr ? nullptr : Finish(settings_.node);
+  }
+
+  static BroadcastRows Of(const Quantizer::Broadcast& rows) {
+    return {rows.data, static_cast<int64_t>(rows.inner), static_cast<int64_t>(rows.outer)};
   }
 
   Quantizer settings_;
@@ -111,6 +126,12 @@ using FpGeluQuantizeInt16 =
     Quantize<fp4dit::FpGeluQuantizeInt16, kInt16Type, Quantizer::kDynamic, Quantizer::kGelu>;
 using FpGeluHadamardQuantize =
     Quantize<fp4dit::FpGeluHadamardQuantize, kInt8Type, Quantizer::kRotated, Quantizer::kGelu>;
+using FpNormQuantize =
+    Quantize<fp4dit::FpNormQuantize, kInt8Type, Quantizer::kDynamic, Quantizer::kNorm>;
+using FpNormQuantizeInt16 =
+    Quantize<fp4dit::FpNormQuantizeInt16, kInt16Type, Quantizer::kDynamic, Quantizer::kNorm>;
+using FpNormHadamardQuantize =
+    Quantize<fp4dit::FpNormHadamardQuantize, kInt8Type, Quantizer::kRotated, Quantizer::kNorm>;
 using FpQuantizeStatic = Quantize<fp4dit::FpQuantizeStatic, kInt8Type, Quantizer::kStatic>;
 using FpQuantizeStaticInt16 =
     Quantize<fp4dit::FpQuantizeStaticInt16, kInt16Type, Quantizer::kStatic>;
@@ -128,6 +149,9 @@ FP4DIT_DEFINE_GPU_OP(FpHadamardQuantize)
 FP4DIT_DEFINE_GPU_OP(FpGeluQuantize)
 FP4DIT_DEFINE_GPU_OP(FpGeluQuantizeInt16)
 FP4DIT_DEFINE_GPU_OP(FpGeluHadamardQuantize)
+FP4DIT_DEFINE_GPU_OP(FpNormQuantize)
+FP4DIT_DEFINE_GPU_OP(FpNormQuantizeInt16)
+FP4DIT_DEFINE_GPU_OP(FpNormHadamardQuantize)
 FP4DIT_DEFINE_GPU_OP(FpQuantizeStatic)
 FP4DIT_DEFINE_GPU_OP(FpQuantizeStaticInt16)
 FP4DIT_DEFINE_GPU_OP(FpQuantizeStaticFloat)
