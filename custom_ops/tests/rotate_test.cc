@@ -1,4 +1,4 @@
-// Rotations, GELUs and rounding errors of rows, every instruction set against plain oracles, on buffers
+// Rotations, GELUs, norms and rounding errors of rows, every instruction set against plain oracles, on buffers
 // that end at a page nobody may touch.
 
 #include <algorithm>
@@ -94,6 +94,33 @@ void CheckGelus(const Isa& isa, const Isa& scalar, Memory* m) {
   }
 }
 
+// Likewise; what is centered is modulated in its place.
+void CheckNorms(const Isa& isa, const Isa& scalar, Memory* m) {
+  std::mt19937 random(14);
+  std::normal_distribution<float> normal(1.0f, 3.0f);
+  GuardedMemory gains{1 << 14}, shifts{1 << 14};
+  for (size_t k = 1; k <= 300; ++k) {
+    std::vector<float> x(k), gain(k), shift(k), wanted(k);
+    for (auto* row : {&x, &gain, &shift}) {
+      for (float& v : *row) v = normal(random);
+    }
+    if (k % 7 == 0) x[random() % k] = k % 2 == 0 ? NAN : INFINITY;
+    const float expected = scalar.kernels->norm.center(x.data(), k, 1e-6f, wanted.data());
+    scalar.kernels->norm.modulate(wanted.data(), expected, gain.data(), shift.data(), k,
+                                  wanted.data());
+    float* y = m->y.Place<float>(k);
+    const float factor = isa.kernels->norm.center(m->x.Copy(x.data(), k), k, 1e-6f, y);
+    isa.kernels->norm.modulate(y, factor, gains.Copy(gain.data(), k), shifts.Copy(shift.data(), k),
+                               k, y);
+    CHECK(Same(factor, expected), "%s: the norm of %zu", isa.name, k);
+    for (size_t i = 0; i < k; ++i) {
+      CHECK(Same(y[i], wanted[i]), "%s: the norm of %zu at %zu is %.9g, wanted %.9g", isa.name, k, i,
+            static_cast<double>(y[i]), static_cast<double>(wanted[i]));
+    }
+    CHECK(m->y.FenceIsWhole() && m->x.FenceIsWhole(), "%s: the norm of %zu", isa.name, k);
+  }
+}
+
 // Of a row whose scale is `amax` by the grid's largest integer.
 int64_t ErrorOf(const std::vector<float>& x, const QuantizeGrid& grid, const Format& format) {
   float amax = 0.0f;
@@ -144,9 +171,10 @@ void TestRotations() {
   for (size_t i = 0; i < isa_count; ++i) {
     if (!isas[i].is_supported()) continue;
     CHECK(ChooseHadamard(i).run != nullptr && ChooseError(i).run != nullptr &&
-              ChooseGelu(i).run != nullptr,
+              ChooseGelu(i).run != nullptr && ChooseNorm(i).run.center != nullptr,
           "%s", isas[i].name);
     if (isas[i].kernels->gelu != nullptr) CheckGelus(isas[i], isas[isa_count - 1], &memory);
+    if (isas[i].kernels->norm.center != nullptr) CheckNorms(isas[i], isas[isa_count - 1], &memory);
     if (isas[i].kernels->hadamard != nullptr) CheckHadamards(isas[i], &memory);
     for (size_t f = 0; isas[i].kernels->error != nullptr && f < format_count; ++f) {
       if (formats[f].max_integer() <= 127.0f) CheckErrors(isas[i], formats[f], &memory);

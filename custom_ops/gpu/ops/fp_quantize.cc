@@ -28,7 +28,7 @@ class Quantize {
   OrtStatus* Create(const Node& node) {
     FP4DIT_RETURN_IF_ERROR(settings_.Read(node, kType, kKind, kBefore));
     FP4DIT_RETURN_IF_ERROR(FindDevice(node, &device_));
-    if (kKind == Quantizer::kRotated) scratch_.Reserve(*device_, 0);  // the first call knows
+    if (kMakesRows) scratch_.Reserve(*device_, 0);  // the first call knows
     return nullptr;
   }
 
@@ -50,13 +50,13 @@ class Quantize {
     plan.q = call.q;
     plan.scale = call.scale;
     const Launch launch = PlanQuantize(plan);
-    if (kKind == Quantizer::kRotated || kBefore == Quantizer::kNorm) {
-      return RunRows(call, launch, context);
-    }
+    if (kMakesRows) return RunRows(call, launch, context);
     return Run(settings_.node, *device_, launch, context);
   }
 
  private:
+  static constexpr bool kMakesRows = kKind == Quantizer::kRotated || kBefore == Quantizer::kNorm;
+
   // A row a block. One that is too long for shared memory, longer than any layer's, takes the device's.
   OrtStatus* RunRows(const Quantizer::Call& call, const Launch& plain,
                      OrtKernelContext* context) const {
