@@ -78,8 +78,8 @@ struct BroadcastRows {
   int64_t inner, outer;
 };
 
-// FpNormQuantize and its like: as FpHadamardQuantize's, of the rows' norms; parts.part is 0 where they
-// are not rotated.
+// FpNormQuantize and its like: as FpHadamardQuantize's, of the rows' norms; parts.part is 0 where
+// they are not rotated.
 struct NormQuantizeArguments {
   HadamardQuantizeArguments rows;  // in shared memory a row comes after kNormLanes floats more
   BroadcastRows gain, shift;

@@ -209,8 +209,8 @@ QuantizeGrid FpQuantizeBase::BestGrid(const float* x, size_t k) const {
   return best;
 }
 
-// What is quantized in place of the row x; whole matrices at a time, but for the row's rest, so that
-// what is between stays in the first cache.
+// What is quantized in place of the row x; whole matrices at a time, but for the row's rest, so
+// that what is between stays in the first cache.
 void FpQuantizeBase::MakeRow(const Call& call, size_t row, float* made) const {
   const float* const x = call.x + row * call.k;
   const size_t k = call.k;

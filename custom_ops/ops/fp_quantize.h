@@ -50,7 +50,7 @@ struct Quantizer {
   const Format* format = nullptr;
   QuantizeGrid grid = {};
   size_t group_size = 0;
-  size_t block = 0;  // 0: rows are not rotated
+  size_t block = 0;      // 0: rows are not rotated
   float epsilon = 0.0f;  // of the norm
   float candidates[kMostCandidates] = {};
   size_t candidate_count = 1;

@@ -58,10 +58,10 @@ struct Case {
 
 std::string Text(const Case& c) {
   char text[200];
-  std::snprintf(text, sizeof(text), "%s x %s%s [%zu, %zu] x %zu, groups of %zu and %zu, block %zu %s",
-                c.act == nullptr ? "''" : c.act->name, c.weight->name,
-                c.multiplied ? " multiplied" : "", c.rows, c.k, c.n, c.group_size, c.act_group,
-                c.block, c.before);
+  std::snprintf(
+      text, sizeof(text), "%s x %s%s [%zu, %zu] x %zu, groups of %zu and %zu, block %zu %s",
+      c.act == nullptr ? "''" : c.act->name, c.weight->name, c.multiplied ? " multiplied" : "",
+      c.rows, c.k, c.n, c.group_size, c.act_group, c.block, c.before);
   return text;
 }
 

@@ -1,5 +1,5 @@
-// Rotations, GELUs, norms and rounding errors of rows, every instruction set against plain oracles, on buffers
-// that end at a page nobody may touch.
+// Rotations, GELUs, norms and rounding errors of rows, every instruction set against plain oracles,
+// on buffers that end at a page nobody may touch.
 
 #include <algorithm>
 #include <cmath>
@@ -74,8 +74,8 @@ void CheckHadamards(const Isa& isa, Memory* m) {
 
 // What the tests in Python hold to the definition is the scalar kernel.
 void CheckGelus(const Isa& isa, const Isa& scalar, Memory* m) {
-  static constexpr float kOdd[] = {NAN,  INFINITY, -INFINITY, -0.0f, 3e38f, -3e38f,
-                                   1e20f, -1e20f,  1e-45f,    -9.0f, 9.0f,  -100.0f};
+  static constexpr float kOdd[] = {NAN,   INFINITY, -INFINITY, -0.0f, 3e38f, -3e38f,
+                                   1e20f, -1e20f,   1e-45f,    -9.0f, 9.0f,  -100.0f};
   std::mt19937 random(13);
   std::normal_distribution<float> normal(0.0f, 3.0f);
   for (size_t k = 1; k <= 200; ++k) {
@@ -114,8 +114,8 @@ void CheckNorms(const Isa& isa, const Isa& scalar, Memory* m) {
                                k, y);
     CHECK(Same(factor, expected), "%s: the norm of %zu", isa.name, k);
     for (size_t i = 0; i < k; ++i) {
-      CHECK(Same(y[i], wanted[i]), "%s: the norm of %zu at %zu is %.9g, wanted %.9g", isa.name, k, i,
-            static_cast<double>(y[i]), static_cast<double>(wanted[i]));
+      CHECK(Same(y[i], wanted[i]), "%s: the norm of %zu at %zu is %.9g, wanted %.9g", isa.name, k,
+            i, static_cast<double>(y[i]), static_cast<double>(wanted[i]));
     }
     CHECK(m->y.FenceIsWhole() && m->x.FenceIsWhole(), "%s: the norm of %zu", isa.name, k);
   }

@@ -1,5 +1,5 @@
-// GELU of a row in vector registers, see activations.gelu and broadcast_dot-inl.h; included by files
-// of kernels only. See linear_tile-inl.h on the anonymous namespace.
+// GELU of a row in vector registers, see activations.gelu and broadcast_dot-inl.h; included by
+// files of kernels only. See linear_tile-inl.h on the anonymous namespace.
 
 #ifndef FP4DIT_CPU_KERNELS_GELU_INL_H_
 #define FP4DIT_CPU_KERNELS_GELU_INL_H_

@@ -13,7 +13,8 @@
 namespace fp4dit {
 namespace {
 
-// Partial sums of a row, folded in halves. `term` adds the lanes from i on, `count` of them, to a sum.
+// Partial sums of a row, folded in halves. `term` adds the lanes from i on, `count` of them, to a
+// sum.
 template <typename V, typename Term>
 float SumOfRow(size_t k, const Term& term) {
   constexpr size_t kVectors = kNormLanes / V::kLanes;

@@ -1,4 +1,5 @@
-// FpHadamardQuantize: FpHadamard, then FpQuantize, a row a block; FpGeluHadamardQuantize, of the GELU.
+// FpHadamardQuantize: FpHadamard, then FpQuantize, a row a block; FpGeluHadamardQuantize, of the
+// GELU.
 
 #include "gpu/kernels/quantize_group.h"
 #include "gpu/kernels/rotate.h"

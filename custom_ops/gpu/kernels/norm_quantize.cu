@@ -56,8 +56,8 @@ DEVICE void NormAndQuantize(const NormQuantizeArguments& a) {
   const int all = Threads() / 32;
   auto* const warps = reinterpret_cast<uint32_t*>(Shared());
   auto* const lanes = reinterpret_cast<float*>(warps + all);
-  float* const made = a.rows.scratch != nullptr ? a.rows.scratch + Block() * a.rows.parts.k
-                                                : lanes + kNormLanes;
+  float* const made =
+      a.rows.scratch != nullptr ? a.rows.scratch + Block() * a.rows.parts.k : lanes + kNormLanes;
   const int64_t groups = a.rows.quantize.groups;
   const bool alone = a.rows.quantize.candidate_count > 1 || groups >= all;
   for (int64_t row = Block(); row < a.rows.rows; row += a.rows.blocks) {

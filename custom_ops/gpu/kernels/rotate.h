@@ -20,7 +20,8 @@ DEVICE float FactorOf(int size) {
   return exponent % 2 == 0 ? power : Mul(power, 0.70710678118654752440f);
 }
 
-// One matrix, by one warp, of x or its GELU: sums and differences of elements a power of two apart, ascending.
+// One matrix, by one warp, of x or its GELU: sums and differences of elements a power of two apart,
+// ascending.
 template <bool kGelu>
 DEVICE void RotateBlock(const float* x, int size, float* y) {
   const int lane = Thread() % 32;

@@ -57,7 +57,8 @@ class Quantize {
  private:
   static constexpr bool kMakesRows = kKind == Quantizer::kRotated || kBefore == Quantizer::kNorm;
 
-  // A row a block. One that is too long for shared memory, longer than any layer's, takes the device's.
+  // A row a block. One that is too long for shared memory, longer than any layer's, takes the
+  // device's.
   OrtStatus* RunRows(const Quantizer::Call& call, const Launch& plain,
                      OrtKernelContext* context) const {
     constexpr size_t kThreads = 256;
@@ -70,10 +71,10 @@ class Quantize {
     a.rows = static_cast<int64_t>(call.rows);
     Launch launch;
     constexpr bool kIsNorm = kBefore == Quantizer::kNorm;
-    launch.kernel = kIsNorm ? kType == kInt8Type ? "fp4dit_norm_quantize_int8"
-                                                 : "fp4dit_norm_quantize_int16"
-                    : kBefore == Quantizer::kGelu ? "fp4dit_gelu_hadamard_quantize"
-                                                  : "fp4dit_hadamard_quantize";
+    launch.kernel =
+        kIsNorm ? kType == kInt8Type ? "fp4dit_norm_quantize_int8" : "fp4dit_norm_quantize_int16"
+        : kBefore == Quantizer::kGelu ? "fp4dit_gelu_hadamard_quantize"
+                                      : "fp4dit_hadamard_quantize";
     launch.threads = kThreads;
     launch.shared_bytes = kThreads / 32 * sizeof(uint32_t);
     if (kIsNorm) launch.shared_bytes += kNormLanes * sizeof(float);
