@@ -13,7 +13,7 @@ from fp4dit_onnx.passes.match import is_output
 
 __all__ = ["FuseGelu"]
 
-FUSED = {ops.OPERATORS[name].quantizer: name for name in ops.GELU_QUANTIZE}
+FUSED = {str(ops.OPERATORS[name].quantizer): name for name in ops.GELU_QUANTIZE}
 
 
 @dataclass(frozen=True)

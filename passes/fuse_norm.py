@@ -14,7 +14,7 @@ from fp4dit_onnx.passes.match import is_output, producer, same_size, tensor_name
 
 __all__ = ["FuseNorm"]
 
-FUSED = {ops.OPERATORS[name].quantizer: name for name in ops.NORM_QUANTIZE}
+FUSED = {str(ops.OPERATORS[name].quantizer): name for name in ops.NORM_QUANTIZE}
 NORM = "LayerNormalization"
 
 

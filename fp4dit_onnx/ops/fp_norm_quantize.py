@@ -7,6 +7,17 @@ from fp4dit_onnx.ops.fused_quantize import Before, quantizers
 
 __all__ = ["NORM_QUANTIZE"]
 
+
+def _norm(given: Attributes, inputs: Sequence[Array]) -> Array:
+    x, gain, shift = inputs
+    return layer_norm(x, gain, shift, given["epsilon"])
+
+
+def _apart(given: Attributes, inputs: Sequence[Array]) -> Array:
+    x, gain, shift = inputs
+    return layer_norm_rounding_bound(x, gain, shift, given["epsilon"])
+
+
 NORM_QUANTIZE = quantizers(
     Before(
         name="Norm",
@@ -17,8 +28,8 @@ NORM_QUANTIZE = quantizers(
     unit = LayerNormalization <axis = -1, epsilon: float = @epsilon, stash_type = 1> (x, ones)
     scaled = Mul (unit, gain)
     y = Add (scaled, shift)""",
-        compute=lambda given, inputs: layer_norm(*inputs, given["epsilon"]),
-        apart=lambda given, inputs: layer_norm_rounding_bound(*inputs, given["epsilon"]),
+        compute=_norm,
+        apart=_apart,
         inputs=("x", "gain", "shift"),
         attributes={"epsilon": "float"},
     )
