@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fp4dit_onnx.numbers.norms import layer_norm, layer_norm_rounding_bound
 from fp4dit_onnx.ops.fused_quantize import Before, quantizers
+from fp4dit_onnx.ops.operator import Array, Attributes
 
 __all__ = ["NORM_QUANTIZE"]
 
