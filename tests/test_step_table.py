@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from scheduler_configs import Config, ddim, ddpm, dpm
+from scheduler_configs import Config, ddim, ddpm, dpm, unipc
 
 from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.errors import UsageError
@@ -217,3 +217,9 @@ def test_transformer_alone_has_no_table(demo_folder: Path, tmp_path: Path) -> No
     folder.mkdir()
     copy_settings(open_checkpoint(source, only=("transformer",)), folder, 20)
     assert not (folder / STEP_TABLE).exists()
+
+
+def test_steps_that_a_solver_cannot_tell_apart() -> None:
+    """In one line, where numpy would say that a matrix is singular."""
+    with pytest.raises(UsageError, match="same signal to noise in float32: expected fewer steps"):
+        step_table(started(unipc(), 1000))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fp4dit_onnx.errors import BundleError, UsageError
+from fp4dit_onnx.errors import BundleError, UsageError, VerificationError
 from fp4dit_onnx.families import Family
 from fp4dit_onnx.families.request import Request
 from fp4dit_onnx.runtime.beginning import Start
@@ -20,7 +21,7 @@ from fp4dit_onnx.runtime.schedulers import Run
 from fp4dit_onnx.runtime.session import Session, explaining, session_options, started
 from fp4dit_onnx.runtime.step_table import StepTable, step_table
 
-__all__ = ["Denoising", "Made", "declared"]
+__all__ = ["Denoising", "Made", "check_finite", "declared"]
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
@@ -197,6 +198,16 @@ def declared(part: Session, given: Mapping[str, Any], name: str) -> dict[str, An
             f"inputs among {', '.join(given)}; export the bundle again"
         )
     return {item: given[item] for item in names}
+
+
+def check_finite(latents: FloatArray, prompts: Sequence[str], model: Path) -> None:
+    """Raise VerificationError where latents [B, C, H, W] that a model made are not finite."""
+    for prompt, row in zip(prompts, latents, strict=True):
+        if not np.isfinite(row).all():
+            raise VerificationError(
+                f"{model} gave numbers that are not finite for the prompt {prompt!r}: export the "
+                "bundle again with another recipe"
+            )
 
 
 def _constant(value: FloatArray) -> Callable[[], FloatArray]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from PIL import Image
 
 from fp4dit_onnx.bundle.manifest import read_manifest
 from fp4dit_onnx.bundle.names import MANIFEST, VAE_ENCODER, model_of
-from fp4dit_onnx.errors import UsageError, VerificationError
+from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.families.request import Encoded, Request, Text, tokenizer_of
 from fp4dit_onnx.files import BUNDLE, read_json
 from fp4dit_onnx.files.settings import transformer_settings, vae_settings
@@ -34,7 +35,7 @@ from fp4dit_onnx.runtime.beginning import (
 )
 from fp4dit_onnx.runtime.bound import Recorder
 from fp4dit_onnx.runtime.calling import DiffusersNames
-from fp4dit_onnx.runtime.denoising import Denoising, declared
+from fp4dit_onnx.runtime.denoising import Denoising, check_finite, declared
 from fp4dit_onnx.runtime.encoding import encoded
 from fp4dit_onnx.runtime.parts import family_in
 from fp4dit_onnx.runtime.providers import Placement, placed_on
@@ -114,13 +115,8 @@ class Pipeline(DiffusersNames, WithAdapters):
         cuda_graph: bool = False,
     ) -> None:
         folder = self._folder = Path(bundle_folder)
-        self._arguments = {
-            "device": device,
-            "library": library,
-            "threads": threads,
-            "open_session": open_session,
-            "cuda_graph": cuda_graph,
-        }
+        named = {"device": device, "library": library, "threads": threads}
+        self._arguments = {**named, "open_session": open_session, "cuda_graph": cuda_graph}
         self._process = os.getpid()
         self._model_index = read_json(
             folder / "model_index.json", "the list of components", BUNDLE
@@ -177,14 +173,8 @@ class Pipeline(DiffusersNames, WithAdapters):
         Raises:
             UsageError: a value that no image can be made with.
         """
-        default = self.defaults
-        sampling = replace(
-            default,
-            steps=default.steps if steps is None else steps,
-            guidance=default.guidance if guidance is None else guidance,
-            height=default.height if height is None else height,
-            width=default.width if width is None else width,
-        )
+        given = dict[str, Any](steps=steps, guidance=guidance, height=height, width=width)
+        sampling = replace(self.defaults, **{k: v for k, v in given.items() if v is not None})
         self.check(sampling)
         return sampling
 
@@ -375,12 +365,7 @@ class Pipeline(DiffusersNames, WithAdapters):
                 after_step(made.index, made.latents())
             progress()
         latents = made.latents()
-        for prompt, row in zip(prompts, latents, strict=True):
-            if not np.isfinite(row).all():
-                raise VerificationError(
-                    f"{self._transformer_path} gave numbers that are not finite for the prompt "
-                    f"{prompt!r}: export the bundle again with another recipe"
-                )
+        check_finite(latents, prompts, self._transformer_path)
         return latents
 
     def decode(self, latents: FloatArray) -> list[Image.Image]:

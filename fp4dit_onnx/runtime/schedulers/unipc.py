@@ -193,7 +193,10 @@ class _Solver:
         """Where older timesteps lie, in units of the step to `i`: negative, [order - 1]."""
         h = self._log_snr[i] - self._log_snr[i - 1]
         older = [self._log_snr[i - 1 - k] - self._log_snr[i - 1] for k in range(1, self._order)]
-        return np.asarray(np.array(older, np.float32) / h, np.float32)
+        with np.errstate(
+            divide="ignore"
+        ):  # a step that goes nowhere takes no part of their slopes
+            return np.asarray(np.array(older, np.float32) / h, np.float32)
 
     def _slope(self, i: int, weights: FloatArray) -> FloatArray:
         """The weighted slopes from older findings to the newest one."""
@@ -240,8 +243,12 @@ class _Step:
 
     def _solved(self, places: FloatArray) -> FloatArray:
         powers = np.stack([places**k for k in range(len(places))])
-        solved = np.linalg.solve(powers, self._right_side(len(places)))
-        return np.asarray(solved, np.float32)
+        if not np.isfinite(powers).all() or len({*places.tolist()}) < len(places):
+            raise UsageError(
+                f"{UNIPC_MULTISTEP.name}: two of its steps have the same signal to "
+                "noise in float32: expected fewer steps"
+            )
+        return np.asarray(np.linalg.solve(powers, self._right_side(len(places))), np.float32)
 
 
 UNIPC_MULTISTEP = Record("UniPCMultistepScheduler", OPTIONS, UniPcMultistep)
