@@ -62,7 +62,7 @@ MUTANTS = {
         f"{KERNELS}/linear_plain.cu", "return Fma(a, b, c);", "return Add(Mul(a, b), c);"
     ),
     "rotate: no barrier of the warp before": _race(
-        "rotate.h", "SyncWarp();", before="y[i] = x[i];\n  "
+        "rotate.h", "SyncWarp();", before="y[i] = kGelu ? Gelu(x[i]) : x[i];\n  "
     ),
     "rotate: no barrier of the warp within": _race("rotate.h", "SyncWarp();", before="}\n    "),
     "rotate: no barrier of the warp after": _race(
@@ -128,13 +128,17 @@ MUTANTS = {
     ),
     "shared: fma of groups split": Mutant(
         f"{KERNELS}/fold.h",
-        "y = Fma(WeightScale(a, run / a.scale_runs, channel), sum, y);",
-        "y = ::Add(Mul(WeightScale(a, run / a.scale_runs, channel), sum), y);",
+        "y = Fma(weight_scale, sum, y);",
+        "y = ::Add(Mul(weight_scale, sum), y);",
     ),
     "shared: groups of weights and of activations confused": Mutant(
-        f"{KERNELS}/fold.h",
-        "group = Fma(a.scale[row * a.scale_stride + run / a.act_runs], sum, group);",
-        "group = Fma(a.scale[row * a.scale_stride + run / a.scale_runs], sum, group);",
+        f"{KERNELS}/linear_fold.cu",
+        "fold.Add(a.several != 0, scale[run / a.act_runs],\n"
+        "             linear::WeightScale(a, run / a.scale_runs, channel), ends,\n"
+        "             ToFloat(static_cast<int32_t>(sum)));",
+        "fold.Add(a.several != 0, scale[run / a.scale_runs],\n"
+        "             linear::WeightScale(a, run / a.scale_runs, channel), ends,\n"
+        "             ToFloat(static_cast<int32_t>(sum)));",
     ),
     "attention: no barrier": _race(
         "attention_chunks.h", "Sync();", before="WaitCopies<1>();\n    "

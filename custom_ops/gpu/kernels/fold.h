@@ -11,27 +11,22 @@
 namespace linear {
 
 struct Fold {
-  float group, y;
+  float group = 0.0f;
+  float y = 0.0f;  // where a row has several scales, it starts from the bias
 
-  DEVICE void Start(const fp4dit::gpu::LinearArguments& a, int64_t channel) {
-    group = 0.0f;
-    y = a.several != 0 ? a.bias[channel] : 0.0f;
-  }
-  // The sum of run `run`; `last` of all.
-  DEVICE void Add(const fp4dit::gpu::LinearArguments& a, int64_t row, int64_t channel, int run,
-                  bool last, float sum) {
-    if (a.several != 0) {
-      group = Fma(a.scale[row * a.scale_stride + run / a.act_runs], sum, group);
-      if ((run + 1) % a.scale_runs != 0 && !last) return;
+  // The sum of a run under the scales of its groups; `ends`: it is the last of its group of
+  // weights.
+  DEVICE void Add(bool several, float act_scale, float weight_scale, bool ends, float sum) {
+    if (several) {
+      group = Fma(act_scale, sum, group);
+      if (!ends) return;
       sum = group;
       group = 0.0f;
     }
-    y = Fma(WeightScale(a, run / a.scale_runs, channel), sum, y);
+    y = Fma(weight_scale, sum, y);
   }
-  DEVICE float Result(const fp4dit::gpu::LinearArguments& a, int64_t row, int64_t channel) const {
+  DEVICE float Result(const fp4dit::gpu::LinearArguments& a, float scale, float bias) const {
     if (a.several != 0) return y;
-    const float scale = a.scale[row * a.scale_stride];
-    const float bias = a.bias[channel];
     return a.plain != 0 ? ::Add(Mul(scale, y), bias) : Fma(scale, y, bias);
   }
 };

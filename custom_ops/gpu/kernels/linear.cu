@@ -32,18 +32,6 @@ DEVICE Source SourceOf(const LinearArguments& a, int step) {
   return {run + step % a.run_steps * kStep, end};
 }
 
-// Sixteen bytes of a row of q, of which only `count` inputs may be read.
-template <typename Act>
-DEVICE Word4 ReadInputs(const Act* from, int count) {
-  Word4 r = {};
-  UNROLL for (int i = 0; i < 16 / static_cast<int>(sizeof(Act)); ++i) {
-    if (i >= count) continue;
-    const uint32_t bits = static_cast<uint32_t>(from[i]) & (sizeof(Act) == 1 ? 0xffu : 0xffffu);
-    r.word[i * static_cast<int>(sizeof(Act)) / 4] |= bits << (8 * (i * sizeof(Act) % 4));
-  }
-  return r;
-}
-
 // Starts to copy stage `index` of the block's rows; stages from `end` on are empty.
 template <typename C>
 DEVICE void Stage(const LinearArguments& a, int64_t first_row, int index, int end) {
@@ -71,7 +59,9 @@ DEVICE void Stage(const LinearArguments& a, int64_t first_row, int index, int en
       }
     } else {
       ROLLED for (; row < C::kRows; row += kRound, from += next, at += kRound * C::kRowBytes) {
-        *reinterpret_cast<Word4*>(at) = ReadInputs(from, row < rows ? count : 0);
+        ROLLED for (int i = 0; i < kPieceInputs; ++i) {
+          reinterpret_cast<Act*>(at)[i] = row < rows && i < count ? from[i] : Act{0};
+        }
       }
     }
   }
@@ -185,24 +175,24 @@ DEVICE void MultiplyStep(uint8_t* stage, int first_row, int step, const Weights<
 
 template <typename C>
 DEVICE void Run(const LinearArguments& a) {
-  const int64_t tiles_n = a.n_padded / kTileN;
+  const int tiles_n = static_cast<int>(a.n_padded / kTileN);
   const int all_stages = (a.steps + kStageSteps - 1) / kStageSteps;
-  int64_t tile = Block();
+  int tile = static_cast<int>(Block());  // divisions of 64 bits are long
   int first_stage = 0;
   int stages = all_stages;  // where the block's end
   if constexpr (C::kShared) {
     const int parts = (all_stages + a.part_stages - 1) / a.part_stages;
-    first_stage = static_cast<int>(tile % parts) * a.part_stages;
+    first_stage = tile % parts * a.part_stages;
     tile /= parts;
     if (stages - first_stage > a.part_stages) stages = first_stage + a.part_stages;
   }
-  const int64_t first_row = tile / tiles_n * C::kRows;
+  const int64_t first_row = int64_t{tile / tiles_n} * C::kRows;
   const int warp = Thread() / 32;
   const int warp_row = warp / C::kWarpsN * C::kTilesM * 16;
   Place<C> place;
   place.lane = Thread() % 32;
   place.first_row = first_row + warp_row;
-  place.first_column = tile % tiles_n * kTileN + warp % C::kWarpsN * C::kTilesN * 8;
+  place.first_column = int64_t{tile % tiles_n} * kTileN + warp % C::kWarpsN * C::kTilesN * 8;
   const int end = a.steps < stages * kStageSteps ? a.steps : stages * kStageSteps;  // step
   Weights<C> weights(a, place, first_stage);
   Sums<C> sums;

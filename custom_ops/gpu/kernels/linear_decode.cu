@@ -12,11 +12,12 @@ namespace linear {
 template <bool kHasMultipliers>
 DEVICE void DecodeFragments(const fp4dit::gpu::LinearArguments& a) {
   constexpr int kTiles = 8;  // of eight channels, that a block decodes
-  const int64_t tiles = a.n_padded / 8;
-  const int stage = static_cast<int>(Block() / (tiles / kTiles));
-  const int64_t tile = Block() % (tiles / kTiles) * kTiles + Thread() / 32;
+  const int block = static_cast<int>(Block());
+  const int tiles = static_cast<int>(a.n_padded / 8);
+  const int stage = block / (tiles / kTiles);
+  const int tile = block % (tiles / kTiles) * kTiles + Thread() / 32;
   const int lane = Thread() % 32;
-  const int64_t at = stage * tiles + tile;
+  const int64_t at = int64_t{stage} * tiles + tile;
   const Word4 codes = reinterpret_cast<const Word4*>(a.codes)[at * 32 + lane];
   Word4* const to = static_cast<Word4*>(a.scratch) + at * 64 + lane;
   Table table = {a.low, a.high};

@@ -10,6 +10,7 @@ namespace linear_plain {
 
 using fp4dit::gpu::LinearArguments;
 using linear::Fold;
+using linear::WeightScale;
 
 constexpr int kTile = 64;
 constexpr int kThreads = 256;
@@ -83,14 +84,10 @@ DEVICE void Run(const LinearArguments& a) {
   const int64_t column = Block() % tiles_n * kTile;
   const int my_row = Thread() / 16 * 4;
   const int my_column = Thread() % 16 * 4;
-  const auto live = [&](int i, int j) {
-    return row + my_row + i < a.m && column + my_column + j < a.n;
-  };
-  Fold folds[4][4] = {};
-  UNROLL for (int i = 0; i < 4; ++i) {
-    UNROLL for (int j = 0; j < 4; ++j) {
-      if (live(i, j)) folds[i][j].Start(a, column + my_column + j);
-    }
+  Fold folds[4][4];
+  for (int j = 0; j < 4 && a.several != 0; ++j) {
+    const float bias = column + my_column + j < a.n ? a.bias[column + my_column + j] : 0.0f;
+    for (int i = 0; i < 4; ++i) folds[i][j].y = bias;
   }
   int run = 0;
   for (int start = 0; start < a.k; start += a.run, ++run) {
@@ -110,20 +107,28 @@ DEVICE void Run(const LinearArguments& a) {
         }
       }
     }
-    UNROLL for (int i = 0; i < 4; ++i) {
-      UNROLL for (int j = 0; j < 4; ++j) {
-        if (!live(i, j)) continue;
-        folds[i][j].Add(a, row + my_row + i, column + my_column + j, run, end == a.k,
-                        SumAsFloat(sum[i][j]));
+    const int scale_group = run / a.scale_runs;
+    const bool ends = (run + 1) % a.scale_runs == 0 || end == a.k;
+    float act_scale[4] = {};
+    for (int i = 0; i < 4 && a.several != 0; ++i) {
+      const int64_t m = row + my_row + i;
+      if (m < a.m) act_scale[i] = a.scale[m * a.scale_stride + run / a.act_runs];
+    }
+    UNROLL for (int j = 0; j < 4; ++j) {
+      const int64_t n = column + my_column + j;
+      const float weight_scale = n < a.n ? WeightScale(a, scale_group, n) : 0.0f;
+      UNROLL for (int i = 0; i < 4; ++i) {
+        folds[i][j].Add(a.several != 0, act_scale[i], weight_scale, ends, SumAsFloat(sum[i][j]));
       }
     }
   }
   UNROLL for (int i = 0; i < 4; ++i) {
+    const int64_t m = row + my_row + i;
+    if (m >= a.m) continue;
+    const float scale = a.several != 0 ? 1.0f : a.scale[m * a.scale_stride];
     UNROLL for (int j = 0; j < 4; ++j) {
-      if (!live(i, j)) continue;
-      const int64_t m = row + my_row + i;
       const int64_t n = column + my_column + j;
-      a.y[m * a.n + n] = folds[i][j].Result(a, m, n);
+      if (n < a.n) a.y[m * a.n + n] = folds[i][j].Result(a, scale, a.bias[n]);
     }
   }
 }
