@@ -43,13 +43,24 @@ SLOW = 4.0
 
 @dataclass(frozen=True)
 class Spread:
-    """A median, the quartiles around it, the least and the most, all of one unit."""
+    """A median, the quartiles around it, the least and the most, all of one unit.
+
+    Reports of earlier versions have no least and no most.
+    """
 
     median: float
     low: float
     high: float
-    least: float
-    most: float
+    least: float | None = None
+    most: float | None = None
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the most, where they are known; else the quartiles."""
+        return (
+            self.low if self.least is None else self.least,
+            self.high if self.most is None else self.most,
+        )
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:

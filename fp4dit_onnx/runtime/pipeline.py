@@ -83,8 +83,7 @@ class Pipeline(DiffusersNames, WithAdapters):
         device: where all sessions run, see `session`.
         library: run quantized layers in the custom-op library; None where it has kernels for the
             device.
-        threads: how many threads run one operator on the CPU; None leaves the choice to ONNX
-            Runtime.
+        threads: that run one operator on the CPU; None leaves the choice to ONNX Runtime.
         open_session: opens the model of a part, called as `session` is; by default `session`.
         cuda_graph: record the transformer's launches at the first step of a size and replay them at
             the others. A second copy of its weights is then on the device.
@@ -111,7 +110,7 @@ class Pipeline(DiffusersNames, WithAdapters):
         device: str | Placement = CPU,
         library: bool | None = None,
         threads: int | None = None,
-        open_session: Callable[..., Session] = session,
+        open_session: Callable[..., Session] | None = None,
         cuda_graph: bool = False,
     ) -> None:
         folder = self._folder = Path(bundle_folder)
@@ -132,8 +131,9 @@ class Pipeline(DiffusersNames, WithAdapters):
         )
         self._vae_config = vae_settings(folder / "vae_decoder" / "config.json", BUNDLE)
         self.placed = placed_on(device)
-        self._opened = opened = partial(open_session, device=self.placed, threads=threads)
-        recorded = partial(open_session, self._transformer_path, library=library)
+        made = open_session or session
+        self._opened = opened = partial(made, device=self.placed, threads=threads)
+        recorded = partial(made, self._transformer_path, library=library)
         self._recorder = Recorder(recorded, self.placed) if cuda_graph else None
         for name in self._family.encoders_of(self._model_index):
             tokenizer = tokenizer_of(name)

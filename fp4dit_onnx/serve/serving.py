@@ -6,12 +6,9 @@ nothing else: no path from outside ever reaches the file system.
 
 from __future__ import annotations
 
-import atexit
 import functools
 import re
-import shutil
 import tarfile
-import tempfile
 from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -23,6 +20,7 @@ from fp4dit_onnx.families import family_of_pipeline
 from fp4dit_onnx.files import BUNDLE, read_json
 from fp4dit_onnx.runtime.step_table import STEP_TABLE, bundle_step_table
 from fp4dit_onnx.serve.local_server import MEDIA_TYPES, FileServer, Handler
+from fp4dit_onnx.system.outputs import scratch_folder
 from fp4dit_onnx.targets import target_by_name
 
 __all__ = [
@@ -78,8 +76,11 @@ ADDRESS_SPACE = 4 << 30
 """Bytes that WebAssembly's 32-bit pointers reach."""
 
 
-def page_files() -> dict[str, Path]:
+def page_files(place: Path) -> dict[str, Path]:
     """The page's files by their path in a URL.
+
+    Args:
+        place: an empty folder for those that are packed; it must last as long as they are needed.
 
     Raises:
         UsageError: ONNX Runtime for the web is not in this installation, or damaged.
@@ -94,13 +95,13 @@ def page_files() -> dict[str, Path]:
         for path in sorted(WEB.rglob("*"))
         if path.suffix in MEDIA_TYPES and not path.name.startswith("package")
     }
-    binaries = {f"/vendor/{path.name}": path for path in sorted(_unpacked(RUNTIME).iterdir())}
+    _unpack(RUNTIME, place)
+    binaries = {f"/vendor/{path.name}": path for path in sorted(place.iterdir())}
     return {"/": WEB / "index.html", **found, **binaries}
 
 
-@functools.cache
-def _unpacked(archive: Path) -> Path:
-    """The files of an archive, in a folder that lasts as long as the process."""
+def _unpack(archive: Path, place: Path) -> None:
+    """Write the files of an archive to a folder."""
     try:
         from lzma import LZMAError
     except ModuleNotFoundError as cause:
@@ -108,20 +109,17 @@ def _unpacked(archive: Path) -> Path:
             f"this Python has no module lzma, which {archive} is unpacked by: install a Python with "
             "it, such as the system's"
         ) from cause
-    folder = tempfile.mkdtemp(prefix="fp4dit-onnx-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     try:
         with tarfile.open(archive, "r:xz") as packed:
             for entry in packed:
                 content = packed.extractfile(entry)
                 if content is not None:
-                    (Path(folder) / Path(entry.name).name).write_bytes(content.read())
+                    (place / Path(entry.name).name).write_bytes(content.read())
     except (tarfile.TarError, LZMAError, EOFError) as cause:
         raise UsageError(
             f"{archive} cannot be unpacked ({cause}): expected ONNX Runtime for the web in it; "
             "install the wheel again"
         ) from cause
-    return Path(folder)
 
 
 def served_files(bundle: Bundle) -> dict[str, Path]:
@@ -189,8 +187,18 @@ class Server(FileServer):
     def __init__(self, bundle: Bundle, host: str, port: int, *, isolated: bool = True) -> None:
         self.folder = bundle.folder
         self.steps = bundle.manifest.sampling.steps
-        files = {**page_files(), **served_files(bundle)}
-        super().__init__(files, HEADERS if isolated else PROTECTION, host, port, _Handler)
+        self._scratch = scratch_folder()
+        try:
+            files = {**page_files(Path(self._scratch.name)), **served_files(bundle)}
+            super().__init__(files, HEADERS if isolated else PROTECTION, host, port, _Handler)
+        except UsageError:
+            self._scratch.cleanup()
+            raise
+
+    def server_close(self) -> None:
+        """Listen no more."""
+        super().server_close()
+        self._scratch.cleanup()
 
 
 class _Handler(Handler):

@@ -11,6 +11,7 @@ from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.files import write_text
 from fp4dit_onnx.runtime.step_table import STEP_TABLE
 from fp4dit_onnx.serve.serving import HEADERS, WEBGPU, page_files, served_files
+from fp4dit_onnx.system.outputs import scratch_folder
 from fp4dit_onnx.system.progress import Reporter
 from fp4dit_onnx.targets import target_by_name
 
@@ -42,7 +43,12 @@ def write_site(bundle: Bundle, output: Path, reporter: Reporter) -> int:
             f"{bundle.folder} holds no {STEP_TABLE}, which pages without a server of ours need: "
             "export the bundle again"
         )
-    files = {**page_files(), **served_files(bundle)}
+    with scratch_folder() as place:
+        return _copy({**page_files(Path(place)), **served_files(bundle)}, bundle, output, reporter)
+
+
+def _copy(files: dict[str, Path], bundle: Bundle, output: Path, reporter: Reporter) -> int:
+    """Write `files`, by their paths in a URL, to the folder `output`; bytes written."""
     del files["/"]  # it is index.html
     if not target_by_name(bundle.manifest.target).references:  # the page will not use WebGPU
         for name in (n for n in WEBGPU if n in files):
