@@ -97,7 +97,7 @@ def thread_counts(text: str | None) -> tuple[int, ...]:
     """
     if text is None:
         return (usable_cores(),)
-    if not re.fullmatch(r"\d{1,4}(,\d{1,4})*", text):
+    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
         raise UsageError(f"threads {shown(text)}: expected numbers with commas, such as 1,2,4")
     return tuple(dict.fromkeys(checked_threads(int(number)) for number in text.split(",")))
 
