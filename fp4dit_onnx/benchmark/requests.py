@@ -13,6 +13,7 @@ from fp4dit_onnx.benchmark.image import ImageCase
 from fp4dit_onnx.benchmark.linear import DEFAULT_SHAPES, LinearCase
 from fp4dit_onnx.benchmark.step import StepCase
 from fp4dit_onnx.bundle.bundle import Bundle
+from fp4dit_onnx.bundle.manifest import LARGEST_GUIDANCE
 from fp4dit_onnx.bundle.names import CONFIG, MODEL_INDEX, TRANSFORMER, VAE_DECODER
 from fp4dit_onnx.calibration.methods import method_by_name
 from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
@@ -28,7 +29,7 @@ from fp4dit_onnx.spec.recipe import Recipe, make_recipe
 from fp4dit_onnx.spec.spec import DEFAULT_GROUP_SIZE, LayerSpec
 from fp4dit_onnx.system.resources import checked_threads, usable_cores
 from fp4dit_onnx.system.texts import utf8_text
-from fp4dit_onnx.values import shown
+from fp4dit_onnx.values import real, shown
 
 __all__ = ["Formats", "ImageRequest", "image_case", "operator_cases", "step_case", "thread_counts"]
 
@@ -162,6 +163,9 @@ class ImageRequest:
         guidance: scale of classifier-free guidance.
         height: in pixels.
         width: in pixels.
+
+    Raises:
+        UsageError: guidance that no image can be made with.
     """
 
     float_bundle: Path | None = None
@@ -171,6 +175,11 @@ class ImageRequest:
     guidance: float | None = None
     height: int | None = None
     width: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check what says nothing of the bundle."""
+        if self.guidance is not None:
+            real("guidance", self.guidance, 0, LARGEST_GUIDANCE)
 
 
 def image_case(bundle: Path, request: ImageRequest, device: str) -> ImageCase:
