@@ -204,6 +204,7 @@ class Division:
         step: seconds of an optimizer step of a unit of size 1, as timed.
         sizes: of the units, by name: what a step takes over that.
         clock: seconds.
+        asked: optimizer steps of every unit, however long they take; None for what there is time for.
     """
 
     left: Callable[[], float]
@@ -212,6 +213,7 @@ class Division:
     step: float
     sizes: Mapping[str, float]
     clock: Callable[[], float] = time.monotonic
+    asked: int | None = None
     slowness: float = field(default=1.0, init=False)
     _waiting: dict[str, float] = field(init=False)
     _begun: dict[str, float] = field(default_factory=dict, init=False)
@@ -224,7 +226,7 @@ class Division:
     def begin(self, name: str) -> int:
         """Optimizer steps of a unit whose turn has come.
 
-        None where there is time for fewer than `FEWEST_ITERATIONS`: later units then have more, and
+        Zero where there is time for fewer than `FEWEST_ITERATIONS`: later units then have more, and
         they see the errors of those before them.
         """
         waiting = max(sum(self._waiting.values()), 1e-9)
@@ -232,7 +234,9 @@ class Division:
         usable = self.left() - begun - self.after * max(1.0, self.slowness)
         seconds = usable / (self.slowness * waiting) - self._walk  # of training a unit of size 1
         steps = min(MOST_ITERATIONS, int(seconds / self.step))
-        if steps < FEWEST_ITERATIONS:
+        if self.asked is not None:
+            steps = self.asked
+        elif steps < FEWEST_ITERATIONS:
             steps = 0
         self._begun[name] = self._waiting.pop(name) * (self._walk + steps * self.step)
         return steps

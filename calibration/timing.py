@@ -40,12 +40,14 @@ class Pace:
         after: seconds of what follows the units, as predicted.
         walk: seconds of running the samples through all units, as predicted.
         method: with so many iterations.
+        asked: iterations of every unit; None for what there is time for.
     """
 
     left: Callable[[], float]
     after: float
     walk: float
     method: Callable[[int], Method]
+    asked: int | None = None
 
     def search(self) -> float:
         """Seconds that are left before the units, as predicted."""
@@ -141,7 +143,7 @@ def paced_recipes(
         walk.work.save(STEP, step)
     one = _weights(walk.network, first)
     sizes = {unit.name: _weights(walk.network, unit) / one for unit in units}
-    division = Division(pace.left, pace.after, pace.walk, step, sizes)
+    division = Division(pace.left, pace.after, pace.walk, step, sizes, asked=pace.asked)
     kept = walk.work.load(ITERATIONS) or {}
     return PacedRecipes(recipe, pace.method, division, walk.work, kept)
 

@@ -25,6 +25,7 @@ from safetensors.numpy import load_file, save_file
 
 from fp4dit_onnx.bundle.model_file import ModelFile
 from fp4dit_onnx.errors import CheckpointError, MissingExtraError, UsageError
+from fp4dit_onnx.exporting.calibrating import digest_of_texts
 from fp4dit_onnx.exporting.components import copy_settings
 from fp4dit_onnx.exporting.export import ExportRequest, export, plan
 from fp4dit_onnx.families import table
@@ -208,6 +209,26 @@ def test_a_source_that_changed_begins_anew(demo_copy: Path, tmp_path: Path) -> N
         export(request(tmp_path / "bundle", demo_copy))
     export(request(tmp_path / "bundle", demo_copy, restart=True))
     assert (tmp_path / "bundle").is_dir()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "text_encoder/model.safetensors",
+        "text_encoder/config.json",
+        "tokenizer/tokenizer.json",
+    ],
+)
+def test_a_work_folder_belongs_to_its_text_encoders(
+    changed: str, demo_copy: Path, tmp_path: Path
+) -> None:
+    """It keeps what they gave, and would go on with that."""
+    planned = plan(request(tmp_path / "bundle", demo_copy, method="fp4dit", components="all"))
+    before = digest_of_texts(planned.checkpoint)
+    assert digest_of_texts(planned.checkpoint) == before
+    file = demo_copy / changed
+    file.write_bytes(file.read_bytes() + b" ")
+    assert digest_of_texts(planned.checkpoint) != before
 
 
 def test_methods_that_need_data_are_refused_where_no_pipeline_can_run(

@@ -155,6 +155,13 @@ def test_iterations_have_bounds() -> None:
     assert first(-5) == first(0) == 0
 
 
+def test_iterations_that_were_asked_for_are_every_units() -> None:
+    """Though there is time for fewer, or for more; later units know what they take."""
+    for left in (1.0, 60.0, 1e6):
+        division = Division(lambda: left, 10.0, 10.0, 0.5, {"a": 1.0, "b": 1.0}, asked=20)  # noqa: B023
+        assert [division.begin("a"), division.begin("b")] == [20, 20]
+
+
 def test_units_without_time_leave_theirs_to_later_ones() -> None:
     """280 steps are useless to 28 units of 10, and enough for five."""
     now, steps = 0.0, []

@@ -11,7 +11,7 @@ import pytest
 
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.system import resources
-from fp4dit_onnx.system.resources import checked_threads, most_threads, usable_cores
+from fp4dit_onnx.system.resources import Resources, checked_threads, most_threads, usable_cores
 
 
 @pytest.mark.parametrize("threads", [-1, 0, most_threads() + 1, 100_000])
@@ -95,3 +95,27 @@ def test_what_is_free_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     resources.return_memory()
     assert resident() < before - 150_000_000
     assert pieces
+
+
+def test_a_peak_never_falls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux's own count does, by some pages: 1,603,096,576 bytes and then 1,603,084,288."""
+    counted = iter([100, 90, 120, 110, 105])
+    monkeypatch.setattr(resources, "peak_rss", lambda: next(counted))
+    noted = Resources()
+    noted.imported()
+    with noted.stage("one"):
+        pass
+    with noted.stage("two"):
+        pass
+    used = noted.used()
+    assert (used.peak_rss_bytes_after_imports, used.peak_rss_bytes) == (100, 120)
+    assert used.peaks == {"one": 120, "two": 120}
+
+
+def test_a_system_that_tells_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "peak_rss", lambda: None)
+    noted = Resources()
+    with noted.stage("one"):
+        pass
+    used = noted.used()
+    assert (used.peak_rss_bytes_after_imports, used.peak_rss_bytes, used.peaks) == (None, None, {})

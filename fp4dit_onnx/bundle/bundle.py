@@ -9,7 +9,6 @@ The manifest, quantization.json, is `manifest.Manifest`.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from fp4dit_onnx.bundle.names import (
 )
 from fp4dit_onnx.bundle.writing import new_bundle
 from fp4dit_onnx.errors import BundleError
-from fp4dit_onnx.files import BUNDLE, write_text
+from fp4dit_onnx.files import BUNDLE, sha256_of, write_text
 from fp4dit_onnx.system.links import followed
 from fp4dit_onnx.system.locking import locked
 from fp4dit_onnx.system.outputs import check_file, written_whole
@@ -145,7 +144,7 @@ class Bundle:
                 raise BundleError(
                     f"{path} has {size} bytes, {MANIFEST} says {entry.bytes}; {_EXPORT_AGAIN}"
                 )
-            if deep and (found := _sha256(path)) != entry.sha256:
+            if deep and (found := sha256_of(path)) != entry.sha256:
                 raise BundleError(
                     f"{path} has sha256 {found[:12]}..., {MANIFEST} says "
                     f"{entry.sha256[:12]}...; {_EXPORT_AGAIN}"
@@ -202,20 +201,12 @@ def put_files(
 
 
 def _entry(path: Path) -> File:
-    return File(_sha256(path), path.stat().st_size)
+    return File(sha256_of(path), path.stat().st_size)
 
 
 def _write_whole(path: Path, content: bytes) -> None:
     with written_whole(path) as partial:
         partial.write_bytes(content)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _check_is_bundle(root: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fp4dit_onnx.checkpoint.single_file import PICKLES, READERS
 from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.exporting.calibration_data import repeated
 from fp4dit_onnx.exporting.component_writing import TRACING
@@ -13,7 +15,7 @@ from fp4dit_onnx.exporting.executing import executor_of
 from fp4dit_onnx.exporting.pacing import paced
 from fp4dit_onnx.exporting.plan import Plan, work_folder
 from fp4dit_onnx.exporting.request import ExportRequest
-from fp4dit_onnx.files import plain
+from fp4dit_onnx.files import plain, sha256_of_all
 from fp4dit_onnx.numbers.compare import sqnr_db
 from fp4dit_onnx.spec.state import QuantizedState
 from fp4dit_onnx.system.executors import place_of
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from fp4dit_onnx.checkpoint.checkpoint import Checkpoint
     from fp4dit_onnx.network.network import Network
 
-__all__ = ["calibrated", "case_errors", "provenance_of"]
+__all__ = ["calibrated", "case_errors", "digest_of_texts", "provenance_of"]
 
 
 def calibrated(
@@ -130,6 +132,7 @@ def _fingerprint(request: ExportRequest, planned: Plan, network: Network) -> dic
     prompts = hashlib.sha256("\n".join(planned.prompts).encode()).hexdigest()
     return {
         "model": {"name": planned.checkpoint.folder.name, "sha256": model_digest(network)},
+        "texts": digest_of_texts(planned.checkpoint),
         "data": {"prompts": len(planned.prompts), "sha256": prompts, "seed": request.seed}
         | ({} if planned.data is None else {"latents": planned.data.digest}),
         "sampling": asdict(planned.recorded),
@@ -142,6 +145,17 @@ def _fingerprint(request: ExportRequest, planned: Plan, network: Network) -> dic
             "precision": network.execution.precision,
         },
     }
+
+
+def digest_of_texts(checkpoint: Checkpoint) -> str:
+    """SHA-256 of what makes encodings of prompts: weights, settings and vocabularies."""
+    files: set[Path] = set()
+    for name, part in checkpoint.components.items():
+        if name.startswith(("text_encoder", "tokenizer")):
+            files.update(info.file for info in part.tensors.values())
+            others = {p for p in part.folder.iterdir() if p.suffix not in {*READERS, *PICKLES}}
+            files |= {p for p in others if p.is_file()}
+    return sha256_of_all(sorted(files))
 
 
 def case_errors(planned: Plan, network: Network, state: QuantizedState) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from fp4dit_onnx.checkpoint.checkpoint import Checkpoint
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.sampling_plan import at_size, check_size
 from fp4dit_onnx.families import Family
+from fp4dit_onnx.files import sha256_of_all
 from fp4dit_onnx.system.progress import Reporter
 
 if TYPE_CHECKING:
@@ -45,10 +45,7 @@ class ImageData:
     @property
     def digest(self) -> str:
         """SHA-256 of the files."""
-        digest = hashlib.sha256()
-        for file in self.files:
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-        return digest.hexdigest()
+        return sha256_of_all(self.files)
 
     def sampling(self, usual: Sampling, family: Family, checkpoint: Checkpoint) -> Sampling:
         """How data of this size are sampled; raises as `check_size`."""

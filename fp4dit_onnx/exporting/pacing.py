@@ -99,6 +99,7 @@ def paced(
         after=speed.after,
         walk=walk_seconds(effort, speed, method),
         method=lambda iterations: _with_iterations(request, method, iterations),
+        asked=request.iterations,
     )
     return Paced(replace(planned, method=method, prompts=prompts), sampling, pace)
 

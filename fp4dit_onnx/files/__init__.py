@@ -10,6 +10,7 @@ from fp4dit_onnx.files.decoding import (
     plain,
     shown,
 )
+from fp4dit_onnx.files.digests import sha256_of, sha256_of_all
 from fp4dit_onnx.files.reading import (
     BUNDLE,
     CHECKPOINT,
@@ -47,6 +48,8 @@ __all__ = [
     "read_bytes",
     "read_json",
     "read_text",
+    "sha256_of",
+    "sha256_of_all",
     "shown",
     "write_text",
 ]

@@ -130,7 +130,8 @@ def measure(subject: Subject) -> Memory:
     after = peak_rss()
     if before is None or loaded is None or after is None:
         raise Fp4DitError("this system does not report the memory of a process")
-    return Memory(subject.name, before, loaded - before, after - before)
+    loaded = max(loaded, before)  # each counts pages that the one before it may have missed
+    return Memory(subject.name, before, loaded - before, max(after, loaded) - before)
 
 
 def main() -> None:

@@ -130,7 +130,8 @@ class Resources:
         self._start = time.monotonic()
         self._seconds: dict[str, float] = {}
         self._peaks: dict[str, int] = {}
-        self._before = peak_rss()
+        self._largest: int | None = None
+        self._before = self._peak()
 
     @property
     def elapsed(self) -> float:
@@ -150,18 +151,28 @@ class Resources:
         finally:
             passed = time.monotonic() - start
             self._seconds[name] = self._seconds.get(name, 0.0) + passed
-            if (peak := peak_rss()) is not None:
+            if (peak := self._peak()) is not None:
                 self._peaks[name] = peak
 
     def imported(self) -> None:
         """Note that all packages are loaded: what comes from here on is the work's own."""
-        self._before = peak_rss()
+        self._before = self._peak()
 
     def used(self) -> Used:
         """For the manifest, up to now."""
         seconds = {**self._seconds, "total": self.elapsed}
         rounded = {name: round(passed, 2) for name, passed in seconds.items()}
-        return Used(peak_rss(), self._before, rounded, dict(self._peaks))
+        return Used(self._peak(), self._before, rounded, dict(self._peaks))
+
+    def _peak(self) -> int | None:
+        """Largest resident set so far.
+
+        Linux adds up the pages that each processor counted, some of them late: a peak read later may be
+        some pages less than one read before.
+        """
+        if (found := peak_rss()) is not None:
+            self._largest = max(self._largest or 0, found)
+        return self._largest
 
 
 class StageTimes:

@@ -5,7 +5,6 @@
 #define FP4DIT_CPU_KERNELS_GELU_INL_H_
 
 #include <cstddef>
-#include <cstring>
 
 #include "cpu/kernels/kernels.h"
 #include "cpu/kernels/softmax-inl.h"
@@ -42,9 +41,7 @@ void Gelu(const float* x, size_t count, float* y) {
   for (; i < count; i += V::kLanes) {
     typename V::Float one[] = {V::LoadFirst(x + i, count - i)};
     GeluOf<V>(one);
-    alignas(64) float lanes[V::kLanes];
-    V::StoreFloats(lanes, one[0]);
-    std::memcpy(y + i, lanes, (count - i < V::kLanes ? count - i : V::kLanes) * sizeof(float));
+    V::StoreFirst(y + i, one[0], count - i);
   }
 }
 

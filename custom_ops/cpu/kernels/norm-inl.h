@@ -6,7 +6,6 @@
 
 #include <cmath>
 #include <cstddef>
-#include <cstring>
 
 #include "cpu/kernels/kernels.h"
 
@@ -34,14 +33,6 @@ float SumOfRow(size_t k, const Term& term) {
 }
 
 template <typename V>
-void StoreFirst(float* y, typename V::Float v, size_t count) {
-  if (count >= V::kLanes) return V::StoreFloats(y, v);
-  alignas(64) float all[V::kLanes];
-  V::StoreFloats(all, v);
-  std::memcpy(y, all, count * sizeof(float));
-}
-
-template <typename V>
 float Center(const float* x, size_t k, float epsilon, float* y) {
   using Float = typename V::Float;
   const auto add = [x](size_t i, size_t count, Float sum) {
@@ -50,7 +41,7 @@ float Center(const float* x, size_t k, float epsilon, float* y) {
   const auto size = static_cast<float>(k);
   const auto mean = V::Splat(SumOfRow<V>(k, add) / size);
   const auto square = [x, y, mean](size_t i, size_t count, Float sum) {
-    StoreFirst<V>(y + i, V::Sub(V::LoadFirst(x + i, count), mean), count);
+    V::StoreFirst(y + i, V::Sub(V::LoadFirst(x + i, count), mean), count);
     const auto off = V::LoadFirst(y + i, count);  // what is beyond the row is zero
     return V::Fma(off, off, sum);
   };
@@ -64,8 +55,8 @@ void Modulate(const float* x, float factor, const float* gain, const float* shif
   for (size_t i = 0; i < count; i += V::kLanes) {
     const size_t left = count - i;
     const auto unit = V::Mul(V::LoadFirst(x + i, left), by);
-    StoreFirst<V>(y + i, V::Fma(unit, V::LoadFirst(gain + i, left), V::LoadFirst(shift + i, left)),
-                  left);
+    const auto moved = V::Fma(unit, V::LoadFirst(gain + i, left), V::LoadFirst(shift + i, left));
+    V::StoreFirst(y + i, moved, left);
   }
 }
 
