@@ -156,8 +156,7 @@ class Blockwise:
         waiting = self._waiting.pop(name)
         if not self._parallel:
             self.walk.write_results(name, solved.layers.values(), waiting.inputs)
-        self._solved |= solved.layers
-        self.work.finish(name, solved.layers, solved.error)
+        self._solved |= self.work.finish(name, solved.layers, solved.error)
         self._forget(name)
         self.recipes.finish(name)
         self.walk.tidy(self._last, self._waiting)

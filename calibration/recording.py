@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fp4dit_onnx.calibration.applying import quantize_layers
+from fp4dit_onnx.calibration.applying import quantize_layer
 from fp4dit_onnx.calibration.batches import Here, Source, Watch, record_batch
 from fp4dit_onnx.calibration.importance import step_importance
 from fp4dit_onnx.calibration.methods import Method
@@ -30,7 +30,7 @@ from fp4dit_onnx.network.network import Network
 from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import QuantizedState
 from fp4dit_onnx.system.executors import LOCAL, Executor, Task
-from fp4dit_onnx.system.progress import Advance, Reporter, SilentReporter
+from fp4dit_onnx.system.progress import Advance, Reporter
 from fp4dit_onnx.system.resources import return_memory
 
 __all__ = ["MEASURED_CALLS", "Recorded", "begun", "record"]
@@ -39,6 +39,8 @@ MEASURED_CALLS = 4
 """Calls of the network, spread over the trajectory, on which the whole simulation is measured."""
 SUMMED = "moments"
 """Folder of the moments of all batches."""
+NEAREST = "{}@nearest"
+"""A layer rounded to nearest, in the work folder: all of them may take more memory than there is."""
 COPIED = 16
 """Samples that are copied at a time."""
 
@@ -230,13 +232,16 @@ def _importance(
     with overflow_refused(network), reporter.stage(what, 1) as advance:
         found = [1.0] * sampler.steps
         if sampler.probe is not None:
-            weights_only = {name: replace(spec, input=None) for name, spec in specs.items()}
-            stages = (method.range, Nearest())
-            state = QuantizedState(
-                quantize_layers(network, weights_only, stages, SilentReporter())
-            )
+            stages, layers = (method.range, Nearest()), {}
+            for name, spec in specs.items():
+                weight, alone = network.tensor(f"{name}.weight"), replace(spec, input=None)
+                made = {name: quantize_layer(name, weight, alone, stages)}
+                layers |= work.finish(NEAREST.format(name), made)
+            state = QuantizedState(layers)
             found = step_importance(
                 network.module, state, sampler.probe, sampler.steps, sampler.guidance, advance
             ).tolist()
+            for name in specs:
+                work.discard(NEAREST.format(name))
         work.save("importance", found)
     return found

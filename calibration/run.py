@@ -253,11 +253,14 @@ def _prepared(
     memory, disk = sample_bytes(topology, waiting)
     samples = method.data.samples
     if not begun(work):
-        widths = [network.module.get_parameter(f"{name}.weight").shape[1] for name in specs]
+        shapes = {name: network.module.get_parameter(f"{name}.weight").shape for name in specs}
+        codes = sum(n * specs[name].code_bytes(k) for name, (n, k) in shapes.items())
+        widths = [k for _, k in shapes.values()]
         sums = (2 + waiting) * sum(4 * width * width for width in widths)  # of all, and of a batch
         if method.needs(MAXIMA):
             sums += 4 * sum(widths) * sampler.calls * sampler.batch * (2 if sampler.paired else 1)
         needed = samples * (2 * nbytes(call) + disk) + (sums if method.needs(MOMENTS) else 0)
+        needed += codes  # of layers rounded to nearest, and then of finished units
         check_disk(work.folder, needed, samples)
     return topology, units, chunk_size(int(min(max_ram, network.execution.limit / 2)), memory)
 

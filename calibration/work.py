@@ -33,6 +33,8 @@ RECORDED = "recorded"
 """What one whole run of the sampler gave."""
 ENCODINGS = "encodings.pt"
 """File of the prompts' encodings."""
+UNITS = "units"
+"""Folder of what is finished."""
 
 
 def model_digest(network: Network) -> str:
@@ -109,20 +111,29 @@ class Work:
         partial.replace(path)
 
     def finished(self, unit: str) -> tuple[dict[str, QuantizedLayer], float] | None:
-        """Layers and error of a unit, None if it is not done."""
+        """Layers and error of a unit, None if it is not done; codes and scales stay on disk."""
         path = self._unit(unit)
         if not path.exists():
             return None
-        state = load_state(path)
+        state = load_state(path, stored=True)
         return dict(state.layers), float(state.provenance["error"])
 
-    def finish(self, unit: str, layers: Mapping[str, QuantizedLayer], error: float) -> None:
-        """Keep a unit's layers; a resumed run skips it."""
+    def finish(
+        self, unit: str, layers: Mapping[str, QuantizedLayer], error: float = 1.0
+    ) -> dict[str, QuantizedLayer]:
+        """Keep a unit's layers; a resumed run skips it. Returns them as `finished` does."""
         self._unit(unit).parent.mkdir(exist_ok=True)
         save_state(QuantizedState(dict(layers), {"error": error}), self._unit(unit))
+        known = self.finished(unit)
+        assert known is not None, unit
+        return known[0]
+
+    def discard(self, unit: str) -> None:
+        """Forget a unit."""
+        self._unit(unit).unlink(missing_ok=True)
 
     def _unit(self, unit: str) -> Path:
-        return self.folder / "units" / f"{unit}.safetensors"
+        return self.folder / UNITS / f"{unit}.safetensors"
 
     def save(self, name: str, value: Any) -> None:
         """Keep tensors in dictionaries, lists and tuples, or `Samples`."""

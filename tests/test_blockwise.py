@@ -29,6 +29,7 @@ from toy_network import (
 
 from fp4dit_onnx.calibration import blockwise
 from fp4dit_onnx.calibration.applying import quantize_layer
+from fp4dit_onnx.calibration.importance import step_importance
 from fp4dit_onnx.calibration.methods import (
     INPUTS_FROM,
     PARALLEL,
@@ -49,11 +50,10 @@ from fp4dit_onnx.calibration.units import Unit, sample_bytes, units_of
 from fp4dit_onnx.calibration.walk import chunk_size
 from fp4dit_onnx.calibration.work import Work, model_digest
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.families.guidance import Guided
 from fp4dit_onnx.network.execution import HOST, Execution
 from fp4dit_onnx.network.network import whole
 from fp4dit_onnx.spec.spec import LayerSpec
-from fp4dit_onnx.spec.state import QuantizedState, save_state
+from fp4dit_onnx.spec.state import QuantizedState, StoredParts, save_state
 from fp4dit_onnx.system.executors import Task
 from fp4dit_onnx.system.progress import SilentReporter
 
@@ -110,6 +110,26 @@ def test_units_come_in_the_order_of_the_calls(network: Network) -> None:
     call = part_of(first_call(network, sampler_of(network)), torch.arange(1))
     made = whole(network)
     assert units_of(made.topology(call, 1), made.blocks, LAYERS) == UNITS
+
+
+def test_finished_layers_and_those_of_importance_take_no_memory(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a model of 12 billion weights are 6 GB, beside what training a block takes."""
+    disturbed: list[QuantizedState] = []
+
+    def noted(module: Any, state: QuantizedState, *rest: Any) -> Any:
+        disturbed.append(state)
+        return step_importance(module, state, *rest)
+
+    monkeypatch.setattr("fp4dit_onnx.calibration.recording.step_importance", noted)
+    found = calibrated(network, tmp_path / "work", shortened(2)).state
+    for state in (*disturbed, found):
+        assert set(state.layers) == set(LAYERS)
+        assert all(isinstance(layer.parts, StoredParts) for layer in state.layers.values())
+    assert len(disturbed) == 1
+    kept = {path.stem for path in (tmp_path / "work" / "units").iterdir()}
+    assert kept == {unit.name for unit in UNITS}
 
 
 def test_a_layer_that_never_runs_is_named(network: Network) -> None:
@@ -373,31 +393,3 @@ def test_an_all_zero_layer_is_kept(network: Network, tmp_path: Path) -> None:
     few = shortened(3)
     found = calibrated(network, tmp_path / "w", few)
     assert not found.state.layers["blocks.2.mix"].weight().any()
-
-
-def test_gradients_of_the_guided_error_add_up_in_one_order(tmp_path: Path) -> None:
-    """As in releases before: another order is another last bit, and in time other codes."""
-    from fp4dit_onnx.calibration.evidence import Objective
-    from fp4dit_onnx.calibration.samples import Array, Tape
-    from fp4dit_onnx.families.guidance import Guidance
-
-    torch.manual_seed(0)
-    x, target, weight = torch.randn(8, 500), torch.randn(8, 500), torch.rand(4)
-    tape = Tape(tmp_path / "arguments", 8)
-    (tmp_path / "arguments").mkdir(exist_ok=True)
-    tape.write(0, ((x,), {}), 8)
-    kept = Array(tmp_path / "target.npy")
-    kept.create(8, target)
-    kept.write(0, target)
-    guided = Guided(Guidance(), 4.5)
-    objective = Objective(tape.finish(weight, paired=True), {0: kept}, guided, 1.0)
-    factor = torch.ones(500, requires_grad=True)
-    found = objective.errors(lambda a: a * factor, torch.arange(4)).sum()
-    (gradient,) = torch.autograd.grad(found, factor)
-
-    unconditional, conditional = (x * factor - target).chunk(2)
-    combined = unconditional + 4.5 * (conditional - unconditional)
-    halves = (unconditional.square() + conditional.square()).mean(dim=1) / 2
-    both = torch.stack([halves, combined.square().mean(dim=1)])
-    (wanted,) = torch.autograd.grad((weight * both).mean(dim=1).sum(), factor)
-    assert torch.equal(gradient, wanted)

@@ -22,7 +22,7 @@ from fp4dit_onnx.calibration.reconstruct import AdaptiveLinear, train_rounding
 from fp4dit_onnx.calibration.samples import Array, Tape
 from fp4dit_onnx.calibration.stages.adaround import AdaRound
 from fp4dit_onnx.calibration.stages.dqc import Dqc
-from fp4dit_onnx.families.guidance import Guided
+from fp4dit_onnx.families.guidance import Guidance, Guided
 from fp4dit_onnx.spec.spec import LayerSpec
 
 N, K, SAMPLES = 6, 16, 32
@@ -93,3 +93,27 @@ def test_each_step_is_told_with_its_error(tmp_path: Path) -> None:
     assert told[-1] < 0.3
     assert float(descent.error(unit)) < told[-1] * 1.01
     assert replace(descent, batch=4)._pairs == 4
+
+
+def test_gradients_of_the_guided_error_add_up_in_one_order(tmp_path: Path) -> None:
+    """As in releases before: another order is another last bit, and in time other codes."""
+    torch.manual_seed(0)
+    x, target, weight = torch.randn(8, 500), torch.randn(8, 500), torch.rand(4)
+    tape = Tape(tmp_path / "arguments", 8)
+    (tmp_path / "arguments").mkdir(exist_ok=True)
+    tape.write(0, ((x,), {}), 8)
+    kept = Array(tmp_path / "target.npy")
+    kept.create(8, target)
+    kept.write(0, target)
+    guided = Guided(Guidance(), 4.5)
+    objective = Objective(tape.finish(weight, paired=True), {0: kept}, guided, 1.0)
+    factor = torch.ones(500, requires_grad=True)
+    found = objective.errors(lambda a: a * factor, torch.arange(4)).sum()
+    (gradient,) = torch.autograd.grad(found, factor)
+
+    unconditional, conditional = (x * factor - target).chunk(2)
+    combined = unconditional + 4.5 * (conditional - unconditional)
+    halves = (unconditional.square() + conditional.square()).mean(dim=1) / 2
+    both = torch.stack([halves, combined.square().mean(dim=1)])
+    (wanted,) = torch.autograd.grad((weight * both).mean(dim=1).sum(), factor)
+    assert torch.equal(gradient, wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from fp4dit_onnx.spec.spec import LayerSpec
 from fp4dit_onnx.spec.state import (
     QuantizedLayer,
     QuantizedState,
+    StoredParts,
     load_state,
     part_shapes,
     save_state,
@@ -163,6 +165,22 @@ def test_load_is_the_inverse_of_save(state: QuantizedState, saved: Path) -> None
         assert (got.name, got.spec, got.k) == (name, layer.spec, layer.k)
         for mine, theirs in ((layer.codes, got.codes), (layer.scale, got.scale)):
             assert same_bits(mine, theirs).ok
+
+
+def test_layers_whose_parts_stay_in_the_file(state: QuantizedState, saved: Path) -> None:
+    found = load_state(saved, stored=True)
+    for name, layer in state.layers.items():
+        got = pickle.loads(pickle.dumps(replace(found.layers[name], name="other")))
+        assert isinstance(got.parts, StoredParts)
+        assert {r: p.tobytes() for r, p in got.parts.items()} == {
+            r: p.tobytes() for r, p in layer.parts.items()
+        }
+        assert (got.n, got.spec, got.k) == (layer.n, layer.spec, layer.k)
+        with pytest.raises(KeyError):
+            got.parts["zero_point"]
+    saved.unlink()
+    with pytest.raises(UsageError, match=r"state\.safetensors: no readable quantized state"):
+        _ = found.layers["b"].codes
 
 
 def test_save_is_deterministic(state: QuantizedState, saved: Path, tmp_path: Path) -> None:

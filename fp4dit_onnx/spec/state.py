@@ -7,8 +7,10 @@ JSON metadata entry that holds specifications and provenance.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ __all__ = [
     "Layout",
     "QuantizedLayer",
     "QuantizedState",
+    "StoredParts",
     "load_state",
     "part_shapes",
     "save_state",
@@ -112,14 +115,15 @@ class QuantizedLayer:
 
     def __post_init__(self) -> None:
         """Check that the parts fit the shape, and what they are multiplied with."""
-        codes = self.parts.get("codes")
+        parts = dict(self.parts)  # read once, where they are in a file
+        codes = parts.get("codes")
         n = codes.shape[0] if codes is not None and codes.ndim else 0
-        found = {role: part.shape for role, part in self.parts.items()}
+        found = {role: part.shape for role, part in parts.items()}
         expected = part_shapes(n, self.k, self.spec) if self.spec.group_size > 0 else {}
         if found != expected:
             listed = ", ".join(f"{role} {shape}" for role, shape in found.items())
             raise UsageError(f"layer {self.name}: {listed} do not fit K={self.k}, {self.spec}")
-        for role, part in self.parts.items():
+        for role, part in parts.items():
             if part.dtype not in _TYPES[role]:
                 wanted = " or ".join(t.__name__ for t in _TYPES[role])
                 raise UsageError(f"layer {self.name}: {role} {part.dtype}, expected {wanted}")
@@ -129,7 +133,7 @@ class QuantizedLayer:
                 raise UsageError(
                     f"layer {self.name}: its branch {shapes} does not fit {(n, self.k)}"
                 )
-        self._check_multipliers()
+        self._check_multipliers(parts.get("multipliers"))
         check_product(self.name, self.spec, self.k)
 
     @property
@@ -137,28 +141,23 @@ class QuantizedLayer:
         """Packed codes, uint8 [N, B]."""
         return self.parts["codes"]
 
-    def _check_multipliers(self) -> None:
-        if "multipliers" not in self.parts:
+    def _check_multipliers(self, packed: npt.NDArray[np.uint8] | None) -> None:
+        if packed is None:
             return
-        most, limit = (
-            self._multiplier().max(initial=0),
-            largest_multiplier(self.spec.weight_format),
-        )
+        most = unpack(packed, 2 * packed.shape[1], 4).max(initial=0)
+        limit = largest_multiplier(self.spec.weight_format)
         if most > limit:
             raise UsageError(
                 f"layer {self.name}: multiplier {most}: expected at most {limit}, so that its "
                 f"product with {self.spec.weight_format.name} stays within int8"
             )
 
-    def _multiplier(self) -> npt.NDArray[np.uint8]:
-        return unpack(self.parts["multipliers"], 2 * self.parts["multipliers"].shape[1], 4)
-
     @property
     def scale(self) -> npt.NDArray[np.floating]:
         """The value of one grid integer of each group, float16 or float32 [N, G]."""
         return self.spec.scale_format.join(self.parts, group_count(self.k, self.spec.group_size))
 
-    @property
+    @cached_property
     def n(self) -> int:
         """Output channels."""
         return int(self.codes.shape[0])
@@ -191,6 +190,37 @@ class QuantizedLayer:
     def weight(self) -> FloatArray:
         """The dequantized weight, float32 [N, K]."""
         return dequantize(self.integers(), self.scale.astype(np.float32), self.spec.group_size)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredParts(Mapping[str, npt.NDArray[Any]]):
+    """Parts of a layer that take no memory: each is read from its file whenever it is looked at.
+
+    Attributes:
+        file: of `save_state`; it is to stay.
+        name: of the layer in it.
+        roles: of the parts.
+    """
+
+    file: Path
+    name: str
+    roles: tuple[str, ...]
+
+    def __getitem__(self, role: str) -> npt.NDArray[Any]:
+        """The part; raises KeyError for another role, UsageError where the file is gone."""
+        if role not in self.roles:
+            raise KeyError(role)
+        with _opened(self.file) as file:
+            part: npt.NDArray[Any] = file.get_tensor(f"{self.name}.{role}")
+        return part
+
+    def __iter__(self) -> Iterator[str]:
+        """The roles."""
+        return iter(self.roles)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.roles)
 
 
 @dataclass(frozen=True)
@@ -297,22 +327,34 @@ class _Header:
     attention: Mapping[str, str] = field(default_factory=dict)
 
 
-def load_state(path: Path) -> QuantizedState:
+def load_state(path: Path, *, stored: bool = False) -> QuantizedState:
     """Read what `save_state` wrote.
+
+    Args:
+        path: of the file.
+        stored: whether the layers' parts stay there, see `StoredParts`.
 
     Raises:
         UsageError: no such file, damaged, not a quantized state, of another version, or with an
             unknown format.
     """
+    with _opened(path) as file:
+        header = _header(path, (file.metadata() or {}).get(_METADATA, "{}"))
+        for name in header.attention.values():
+            format_by_name(name)
+        rows, place = header.layers.items(), path if stored else None
+        layers = {name: _read_layer(file, name, row, place) for name, row in rows}
+    return QuantizedState(layers, header.provenance, header.attention)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A state file; refused in one line where it cannot be read."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            header = _header(path, (file.metadata() or {}).get(_METADATA, "{}"))
-            for name in header.attention.values():
-                format_by_name(name)
-            layers = {name: _read_layer(file, name, row) for name, row in header.layers.items()}
+            yield file
     except (OSError, safetensors.SafetensorError, WrongType) as error:
         raise UsageError(f"{path}: no readable quantized state ({error})") from error
-    return QuantizedState(layers, header.provenance, header.attention)
 
 
 def _header(path: Path, text: str) -> _Header:
@@ -331,7 +373,8 @@ def _header(path: Path, text: str) -> _Header:
     return found
 
 
-def _read_layer(file: Any, name: str, row: _StoredLayer) -> QuantizedLayer:
+def _read_layer(file: Any, name: str, row: _StoredLayer, place: Path | None) -> QuantizedLayer:
+    """A layer, whose parts stay in the file at `place` if that is given."""
     given = {key: value for key, value in vars(row).items() if key not in ("k", "branch")}
     branch = None
     if row.branch is not None:
@@ -339,5 +382,7 @@ def _read_layer(file: Any, name: str, row: _StoredLayer) -> QuantizedLayer:
         branch = absent.with_tensors(lambda role: file.get_tensor(branch_name(name, role)))
     spec = LayerSpec.of(**given, branch=branch)
     spec = spec.with_tensors(lambda one, role: file.get_tensor(tensor_name(name, role)))
-    parts = {role: file.get_tensor(f"{name}.{role}") for role in part_shapes(0, row.k, spec)}
-    return QuantizedLayer(name, spec, row.k, parts)
+    roles = tuple(part_shapes(0, row.k, spec))
+    if place is not None:
+        return QuantizedLayer(name, spec, row.k, StoredParts(place, name, roles))
+    return QuantizedLayer(name, spec, row.k, {r: file.get_tensor(f"{name}.{r}") for r in roles})
