@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,19 +19,18 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("nlohmann_json")
 
 import emulation
-import nlohmann_json
+from cpp_programs import built, refusal, run
 from PIL import Image
+from table_scheduler import Table, write_table
 
 from fp4dit_onnx.evaluation.metrics import psnr
 from fp4dit_onnx.families.pixart import PIXART_ALPHA
 from fp4dit_onnx.prompts import demo_prompts
 from fp4dit_onnx.runtime.library import library_path
 from fp4dit_onnx.runtime.pipeline import Pipeline
-from fp4dit_onnx.runtime.step_table import bundle_step_table
 from fp4dit_onnx.runtime.tokenizer import Tokenizer
 
 Array = npt.NDArray[Any]
-SOURCE = Path(__file__).resolve().parents[1] / "examples" / "cpp"
 PROMPT = "red apple"
 STEPS = 4
 LIBRARY = ("--library", library_path())
@@ -55,24 +52,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def built(folder: Path, *options: str, targets: Sequence[str] = ("text_to_image",)) -> Path:
-    common = ["-DFP4DIT_WERROR=ON", "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1 -g1"]
-    common += [f"-DNLOHMANN_JSON_INCLUDE={nlohmann_json.get_include()}"]
-    emulation.call(["cmake", *options, "-S", SOURCE, "-B", folder, *common])
-    emulation.call(["cmake", "--build", folder, "--parallel", "2", "--target", *targets])
-    return folder
-
-
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the programs are, with sanitizers."""
     folder, sanitize = tmp_path_factory.mktemp("build"), "-DFP4DIT_SANITIZE=address,undefined"
     return built(folder, sanitize, targets=("text_to_image", "parts"))
-
-
-def write_table(folder: Path, steps: int) -> None:
-    table = bundle_step_table(folder, steps)
-    (folder / "scheduler" / "steps.json").write_text(table.dumps())
 
 
 @pytest.fixture(scope="module")
@@ -108,15 +92,6 @@ def damaged(four_steps: Path, tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def run(program: Path, *arguments: object, text: str = "") -> subprocess.CompletedProcess[bytes]:
-    """Run a program; the runtime keeps what it allocated once to the end of the process."""
-    env = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
-    command = [str(program), *map(str, arguments)]
-    return subprocess.run(
-        command, env=env, input=text.encode(), capture_output=True, check=False, timeout=300
-    )
-
-
 @pytest.fixture
 def draw(programs: Path, tmp_path: Path) -> Callable[..., Array]:
     """The image that the program generates, uint8 [H, W, 3]."""
@@ -131,56 +106,6 @@ def draw(programs: Path, tmp_path: Path) -> Callable[..., Array]:
             return np.asarray(picture)
 
     return make
-
-
-class Table:
-    """A scheduler, and its run, that takes the steps of a bundle's steps.json."""
-
-    def __init__(self, folder: Path) -> None:
-        self.rows = json.loads((folder / "scheduler" / "steps.json").read_text())
-        self.timesteps = np.array(self.rows["timesteps"])
-        self.initial_scale = self.rows["initial"]
-        self.stochastic = any(self.rows["noise"])
-        self.samples: list[Array] = []
-        self.outputs: list[Array] = []
-        self.index = self.first = 0
-        self.begun: list[dict[str, Any]] = []
-
-    def start(self, steps: int, plan: Any = None) -> Table:
-        """The run: the table's own steps."""
-        del steps, plan
-        return self
-
-    def since(self, index: int) -> Table:
-        """The steps of a run that begins with an image."""
-        self.index = self.first = index
-        self.timesteps = self.timesteps[index:]
-        self.begun = self.rows["begun"]
-        return self
-
-    def noised(self, data: Array, noise: Array, index: int = 0) -> Array:
-        """The image's sample, a sum in float32."""
-        kept, added = np.array(self.rows["levels"][self.first + index], np.float32)
-        return np.asarray(kept * data + added * noise)
-
-    def model_input(self, index: int, sample: Array) -> Array:
-        """What the model is given, a product in float64."""
-        return (sample.astype(np.float64) * self.rows["input"][self.index]).astype(np.float32)
-
-    def step(self, output: Array, sample: Array, noise: Array | None = None) -> Array:
-        """The next sample, summed in float64."""
-        taps = len(self.rows["sample"][0])
-        self.samples = [sample, *self.samples][:taps]
-        self.outputs = [output, *self.outputs][:taps]
-        i, total = self.index, np.zeros(sample.shape)
-        weights = [*self.begun, *[self.rows] * len(self.timesteps)][i - self.first]
-        self.index += 1
-        for j, (x, o) in enumerate(zip(self.samples, self.outputs, strict=True)):
-            total += weights["sample"][i][j] * x.astype(np.float64)
-            total += weights["output"][i][j] * o.astype(np.float64)
-        if noise is not None:
-            total += self.rows["noise"][i] * noise.astype(np.float64)
-        return total.astype(np.float32)
 
 
 def drawn_in_python(
@@ -357,16 +282,6 @@ BAD_VALUES: tuple[tuple[str, list[str | int], Any, str], ...] = (
     ("tokenizer/tokenizer.json", ["post_processor"], None, "expected TemplateProcessing"),
     ("tokenizer/tokenizer_config.json", ["padding_side"], "left", 'expected "right"'),
 )
-
-
-def refusal(programs: Path, *arguments: object) -> str:
-    """The line that a refused request ends with."""
-    result = run(programs / "text_to_image", *arguments)
-    lines = result.stderr.decode().splitlines()
-    assert result.returncode == 2, result.stderr.decode()
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("error: ")
-    return lines[0]
 
 
 @pytest.mark.parametrize(("file", "place", "value", "message"), BAD_VALUES)
