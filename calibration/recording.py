@@ -39,8 +39,8 @@ MEASURED_CALLS = 4
 """Calls of the network, spread over the trajectory, on which the whole simulation is measured."""
 SUMMED = "moments"
 """Folder of the moments of all batches."""
-NEAREST = "{}@nearest"
-"""A layer rounded to nearest, in the work folder: all of them may take more memory than there is."""
+NEAREST = "nearest"
+"""Layers rounded to nearest, in the work folder: all of them may take more memory than there is."""
 COPIED = 16
 """Samples that are copied at a time."""
 
@@ -235,13 +235,13 @@ def _importance(
             stages, layers = (method.range, Nearest()), {}
             for name, spec in specs.items():
                 weight, alone = network.tensor(f"{name}.weight"), replace(spec, input=None)
-                made = {name: quantize_layer(name, weight, alone, stages)}
-                layers |= work.finish(NEAREST.format(name), made)
+                made = quantize_layer(name, weight, alone, stages)
+                layers[name] = work.stored(f"{NEAREST}.{name}", made)
             state = QuantizedState(layers)
             found = step_importance(
                 network.module, state, sampler.probe, sampler.steps, sampler.guidance, advance
             ).tolist()
             for name in specs:
-                work.discard(NEAREST.format(name))
+                work.clear(f"{NEAREST}.{name}")
         work.save("importance", found)
     return found

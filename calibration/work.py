@@ -33,8 +33,6 @@ RECORDED = "recorded"
 """What one whole run of the sampler gave."""
 ENCODINGS = "encodings.pt"
 """File of the prompts' encodings."""
-UNITS = "units"
-"""Folder of what is finished."""
 
 
 def model_digest(network: Network) -> str:
@@ -118,22 +116,18 @@ class Work:
         state = load_state(path, stored=True)
         return dict(state.layers), float(state.provenance["error"])
 
-    def finish(
-        self, unit: str, layers: Mapping[str, QuantizedLayer], error: float = 1.0
-    ) -> dict[str, QuantizedLayer]:
-        """Keep a unit's layers; a resumed run skips it. Returns them as `finished` does."""
+    def finish(self, unit: str, layers: Mapping[str, QuantizedLayer], error: float) -> None:
+        """Keep a unit's layers; a resumed run skips it."""
         self._unit(unit).parent.mkdir(exist_ok=True)
         save_state(QuantizedState(dict(layers), {"error": error}), self._unit(unit))
-        known = self.finished(unit)
-        assert known is not None, unit
-        return known[0]
 
-    def discard(self, unit: str) -> None:
-        """Forget a unit."""
-        self._unit(unit).unlink(missing_ok=True)
+    def stored(self, name: str, layer: QuantizedLayer) -> QuantizedLayer:
+        """The layer with its codes and scales in a file called `name`, until that is cleared."""
+        save_state(QuantizedState({layer.name: layer}), self.folder / name)
+        return load_state(self.folder / name, stored=True).layers[layer.name]
 
     def _unit(self, unit: str) -> Path:
-        return self.folder / UNITS / f"{unit}.safetensors"
+        return self.folder / "units" / f"{unit}.safetensors"
 
     def save(self, name: str, value: Any) -> None:
         """Keep tensors in dictionaries, lists and tuples, or `Samples`."""

@@ -130,6 +130,7 @@ def test_finished_layers_and_those_of_importance_take_no_memory(
     assert len(disturbed) == 1
     kept = {path.stem for path in (tmp_path / "work" / "units").iterdir()}
     assert kept == {unit.name for unit in UNITS}
+    assert not [*(tmp_path / "work").glob("nearest.*")]
 
 
 def test_a_layer_that_never_runs_is_named(network: Network) -> None:
