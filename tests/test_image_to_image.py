@@ -6,6 +6,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,41 @@ def test_pixart_begins_with_an_image(
     theirs = by_hand(torch_pipeline, transformer, picture, strength)
     assert psnr(np.asarray(ours), np.asarray(theirs)) > LEAST_PSNR
     assert psnr(np.asarray(ours), np.asarray(picture)) < LEAST_PSNR
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.6, 0.9])
+def test_quantized_weights_begin_with_an_image(
+    drawable: Callable[..., Path], torch_pipeline: Any, picture: Image.Image, strength: float
+) -> None:
+    """The demo's own transformer on both sides, its activations in float."""
+    made = drawable("w4a16")
+    (ours,) = Pipeline(made).generate(
+        [PROMPT], seeds=SEED, steps=STEPS, guidance=GUIDANCE, image=picture, strength=strength
+    )
+    theirs = by_hand(torch_pipeline, load_transformer(made), picture, strength)
+    assert psnr(np.asarray(ours), np.asarray(theirs)) > LEAST_PSNR
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.6, 0.9])
+def test_with_rounded_activations_it_is_as_near_as_to_itself(
+    demo_bundle: Path, torch_pipeline: Any, picture: Image.Image, strength: float
+) -> None:
+    """A start moved by a millionth rounds other values the other way, and so do torch's last bits."""
+    ours = Pipeline(demo_bundle)
+    sampling = ours.settings(steps=STEPS, guidance=GUIDANCE)
+    start = ours.begin(picture, [SEED], sampling, strength)
+
+    def image(latents: Any) -> Any:
+        found = ours.sample([PROMPT], [SEED], sampling, start=replace(start, latents=latents))
+        return np.asarray(ours.decode(found)[0])
+
+    random = np.random.default_rng(0)
+    moved = [1 + 1e-6 * random.standard_normal(start.latents.shape) for _ in range(4)]
+    found = image(start.latents)
+    near = [psnr(found, image((start.latents * by).astype(np.float32))) for by in moved]
+    theirs = by_hand(torch_pipeline, load_transformer(demo_bundle), picture, strength)
+    assert max(near) < LEAST_PSNR  # else there is nothing to tell apart
+    assert psnr(found, np.asarray(theirs)) > min(near) - 2 * (max(near) - min(near)) - 1
 
 
 def test_a_mask_keeps_the_rest(pipeline: Pipeline, picture: Image.Image) -> None:
