@@ -24,10 +24,12 @@ from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.checkpoint.tensor_reading import read_float32
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.export import ExportRequest, export, plan
+from fp4dit_onnx.numbers.compare import sqnr_db
 from fp4dit_onnx.runtime.adapters import matrices_of, read_adapter, write_adapter
 from fp4dit_onnx.runtime.lora_files import adapter_of
 from fp4dit_onnx.runtime.pipeline import Pipeline
 from fp4dit_onnx.runtime.session import session
+from fp4dit_onnx.targets import TARGETS, convert
 
 Array = npt.NDArray[Any]
 RANK = 4
@@ -141,6 +143,21 @@ def test_a_session_adds_and_switches_adapters(slotted: Path, tmp_path: Path) -> 
         model(files[1], files[1])
 
 
+@pytest.mark.parametrize("target", [n for n, t in TARGETS.items() if t.rewrite is not None])
+def test_other_targets_have_the_slots_too(
+    target: str, drawable: Callable[..., Path], tmp_path: Path
+) -> None:
+    own = drawable("w4a16", lora_slots=RANK, lora_layers=(PATTERN,))
+    convert(own, tmp_path / "converted", TARGETS[target])
+    save_file(lora(own, 3), tmp_path / "style.safetensors")
+    adapter = str(tmp_path / "style.onnx_adapter")
+    write_adapter(adapter_of(tmp_path / "style.safetensors", shapes(own)), Path(adapter))
+    first, second = Model(own), Model(tmp_path / "converted")
+    for given in ((), (adapter,)):
+        assert sqnr_db(first(*given), second(*given)) > (50 if "half" in target else 100)
+    assert sqnr_db(second(), second(adapter)) < 40
+
+
 def test_images_with_an_adapter(slotted: Path, bundle: Path, run: Run, tmp_path: Path) -> None:
     made, adapter = tmp_path / "with.png", tmp_path / "style.onnx_adapter"
     save_file(lora(slotted, 3), tmp_path / "style.safetensors")
@@ -203,7 +220,6 @@ def test_loras_and_adapters_that_do_not_fit(slotted: Path, run: Run, tmp_path: P
         ({"lora_slots": 0}, "lora_slots = 0: expected a whole number from 1"),
         ({"lora_layers": ("*",)}, "expected with --lora-slots RANK"),
         ({"lora_slots": 4, "lora_layers": ("unet.*",)}, "no quantized linear of this name"),
-        ({"lora_slots": 4, "target": "standard"}, "expected target"),
     ],
 )
 def test_slots_that_cannot_be(given: dict[str, Any], message: str, tmp_path: Path) -> None:

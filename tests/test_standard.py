@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,12 @@ def test_the_standard_bundle_in_the_reference(
 def test_nothing_of_the_search_for_ranges_stays(standardized: Path) -> None:
     left = {path.name for path in (standardized / "transformer").iterdir()}
     assert left == {"config.json", "model.onnx", "model.onnx.data"}
+
+
+def test_float_activations_have_no_ranges(drawable: Callable[..., Path], tmp_path: Path) -> None:
+    found = convert(drawable("w4a16"), tmp_path / "standard", target_by_name("standard"))
+    facts = found.manifest.converted["transformer"]
+    assert (facts.activations, facts.ranges) == ("float", {})
 
 
 def test_ranges_are_in_the_manifest(standardized: Path) -> None:

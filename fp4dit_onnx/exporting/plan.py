@@ -282,7 +282,7 @@ def plan(request: ExportRequest) -> Plan:
         budget=planned_budget(method, recipe, expected, sizes, joined, target),
         searched=searched_groups(method, recipe, specs, sizes, joined, target),
         data=data,
-        slots=asked_slots(request, request.resolved_target, specs),
+        slots=asked_slots(request, specs),
     )
 
 

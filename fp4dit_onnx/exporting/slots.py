@@ -9,8 +9,6 @@ from typing import Annotated
 
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.exporting.options import OUTPUT, Option
-from fp4dit_onnx.targets.table import target_by_name
-from fp4dit_onnx.targets.target import DEFAULT_TARGET
 from fp4dit_onnx.values import whole
 
 __all__ = ["SlotOptions", "asked_slots"]
@@ -42,17 +40,15 @@ class SlotOptions:
     ] = ()
 
 
-def asked_slots(request: SlotOptions, target: str, layers: Iterable[str]) -> dict[str, int]:
+def asked_slots(request: SlotOptions, layers: Iterable[str]) -> dict[str, int]:
     """Rank of the slot of each layer that gets one.
 
     Args:
         request: what is asked for.
-        target: of the export.
         layers: names of the quantized linears.
 
     Raises:
-        UsageError: a rank out of range, a pattern that matches no layer, patterns without a rank, or a
-            target whose graphs are made of other operators.
+        UsageError: a rank out of range, a pattern that matches no layer, or patterns without a rank.
     """
     rank, patterns = request.lora_slots, request.lora_layers or ("*",)
     if rank is None:
@@ -62,10 +58,6 @@ def asked_slots(request: SlotOptions, target: str, layers: Iterable[str]) -> dic
             )
         return {}
     whole("lora_slots", rank, 1, LARGEST_RANK)
-    if target_by_name(target).rewrite is not None:
-        raise UsageError(
-            f"lora_slots with target {target}: expected target {DEFAULT_TARGET}; leave out one of them"
-        )
     known = list(layers)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in known):

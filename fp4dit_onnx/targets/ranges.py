@@ -30,6 +30,8 @@ def activation_ranges(bundle: Path, names: Sequence[str], reporter: Reporter) ->
         names: float values of the transformer's graph.
         reporter: progress.
     """
+    if not names:
+        return {}
     pipeline = Pipeline(bundle)
     source = bundle / "transformer"
     model = load_graph(source / "model.onnx")
