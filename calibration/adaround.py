@@ -15,7 +15,14 @@ from fp4dit_onnx.calibration.grid import binade_step, expand_groups
 from fp4dit_onnx.calibration.rounding import scaled_weight
 from fp4dit_onnx.numbers.formats import FloatFormat
 
-__all__ = ["Neighbours", "initial_parameter", "neighbours", "rectified_sigmoid", "regularizer"]
+__all__ = [
+    "Neighbours",
+    "StoredNeighbours",
+    "initial_parameter",
+    "neighbours",
+    "rectified_sigmoid",
+    "regularizer",
+]
 
 GAMMA, ZETA = -0.1, 1.1
 
@@ -38,19 +45,42 @@ class Neighbours:
     scale: torch.Tensor
     limit: float
 
-    def to(self, device: torch.device) -> Neighbours:
-        """The same on a device."""
-        return Neighbours(
-            self.lower.to(device),
-            self.step.to(device),
-            self.remainder.to(device),
-            self.scale.to(device),
-            self.limit,
-        )
-
     def blend(self, h: torch.Tensor) -> torch.Tensor:
         """Grid integers between the neighbours: lower at h = 0, upper at h = 1, saturating."""
         return (self.lower + self.step * h).clamp(-self.limit, self.limit)
+
+
+@dataclass(frozen=True)
+class StoredNeighbours:
+    """Neighbours in few bytes, from which they are made as often as they are needed.
+
+    Attributes:
+        lower: int8 [N, K], int16 where the format needs it.
+        step: likewise.
+        scale: of the groups, float32 [N, G].
+        group_size: inputs of a row that share a scale.
+        limit: the format's largest grid integer.
+    """
+
+    lower: torch.Tensor
+    step: torch.Tensor
+    scale: torch.Tensor
+    group_size: int
+    limit: float
+
+    @classmethod
+    def of(
+        cls, place: Neighbours, scale: torch.Tensor, group_size: int, device: torch.device | None
+    ) -> StoredNeighbours:
+        """The neighbours `place` under group scales [N, G], on a device, None for the host."""
+        kind = torch.int8 if place.limit <= torch.iinfo(torch.int8).max else torch.int16
+        lower, step = (t.to(kind).to(device) for t in (place.lower, place.step))
+        return cls(lower, step, scale.float().to(device), group_size, place.limit)
+
+    def made(self, rows: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The lower ones, their steps and the scale of each element, float32 [R, K]."""
+        each = expand_groups(self.scale[rows], self.lower.shape[1], self.group_size)
+        return self.lower[rows].float(), self.step[rows].float(), each
 
 
 def neighbours(

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from fp4dit_onnx.calibration.adaround import (
+    Neighbours,
+    StoredNeighbours,
     initial_parameter,
     neighbours,
     rectified_sigmoid,
     regularizer,
 )
-from fp4dit_onnx.calibration.descent import Descent
+from fp4dit_onnx.calibration.descent import Descent, stepped_apart
 from fp4dit_onnx.calibration.draft import Draft, Drafts
 from fp4dit_onnx.calibration.evidence import FloatUnit, Objective
 from fp4dit_onnx.calibration.rounding import packed
@@ -28,6 +32,13 @@ if TYPE_CHECKING:
 __all__ = ["AdaptiveLinear", "train_rounding", "trained"]
 
 
+SMALL = 2**22
+"""Weights of a layer, below which what leads to them stays in memory, which takes less time."""
+TOGETHER = 2**24
+"""Weights, at most, that are made of their parameters at a time, which takes some 80 bytes each. What
+fewer take would be kept by the C library once it is freed."""
+
+
 class AdaptiveLinear(torch.nn.Module):
     """A linear whose weight lies between its grid neighbours, at a trained place.
 
@@ -36,13 +47,20 @@ class AdaptiveLinear(torch.nn.Module):
     rate a step, so V by rate / s: a floor under s keeps that below ``largest_move``.
 
     Neighbours are found on the host, and codes are made of them there; they are trained in float32 on
-    any device, and the weight takes the type of the activations.
+    any device, and the weight takes the type of the activations. All that leads from the parameters of
+    large layers to their weights is made again where gradients are computed: kept, it would take some 40
+    bytes a weight.
 
     Args:
         draft: the layer, with its scales.
         bias: [N] or None.
         method: settings.
         execution: where it is trained.
+
+    Attributes:
+        hard: whether each weight is at the neighbour that its parameter chose.
+        beta: exponent of the regularizer; None for none.
+        opened: with `beta`, the regularizer's sum over the weights when the module last ran.
     """
 
     def __init__(
@@ -53,47 +71,91 @@ class AdaptiveLinear(torch.nn.Module):
         execution: Execution = HOST,
     ) -> None:
         super().__init__()
-        assert draft.scale is not None, draft.name
         self.draft, self.bias = draft, bias
-        spec = draft.spec
-        self.branch = branch_tensors(spec, execution.device)
-        place = neighbours(draft.weight, draft.scale, spec.weight_format, spec.group_size)
-        step = place.step * place.scale
-        floor = method.learning_rate / method.largest_move
-        unit = step.clamp(min=floor) if method.scale_aware else torch.ones_like(step)
-        self._grid, self.place = place, place.to(execution.device)
-        self.unit = execution.there(unit)
-        self.parameter = torch.nn.Parameter(execution.there(self._start()))
+        self.branch = branch_tensors(draft.spec, execution.device)
+        self._floor = method.learning_rate / method.largest_move if method.scale_aware else None
+        place, size = self._placed(), draft.spec.group_size
+        self._place = StoredNeighbours.of(place, self._scale, size, execution.device)
+        self.parameter = torch.nn.Parameter(execution.there(self._start(place)))
         self.hard = False
+        self.beta: float | None = None
+        self.opened: torch.Tensor | None = None
 
-    def _start(self) -> torch.Tensor:
+    @property
+    def _scale(self) -> torch.Tensor:
+        assert self.draft.scale is not None, self.draft.name
+        return self.draft.scale
+
+    def _placed(self) -> Neighbours:
+        """On the host."""
+        spec = self.draft.spec
+        return neighbours(self.draft.weight, self._scale, spec.weight_format, spec.group_size)
+
+    def _start(self, place: Neighbours) -> torch.Tensor:
         """The parameter at the float weight, on the host."""
-        return host(self.unit) * initial_parameter(self._grid.remainder)
+        unit = _unit(place.step, place.scale, self._floor)
+        return unit * initial_parameter(place.remainder)
+
+    @property
+    def unit(self) -> torch.Tensor:
+        """What the parameter is measured in, float32 [N, K]."""
+        _, step, each = self._place.made()
+        return _unit(step, each, self._floor)
 
     def openness(self) -> torch.Tensor:
         """H in [0, 1] of every weight, float32 [N, K]; 0 or 1 while `hard`."""
-        if self.hard:
-            return (self.parameter >= 0).float()
-        return rectified_sigmoid(self.parameter / self.unit)
+        return self._openness(self.parameter, self.unit)
+
+    def _openness(self, parameter: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
+        return (parameter >= 0).float() if self.hard else rectified_sigmoid(parameter / unit)
+
+    def _rows(
+        self, parameter: torch.Tensor, first: int, kind: torch.dtype, beta: float | None
+    ) -> tuple[torch.Tensor, ...]:
+        """Rows of the weight from the first on, and with `beta` the regularizer's sum over them."""
+        lower, step, each = self._place.made(slice(first, first + len(parameter)))
+        h = self._openness(parameter, _unit(step, each, self._floor))
+        integers = (lower + step * h).clamp(-self._place.limit, self._place.limit)
+        weight = (integers * each).to(kind)
+        return (weight,) if beta is None else (weight, regularizer(h, beta))
+
+    def _weight(self, kind: torch.dtype) -> torch.Tensor:
+        """The weight [N, K]."""
+        count = -(-len(self.parameter) // -(-self.parameter.numel() // TOGETHER))
+        made: Callable[..., Any] = self._rows
+        if self.parameter.numel() > SMALL:
+            made = partial(checkpoint, made, use_reentrant=False, preserve_rng_state=False)
+        parts = [
+            made(rows, number * count, kind, self.beta)
+            for number, rows in enumerate(torch.split(self.parameter, count))
+        ]
+        self.opened = None
+        if self.beta is not None:
+            self.opened = torch.stack([opened for _, opened in parts]).sum()
+        weights = [part[0] for part in parts]
+        return weights[0] if len(weights) == 1 else torch.cat(weights)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., K] -> [..., N] with float activations, as FP4DiT calibrates weights."""
         turned = transformed(x, self.draft.spec.input_ops)
-        self.h = self.openness()
-        weight = (self.place.blend(self.h) * self.place.scale).to(x.dtype)
-        y = torch.nn.functional.linear(turned, weight, self.bias)
+        y = torch.nn.functional.linear(turned, self._weight(x.dtype), self.bias)
         return y + low_rank(x, self.branch) if self.branch else y
 
     @torch.no_grad()
     def reset(self) -> None:
         """Go back to rounding to nearest."""
-        self.parameter.copy_(self._start())
+        self.parameter.copy_(self._start(self._placed()))
 
     @torch.no_grad()
     def harden(self) -> Draft:
         """The draft with every weight at the neighbour that its parameter chose."""
-        integers = self._grid.blend(host(self.parameter >= 0).float())
+        integers = self._placed().blend(host(self.parameter >= 0).float())
         return replace(self.draft, codes=packed(integers, self.draft.spec.weight_format))
+
+
+def _unit(step: torch.Tensor, scale: torch.Tensor, floor: float | None) -> torch.Tensor:
+    """What parameters are measured in: steps of the weights, or 1."""
+    return torch.ones_like(step) if floor is None else (step * scale).clamp(min=floor)
 
 
 def trained(
@@ -156,18 +218,20 @@ def train_rounding(
     _hardened(layers, hard=True)
     unit = descent.unit()
     _hardened(layers, hard=False)
-    optimizer = torch.optim.Adam([layer.parameter for layer in layers], lr=method.learning_rate)
-    weights = sum(layer.parameter.numel() for layer in layers)
+    parameters = [layer.parameter for layer in layers]
+    weights = sum(parameter.numel() for parameter in parameters)
 
-    def penalty(step: int) -> torch.Tensor | None:
+    def begin(step: int) -> None:
         done = step / method.iterations
-        if done < method.warm_up:
-            return None
-        beta = _beta(method, done)
-        opened = torch.stack([regularizer(layer.h, beta) for layer in layers]).sum()
-        return method.penalty * opened / weights
+        for layer in layers:
+            layer.beta = None if done < method.warm_up else _beta(method, done)
 
-    descent.run(optimizer, unit, method.iterations, seed, on_step, added=penalty)
+    def penalty() -> torch.Tensor | None:
+        opened = [layer.opened for layer in layers if layer.opened is not None]
+        return method.penalty * torch.stack(opened).sum() / weights if opened else None
+
+    with stepped_apart(parameters, method.learning_rate) as optimizer:
+        descent.run(optimizer, unit, method.iterations, seed, on_step, begin=begin, added=penalty)
     _hardened(layers, hard=True)
     found = float(descent.error(unit))
     if not found < 1:

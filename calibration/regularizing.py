@@ -109,11 +109,11 @@ def regularized(
             [linear.weight for linear in linears.values()], lr=method.learning_rate
         )
 
-        def tails(_: int) -> torch.Tensor:
+        def tails() -> torch.Tensor:
             return method.weight * _share(linears, start)
 
         descent.run(optimizer, units, method.iterations, seed, on_step, added=tails)
-        last = descent.error(units) + tails(method.iterations).detach()
+        last = descent.error(units) + tails().detach()
     if not float(last) < float(first):
         return drafts
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ pytest.importorskip("diffusers")
 import torch
 
 from fp4dit_onnx.calibration import bounds
-from fp4dit_onnx.calibration.descent import Descent
+from fp4dit_onnx.calibration.descent import Descent, Optimizer, stepped_apart
 from fp4dit_onnx.calibration.draft import Draft
 from fp4dit_onnx.calibration.evidence import Objective
 from fp4dit_onnx.calibration.ranges import absmax_scale
@@ -59,6 +60,44 @@ def test_the_penalty_brings_weights_to_a_neighbour(tmp_path: Path) -> None:
     without, usual = openness(0.0, tmp_path / "a"), openness(5.0, tmp_path / "b")
     assert without > 0.1
     assert usual < without / 2
+
+
+@pytest.mark.parametrize("together", [2**24, 3 * K, K])
+def test_weights_that_are_made_again_have_the_same_bits(
+    together: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All at once or some rows at a time; kept or made again for their gradients."""
+    given, method = draft(), AdaRound(iterations=30, batch=8, warm_up=0.3)
+
+    def trained(folder: Path) -> torch.Tensor:
+        layer = AdaptiveLinear(given, None, method)
+        train_rounding(layer, [layer], objective(given.weight, folder), method, seed=0)
+        return layer.parameter.detach()
+
+    kept = trained(tmp_path / "kept")
+    monkeypatch.setattr("fp4dit_onnx.calibration.reconstruct.SMALL", 0)
+    monkeypatch.setattr("fp4dit_onnx.calibration.reconstruct.TOGETHER", together)
+    assert torch.equal(trained(tmp_path / "again"), kept)
+
+
+def test_parameters_that_move_apart_move_as_together() -> None:
+    def moved(*, apart: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        layers = torch.nn.Sequential(torch.nn.Linear(K, K), torch.nn.Tanh(), torch.nn.Linear(K, N))
+        x, own = torch.randn(8, K), [*layers.parameters()]
+        with ExitStack() as stack:
+            optimizer: Optimizer = torch.optim.Adam(own, lr=1e-2)
+            if apart:
+                optimizer = stack.enter_context(stepped_apart(own, 1e-2))
+            for _ in range(5):
+                optimizer.zero_grad()
+                layers(x).square().mean().backward()
+                optimizer.step()
+                assert not apart or all(parameter.grad is None for parameter in own)
+        return [parameter.detach() for parameter in own]
+
+    for one, other in zip(moved(apart=True), moved(apart=False), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_bounds_stay_within_their_limits(tmp_path: Path) -> None:
