@@ -29,14 +29,21 @@ from fp4dit_onnx.network.execution import HOST, Execution, host
 if TYPE_CHECKING:
     from fp4dit_onnx.calibration.stages.adaround import AdaRound
 
-__all__ = ["AdaptiveLinear", "train_rounding", "trained"]
-
+__all__ = ["AdaptiveLinear", "train_rounding", "trained", "training_bytes"]
 
 SMALL = 2**22
 """Weights of a layer, below which what leads to them stays in memory, which takes less time."""
+KEPT_BYTES, AGAIN_BYTES = 80, 40
+"""Memory that training takes for a weight of a small layer and of a large one: itself as stored and in
+float32, its neighbours on the grid, the parameter, Adam's two moments, what a step makes of them."""
 TOGETHER = 2**24
 """Weights, at most, that are made of their parameters at a time, which takes some 80 bytes each. What
 fewer take would be kept by the C library once it is freed."""
+
+
+def training_bytes(weights: int) -> int:
+    """Memory that a linear with so many weights takes while its rounding is trained."""
+    return weights * (AGAIN_BYTES if weights > SMALL else KEPT_BYTES)
 
 
 class AdaptiveLinear(torch.nn.Module):

@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["check_executor", "executor_of"]
 
-WEIGHT_BYTES = 64
-"""Memory that a weight takes while its rounding is trained: itself, its neighbours on the grid, the
-parameter, its gradient and the optimizer's two moments, and what one step makes of them."""
-
 
 def check_executor(text: str, method: Method) -> None:
     """Raise UsageError where an executor is unknown, or has nothing to do under a method."""
@@ -66,16 +62,17 @@ def executor_of(
     if not place.elsewhere or work is None:
         yield LOCAL, network
         return
+    from fp4dit_onnx.calibration.reconstruct import training_bytes
     from fp4dit_onnx.network.stored import StoredParts
     from fp4dit_onnx.system.ray_cluster import connected
 
     where = network.execution
     parts = StoredParts.of(source.components["transformer"], where)
     largest = max(
-        sum(p.numel() for p in network.module.get_submodule(name).parameters())
+        sum(training_bytes(p.numel()) for p in network.module.get_submodule(name).parameters())
         for name in network.blocks
     )
-    need = where.need(int(request.max_ram) + WEIGHT_BYTES * largest)
+    need = where.need(int(request.max_ram) + largest)
     files = {work.manifest, *(info.file for info in parts.part.tensors.values())}
     for folder in (source.folder, *(part.folder for part in source.components.values())):
         files.update(path.absolute() for path in folder.glob("*.json"))
