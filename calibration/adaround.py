@@ -18,6 +18,7 @@ from fp4dit_onnx.numbers.formats import FloatFormat
 __all__ = [
     "Neighbours",
     "StoredNeighbours",
+    "blended",
     "initial_parameter",
     "neighbours",
     "rectified_sigmoid",
@@ -47,7 +48,7 @@ class Neighbours:
 
     def blend(self, h: torch.Tensor) -> torch.Tensor:
         """Grid integers between the neighbours: lower at h = 0, upper at h = 1, saturating."""
-        return (self.lower + self.step * h).clamp(-self.limit, self.limit)
+        return blended(self.lower, self.step, h, self.limit)
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,13 @@ class StoredNeighbours:
         """The lower ones, their steps and the scale of each element, float32 [R, K]."""
         each = expand_groups(self.scale[rows], self.lower.shape[1], self.group_size)
         return self.lower[rows].float(), self.step[rows].float(), each
+
+
+def blended(
+    lower: torch.Tensor, step: torch.Tensor, h: torch.Tensor, limit: float
+) -> torch.Tensor:
+    """Lower at h = 0, the one above at h = 1, saturating."""
+    return (lower + step * h).clamp(-limit, limit)
 
 
 def neighbours(

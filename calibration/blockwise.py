@@ -157,9 +157,7 @@ class Blockwise:
         if not self._parallel:
             self.walk.write_results(name, solved.layers.values(), waiting.inputs)
         self.work.finish(name, solved.layers, solved.error)
-        known = self.work.finished(name)
-        assert known is not None, name
-        self._solved |= known[0]
+        self._solved |= self.work.layers(name)
         self._forget(name)
         self.recipes.finish(name)
         self.walk.tidy(self._last, self._waiting)

@@ -215,12 +215,11 @@ class Choosing:
         if not unit.layers:
             return {}
         place = _place(unit.name)
-        known = self.work.finished(place)
-        assert known is not None, place
+        known = self.work.layers(place)
         losses = self.work.load(_losses(unit.name)) or {}
         found: dict[str, list[Made]] = {name: [] for name in unit.layers}
-        for key in sorted(known[0], key=lambda key: int(key.partition("@")[0])):
-            layer = known[0][key]
+        for key in sorted(known, key=lambda key: int(key.partition("@")[0])):
+            layer = known[key]
             spec, loss = layer.spec, losses.get(key, 0.0)
             same = tuple(o.named_after("").without_tensors for o in spec.input_ops)
             size = spec.group_size

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from fp4dit_onnx.calibration.adaround import (
     Neighbours,
     StoredNeighbours,
+    blended,
     initial_parameter,
     neighbours,
     rectified_sigmoid,
@@ -100,8 +101,7 @@ class AdaptiveLinear(torch.nn.Module):
 
     def _start(self, place: Neighbours) -> torch.Tensor:
         """The parameter at the float weight, on the host."""
-        unit = _unit(place.step, place.scale, self._floor)
-        return unit * initial_parameter(place.remainder)
+        return host(self.unit) * initial_parameter(place.remainder)
 
     @property
     def unit(self) -> torch.Tensor:
@@ -109,21 +109,14 @@ class AdaptiveLinear(torch.nn.Module):
         _, step, each = self._place.made()
         return _unit(step, each, self._floor)
 
-    def openness(self) -> torch.Tensor:
-        """H in [0, 1] of every weight, float32 [N, K]; 0 or 1 while `hard`."""
-        return self._openness(self.parameter, self.unit)
-
-    def _openness(self, parameter: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
-        return (parameter >= 0).float() if self.hard else rectified_sigmoid(parameter / unit)
-
     def _rows(
         self, parameter: torch.Tensor, first: int, kind: torch.dtype, beta: float | None
     ) -> tuple[torch.Tensor, ...]:
         """Rows of the weight from the first on, and with `beta` the regularizer's sum over them."""
         lower, step, each = self._place.made(slice(first, first + len(parameter)))
-        h = self._openness(parameter, _unit(step, each, self._floor))
-        integers = (lower + step * h).clamp(-self._place.limit, self._place.limit)
-        weight = (integers * each).to(kind)
+        unit = _unit(step, each, self._floor)
+        h = (parameter >= 0).float() if self.hard else rectified_sigmoid(parameter / unit)
+        weight = (blended(lower, step, h, self._place.limit) * each).to(kind)
         return (weight,) if beta is None else (weight, regularizer(h, beta))
 
     def _weight(self, kind: torch.dtype) -> torch.Tensor:

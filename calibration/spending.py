@@ -64,10 +64,9 @@ def load(work: Work, chosen: Mapping[str, Made]) -> dict[str, QuantizedLayer]:
     """The layers of a set; one file at a time is in memory."""
     layers: dict[str, QuantizedLayer] = {}
     for place in dict.fromkeys(row.place for row in chosen.values()):
-        known = work.finished(place)
-        assert known is not None, place
+        known = work.layers(place)
         layers |= {
-            name: replace(known[0][row.key], name=name)
+            name: replace(known[row.key], name=name)
             for name, row in chosen.items()
             if row.place == place
         }

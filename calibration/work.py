@@ -116,6 +116,12 @@ class Work:
         state = load_state(path, stored=True)
         return dict(state.layers), float(state.provenance["error"])
 
+    def layers(self, unit: str) -> dict[str, QuantizedLayer]:
+        """Those of a unit that is done."""
+        known = self.finished(unit)
+        assert known is not None, unit
+        return known[0]
+
     def finish(self, unit: str, layers: Mapping[str, QuantizedLayer], error: float) -> None:
         """Keep a unit's layers; a resumed run skips it."""
         self._unit(unit).parent.mkdir(exist_ok=True)

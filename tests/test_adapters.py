@@ -147,7 +147,9 @@ def test_a_session_adds_and_switches_adapters(slotted: Path, tmp_path: Path) -> 
 def test_other_targets_have_the_slots_too(
     target: str, drawable: Callable[..., Path], tmp_path: Path
 ) -> None:
-    own = drawable("w4a16", lora_slots=RANK, lora_layers=(PATTERN,))
+    given: dict[str, Any] = {"lora_slots": RANK, "lora_layers": (PATTERN,)}
+    assert plan(asked(tmp_path / "none", bits="w4a16", target=target, **given)).slots
+    own = drawable("w4a16", **given)
     convert(own, tmp_path / "converted", TARGETS[target])
     save_file(lora(own, 3), tmp_path / "style.safetensors")
     adapter = str(tmp_path / "style.onnx_adapter")

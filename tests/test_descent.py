@@ -15,6 +15,7 @@ pytest.importorskip("diffusers")
 import torch
 
 from fp4dit_onnx.calibration import bounds
+from fp4dit_onnx.calibration.adaround import rectified_sigmoid
 from fp4dit_onnx.calibration.descent import Descent, Optimizer, stepped_apart
 from fp4dit_onnx.calibration.draft import Draft
 from fp4dit_onnx.calibration.evidence import Objective
@@ -51,8 +52,7 @@ def openness(penalty: float, folder: Path) -> float:
     given, method = draft(), AdaRound(iterations=200, batch=8, penalty=penalty)
     layer = AdaptiveLinear(given, None, method)
     train_rounding(layer, [layer], objective(given.weight, folder), method, seed=0)
-    layer.hard = False
-    h = layer.openness().detach()
+    h = rectified_sigmoid(layer.parameter / layer.unit).detach()
     return float(torch.minimum(h, 1 - h).mean())
 
 

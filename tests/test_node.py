@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import small_tokenizers
-from nodejs import JS, absent, node, program, script
+from needs import absent
+from nodejs import JS, node, program, script
 from PIL import Image
 
 from fp4dit_onnx.families.latents import Latents

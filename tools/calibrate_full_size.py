@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import platform
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,9 +26,9 @@ from statistics import median
 from typing import Any
 
 from calibrated_table import SOLVED
+from endings import ends_in_a_line
 from random_pipeline import Progress, make
 
-from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.exporting.export import ExportRequest, export
 from fp4dit_onnx.system.devices import AUTO, PRECISIONS
 from fp4dit_onnx.system.progress import Advance, Reporters, RichReporter
@@ -201,6 +200,7 @@ def run(given: argparse.Namespace) -> str:
     )
 
 
+@ends_in_a_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -219,12 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         said = f"--{name.replace('_', '-')}"
         parser.add_argument(said, type=int, help="in place of the preset's or pipeline's")
     given = parser.parse_args(arguments)
-    try:
-        given.folder.mkdir(parents=True, exist_ok=True)
-        print(run(given))
-    except Fp4DitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    given.folder.mkdir(parents=True, exist_ok=True)
+    print(run(given))
     return 0
 
 

@@ -13,12 +13,13 @@ import base64
 import contextlib
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from endings import ends_in_a_line
+
 from fp4dit_onnx.bundle.bundle import Bundle
-from fp4dit_onnx.errors import Fp4DitError, UsageError
+from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.serve.serving import Server, check_drawable
 
 __all__ = ["draw"]
@@ -105,6 +106,7 @@ def draw(folder: Path, prompt: str, picture: Path, *, profiled: int = 0, query: 
     picture.write_bytes(base64.b64decode(data.partition(",")[2]))
 
 
+@ends_in_a_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(
@@ -116,17 +118,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--profile", type=int, default=0, metavar="IMAGES")
     parser.add_argument("--query", default="", help="such as threads=1&device=wasm")
     given = parser.parse_args(arguments)
-    try:
-        draw(
-            given.bundle,
-            given.prompt,
-            given.picture,
-            profiled=given.profile,
-            query=given.query,
-        )
-    except Fp4DitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    draw(
+        given.bundle,
+        given.prompt,
+        given.picture,
+        profiled=given.profile,
+        query=given.query,
+    )
     return 0
 
 

@@ -9,7 +9,6 @@ converts no local functions, so its bundle is one of ``fp4dit-onnx convert --tar
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +17,8 @@ from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
+from endings import ends_in_a_line
 
-from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.runtime import pipeline
 
 __all__ = ["SESSIONS", "pipeline_with"]
@@ -71,6 +70,7 @@ def pipeline_with(runtime: str, bundle: Path) -> pipeline.Pipeline:
         return pipeline.Pipeline(bundle, library=False)
 
 
+@ends_in_a_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(
@@ -81,12 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("prompt")
     parser.add_argument("picture", type=Path)
     given = parser.parse_args(arguments)
-    try:
-        made = pipeline_with(given.runtime, given.bundle)
-        made.generate([given.prompt])[0].save(given.picture)
-    except Fp4DitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    made = pipeline_with(given.runtime, given.bundle)
+    made.generate([given.prompt])[0].save(given.picture)
     return 0
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from endings import ends_in_a_line
 from model_table import merged
 from pages import Section, commit, written_by
 from random_pipeline import make
@@ -242,6 +243,7 @@ def _write(rows: Sequence[dict[str, Any]]) -> None:
         CALIBRATED.write(merged(calibrated_table(others, commit()), CALIBRATED.read(), CASES))
 
 
+@ends_in_a_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 1 where a goal is missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -250,23 +252,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", action="store_true", help="leave both there")
     parser.add_argument("--write", action="store_true", help=f"put the table into {TABLE.page}")
     given = parser.parse_args(arguments)
-    try:
-        unknown = [name for name in given.cases if name not in CASES]
-        if unknown:
-            raise UsageError(f"unknown case {unknown[0]}: expected some of {', '.join(CASES)}")
-        given.folder.mkdir(parents=True, exist_ok=True)
-        rows = []
-        for name in given.cases or CASES:
-            rows.append(run(name, given.folder, keep=given.keep))
-            shown = (
-                calibrated_table(rows[-1:], commit())
-                if CASES[name].calibrated
-                else table(rows[-1:])
-            )
-            print(shown.splitlines()[-1], flush=True)
-    except Fp4DitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    unknown = [name for name in given.cases if name not in CASES]
+    if unknown:
+        raise UsageError(f"unknown case {unknown[0]}: expected some of {', '.join(CASES)}")
+    given.folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name in given.cases or CASES:
+        rows.append(run(name, given.folder, keep=given.keep))
+        shown = (
+            calibrated_table(rows[-1:], commit()) if CASES[name].calibrated else table(rows[-1:])
+        )
+        print(shown.splitlines()[-1], flush=True)
     if given.write:
         _write(rows)
     return 0 if all(found["ok"] for found in rows) else 1

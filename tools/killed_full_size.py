@@ -12,7 +12,6 @@ docs/models.md.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import shutil
 import signal
 import subprocess
@@ -22,11 +21,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from endings import ends_in_a_line
 from pages import commit
 from random_pipeline import Progress, make
 
 from fp4dit_onnx.bundle.names import MANIFEST
 from fp4dit_onnx.errors import Fp4DitError
+from fp4dit_onnx.exporting.export import ExportRequest
+from fp4dit_onnx.exporting.plan import work_folder
+from fp4dit_onnx.files import sha256_of
 
 __all__ = ["MOMENTS", "Moment", "compared", "main"]
 
@@ -105,12 +108,8 @@ def run_killed(command: Sequence[str], work: Path, moment: Moment) -> float:
 
 def digests(bundle: Path) -> dict[str, str]:
     """SHA-256 of each file but the manifest, which has times and memory."""
-    found = {}
-    for path in sorted(p for p in bundle.rglob("*") if p.is_file() and p.name != MANIFEST):
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256")
-        found[str(path.relative_to(bundle))] = digest.hexdigest()
-    return found
+    files = (p for p in bundle.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {str(file.relative_to(bundle)): sha256_of(file) for file in files}
 
 
 def compared(whole: Mapping[str, str], resumed: Mapping[str, str]) -> list[str]:
@@ -129,25 +128,24 @@ def measure(folder: Path, model: str, *, twin: bool, keep: bool) -> str:
         dtype = "float32" if twin else "bfloat16"
         make(model, source, twin=twin, dtype=dtype, note=Progress())
     whole, resumed = folder / "whole.bundle", folder / "resumed.bundle"
-    for bundle in (whole, resumed):
-        shutil.rmtree(bundle, ignore_errors=True)
-        shutil.rmtree(bundle.with_name(f"{bundle.name}.calibration"), ignore_errors=True)
+    work, other = (work_folder(ExportRequest(output=bundle)) for bundle in (resumed, whole))
+    made = (whole, resumed, work, other)
+    for path in made:
+        shutil.rmtree(path, ignore_errors=True)
     try:
         once = run(_command(folder, source, whole))
         print(f"without a break: {once:.0f} s", file=sys.stderr, flush=True)
         command = _command(folder, source, resumed)
         parts = []
         for moment in MOMENTS:
-            parts.append(
-                run_killed(command, resumed.with_name(f"{resumed.name}.calibration"), moment)
-            )
+            parts.append(run_killed(command, work, moment))
             print(f"killed: {moment.name}, {parts[-1]:.0f} s", file=sys.stderr, flush=True)
         parts.append(run(command))
         files = digests(whole)
         different = compared(files, digests(resumed))
     finally:
         if not keep:
-            for path in (source, whole, resumed):
+            for path in (source, *made):
                 shutil.rmtree(path, ignore_errors=True)
     if different:
         raise Fp4DitError(f"{len(different)} files differ: {', '.join(different[:3])}")
@@ -159,6 +157,7 @@ def measure(folder: Path, model: str, *, twin: bool, keep: bool) -> str:
     )
 
 
+@ends_in_a_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -170,11 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", action="store_true", help="leave everything there")
     given = parser.parse_args(arguments)
     given.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        print(measure(given.folder, given.model, twin=given.twin, keep=given.keep))
-    except Fp4DitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    print(measure(given.folder, given.model, twin=given.twin, keep=given.keep))
     return 0
 
 

@@ -63,7 +63,10 @@ def calibrated(
 
     work, sampling, pace = None, planned.recorded, None
     if planned.trains:
-        work = Work(work_folder(request), _fingerprint(request, planned, network))
+        with report.stage("telling this model from others", 1) as advance:
+            fingerprint = _fingerprint(request, planned, network)
+            advance(1)
+        work = Work(work_folder(request), fingerprint)
     try:
         with executor_of(request, source, network, work, report) as (executor, parts):
             if work is not None and request.time is not None:

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import functools
-import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import pytest
+from needs import absent
 
-__all__ = ["JS", "absent", "node", "program", "script"]
+__all__ = ["JS", "node", "program", "script"]
 
 JS = Path(__file__).parents[2] / "fp4dit_onnx" / "web" / "js"
-
-
-def absent(reason: str) -> NoReturn:
-    """Skips the test, or fails it in CI, which has all that tests need."""
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @functools.cache
