@@ -33,7 +33,7 @@ SPEC = LayerSpec.of("int4", None, 8)
 
 def objective(weight: Any, folder: Path) -> Objective:
     """A linear's outputs of normal inputs."""
-    x = torch.randn(SAMPLES, K, generator=torch.Generator().manual_seed(2))
+    x = torch.randn(SAMPLES, weight.shape[1], generator=torch.Generator().manual_seed(2))
     tape = Tape(folder / "x", SAMPLES)
     tape.write(0, ((x,), {}), SAMPLES)
     target = Array(folder / "y.npy")
@@ -42,8 +42,8 @@ def objective(weight: Any, folder: Path) -> Objective:
     return Objective(tape.finish(torch.ones(SAMPLES), paired=False), {0: target}, Guided(), 1.0)
 
 
-def draft() -> Draft:
-    weight = torch.randn(N, K, generator=torch.Generator().manual_seed(1)) * 0.1
+def draft(k: int = K) -> Draft:
+    weight = torch.randn(N, k, generator=torch.Generator().manual_seed(1)) * 0.1
     return Draft("fc", weight, SPEC, scale=absmax_scale(weight, SPEC))
 
 
@@ -62,21 +62,41 @@ def test_the_penalty_brings_weights_to_a_neighbour(tmp_path: Path) -> None:
     assert usual < without / 2
 
 
-@pytest.mark.parametrize("together", [2**24, 3 * K, K])
+def test_the_penalty_begins_after_the_warm_up(tmp_path: Path) -> None:
+    """And sharpens: its exponent falls (FP4DiT's schedule)."""
+    given, told = draft(), []
+    layer = AdaptiveLinear(given, None, method := AdaRound(iterations=10, batch=8, warm_up=0.2))
+
+    def note(_: float) -> None:
+        told.append((layer.beta, layer.opened is not None))
+
+    train_rounding(layer, [layer], objective(given.weight, tmp_path), method, seed=0, on_step=note)
+    assert told[:2] == [(None, False)] * 2
+    assert told[2] == (method.beta_start, True)
+    exponents = [beta for beta, _ in told[2:]]
+    assert exponents == sorted(exponents, reverse=True)
+    assert method.beta_end < exponents[-1] < exponents[0]
+
+
+@pytest.mark.parametrize("rows", [N, 3, 1])
 def test_weights_that_are_made_again_have_the_same_bits(
-    together: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All at once or some rows at a time; kept or made again for their gradients."""
-    given, method = draft(), AdaRound(iterations=30, batch=8, warm_up=0.3)
+    """All at once or some rows at a time; kept or made again for their gradients.
+
+    A row is a multiple of torch's vectors: what lies beyond them is computed by other code there.
+    """
+    given, method = draft(k=64), AdaRound(iterations=200, batch=8)
 
     def trained(folder: Path) -> torch.Tensor:
         layer = AdaptiveLinear(given, None, method)
-        train_rounding(layer, [layer], objective(given.weight, folder), method, seed=0)
+        wanted = objective(given.weight, folder)
+        assert train_rounding(layer, [layer], wanted, method, seed=0) < 1  # else it is not kept
         return layer.parameter.detach()
 
     kept = trained(tmp_path / "kept")
     monkeypatch.setattr("fp4dit_onnx.calibration.reconstruct.SMALL", 0)
-    monkeypatch.setattr("fp4dit_onnx.calibration.reconstruct.TOGETHER", together)
+    monkeypatch.setattr("fp4dit_onnx.calibration.reconstruct.TOGETHER", rows * 64)
     assert torch.equal(trained(tmp_path / "again"), kept)
 
 
