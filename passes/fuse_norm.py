@@ -10,12 +10,18 @@ import onnx_graphsurgeon as gs
 
 from fp4dit_onnx import ops
 from fp4dit_onnx.passes.base import PassReport, Skip, rewrite_all
-from fp4dit_onnx.passes.match import is_output, producer, same_size, tensor_names, unique_name
+from fp4dit_onnx.passes.match import (
+    NORM,
+    is_output,
+    producer,
+    same_size,
+    tensor_names,
+    unique_name,
+)
 
 __all__ = ["FuseNorm"]
 
 FUSED = {str(ops.OPERATORS[name].quantizer): name for name in ops.NORM_QUANTIZE}
-NORM = "LayerNormalization"
 
 
 @dataclass(frozen=True)

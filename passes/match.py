@@ -9,6 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 __all__ = [
+    "NORM",
     "Linear",
     "constant_ints",
     "is_output",
@@ -22,6 +23,7 @@ __all__ = [
     "unique_name",
 ]
 
+NORM = "LayerNormalization"
 WEIGHT = ".weight"
 
 

@@ -24,6 +24,7 @@ from fp4dit_onnx.passes.canonical_linear import CanonicalLinear
 from fp4dit_onnx.passes.constant_reshape import ConstantReshape
 from fp4dit_onnx.passes.drop_identity import DropIdentity
 from fp4dit_onnx.passes.fold_constants import FoldConstants
+from fp4dit_onnx.passes.fold_factor import FoldFactor
 from fp4dit_onnx.passes.fuse_attention import FuseAttention
 from fp4dit_onnx.passes.fuse_gelu import FuseGelu
 from fp4dit_onnx.passes.fuse_linear import FuseLinear
@@ -65,7 +66,7 @@ def quantize_passes(
     """Put the quantized state into a cleaned float graph, in the `form` asked for."""
     both = (FuseTransform(one) for one in TRANSFORMS.values() if one.quantizer)
     fuse: tuple[Pass, ...] = (
-        (*both, FuseGelu(), FuseNorm(parameters), FuseLinear(), FuseAttention())
+        (FoldFactor(), *both, FuseGelu(), FuseNorm(parameters), FuseLinear(), FuseAttention())
         if form == "fused"
         else ()
     )

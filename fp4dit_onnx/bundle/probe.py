@@ -229,7 +229,15 @@ def _with_makers(spec: LayerSpec, q: str, makers: Mapping[str, onnx.NodeProto]) 
     while node is not None and (one := node_transform(node)):
         found.insert(0, one)
         node = makers.get(node.input[0])
+    if node is not None and (one := _folded(node, makers)):
+        found.insert(0, one)
     return replace(spec, input_ops=tuple(found))
+
+
+def _folded(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> Transform | None:
+    """The transform that is in what `node` adds or multiplies by: `fold_factor` puts it there."""
+    further = (node_transform(makers[name]) for name in node.input if name in makers)
+    return next(filter(None, further), None)
 
 
 def node_transform(node: onnx.NodeProto) -> Transform | None:

@@ -35,6 +35,7 @@ from fp4dit_onnx.numbers.numerics import (
 from fp4dit_onnx.numbers.scale_formats import scale_format_by_name
 from fp4dit_onnx.report.data import Histogram
 from fp4dit_onnx.runtime import Pipeline
+from fp4dit_onnx.spec.transform import Transform
 from fp4dit_onnx.spec.transforms import tensor_name
 
 __all__ = ["Chosen", "chosen_layers", "histograms"]
@@ -203,11 +204,13 @@ class _Inputs:
 
     Attributes:
         layer: of which.
+        later: what is done to the tensors that are noted before they are quantized.
         integers: of each step, in units of the grid before rounding.
         sqnr: of each step.
     """
 
     layer: Chosen
+    later: Sequence[Transform]
     integers: dict[int, Array] = field(default_factory=dict)
     sqnr: dict[int, float] = field(default_factory=dict)
 
@@ -219,7 +222,7 @@ class _Inputs:
     def add(self, step: int, x: Array) -> None:
         """Note the rows [..., K] of one step."""
         rows = x.reshape(-1, x.shape[-1]).astype(np.float32)
-        for one in self.layer.row.input_ops:
+        for one in self.later:
             rows = one(rows)
         size = self.layer.row.activation_group_size or rows.shape[1]
         if self.layer.row.largest is None:
@@ -269,20 +272,24 @@ def _of_inputs(
     pipeline: Pipeline,
 ) -> list[Histogram]:
     """Inputs of the layers whose activations are quantized, while one image per prompt is generated."""
-    read = {layer.name: quantizer_input(graph.graph, layer.name) for layer in layers}
-    watched = [layer for layer in layers if read[layer.name] is not None]
+    found = {layer.name: quantizer_input(graph.graph, layer.name) for layer in layers}
+    read = {name: given for name, given in found.items() if given is not None}
+    watched = [layer for layer in layers if layer.name in read]
     if not watched or bundle.transformer.with_suffix(".onnx.data").stat().st_size > MOST_BYTES:
         return []
-    collected = {layer.name: _Inputs(layer) for layer in watched}
+    collected = {}
+    for layer in watched:
+        first = len(layer.row.input_ops) - read[layer.name][1]
+        collected[layer.name] = _Inputs(layer, layer.row.input_ops[first:])
     last = pipeline.defaults.steps - 1
     steps = sorted({round(last * i / (STEPS - 1)) for i in range(STEPS)})
 
     def note(call: int, tensors: Mapping[str, Array]) -> None:
         if call in steps:
             for name, inputs in collected.items():
-                inputs.add(call, tensors[str(read[name])])
+                inputs.add(call, tensors[read[name][0]])
 
-    names = sorted({str(read[layer.name]) for layer in watched})
+    names = sorted({name for name, _ in read.values()})
     session = _exposing(bundle.transformer, names)
     pipeline.transformer = _Watching(session, names, note)
     pipeline.generate(prompts, seeds=list(seeds), batch_size=len(prompts))
@@ -294,10 +301,11 @@ def _of_inputs(
     ]
 
 
-def quantizer_input(graph: onnx.GraphProto, layer: str) -> str | None:
+def quantizer_input(graph: onnx.GraphProto, layer: str) -> tuple[str, int] | None:
     """The float tensor that a layer reads; None where its activations are not quantized.
 
-    It is as it was before the layer's `input_ops`.
+    It is as it was before the layer's `input_ops`, as many as nodes do: the last ones, whose number is
+    given too. One that is in an adaLN or a norm has no node.
 
     From the packed codes forward to the product, then back along the other operand.
     """
@@ -315,9 +323,10 @@ def quantizer_input(graph: onnx.GraphProto, layer: str) -> str | None:
                 maker = makers.get(maker.input[0], maker)
             if not ops.has_role(maker, "quantize"):
                 return None
+            count = 0
             while (before := makers.get(maker.input[0])) and node_transform(before):
-                maker = before
-            return str(maker.input[0])
+                maker, count = before, count + 1
+            return str(maker.input[0]), count
         if ops.has_role(node, "linear"):
             return None
         reached = node.output[0]

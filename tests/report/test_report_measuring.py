@@ -62,16 +62,23 @@ def test_characteristic_layers_are_chosen_by_rule() -> None:
 @pytest.mark.parametrize(
     ("nodes", "expected"),
     [
-        ('q, s = t.FpQuantize (x)  y = t.FpLinear (q, s, "l.weight.codes", w)', "x"),
+        ('q, s = t.FpQuantize (x)  y = t.FpLinear (q, s, "l.weight.codes", w)', ("x", 0)),
+        (
+            """z = Mul (x, "l.input.factor")  h = t.FpHadamard <block = 8> (z)
+               q, s = t.FpQuantize (h)  y = t.FpLinear (q, s, "l.weight.codes", w)""",
+            ("x", 2),
+        ),
         ('y = t.FpLinear (x, w, "l.weight.codes", w)', None),
         (
             """q, s = t.FpQuantize (x)  xf = t.FpDequantize (q, s)  c = t.FpUnpack ("l.weight.codes")
                wf = t.FpDequantize (c, w)  wt = Transpose (wf)  y = MatMul (xf, wt)""",
-            "x",
+            ("x", 0),
         ),
     ],
 )
-def test_a_layer_s_quantizer_is_found_in_both_forms(nodes: str, expected: str | None) -> None:
+def test_a_layer_s_quantizer_is_found_in_both_forms(
+    nodes: str, expected: tuple[str, int] | None
+) -> None:
     text = nodes.replace("t.Fp", "com.fp4dit.Fp")
     graph = onnx.parser.parse_graph(
         f"g (float[M] a, float[M] w) => (float[M] y) {{ x = Abs (a) {text} }}"
