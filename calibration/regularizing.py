@@ -16,9 +16,8 @@ import torch
 from fp4dit_onnx.calibration.descent import Descent
 from fp4dit_onnx.calibration.draft import Draft, Drafts
 from fp4dit_onnx.calibration.evidence import FloatUnit
-from fp4dit_onnx.calibration.grid import passed, quantized_values
 from fp4dit_onnx.calibration.simulate import SimulatedLinear
-from fp4dit_onnx.calibration.transforming import transformed
+from fp4dit_onnx.calibration.tuning import TunedLinear
 from fp4dit_onnx.network.execution import host
 
 if TYPE_CHECKING:
@@ -40,33 +39,29 @@ def kurtosis(y: torch.Tensor) -> torch.Tensor:
     return found.mean()
 
 
-class RegularizedLinear(torch.nn.Module):
-    """A linear of trained float weights on quantized activations; it notes its output's kurtosis.
-
-    The gradient passes through the rounding of the activations as if there were none.
+class RegularizedLinear(TunedLinear):
+    """Notes its output's kurtosis.
 
     Args:
-        draft: the layer; its specification says how activations are quantized.
+        draft: as of `TunedLinear`.
         weight: float32 [N, K], where it is trained.
         bias: [N] or None.
     """
 
     def __init__(self, draft: Draft, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        super().__init__()
-        self.draft, self.bias = draft, bias
+        super().__init__(draft, bias)
         self.weight = torch.nn.Parameter(weight.clone())
         self.kurtosis = weight.new_zeros(())
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., K] -> [..., N], of x's type."""
-        moved = transformed(x.float(), self.draft.spec.input_ops)
-        given = self.draft.spec.input
-        if given is not None:
-            moved = passed(moved, quantized_values(moved.detach(), given))
-        bias = None if self.bias is None else self.bias.float()
-        y = torch.nn.functional.linear(moved, self.weight, bias)
+    def matrix(self) -> torch.Tensor:
+        """See `TunedLinear`."""
+        return self.weight
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """See `TunedLinear`."""
+        y = super().product(x)
         self.kurtosis = kurtosis(y)
-        return y.to(x.dtype)
+        return y
 
 
 def regularized(

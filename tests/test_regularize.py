@@ -7,60 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from one_linear import K, one_linear
 
 from fp4dit_onnx.calibration.applying import nearest_under
 from fp4dit_onnx.calibration.draft import Draft
-from fp4dit_onnx.calibration.evidence import FloatUnit, Objective, Part
+from fp4dit_onnx.calibration.evidence import FloatUnit
 from fp4dit_onnx.calibration.methods import method_by_name
 from fp4dit_onnx.calibration.regularizing import RegularizedLinear, kurtosis
-from fp4dit_onnx.calibration.samples import Array, Tape
 from fp4dit_onnx.calibration.stages import Evidence
 from fp4dit_onnx.calibration.stages.absmax import Absmax
 from fp4dit_onnx.calibration.stages.regularize import Regularize
-from fp4dit_onnx.families.guidance import Guidance, Guided
-from fp4dit_onnx.network.execution import HOST, Execution
 from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers import outliers as reference
 from fp4dit_onnx.numbers.formats import FORMATS
 from fp4dit_onnx.spec.spec import LayerSpec
 
-SAMPLES, TOKENS, K, N = 16, 6, 16, 32
 STRONG = Regularize(iterations=60, learning_rate=1e-2, weight=100.0)
-
-
-class Parts:
-    """One linear whose output has two outlier channels."""
-
-    execution: Execution = HOST
-
-    def __init__(self) -> None:
-        torch.manual_seed(0)
-        self.linear = torch.nn.Linear(K, N)
-        self.linear.weight.data[[3, 20]] *= 12
-        self.linear.requires_grad_(requires_grad=False)
-
-    def materialize(self, name: str, execution: Execution | None = None) -> torch.nn.Module:
-        """The linear."""
-        return self.linear
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """Of the linear."""
-        return self.linear.get_parameter(name.removeprefix("fc."))
-
-
-def unit(folder: Path) -> tuple[FloatUnit, torch.Tensor]:
-    """The linear, what it receives and gives; and its inputs."""
-    parts, x = Parts(), torch.randn(SAMPLES, TOKENS, K)
-    (folder / "arguments").mkdir()
-    tape = Tape(folder / "arguments", SAMPLES)
-    tape.write(0, ((x,), {}), SAMPLES)
-    target = Array(folder / "target.npy")
-    target.create(SAMPLES, parts.linear(x))
-    target.write(0, parts.linear(x))
-    samples = tape.finish(torch.ones(SAMPLES), paired=False)
-    return FloatUnit(
-        Part.of("fc", parts), Objective(samples, {0: target}, Guided(Guidance(), 1.0), 1.0)
-    ), x
 
 
 def tuned(given: FloatUnit, stage: Regularize, activation: str | None) -> tuple[Draft, Draft]:
@@ -90,7 +52,7 @@ def test_activations_are_quantized_and_gradients_pass() -> None:
 
 
 def test_outliers_of_outputs_shrink(tmp_path: Path) -> None:
-    given, x = unit(tmp_path)
+    given, x = one_linear(tmp_path)
     before, after = tuned(given, STRONG, "e2m3")
     found = [float(kurtosis(x @ draft.weight.T)) for draft in (before, after)]
     assert found[0] > 8
@@ -101,7 +63,7 @@ def test_outliers_of_outputs_shrink(tmp_path: Path) -> None:
 
 
 def test_weights_stay_where_nothing_is_gained(tmp_path: Path) -> None:
-    given, _ = unit(tmp_path)
+    given, _ = one_linear(tmp_path)
     before, after = tuned(given, Regularize(iterations=5, weight=0.0), None)
     assert after is before
 

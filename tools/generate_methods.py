@@ -27,11 +27,12 @@ def _looked_at(method: Method) -> str:
 def _row(name: str) -> tuple[str, ...]:
     table, method = recipe_table(name), method_by_name(name)
     export = table.get("export", {})
-    page = DOCS / "methods" / f"{name}.md"
+    pages = (DOCS / "methods" / f"{own}.md" for own in (name, table.get("extends", "")))
+    page = next((page for page in pages if page.exists()), None)
     group = export.get("group_size", "by target")
     grouped = "an output channel" if group == WIDEST else f"{group} inputs"
     return (
-        f"[{name}](methods/{name}.md)" if page.exists() else name,
+        f"[{name}](methods/{page.name})" if page else name,
         table["summary"],
         table.get("source", ""),
         ", ".join(use_of(stage) for stage in method.stages),

@@ -239,15 +239,16 @@ class Bench:
             work=work,
         )
         seconds = earlier + time.monotonic() - start
-        state = QuantizedState(
-            found.state.layers, {"fingerprint": fingerprint, "seconds": seconds}
+        # What was found may lie in the work folder.
+        save_state(
+            QuantizedState(found.state.layers, {"fingerprint": fingerprint, "seconds": seconds}),
+            done,
         )
-        save_state(state, done)
         if row.target_bits is None:
             work.remove()
         elif not earlier:
             work.save("seconds", seconds)
-        return state, seconds
+        return load_state(done), seconds
 
     def measured(self, row: Row, bits: str, state: QuantizedState) -> dict[str, Any]:
         """Scores of a row's weights with the activations of `bits`; measured once."""

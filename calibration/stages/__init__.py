@@ -20,6 +20,7 @@ from fp4dit_onnx.calibration.stages.nearest import Nearest
 from fp4dit_onnx.calibration.stages.preshift import Preshift
 from fp4dit_onnx.calibration.stages.regularize import Regularize
 from fp4dit_onnx.calibration.stages.reparametrize import Reparametrize
+from fp4dit_onnx.calibration.stages.restore import Restore
 from fp4dit_onnx.calibration.stages.salient import SalientInputs
 from fp4dit_onnx.calibration.stages.smooth import Smooth
 from fp4dit_onnx.calibration.stages.stage import (
@@ -66,6 +67,7 @@ STAGES: dict[str, type[Stage]] = {
     "budget": Budget,
     "evolve": Evolve,
     "regularize": Regularize,
+    "restore": Restore,
     "absmax": Absmax,
     "mse": Mse,
     "weighted": Weighted,

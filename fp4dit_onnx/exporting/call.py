@@ -141,8 +141,9 @@ def export(
             float; by default w4a16 from 1 GiB in float32 on.
         method: How weights are rounded; the -rtn methods round to nearest and need no calibration
             data. One of: fp4dit, 2dquant, activation-regularization, affinequant, awq, four-over-six,
-            fp-adaround, fp-rtn, gptq, hq-dit, int-adaround, int-rtn, llm-fp4, ptq1.61, ptq4dit, q-dit,
-            repq-vit, smoothquant, svdquant, tuned, tuned-best, vidit-q.
+            fp-adaround, fp-rtn, gptq, hq-dit, int-adaround, int-rtn, llm-fp4, ptq1.61,
+            ptq1.61-restored, ptq4dit, q-dit, repq-vit, smoothquant, svdquant, tuned, tuned-best,
+            vidit-q.
         recipe: Your own recipe file in place of --method, in the form that --save-recipe writes;
             other options override it, unless they have their default value.
         save_recipe: Also write the resolved method and formats to this recipe file.

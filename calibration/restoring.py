@@ -1,0 +1,108 @@
+"""Training what rounding took away back into a unit's weights, before they are rounded again.
+
+PTQ1.61, arXiv 2502.13179, section on quantization preprocessing: weights are rounded, a matrix of low
+rank is trained on top of them, and the sum is what is quantized in the end. There a whole language model
+is trained so on text; here a unit for some steps, on the sampler's own trajectory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from fp4dit_onnx.calibration.descent import Descent
+from fp4dit_onnx.calibration.draft import Draft, Drafts, finished
+from fp4dit_onnx.calibration.evidence import FloatUnit
+from fp4dit_onnx.calibration.simulate import SimulatedLinear
+from fp4dit_onnx.calibration.tuning import TunedLinear
+from fp4dit_onnx.network.execution import host
+
+if TYPE_CHECKING:
+    from fp4dit_onnx.calibration.stages.restore import Restore
+
+__all__ = ["RestoredLinear", "restored"]
+
+
+class RestoredLinear(TunedLinear):
+    """A rounded weight, and a trained one of low rank beside it, which is 0 at first.
+
+    Args:
+        draft: as of `TunedLinear`.
+        rounded: float32 [N, K], which stays.
+        rank: of the other, the smaller side of the weight at most.
+        bias: [N] or None.
+        random: of the first values of one of its two matrices.
+    """
+
+    def __init__(
+        self,
+        draft: Draft,
+        rounded: torch.Tensor,
+        rank: int,
+        bias: torch.Tensor | None,
+        random: torch.Generator,
+    ) -> None:
+        super().__init__(draft, bias)
+        n, k = rounded.shape
+        size = min(rank, n, k)
+        self.rounded = rounded
+        down = torch.randn(size, k, generator=random).to(rounded) / k**0.5
+        self.down, self.up = (
+            torch.nn.Parameter(down),
+            torch.nn.Parameter(rounded.new_zeros(n, size)),
+        )
+
+    def matrix(self) -> torch.Tensor:
+        """See `TunedLinear`."""
+        return self.rounded + self.up @ self.down
+
+
+def restored(
+    drafts: Drafts,
+    method: Restore,
+    unit: FloatUnit,
+    rounded: Callable[[Draft], Draft],
+    seed: int,
+    on_step: Callable[[float], None] = lambda error: None,
+) -> Drafts:
+    """The drafts with trained weights; with their own unless the others are better once rounded.
+
+    Args:
+        drafts: the unit's layers.
+        method: settings.
+        unit: the float unit, left as it was.
+        rounded: a draft to nearest.
+        seed: of the first values and of the mini-batches.
+        on_step: called with the error after each step, in units of nearest rounding's.
+    """
+    part, there = unit.part, unit.part.parts.execution.there
+    random = torch.Generator().manual_seed(seed)
+
+    def nearest(some: Drafts) -> dict[str, SimulatedLinear]:
+        layers = finished({name: rounded(draft) for name, draft in some.items()})
+        return {n: SimulatedLinear.of(layer, part.linear(n)) for n, layer in layers.items()}
+
+    first = nearest(drafts)
+    with part.replaced(first):  # a unit that is a linear itself is another module there
+        units = Descent(part.module, unit.objective, method.batch).unit()
+    linears = {
+        name: RestoredLinear(
+            draft, there(first[name].weight), method.rank, part.linear(name).bias, random
+        )
+        for name, draft in drafts.items()
+    }
+    with part.replaced(linears):
+        descent = Descent(part.module, unit.objective, method.batch)
+        matrices = [matrix for linear in linears.values() for matrix in (linear.down, linear.up)]
+        optimizer = torch.optim.Adam(matrices, lr=method.learning_rate)
+        descent.run(optimizer, units, method.iterations, seed, on_step)
+    found = {
+        name: replace(draft, weight=host(linears[name].matrix().detach()))
+        for name, draft in drafts.items()
+    }
+    with part.replaced(nearest(found)):
+        error = Descent(part.module, unit.objective, method.batch).error(units)
+    return found if float(error) < 1 else drafts

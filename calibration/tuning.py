@@ -1,0 +1,45 @@
+"""A linear whose float weight is trained while its activations are quantized."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+
+from fp4dit_onnx.calibration.draft import Draft
+from fp4dit_onnx.calibration.grid import passed, quantized_values
+from fp4dit_onnx.calibration.transforming import transformed
+
+__all__ = ["TunedLinear"]
+
+
+class TunedLinear(torch.nn.Module):
+    """Quantized activations times a float weight, in float32.
+
+    The gradient passes through the rounding of the activations as if there were none.
+
+    Args:
+        draft: the layer; its specification says what is done to activations.
+        bias: [N] or None.
+    """
+
+    def __init__(self, draft: Draft, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.draft, self.bias = draft, bias
+
+    @abstractmethod
+    def matrix(self) -> torch.Tensor:
+        """The weight float32 [N, K] as it is now."""
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., K] -> float32 [..., N]."""
+        moved = transformed(x.float(), self.draft.spec.input_ops)
+        given = self.draft.spec.input
+        if given is not None:
+            moved = passed(moved, quantized_values(moved.detach(), given))
+        bias = None if self.bias is None else self.bias.float()
+        return torch.nn.functional.linear(moved, self.matrix(), bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., K] -> [..., N], of x's type."""
+        return self.product(x).to(x.dtype)
