@@ -1,0 +1,60 @@
+"""The tool that exports PixArt-XL by every recipe: what it asks for, its rows, and resuming."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("diffusers")
+
+import recipe_costs
+from recipe_costs import RECIPES, by_turns, measured, options, table
+
+from fp4dit_onnx.calibration.methods import method_by_name
+from fp4dit_onnx.exporting.checks import check_choices
+from fp4dit_onnx.exporting.export import ExportRequest, export
+
+ROW = {"recipe": "gptq", "bits": "w4a6", "bits_per_weight": 4.156, "minutes": 7.26, "peak": 4.5}
+
+
+def test_recipes_without_gradients_and_their_options() -> None:
+    assert "tuned" in RECIPES
+    assert not {"fp4dit", "2dquant", "ptq4dit", "activation-regularization"} & set(RECIPES)
+    for name in RECIPES:
+        needs_data = method_by_name(name, "fast").needs_data
+        assert ("--calibration-prompts" in options(name)) == needs_data
+        assert ("--no-measure" in options(name)) == (not needs_data)
+    assert [name for name in RECIPES if "--time" in options(name)] == ["q-dit"]
+    check_choices(ExportRequest(Path("b"), method="q-dit", preset="fast", time="20m", samples=16))
+
+
+def test_the_table() -> None:
+    (line,) = table([{**ROW, "step": 1.204}]).splitlines()[2:]
+    assert line == "| gptq | 4.16 | 7.3 | 4.50 | 1.20 |"
+
+
+def test_what_is_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("exported again")
+
+    monkeypatch.setattr(recipe_costs, "exported", refuse)
+    kept = {**ROW, "step": 1.0}
+    (tmp_path / "gptq.json").write_text(json.dumps(kept))
+    assert measured("gptq", tmp_path) == kept
+
+
+def test_two_bundles_run_by_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tmp_path / "made"
+    export(ExportRequest(made, method="fp-rtn", components="transformer", measure=False))
+    monkeypatch.setattr(recipe_costs, "ROUNDS", 1)
+    monkeypatch.setattr(recipe_costs, "TOKENS", 3)
+    assert len(by_turns([made, made])) == 2
+    assert all(seconds > 0 for seconds in by_turns([made]))
+
+
+def test_an_unknown_recipe_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert recipe_costs.main(["fp4dit", "--folder", str(tmp_path / "f")]) == 2
+    assert "unknown recipe fp4dit: expected some of affinequant" in capsys.readouterr().err
+    assert not (tmp_path / "f").exists()
