@@ -32,7 +32,7 @@ from pages import DOCS, write_above_reading
 from quality_page import COLUMNS, document
 
 from fp4dit_onnx.calibration.methods import method_by_name, read_method, with_settings
-from fp4dit_onnx.calibration.recipe_tables import method_names
+from fp4dit_onnx.calibration.recipe_tables import method_names, recipe_table
 from fp4dit_onnx.calibration.run import calibrate
 from fp4dit_onnx.calibration.sampling import (
     decode,
@@ -54,6 +54,14 @@ from fp4dit_onnx.system.progress import RichReporter
 FIRST_SEED = 2000
 """Apart from the seeds of calibration, which start at 0."""
 BUDGET_COLUMN = "w4a6"
+USUAL_WEIGHT = "w4"
+USUAL, OF_RECIPES = ("w4a8", "w4a6", "w4a4"), ("w4a8", "w4a6")
+"""Columns of rows, and of those that are a published recipe each, beside the bits it was made for."""
+MADE_FOR = {
+    **dict.fromkeys(("2dquant", "repq-vit"), "w8a8"),
+    **dict.fromkeys(("hq-dit", "svdquant", "four-over-six", "activation-regularization"), "w4a4"),
+}
+"""Bits of what a recipe's paper shows, where its file does not ask for them."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,11 @@ class Row:
 
     def columns(self, columns: Sequence[str]) -> Sequence[str]:
         """Those of `columns` in which it is measured: budgets at the bits that the tool is named for."""
-        return [bits for bits in columns if self.target_bits is None or bits == BUDGET_COLUMN]
+        own: Sequence[str] = (BUDGET_COLUMN,) if self.target_bits is not None else USUAL
+        if self in PUBLISHED:
+            asked = recipe_table(self.method).get("export", {}).get("bits")
+            own = (*OF_RECIPES, MADE_FOR.get(self.method, asked))
+        return [bits for bits in columns if bits in own]
 
     @property
     def by_activations(self) -> bool:
@@ -113,9 +125,10 @@ ROWS = (
     Row("tuned-best", "tuned-best"),
     *(Row(f"tuned, {bits:g} bits", "tuned", target_bits=bits) for bits in (4.125, 4.25, 4.5, 5)),
 )
-ROWS += tuple(
+PUBLISHED = tuple(
     Row(name, name) for name in method_names() if name not in {row.method for row in ROWS}
 )
+ROWS += PUBLISHED
 
 
 @dataclass(frozen=True)
@@ -199,11 +212,13 @@ class Bench:
 
         Args:
             row: how.
-            bits: a column; what recipes choose by activations is calibrated for each.
+            bits: a column; what recipes choose by activations is calibrated for each, everything else
+                for weights of its bits.
         """
         slug = row.name.replace(", ", "-").replace(" ", "-")
-        if row.by_activations:
-            slug += f"-{bits}"
+        weight = bits.partition("a")[0]
+        if row.by_activations or weight != USUAL_WEIGHT:
+            slug += f"-{bits if row.by_activations else weight}"
         done, planned = self.work / f"{slug}.safetensors", self._plan(row, bits)
         method = with_settings(planned.method, row.changes)
         fingerprint = {"row": asdict(row), "method": method.to_json(), "model": self.digest}
@@ -293,15 +308,15 @@ def _results(bench: Bench, rows: Sequence[Row]) -> list[dict[str, Any]]:
         columns = row.columns(bench.columns)
         if not columns:
             continue
-        state, seconds = bench.calibrated(row, columns[0])
+        usual = next((bits for bits in columns if bits.startswith(USUAL_WEIGHT)), columns[0])
+        state, seconds = bench.calibrated(row, usual)
         entry: dict[str, Any] = {"row": asdict(row), "seconds": seconds, "columns": {}}
         counts = collections.Counter(layer.spec.weight.format for layer in state.layers.values())
         entry["formats"] = dict(sorted(counts.items()))
         weights = sum(layer.n * layer.k for layer in state.layers.values())
         entry["bits"] = 8 * sum(layer.nbytes for layer in state.layers.values()) / weights
         for bits in columns:
-            if row.by_activations:
-                state, _ = bench.calibrated(row, bits)
+            state, _ = bench.calibrated(row, bits)
             entry["columns"][bits] = bench.measured(row, bits, state)
             score = entry["columns"][bits]["psnr"]
             bench.reporter.note(f"{row.name} {bits}: PSNR {score['mean']:.2f} dB")

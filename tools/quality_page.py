@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["document"]
 
-COLUMNS = ("w4a8", "w4a6", "w4a4")
+COLUMNS = ("w8a8", "w4a16", "w4a8", "w4a6", "w4a4")
 """Bits of the tables."""
 
 
@@ -77,7 +77,8 @@ COMPARISONS = (
 
 def document(bench: Bench, results: Sequence[Mapping[str, Any]]) -> str:
     """The page up to its reading: tables and comparisons."""
-    count, sampling, columns = len(bench.prompts), bench.sampling, bench.columns
+    count, sampling = len(bench.prompts), bench.sampling
+    columns = [bits for bits in bench.columns if any(bits in e["columns"] for e in results)]
     effort = [
         f"| {e['row']['name']} | {e['bits']:.3f} | {e['seconds'] / 60:.1f} | "
         + ", ".join(f"{n} {c}" for n, c in e["formats"].items())

@@ -81,7 +81,7 @@ def main() -> None:
     """Run the command line."""
     usual = [name for name in known("rounding") if name not in TRAINED]
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--bits", choices=COLUMNS, default=COLUMNS[0])
+    parser.add_argument("--bits", choices=COLUMNS, default="w4a6")
     parser.add_argument("--base", choices=method_names(), default="gptq")
     parser.add_argument("--transforms", default="; ".join([NONE, *known("transform", "branch")]))
     parser.add_argument("--ranges", default="; ".join(known("range")))
