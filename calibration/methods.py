@@ -179,6 +179,12 @@ class Method:
         """Iterations per unit, for progress."""
         return sum(stage.iterations for stage in self.stages)
 
+    def with_budget(self, budget: Budget | None) -> Method:
+        """The same with another budget, None for none."""
+        rest = [stage for stage in self.stages if not isinstance(stage, Budget)]
+        stages = [*rest, *([budget] if budget else [])]
+        return replace(self, stages=tuple(sorted(stages, key=lambda s: KINDS.index(s.kind))))
+
     def with_stage(self, use: str, **settings: Any) -> Method:
         """The same with a stage in place of those of its kind, or added; it keeps its other settings."""
         own: dict[str, Any] = next((vars(s) for s in self.stages if use_of(s) == use), {})

@@ -25,6 +25,8 @@ __all__ = ["ALLOCATED", "Made", "Sets", "Spending", "comparison", "first", "load
 
 ALLOCATED = "bits where they save the most error"
 _SENSITIVITIES = "sensitivities"
+ROUNDING = 1e-3
+"""Bytes: bits per weight may be a quotient, whose product with the weights is not quite whole."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ class Spending:
         self, allocations: Mapping[str, Allocation[Made]]
     ) -> tuple[tuple[str, Set], dict[str, float]]:
         """The set of the least error among those that fit, each with the bits spent where they help."""
-        limit = int(self.budget.bits * self.weights / 8)
+        limit = math.floor(self.budget.bits * self.weights / 8 + ROUNDING)
         within = {label: each.within(limit) for label, each in allocations.items()}
         sets = {label: _stored(options) for label, options in within.items() if options}
         if ALLOCATED not in sets:

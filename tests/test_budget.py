@@ -29,6 +29,7 @@ from fp4dit_onnx.calibration.trajectory import Trajectory
 from fp4dit_onnx.calibration.work import Work, model_digest
 from fp4dit_onnx.commands.precision_table import print_spent
 from fp4dit_onnx.errors import UsageError
+from fp4dit_onnx.exporting import pacing
 from fp4dit_onnx.exporting.plan import plan
 from fp4dit_onnx.exporting.request import ExportRequest
 from fp4dit_onnx.network.network import whole
@@ -221,6 +222,40 @@ def test_every_precision_goes_with_the_activations(method: str, activations: str
         assert "int4*f32" not in {w.scale for w in own if w.format == "int8"}
 
 
+@pytest.mark.parametrize("activations", "468")
+def test_a_recipe_s_own_bits_are_what_it_takes_without_a_budget(activations: str) -> None:
+    bits = f"w4a{activations}"
+    best, usual = (
+        plan(ExportRequest(Path("b"), bits=bits, method=m)) for m in ("tuned-best", "tuned")
+    )
+    assert best.specs == usual.specs
+    assert usual.budget is None
+    assert best.budget is not None
+    assert best.budget.target_bits == pytest.approx(usual.totals.bits_per_weight, abs=1e-12)
+    assert best.method.budget == Budget(bits=best.budget.target_bits or 0)
+    assert len(best.budget.precisions["transformer_blocks.0.attn1.to_q"]) == 11
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"target": "standard"}, {"bits": "w8a8"}, {"rules": ("*=none",)}],
+)
+def test_without_a_choice_of_precisions_there_is_no_budget_of_own_bits(
+    changes: dict[str, Any],
+) -> None:
+    made = plan(ExportRequest(Path("b"), **{"method": "tuned-best", **changes}))
+    assert made.budget is None
+    assert made.method.stages == method_by_name("tuned").stages
+
+
+def test_a_budget_in_numbers_takes_the_place_of_own_bits() -> None:
+    made = plan(ExportRequest(Path("b"), method="tuned-best", target_bits=4.3))
+    assert made.budget is not None
+    assert made.budget.target_bits == 4.3
+    paced = pacing._with_iterations(made.request, made.method, 5)
+    assert paced.budget == made.method.budget
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -254,6 +289,11 @@ def test_budgets_that_are_refused(changes: dict[str, Any], message: str) -> None
         ({"wide": "int9"}, "int9"),
         ({"pairs": 0}, "budget.pairs = 0"),
         ({"bits": 4.0, "sqnr": 3.0}, "budgets of 4 bits and of 3 dB: expected one of them"),
+        (
+            {"bits": 4.0, "own": True},
+            "a budget of 4 bits and of the layers' own bits: expected one",
+        ),
+        ({"sqnr": 3.0, "own": True}, "a budget of 3 dB and of the layers' own bits: expected one"),
     ],
 )
 def test_settings_that_are_refused(settings: dict[str, Any], message: str) -> None:

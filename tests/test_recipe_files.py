@@ -101,7 +101,7 @@ def test_commands(tmp_path: Path, run: Any) -> None:
         ("w4a6", "tuned", "e2m3", None),
         ("w4a8", "tuned", "int8", None),
         ("w4a4", "tuned", "e2m1", 16),
-        ("w4a6", "tuned-best", "int6", 64),
+        ("w4a6", "tuned-best", "e2m3", None),
     ],
 )
 def test_a_recipe_says_formats_by_bits(

@@ -28,12 +28,14 @@ MOST_BITS, MOST_SQNR_DB = 32, 200
 class Budget:
     """Rounds each layer in several precisions; `calibration.choosing` spends the budget on them.
 
-    Without `bits` and `sqnr` it does nothing. A layer keeps its activations' format, and what a
+    Without `bits`, `sqnr` and `own` it does nothing. A layer keeps its activations' format, and what a
     user's rule says of it.
 
     Attributes:
         bits: most bits per weight over all quantized layers, scales included; 0 for no such budget.
         sqnr: least SQNR of the network's guided prediction in dB; 0 for no such budget.
+        own: whether `bits` are those that the layers take without a budget: nothing is stored beyond
+            that, and each bit is where it helps most. Known once the layers are.
         groups: inputs that share a scale, ``row`` for all, with spaces between; of 4-bit weights.
         wide: 8-bit format of sensitive layers, with one scale per row; empty for none.
         pairs: recorded samples, both halves of guidance each, on which sensitivity is measured.
@@ -44,6 +46,7 @@ class Budget:
     iterations: ClassVar[int] = 0
     bits: float = 0.0
     sqnr: float = 0.0
+    own: bool = False
     groups: str = "16 32 64 128 row"
     wide: str = "int8"
     pairs: int = 8
@@ -57,6 +60,11 @@ class Budget:
                 f"budgets of {self.bits:g} bits and of {self.sqnr:g} dB: expected one of them, since "
                 "each decides the other"
             )
+        if self.own and (self.bits or self.sqnr):
+            asked = f"{self.bits:g} bits" if self.bits else f"{self.sqnr:g} dB"
+            raise UsageError(
+                f"a budget of {asked} and of the layers' own bits: expected one of them"
+            )
         whole("budget.pairs", self.pairs, 1)
         for size in self.groups.split():
             if size != ROW and not (size.isdecimal() and int(size) and int(size) % 8 == 0):
@@ -69,7 +77,7 @@ class Budget:
     @property
     def asked(self) -> bool:
         """Whether there is a budget."""
-        return bool(self.bits or self.sqnr)
+        return bool(self.bits or self.sqnr or self.own)
 
     def precisions(
         self,

@@ -16,7 +16,14 @@ from fp4dit_onnx.spec.recipe import Recipe
 from fp4dit_onnx.spec.spec import LayerSpec, TensorSpec, joined_width
 from fp4dit_onnx.targets.target import Target
 
-__all__ = ["Choice", "PlannedBudget", "planned_budget", "precision", "searched_groups"]
+__all__ = [
+    "Choice",
+    "PlannedBudget",
+    "planned_budget",
+    "precision",
+    "searched_groups",
+    "with_own_bits",
+]
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,30 @@ def precision(weight_format: str, group_size: int, inputs: int, scale: str) -> s
     """A weight's precision in words."""
     shared = "one scale per row" if group_size >= inputs else f"groups of {group_size}"
     return f"{weight_format}, {shared} ({scale})"
+
+
+def with_own_bits(
+    method: Method,
+    recipe: Recipe,
+    specs: Mapping[str, LayerSpec],
+    sizes: Mapping[str, tuple[int, int]],
+    target: Target,
+) -> Method:
+    """The method with a budget of so many bits in place of one of the layers' `own`.
+
+    Where layers have no choice of precisions, the method without it: a budget that nobody asked for in
+    numbers is no reason to refuse.
+
+    Args: see `planned_budget`.
+    """
+    budget = method.budget
+    if budget is None or not budget.own:
+        return method
+    if target.scale != DEFAULT_SCALE or not any(map(recipe.narrow_formats, specs)):
+        return method.with_budget(None)
+    rows = [layer_size(*sizes[name], spec) for name, spec in specs.items()]
+    bits = 8 * sum(row.bytes for row in rows) / sum(row.weights for row in rows)
+    return method.with_budget(replace(budget, own=False, bits=bits))
 
 
 def planned_budget(

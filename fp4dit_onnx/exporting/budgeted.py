@@ -35,4 +35,4 @@ def budgeted(method: Method, target_bits: float | None, min_sqnr: float | None) 
             f"--min-sqnr need: expected one of {', '.join(measuring_names())}, or "
             "--weight-format auto beside it"
         )
-    return method.with_stage("budget", **{"bits": 0.0, "sqnr": 0.0, **given})
+    return method.with_stage("budget", **{"bits": 0.0, "sqnr": 0.0, "own": False, **given})

@@ -161,7 +161,7 @@ def _with_iterations(request: ExportRequest, method: Method, iterations: int) ->
     short = [name for name, made in of.items() if made.iterations <= iterations] or [*of][:1]
     preset = max(short, key=lambda name: of[name].iterations, default=request.preset)
     settled = replace(request, preset=preset, iterations=iterations)
-    return replace(settled.resolved_method(), data=method.data)
+    return replace(settled.resolved_method(), data=method.data).with_budget(method.budget)
 
 
 def _said(request: ExportRequest, effort: Effort, sampling: Sampling, speed: Speed) -> str:

@@ -14,7 +14,12 @@ from fp4dit_onnx.bundle.manifest import Kept, Layer, Sampling, Totals
 from fp4dit_onnx.calibration.methods import Method
 from fp4dit_onnx.checkpoint.checkpoint import Checkpoint, open_checkpoint, scheduler_settings
 from fp4dit_onnx.errors import UsageError
-from fp4dit_onnx.exporting.budget import PlannedBudget, planned_budget, searched_groups
+from fp4dit_onnx.exporting.budget import (
+    PlannedBudget,
+    planned_budget,
+    searched_groups,
+    with_own_bits,
+)
 from fp4dit_onnx.exporting.calibration_data import OwnData, asked_data
 from fp4dit_onnx.exporting.checks import (
     check_choices,
@@ -253,6 +258,7 @@ def plan(request: ExportRequest) -> Plan:
     check_ram(request, sizes)
     target.check({spec.weight.format for spec in specs.values()} | set(recipe.search))
     expected = {name: method.branched(spec, *sizes[name]) for name, spec in specs.items()}
+    method = with_own_bits(method, recipe, expected, sizes, target)
     rows = [_row(name, *sizes[name], spec) for name, spec in expected.items()]
     sampling = usual_sampling(request, family, checkpoint)
     check_size(request.calibration_size, sampling, family, checkpoint)
