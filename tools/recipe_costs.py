@@ -43,8 +43,8 @@ RECIPES = tuple(n for n in method_names() if not method_by_name(n).needs(INPUTS)
 SEARCH = ("--time", "20m")
 """Of recipes that sample images while they search: as many as fit."""
 DATA = (
-    *("--preset", "fast", "--calibration-prompts", "4", "--steps", "4"),
-    *("--samples", "16", "--calibration-size", "256"),
+    *("--preset", "fast", "--calibration-prompts", "2", "--steps", "2"),
+    *("--samples", "8", "--calibration-size", "256"),
 )
 ALL = ("--bits", "w4a6", "--components", "transformer", "--no-report", "--overwrite")
 ROUNDS, BATCH, TOKENS = 3, 2, 120
