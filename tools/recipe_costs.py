@@ -56,8 +56,7 @@ def options(recipe: str) -> tuple[str, ...]:
     method = method_by_name(recipe, "fast")
     if not method.needs_data:
         return (*ALL, "--no-measure")
-    searches = any(stage.kind == "budget" for stage in method.stages)
-    return (*ALL, *DATA, *(SEARCH if searches else ()))
+    return (*ALL, *DATA, *(SEARCH if method.evolution else ()))
 
 
 def exported(recipe: str, source: Path, bundle: Path) -> Manifest:
