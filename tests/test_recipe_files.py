@@ -95,6 +95,30 @@ def test_commands(tmp_path: Path, run: Any) -> None:
     assert run("export", "--dry-run", "--save-recipe", saved / "r.toml").code == 2
 
 
+@pytest.mark.parametrize("name", ["tuned-best", "q-dit", "fp-rtn"])
+def test_a_printed_recipe_is_a_file_that_export_takes(tmp_path: Path, run: Any, name: str) -> None:
+    code, out, _ = run("recipes", name)
+    assert code == 0
+    path = tmp_path / "own.toml"
+    path.write_text(out, encoding="utf-8")
+    for bits in ("w4a8", "w4a6"):
+        own, named = (
+            plan(ExportRequest(tmp_path / "b", bits=bits, **given))
+            for given in ({"recipe": path}, {"method": name})
+        )
+        assert own.method.stages == named.method.stages
+        assert own.method.data == named.method.data
+        assert own.specs == named.specs
+    assert json.loads(run("recipes", name, "--json").out)["source" if name != "fp-rtn" else "grid"]
+
+
+def test_a_recipe_that_is_not_there_is_a_line(run: Any) -> None:
+    code, out, err = run("recipes", "tunde")
+    assert (code, out) == (2, "")
+    assert "tunde" in err
+    assert "tuned-best" in err
+
+
 @pytest.mark.parametrize(
     ("bits", "method", "activation", "size"),
     [

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import tomli_w
 
 from fp4dit_onnx.calibration.methods import method_by_name, use_of
 from fp4dit_onnx.calibration.recipe_tables import method_names, recipe_table
 from fp4dit_onnx.commands.output import print_json, print_line, print_table
 from fp4dit_onnx.commands.parameters import Json
+from fp4dit_onnx.exporting.options import INPUT, Option
 
 __all__ = ["run"]
 
 
-def run(json: Json = False) -> None:
+def run(
+    name: Annotated[
+        str | None,
+        Option(
+            "A recipe to print as a file that --recipe takes, what it extends included.",
+            INPUT,
+            unit="NAME",
+            choices=method_names,
+            positional=True,
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
     """List the recipes: what each does, needs and costs."""
+    if name is not None:
+        _print(recipe_table(name), json=json)
+        return
     rows = [_row(name) for name in method_names()]
     if json:
         print_json(rows)
@@ -27,6 +46,14 @@ def run(json: Json = False) -> None:
         cost = f" Cost: {row['cost']}." if row["cost"] else ""
         source = f" ({row['source']})" if row["source"] else ""
         print_line(f"{row['name']}: {row['summary']}{source}.{cost}")
+
+
+def _print(table: Mapping[str, Any], *, json: bool) -> None:
+    if json:
+        print_json(table)
+        return
+    for line in tomli_w.dumps(table).splitlines():
+        print_line(line)
 
 
 def _row(name: str) -> dict[str, Any]:
