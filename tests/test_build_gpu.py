@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import lzma
 import re
+import shutil
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import build_gpu
+import emulation
 import numpy as np
 import pytest
 from build_gpu import Image, Nvrtc
@@ -69,41 +74,77 @@ def test_every_kernel_of_the_list_is_compiled(nvrtc: Nvrtc) -> None:
     assert sorted(found) == sorted(listed)
 
 
-def expand(block: bytes) -> bytes:
-    """A block of LZ4 but for distances of three bytes, by the format's description."""
-    made, at = bytearray(), 0
-
-    def length(nibble: int) -> int:
-        nonlocal at
-        total = nibble
-        while nibble == 15:
-            total += block[at]
-            at += 1
-            if block[at - 1] != 255:
-                break
-        return total
-
-    while True:
-        token = block[at]
-        at += 1
-        literals = length(token >> 4)
-        made += block[at : at + literals]
-        at += literals
-        if at == len(block):
-            return bytes(made)
-        distance = int.from_bytes(block[at : at + 3], "little")
-        at += 3
-        for _ in range(length(token & 15) + 4):
-            made.append(made[-distance])
+def expand(stream: bytes) -> bytes:
+    """What a raw stream of LZMA holds."""
+    return lzma.decompress(stream, lzma.FORMAT_RAW, filters=[build_gpu.COMPRESSION])
 
 
-def test_compression() -> None:
+PROGRAM = """#include <cstdio>
+#include <cstdlib>
+#include <vector>
+#include "gpu/driver/lzma.h"
+int main(int, char** words) {
+  const size_t size = std::strtoull(words[1], nullptr, 10), room = std::strtoull(words[2], nullptr, 10);
+  std::vector<uint8_t> from(size + 1), to(room + 1);
+  if (std::fread(from.data(), 1, size, stdin) != size) return 3;
+  if (!fp4dit::gpu::Decompress(from.data(), size, to.data(), room)) return 7;
+  return std::fwrite(to.data(), 1, room, stdout) == room ? 0 : 3;
+}"""
+SANITIZED = (
+    "-std=c++17",
+    "-O1",
+    "-g1",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+)
+
+
+@pytest.fixture(scope="module")
+def decompressor(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bytes, int], bytes | None]:
+    """The library's decompression, with sanitizers: of a stream to so many bytes; None if it refuses."""
+    if shutil.which("c++") is None:
+        pytest.skip("needs a C++ compiler")
+    folder = tmp_path_factory.mktemp("lzma")
+    (folder / "main.cc").write_text(PROGRAM)
+    sources = (folder / "main.cc", build_gpu.SOURCES / "gpu/driver/lzma.cc")
+    program = folder / "program"
+    emulation.call(["c++", *SANITIZED, f"-I{build_gpu.SOURCES}", *sources, "-o", program])
+
+    def run(stream: bytes, room: int) -> bytes | None:
+        words = [str(program), str(len(stream)), str(room)]
+        done = subprocess.run(words, input=stream, capture_output=True, check=False)
+        assert done.returncode in (0, 7), done.stderr.decode()
+        return done.stdout if done.returncode == 0 else None
+
+    return run
+
+
+def test_the_library_decompresses(decompressor: Callable[[bytes, int], bytes | None]) -> None:
     random = np.random.default_rng(0)
     texts = [b"", b"a", bytes(1000), random.bytes(20_000), random.bytes(300) * 300]
-    texts += [random.integers(0, 4, n, np.uint8).tobytes() for n in (12, 13, 17, 5000)]
+    texts += [random.integers(0, 4, n, np.uint8).tobytes() for n in (12, 13, 17, 5000, 300_000)]
+    texts += [random.bytes(70_000) + bytes(9) + random.bytes(40) * 50, Path(__file__).read_bytes()]
     for text in texts:
-        assert expand(build_gpu.compress(text)) == text
-    assert len(build_gpu.compress(bytes(1000))) < 20
+        stream = build_gpu.compress(text)
+        assert expand(stream) == text
+        assert decompressor(stream, len(text)) == text
+    assert len(build_gpu.compress(bytes(1000))) < 30
+
+
+def test_damaged_streams_are_refused(decompressor: Callable[[bytes, int], bytes | None]) -> None:
+    random = np.random.default_rng(1)
+    text = Path(__file__).read_bytes()
+    stream = build_gpu.compress(text)
+    assert decompressor(stream, len(text) + 1) is None, "of another size"
+    assert decompressor(b"\1" + stream[1:], len(text)) is None
+    for length in (0, 4, len(stream) // 2):
+        assert decompressor(stream[:length], len(text)) is None
+    refused = 0
+    for place in random.choice(len(stream), 40, replace=False):
+        damaged = bytearray(stream)
+        damaged[place] ^= 1 << random.integers(8)
+        refused += decompressor(bytes(damaged), len(text)) != text
+    assert refused >= 38, "the last bytes may say nothing"
 
 
 ROW = r'\{"(\w)", (\d+), (\w+), \{(\d+), (\d+), (\d+)\}, (\d+), (\d+)\}'

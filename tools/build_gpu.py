@@ -14,6 +14,7 @@ import ctypes
 import hashlib
 import importlib.util
 import itertools
+import lzma
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -36,8 +37,14 @@ PTX = 80
 """The capability whose PTX the driver compiles for GPUs that are newer than all of these."""
 OPTIONS = ("--std=c++17", "--fmad=false")
 """No contraction: the bits are those of the CPU's kernels, and every fma is written out."""
-MOST_BYTES = 1_940_000
-"""Of all images in a wheel, which grows by less than 2 MB."""
+MOST_BYTES = 1_400_000
+"""Of all images in a wheel: with the page's WebGPU it grows by less than 2 MB."""
+COMPRESSION = {
+    "id": lzma.FILTER_LZMA1,
+    "preset": 9 | lzma.PRESET_EXTREME,
+    "dict_size": 1 << 24,
+    **dict(zip(("lc", "lp", "pb"), (3, 0, 2), strict=True)),
+}
 
 
 class BuildError(Exception):
@@ -173,68 +180,9 @@ def compiled(nvrtc: Nvrtc, sources: list[Path], cache: Path | None) -> list[Imag
     return images
 
 
-# --- LZ4's block format but for distances of three bytes, which custom_ops/gpu/driver/image.cc reads
-
-SHORTEST, WINDOW, LAST_LITERALS = 4, (1 << 24) - 1, 5
-KEYS = (64, 16, 4)
-"""Bytes by which earlier occurrences are found: code for two GPUs has long runs in common."""
-WORTH = 8
-"""Bytes from which on a repetition is replaced: shorter ones spoil the compression of a wheel."""
-
-
-def _length(value: int) -> bytes:
-    """What follows a nibble of 15."""
-    return b"" if value < 15 else b"\xff" * ((value - 15) // 255) + bytes([(value - 15) % 255])
-
-
-def _common(data: bytes, first: int, second: int) -> int:
-    """How far the bytes at two places, first < second, are the same, up to the last literals."""
-    most = len(data) - LAST_LITERALS - second
-    length, step = 0, 1 << 16
-    while step:
-        end = length + step
-        if (
-            end <= most
-            and data[first + length : first + end] == data[second + length : second + end]
-        ):
-            length = end
-        else:
-            step //= 2
-    return length
-
-
 def compress(data: bytes) -> bytes:
-    """`data` with repetitions replaced: at every place by the longest of some earlier occurrences."""
-    made, start, at = bytearray(), 0, 0
-    seen: list[dict[bytes, int]] = [{} for _ in KEYS]
-    while at < len(data) - LAST_LITERALS - SHORTEST:
-        length, distance = 0, 0
-        for size, places in zip(KEYS, seen, strict=True):
-            key = data[at : at + size]
-            other = places.get(key, at)
-            places[key] = at
-            if 0 < at - other <= WINDOW:
-                found = _common(data, other, at)
-                if found > length:
-                    length, distance = found, at - other
-        if length < WORTH:
-            at += 1
-            continue
-        made.append(min(at - start, 15) << 4 | min(length - SHORTEST, 15))
-        made += _length(at - start) + data[start:at] + distance.to_bytes(3, "little")
-        made += _length(length - SHORTEST)
-        for i in range(at + 1, at + length):
-            for size, places in zip(KEYS, seen, strict=True):
-                if size == SHORTEST or i % 8 == 0:
-                    places[data[i : i + size]] = i
-        at += length
-        start = at
-    return bytes(made) + literal(data[start:])
-
-
-def literal(data: bytes) -> bytes:
-    """`data` with no repetition replaced."""
-    return bytes([min(len(data), 15) << 4]) + _length(len(data)) + data
+    """`data` as custom_ops/gpu/driver/lzma.cc reads it."""
+    return lzma.compress(data, lzma.FORMAT_RAW, filters=[COMPRESSION])
 
 
 # --- the file -------------------------------------------------------------------------------------
@@ -244,19 +192,18 @@ def packed(images: list[Image], cache: Path | None = None) -> tuple[str, bytes]:
     """The table's rows as C++, and the bytes that they point to, a multiple of eight.
 
     Args:
-        images: those of one file one after the other. Code is compressed together; PTX is left to the
-            wheel's own compression, which suits text better.
+        images: those of one file one after the other; code is compressed together, and so is PTX.
         cache: where compressed ones are kept.
 
     Raises:
-        BuildError: they would make a wheel, which compresses once more, too large.
+        BuildError: they would make a wheel too large.
     """
     rows, data = [], bytearray()
     for (file, is_ptx), group in itertools.groupby(images, key=lambda i: (i.file, i.is_ptx)):
         members = list(group)
         whole = b"".join(image.code for image in members)
-        parts = ("compressed", str(WORTH), hashlib.sha256(whole).hexdigest())
-        stored = literal(whole) if is_ptx else _kept(cache, parts, partial(compress, whole))
+        parts = ("compressed", str(COMPRESSION), hashlib.sha256(whole).hexdigest())
+        stored = _kept(cache, parts, partial(compress, whole))
         stream, at = f"{{{len(data)}, {len(stored)}, {len(whole)}}}", 0
         for image in members:
             ptx = "true" if is_ptx else "false"

@@ -7,6 +7,7 @@
 
 #include "core/shared_library.h"
 #include "gpu/driver/image.h"
+#include "gpu/driver/lzma.h"
 
 #if defined(_WIN32)
 #define FP4DIT_CUDA_CALL __stdcall

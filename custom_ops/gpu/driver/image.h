@@ -37,10 +37,6 @@ Images EmbeddedImages();
 // of the same major version, or PTX. Null: there is none.
 const Image* ChooseImage(const Images& images, const char* file, int arch);
 
-// Decompresses a block of LZ4, but for distances of three bytes, to exactly `room` bytes; false if
-// it is none, or of another size.
-bool Decompress(const uint8_t* from, size_t size, uint8_t* to, size_t room);
-
 }  // namespace fp4dit::gpu
 
 #endif  // FP4DIT_GPU_DRIVER_IMAGE_H_
