@@ -87,8 +87,9 @@ class RangeDecoder {
 };
 
 constexpr uint32_t kStates = 12, kPlaces = 4, kPlaceBits = 2;  // of a byte, by its index
-constexpr uint32_t kShortest = 2, kAfterMatch = 7;             // states from which on a match came last
-constexpr uint32_t kContexts = 8, kContextShift = 5;  // of a byte, by the highest bits of the last one
+constexpr uint32_t kShortest = 2, kAfterMatch = 7;  // states from which on a match came last
+constexpr uint32_t kContexts = 8,
+                   kContextShift = 5;  // of a byte, by the highest bits of the last one
 constexpr uint32_t kSlotsOfTrees = 14, kAlignBits = 4;
 
 // Lengths of repetitions, less the shortest.
