@@ -55,3 +55,18 @@ def test_a_row_is_measured_at_the_bits_it_was_made_for(name: str, columns: list[
 def test_each_recipe_has_a_row() -> None:
     assert {row.method for row in ROWS} == set(method_names())
     assert {"2dquant", "ptq1.61-restored", "vidit-q"} < {row.name for row in PUBLISHED}
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        *((name, False) for name in ("int-rtn", "fp4dit balanced, auto", "gptq, e1m2")),
+        *((name, False) for name in ("four-over-six", "fp-adaround fast")),
+        *((name, True) for name in ("tuned", "ptq1.61", "2dquant", "smoothquant", "q-dit")),
+    ],
+)
+def test_weights_are_shared_by_columns_only_if_activations_stay_as_they_are(
+    name: str, own: bool
+) -> None:
+    (row,) = (row for row in ROWS if row.name == name)
+    assert row.by_activations == own

@@ -105,6 +105,7 @@ FIGURES = (
     Figures("docs/quality_even.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),
     Figures("docs/quality_dit.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),
     Figures("docs/quality_hunyuan.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),
+    Figures("docs/quality_recipes.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),
     Figures("docs/quality_sd3.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),
     Figures(
         "docs/targets.md",

@@ -41,6 +41,7 @@ from fp4dit_onnx.calibration.sampling import (
     sample_latents,
 )
 from fp4dit_onnx.calibration.simulate import simulated
+from fp4dit_onnx.calibration.stages.choose_format import ChooseFormat
 from fp4dit_onnx.calibration.work import Work, model_digest
 from fp4dit_onnx.checkpoint.checkpoint import open_checkpoint
 from fp4dit_onnx.evaluation.metrics import Score, psnr
@@ -96,10 +97,13 @@ class Row:
 
     @property
     def by_activations(self) -> bool:
-        """Whether a stage may look at quantized activations, so that each column has its own weights."""
+        """Whether a stage may look at activations or change what is done to them.
+
+        Each column has its own weights then.
+        """
         known = read_method(Path(self.recipe)) if self.recipe else method_by_name(self.method)
-        kinds = {stage.kind for stage in known.stages}
-        return not kinds <= {"choice", "range", "rounding"}
+        kinds = {stage.kind for stage in known.stages if not isinstance(stage, ChooseFormat)}
+        return not kinds <= {"range", "rounding"}
 
 
 ROWS = (
