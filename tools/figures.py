@@ -101,6 +101,7 @@ FIGURES = (
         Figures(f"docs/methods/{name}.md", "evaluate --count 8", (*_WEIGHTS, *_GRAPHS))
         for name in ("activation-regularization", "ptq1.61")
     ),
+    Figures("docs/methods.md", "python tools/recipe_bundles.py --images", (*_WEIGHTS, *_GRAPHS)),
     Figures("docs/quality.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),
     Figures("docs/quality_even.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),
     Figures("docs/quality_dit.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),
