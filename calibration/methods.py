@@ -7,7 +7,7 @@ dataclass in `calibration.stages`; a table named after a stage changes that stag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -182,15 +182,17 @@ class Method:
     def with_budget(self, budget: Budget | None) -> Method:
         """The same with another budget, None for none."""
         rest = [stage for stage in self.stages if not isinstance(stage, Budget)]
-        stages = [*rest, *([budget] if budget else [])]
+        return self._with([*rest, *([budget] if budget else [])])
+
+    def _with(self, stages: Iterable[Stage]) -> Method:
+        """The same with these stages, in the order of their kinds."""
         return replace(self, stages=tuple(sorted(stages, key=lambda s: KINDS.index(s.kind))))
 
     def with_stage(self, use: str, **settings: Any) -> Method:
         """The same with a stage in place of those of its kind, or added; it keeps its other settings."""
         own: dict[str, Any] = next((vars(s) for s in self.stages if use_of(s) == use), {})
         stage = _stage(self.name, {"use": use, **own, **settings})
-        kept = [*(s for s in self.stages if s.kind != stage.kind), stage]
-        return replace(self, stages=tuple(sorted(kept, key=lambda s: KINDS.index(s.kind))))
+        return self._with([*(s for s in self.stages if s.kind != stage.kind), stage])
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as a recipe file has it."""

@@ -7,17 +7,15 @@ of a trained network for some steps, on its own trajectory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from fp4dit_onnx.calibration.descent import Descent
 from fp4dit_onnx.calibration.draft import Draft, Drafts
-from fp4dit_onnx.calibration.evidence import FloatUnit
-from fp4dit_onnx.calibration.simulate import SimulatedLinear
-from fp4dit_onnx.calibration.tuning import TunedLinear
+from fp4dit_onnx.calibration.stages.stage import Evidence
+from fp4dit_onnx.calibration.tuning import TunedLinear, descent_of, nearest
 from fp4dit_onnx.network.execution import host
 
 if TYPE_CHECKING:
@@ -64,40 +62,23 @@ class RegularizedLinear(TunedLinear):
         return y
 
 
-def regularized(
-    drafts: Drafts,
-    method: Regularize,
-    unit: FloatUnit,
-    rounded: Callable[[Draft], Draft],
-    seed: int,
-    on_step: Callable[[float], None] = lambda error: None,
-) -> Drafts:
+def regularized(drafts: Drafts, method: Regularize, evidence: Evidence) -> Drafts:
     """The drafts with trained weights; with their own where these do not lower the loss.
 
     The loss is the unit's error in units of nearest rounding's, plus `method.weight` times the mean over
     its linears of their outputs' kurtosis, each in units of what it was.
-
-    Args:
-        drafts: the unit's layers.
-        method: settings.
-        unit: the float unit, left as it was.
-        rounded: a draft to nearest.
-        seed: of the mini-batches.
-        on_step: called with the error after each step.
     """
+    unit = evidence.unit
+    assert unit is not None
     part, there = unit.part, unit.part.parts.execution.there
     linears = {
         name: RegularizedLinear(draft, there(draft.weight), part.linear(name).bias)
         for name, draft in drafts.items()
     }
-    nearest = {
-        name: SimulatedLinear.of(rounded(draft).layer(), part.linear(name))
-        for name, draft in drafts.items()
-    }
-    with part.replaced(nearest):  # a unit that is a linear itself is another module there
-        units = Descent(part.module, unit.objective, method.batch).unit()
+    with part.replaced(nearest(drafts, evidence)):
+        units = descent_of(unit, method.batch).unit()
     with part.replaced(linears):
-        descent = Descent(part.module, unit.objective, method.batch)
+        descent = descent_of(unit, method.batch)
         first = descent.error(units) + method.weight
         start = {name: linear.kurtosis for name, linear in linears.items()}
         optimizer = torch.optim.Adam(
@@ -107,7 +88,9 @@ def regularized(
         def tails() -> torch.Tensor:
             return method.weight * _share(linears, start)
 
-        descent.run(optimizer, units, method.iterations, seed, on_step, added=tails)
+        descent.run(
+            optimizer, units, method.iterations, evidence.seed, evidence.on_step, added=tails
+        )
         last = descent.error(units) + tails().detach()
     if not float(last) < float(first):
         return drafts

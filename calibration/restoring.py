@@ -7,17 +7,14 @@ is trained so on text; here a unit for some steps, on the sampler's own trajecto
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from fp4dit_onnx.calibration.descent import Descent
-from fp4dit_onnx.calibration.draft import Draft, Drafts, finished
-from fp4dit_onnx.calibration.evidence import FloatUnit
-from fp4dit_onnx.calibration.simulate import SimulatedLinear
-from fp4dit_onnx.calibration.tuning import TunedLinear
+from fp4dit_onnx.calibration.draft import Draft, Drafts
+from fp4dit_onnx.calibration.stages.stage import Evidence
+from fp4dit_onnx.calibration.tuning import TunedLinear, descent_of, nearest
 from fp4dit_onnx.network.execution import host
 
 if TYPE_CHECKING:
@@ -50,44 +47,23 @@ class RestoredLinear(TunedLinear):
         size = min(rank, n, k)
         self.rounded = rounded
         down = torch.randn(size, k, generator=random).to(rounded) / k**0.5
-        self.down, self.up = (
-            torch.nn.Parameter(down),
-            torch.nn.Parameter(rounded.new_zeros(n, size)),
-        )
+        self.down = torch.nn.Parameter(down)
+        self.up = torch.nn.Parameter(rounded.new_zeros(n, size))
 
     def matrix(self) -> torch.Tensor:
         """See `TunedLinear`."""
         return self.rounded + self.up @ self.down
 
 
-def restored(
-    drafts: Drafts,
-    method: Restore,
-    unit: FloatUnit,
-    rounded: Callable[[Draft], Draft],
-    seed: int,
-    on_step: Callable[[float], None] = lambda error: None,
-) -> Drafts:
-    """The drafts with trained weights; with their own unless the others are better once rounded.
-
-    Args:
-        drafts: the unit's layers.
-        method: settings.
-        unit: the float unit, left as it was.
-        rounded: a draft to nearest.
-        seed: of the first values and of the mini-batches.
-        on_step: called with the error after each step, in units of nearest rounding's.
-    """
+def restored(drafts: Drafts, method: Restore, evidence: Evidence) -> Drafts:
+    """The drafts with trained weights; with their own unless the others are better once rounded."""
+    unit = evidence.unit
+    assert unit is not None
     part, there = unit.part, unit.part.parts.execution.there
-    random = torch.Generator().manual_seed(seed)
-
-    def nearest(some: Drafts) -> dict[str, SimulatedLinear]:
-        layers = finished({name: rounded(draft) for name, draft in some.items()})
-        return {n: SimulatedLinear.of(layer, part.linear(n)) for n, layer in layers.items()}
-
-    first = nearest(drafts)
-    with part.replaced(first):  # a unit that is a linear itself is another module there
-        units = Descent(part.module, unit.objective, method.batch).unit()
+    random = torch.Generator().manual_seed(evidence.seed)
+    first = nearest(drafts, evidence)
+    with part.replaced(first):
+        units = descent_of(unit, method.batch).unit()
     linears = {
         name: RestoredLinear(
             draft, there(first[name].weight), method.rank, part.linear(name).bias, random
@@ -95,14 +71,15 @@ def restored(
         for name, draft in drafts.items()
     }
     with part.replaced(linears):
-        descent = Descent(part.module, unit.objective, method.batch)
         matrices = [matrix for linear in linears.values() for matrix in (linear.down, linear.up)]
         optimizer = torch.optim.Adam(matrices, lr=method.learning_rate)
-        descent.run(optimizer, units, method.iterations, seed, on_step)
+        descent_of(unit, method.batch).run(
+            optimizer, units, method.iterations, evidence.seed, evidence.on_step
+        )
     found = {
         name: replace(draft, weight=host(linears[name].matrix().detach()))
         for name, draft in drafts.items()
     }
-    with part.replaced(nearest(found)):
-        error = Descent(part.module, unit.objective, method.batch).error(units)
+    with part.replaced(nearest(found, evidence)):
+        error = descent_of(unit, method.batch).error(units)
     return found if float(error) < 1 else drafts

@@ -1,4 +1,4 @@
-"""A linear whose float weight is trained while its activations are quantized."""
+"""Training a unit's float weights: a linear that does so, and the unit rounded to nearest beside it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,30 @@ from abc import abstractmethod
 
 import torch
 
-from fp4dit_onnx.calibration.draft import Draft
+from fp4dit_onnx.calibration.descent import Descent
+from fp4dit_onnx.calibration.draft import Draft, Drafts
+from fp4dit_onnx.calibration.evidence import FloatUnit
 from fp4dit_onnx.calibration.grid import passed, quantized_values
+from fp4dit_onnx.calibration.simulate import SimulatedLinear
+from fp4dit_onnx.calibration.stages.stage import Evidence
 from fp4dit_onnx.calibration.transforming import transformed
 
-__all__ = ["TunedLinear"]
+__all__ = ["TunedLinear", "descent_of", "nearest"]
+
+
+def nearest(drafts: Drafts, evidence: Evidence) -> dict[str, SimulatedLinear]:
+    """The layers of a unit rounded to nearest."""
+    assert evidence.unit is not None
+    part, rounded = evidence.unit.part, evidence.rounded
+    return {
+        name: SimulatedLinear.of(rounded(draft).layer(), part.linear(name))
+        for name, draft in drafts.items()
+    }
+
+
+def descent_of(unit: FloatUnit, batch: int) -> Descent:
+    """Of what now takes the unit's place: of a unit that is a linear itself it is another module."""
+    return Descent(unit.part.module, unit.objective, batch)
 
 
 class TunedLinear(torch.nn.Module):

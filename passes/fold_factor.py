@@ -72,7 +72,7 @@ def _match(graph: gs.Graph, mul: gs.Node) -> _Match | Skip | None:
         chain.append(y)
     if (scaled := producer(y, "Mul")) is not None and (narrow := _narrow(scaled)) is not None:
         places.append((scaled, narrow))
-    elif (norm := producer(y, NORM)) is not None and not add:
+    elif (norm := producer(y, NORM)) is not None and add is None:
         places += [(norm, place) for place in range(1, len(norm.inputs))]
     else:
         return None

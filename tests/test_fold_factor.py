@@ -9,10 +9,12 @@ import onnx
 import pytest
 from pass_bench import PassBench, normal, op_types
 
+from fp4dit_onnx.bundle.calls import take_apart
 from fp4dit_onnx.bundle.probe import load_model, read_state
 from fp4dit_onnx.passes.fold_factor import FoldFactor
 from fp4dit_onnx.passes.match import NORM
 from fp4dit_onnx.passes.pipeline import run_passes
+from fp4dit_onnx.report.histograms import quantizer_input
 from fp4dit_onnx.spec.diagonal import Diagonal
 
 FACTOR = "l.input.factor"
@@ -97,6 +99,14 @@ def test_a_bundle_s_state_has_the_factors_wherever_they_are(
     folded = {report.name: report.rewritten for report in manifest.passes}["fold_factor"]
     assert folded == 2 * 8 + 1  # two norms in each block, and the last linear's
     tensors = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    apart = onnx.GraphProto()
+    apart.CopyFrom(model.graph)
+    take_apart(apart)
+    nodes = {
+        name: quantizer_input(apart, f"transformer_blocks.0.attn1.{name}")
+        for name in ["to_q", "to_out.0"]
+    }
+    assert [given[1] for given in nodes.values() if given] == [0, 1]
     found = read_state(model).layers
     assert len(found) == manifest.totals.layers
     for layer in found.values():

@@ -26,31 +26,15 @@ def test_methods() -> None:
     assert method_names() == (
         *("fp4dit", "2dquant", "activation-regularization", "affinequant", "awq", "four-over-six"),
         *("fp-adaround", "fp-rtn", "gptq", "hq-dit", "int-adaround", "int-rtn", "llm-fp4"),
-        *(
-            "ptq1.61",
-            "ptq1.61-restored",
-            "ptq4dit",
-            "q-dit",
-            "repq-vit",
-            "smoothquant",
-            "svdquant",
-        ),
-        *("tuned", "tuned-best", "vidit-q"),
+        *("ptq1.61", "ptq1.61-restored", "ptq4dit", "q-dit", "repq-vit", "smoothquant"),
+        *("svdquant", "tuned", "tuned-best", "vidit-q"),
     )
     trained = {name: method_by_name(name) for name in method_names()}
     without = [n for n, m in trained.items() if not m.needs_data]
     assert without == ["four-over-six", "fp-rtn", "int-rtn"]
     assert [n for n, m in trained.items() if m.grid == "int"] == [
-        *(
-            "2dquant",
-            "affinequant",
-            "awq",
-            "int-adaround",
-            "int-rtn",
-            "ptq1.61",
-            "ptq1.61-restored",
-        ),
-        *("ptq4dit", "q-dit", "repq-vit", "smoothquant", "vidit-q"),
+        *("2dquant", "affinequant", "awq", "int-adaround", "int-rtn", "ptq1.61"),
+        *("ptq1.61-restored", "ptq4dit", "q-dit", "repq-vit", "smoothquant", "vidit-q"),
     ]
     assert trained["fp-rtn"].stages == (Absmax(), Nearest())
     assert trained["fp4dit"].stages == (Absmax(), AdaRound())

@@ -10,13 +10,14 @@ import pytest
 pytest.importorskip("diffusers")
 
 import recipe_costs
-from recipe_costs import RECIPES, by_turns, measured, options, table
+from recipe_costs import RECIPES, case, measured, step_ratio, table
 
 from fp4dit_onnx.calibration.methods import method_by_name
+from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.exporting.checks import check_choices
 from fp4dit_onnx.exporting.export import ExportRequest, export
 
-ROW = {"recipe": "gptq", "bits": "w4a6", "bits_per_weight": 4.156, "minutes": 7.26, "peak": 4.5}
+ROW = {"recipe": "gptq", "bits_per_weight": 4.156, "minutes": 7.26, "peak": 4.5}
 
 
 def test_recipes_without_gradients_and_their_options() -> None:
@@ -24,9 +25,8 @@ def test_recipes_without_gradients_and_their_options() -> None:
     assert not {"fp4dit", "2dquant", "ptq4dit", "activation-regularization"} & set(RECIPES)
     for name in RECIPES:
         needs_data = method_by_name(name, "fast").needs_data
-        assert ("--calibration-prompts" in options(name)) == needs_data
-        assert ("--no-measure" in options(name)) == (not needs_data)
-    assert [name for name in RECIPES if "--time" in options(name)] == ["q-dit"]
+        assert ("--calibration-prompts" in case(name).options) == needs_data
+    assert [name for name in RECIPES if "--time" in case(name).options] == ["q-dit"]
     check_choices(ExportRequest(Path("b"), method="q-dit", preset="fast", time="20m", samples=16))
 
 
@@ -39,7 +39,7 @@ def test_what_is_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def refuse(*_: object) -> None:
         raise AssertionError("exported again")
 
-    monkeypatch.setattr(recipe_costs, "exported", refuse)
+    monkeypatch.setattr(recipe_costs, "export", refuse)
     kept = {**ROW, "step": 1.0}
     (tmp_path / "gptq.json").write_text(json.dumps(kept))
     assert measured("gptq", tmp_path) == kept
@@ -50,8 +50,9 @@ def test_two_bundles_run_by_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     export(ExportRequest(made, method="fp-rtn", components="transformer", measure=False))
     monkeypatch.setattr(recipe_costs, "ROUNDS", 1)
     monkeypatch.setattr(recipe_costs, "TOKENS", 3)
-    assert len(by_turns([made, made])) == 2
-    assert all(seconds > 0 for seconds in by_turns([made]))
+    assert step_ratio(made, made) > 0
+    with pytest.raises(Fp4DitError, match=r"tuned: .*none"):
+        step_ratio(tmp_path / "none", made)
 
 
 def test_an_unknown_recipe_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

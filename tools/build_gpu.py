@@ -43,7 +43,9 @@ COMPRESSION = {
     "id": lzma.FILTER_LZMA1,
     "preset": 9 | lzma.PRESET_EXTREME,
     "dict_size": 1 << 24,
-    **dict(zip(("lc", "lp", "pb"), (3, 0, 2), strict=True)),
+    "lc": 3,
+    "lp": 0,
+    "pb": 2,
 }
 
 

@@ -27,7 +27,8 @@ def _looked_at(method: Method) -> str:
 def _row(name: str) -> tuple[str, ...]:
     table, method = recipe_table(name), method_by_name(name)
     export = table.get("export", {})
-    pages = (DOCS / "methods" / f"{own}.md" for own in (name, table.get("extends", "")))
+    # A variant of a method, NAME-VARIANT, is on the method's page.
+    pages = (DOCS / "methods" / f"{own}.md" for own in (name, name.rpartition("-")[0]))
     page = next((page for page in pages if page.exists()), None)
     group = export.get("group_size", "by target")
     grouped = "an output channel" if group == WIDEST else f"{group} inputs"

@@ -12,30 +12,31 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from endings import ends_in_a_line
+from full_size import TRANSFORMER, Case, export
 from pages import Section, written_by
 from random_pipeline import make
 
+from fp4dit_onnx.benchmark.backend import Loaded
+from fp4dit_onnx.benchmark.run import Settings, run_case
 from fp4dit_onnx.benchmark.step import StepCase, ours
-from fp4dit_onnx.bundle.manifest import Manifest, read_manifest
-from fp4dit_onnx.bundle.names import MANIFEST
+from fp4dit_onnx.bundle.manifest import Manifest
 from fp4dit_onnx.calibration.methods import method_by_name
 from fp4dit_onnx.calibration.recipe_tables import method_names
 from fp4dit_onnx.calibration.stages import INPUTS
 from fp4dit_onnx.errors import Fp4DitError, UsageError
 from fp4dit_onnx.runtime.library import supported_isas
+from fp4dit_onnx.system.progress import RichReporter
 from fp4dit_onnx.system.resources import usable_cores
 
-__all__ = ["RECIPES", "options", "table"]
+__all__ = ["RECIPES", "case", "step_ratio", "table"]
 
 MODEL, BASE = "pixart-alpha-512", "tuned"
 COMPONENTS = ("transformer", "text_encoder", "tokenizer", "vae", "scheduler")
@@ -46,57 +47,52 @@ DATA = (
     *("--preset", "fast", "--calibration-prompts", "2", "--steps", "2"),
     *("--samples", "8", "--calibration-size", "256"),
 )
-ALL = ("--bits", "w4a6", "--components", "transformer", "--no-report", "--overwrite")
 ROUNDS, BATCH, TOKENS = 3, 2, 120
 SECTION = Section("methods.md", "costs")
 
 
-def options(recipe: str) -> tuple[str, ...]:
-    """Of an export by a recipe."""
+def case(recipe: str) -> Case:
+    """The export by a recipe; nothing is wanted of its size."""
     method = method_by_name(recipe, "fast")
-    if not method.needs_data:
-        return (*ALL, "--no-measure")
-    return (*ALL, *DATA, *(SEARCH if method.evolution else ()))
+    data = (*DATA, *(SEARCH if method.evolution else ())) if method.needs_data else ()
+    return Case(MODEL, COMPONENTS, (*TRANSFORMER, *data), math.inf, method=recipe)
 
 
-def exported(recipe: str, source: Path, bundle: Path) -> Manifest:
-    """Export in its own process; returns its manifest.
+def step_ratio(base: Path, own: Path) -> float:
+    """Seconds of a step of the bundle `own` in those of `base`, by turns in one process; the median.
 
     Raises:
-        Fp4DitError: the export failed.
+        Fp4DitError: one of them does not run.
     """
-    command = [sys.executable, "-P", "-m", "fp4dit_onnx", "export", str(source)]
-    command += ["-o", str(bundle), "--method", recipe, *options(recipe)]
-    done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
-    if done.returncode:
-        raise Fp4DitError(f"the export by {recipe} failed with code {done.returncode}")
-    return read_manifest(bundle / MANIFEST)
+    usual = ours(supported_isas()[0])
+
+    def load_base(step: StepCase, threads: int) -> Loaded:
+        return usual.load(replace(step, model=_model(base)), threads)
+
+    step = StepCase(_model(own), None, BATCH, TOKENS)
+    backends = [replace(usual, name=BASE, load=load_base), usual]
+    settings = Settings(usable_cores(), seconds=0, rounds=ROUNDS)
+    report = run_case(step, backends, usual.name, settings, RichReporter())
+    if report.absent:
+        raise Fp4DitError("; ".join(f"{name}: {why}" for name, why in report.absent.items()))
+    (ratio,) = (outcome.ratio for outcome in report.outcomes if outcome.name == BASE)
+    assert ratio is not None
+    return ratio.median
 
 
-def by_turns(bundles: Sequence[Path]) -> list[float]:
-    """Median seconds of a step of each, in one process; the first round counts for nothing."""
-    backend = ours(supported_isas()[0])
-    cases = [StepCase(b / "transformer" / "model.onnx", None, BATCH, TOKENS) for b in bundles]
-    loaded = [backend.load(case, usable_cores()) for case in cases]
-    times: list[list[float]] = [[] for _ in loaded]
-    for _ in range(1 + ROUNDS):
-        for one, own in zip(loaded, times, strict=True):
-            start = time.perf_counter()
-            one.run()
-            own.append(time.perf_counter() - start)
-    return [statistics.median(own[1:]) for own in times]
+def _model(bundle: Path) -> Path:
+    return bundle / "transformer" / "model.onnx"
 
 
-def row(recipe: str, manifest: Manifest, seconds: Sequence[float]) -> dict[str, Any]:
-    """What is known of a recipe: seconds of tuned's step and of its own."""
+def row(recipe: str, manifest: Manifest, step: float) -> dict[str, Any]:
+    """What is known of a recipe, with the seconds of its step in those of tuned's."""
     used = manifest.resources
     return {
         "recipe": recipe,
-        "bits": manifest.recipe.bits,
         "bits_per_weight": manifest.totals.bits_per_weight,
         "minutes": used.seconds["total"] / 60,
         "peak": (used.peak_rss_bytes or 0) / 1e9,
-        "step": seconds[-1] / seconds[0],
+        "step": step,
     }
 
 
@@ -119,9 +115,8 @@ def measured(recipe: str, folder: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(kept.read_text())
         return found
     bundle, base = folder / recipe, folder / BASE
-    manifest = exported(recipe, folder / "checkpoint", bundle)
-    seconds = [1.0] if recipe == BASE else by_turns([base, bundle])
-    found = row(recipe, manifest, seconds)
+    manifest = export(case(recipe), folder / "checkpoint", bundle)
+    found = row(recipe, manifest, 1.0 if recipe == BASE else step_ratio(base, bundle))
     kept.write_text(json.dumps(found))
     if recipe != BASE:
         shutil.rmtree(bundle)
@@ -154,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows[recipe] = measured(recipe, given.folder)
         print(table([rows[recipe]]).splitlines()[-1], flush=True)
     if given.write:
-        said = " ".join((*ALL, *DATA))
+        said = " ".join(("--bits w4a6", *TRANSFORMER, *DATA))
         text = f"{written_by('recipe_costs.py --folder DIR --write')}: `{said}`.\n\n"
         SECTION.write(text + table([rows[recipe] for recipe in chosen]))
     return 0

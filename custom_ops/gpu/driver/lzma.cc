@@ -1,7 +1,6 @@
 #include "gpu/driver/lzma.h"
 
 #include <algorithm>
-#include <utility>
 
 namespace fp4dit::gpu {
 namespace {
@@ -86,11 +85,11 @@ class RangeDecoder {
   bool ended_ = false;
 };
 
-constexpr uint32_t kStates = 12, kPlaces = 4, kPlaceBits = 2;  // of a byte, by its index
-constexpr uint32_t kShortest = 2, kAfterMatch = 7;  // states from which on a match came last
-constexpr uint32_t kContexts = 8,
-                   kContextShift = 5;  // of a byte, by the highest bits of the last one
-constexpr uint32_t kSlotsOfTrees = 14, kAlignBits = 4;
+constexpr uint32_t kStates = 12, kAfterMatch = 7;  // from the latter on a repetition came last
+constexpr uint32_t kPlaces = 4;                    // a byte's index, by its lowest bits
+// The highest bits of the byte before.
+constexpr uint32_t kContexts = 8, kContextShift = 5;
+constexpr uint32_t kShortest = 2, kSlotsOfTrees = 14, kAlignBits = 4;
 
 // Lengths of repetitions, less the shortest.
 struct Lengths {
