@@ -252,8 +252,14 @@ def test_a_budget_in_numbers_takes_the_place_of_own_bits() -> None:
     made = plan(ExportRequest(Path("b"), method="tuned-best", target_bits=4.3))
     assert made.budget is not None
     assert made.budget.target_bits == 4.3
+
+
+@pytest.mark.parametrize("changes", [{}, {"target_bits": 4.3}, {"target": "standard"}])
+def test_a_time_keeps_the_budget_that_was_planned(changes: dict[str, Any]) -> None:
+    made = plan(ExportRequest(Path("b"), **{"method": "tuned-best", **changes}))
     paced = pacing._with_iterations(made.request, made.method, 5)
     assert paced.budget == made.method.budget
+    assert paced.budget is None or not paced.budget.own
 
 
 @pytest.mark.parametrize(

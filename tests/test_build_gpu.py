@@ -136,6 +136,7 @@ def test_damaged_streams_are_refused(decompressor: Callable[[bytes, int], bytes 
     text = Path(__file__).read_bytes()
     stream = build_gpu.compress(text)
     assert decompressor(stream, len(text) + 1) is None, "of another size"
+    assert decompressor(build_gpu.compress(bytes(1000)), 500) is None, "a repetition goes beyond"
     assert decompressor(b"\1" + stream[1:], len(text)) is None
     for length in (0, 4, len(stream) // 2):
         assert decompressor(stream[:length], len(text)) is None
