@@ -14,7 +14,7 @@ from onnx import helper
 from fp4dit_onnx import ops
 from fp4dit_onnx.benchmark.backend import Absent, Backend, Loaded
 from fp4dit_onnx.benchmark.case import Array, checked_sqnr, sample_rows
-from fp4dit_onnx.benchmark.sessions import MICROSOFT, bound, graph_model, make_session
+from fp4dit_onnx.benchmark.sessions import MICROSOFT, graph_model, on_onnxruntime
 from fp4dit_onnx.benchmark.torch_models import attention as torch_attention
 from fp4dit_onnx.numbers.formats import format_by_name
 from fp4dit_onnx.spec.recipe import ATTENTION_PARTS
@@ -92,12 +92,8 @@ class AttentionCase:
 
 def ours(isa: str) -> Backend[AttentionCase]:
     """q, k and v quantized per head and token, then this project's attention."""
-
-    def load(case: AttentionCase, threads: int) -> Loaded:
-        return bound(make_session(ours_model(case), threads, isa=isa), case.feed)
-
     about = "FpQuantize of q, k, v + FpAttention"
-    return Backend(f"fp4dit {isa}", about, load, isa=isa)
+    return on_onnxruntime(f"fp4dit {isa}", about, ours_model, isa)
 
 
 def ours_model(case: AttentionCase) -> bytes:
@@ -134,12 +130,6 @@ def _node(op: str, inputs: Sequence[str], outputs: Sequence[str], **given: Any) 
     return helper.make_node(op, list(inputs), list(outputs), **given)
 
 
-def _session(
-    case: AttentionCase, threads: int, nodes: Sequence[onnx.NodeProto], opset: int = ops.OPSET
-) -> Loaded:
-    return bound(make_session(_model(case, nodes, opset), threads), case.feed)
-
-
 def _model(case: AttentionCase, nodes: Sequence[onnx.NodeProto], opset: int = ops.OPSET) -> bytes:
     """A model of `nodes` from q, k and v to y; the constants are those that the nodes name."""
     known = {
@@ -153,19 +143,19 @@ def _model(case: AttentionCase, nodes: Sequence[onnx.NodeProto], opset: int = op
     return graph_model(nodes, case.feed, constants, case.shape, opset)
 
 
-def _multi_head_attention(case: AttentionCase, threads: int) -> Loaded:
+def _multi_head_attention(case: AttentionCase) -> bytes:
     op = "MultiHeadAttention"
     node = _node(op, ATTENTION_PARTS, ["y"], domain=MICROSOFT, num_heads=case.heads)
-    return _session(case, threads, [node])
+    return _model(case, [node])
 
 
-def _attention_23(case: AttentionCase, threads: int) -> Loaded:
+def _attention_23(case: AttentionCase) -> bytes:
     heads = {"q_num_heads": case.heads, "kv_num_heads": case.heads}
     node = _node("Attention", ATTENTION_PARTS, ["y"], **heads)
-    return _session(case, threads, [node], OPSET_OF_ATTENTION)
+    return _model(case, [node], OPSET_OF_ATTENTION)
 
 
-def _matmul_softmax(case: AttentionCase, threads: int) -> Loaded:
+def _matmul_softmax(case: AttentionCase) -> bytes:
     """As exporters write it: both factors scaled by D^-1/4, k transposed along with its heads."""
     order = {"q": [0, 2, 1, 3], "k": [0, 2, 3, 1], "v": [0, 2, 1, 3]}
     nodes = []
@@ -181,7 +171,7 @@ def _matmul_softmax(case: AttentionCase, threads: int) -> Loaded:
         _node("Transpose", ["heads"], ["tokens"], perm=[0, 2, 1, 3]),
         _node("Reshape", ["tokens", "join"], ["y"]),
     ]
-    return _session(case, threads, nodes)
+    return _model(case, nodes)
 
 
 def _torch(dtype: str, short: str) -> Backend[AttentionCase]:
@@ -194,9 +184,9 @@ def _torch(dtype: str, short: str) -> Backend[AttentionCase]:
 
 
 PEERS: tuple[Backend[AttentionCase], ...] = (
-    Backend("ort-matmul-softmax", "MatMul, Softmax, MatMul", _matmul_softmax),
-    Backend("ort-mha", f"{MICROSOFT} MultiHeadAttention", _multi_head_attention),
-    Backend("ort-attention", "Attention of opset 23", _attention_23),
+    on_onnxruntime("ort-matmul-softmax", "MatMul, Softmax, MatMul", _matmul_softmax),
+    on_onnxruntime("ort-mha", f"{MICROSOFT} MultiHeadAttention", _multi_head_attention),
+    on_onnxruntime("ort-attention", "Attention of opset 23", _attention_23),
     _torch("float32", "float32"),
     _torch("bfloat16", "bf16"),
 )

@@ -52,6 +52,7 @@ class Backend(Generic[CaseT]):
         absent: a reason to leave it out that is known beforehand.
         prepare: makes the files that `load` reads, once and in a process of its own; of images
             only.
+        model: the serialized ONNX model that it runs, of operators on ONNX Runtime only.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Backend(Generic[CaseT]):
     by_default: bool = True
     absent: str | None = None
     prepare: Callable[[CaseT], object] | None = None
+    model: Callable[[CaseT], bytes] | None = None
 
     def why_absent(self) -> str | None:
         """The reason to be absent that is known without loading it, or None."""

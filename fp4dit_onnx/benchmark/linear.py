@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ from fp4dit_onnx import ops
 from fp4dit_onnx.benchmark.backend import Absent, Backend, Loaded
 from fp4dit_onnx.benchmark.case import Array, checked_sqnr, sample_rows
 from fp4dit_onnx.benchmark.openvino_models import linear_f32, linear_u4
-from fp4dit_onnx.benchmark.sessions import MICROSOFT, bound, graph_model, make_session
+from fp4dit_onnx.benchmark.sessions import MICROSOFT, graph_model, on_onnxruntime
 from fp4dit_onnx.benchmark.torch_models import linear_bf16
 from fp4dit_onnx.numbers import numerics
 from fp4dit_onnx.numbers.formats import FORMATS, FloatFormat
@@ -79,6 +79,11 @@ class LinearCase:
     def x(self) -> Array:
         """Activations, float32 [M, K]."""
         return np.random.default_rng(0).standard_normal((self.m, self.k), np.float32)
+
+    @property
+    def feed(self) -> dict[str, Array]:
+        """The models' input."""
+        return {"x": self.x}
 
     @cached_property
     def weight(self) -> Array:
@@ -169,29 +174,30 @@ def ours_model(case: LinearCase) -> bytes:
     else:
         source, nodes = ["q", "scale_of_row"], _quantizer(spec, act)
     nodes.append(_node(op, [*source, *parts, "bias"], ["y"], given))
-    return graph_model(nodes, {"x": case.x}, constants, (case.m, case.n))
+    return _model(case, nodes, constants)
+
+
+def _model(
+    case: LinearCase, nodes: Sequence[onnx.NodeProto], constants: Mapping[str, Array]
+) -> bytes:
+    return graph_model(nodes, case.feed, constants, (case.m, case.n))
 
 
 def ours(isa: str) -> Backend[LinearCase]:
     """This project's operators with the kernels of one instruction set."""
-
-    def load(case: LinearCase, threads: int) -> Loaded:
-        return bound(make_session(ours_model(case), threads, isa=isa), {"x": case.x})
-
-    return Backend(f"fp4dit {isa}", "its quantizer and linear operator", load, isa=isa)
+    return on_onnxruntime(f"fp4dit {isa}", "its quantizer and linear operator", ours_model, isa)
 
 
-def _ort_float32(case: LinearCase, threads: int) -> Loaded:
+def _ort_float32(case: LinearCase) -> bytes:
     nodes = [
         helper.make_node("MatMul", ["x", "columns"], ["product"]),
         helper.make_node("Add", ["product", "bias"], ["y"]),
     ]
     constants = {"columns": case.weight.T, "bias": case.bias}
-    model = graph_model(nodes, {"x": case.x}, constants, (case.m, case.n))
-    return bound(make_session(model, threads), {"x": case.x})
+    return _model(case, nodes, constants)
 
 
-def _ort_matmul_nbits(case: LinearCase, threads: int) -> Loaded:
+def _ort_matmul_nbits(case: LinearCase) -> bytes:
     """Symmetric 4-bit weights: codes 0 to 15 stand for -8 to 7."""
     blocks = -(-case.k // BLOCK)
     padded = np.pad(case.weight, ((0, 0), (0, blocks * BLOCK - case.k)))
@@ -216,11 +222,10 @@ def _ort_matmul_nbits(case: LinearCase, threads: int) -> Loaded:
         "scale": scale.reshape(case.n, blocks),
         "bias": case.bias,
     }
-    model = graph_model([node], {"x": case.x}, constants, (case.m, case.n))
-    return bound(make_session(model, threads), {"x": case.x})
+    return _model(case, [node], constants)
 
 
-def _ort_int8(case: LinearCase, threads: int) -> Loaded:
+def _ort_int8(case: LinearCase) -> bytes:
     """Symmetric int8 weights, one scale per channel; ONNX Runtime quantizes the activations."""
     scale = np.abs(case.weight).max(axis=1) / np.float32(127)  # [N]
     codes = np.rint(case.weight / np.where(scale == 0, 1, scale)[:, None]).astype(np.int8)
@@ -228,8 +233,7 @@ def _ort_int8(case: LinearCase, threads: int) -> Loaded:
         "DynamicQuantizeMatMul", ["x", "codes", "scale", "", "bias"], ["y"], domain=MICROSOFT
     )
     constants = {"codes": codes.T, "scale": scale, "bias": case.bias}
-    model = graph_model([node], {"x": case.x}, constants, (case.m, case.n))
-    return bound(make_session(model, threads), {"x": case.x})
+    return _model(case, [node], constants)
 
 
 def _openvino_u4(dynamic_group: int | None) -> Backend[LinearCase]:
@@ -248,9 +252,11 @@ def _openvino_u4(dynamic_group: int | None) -> Backend[LinearCase]:
 
 
 PEERS: tuple[Backend[LinearCase], ...] = (
-    Backend("ort-float32", "MatMul + Add", _ort_float32),
-    Backend("ort-matmulnbits", f"4 bit, block {BLOCK}, accuracy_level 4", _ort_matmul_nbits),
-    Backend("ort-int8", "DynamicQuantizeMatMul, a scale per channel", _ort_int8),
+    on_onnxruntime("ort-float32", "MatMul + Add", _ort_float32),
+    on_onnxruntime(
+        "ort-matmulnbits", f"4 bit, block {BLOCK}, accuracy_level 4", _ort_matmul_nbits
+    ),
+    on_onnxruntime("ort-int8", "DynamicQuantizeMatMul, a scale per channel", _ort_int8),
     Backend(
         "torch-bf16",
         "linear, activations in bfloat16 already",

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from fp4dit_onnx import ops
-from fp4dit_onnx.benchmark.backend import Loaded, package
+from fp4dit_onnx.benchmark.backend import Backend, Loaded, package
 from fp4dit_onnx.benchmark.case import Array
 from fp4dit_onnx.runtime.library import library_path, select_isa
 from fp4dit_onnx.runtime.providers import ON_CPU, Placement
@@ -22,7 +22,7 @@ from fp4dit_onnx.runtime.session import started, with_library
 from fp4dit_onnx.system.devices import CPU
 from fp4dit_onnx.system.resources import checked_threads
 
-__all__ = ["MICROSOFT", "bound", "graph_model", "make_session", "running_on"]
+__all__ = ["MICROSOFT", "bound", "graph_model", "make_session", "on_onnxruntime", "running_on"]
 
 MICROSOFT = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
@@ -32,6 +32,14 @@ _STOP_SPINNING = "session.force_spinning_stop"
 A model of one operator therefore pays for waking them at every call, ours and ONNX Runtime's alike."""
 _SPINNING = "session.intra_op.allow_spinning"
 _ERRORS_ONLY = 4
+
+
+class _Fed(Protocol):
+    @property
+    def feed(self) -> Mapping[str, Array]: ...
+
+
+FedT = TypeVar("FedT", bound=_Fed)
 
 
 def graph_model(
@@ -137,3 +145,14 @@ def bound(session: Any, feed: Mapping[str, Array]) -> Loaded:
         run=lambda: session.run_with_iobinding(binding),
         result=lambda: binding.copy_outputs_to_cpu()[0],
     )
+
+
+def on_onnxruntime(
+    name: str, about: str, model: Callable[[FedT], bytes], isa: str | None = None
+) -> Backend[FedT]:
+    """The backend that runs `model` of a case on the case's `feed`; see `make_session` for `isa`."""
+
+    def load(case: FedT, threads: int) -> Loaded:
+        return bound(make_session(model(case), threads, isa=isa), case.feed)
+
+    return Backend(name, about, load, isa=isa, model=model)
