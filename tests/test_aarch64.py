@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import aarch64_instructions as counting
 import check_aarch64 as tool
 import emulation
 import numpy as np
@@ -133,3 +134,53 @@ def test_an_emulated_session_is_what_a_pipeline_takes(tmp_path: Path) -> None:
         assert np.array_equal(z, x + 2)
     session.close()
     assert (session.isa, session.counters) == ("neon", {"FpLinear/int8/neon": 3})
+
+
+WORDS = {
+    "smmla": (0x4E81A420,),
+    "sdot": (0x4E819420, 0x4F81E020),  # by a vector, by an element
+    "smlal": (0x0E618020, 0x4E618020, 0x0F412020),
+    "fmla": (0x4E21CC20, 0x4FA11020),
+}
+"""As GNU as assembles them."""
+OTHERS = (0x4EA18420, 0x3DC00020, 0x6F00E400, 0x91001021)  # add, ldr, movi, add of x
+
+
+def test_products_are_told_from_other_instructions() -> None:
+    def kinds(word: int) -> list[str]:
+        pairs = counting.KINDS.items()
+        return [name for name, masks in pairs for m, v in masks if word & m == v]
+
+    for name, words in WORDS.items():
+        assert all(kinds(word) == [name] for word in words), name
+    assert not any(kinds(word) for word in OTHERS)
+
+
+def test_cycles_are_bound_by_what_there_is_most_of() -> None:
+    assert counting.Counts(100, {"sdot": 20, "smlal": 0}).cycles == 25
+    assert counting.Counts(100, {"sdot": 60, "smlal": 0}).cycles == 30
+    assert counting.Counts(100, {"sdot": 20, "smlal": 30}).cycles == 40  # one a cycle
+
+
+@emulated
+def test_instructions_of_a_run_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    m, k, n = 60, 256, 256
+    words = ["--shape", f"{m}x{k}x{n}", "--cpu", "neoverse-n1", "--work", str(tmp_path)]
+    assert counting.main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {
+        cells[1]: cells[2:] for cells in (line.split(" | ") for line in lines) if len(cells) > 5
+    }
+    rows = {name.removeprefix("| "): [float(c) for c in cells[:2]] for name, cells in rows.items()}
+    needed = m * k * n / 16 / 1e6
+    for name in ("ours, W4A6", "ort-int8"):
+        total, products = rows[name]
+        assert needed <= products < 1.3 * needed, name
+        assert products < total
+
+
+def test_sizes_are_refused_before_anything_is_built(capsys: pytest.CaptureFixture[str]) -> None:
+    assert counting.main(["--shape", "3x4"]) == 2
+    assert "expected MxKxN" in capsys.readouterr().err

@@ -122,9 +122,28 @@ double RepeatStep(size_t rounds, double products) {
 //   ToFloat(total)
 //   kFlip                            of int8: what is xored to weights to make them unsigned, or 0
 //   kSums                            whether sums begin at what a group's sum of activations says:
-//                                    then it has Start(sum), and SumRow and RunCodes of a dot
+//                                    then it has Start(sum), and SumRow of a dot
 //   StepHalf(total, weight, factor)  Step of the lower half; the other half is any
+// and may have
+//   kReadsCodes                      true: what run_codes-inl.h wants
+//   kFactors                         blocks whose activations one vector holds: then it has
+//                                    LoadFactors(q), and StepOf<I>(total, weight, factors), which
+//                                    is Step with the I-th block's
 // Of a panel's channels from kColumns_ on, half a vector, there are no sums.
+template <typename Multiply, typename Dot>
+struct CodesRow;
+
+template <typename Multiply, typename = void>
+constexpr bool kReadsCodesOf = false;
+template <typename Multiply>
+constexpr bool kReadsCodesOf<Multiply, std::enable_if_t<Multiply::kReadsCodes>> = true;
+
+template <typename Multiply, typename = void>
+constexpr size_t kFactorsOf = 1;
+template <typename Multiply>
+constexpr size_t kFactorsOf<Multiply, std::enable_if_t<(Multiply::kFactors > 1)>> =
+    Multiply::kFactors;
+
 template <typename Multiply, size_t kPanel_, size_t kRows_, size_t kColumns_ = kPanel_>
 struct BroadcastDot {
   using V = typename Multiply::Registers;
@@ -208,6 +227,38 @@ struct BroadcastDot {
         total, w, q, stride);
   }
 
+  // The same of as many blocks as a vector holds activations of, one weight at a time.
+  static constexpr size_t kFactors = kFactorsOf<Multiply>;
+  template <size_t R, size_t I = 0>
+  static FP4DIT_ALWAYS_INLINE void StepOf(Factor (&factors)[R], const Operand* weight,
+                                          Totals<R>& total) {
+    if constexpr (I < kFactors) {
+      Unroll<kVectors>(
+          [](size_t v, Totals<R>& t, Factor(&all)[R], const Operand* from) FP4DIT_INLINE_LAMBDA {
+            const Weight w = Multiply::Load(from + v * V::kLanes * kUnit);
+            Unroll<R>(
+                [](size_t r, Totals<R>& sums, Factor(&of)[R], const Weight& by, const size_t& at)
+                    FP4DIT_INLINE_LAMBDA {
+                      // In this order, or the compiler would hold more weights than there are
+                      // registers.
+                      sums[r][at] = V::Kept(Multiply::template StepOf<I>(sums[r][at], by, of[r]));
+                    },
+                t, all, w, v);
+          },
+          total, factors, weight);
+      StepOf<R, I + 1>(factors, weight + kPanel * kUnit, total);
+    }
+  }
+  template <size_t R>
+  static FP4DIT_ALWAYS_INLINE void StepMany(const Act* q, size_t stride, const Operand* weight,
+                                            Totals<R>& total) {
+    Factor factors[R];
+    Unroll<R>([](size_t r, Factor(&to)[R], const Act* acts, size_t distance)
+                  FP4DIT_INLINE_LAMBDA { to[r] = Multiply::LoadFactors(acts + r * distance); },
+              factors, q, stride);
+    StepOf<R>(factors, weight, total);
+  }
+
   static constexpr bool kFoldsActs = true;
   template <size_t R>
   static FP4DIT_ALWAYS_INLINE void FoldActs(Rest& rows, Totals<R>& total) {
@@ -287,17 +338,33 @@ struct BroadcastDot {
       if (!keeps && !rows.tile->plain) return FinishTotals<R, kFused>(rows, total);
       return FinishTotals<R, sizeof(Act) == 1 ? kPlain : kKeeping>(rows, total);
     }
+    if (rows.last) return Fold<R>(rows, total);
     Unroll<R * kVectors>(
-        [](size_t i, Totals<R>& t, Rest& rest) FP4DIT_INLINE_LAMBDA {
-          const Total& done = t[i / kVectors][i % kVectors];
+        [](size_t i, Totals<R>& t, Accumulator* to) FP4DIT_INLINE_LAMBDA {
           const size_t at = i / kVectors * kPanel + i % kVectors * V::kLanes;
-          if (rest.last) {
-            FoldSum<V>(rest, at, Multiply::ToFloat(done));
-          } else {
-            Multiply::StoreTotal(rest.accumulator + at, done);
-          }
+          Multiply::StoreTotal(to + at, t[i / kVectors][i % kVectors]);
         },
-        total, rows);
+        total, rows.accumulator);
+  }
+
+  // FoldSum of all.
+  template <size_t R>
+  static FP4DIT_ALWAYS_INLINE void Fold(Rest& rows, Totals<R>& total) {
+    using Float = typename V::Float;
+    Unroll<kVectors>(
+        [](size_t v, Totals<R>& t, const float* scale, float* sum) FP4DIT_INLINE_LAMBDA {
+          const Float factor = V::LoadFloats(scale + v * V::kLanes);
+          float* const first = sum + v * V::kLanes;
+          Unroll<R>(
+              [](size_t r, Totals<R>& done, const Float& by, float* const& to, const size_t& at)
+                  FP4DIT_INLINE_LAMBDA {
+                    float* const y = to + r * kPanel;
+                    const Float found = Multiply::ToFloat(done[r][at]);
+                    V::StoreFloats(y, V::Fma(by, found, V::LoadFloats(y)));
+                  },
+              t, factor, first, v);
+        },
+        total, rows.group_scale, rows.sum);
   }
 
   template <size_t R>
@@ -306,7 +373,14 @@ struct BroadcastDot {
     Begin<R>(rows, total);
     const Operand* weight = rows.operand;
     const Act* q = rows.q;
-    for (size_t b = 0; b < rows.blocks; ++b, weight += kPanel * kUnit, q += kUnit) {
+    size_t left = rows.blocks;
+    if constexpr (kFactors > 1) {
+      constexpr size_t kInputs = kFactors * kUnit;
+      for (; left >= kFactors; left -= kFactors, weight += kPanel * kInputs, q += kInputs) {
+        StepMany<R>(q, rows.q_stride, weight, total);
+      }
+    }
+    for (; left > 0; --left, weight += kPanel * kUnit, q += kUnit) {
       Step<R>(q, rows.q_stride, weight, total);
     }
     End<R>(rows, total);
@@ -316,9 +390,9 @@ struct BroadcastDot {
   static int32_t SumRow(const int8_t* q, size_t size, int32_t* largest) {
     return Multiply::template SumRow<Multiply>(q, size, largest);
   }
-  static constexpr bool kReadsCodes = kSums;
+  static constexpr bool kReadsCodes = kReadsCodesOf<Multiply>;
   static size_t RunCodes(Rest& rows, const uint8_t* packed) {
-    return Multiply::template RunCodes<Multiply>(rows, packed);
+    return CodesRow<Multiply, BroadcastDot>::Run(rows, packed);
   }
 
   template <typename Scale, typename Sum>

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "cpu/kernels/kernels.h"
 
@@ -21,7 +22,8 @@ typename V::Int LowCodes(typename V::Int table, typename V::Int codes) {
 }
 template <typename V>
 typename V::Int HighCodes(typename V::Int table, typename V::Int codes) {
-  return LowCodes<V>(table, V::ShiftRight4(codes));
+  const auto high = V::ShiftRight4(codes);
+  return V::kShiftsBytes ? V::Lookup(table, high) : LowCodes<V>(table, high);
 }
 
 // Decoding int8, from 4-bit codes or bytes; a block has kBlock elements. `flip` is xored to what is
@@ -94,7 +96,10 @@ size_t DecodeMultiplied(const LinearTile& tile, const uint8_t* packed, size_t k,
     const size_t count = left < rest ? left : rest;
     alignas(64) uint8_t spread[2 * kHalf];
     const uint8_t* const multipliers = tile.multipliers + k / tile.multiplier_group * kPanel;
-    for (size_t i = 0; i < 2 * kHalf; ++i) spread[i] = multipliers[i / kUnit];
+    for (size_t n = 0; n < kPanel; ++n) {
+      const uint64_t repeated = multipliers[n] * 0x0101010101010101u;
+      std::memcpy(spread + n * kUnit, &repeated, kUnit);
+    }
     for (size_t i = 0; i < kHalf; i += kVector) {
       const auto low = V::Factors(V::Load(spread + i));
       const auto high = V::Factors(V::Load(spread + kHalf + i));

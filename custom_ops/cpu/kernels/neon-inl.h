@@ -12,6 +12,7 @@
 
 #include "cpu/kernels/broadcast_dot-inl.h"
 #include "cpu/kernels/linear_tile-inl.h"
+#include "cpu/kernels/run_codes-inl.h"
 
 namespace fp4dit {
 namespace {
@@ -31,6 +32,7 @@ struct Neon {
   }
   static Int And(Int a, Int b) { return vandq_s8(a, b); }
   static Int Xor(Int a, Int b) { return veorq_s8(a, b); }
+  static constexpr bool kShiftsBytes = true;
   static Int ShiftRight4(Int v) {
     return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(v), 4));
   }
@@ -65,6 +67,12 @@ struct Neon {
   static Int MaxInts(Int a, Int b) { return Lanes(vmaxq_s32(Ints(a), Ints(b))); }
   static Int ShiftLeft23(Int v) { return Lanes(vshlq_n_s32(Ints(v), 23)); }
 
+  static Int FromUnsigned(const uint8_t* p) {
+    uint32_t word;
+    std::memcpy(&word, p, sizeof(word));
+    const uint8x8_t bytes = vreinterpret_u8_u32(vdup_n_u32(word));
+    return vreinterpretq_s8_u32(vmovl_u16(vget_low_u16(vmovl_u8(bytes))));
+  }
   static Int MulInts(Int a, Int b) { return Lanes(vmulq_s32(Ints(a), Ints(b))); }
   static Int Rounded(Float v) { return Lanes(vcvtnq_s32_f32(v)); }
   template <size_t kDistance>
@@ -79,14 +87,16 @@ struct Neon {
     return vreinterpretq_f32_u32(vbicq_u32(found, vcltq_f32(x, limit)));
   }
   static Float LoadFirst(const float* x, size_t count) {
+    if (count >= kLanes) return LoadFloats(x);
     float first[kLanes] = {};
-    std::memcpy(first, x, (count < kLanes ? count : kLanes) * sizeof(float));
+    std::memcpy(first, x, count * sizeof(float));
     return vld1q_f32(first);
   }
   static void StoreFirst(float* y, Float v, size_t count) {
+    if (count >= kLanes) return StoreFloats(y, v);
     float first[kLanes];
     vst1q_f32(first, v);
-    std::memcpy(y, first, (count < kLanes ? count : kLanes) * sizeof(float));
+    std::memcpy(y, first, count * sizeof(float));
   }
   static void StoreRounded(Float v, int16_t* q) { vst1_s16(q, vmovn_s32(vcvtnq_s32_f32(v))); }
   static int16x4_t Shorts(Float v) { return vmovn_s32(vcvtq_s32_f32(v)); }

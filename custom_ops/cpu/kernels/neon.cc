@@ -156,6 +156,13 @@ struct ShortMultiply : IntTotals {
   static Weight Load(const int16_t* p) { return Neon::Kept(vld1_s16(p)); }
   static Factor Broadcast(const int16_t* q) { return vld1_dup_s16(q); }
   static Total Step(Total t, Weight w, Factor a) { return vmlal_s16(t, w, a); }
+
+  static constexpr size_t kFactors = 4;
+  static Factor LoadFactors(const int16_t* q) { return Neon::Kept(vld1_s16(q)); }
+  template <size_t I>
+  static Total StepOf(Total t, Weight w, Factor a) {
+    return vmlal_lane_s16(t, w, a, I);
+  }
 };
 
 struct FloatMultiply {
@@ -179,6 +186,15 @@ struct FloatMultiply {
   static Weight Load(const float* p) { return Neon::Kept(vld1q_f32(p)); }
   static Factor Broadcast(const float* q) { return vld1q_dup_f32(q); }
   static Total Step(Total t, Weight w, Factor a) { return vfmaq_f32(t, w, a); }
+
+  static constexpr size_t kFactors = 4;
+  static Factor LoadFactors(const float* q) { return Neon::Kept(vld1q_f32(q)); }
+  // GCC spreads the lane to a register of its own for vfmaq_laneq_f32, and runs out of them.
+  template <size_t I>
+  static Total StepOf(Total t, Weight w, Factor a) {
+    __asm__("fmla %0.4s, %1.4s, %2.s[%3]" : "+w"(t) : "w"(w), "w"(a), "i"(I));
+    return t;
+  }
   static float32x4_t ToFloat(Total total) { return total; }
 };
 
@@ -195,7 +211,7 @@ const Kernels kNeonKernels = {
     {Quantize<Neon, int8_t>, Quantize<Neon, int16_t>, Quantize<Neon, float>},
     {},  // dequantizing is memory-bound: the scalar loop does
     Softmax<Neon>,
-    {},
+    {kLinear<BroadcastDot<ShortMultiply, 24, 4>>},  // heads of 72 channels have three of them
     RoundingError<Neon>,
     Hadamard<Neon>,
     Gelu<Neon>,

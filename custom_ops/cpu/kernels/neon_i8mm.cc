@@ -60,55 +60,95 @@ struct MatrixDot {
         total, rows);
   }
 
+  // A block of eight inputs of pairs of rows.
   template <size_t R>
-  static FP4DIT_ALWAYS_INLINE void Step(const int8_t* q, size_t stride, const int8_t* weight,
-                                        Totals<R>& total) {
-    using Acts = int8x16_t[(R + 1) / 2];
-    Acts acts;
-    Unroll<(R + 1) / 2>(
-        [](size_t pair, Acts& to, const int8_t* from, size_t distance) {
-          to[pair] = vcombine_s8(vld1_s8(from + 2 * pair * distance),
-                                 vld1_s8(from + Partner<R>(pair) * distance));
-          FP4DIT_KEEP("w", to[pair]);
-        },
-        acts, q, stride);
+  using Acts = int8x16_t[(R + 1) / 2];
+
+  template <size_t R>
+  static FP4DIT_ALWAYS_INLINE void Multiplied(Acts<R>& acts, const int8_t* weight,
+                                              Totals<R>& total) {
     Unroll<kPairs>(
-        [](size_t v, Totals<R>& t, Acts& all, const int8_t* from) {
+        [](size_t v, Totals<R>& t, Acts<R>& all, const int8_t* from) {
           const int8x16_t w = Neon::Kept(vld1q_s8(from + 16 * v));
           Unroll<(R + 1) / 2>(
-              [](size_t pair, Totals<R>& sums, Acts& factors, const int8x16_t& f,
+              [](size_t pair, Totals<R>& sums, Acts<R>& factors, const int8x16_t& f,
                  const size_t& at) {
-                sums[pair][at] = vmmlaq_s32(sums[pair][at], factors[pair], f);
+                // In this order, or the compiler would hold more weights than there are registers.
+                sums[pair][at] = Neon::Kept(vmmlaq_s32(sums[pair][at], factors[pair], f));
               },
               t, all, w, v);
         },
         total, acts, weight);
   }
 
-  static FP4DIT_ALWAYS_INLINE void EndRow(RowsOf& rows, size_t row, size_t channel,
-                                          int32x4_t total) {
-    if (rows.last) {
-      FoldSum<Neon>(rows, row * kPanel + channel, vcvtq_f32_s32(total));
-    } else {
-      vst1q_s32(rows.accumulator + row * kPanel + channel, total);
-    }
+  template <size_t R>
+  static FP4DIT_ALWAYS_INLINE void Step(const int8_t* q, size_t stride, const int8_t* weight,
+                                        Totals<R>& total) {
+    Acts<R> acts;
+    Unroll<(R + 1) / 2>(
+        [](size_t pair, Acts<R>& to, const int8_t* from, size_t distance) {
+          to[pair] = vcombine_s8(vld1_s8(from + 2 * pair * distance),
+                                 vld1_s8(from + Partner<R>(pair) * distance));
+        },
+        acts, q, stride);
+    Multiplied<R>(acts, weight, total);
+  }
+
+  // Two blocks: whole registers are loaded.
+  template <size_t R>
+  static FP4DIT_ALWAYS_INLINE void StepTwo(const int8_t* q, size_t stride, const int8_t* weight,
+                                           Totals<R>& total) {
+    Acts<R> first;
+    Acts<R> second;
+    Unroll<(R + 1) / 2>(
+        [](size_t pair, Acts<R>& to, Acts<R>& after, const int8_t* from, size_t distance) {
+          const int64x2_t row = vreinterpretq_s64_s8(vld1q_s8(from + 2 * pair * distance));
+          const int64x2_t other =
+              vreinterpretq_s64_s8(vld1q_s8(from + Partner<R>(pair) * distance));
+          to[pair] = Neon::Kept(vreinterpretq_s8_s64(vzip1q_s64(row, other)));
+          after[pair] = Neon::Kept(vreinterpretq_s8_s64(vzip2q_s64(row, other)));
+        },
+        first, second, q, stride);
+    Multiplied<R>(first, weight, total);
+    Multiplied<R>(second, weight + kPanel * kUnit, total);
+  }
+
+  // The totals of four channels, two pairs, of one row of a pair of rows.
+  template <size_t R>
+  static FP4DIT_ALWAYS_INLINE int32x4_t OfRow(Totals<R>& total, size_t row, size_t channel) {
+    const int32x4_t left = total[row / 2][channel / 2];
+    const int32x4_t right = total[row / 2][channel / 2 + 1];
+    return row % 2 == 0 ? vcombine_s32(vget_low_s32(left), vget_low_s32(right))
+                        : vcombine_s32(vget_high_s32(left), vget_high_s32(right));
+  }
+
+  template <size_t R>
+  static FP4DIT_ALWAYS_INLINE void Fold(RowsOf& rows, Totals<R>& total) {
+    Unroll<kPanel / Neon::kLanes>(
+        [](size_t v, Totals<R>& t, const float* scale, float* sum) {
+          const float32x4_t factor = Neon::LoadFloats(scale + v * Neon::kLanes);
+          float* const first = sum + v * Neon::kLanes;
+          Unroll<R>(
+              [](size_t r, Totals<R>& done, const float32x4_t& by, float* const& to,
+                 const size_t& at) {
+                float* const y = to + r * kPanel;
+                const float32x4_t found = vcvtq_f32_s32(OfRow<R>(done, r, at * Neon::kLanes));
+                Neon::StoreFloats(y, Neon::Fma(by, found, Neon::LoadFloats(y)));
+              },
+              t, factor, first, v);
+        },
+        total, rows.group_scale, rows.sum);
   }
 
   template <size_t R>
   static FP4DIT_ALWAYS_INLINE void End(RowsOf& rows, Totals<R>& total) {
-    Unroll<(R + 1) / 2 * kPairs / 2>(
-        [](size_t i, Totals<R>& t, RowsOf& all) {
-          const size_t pair = i / (kPairs / 2);
-          const size_t v = i % (kPairs / 2) * 2;
-          const int32x4_t left = t[pair][v];
-          const int32x4_t right = t[pair][v + 1];
-          EndRow(all, 2 * pair, 2 * v, vcombine_s32(vget_low_s32(left), vget_low_s32(right)));
-          if (2 * pair + 1 < R) {
-            EndRow(all, 2 * pair + 1, 2 * v,
-                   vcombine_s32(vget_high_s32(left), vget_high_s32(right)));
-          }
+    if (rows.last) return Fold<R>(rows, total);
+    Unroll<R * kPanel / Neon::kLanes>(
+        [](size_t i, Totals<R>& t, int32_t* to) {
+          vst1q_s32(to + i * Neon::kLanes,
+                    OfRow<R>(t, i * Neon::kLanes / kPanel, i * Neon::kLanes % kPanel));
         },
-        total, rows);
+        total, rows.accumulator);
   }
 
   template <size_t R>
@@ -117,9 +157,11 @@ struct MatrixDot {
     Begin<R>(rows, total);
     const int8_t* weight = rows.operand;
     const int8_t* q = rows.q;
-    for (size_t b = 0; b < rows.blocks; ++b, weight += kPanel * kUnit, q += kUnit) {
-      Step<R>(q, rows.q_stride, weight, total);
+    size_t left = rows.blocks;
+    for (; left >= 2; left -= 2, weight += 2 * kPanel * kUnit, q += 2 * kUnit) {
+      StepTwo<R>(q, rows.q_stride, weight, total);
     }
+    if (left > 0) Step<R>(q, rows.q_stride, weight, total);
     End<R>(rows, total);
   }
 
@@ -135,10 +177,33 @@ struct MatrixDot {
     using Act = int8_t;
     using Weight = int8x16_t;
     using Factor = int8x16_t;
+    static constexpr size_t kBlocksAtOnce = 1;
     static Weight Load(const int8_t* p) { return vld1q_s8(p); }
     static Factor Broadcast(const int8_t* q) { return vld1q_s8(q); }
     static Total Step(Total t, Weight w, Factor a) { return vmmlaq_s32(t, a, w); }
+
+    static int8x16_t Table(const LinearTile& tile) { return Neon::Table(tile.table); }
+    static int8x16_t Repeated(const int8_t* q) {
+      const int8x8_t eight = vld1_s8(q);
+      return vcombine_s8(eight, eight);
+    }
+    static int8x16_t Step(int8x16_t t, int8x16_t w, int8x16_t a) {
+      return Neon::Kept(Neon::Lanes(vmmlaq_s32(Neon::Ints(t), a, w)));
+    }
+    // Both rows are the same.
+    template <size_t kVectors>
+    static void Sums(const int8x16_t (&total)[1][2 * kVectors], int32_t,
+                     int8x16_t (&sums)[kVectors]) {
+      for (size_t v = 0; v < kVectors; ++v) {
+        sums[v] = vcombine_s8(vget_low_s8(total[0][2 * v]), vget_low_s8(total[0][2 * v + 1]));
+      }
+    }
   };
+
+  static constexpr bool kReadsCodes = true;
+  static size_t RunCodes(RowsOf& rows, const uint8_t* packed) {
+    return CodesRow<Multiply, MatrixDot>::Run(rows, packed);
+  }
   static double Peak(size_t rounds) { return RepeatStep<Multiply>(rounds, 32.0); }
 };
 

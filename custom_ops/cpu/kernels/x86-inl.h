@@ -13,6 +13,7 @@
 
 #include "cpu/kernels/broadcast_dot-inl.h"
 #include "cpu/kernels/linear_tile-inl.h"
+#include "cpu/kernels/run_codes-inl.h"
 
 namespace fp4dit {
 namespace {
@@ -27,6 +28,7 @@ struct Vector<128> {
   static Int Load(const void* p) { return _mm_loadu_si128(static_cast<const Int*>(p)); }
   static void Store(void* p, Int v) { _mm_storeu_si128(static_cast<Int*>(p), v); }
   static Int And(Int a, Int b) { return _mm_and_si128(a, b); }
+  static constexpr bool kShiftsBytes = false;  // but words
   static Int ShiftRight4(Int v) { return _mm_srli_epi16(v, 4); }
   static Int Bytes(uint8_t b) { return _mm_set1_epi8(static_cast<char>(b)); }
   static Int Table(const int8_t* table) { return Load(table); }
@@ -124,6 +126,7 @@ struct ByteMultiply : IntMultiply<V, int8_t> {
   static constexpr Reach kReach = {1, 128};
   static constexpr uint8_t kFlip = 0x80;
   static constexpr bool kSums = true;
+  static constexpr bool kReadsCodes = true;
 
   static typename V::Int Table(const LinearTile& tile) {
     return V::Xor(V::Table(tile.table), V::Bytes(kFlip));
@@ -150,76 +153,15 @@ struct ByteMultiply : IntMultiply<V, int8_t> {
     return sum;
   }
 
-  template <typename Dot>
-  using Totals = typename V::Int[2][Dot::kPanel / V::kLanes];
-
-  // Adds one row times blocks of 4-bit codes, two blocks at a time, as one alone waits for its
-  // sums.
-  template <typename Multiply, typename Dot>
-  static FP4DIT_ALWAYS_INLINE void AddCodes(const int8_t* q, const uint8_t* from, size_t blocks,
-                                            const typename V::Int& table, Totals<Dot>& total) {
-    constexpr size_t kHalf = Dot::kPanel / V::kLanes / 2;
-    constexpr size_t kBlock = Dot::kPanel * kWordBytes / 2;
-    const auto add = [](size_t i, Totals<Dot>& t, const uint8_t* codes_at, const int8_t* acts,
-                        const typename V::Int& grid) {
-      const size_t block = i / kHalf;
-      const size_t v = i % kHalf;
-      const auto act = V::Word(acts + block * kWordBytes);
-      const auto codes = V::Load(codes_at + block * kBlock + v * V::kLanes * kWordBytes);
-      t[block][v] = Multiply::Step(t[block][v], LowCodes<V>(grid, codes), act);
-      t[block][v + kHalf] = Multiply::Step(t[block][v + kHalf], HighCodes<V>(grid, codes), act);
-    };
-    for (; blocks >= 2; blocks -= 2, from += 2 * kBlock, q += 2 * kWordBytes) {
-      Unroll<2 * kHalf>(add, total, from, q, table);
-    }
-    if (blocks != 0) Unroll<kHalf>(add, total, from, q, table);
-  }
-
-  // One row times a group of 4-bit codes: what is used once is not worth storing decoded.
-  template <typename Multiply, typename Dot>
-  static size_t RunCodes(const DotRows<Dot>& rows, const uint8_t* packed) {
-    constexpr size_t kVectors = Dot::kPanel / V::kLanes;
-    if (rows.tile->multipliers != nullptr) return RunMultiplied<Multiply>(rows, packed);
-    Totals<Dot> total = {};
-    AddCodes<Multiply, Dot>(rows.q, packed, rows.blocks, Table(*rows.tile), total);
-    const auto start = Multiply::Start(rows.group_sum[0]);
+  static constexpr size_t kBlocksAtOnce = 2;
+  static typename V::Int Repeated(const int8_t* q) { return V::Word(q); }
+  template <size_t kVectors>
+  static void Sums(const typename V::Int (&total)[2][kVectors], int32_t act_sum,
+                   typename V::Int (&sums)[kVectors]) {
+    const auto start = Start(act_sum);
     for (size_t v = 0; v < kVectors; ++v) {
-      FoldSum<V>(rows, v * V::kLanes,
-                 V::FromInts(V::AddInts(start, V::AddInts(total[0][v], total[1][v]))));
+      sums[v] = V::AddInts(start, V::AddInts(total[0][v], total[1][v]));
     }
-    return rows.blocks * Dot::kPanel * kWordBytes / 2;
-  }
-
-  // The same with multipliers, of what the sums of their groups are multiplied.
-  template <typename Multiply, typename Dot>
-  static size_t RunMultiplied(const DotRows<Dot>& rows, const uint8_t* packed) {
-    constexpr size_t kVectors = Dot::kPanel / V::kLanes;
-    const size_t group = rows.tile->multiplier_group / kWordBytes;
-    const uint8_t* from = packed;
-    const auto* staged = reinterpret_cast<const int8_t*>(rows.group_sum);
-    size_t k = rows.k;
-    typename V::Int sum[kVectors] = {};
-    for (size_t left = rows.blocks; left > 0;) {
-      const size_t count = left < group ? left : group;
-      int32_t act_sum;
-      std::memcpy(&act_sum, staged, sizeof(act_sum));
-      Totals<Dot> total = {};
-      AddCodes<Multiply, Dot>(staged + sizeof(act_sum), from, count, Table(*rows.tile), total);
-      const auto start = Multiply::Start(act_sum);
-      const uint8_t* const multipliers =
-          rows.tile->multipliers + k / rows.tile->multiplier_group * Dot::kPanel;
-      for (size_t v = 0; v < kVectors; ++v) {
-        const auto products = V::AddInts(start, V::AddInts(total[0][v], total[1][v]));
-        const auto factors = V::FromUnsigned(multipliers + v * V::kLanes);
-        sum[v] = V::AddInts(sum[v], V::MulInts(products, factors));
-      }
-      left -= count;
-      k += count * kWordBytes;
-      from += count * Dot::kPanel * kWordBytes / 2;
-      staged += sizeof(act_sum) + count * kWordBytes;
-    }
-    for (size_t v = 0; v < kVectors; ++v) FoldSum<V>(rows, v * V::kLanes, V::FromInts(sum[v]));
-    return static_cast<size_t>(from - packed);
   }
 };
 
