@@ -63,6 +63,7 @@ def test_the_commands_and_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "*=none" in exports[1]
     text = page.read_text()
     assert "earlier words" not in text
+    assert str(tmp_path) not in text
     assert text.startswith("kept\n")
     assert text.endswith("kept too\n")
     assert text.count("Best peer") == 1

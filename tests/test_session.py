@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ import onnxruntime
 from fp4dit_onnx.errors import BundleError, UsageError
 from fp4dit_onnx.report.inspection import expanded_nodes
 from fp4dit_onnx.runtime.library import library_path
-from fp4dit_onnx.runtime.session import session
+from fp4dit_onnx.runtime.providers import ON_CPU, placed_on
+from fp4dit_onnx.runtime.session import session, session_options
 from fp4dit_onnx.targets.inline import inline
 from fp4dit_onnx.targets.tiny_model import tiny_linear
 
@@ -179,3 +181,10 @@ def test_inputs_that_a_model_does_not_take(tmp_path: Path, x: np.ndarray, messag
     with pytest.raises(BundleError, match=f"cannot run .*{message}.*does not fit it") as caught:
         loaded.run(None, {"x": x})
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_that_was_planned_would_take_memory_twice() -> None:
+    """ONNX Runtime keeps what the first run took beside the block that it plans for later ones."""
+    assert not session_options(placed_on("cpu")).enable_mem_pattern
+    assert not session_options(ON_CPU).enable_mem_pattern
+    assert session_options(replace(ON_CPU, mem_pattern=True)).enable_mem_pattern

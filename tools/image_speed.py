@@ -111,8 +111,10 @@ def goal(case: Mapping[str, Any]) -> str:
     return f"{text}: {'met' if met else 'missed'}."
 
 
-def section(runs: Sequence[tuple[Measurement, Mapping[str, Any]]], layers: str) -> str:
-    """What the page says."""
+def section(
+    folder: Path, runs: Sequence[tuple[Measurement, Mapping[str, Any]]], layers: str
+) -> str:
+    """What the page says, `folder` by its name alone."""
     machine = runs[0][1]["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     lines = [
@@ -122,7 +124,8 @@ def section(runs: Sequence[tuple[Measurement, Mapping[str, Any]]], layers: str) 
     ]
     for measurement, found in runs:
         (case,) = found["cases"]
-        lines += [f"**{case['name']}**: `{measurement.command}`\n", *table(case)]
+        command = measurement.command.replace(str(folder), folder.name)
+        lines += [f"**{case['name']}**: `{command}`\n", *table(case)]
         if measurement is runs[0][0]:
             lines += [f"{goal(case)}\n"]
     return "\n".join(lines).rstrip()
@@ -146,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prepare(given.folder, given.encoder_layers, twin=given.twin)
     runs = [(m, run(m)) for m in measurements(given.folder, given.rounds)]
     layers = "a small twin" if given.twin else f"T5-XXL with {given.encoder_layers} of its layers"
-    text = section(runs, layers)
+    text = section(given.folder, runs, layers)
     if given.write:
         TABLE.write(text)
     else:

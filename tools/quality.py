@@ -348,13 +348,14 @@ def main() -> None:
     parser.add_argument("--pipeline", type=Path, help="in place of the demo")
     parser.add_argument("--work", type=Path, default=Path("quality-work"))
     parser.add_argument("--output", type=Path, default=DOCS / "quality.md")
+    parser.add_argument("--title", help="of the page, behind 'Quality: '")
     options = parser.parse_args()
     rows = {row.name: row for row in ROWS}
     names = _chosen(parser, "rows", options.rows, rows)
     columns = _chosen(parser, "bits", options.bits, COLUMNS)
     bench = Bench(options.pipeline, options.work, options.prompts, options.seeds, columns)
     results = _results(bench, [rows[name] for name in names])
-    write_above_reading(options.output, document(bench, results))
+    write_above_reading(options.output, document(bench, results, options.title))
     print(f"{options.output} written")
 
 

@@ -75,8 +75,15 @@ COMPARISONS = (
 )
 
 
-def document(bench: Bench, results: Sequence[Mapping[str, Any]]) -> str:
-    """The page up to its reading: tables and comparisons."""
+def document(bench: Bench, results: Sequence[Mapping[str, Any]], title: str | None = None) -> str:
+    """The page up to its reading: tables and comparisons.
+
+    Args:
+        bench: what was measured on.
+        results: a row each.
+        title: of the page; by default the pipeline's name, none of the demo.
+    """
+    named = title or (bench.folder.name if bench.folder is not None else "")
     count, sampling = len(bench.prompts), bench.sampling
     columns = [bits for bits in bench.columns if any(bits in e["columns"] for e in results)]
     effort = [
@@ -101,7 +108,7 @@ def document(bench: Bench, results: Sequence[Mapping[str, Any]]) -> str:
         "float model from the same noise."
     )
     lines = [
-        "# Quality" if bench.folder is None else f"# Quality: {bench.folder.name}",
+        f"# Quality: {named}" if named else "# Quality",
         "",
         written,
         "",

@@ -95,7 +95,8 @@ def make_session(
     source = model if isinstance(model, bytes) else str(model)
     placed, spinning = _CONDITIONS.get().placed, _CONDITIONS.get().spinning
     options.add_session_config_entry(_SPINNING, str(int(spinning)))
-    options.enable_mem_pattern = placed.mem_pattern
+    if isa is not None or not placed.on_cpu:  # peers run by their defaults
+        options.enable_mem_pattern = placed.mem_pattern
     if isa is not None and with_library(placed, None):
         options.register_custom_ops_library(str(library_path()))
     if isa is None or not placed.on_cpu:

@@ -57,7 +57,9 @@ class Device:
             is one.
         options: of the provider.
         memory: ONNX Runtime's name of its memory, where inputs and outputs can be bound to it.
-        mem_pattern: whether sessions may plan their memory ahead, which not every provider takes.
+        mem_pattern: whether sessions plan their memory ahead, from the second run on. Not every
+            provider takes it, and on the CPU it is a second block beside the first run's, and no
+            faster.
         kernels: the custom-op library has some for it.
         capture: options of the first provider that make it record the launches of a run as a graph,
             which later runs replay; None where it cannot.
@@ -186,7 +188,7 @@ DEVICES: dict[str, Device] = {
     ),
     "coreml": Device(("CoreMLExecutionProvider",), "onnxruntime", system="darwin"),
     "openvino": Device(("OpenVINOExecutionProvider",), "onnxruntime-openvino"),
-    CPU: Device((CPU_PROVIDER,), "onnxruntime", kernels=True),
+    CPU: Device((CPU_PROVIDER,), "onnxruntime", mem_pattern=False, kernels=True),
 }
 """Name -> device, in the order in which `auto` looks for them."""
 
@@ -239,7 +241,12 @@ class Placement:
         return self.name == CPU
 
 
-ON_CPU = Placement(CPU, ((CPU_PROVIDER, {}),), kernels=True)
+ON_CPU = Placement(
+    CPU,
+    ((CPU_PROVIDER, {}),),
+    mem_pattern=DEVICES[CPU].mem_pattern,
+    kernels=DEVICES[CPU].kernels,
+)
 """What `place` gives for the CPU."""
 
 
