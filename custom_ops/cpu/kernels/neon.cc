@@ -192,7 +192,7 @@ struct FloatMultiply {
   // GCC spreads the lane to a register of its own for vfmaq_laneq_f32, and runs out of them.
   template <size_t I>
   static Total StepOf(Total t, Weight w, Factor a) {
-    __asm__("fmla %0.4s, %1.4s, %2.s[%3]" : "+w"(t) : "w"(w), "w"(a), "i"(I));
+    __asm__("fmla %0.4s, %1.4s, %2.s[%c3]" : "+w"(t) : "w"(w), "w"(a), "i"(I));
     return t;
   }
   static float32x4_t ToFloat(Total total) { return total; }
