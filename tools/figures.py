@@ -98,8 +98,8 @@ FIGURES = (
         (*_KERNELS, "fp4dit_onnx/benchmark"),
     ),
     *(
-        Figures(f"docs/methods/{name}.md", "evaluate --count 8", (*_WEIGHTS, *_GRAPHS))
-        for name in ("activation-regularization", "ptq1.61")
+        Figures(f"docs/methods/{name}.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS))
+        for name in ("activation-regularization", "ptq1.61", "svdquant")
     ),
     Figures("docs/methods.md", "python tools/recipe_bundles.py --images", (*_WEIGHTS, *_GRAPHS)),
     Figures("docs/quality.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),
@@ -107,6 +107,7 @@ FIGURES = (
     Figures("docs/quality_dit.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),
     Figures("docs/quality_hunyuan.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),
     Figures("docs/quality_recipes.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),
+    Figures("docs/quality_recipes_even.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),
     Figures("docs/quality_sd3.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),
     Figures(
         "docs/targets.md",
