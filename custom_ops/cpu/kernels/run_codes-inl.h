@@ -18,8 +18,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "cpu/kernels/broadcast_dot-inl.h"
 #include "cpu/kernels/decode_panel-inl.h"
+#include "cpu/kernels/fold-inl.h"
 #include "cpu/kernels/linear_tile-inl.h"
 
 namespace fp4dit {
