@@ -13,6 +13,7 @@ knows nothing of caches and latencies.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -239,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--attention", action="append", help="BxSxHxD; by default one")
     parser.add_argument("--cpu", choices=list(CPUS), action="append", help="by default all")
     parser.add_argument("--work", type=Path, help="folder to keep; default: a temporary one")
-    parser.add_argument("--jobs", type=int, default=2, help="compilers at a time")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--write", action="store_true", help=f"into docs/{SECTION.page}")
     given = parser.parse_args(arguments)
     if not given.shape and not given.attention:

@@ -60,6 +60,12 @@ FIGURES = (
     Figures("README.md", "make demo", (*_KERNELS, *_GRAPHS, *_RUNTIME)),
     Figures("docs/aarch64.md", "python tools/check_aarch64.py", (*_KERNELS, *_GRAPHS)),
     Figures(
+        "docs/aarch64.md",
+        "python tools/aarch64_instructions.py --write",
+        (*_KERNELS, "fp4dit_onnx/benchmark"),
+        "instructions",
+    ),
+    Figures(
         "docs/deploy.md",
         "python tools/deploy_table.py --write",
         (*_KERNELS, *_GRAPHS, *_RUNTIME, "fp4dit_onnx/targets", "fp4dit_onnx/web/js", "examples"),
@@ -96,6 +102,12 @@ FIGURES = (
         "docs/performance.md",
         "python tools/performance.py",
         (*_KERNELS, "fp4dit_onnx/benchmark"),
+    ),
+    Figures(
+        "docs/performance.md",
+        "python tools/image_speed.py --folder DIR --write",
+        (*_KERNELS, *_RUNTIME, "fp4dit_onnx/benchmark"),
+        "a whole image",
     ),
     *(
         Figures(f"docs/methods/{name}.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS))

@@ -9,7 +9,8 @@
 Weights are calibrated once per row, with float activations as in FP4DiT, then run with each column's
 activations in the PyTorch simulation, which `fp4dit-onnx verify` holds equal to the exported model.
 What is done is kept in the work folder: a killed run resumes where it stopped, and several may share
-the rows between them.
+the rows between them. It is kept by how weights were made and not by how this tool measures: after a
+change of that, take another folder.
 """
 
 from __future__ import annotations

@@ -41,6 +41,7 @@ constexpr ElementType kDouble = static_cast<ElementType>(11);
     (OrtSession*, const OrtRunOptions*, const char* const*, const OrtValue* const*, size_t,   \
      const char* const*, size_t, OrtValue**))                                                 \
   X(CreateSessionOptions, 10, OrtStatus*, (OrtSessionOptions**))                              \
+  X(DisableMemPattern, 17, OrtStatus*, (OrtSessionOptions*))                                  \
   X(SetIntraOpNumThreads, 24, OrtStatus*, (OrtSessionOptions*, int))                          \
   X(SessionGetInputCount, 30, OrtStatus*, (const OrtSession*, size_t*))                       \
   X(SessionGetOutputCount, 31, OrtStatus*, (const OrtSession*, size_t*))                      \

@@ -75,7 +75,8 @@ class Runner {
     Check(api_.CreateEnv()(ort::kLogErrors, "run_model", &env_));
     Check(api_.CreateSessionOptions()(&session_options));
     Check(api_.SetIntraOpNumThreads()(session_options, options.threads));
-    // As fp4dit_onnx.runtime.session has it.
+    // As fp4dit_onnx.runtime.session has them.
+    Check(api_.DisableMemPattern()(session_options));
     Check(api_.AddSessionConfigEntry()(session_options, "session.qdq_matmulnbits_accuracy_level",
                                        "0"));
     if (!options.library.empty()) {

@@ -1,8 +1,8 @@
 // ONNX Runtime's sessions for this example, on the C interface of whatever libonnxruntime.so or
 // onnxruntime.dll is given at run time. ONNX Runtime's headers come with its releases, not with its
 // Python or Node packages; a program that has them will include onnxruntime_cxx_api.h in place of
-// this file and call Ort::Env, Ort::SessionOptions (RegisterCustomOpsLibrary, AddConfigEntry) and
-// Ort::Session.
+// this file and call Ort::Env, Ort::SessionOptions (RegisterCustomOpsLibrary, AddConfigEntry,
+// DisableMemPattern) and Ort::Session.
 
 #ifndef FP4DIT_EXAMPLES_ORT_H_
 #define FP4DIT_EXAMPLES_ORT_H_
@@ -113,6 +113,8 @@ class Session {
     OrtSessionOptions* raw = nullptr;
     Check(api().CreateSessionOptions()(&raw));
     const Handle<OrtSessionOptions> held(raw, api().ReleaseSessionOptions());
+    // Planned for the second run, memory is another block beside what the first one took.
+    Check(api().DisableMemPattern()(raw));
     if (options.threads > 0) Check(api().SetIntraOpNumThreads()(raw, options.threads));
     // Or the runtime rounds activations once more where the models run without the library.
     constexpr const char* kExact = "session.qdq_matmulnbits_accuracy_level";

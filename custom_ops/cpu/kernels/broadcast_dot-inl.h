@@ -55,6 +55,9 @@ double RepeatStep(size_t rounds, double products) {
   return static_cast<double>(rounds) * static_cast<double>(kTotals) * products;
 }
 
+template <typename Multiply, typename Dot>
+struct CodesRow;
+
 // A `Multiply` is the instruction:
 //   Registers                        V
 //   Act, Accumulator, Total          types of an activation, a sum in memory, a vector of sums
@@ -69,26 +72,11 @@ double RepeatStep(size_t rounds, double products) {
 //   kSums                            whether sums begin at what a group's sum of activations says:
 //                                    then it has Start(sum), and SumRow of a dot
 //   StepHalf(total, weight, factor)  Step of the lower half; the other half is any
-// and may have
-//   kReadsCodes                      true: what run_codes-inl.h wants
-//   kFactors                         blocks whose activations one vector holds: then it has
+//   kReadsCodes                      whether it has what run_codes-inl.h wants
+//   kFactors                         blocks whose activations one vector holds; if several, it has
 //                                    LoadFactors(q), and StepOf<I>(total, weight, factors), which
 //                                    is Step with the I-th block's
 // Of a panel's channels from kColumns_ on, half a vector, there are no sums.
-template <typename Multiply, typename Dot>
-struct CodesRow;
-
-template <typename Multiply, typename = void>
-constexpr bool kReadsCodesOf = false;
-template <typename Multiply>
-constexpr bool kReadsCodesOf<Multiply, std::enable_if_t<Multiply::kReadsCodes>> = true;
-
-template <typename Multiply, typename = void>
-constexpr size_t kFactorsOf = 1;
-template <typename Multiply>
-constexpr size_t kFactorsOf<Multiply, std::enable_if_t<(Multiply::kFactors > 1)>> =
-    Multiply::kFactors;
-
 template <typename Multiply, size_t kPanel_, size_t kRows_, size_t kColumns_ = kPanel_>
 struct BroadcastDot {
   using V = typename Multiply::Registers;
@@ -173,7 +161,7 @@ struct BroadcastDot {
   }
 
   // The same of as many blocks as a vector holds activations of, one weight at a time.
-  static constexpr size_t kFactors = kFactorsOf<Multiply>;
+  static constexpr size_t kFactors = Multiply::kFactors;
   template <size_t R, size_t I = 0>
   static FP4DIT_ALWAYS_INLINE void StepOf(Factor (&factors)[R], const Operand* weight,
                                           Totals<R>& total) {
@@ -283,7 +271,7 @@ struct BroadcastDot {
       if (!keeps && !rows.tile->plain) return FinishTotals<R, kFused>(rows, total);
       return FinishTotals<R, sizeof(Act) == 1 ? kPlain : kKeeping>(rows, total);
     }
-    if (rows.last) return Fold<R>(rows, total);
+    if (rows.last) return FoldTotals<V, BroadcastDot, R>(rows, total);
     Unroll<R * kVectors>(
         [](size_t i, Totals<R>& t, Accumulator* to) FP4DIT_INLINE_LAMBDA {
           const size_t at = i / kVectors * kPanel + i % kVectors * V::kLanes;
@@ -292,24 +280,9 @@ struct BroadcastDot {
         total, rows.accumulator);
   }
 
-  // FoldSum of all.
   template <size_t R>
-  static FP4DIT_ALWAYS_INLINE void Fold(Rest& rows, Totals<R>& total) {
-    using Float = typename V::Float;
-    Unroll<kVectors>(
-        [](size_t v, Totals<R>& t, const float* scale, float* sum) FP4DIT_INLINE_LAMBDA {
-          const Float factor = V::LoadFloats(scale + v * V::kLanes);
-          float* const first = sum + v * V::kLanes;
-          Unroll<R>(
-              [](size_t r, Totals<R>& done, const Float& by, float* const& to, const size_t& at)
-                  FP4DIT_INLINE_LAMBDA {
-                    float* const y = to + r * kPanel;
-                    const Float found = Multiply::ToFloat(done[r][at]);
-                    V::StoreFloats(y, V::Fma(by, found, V::LoadFloats(y)));
-                  },
-              t, factor, first, v);
-        },
-        total, rows.group_scale, rows.sum);
+  static FP4DIT_ALWAYS_INLINE typename V::Float TotalOf(Totals<R>& total, size_t row, size_t v) {
+    return Multiply::ToFloat(total[row][v]);
   }
 
   template <size_t R>
@@ -335,7 +308,7 @@ struct BroadcastDot {
   static int32_t SumRow(const int8_t* q, size_t size, int32_t* largest) {
     return Multiply::template SumRow<Multiply>(q, size, largest);
   }
-  static constexpr bool kReadsCodes = kReadsCodesOf<Multiply>;
+  static constexpr bool kReadsCodes = Multiply::kReadsCodes;
   static size_t RunCodes(Rest& rows, const uint8_t* packed) {
     return CodesRow<Multiply, BroadcastDot>::Run(rows, packed);
   }

@@ -96,6 +96,7 @@ size_t DecodeMultiplied(const LinearTile& tile, const uint8_t* packed, size_t k,
     const size_t count = left < rest ? left : rest;
     alignas(64) uint8_t spread[2 * kHalf];
     const uint8_t* const multipliers = tile.multipliers + k / tile.multiplier_group * kPanel;
+    static_assert(kUnit <= sizeof(uint64_t), "see repeated");
     for (size_t n = 0; n < kPanel; ++n) {
       const uint64_t repeated = multipliers[n] * 0x0101010101010101u;
       std::memcpy(spread + n * kUnit, &repeated, kUnit);

@@ -19,6 +19,27 @@ FP4DIT_ALWAYS_INLINE void FoldSum(const DotRows<Dot>& rows, size_t at, typename 
   V::StoreFloats(rows.sum + at, V::Fma(scale, total, V::LoadFloats(rows.sum + at)));
 }
 
+// FoldSum of the totals of R rows, which `Dot` has as `Totals`: TotalOf<R>(totals, row, v) is the
+// v-th vector of a row's channels.
+template <typename V, typename Dot, size_t R, typename Totals>
+FP4DIT_ALWAYS_INLINE void FoldTotals(const DotRows<Dot>& rows, Totals& totals) {
+  using Float = typename V::Float;
+  Unroll<Dot::kPanel / V::kLanes>(
+      [](size_t v, Totals& of_rows, const float* scale, float* sum) FP4DIT_INLINE_LAMBDA {
+        const Float factor = V::LoadFloats(scale + v * V::kLanes);
+        float* const first = sum + v * V::kLanes;
+        Unroll<R>(
+            [](size_t r, Totals& all, const Float& by, float* const& to, const size_t& at)
+                FP4DIT_INLINE_LAMBDA {
+                  float* const y = to + r * Dot::kPanel;
+                  const Float total = Dot::template TotalOf<R>(all, r, at);
+                  V::StoreFloats(y, V::Fma(by, total, V::LoadFloats(y)));
+                },
+            of_rows, factor, first, v);
+      },
+      totals, rows.group_scale, rows.sum);
+}
+
 // y = fma(scale, sum, y) of a panel, whose channels have scales, or one.
 template <typename V, size_t kPanel>
 void FoldVectors(const float* scale, const float* sum, float* y) {

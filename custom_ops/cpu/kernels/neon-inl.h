@@ -153,6 +153,7 @@ struct IntTotals {
   using Accumulator = int32_t;
   static constexpr Reach kReach = {1, 0};
   static constexpr bool kSums = false;
+  static constexpr bool kReadsCodes = false;
 
   static Total Zero() { return vdupq_n_s32(0); }
   static Total LoadTotal(const int32_t* p) { return vld1q_s32(p); }

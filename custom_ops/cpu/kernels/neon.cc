@@ -175,6 +175,7 @@ struct FloatMultiply {
   static constexpr size_t kUnit = 1;
   static constexpr Reach kReach = {1, 0};
   static constexpr bool kSums = false;
+  static constexpr bool kReadsCodes = false;
 
   template <size_t kBlock>
   static size_t Decode(const LinearTile& tile, const uint8_t* packed, size_t blocks, float* out) {

@@ -123,26 +123,13 @@ struct MatrixDot {
   }
 
   template <size_t R>
-  static FP4DIT_ALWAYS_INLINE void Fold(RowsOf& rows, Totals<R>& total) {
-    Unroll<kPanel / Neon::kLanes>(
-        [](size_t v, Totals<R>& t, const float* scale, float* sum) {
-          const float32x4_t factor = Neon::LoadFloats(scale + v * Neon::kLanes);
-          float* const first = sum + v * Neon::kLanes;
-          Unroll<R>(
-              [](size_t r, Totals<R>& done, const float32x4_t& by, float* const& to,
-                 const size_t& at) {
-                float* const y = to + r * kPanel;
-                const float32x4_t found = vcvtq_f32_s32(OfRow<R>(done, r, at * Neon::kLanes));
-                Neon::StoreFloats(y, Neon::Fma(by, found, Neon::LoadFloats(y)));
-              },
-              t, factor, first, v);
-        },
-        total, rows.group_scale, rows.sum);
+  static FP4DIT_ALWAYS_INLINE float32x4_t TotalOf(Totals<R>& total, size_t row, size_t v) {
+    return vcvtq_f32_s32(OfRow<R>(total, row, v * Neon::kLanes));
   }
 
   template <size_t R>
   static FP4DIT_ALWAYS_INLINE void End(RowsOf& rows, Totals<R>& total) {
-    if (rows.last) return Fold<R>(rows, total);
+    if (rows.last) return FoldTotals<Neon, MatrixDot, R>(rows, total);
     Unroll<R * kPanel / Neon::kLanes>(
         [](size_t i, Totals<R>& t, int32_t* to) {
           vst1q_s32(to + i * Neon::kLanes,

@@ -75,6 +75,8 @@ struct WordMultiply {
   static constexpr size_t kUnit = kWordBytes / sizeof(Act);
   static constexpr Reach kReach = {1, 0};
   static constexpr bool kSums = false;
+  static constexpr bool kReadsCodes = false;
+  static constexpr size_t kFactors = 1;
 
   static Weight Load(const Act* p) { return V::Kept(V::Load(p)); }
   static Factor Broadcast(const Act* q) { return V::Kept(V::Word(q)); }
