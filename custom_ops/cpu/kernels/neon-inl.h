@@ -30,21 +30,25 @@ struct Neon {
     FP4DIT_KEEP("w", v);
     return v;
   }
+  // Sums and products are of unsigned numbers: modulo 2^8 and 2^32. The signed ones are C in GCC's
+  // header, where what does not fit is undefined.
+  static uint8x16_t Unsigned(Int v) { return vreinterpretq_u8_s8(v); }
+  static Int Signed(uint8x16_t v) { return vreinterpretq_s8_u8(v); }
+  static uint32x4_t Words(Int v) { return vreinterpretq_u32_s8(v); }
+  static Int Signed(uint32x4_t v) { return vreinterpretq_s8_u32(v); }
   static Int And(Int a, Int b) { return vandq_s8(a, b); }
   static Int Xor(Int a, Int b) { return veorq_s8(a, b); }
   static constexpr bool kShiftsBytes = true;
-  static Int ShiftRight4(Int v) {
-    return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(v), 4));
-  }
+  static Int ShiftRight4(Int v) { return Signed(vshrq_n_u8(Unsigned(v), 4)); }
   static Int Bytes(uint8_t b) { return vdupq_n_s8(static_cast<int8_t>(b)); }
   static Int Table(const int8_t* table) { return Load(table); }
-  static Int Lookup(Int table, Int indices) {
-    return vqtbl1q_s8(table, vreinterpretq_u8_s8(indices));
-  }
+  static Int Lookup(Int table, Int indices) { return vqtbl1q_s8(table, Unsigned(indices)); }
 
-  static Int AddBytes(Int a, Int b) { return vaddq_s8(a, b); }
-  static Int SubBytes(Int a, Int b) { return vsubq_s8(a, b); }
-  static Int MulBytes(Int a, Int factors) { return vmulq_s8(a, factors); }
+  static Int AddBytes(Int a, Int b) { return Signed(vaddq_u8(Unsigned(a), Unsigned(b))); }
+  static Int SubBytes(Int a, Int b) { return Signed(vsubq_u8(Unsigned(a), Unsigned(b))); }
+  static Int MulBytes(Int a, Int factors) {
+    return Signed(vmulq_u8(Unsigned(a), Unsigned(factors)));
+  }
   static Int Factors(Int bytes) { return bytes; }
 
   static Float LoadFloats(const float* p) { return vld1q_f32(p); }
@@ -63,7 +67,7 @@ struct Neon {
   static Float FromInts(Int v) { return vcvtq_f32_s32(Ints(v)); }
   static Float AsFloats(Int v) { return vreinterpretq_f32_s8(v); }
   static Int AsInts(Float v) { return vreinterpretq_s8_f32(v); }
-  static Int AddInts(Int a, Int b) { return Lanes(vaddq_s32(Ints(a), Ints(b))); }
+  static Int AddInts(Int a, Int b) { return Signed(vaddq_u32(Words(a), Words(b))); }
   static Int MaxInts(Int a, Int b) { return Lanes(vmaxq_s32(Ints(a), Ints(b))); }
   static Int ShiftLeft23(Int v) { return Lanes(vshlq_n_s32(Ints(v), 23)); }
 
@@ -71,9 +75,9 @@ struct Neon {
     uint32_t word;
     std::memcpy(&word, p, sizeof(word));
     const uint8x8_t bytes = vreinterpret_u8_u32(vdup_n_u32(word));
-    return vreinterpretq_s8_u32(vmovl_u16(vget_low_u16(vmovl_u8(bytes))));
+    return Signed(vmovl_u16(vget_low_u16(vmovl_u8(bytes))));
   }
-  static Int MulInts(Int a, Int b) { return Lanes(vmulq_s32(Ints(a), Ints(b))); }
+  static Int MulInts(Int a, Int b) { return Signed(vmulq_u32(Words(a), Words(b))); }
   static Int Rounded(Float v) { return Lanes(vcvtnq_s32_f32(v)); }
   template <size_t kDistance>
   static Float Swapped(Float v) {
