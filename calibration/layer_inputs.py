@@ -32,6 +32,18 @@ class Second:
     _factors: dict[tuple[float, bool], tuple[torch.Tensor, torch.Tensor]] = field(
         default_factory=dict
     )
+    _losses: dict[int, tuple[object, float]] = field(default_factory=dict)
+
+    def loss(self, draft: Draft) -> float:
+        """``tr(E H E^T)`` of a rounded draft: what its weight's error E makes of the output."""
+        known = self._losses.get(id(draft.codes))
+        if known is None:
+            there = self.execution.there
+            error = there(torch.from_numpy(draft.layer().weight()) - draft.weight)
+            moved = error @ there(self.matrix.float())
+            # Beside its codes: while they are kept, no others have their address.
+            known = self._losses[id(draft.codes)] = draft.codes, sum64(moved * error)
+        return known[1]
 
     def order(self, *, ordered: bool) -> torch.Tensor:
         """Inputs by falling diagonal, int64 [K]; as they are if not `ordered`."""
@@ -109,10 +121,8 @@ class LayerInputs:
         return replace(rows, halves=transformed(rows.halves, draft.spec.input_ops))
 
     def loss(self, draft: Draft) -> float:
-        """``tr(E H E^T)`` of a rounded draft: what its weight's error E makes of the output."""
-        error = self.execution.there(torch.from_numpy(draft.layer().weight()) - draft.weight)
-        moved = error @ self.execution.there(self.second.matrix.float())
-        return sum64(moved * error)
+        """See `Second`."""
+        return self.second.loss(draft)
 
     def error(self, draft: Draft) -> float:
         """Weighted error of the layer's output on the rows, activations quantized too."""

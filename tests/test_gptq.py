@@ -18,7 +18,7 @@ from fp4dit_onnx.calibration.gptq import compensated
 from fp4dit_onnx.calibration.layer_inputs import LayerInputs, Second, inverse_factor
 from fp4dit_onnx.calibration.moments import Rows
 from fp4dit_onnx.calibration.ranges import absmax_scale, weighted_scale
-from fp4dit_onnx.calibration.rounding import round_to_nearest, rounded_to_nearest
+from fp4dit_onnx.calibration.rounding import packed, round_to_nearest, rounded_to_nearest
 from fp4dit_onnx.calibration.stages import Evidence
 from fp4dit_onnx.calibration.stages.gptq import Gptq
 from fp4dit_onnx.errors import UsageError
@@ -104,6 +104,20 @@ def test_the_output_error_is_far_below_that_of_nearest(name: str) -> None:
     assert loss(found * each - draft.weight, moments) < 0.5 * before
     same = compensated(draft, given(torch.eye(K, dtype=torch.float64)), Gptq())
     assert torch.equal(same, nearest), "without correlations nothing makes up for anything"
+
+
+def test_the_loss_is_that_of_the_codes_whenever_it_is_asked_for() -> None:
+    draft, moments, fmt = setup("e2m1")
+    known = given(moments)
+    each = draft.scale.float().repeat_interleave(8, dim=1)
+    for integers in (
+        round_to_nearest(draft.weight, draft.scale, fmt, 8),
+        compensated(draft, known, Gptq()),
+    ):
+        made = replace(draft, codes=packed(integers, fmt))
+        wanted = loss(integers * each - draft.weight, moments)
+        assert known.loss(made) == pytest.approx(wanted, rel=1e-5)
+        assert known.loss(replace(made)) == known.loss(made)
 
 
 def test_the_factor_is_that_of_the_damped_inverse() -> None:

@@ -28,6 +28,7 @@ from random_pipeline import make
 from fp4dit_onnx.bundle.manifest import Manifest, read_manifest
 from fp4dit_onnx.bundle.names import MANIFEST
 from fp4dit_onnx.errors import Fp4DitError, UsageError
+from fp4dit_onnx.exporting.plan import work_beside
 
 __all__ = ["CASES", "Case", "table"]
 
@@ -115,11 +116,12 @@ CASES = {
 
 
 def export(case: Case, source: Path, bundle: Path) -> Manifest:
-    """Export in its own process; returns its manifest.
+    """Export in its own process, from the beginning: its time is wanted; returns its manifest.
 
     Raises:
         Fp4DitError: the export failed.
     """
+    shutil.rmtree(work_beside(bundle), ignore_errors=True)
     command = [sys.executable, "-P", "-m", "fp4dit_onnx", "export", str(source), "-o", str(bundle)]
     command += ["--bits", "w4a6", "--no-report", "--overwrite"]
     command += (

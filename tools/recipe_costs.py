@@ -5,7 +5,8 @@
 The checkpoint is made as tools/random_pipeline.py makes it, with one layer of T5-XXL: few prompts are
 encoded. Each recipe is exported in a process of its own, which measures its time and memory; then one
 denoising step of its bundle and of tuned's are run by turns. What is done is kept in the folder: a
-killed run resumes. The table goes to docs/methods.md, between its marks.
+killed run resumes with the recipe that it was at, from that one's beginning. The table goes to
+docs/methods.md, between its marks.
 """
 
 from __future__ import annotations

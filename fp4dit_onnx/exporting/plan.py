@@ -51,7 +51,7 @@ from fp4dit_onnx.spec.spec import LayerSpec, TensorSpec
 from fp4dit_onnx.system.texts import clean
 from fp4dit_onnx.targets.table import target_by_name
 
-__all__ = ["ExportRequest", "Plan", "format_row", "plan", "work_folder"]
+__all__ = ["ExportRequest", "Plan", "format_row", "plan", "work_beside", "work_folder"]
 
 MEASURED_BELOW = 2**30
 """Bytes in float32."""
@@ -333,10 +333,13 @@ def _measures(request: ExportRequest, checkpoint: Checkpoint) -> bool:
 
 def work_folder(request: ExportRequest) -> Path:
     """Where the calibration of a request keeps what it may need again."""
-    if request.work is not None:
-        return request.work
-    output = request.output.absolute()
-    return output.with_name(f"{output.name}.calibration")
+    return work_beside(request.output) if request.work is None else request.work
+
+
+def work_beside(bundle: Path) -> Path:
+    """The usual work folder of a bundle's export."""
+    bundle = bundle.absolute()
+    return bundle.with_name(f"{bundle.name}.calibration")
 
 
 def format_row(spec: LayerSpec) -> dict[str, Any]:
