@@ -43,6 +43,10 @@ def test_the_goal_is_held_to_the_fastest_peer(ours: float, peak: float, words: s
     text = tool.goal(case(ours, peak))
     assert "Best peer torch-bf16" in text
     assert words in text
+    found = case(ours, peak)
+    found["outcomes"].append(outcome("fp4dit-low-memory", 9, 0.9e9))
+    assert "of its memory (goal 50%), 45% as fp4dit-low-memory: " in tool.goal(found)
+    assert ("met" in tool.goal(found)) == (ours == 4)
     assert "not measured" in tool.goal({"outcomes": case(ours, peak)["outcomes"][:1]})
 
 

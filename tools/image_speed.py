@@ -96,7 +96,7 @@ def table(case: Mapping[str, Any]) -> Iterator[str]:
 
 def goal(case: Mapping[str, Any]) -> str:
     """How ours compares with the fastest peer, a line."""
-    ours = [one for one in case["outcomes"] if one["name"].startswith(OURS)]
+    ours = [one for one in case["outcomes"] if one["name"].startswith(OURS.strip())]
     peers = [one for one in case["outcomes"] if one not in ours]
     if not ours or not peers:
         return "The goal is not measured: ours or all peers are absent."
@@ -105,9 +105,13 @@ def goal(case: Mapping[str, Any]) -> str:
     text = f"Best peer {best['name']}: ours is {faster:.2f} times as fast (goal {FASTER:g})"
     met = faster >= FASTER
     if ours[0]["peak_bytes"] and best["peak_bytes"]:
-        share = ours[0]["peak_bytes"]["median"] / best["peak_bytes"]["median"]
-        text += f", in {share:.0%} of its memory (goal {MEMORY:.0%})"
-        met = met and share < MEMORY
+        shares = [one["peak_bytes"]["median"] / best["peak_bytes"]["median"] for one in ours]
+        text += f", in {shares[0]:.0%} of its memory (goal {MEMORY:.0%})"
+        text += "".join(
+            f", {share:.0%} as {one['name']}"
+            for one, share in zip(ours[1:], shares[1:], strict=True)
+        )
+        met = met and min(shares) < MEMORY
     return f"{text}: {'met' if met else 'missed'}."
 
 

@@ -158,17 +158,19 @@ int Draw(const Options& options) {
   const Runtime runtime(options.runtime);
   const SessionOptions with_library = {options.library, options.threads};
   const Start start = Begin(runtime, bundle, options);
-  const Session encoder(runtime, bundle.Model("text_encoder"), with_library);
-  const Session transformer(runtime, bundle.Model("transformer"), with_library);
-  const Session decoder(runtime, bundle.Model("vae_decoder"), {"", options.threads});
-  const Inputs conditions = Conditions(encoder, bundle, tokens);
-  const std::vector<float> latents = Denoise(transformer, bundle, conditions, options, start);
+  // Each session ends with its expression: one model at a time is in memory.
+  const Inputs conditions =
+      Conditions(Session(runtime, bundle.Model("text_encoder"), with_library), bundle, tokens);
+  const std::vector<float> latents =
+      Denoise(Session(runtime, bundle.Model("transformer"), with_library), bundle, conditions,
+              options, start);
   for (const float value : latents) {
     if (std::isfinite(value)) continue;
     std::fprintf(stderr, "error: %s gave numbers that are not finite\n",
                  bundle.Model("transformer").u8string().c_str());
     return 1;
   }
+  const Session decoder(runtime, bundle.Model("vae_decoder"), {"", options.threads});
   WriteBmp(options.picture, Decode(decoder, bundle, latents), bundle.height, bundle.width);
   return 0;
 }

@@ -157,6 +157,13 @@ def run(
             MACHINE,
         ),
     ] = False,
+    low_memory: Annotated[
+        bool,
+        Option(
+            "Have one model in memory at a time: each is loaded when it is used, on the CPU alone.",
+            MACHINE,
+        ),
+    ] = False,
     overwrite: Annotated[bool, Option("Replace existing image files.", OUTPUT)] = False,
     json: Json = False,
 ) -> None:
@@ -179,7 +186,12 @@ def run(
     placed = place(device, reporter().note)
     kernels = with_library(placed, library)
     pipeline = Pipeline(
-        opened.folder, device=placed, library=kernels, threads=threads, cuda_graph=cuda_graph
+        opened.folder,
+        device=placed,
+        library=kernels,
+        threads=threads,
+        cuda_graph=cuda_graph,
+        low_memory=low_memory,
     )
     if adapter:
         pipeline.use_adapters(*adapter)

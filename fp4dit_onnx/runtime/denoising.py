@@ -21,7 +21,7 @@ from fp4dit_onnx.runtime.schedulers import Run
 from fp4dit_onnx.runtime.session import Session, explaining, session_options, started
 from fp4dit_onnx.runtime.step_table import StepTable, step_table
 
-__all__ = ["Denoising", "Made", "check_finite", "declared"]
+__all__ = ["Denoising", "Made", "check_finite", "declared", "first_output"]
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
@@ -216,3 +216,9 @@ def _constant(value: FloatArray) -> Callable[[], FloatArray]:
 
 def _tap(values: list[Any], tap: int) -> Any:
     return values[min(tap, len(values) - 1)]
+
+
+def first_output(part: Session, given: Mapping[str, Any], name: str) -> Array:
+    """What `part` gives first, given what it declares; raises as `declared`."""
+    found: Array = part.run(None, declared(part, given, name))[0]
+    return found

@@ -35,7 +35,7 @@ from fp4dit_onnx.runtime.beginning import (
 )
 from fp4dit_onnx.runtime.bound import Recorder
 from fp4dit_onnx.runtime.calling import DiffusersNames
-from fp4dit_onnx.runtime.denoising import Denoising, check_finite, declared
+from fp4dit_onnx.runtime.denoising import Denoising, check_finite, first_output
 from fp4dit_onnx.runtime.encoding import encoded
 from fp4dit_onnx.runtime.parts import family_in
 from fp4dit_onnx.runtime.providers import Placement, placed_on
@@ -59,6 +59,7 @@ from fp4dit_onnx.runtime.sizes import (
     pixels_a_latent,
 )
 from fp4dit_onnx.runtime.tokenizer import Tokenizer
+from fp4dit_onnx.runtime.turns import Turns
 from fp4dit_onnx.system.devices import CPU
 from fp4dit_onnx.system.texts import utf8_text
 from fp4dit_onnx.values import whole
@@ -87,6 +88,7 @@ class Pipeline(DiffusersNames, WithAdapters):
         open_session: opens the model of a part, called as `session` is; by default `session`.
         cuda_graph: record the transformer's launches at the first step of a size and replay them at
             the others. A second copy of its weights is then on the device.
+        low_memory: open each model when it is used and close the one before; on the CPU alone.
 
     Raises:
         BundleError: a file is missing or damaged.
@@ -112,10 +114,16 @@ class Pipeline(DiffusersNames, WithAdapters):
         threads: int | None = None,
         open_session: Callable[..., Session] | None = None,
         cuda_graph: bool = False,
+        low_memory: bool = False,
     ) -> None:
         folder = self._folder = Path(bundle_folder)
-        named = {"device": device, "library": library, "threads": threads}
-        self._arguments = {**named, "open_session": open_session, "cuda_graph": cuda_graph}
+        given = {
+            "device": device,
+            "library": library,
+            "threads": threads,
+            "low_memory": low_memory,
+        }
+        self._arguments = {**given, "open_session": open_session, "cuda_graph": cuda_graph}
         self._process = os.getpid()
         self._model_index = read_json(
             folder / "model_index.json", "the list of components", BUNDLE
@@ -125,13 +133,13 @@ class Pipeline(DiffusersNames, WithAdapters):
         path = folder / "scheduler" / "scheduler_config.json"
         settings = read_json(path, "the scheduler's settings", BUNDLE, infinite=True)
         self.scheduler = scheduler_from_config(settings)
-        self._transformer_path = folder / "transformer" / "model.onnx"
-        self._transformer_config = transformer_settings(
-            folder / "transformer" / "config.json", BUNDLE
-        )
+        transformer = folder / "transformer"
+        self._transformer_path = transformer / "model.onnx"
+        self._transformer_config = transformer_settings(transformer / "config.json", BUNDLE)
         self._vae_config = vae_settings(folder / "vae_decoder" / "config.json", BUNDLE)
         self.placed = placed_on(device)
         made = open_session or session
+        made = Turns(made, self.placed) if low_memory else made
         self._opened = opened = partial(made, device=self.placed, threads=threads)
         recorded = partial(made, self._transformer_path, library=library)
         self._recorder = Recorder(recorded, self.placed) if cuda_graph else None
@@ -199,8 +207,7 @@ class Pipeline(DiffusersNames, WithAdapters):
     def _start(self, sampling: Sampling) -> Run:
         """A fresh run of the scheduler."""
         _, height, width = self.latent_shape(sampling)
-        side = latents_a_token(self._family, self._transformer_config)
-        tokens = height * width // side**2
+        tokens = height * width // latents_a_token(self._family, self._transformer_config) ** 2
         return start_run(self._family, self.scheduler, sampling.steps, tokens)
 
     def example_prompts(self) -> Sequence[str]:
@@ -307,8 +314,7 @@ class Pipeline(DiffusersNames, WithAdapters):
         pixels = pixels_of(image, sampling)
         kept = None if mask is None else mask_of(mask, sampling, (shape[0], shape[1]))
         checked_strength(strength)
-        feed = declared(self.vae_encoder, {"image": pixels}, VAE_ENCODER)
-        found = self.vae_encoder.run(None, feed)[0]
+        found = first_output(self.vae_encoder, {"image": pixels}, VAE_ENCODER)
         latents = self._family.latents.from_encoder(
             drawn(found, seeds, channels), self._vae_config
         )
@@ -370,12 +376,9 @@ class Pipeline(DiffusersNames, WithAdapters):
 
     def decode(self, latents: FloatArray) -> list[Image.Image]:
         """The images of `latents`, float32 [B, C, H, W]; one at a time to bound the memory."""
-        pictures = []
-        for row in latents:
-            given = self._family.latents.for_decoder(row[None], self._vae_config)  # [1, C, H, W]
-            feed = declared(self.vae_decoder, {"latent_sample": given}, "vae_decoder")
-            pictures.append(image_of(self.vae_decoder.run(None, feed)[0][0]))
-        return pictures
+        made = self._family.latents.for_decoder
+        feeds = ({"latent_sample": made(row[None], self._vae_config)} for row in latents)
+        return [image_of(first_output(self.vae_decoder, feed, "vae_decoder")[0]) for feed in feeds]
 
     @property
     def _scale_factor(self) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fp4dit_onnx.errors import BundleError, OutOfMemoryError, UsageError
 from fp4dit_onnx.runtime.providers import Placement, placed_on, runtime_package
 from fp4dit_onnx.system.devices import CPU
-from fp4dit_onnx.system.resources import checked_threads
+from fp4dit_onnx.system.resources import checked_threads, return_memory
 from fp4dit_onnx.system.texts import utf8_text
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def session(
         raise _out_of_memory(cause, placed) or BundleError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {_explained(cause)}"
         ) from cause
+    return_memory()  # what loading took: of a VAE decoder as much as its weights
     return explaining(loaded, path, placed)
 
 

@@ -33,7 +33,7 @@ _THREADS_ANYWHERE = 16
 """Few enough for any machine, and what a test or a measurement of scaling may ask of a small one."""
 _MEMORY = Path("/proc/meminfo")
 _STATUS = Path("/proc/self/status")
-_WORTH_RETURNING = 2**30
+_WORTH_RETURNING = 2**27
 """Bytes of resident memory, below which there is little to return."""
 
 
