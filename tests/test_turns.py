@@ -32,7 +32,9 @@ def test_images_are_the_same_and_one_model_at_a_time_is_open(bundle: Path) -> No
 
     def watched(path: Path, **named: Any) -> Any:
         assert not any(one() for one in alive), f"{opened[-1]} is open beside {path}"
+        assert ("arena" in named) == path.parent.name.startswith("vae")
         made = session(path, **named)
+        assert made.get_session_options().enable_cpu_mem_arena == named.get("arena", True)
         alive.append(weakref.ref(made))
         opened.append(path.parent.name)
         return made

@@ -117,13 +117,9 @@ class Pipeline(DiffusersNames, WithAdapters):
         low_memory: bool = False,
     ) -> None:
         folder = self._folder = Path(bundle_folder)
-        given = {
-            "device": device,
-            "library": library,
-            "threads": threads,
-            "low_memory": low_memory,
-        }
-        self._arguments = {**given, "open_session": open_session, "cuda_graph": cuda_graph}
+        named = {"device": device, "library": library, "threads": threads}
+        more = {"open_session": open_session, "cuda_graph": cuda_graph, "low_memory": low_memory}
+        self._arguments = {**named, **more}
         self._process = os.getpid()
         self._model_index = read_json(
             folder / "model_index.json", "the list of components", BUNDLE

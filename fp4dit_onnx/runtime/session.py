@@ -65,6 +65,7 @@ def session(
     library: bool | None = None,
     threads: int | None = None,
     sizes: Mapping[str, int] | None = None,
+    arena: bool = True,
 ) -> onnxruntime.InferenceSession:
     """A session of the model at `path`.
 
@@ -78,6 +79,8 @@ def session(
             Runtime.
         sizes: of inputs, by the names that the model gives them: the only ones that it will be run
             with. What is computed of sizes alone is then computed now, and no node of it is left.
+        arena: keep memory for the next tensor on the CPU; without, a VAE decoder takes a fifth less of
+            it and a third more time.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
@@ -98,6 +101,7 @@ def session(
     name = utf8_text("path", str(path))
     placed = placed_on(device)
     options = session_options(placed, threads)
+    options.enable_cpu_mem_arena = arena
     for size, value in (sizes or {}).items():
         options.add_free_dimension_override_by_name(size, value)
     if with_library(placed, library):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from fp4dit_onnx.bundle.names import VAE_DECODER, VAE_ENCODER
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.runtime.providers import Placement
 from fp4dit_onnx.runtime.session import Session
@@ -43,9 +45,11 @@ class Turns:
         self._last: InTurn | None = None
         self._session: Session | None = None
 
-    def __call__(self, *arguments: Any, **named: Any) -> InTurn:
-        """A model that is opened at its turn."""
-        return InTurn(self, partial(self._opened, *arguments, **named))
+    def __call__(self, path: Path, **named: Any) -> InTurn:
+        """A model that is opened at its turn; a VAE, which takes the most memory, without an arena."""
+        if path.parent.name in (VAE_DECODER, VAE_ENCODER):
+            named["arena"] = False
+        return InTurn(self, partial(self._opened, path, **named))
 
     def session_of(self, part: InTurn) -> Session:
         """The session of a part, whose turn it is now."""
