@@ -42,8 +42,7 @@ class Turns:
                 f"low memory on {placed.name}: expected the device cpu, where parts can take turns"
             )
         self._opened = opened
-        self._last: InTurn | None = None
-        self._session: Session | None = None
+        self._open: tuple[InTurn, Session] | None = None
 
     def __call__(self, path: Path, **named: Any) -> InTurn:
         """A model that is opened at its turn; a VAE, which takes the most memory, without an arena."""
@@ -53,13 +52,13 @@ class Turns:
 
     def session_of(self, part: InTurn) -> Session:
         """The session of a part, whose turn it is now."""
-        if self._last is not part or self._session is None:
-            self._last = self._session = None
+        last = self._open  # read once: another thread may have the next turn at any time
+        if last is None or last[0] is not part:
+            self._open = last = None
             gc.collect()  # sessions refer to themselves: `explaining` wraps their methods
             return_memory()
-            self._session = part.opened()
-            self._last = part
-        return self._session
+            self._open = last = part, part.opened()
+        return last[1]
 
 
 class InTurn:
