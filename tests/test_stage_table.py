@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("diffusers")
 
-from stage_table import known, recipe, table
+from stage_table import command, known, options, recipe, table
 
 from fp4dit_onnx.calibration.methods import read_method, use_of
 from fp4dit_onnx.evaluation.metrics import Score
@@ -41,3 +41,10 @@ def test_the_best_is_named() -> None:
         "",
         "Best at w4a4: hadamard + absmax + gptq, 24.0 dB.",
     ]
+
+
+def test_the_command_names_no_place_of_this_machine() -> None:
+    words = ["--bits", "w4a4", "--transforms", "none; awq", "--prompts", "8", "--work", "/a/w"]
+    given = options().parse_args([*words, "--pipeline", "/a/b/even"])
+    said = "--bits w4a4 --transforms 'none; awq' --prompts 8 --pipeline even"
+    assert command(given) == f"python tools/stage_table.py {said}"

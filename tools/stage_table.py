@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -77,10 +78,21 @@ def measured(bench: Bench, bits: str, base: str, names: Sequence[Sequence[str]])
     return table(scores, bits)
 
 
-def main() -> None:
-    """Run the command line."""
+def command(given: argparse.Namespace) -> str:
+    """What was asked for, less the places of files on this machine."""
+    values, parser = vars(given) | {"pipeline": given.pipeline and given.pipeline.name}, options()
+    said = (
+        f" --{name} {shlex.quote(str(value))}"
+        for name, value in values.items()
+        if value != parser.get_default(name) and name not in ("work", "output")
+    )
+    return f"python tools/stage_table.py{''.join(said)}"
+
+
+def options() -> argparse.ArgumentParser:
+    """Of the command line."""
     usual = [name for name in known("rounding") if name not in TRAINED]
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--bits", choices=COLUMNS, default="w4a6")
     parser.add_argument("--base", choices=method_names(), default="gptq")
     parser.add_argument("--transforms", default="; ".join([NONE, *known("transform", "branch")]))
@@ -91,6 +103,12 @@ def main() -> None:
     parser.add_argument("--pipeline", type=Path, help="in place of the demo")
     parser.add_argument("--work", type=Path, default=Path("quality-work"))
     parser.add_argument("--output", type=Path, default=Path("stages.md"))
+    return parser
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = options()
     given = parser.parse_args()
     names = []
     for what, kinds in {
@@ -106,9 +124,9 @@ def main() -> None:
     bench = Bench(given.pipeline, given.work, given.prompts, given.seeds, [given.bits])
     text = measured(bench, given.bits, given.base, names)
     made = (
-        f"Written by `python tools/stage_table.py --bits {given.bits} --base {given.base}` at commit "
-        f"{commit()}: {bench.name}, {len(bench.prompts)} images; image PSNR in dB against the float "
-        "model, mean (standard error).\n\n"
+        f"Written by `{command(given)}` at commit {commit()}: {bench.name}, "
+        f"{len(bench.prompts)} images; image PSNR in dB against the float model, mean (standard "
+        "error).\n\n"
     )
     given.output.write_text(made + text, encoding="utf-8")
     print(f"{given.output} written")
