@@ -59,3 +59,20 @@ def test_an_unknown_recipe_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert recipe_costs.main(["fp4dit", "--folder", str(tmp_path / "f")]) == 2
     assert "unknown recipe fp4dit: expected some of affinequant" in capsys.readouterr().err
     assert not (tmp_path / "f").exists()
+
+
+def test_the_page_names_what_is_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    for name in ("gptq", "tuned"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**ROW, "recipe": name, "step": 1.0}))
+    page = tmp_path / "methods.md"
+    page.write_text("<!-- costs -->\nearlier\n<!-- end of costs -->\n")
+    monkeypatch.setattr(recipe_costs.Section, "path", page)
+    assert recipe_costs.main(["gptq", "--folder", str(tmp_path), "--write"]) == 0
+    text = page.read_text()
+    assert "| gptq | 4.16 | 7.3 | 4.50 | 1.00 |" in text
+    assert "| tuned |" not in text
+    others = [name for name in RECIPES if name != "gptq"]
+    assert f"Not measured yet: {', '.join(others)}." in text

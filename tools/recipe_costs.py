@@ -109,6 +109,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _others(chosen: Sequence[str]) -> str:
+    """A line of the recipes that were not asked for, if there are some."""
+    absent = [name for name in RECIPES if name not in chosen]
+    return f"\n\nNot measured yet: {', '.join(absent)}." if absent else ""
+
+
 def measured(recipe: str, folder: Path) -> dict[str, Any]:
     """The row of a recipe, from the folder where it has been measured."""
     kept = folder / f"{recipe}.json"
@@ -152,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.write:
         said = " ".join(("--bits w4a6", *TRANSFORMER, *DATA))
         text = f"{written_by('recipe_costs.py --folder DIR --write')}: `{said}`.\n\n"
-        SECTION.write(text + table([rows[recipe] for recipe in chosen]))
+        SECTION.write(text + table([rows[recipe] for recipe in chosen]) + _others(chosen))
     return 0
 
 
