@@ -121,6 +121,7 @@ FIGURES = (
     Figures("docs/quality_recipes.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),
     Figures("docs/quality_recipes_even.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),
     Figures("docs/quality_sd3.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),
+    Figures("docs/quality_stages.md", "python tools/stage_table.py", (*_WEIGHTS, *_GRAPHS)),
     Figures(
         "docs/targets.md",
         "python tools/target_quality.py --write",
