@@ -149,6 +149,14 @@ def test_the_command_makes_images(run: Any, demo_bundle: Path, bundle: Path) -> 
     assert low["load"]["median"] > 0
 
 
+def test_with_low_memory_each_model_is_loaded_at_its_turn(demo_bundle: Path) -> None:
+    (one,) = backends("image", [], ["fp4dit-low-memory"])
+    painter: Any = one.load(case_of(demo_bundle, steps=1), 1)
+    assert LOAD not in painter.watch.seconds, "loading so far is timed by who called"
+    painter.run()
+    assert len(painter.watch.seconds[LOAD]) == 3, "text encoder, transformer, VAE decoder"
+
+
 def test_backends_begin_with_the_same_noise(
     demo_bundle: Path, demo_folder: Path, tmp_path: Path
 ) -> None:

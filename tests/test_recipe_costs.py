@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from fp4dit_onnx.calibration.methods import method_by_name
 from fp4dit_onnx.errors import Fp4DitError
 from fp4dit_onnx.exporting.checks import check_choices
 from fp4dit_onnx.exporting.export import ExportRequest, export
+from fp4dit_onnx.exporting.plan import work_beside
 
 ROW = {"recipe": "gptq", "bits_per_weight": 4.156, "minutes": 7.26, "peak": 4.5}
 
@@ -53,6 +55,23 @@ def test_two_bundles_run_by_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert step_ratio(made, made) > 0
     with pytest.raises(Fp4DitError, match=r"tuned: .*none"):
         step_ratio(tmp_path / "none", made)
+
+
+def test_an_export_whose_minutes_are_wanted_resumes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "gptq"
+    work = work_beside(bundle)
+    work.mkdir()
+    (work / "samples.pt").touch()
+
+    def killed(*_: object, **__: object) -> subprocess.CompletedProcess[bytes]:
+        assert not work.exists()
+        return subprocess.CompletedProcess([], 9)
+
+    monkeypatch.setattr(subprocess, "run", killed)
+    with pytest.raises(Fp4DitError, match="failed with code 9"):
+        recipe_costs.export(case("gptq"), tmp_path / "checkpoint", bundle)
 
 
 def test_an_unknown_recipe_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -188,3 +188,12 @@ def test_a_run_that_was_planned_would_take_memory_twice() -> None:
     assert not session_options(placed_on("cpu")).enable_mem_pattern
     assert not session_options(ON_CPU).enable_mem_pattern
     assert session_options(replace(ON_CPU, mem_pattern=True)).enable_mem_pattern
+
+
+def test_what_loading_took_is_returned(demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    returned: list[bool] = []
+    monkeypatch.setattr(
+        sys.modules[session.__module__], "return_memory", lambda: returned.append(True)
+    )
+    session(demo_bundle / "text_encoder" / "model.onnx")
+    assert returned == [True]

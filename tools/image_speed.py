@@ -104,14 +104,15 @@ def goal(case: Mapping[str, Any]) -> str:
     faster = best["seconds"]["median"] / ours[0]["seconds"]["median"]
     text = f"Best peer {best['name']}: ours is {faster:.2f} times as fast (goal {FASTER:g})"
     met = faster >= FASTER
-    if ours[0]["peak_bytes"] and best["peak_bytes"]:
-        shares = [one["peak_bytes"]["median"] / best["peak_bytes"]["median"] for one in ours]
-        text += f", in {shares[0]:.0%} of its memory (goal {MEMORY:.0%})"
-        text += "".join(
-            f", {share:.0%} as {one['name']}"
-            for one, share in zip(ours[1:], shares[1:], strict=True)
-        )
-        met = met and min(shares) < MEMORY
+    shares = [
+        (one["peak_bytes"]["median"] / best["peak_bytes"]["median"], one["name"])
+        for one in ours
+        if one["peak_bytes"] and best["peak_bytes"]
+    ]
+    if shares:
+        text += f", in {shares[0][0]:.0%} of its memory (goal {MEMORY:.0%})"
+        text += "".join(f", {share:.0%} as {name}" for share, name in shares[1:])
+        met = met and min(shares)[0] < MEMORY
     return f"{text}: {'met' if met else 'missed'}."
 
 

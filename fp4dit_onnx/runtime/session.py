@@ -79,8 +79,8 @@ def session(
             Runtime.
         sizes: of inputs, by the names that the model gives them: the only ones that it will be run
             with. What is computed of sizes alone is then computed now, and no node of it is left.
-        arena: keep memory for the next tensor on the CPU; without, a VAE decoder takes a fifth less of
-            it and a third more time.
+        arena: keep memory for the next tensor on the CPU; without, a VAE decoder takes a seventh
+            less of it and a third more time.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
