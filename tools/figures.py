@@ -113,6 +113,11 @@ FIGURES = (
         Figures(f"docs/methods/{name}.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS))
         for name in ("activation-regularization", "ptq1.61", "svdquant")
     ),
+    Figures(
+        "docs/methods/repq-vit.md",
+        "python tools/softmax_formats.py --write",
+        ("calibration/attention.py", "calibration/grid.py", "fp4dit_onnx/numbers"),
+    ),
     Figures("docs/methods.md", "python tools/recipe_bundles.py --images", (*_WEIGHTS, *_GRAPHS)),
     Figures("docs/quality.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),
     Figures("docs/quality_even.md", "python tools/quality.py", (*_WEIGHTS, *_GRAPHS)),

@@ -188,9 +188,10 @@ class Bench:
     @functools.cached_property
     def reference(self) -> Drawn:
         """What the float model generates."""
-        return self._draw("float")
+        return self.drawn("float")
 
-    def _draw(self, name: str) -> Drawn:
+    def drawn(self, name: str) -> Drawn:
+        """What the pipeline generates as it is now."""
         with self.reporter.stage(f"generating: {name}", 1) as advance:
             latents = sample_latents(
                 self.pipeline, self.family, self.prompts, self.seeds, self.sampling
@@ -297,13 +298,18 @@ class Bench:
         )
         made = QuantizedState(layers, {}, planned.attention)
         with simulated(self.pipeline.transformer, made):
-            drawn = self._draw(f"{row.name} {bits}")
+            drawn = self.drawn(f"{row.name} {bits}")
+        found = map(asdict, self.scores(drawn))
+        return dict(zip(("psnr", "latent_sqnr_db"), found, strict=True))
+
+    def scores(self, drawn: Drawn) -> tuple[Score, Score]:
+        """PSNR of images and SQNR of the final latents, dB, against the float model's."""
         both = zip(drawn.pictures, self.reference.pictures, strict=True)
         signals = zip(self.reference.latents, drawn.latents, strict=True)
-        return {
-            "psnr": asdict(Score.of([psnr(a, b) for a, b in both])),
-            "latent_sqnr_db": asdict(Score.of([sqnr_db(s, a) for s, a in signals])),
-        }
+        return (
+            Score.of([psnr(a, b) for a, b in both]),
+            Score.of([sqnr_db(s, a) for s, a in signals]),
+        )
 
 
 def _results(bench: Bench, rows: Sequence[Row]) -> list[dict[str, Any]]:
