@@ -199,13 +199,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("quality-work"))
     parser.add_argument("--write", action="store_true", help=f"put the table into {SECTION.page}")
     given = parser.parse_args()
+    SECTION.read()  # what a page without the marks would lose takes long
     bench = Bench(None, given.work, given.prompts, seeds=2)
-    made = written_by("softmax_formats.py --write")
+    made = written_by(f"softmax_formats.py --write --prompts {given.prompts}")
     text = f"{made}: the demo pipeline, {len(bench.prompts)} images, everything else float.\n\n"
     text += table(measured(bench))
+    print(text)
     if given.write:
         SECTION.write(text)
-    print(text)
 
 
 if __name__ == "__main__":
