@@ -76,22 +76,25 @@ class Alternatives:
 
     Attributes:
         stages: of the method; where rounding is trained, nearest rounding stands for it.
-        inputs: what layers receive.
+        inputs: what layers receive; None unless a stage of the method asks for ``moments``.
         made: what was rounded so far, by layer and specification.
     """
 
     stages: Sequence[Stage]
-    inputs: Callable[[Draft], LayerInputs]
+    inputs: Callable[[Draft], LayerInputs] | None
     made: dict[tuple[str, LayerSpec], Draft] = field(default_factory=dict)
 
     def rounded(self, draft: Draft) -> Draft:
         """The draft with scales and codes, made once."""
         key = draft.name, draft.spec
         if key not in self.made:
-            stages = self._of("range", "rounding")
-            own = (stage if stage.needs != INPUTS else Nearest() for stage in stages)
-            self.made[key] = self._after(draft, own)
+            self.made[key] = self.afresh(draft)
         return self.made[key]
+
+    def afresh(self, draft: Draft) -> Draft:
+        """The draft with scales and codes, for a weight that may be another than the layer's own."""
+        stages = self._of("range", "rounding")
+        return self._after(draft, (s if s.needs != INPUTS else Nearest() for s in stages))
 
     def tried(self, draft: Draft) -> Draft:
         """The draft rounded to nearest; nothing is kept of it."""

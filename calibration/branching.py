@@ -13,7 +13,7 @@ from fp4dit_onnx.calibration.transforming import transformed, transformed_weight
 from fp4dit_onnx.network.execution import HOST, Execution, host
 from fp4dit_onnx.spec.low_rank import LowRank
 
-__all__ = ["branched", "split"]
+__all__ = ["branched", "leading", "split"]
 
 
 def branched(members: Sequence[Draft], evidence: Evidence, rank: int, rounds: int) -> Drafts:
@@ -45,6 +45,22 @@ def branched(members: Sequence[Draft], evidence: Evidence, rank: int, rounds: in
     return best
 
 
+def leading(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The factors left [N, R] and right [K, R] whose product is nearest to `matrix` [N, K], float32.
+
+    The smaller side's leading singular vectors, as eigenvectors of its second moments, and the matrix
+    along them: a third to a tenth of the time of all singular vectors. The factors share each singular
+    value's root.
+    """
+    n, k = matrix.shape
+    wide = matrix if n <= k else matrix.T
+    vectors = torch.linalg.eigh(wide @ wide.T).eigenvectors[:, -rank:]
+    along = wide.T @ vectors
+    root = along.norm(dim=0).sqrt()
+    factors = vectors * root, along / root.clamp(min=torch.finfo(root.dtype).tiny)
+    return factors if n <= k else factors[::-1]
+
+
 def split(
     members: Sequence[Draft],
     rests: Sequence[torch.Tensor],
@@ -61,11 +77,9 @@ def split(
         rank: at most K, and the N of all together.
         execution: whose device decomposes them, in float32.
     """
-    together = execution.there(torch.cat([*rests]))
-    left, values, right = torch.linalg.svd(together, full_matrices=False)
-    root = values[:rank].sqrt()
-    ups = torch.split(host(left[:, :rank] * root), [len(rest) for rest in rests])  # [N, R] each
-    down = host(right[:rank].T * root)  # [K, R], of transformed inputs
+    both = leading(execution.there(torch.cat([*rests])), rank)
+    up, down = map(host, both)  # [all N, R]; [K, R], of transformed inputs
+    ups = torch.split(up, [len(rest) for rest in rests])
     ops = members[0].spec.input_ops
     if ops:
         down = transformed(torch.eye(len(down)), ops) @ down

@@ -15,7 +15,7 @@ import torch
 
 from fp4dit_onnx.calibration.draft import Draft, Drafts
 from fp4dit_onnx.calibration.stages.stage import Evidence
-from fp4dit_onnx.calibration.tuning import TunedLinear, descent_of, nearest
+from fp4dit_onnx.calibration.tuning import TunedLinear, descent_of, rounded
 from fp4dit_onnx.network.execution import host
 
 if TYPE_CHECKING:
@@ -70,12 +70,13 @@ def regularized(drafts: Drafts, method: Regularize, evidence: Evidence) -> Draft
     """
     unit = evidence.unit
     assert unit is not None
+    assert evidence.tried is not None
     part, there = unit.part, unit.part.parts.execution.there
     linears = {
         name: RegularizedLinear(draft, there(draft.weight), part.linear(name).bias)
         for name, draft in drafts.items()
     }
-    with part.replaced(nearest(drafts, evidence)):
+    with part.replaced(rounded(drafts, evidence, evidence.tried)):
         units = descent_of(unit, method.batch).unit()
     with part.replaced(linears):
         descent = descent_of(unit, method.batch)

@@ -14,7 +14,7 @@ import torch
 
 from fp4dit_onnx.calibration.draft import Draft, Drafts
 from fp4dit_onnx.calibration.stages.stage import Evidence
-from fp4dit_onnx.calibration.tuning import TunedLinear, descent_of, nearest
+from fp4dit_onnx.calibration.tuning import TunedLinear, descent_of, rounded
 from fp4dit_onnx.network.execution import host
 
 if TYPE_CHECKING:
@@ -56,12 +56,15 @@ class RestoredLinear(TunedLinear):
 
 
 def restored(drafts: Drafts, method: Restore, evidence: Evidence) -> Drafts:
-    """The drafts with trained weights; with their own unless the others are better once rounded."""
+    """The drafts with trained weights; with their own unless the others are better once rounded.
+
+    Both are rounded as the method rounds: a gain under another rounding need not be one under this.
+    """
     unit = evidence.unit
     assert unit is not None
     part, there = unit.part, unit.part.parts.execution.there
     random = torch.Generator().manual_seed(evidence.seed)
-    first = nearest(drafts, evidence)
+    first = rounded(drafts, evidence, evidence.rounded)
     with part.replaced(first):
         units = descent_of(unit, method.batch).unit()
     linears = {
@@ -80,6 +83,6 @@ def restored(drafts: Drafts, method: Restore, evidence: Evidence) -> Drafts:
         name: replace(draft, weight=host(linears[name].matrix().detach()))
         for name, draft in drafts.items()
     }
-    with part.replaced(nearest(found, evidence)):
+    with part.replaced(rounded(found, evidence, evidence.rounded)):
         error = descent_of(unit, method.batch).error(units)
     return found if float(error) < 1 else drafts

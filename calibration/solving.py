@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fp4dit_onnx.calibration.applying import apply_stages, nearest_under
+from fp4dit_onnx.calibration.applying import Alternatives, apply_stages
 from fp4dit_onnx.calibration.draft import Draft, Drafts, finished
 from fp4dit_onnx.calibration.evidence import FloatUnit, Objective, Part, Parts
 from fp4dit_onnx.calibration.layer_inputs import UnitInputs
@@ -64,11 +64,6 @@ class UnitRecipe:
         """Of a unit, for progress; 0 for none."""
         return sum(stage.iterations for stage in self.stages)
 
-    @property
-    def range(self) -> Stage:
-        """The stage that finds scales."""
-        return next(stage for stage in self.stages if stage.kind == "range")
-
     def inputs(self, part: Part) -> UnitInputs | None:
         """Moments and rows of what a unit's layers receive, where a stage looks at them."""
         return None if self.moments is None else UnitInputs(self.moments, part)
@@ -114,9 +109,12 @@ def solve(
     if not unit.layers:
         return Solved({})
     part = recipe.part(unit.name)
+    received = recipe.inputs(part)
+    alternatives = Alternatives(recipe.stages, received)
     evidence = Evidence(
-        rounded=nearest_under(recipe.range),
-        inputs=recipe.inputs(part),
+        rounded=alternatives.afresh,
+        tried=alternatives.tried,
+        inputs=received,
         unit=FloatUnit(part, Objective(inputs, targets, recipe.guidance, recipe.guided)),
         seed=seed,
         on_step=on_step,

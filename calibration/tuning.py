@@ -1,8 +1,9 @@
-"""Training a unit's float weights: a linear that does so, and the unit rounded to nearest beside it."""
+"""Training a unit's float weights: a linear that does so, and the unit rounded beside it."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 import torch
 
@@ -14,15 +15,17 @@ from fp4dit_onnx.calibration.simulate import SimulatedLinear
 from fp4dit_onnx.calibration.stages.stage import Evidence
 from fp4dit_onnx.calibration.transforming import transformed
 
-__all__ = ["TunedLinear", "descent_of", "nearest"]
+__all__ = ["TunedLinear", "descent_of", "rounded"]
 
 
-def nearest(drafts: Drafts, evidence: Evidence) -> dict[str, SimulatedLinear]:
-    """The layers of a unit rounded to nearest."""
+def rounded(
+    drafts: Drafts, evidence: Evidence, by: Callable[[Draft], Draft]
+) -> dict[str, SimulatedLinear]:
+    """The layers of a unit, rounded `by` what the evidence offers."""
     assert evidence.unit is not None
-    part, rounded = evidence.unit.part, evidence.rounded
+    part = evidence.unit.part
     return {
-        name: SimulatedLinear.of(rounded(draft).layer(), part.linear(name))
+        name: SimulatedLinear.of(by(draft).layer(), part.linear(name))
         for name, draft in drafts.items()
     }
 

@@ -20,7 +20,7 @@ import torch
 from fp4dit_onnx import ops
 from fp4dit_onnx.bundle.probe import read_state
 from fp4dit_onnx.calibration.applying import Alternatives, quantize_layer
-from fp4dit_onnx.calibration.branching import branched, split
+from fp4dit_onnx.calibration.branching import branched, leading, split
 from fp4dit_onnx.calibration.draft import Draft
 from fp4dit_onnx.calibration.layer_inputs import LayerInputs, Second
 from fp4dit_onnx.calibration.moments import HalfWeights, Rows
@@ -255,6 +255,22 @@ def test_a_split_weight_is_the_weight(name: str) -> None:
     assert left == pytest.approx(float((values[2:] ** 2).sum()), rel=1e-3)
     whole = problem(PLAIN)[0].weight
     assert torch.allclose(target_weight(whole, made.spec), made.weight, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(40, 12), (12, 40), (16, 16)])
+def test_leading_factors_are_those_of_the_largest_singular_values(shape: tuple[int, int]) -> None:
+    """The nearest product of their rank, against numpy's SVD, and of alike size; zeros have zeros."""
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(4))
+    left, right = leading(matrix, 5)
+    assert (left.shape, right.shape) == ((shape[0], 5), (shape[1], 5))
+    values = np.linalg.svd(matrix.numpy().astype(np.float64), compute_uv=False)
+    rest = (matrix.double() - left.double() @ right.double().T).square().sum()
+    assert float(rest) == pytest.approx(float((values[5:] ** 2).sum()), rel=1e-5)
+    sizes = [factor.square().sum(dim=0).flip(0) for factor in (left, right)]
+    for size in sizes:
+        assert size.numpy() == pytest.approx(values[:5], rel=1e-4)
+    for factor in leading(torch.zeros(shape), 5):
+        assert not factor.any()
 
 
 @EVERY_SPEC

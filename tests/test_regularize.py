@@ -29,7 +29,8 @@ def tuned(given: FloatUnit, stage: Regularize, activation: str | None) -> tuple[
     """The layer before and after the stage."""
     spec = LayerSpec.of("e2m1", activation, 8)
     draft = Draft("fc", given.part.weight("fc"), spec)
-    evidence = Evidence(nearest_under(Absmax()), unit=given, seed=1)
+    rounded = nearest_under(Absmax())
+    evidence = Evidence(rounded, unit=given, seed=1, tried=rounded)
     return draft, stage.apply({"fc": draft}, evidence)["fc"]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from one_linear import NAME, K, N, one_linear
@@ -13,9 +15,13 @@ from fp4dit_onnx.calibration.draft import Draft
 from fp4dit_onnx.calibration.evidence import FloatUnit
 from fp4dit_onnx.calibration.methods import method_by_name
 from fp4dit_onnx.calibration.restoring import RestoredLinear
-from fp4dit_onnx.calibration.stages import Evidence
+from fp4dit_onnx.calibration.solving import UnitRecipe, solve
+from fp4dit_onnx.calibration.stages import INPUTS, Evidence, Stage
 from fp4dit_onnx.calibration.stages.absmax import Absmax
+from fp4dit_onnx.calibration.stages.nearest import Nearest
 from fp4dit_onnx.calibration.stages.restore import Restore
+from fp4dit_onnx.calibration.stages.stage import LayerStage
+from fp4dit_onnx.calibration.units import Unit
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.spec.spec import LayerSpec
 
@@ -70,3 +76,55 @@ def test_the_recipe_restores_between_the_mask_and_gptq() -> None:
 def test_settings_that_are_refused(name: str, value: int) -> None:
     with pytest.raises(UsageError, match=f"restore.{name}"):
         Restore(**{name: value})
+
+
+class Zeros(LayerStage):
+    """A rounding to nothing."""
+
+    kind = "rounding"
+
+    def layer(self, draft: Draft, evidence: Evidence) -> Draft:
+        """All codes 0."""
+        codes = Nearest().layer(draft, evidence).codes
+        assert codes is not None
+        return replace(draft, codes=np.zeros_like(codes))
+
+
+class TrainedZeros(Zeros):
+    """The same, for a unit's inputs."""
+
+    needs = INPUTS
+
+
+@dataclass
+class Looks(LayerStage):
+    """Sees how a draft would be rounded, of its own weight and of another."""
+
+    kind = "tuning"
+    seen: list[float] = field(default_factory=list)
+
+    def layer(self, draft: Draft, evidence: Evidence) -> Draft:
+        """The draft as it is."""
+        assert evidence.tried is not None
+        for rounded in (evidence.rounded, evidence.tried):
+            for weight in (draft.weight, -draft.weight):
+                made = torch.from_numpy(rounded(replace(draft, weight=weight)).layer().weight())
+                self.seen.append(float((made * draft.weight).sum().sign()))
+        return draft
+
+
+@pytest.mark.parametrize(
+    ("rounding", "expected"),
+    [(Zeros(), [0, 0, 1, -1]), (TrainedZeros(), [1, -1, 1, -1]), (Nearest(), [1, -1, 1, -1])],
+)
+def test_weights_are_trained_for_the_methods_own_rounding(
+    rounding: Stage, expected: list[int], tmp_path: Path
+) -> None:
+    """For nearest rounding where that is trained itself; what was rounded before is not given again."""
+    given, _ = one_linear(tmp_path)
+    look, parts = Looks(), given.part.parts
+    stages, objective = (look, Absmax(), rounding), given.objective
+    specs = {NAME: LayerSpec.of("e2m1", None, K)}
+    recipe = UnitRecipe(parts, specs, stages, None, objective.guidance, objective.guided)
+    solve(Unit(NAME, (NAME,)), objective.inputs, objective.targets, recipe, seed=0)
+    assert look.seen == expected

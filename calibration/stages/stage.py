@@ -47,8 +47,8 @@ class Evidence:
         seed: of random choices; no other state decides them.
         on_step: to be called after each of a stage's iterations, with the error so far in units of
             nearest rounding's.
-        tried: a draft with the method's scales, to nearest; nothing is kept of it. None where nothing
-            chooses.
+        tried: a draft with the method's scales, to nearest; nothing is kept of it. None where layers
+            are rounded by their weights alone.
     """
 
     rounded: Callable[[Draft], Draft]
