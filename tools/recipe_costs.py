@@ -48,7 +48,7 @@ DATA = (
     *("--preset", "fast", "--calibration-prompts", "2", "--steps", "2"),
     *("--samples", "8", "--calibration-size", "256"),
 )
-ROUNDS, BATCH, TOKENS = 3, 2, 120
+ROUNDS, BATCH, TOKENS = 7, 2, 120
 SECTION = Section("methods.md", "costs")
 
 
