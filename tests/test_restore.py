@@ -13,7 +13,7 @@ from one_linear import NAME, K, N, one_linear
 from fp4dit_onnx.calibration.applying import nearest_under
 from fp4dit_onnx.calibration.draft import Draft
 from fp4dit_onnx.calibration.evidence import FloatUnit
-from fp4dit_onnx.calibration.methods import method_by_name
+from fp4dit_onnx.calibration.methods import PARALLEL, method_by_name
 from fp4dit_onnx.calibration.restoring import RestoredLinear
 from fp4dit_onnx.calibration.solving import UnitRecipe, solve
 from fp4dit_onnx.calibration.stages import INPUTS, Evidence, Stage
@@ -70,6 +70,7 @@ def test_the_recipe_restores_between_the_mask_and_gptq() -> None:
     plain, restored = (method_by_name(n).stages for n in ("ptq1.61", "ptq1.61-restored"))
     assert [stage for stage in restored if not isinstance(stage, Restore)] == list(plain)
     assert [stage.kind for stage in restored] == ["choice", "tuning", "range", "rounding"]
+    assert method_by_name("ptq1.61-restored").data.inputs == PARALLEL
 
 
 @pytest.mark.parametrize(("name", "value"), [("rank", 0), ("iterations", 0), ("learning_rate", 0)])
