@@ -12,10 +12,9 @@ from fp4dit_onnx.calibration.grid import quantize_rows
 from fp4dit_onnx.errors import UsageError
 from fp4dit_onnx.numbers.formats import FloatFormat
 
-__all__ = ["QuantizedAttention", "attention_module"]
+__all__ = ["InPlace", "QuantizedAttention", "attention_module"]
 
 ATTENTION = torch.nn.functional.scaled_dot_product_attention
-MULTIPLIED = ("query", "key", "value")
 
 
 class QuantizedAttention:
@@ -39,29 +38,39 @@ class QuantizedAttention:
         """What the attention gives."""
         if not self.rounds:
             return self.forward(*args, **kwargs)
-        with _Rounding(self.format):
+        with InPlace(self._rounding):
             return self.forward(*args, **kwargs)
 
-
-class _Rounding(TorchFunctionMode):
-    """While open, torch's attention is of rounded q, k and v, [..., D] each."""
-
-    def __init__(self, fmt: FloatFormat) -> None:
-        super().__init__()
-        self.format = fmt
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if function is not ATTENTION:
-            return function(*args, **(kwargs or {}))
-        given = {**dict(zip(MULTIPLIED, args, strict=False)), **(kwargs or {})}
-        q, k, v = (self._rounded(given.pop(name)) for name in MULTIPLIED)
-        return function(q, k, v, *args[len(MULTIPLIED) :], **given)
+    def _rounding(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Torch's attention of rounded q, k and v, [..., D] each."""
+        q, k, v = (self._rounded(x) for x in (query, key, value))
+        return ATTENTION(q, k, v, *args, **kwargs)
 
     def _rounded(self, x: torch.Tensor) -> torch.Tensor:
         q, scale = quantize_rows(x.float(), self.format)
         return (q * scale).to(x.dtype)
+
+
+class InPlace(TorchFunctionMode):
+    """While open, `attention` is called in place of torch's, with its arguments; it may call torch's."""
+
+    def __init__(self, attention: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """What `function` gives, or what stands in its place."""
+        called = self.attention if function is ATTENTION else function
+        return called(*args, **(kwargs or {}))
 
 
 def attention_module(network: torch.nn.Module, name: str) -> Any:

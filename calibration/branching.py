@@ -49,8 +49,7 @@ def leading(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor
     """The factors left [N, R] and right [K, R] whose product is nearest to `matrix` [N, K], float32.
 
     The smaller side's leading singular vectors, as eigenvectors of its second moments, and the matrix
-    along them: a third to a tenth of the time of all singular vectors. The factors share each singular
-    value's root.
+    along them: less work than all singular vectors. The factors share each singular value's root.
     """
     n, k = matrix.shape
     wide = matrix if n <= k else matrix.T

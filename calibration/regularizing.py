@@ -76,7 +76,7 @@ def regularized(drafts: Drafts, method: Regularize, evidence: Evidence) -> Draft
         name: RegularizedLinear(draft, there(draft.weight), part.linear(name).bias)
         for name, draft in drafts.items()
     }
-    with part.replaced(rounded(drafts, evidence, evidence.tried)):
+    with part.replaced(rounded(drafts, part, evidence.tried)):
         units = descent_of(unit, method.batch).unit()
     with part.replaced(linears):
         descent = descent_of(unit, method.batch)

@@ -64,7 +64,7 @@ def restored(drafts: Drafts, method: Restore, evidence: Evidence) -> Drafts:
     assert unit is not None
     part, there = unit.part, unit.part.parts.execution.there
     random = torch.Generator().manual_seed(evidence.seed)
-    first = rounded(drafts, evidence, evidence.rounded)
+    first = rounded(drafts, part, evidence.rounded)
     with part.replaced(first):
         units = descent_of(unit, method.batch).unit()
     linears = {
@@ -83,6 +83,6 @@ def restored(drafts: Drafts, method: Restore, evidence: Evidence) -> Drafts:
         name: replace(draft, weight=host(linears[name].matrix().detach()))
         for name, draft in drafts.items()
     }
-    with part.replaced(rounded(found, evidence, evidence.rounded)):
+    with part.replaced(rounded(found, part, evidence.rounded)):
         error = descent_of(unit, method.batch).error(units)
     return found if float(error) < 1 else drafts

@@ -9,21 +9,18 @@ import torch
 
 from fp4dit_onnx.calibration.descent import Descent
 from fp4dit_onnx.calibration.draft import Draft, Drafts
-from fp4dit_onnx.calibration.evidence import FloatUnit
+from fp4dit_onnx.calibration.evidence import FloatUnit, Part
 from fp4dit_onnx.calibration.grid import passed, quantized_values
 from fp4dit_onnx.calibration.simulate import SimulatedLinear
-from fp4dit_onnx.calibration.stages.stage import Evidence
 from fp4dit_onnx.calibration.transforming import transformed
 
 __all__ = ["TunedLinear", "descent_of", "rounded"]
 
 
 def rounded(
-    drafts: Drafts, evidence: Evidence, by: Callable[[Draft], Draft]
+    drafts: Drafts, part: Part, by: Callable[[Draft], Draft]
 ) -> dict[str, SimulatedLinear]:
-    """The layers of a unit, rounded `by` what the evidence offers."""
-    assert evidence.unit is not None
-    part = evidence.unit.part
+    """The layers of `part`, rounded `by` what the evidence offers."""
     return {
         name: SimulatedLinear.of(by(draft).layer(), part.linear(name))
         for name, draft in drafts.items()

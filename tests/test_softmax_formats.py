@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ pytest.importorskip("diffusers")
 
 import softmax_formats as tool
 
+from fp4dit_onnx.calibration.attention import InPlace
 from fp4dit_onnx.evaluation.metrics import Score
 
 
@@ -39,6 +43,19 @@ def test_e3m1_is_next_to_powers_of_the_root_of_two() -> None:
     assert tool.floating(x, 1.0, tool.E3M1).tolist() == pytest.approx(nearest)
 
 
+def test_every_quantizer_has_as_many_values_as_its_bits_say() -> None:
+    """A log grid has 0 beside them, as published; at 16 bits nothing of an image's weight is lost."""
+    p = torch.rand(1, 50_000, generator=torch.Generator().manual_seed(5)) ** 16
+    counts = {
+        label: len(quantizer(p, scale=float(p.max())).unique())
+        for label, quantizer in tool.QUANTIZERS.items()
+    }
+    assert [*counts.values()][1:] == [256, 16, 17, 17, 16]
+    step, roundings = float(p.max()) / 32767, 4  # of factor, product, scale and result, float32
+    error = (tool.of_fp_attention(p, 0.0) - p).abs().max()
+    assert float(error) <= step * (0.5 + roundings * 32767 * 2**-24)
+
+
 def test_the_scale_of_least_error_is_found() -> None:
     """Of one large value among many small ones: on an even grid it is given up, on a log grid not."""
     p = torch.full((10_000,), 0.01)
@@ -56,8 +73,9 @@ def test_probabilities_are_changed_where_torch_multiplies_them(masked: bool) -> 
     mask = torch.randn(2, 1, 5, 5, generator=generator) if masked else None
     attention = torch.nn.functional.scaled_dot_product_attention
     expected = attention(q, k, v, attn_mask=mask)
-    for factor in (1.0, 0.5):
-        with tool.Probabilities(lambda p, factor=factor: p * factor):  # type: ignore[misc]
+    for factor in map(torch.tensor, (1.0, 0.5)):
+        changing = partial(tool.attention, change=factor.__mul__)
+        with InPlace(changing):
             found = attention(q, k, v, attn_mask=mask)
         assert torch.allclose(found, factor * expected, atol=1e-6)
 
@@ -86,6 +104,34 @@ def test_named_attentions_alone_are_changed_and_are_restored() -> None:
     assert len(keeper.kept) == tool.KEPT
     assert torch.isin(keeper.kept, probabilities).all()
     assert torch.equal(network["a"](x), expected)
+
+
+def test_images_are_compared_with_those_of_unchanged_attention(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each quantizer acts while its images are made, none while the float model's are."""
+    network = torch.nn.ModuleDict({"a": Attended()})
+    x = torch.randn(1, 1, 4, 8, generator=torch.Generator().manual_seed(3))
+    expected = network["a"](x)
+    monkeypatch.setattr(tool, "sample_latents", lambda *_: network["a"](x))
+
+    def scores(drawn: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        return drawn, torch.equal(network["a"](x), expected)
+
+    pipeline = SimpleNamespace(transformer=network)
+    bench: Any = SimpleNamespace(
+        pipeline=pipeline,
+        family=None,
+        sampling=None,
+        drawn=lambda label: network["a"](x),
+        scores=scores,
+    )
+    found = tool.measured(bench)
+    assert [*found] == [*tool.QUANTIZERS]
+    drawn, restored = zip(*found.values(), strict=True)
+    assert all(restored)
+    assert all(not torch.equal(y, expected) for y in drawn)
+    assert len({tuple(y.flatten().tolist()) for y in drawn}) == len(drawn)
 
 
 def test_the_table_has_a_row_for_each_quantizer() -> None:

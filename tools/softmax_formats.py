@@ -20,9 +20,8 @@ from typing import Any
 import torch
 from pages import Section, written_by
 from quality import Bench
-from torch.overrides import TorchFunctionMode
 
-from fp4dit_onnx.calibration.attention import ATTENTION, attention_module
+from fp4dit_onnx.calibration.attention import InPlace, attention_module
 from fp4dit_onnx.calibration.grid import quantize_rows, round_to_grid
 from fp4dit_onnx.calibration.sampling import sample_latents
 from fp4dit_onnx.evaluation.metrics import Score
@@ -30,7 +29,7 @@ from fp4dit_onnx.numbers.attention import PROBABILITY_FORMAT
 from fp4dit_onnx.numbers.formats import FloatFormat
 from fp4dit_onnx.prompts import demo_prompts
 
-__all__ = ["QUANTIZERS", "Probabilities", "logarithmic", "searched_scale", "table"]
+__all__ = ["QUANTIZERS", "attention", "logarithmic", "searched_scale", "table"]
 
 SHARES = (0.999, 0.9999, 0.99999, 1.0)
 KEPT = 1 << 14
@@ -64,7 +63,10 @@ def floating(p: torch.Tensor, scale: float, fmt: FloatFormat) -> torch.Tensor:
 
 
 def of_fp_attention(p: torch.Tensor, scale: float) -> torch.Tensor:
-    """16-bit integers under a scale per row, found where they are needed."""
+    """16-bit integers under a scale per row, found where they are needed.
+
+    FpAttention has one for each 256 keys of a row, and multiplies by the values' scales before.
+    """
     q, own = quantize_rows(p, PROBABILITY_FORMAT)
     return q * own
 
@@ -87,39 +89,26 @@ def searched_scale(kept: torch.Tensor, quantizer: Quantizer) -> float:
     return min(errors, key=errors.__getitem__)
 
 
-class Probabilities(TorchFunctionMode):
-    """While open, torch's attention gives its probabilities [..., S, L] to `change` on their way."""
-
-    def __init__(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        super().__init__()
-        self.change = change
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """What `function` gives; of attention, with changed probabilities."""
-        if function is not ATTENTION:
-            return function(*args, **(kwargs or {}))
-        return self._attention(*args, **(kwargs or {}))
-
-    def _attention(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attn_mask: torch.Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-    ) -> torch.Tensor:
-        assert not dropout_p
-        assert not is_causal
-        assert attn_mask is None or attn_mask.is_floating_point()
-        factor = query.shape[-1] ** -0.5 if scale is None else scale
-        scores = query @ key.transpose(-1, -2) * factor
-        if attn_mask is not None:
-            scores = scores + attn_mask
-        return self.change(scores.softmax(-1)) @ value
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    *,
+    change: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """Torch's attention, whose probabilities [..., S, L] are changed on their way."""
+    assert not dropout_p
+    assert not is_causal
+    assert attn_mask is None or attn_mask.is_floating_point()
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = query @ key.transpose(-1, -2) * factor
+    if attn_mask is not None:
+        scores = scores + attn_mask
+    return change(scores.softmax(-1)) @ value
 
 
 @contextmanager
@@ -129,7 +118,7 @@ def changed(
     """While open, the attentions named in `changes` change their probabilities."""
     modules = {name: attention_module(network, name) for name in changes}
 
-    def within(forward: Callable[..., Any], mode: Probabilities) -> Callable[..., Any]:
+    def within(forward: Callable[..., Any], mode: InPlace) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             with mode:
                 return forward(*args, **kwargs)
@@ -138,7 +127,8 @@ def changed(
 
     try:
         for name, module in modules.items():
-            module.forward = within(module.forward, Probabilities(changes[name]))
+            mode = InPlace(partial(attention, change=changes[name]))
+            module.forward = within(module.forward, mode)
         yield
     finally:
         for module in modules.values():
@@ -160,8 +150,8 @@ class Keeper:
 
     @property
     def kept(self) -> torch.Tensor:
-        """1-d, at most the 16 million that torch's quantile takes."""
-        return torch.cat(self.parts)[: 1 << 24]
+        """1-d."""
+        return torch.cat(self.parts)
 
 
 def measured(bench: Bench) -> dict[str, tuple[Score, Score]]:
