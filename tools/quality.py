@@ -125,6 +125,7 @@ ROWS = (
         changes={"iterations": 480, "learning_rate": 1e-3},
     ),
     Row("fp4dit best, auto", "fp4dit", "best", "auto"),
+    Row("gptq", "gptq"),
     Row("gptq, e1m2", "gptq", weight_format="e1m2"),
     Row("tuned", "tuned"),
     Row("tuned-best", "tuned-best"),
