@@ -31,7 +31,6 @@ from fp4dit_onnx.benchmark.step import StepCase, ours
 from fp4dit_onnx.bundle.manifest import Manifest
 from fp4dit_onnx.calibration.methods import method_by_name
 from fp4dit_onnx.calibration.recipe_tables import method_names
-from fp4dit_onnx.calibration.stages import INPUTS
 from fp4dit_onnx.errors import Fp4DitError, UsageError
 from fp4dit_onnx.runtime.library import supported_isas
 from fp4dit_onnx.system.progress import RichReporter
@@ -41,7 +40,8 @@ __all__ = ["RECIPES", "case", "step_ratio", "table"]
 
 MODEL, BASE = "pixart-alpha-512", "tuned"
 COMPONENTS = ("transformer", "text_encoder", "tokenizer", "vae", "scheduler")
-RECIPES = tuple(n for n in method_names() if not method_by_name(n).needs(INPUTS))
+RECIPES = tuple(n for n in method_names() if not method_by_name(n).iterations)
+"""By nothing of which an optimizer takes steps."""
 SEARCH = ("--time", "20m")
 """Of recipes that sample images while they search: as many as fit."""
 DATA = (
