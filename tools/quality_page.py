@@ -72,6 +72,9 @@ COMPARISONS = (
     ("tuned over GPTQ, e1m2", "tuned", "gptq, e1m2"),
     ("tuned-best over tuned", "tuned-best", "tuned"),
     ("tuned over FP4DiT's best, formats by measured error", "tuned", "fp4dit best, auto"),
+    ("hq-dit over GPTQ", "hq-dit", "gptq"),
+    ("activation-regularization over GPTQ", "activation-regularization", "gptq"),
+    ("svdquant over tuned", "svdquant", "tuned"),
 )
 
 
