@@ -5,6 +5,7 @@
     python tools/quality.py --pipeline DIR --output docs/quality_even.md
     python tools/quality.py --pipeline tests/pipelines/dit --output docs/quality_dit.md --seeds 1 \
         --rows "int-rtn; fp-rtn; fp4dit fast; tuned" --bits "w4a8; w4a6"
+    python tools/quality.py --recipes "tools/gptq-outer.toml" --output own.md    # rows of recipe files
 
 Weights are calibrated once per row, with float activations as in FP4DiT, then run with each column's
 activations in the PyTorch simulation, which `fp4dit-onnx verify` holds equal to the exported model.
@@ -350,6 +351,7 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", help="names of rows, separated by ';'; by default all")
+    parser.add_argument("--recipes", help="files, separated by ';': a row of each, after the others")
     parser.add_argument("--bits", help="columns, separated by ';'; by default all")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=2)
@@ -358,11 +360,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=DOCS / "quality.md")
     parser.add_argument("--title", help="of the page, behind 'Quality: '")
     options = parser.parse_args()
+    files = [Path(name.strip()) for name in (options.recipes or "").split(";") if name.strip()]
+    own = [Row(path.stem, "gptq", recipe=str(path)) for path in files]
     rows = {row.name: row for row in ROWS}
-    names = _chosen(parser, "rows", options.rows, rows)
+    names = _chosen(parser, "rows", options.rows, rows) if options.rows or not own else []
     columns = _chosen(parser, "bits", options.bits, COLUMNS)
     bench = Bench(options.pipeline, options.work, options.prompts, options.seeds, columns)
-    results = _results(bench, [rows[name] for name in names])
+    results = _results(bench, [*(rows[name] for name in names), *own])
     write_above_reading(options.output, document(bench, results, options.title))
     print(f"{options.output} written")
 
