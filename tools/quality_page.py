@@ -72,7 +72,10 @@ COMPARISONS = (
     ("tuned over GPTQ, e1m2", "tuned", "gptq, e1m2"),
     ("tuned-best over tuned", "tuned-best", "tuned"),
     ("tuned over FP4DiT's best, formats by measured error", "tuned", "fp4dit best, auto"),
-    ("hq-dit over GPTQ", "hq-dit", "gptq"),
+    ("outer layers in int8, under GPTQ", "gptq-outer", "gptq"),
+    ("hq-dit over GPTQ with such layers", "hq-dit", "gptq-outer"),
+    ("q-dit over the same", "q-dit", "gptq-outer"),
+    ("svdquant over the same", "svdquant", "gptq-outer"),
     ("activation-regularization over GPTQ", "activation-regularization", "gptq"),
     ("svdquant over tuned", "svdquant", "tuned"),
 )
