@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("diffusers")
 
-from quality import PUBLISHED, ROWS, Bench, Row
+from quality import PUBLISHED, ROWS, Bench, Row, main
 from quality_page import COLUMNS
 
 from fp4dit_onnx.calibration.recipe_tables import method_names
@@ -70,3 +70,28 @@ def test_weights_are_shared_by_columns_only_if_activations_stay_as_they_are(
 ) -> None:
     (row,) = (row for row in ROWS if row.name == name)
     assert row.by_activations == own
+
+
+def test_a_row_of_a_recipe_file(tmp_path: Path, one_torch_thread: None) -> None:
+    """Its formats are asked for, and what was kept of other ones is not taken for them."""
+    own, page = tmp_path / "own.toml", tmp_path / "page.md"
+    stages = "".join(f'[[stage]]\nuse = "{name}"\n' for name in ("absmax", "nearest"))
+    few = ["--bits", "w4a6", "--prompts", "1", "--seeds", "1", "--work", str(tmp_path / "work")]
+    given = ["--recipes", str(own), *few, "--pipeline", str(PIPELINE), "--output", str(page)]
+    effort = []
+    for outer in ("", '[export]\nouter_layers = "int8/int8"\n'):
+        own.write_text('summary = "s"\nextends = "fp-rtn"\n' + stages + outer)
+        assert main(given) == 0
+        lines = page.read_text().splitlines()
+        rows = [line for line in lines if line.startswith("| ") and "---" not in line]
+        assert {row.split("|")[1].strip() for row in rows} == {"method", "comparison", "own"}
+        effort.append(rows[-1])
+    assert "int8" not in effort[0] and "int8" in effort[1]
+
+
+def test_a_recipe_file_that_cannot_be_read_is_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = tmp_path / "work"
+    assert main(["--recipes", str(tmp_path / "none.toml"), "--work", str(work)]) == 2
+    assert "none.toml" in capsys.readouterr().err and not work.exists()

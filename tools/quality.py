@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from endings import ends_in_a_line
 from pages import DOCS, write_above_reading
 from quality_page import COLUMNS, document
 
@@ -230,6 +231,8 @@ class Bench:
         done, planned = self.work / f"{slug}.safetensors", self._plan(row, bits)
         method = with_settings(planned.method, row.changes)
         fingerprint = {"row": asdict(row), "method": method.to_json(), "model": self.digest}
+        if row.recipe:  # its [export] is no part of the method
+            fingerprint["recipe"] = Path(row.recipe).read_text(encoding="utf-8")
         if done.exists():
             state = load_state(done)
             if state.provenance["fingerprint"] == json.loads(json.dumps(fingerprint)):
@@ -347,7 +350,8 @@ def _chosen(
     return [name for name in known if not names or name in names]
 
 
-def main() -> None:
+@ends_in_a_line
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", help="names of rows, separated by ';'; by default all")
@@ -359,8 +363,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("quality-work"))
     parser.add_argument("--output", type=Path, default=DOCS / "quality.md")
     parser.add_argument("--title", help="of the page, behind 'Quality: '")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     files = [Path(name.strip()) for name in (options.recipes or "").split(";") if name.strip()]
+    for path in files:
+        read_method(path)  # refused before work starts
     own = [Row(path.stem, "gptq", recipe=str(path)) for path in files]
     rows = {row.name: row for row in ROWS}
     names = _chosen(parser, "rows", options.rows, rows) if options.rows or not own else []
@@ -369,7 +375,8 @@ def main() -> None:
     results = _results(bench, [*(rows[name] for name in names), *own])
     write_above_reading(options.output, document(bench, results, options.title))
     print(f"{options.output} written")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
