@@ -355,7 +355,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", help="names of rows, separated by ';'; by default all")
-    parser.add_argument("--recipes", help="files, separated by ';': a row of each, after the others")
+    parser.add_argument(
+        "--recipes", help="files, separated by ';': a row of each, after the others"
+    )
     parser.add_argument("--bits", help="columns, separated by ';'; by default all")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=2)
